@@ -1,0 +1,134 @@
+"""Procedural fields: random values that are computed from their position instead of being stored.
+
+A field gives every synapse of a tensor its value from ``(seed, stream, purpose, index)`` by the
+counter-based generator Philox4x32-10 (Salmon et al., SC'11), so a flexibility or an anchor that is
+drawn once and fixed for life costs no memory and no traffic. Every backend computes the same bits.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+__all__ = ["Field", "Kind", "Purpose"]
+
+
+class Kind(enum.IntEnum):
+    """How a value is found. The numbers are those of ``csrc/include/flexkern/field.h``."""
+
+    STORED = 0  # read from a tensor
+    CONSTANT = 1  # one number for all
+    UNIFORM = 2
+    NORMAL = 3
+    BIASED_HIGH = 4
+    BIASED_LOW = 5
+
+
+class Purpose(enum.IntEnum):
+    """Keeps two fields of one seed and stream apart: it is the last word of the Philox counter."""
+
+    FLEXIBILITY = 0
+    ANCHOR = 1
+
+
+@dataclass(frozen=True)
+class Field:
+    """A random tensor that is not stored (DESIGN 1.2).
+
+    The value at ``index``, the position in the whole, unsharded tensor in row-major order, comes
+    from lane ``index % 4`` of Philox4x32-10 with the 64-bit ``seed`` as key and the counter
+    ``(index // 4, stream, purpose)``. Make one by :meth:`uniform`, :meth:`normal`,
+    :meth:`biased_high` or :meth:`biased_low`.
+
+    Args:
+        kind: the distribution.
+        seed: 0 <= seed < 2**64.
+        stream: 0 <= stream < 2**32; give each tensor of a network its own.
+        purpose: what the value is for; flexibility and anchor of one stream are independent.
+        offset: index of the first element, for a shard of a larger tensor; 0 <= offset < 2**62.
+        parameters: ``(low, high)`` of a uniform field, ``(mean, std)`` of a normal one.
+
+    Raises:
+        ValueError: if a number is outside its range.
+    """
+
+    kind: Kind
+    seed: int
+    stream: int = 0
+    purpose: Purpose = Purpose.FLEXIBILITY
+    offset: int = 0
+    parameters: tuple[float, float] = (0.0, 0.0)
+
+    def __post_init__(self) -> None:
+        if self.kind in (Kind.STORED, Kind.CONSTANT):
+            raise ValueError(
+                f"kind: {self.kind!r} is not a distribution; pass a tensor or a number instead of a Field"
+            )
+        for name, bits in (("seed", 64), ("stream", 32), ("offset", 62)):
+            value = getattr(self, name)
+            if not 0 <= value < 1 << bits:
+                raise ValueError(f"{name} must be in [0, 2**{bits}), got {value}")
+        if not all(math.isfinite(p) for p in self.parameters):
+            raise ValueError(f"parameters must be finite, got {self.parameters}")
+        if self.kind == Kind.NORMAL and self.parameters[1] < 0:
+            raise ValueError(f"std must not be negative, got {self.parameters[1]}")
+
+    @classmethod
+    def uniform(
+        cls,
+        seed: int,
+        stream: int = 0,
+        *,
+        low: float = 0.0,
+        high: float = 1.0,
+        purpose: Purpose = Purpose.FLEXIBILITY,
+        offset: int = 0,
+    ) -> Field:
+        """Uniform on (low, high); the paper's hybrid network has flexibility uniform on (0, 1)."""
+        return cls(Kind.UNIFORM, seed, stream, purpose, offset, (float(low), float(high)))
+
+    @classmethod
+    def normal(
+        cls,
+        seed: int,
+        stream: int = 0,
+        *,
+        mean: float = 0.0,
+        std: float = 1.0,
+        purpose: Purpose = Purpose.ANCHOR,
+        offset: int = 0,
+    ) -> Field:
+        """Normal, cut at 5.29 standard deviations by the 23 bits that each value is drawn from."""
+        return cls(Kind.NORMAL, seed, stream, purpose, offset, (float(mean), float(std)))
+
+    @classmethod
+    def biased_high(cls, seed: int, stream: int = 0, *, offset: int = 0) -> Field:
+        """Flexibility with CDF 0.5 x^2 + 0.5 x on (0, 1): more flexible synapses (supplement)."""
+        return cls(Kind.BIASED_HIGH, seed, stream, Purpose.FLEXIBILITY, offset)
+
+    @classmethod
+    def biased_low(cls, seed: int, stream: int = 0, *, offset: int = 0) -> Field:
+        """The mirror image of :meth:`biased_high`, 1 - f: more stable synapses (supplement)."""
+        return cls(Kind.BIASED_LOW, seed, stream, Purpose.FLEXIBILITY, offset)
+
+    def shard(self, start: int) -> Field:
+        """The field of a contiguous part that begins ``start`` elements into this one."""
+        return replace(self, offset=self.offset + start)
+
+    def source(self) -> tuple[list[int], list[float]]:
+        """This field as the operators take it: ``[kind, seed, stream, offset, purpose]`` and its parameters."""
+        # Operators take signed 64-bit integers: the upper half of the seeds goes through as negative.
+        seed = self.seed - (1 << 64) if self.seed >> 63 else self.seed
+        return [int(self.kind), seed, self.stream, self.offset, int(self.purpose)], list(self.parameters)
+
+
+def constant_source(value: float) -> tuple[list[int], list[float]]:
+    """A number as a source: the same value for every synapse."""
+    return [int(Kind.CONSTANT), 0, 0, 0, 0], [value, 0.0]
+
+
+STORED_SOURCE: tuple[Sequence[int], Sequence[float]] = ([int(Kind.STORED), 0, 0, 0, 0], [0.0, 0.0])
+SOURCE_INTS = 5
+SOURCE_FLOATS = 2

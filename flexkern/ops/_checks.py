@@ -1,0 +1,148 @@
+"""Argument checks shared by the operators: they run before anything is changed and say what to do."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from flexkern.fields import SOURCE_FLOATS, STORED_SOURCE, Field, constant_source
+
+__all__ = [
+    "FLOAT_DTYPES",
+    "as_list",
+    "check_finite",
+    "check_matches",
+    "check_memory",
+    "check_number",
+    "check_writable",
+    "contiguous",
+    "encode_sources",
+    "native_dtypes",
+]
+
+LOW_PRECISION = (torch.bfloat16, torch.float16)
+FLOAT_DTYPES = (torch.float32, torch.float64, *LOW_PRECISION)
+
+
+def as_list(value: object, name: str, count: int | None = None) -> list:
+    """A tensor, Field or number as a list of one; a list or tuple as a list of the expected length."""
+    values = list(value) if isinstance(value, (list, tuple)) else [value]
+    if count is not None and len(values) != count:
+        raise ValueError(f"{name} has {len(values)} entries but weight has {count}; give one for each weight")
+    return values
+
+
+def check_matches(
+    tensor: object, name: str, like: Tensor, dtypes: Sequence[torch.dtype], *, like_name: str = "weight"
+) -> None:
+    """``tensor`` is a dense tensor of the shape and device of ``like`` with one of ``dtypes``."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
+    if tensor.layout is not torch.strided:
+        raise TypeError(f"{name} must be a dense tensor, got layout {tensor.layout}; call .to_dense() first")
+    if tensor.dtype not in dtypes:
+        allowed = " or ".join(str(d) for d in dtypes)
+        raise TypeError(f"{name} must be {allowed}, got {tensor.dtype}")
+    if tensor.shape != like.shape:
+        raise ValueError(
+            f"{name} must have the shape of {like_name}, {tuple(like.shape)}, got {tuple(tensor.shape)}"
+        )
+    if tensor.device != like.device:
+        raise ValueError(f"{name} must be on the device of {like_name}, {like.device}, got {tensor.device}")
+
+
+def check_writable(tensor: Tensor, name: str) -> None:
+    """No two elements of ``tensor`` share memory, as those of an expanded tensor do."""
+    if tensor.is_contiguous():
+        return
+    reach = 0
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size > 1:
+            if stride <= reach:
+                raise ValueError(f"{name} is written but its elements overlap in memory; pass a .clone()")
+            reach += stride * (size - 1)
+
+
+def _extent(tensor: Tensor) -> tuple[int, int]:
+    start = tensor.data_ptr()
+    return start, start + tensor.numel() * tensor.element_size()
+
+
+def check_memory(written: Sequence[Tensor], read: Sequence[Tensor]) -> None:
+    """No written (contiguous) tensor shares memory with another written or with a read one.
+
+    The compiled operators check the same; this serves the backends that are written in Python.
+    """
+    extents = sorted((*_extent(t), True) for t in written if t.numel())
+    extents += [(*_extent(t), False) for t in read if t.numel()]
+    extents.sort()
+    last_written = last_any = -1
+    for start, end, is_written in extents:
+        if start < (last_any if is_written else last_written):
+            raise ValueError(
+                "a tensor that is updated in place shares memory with another argument; pass a .clone() of one"
+            )
+        last_any = max(last_any, end)
+        last_written = max(last_written, end) if is_written else last_written
+
+
+def check_number(value: float | Tensor, name: str, like: Tensor, *, positive: bool = False) -> None:
+    """A finite number >= 0 (or > 0), or a one-element float32 tensor on the weight's device or the CPU."""
+    if isinstance(value, Tensor):
+        if value.numel() != 1 or value.dtype is not torch.float32:
+            raise ValueError(
+                f"{name} as a tensor must be one float32 element, got {value.dtype} of shape {tuple(value.shape)}"
+            )
+        if value.device != like.device and value.device.type != "cpu":
+            raise ValueError(f"{name} must be on {like.device} or the CPU, got {value.device}")
+        return
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a number or a one-element tensor, got {type(value).__name__}")
+    if not math.isfinite(value) or value < 0 or (positive and value == 0):
+        raise ValueError(f"{name} must be finite and {'> 0' if positive else '>= 0'}, got {value}")
+
+
+def check_finite(grads: Sequence[Tensor], name: str = "grad") -> None:
+    """Raises FloatingPointError if an element is infinite or NaN; on a GPU this waits for the device."""
+    for i, grad in enumerate(grads):
+        if grad.numel() and not all(torch.isfinite(bound) for bound in torch.aminmax(grad)):
+            raise FloatingPointError(
+                f"{name}[{i}] of shape {tuple(grad.shape)} has infinite or NaN elements and nonfinite='raise'; "
+                "nothing was changed"
+            )
+
+
+def contiguous(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Each tensor, or a dense row-major copy of it where it is not one."""
+    return [t if t.is_contiguous() else t.contiguous() for t in tensors]
+
+
+def encode_sources(
+    values: Sequence[Tensor | Field | float],
+) -> tuple[list[Tensor], list[list[int]], list[list[float]]]:
+    """Splits sources into the stored tensors, in order, and one row of integers and of floats for each."""
+    stored: list[Tensor] = []
+    ints: list[list[int]] = []
+    floats: list[list[float]] = []
+    for value in values:
+        if isinstance(value, Tensor):
+            stored.append(value if value.is_contiguous() else value.contiguous())
+            row = STORED_SOURCE
+        elif isinstance(value, Field):
+            row = value.source()
+        else:
+            row = constant_source(float(value))
+        ints.append(list(row[0]))
+        floats.append(list(row[1]))
+    assert all(len(row) == SOURCE_FLOATS for row in floats)
+    return stored, ints, floats
+
+
+def native_dtypes(backend: str, dtype: torch.dtype) -> str | None:
+    """Only the reference computes in float64; the kernels keep their state in float32."""
+    if dtype is torch.float64 and backend != "reference":
+        return "float64 is computed by the reference only; use float32, bfloat16 or float16"
+    return None
