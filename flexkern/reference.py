@@ -89,7 +89,7 @@ def _horner(coefficients: Sequence[float], t: Tensor) -> Tensor:
 
 
 def _log(y: Tensor) -> Tensor:
-    """Natural logarithm of float32 y in (0, 1]: log m = 2 atanh((m - 1) / (m + 1)), m in [sqrt(.5), sqrt(2))."""
+    """Logarithm of float32 y in (0, 1]: log m = 2 atanh((m - 1) / (m + 1)) with m in [sqrt(.5), sqrt(2))."""
     bits = y.view(torch.int32)
     exponent = (bits - _SQRT_HALF_BITS) >> 23
     m = (bits - (exponent << 23)).view(torch.float32)
@@ -108,12 +108,12 @@ def _normal_quantile(u: Tensor) -> Tensor:
 
 def field_values(word: Tensor, kind: Kind, parameters: Sequence[float]) -> Tensor:
     """Random words (int64, 32 bits each) to float32 values of the distribution, by inverse CDF."""
-    p0, p1 = (_float32(p) for p in parameters)
+    p0, p1 = parameters
     u = ((word >> 9).float() + 0.5) * 2.0**-23  # exact, in (0, 1)
     if kind == Kind.UNIFORM:
-        return u * _float32(p1 - p0) + p0
+        return u * _float32(p1 - p0) + _float32(p0)
     if kind == Kind.NORMAL:
-        return _normal_quantile(u) * p1 + p0
+        return _normal_quantile(u) * _float32(p1) + _float32(p0)
     # CDF x^2/2 + x/2 = u has the root (sqrt(1 + 8u) - 1) / 2, written without its cancellation.
     high = (4.0 * u) / (torch.sqrt(8.0 * u + 1.0) + 1.0)
     return high if kind == Kind.BIASED_HIGH else 1.0 - high
@@ -165,11 +165,12 @@ def sources_to_tensors(
     tensors = []
     for i, target in enumerate(like):
         kind, *rest = sources[SOURCE_INTS * i : SOURCE_INTS * (i + 1)]
-        p = parameters[SOURCE_FLOATS * i : SOURCE_FLOATS * (i + 1)]
-        stored_here = kind == Kind.STORED
-        tensors.append(
-            next(remaining) if stored_here else field(target.shape, kind, *rest, p, device=target.device)
-        )
+        if kind == Kind.STORED:
+            tensors.append(next(remaining))
+        else:
+            p = parameters[SOURCE_FLOATS * i : SOURCE_FLOATS * (i + 1)]
+            # float32 values; what is computed from them has the dtype of the weight
+            tensors.append(field(target.shape, kind, *rest, p, device=target.device).to(target.dtype))
     return tensors
 
 
@@ -229,7 +230,7 @@ def metaplastic_sgd_(
     master: Sequence[Tensor],
     rule: SgdRule,
 ) -> None:
-    """Steps every tensor in place. With masters (float32), those are stepped and the weights rounded from them."""
+    """Steps every tensor in place; where there are float32 masters, those, and the weights are their rounding."""
     for i, w in enumerate(weight):
         exact = master[i] if master else w
         buffer = momentum_buffer[i] if momentum_buffer else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -157,7 +158,7 @@ def _encode(
         return _checks.contiguous(anchor), _checks.contiguous(flexibility), [], []  # type: ignore[arg-type]
     stored_a, ints_a, floats_a = _checks.encode_sources(anchor)
     stored_f, ints_f, floats_f = _checks.encode_sources(flexibility)
-    return stored_a, stored_f, sum(ints_a + ints_f, []), sum(floats_a + floats_f, [])
+    return stored_a, stored_f, list(chain(*ints_a, *ints_f)), list(chain(*floats_a, *floats_f))
 
 
 def _split(value: float | Tensor) -> tuple[float, Tensor | None]:
@@ -390,3 +391,5 @@ def _run(
         for target, result in zip(written, dense, strict=True):
             if target is not result:
                 target.copy_(result)
+    # Operators outside ATen do not tell autograd that they wrote: a backward through an old value must raise.
+    torch.autograd.graph.increment_version(written)

@@ -1,0 +1,40 @@
+"""Finds the torch whose headers the build uses."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+# Older ones lack parts of the stable ABI that the operators are built on.
+MINIMUM = (2, 11)
+_PROBE = """
+import importlib.metadata, importlib.util
+print(importlib.util.find_spec("torch").submodule_search_locations[0])
+print(importlib.metadata.version("torch"))
+"""
+
+
+def _has_headers(folder: Path) -> bool:
+    return (folder / "include/torch/csrc/stable/library.h").exists()
+
+
+def find_torch() -> Path | None:
+    """The folder of a torch that serves, or None.
+
+    First FLEXKERN_TORCH_DIR; then the torch of the interpreter that flexkern is being installed for. pip's
+    isolated build runs that interpreter with its packages hidden through PYTHONPATH: asked again in isolated
+    mode (-I), it shows them. Last, a torch that is installed in the build environment itself.
+    """
+    if given := os.environ.get("FLEXKERN_TORCH_DIR"):
+        return Path(given) if _has_headers(Path(given)) else None
+    for flags in (["-I"], []):
+        found = subprocess.run([sys.executable, *flags, "-c", _PROBE], capture_output=True, text=True)
+        if found.returncode != 0:
+            continue
+        folder, version = found.stdout.split()
+        number = tuple(int(part) for part in version.split("+")[0].split(".")[:2])
+        if number >= MINIMUM and _has_headers(Path(folder)):
+            return Path(folder)
+    return None

@@ -1,0 +1,73 @@
+// flexkern._core: build information, and procedural fields as NumPy arrays without torch.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <vector>
+
+#include "../cpu/kernels.h"
+#include "build_info.h"
+
+namespace py = pybind11;
+
+namespace flexkern {
+
+static py::dict build_info() {
+  py::dict info;
+  info["compiler"] = FLEXKERN_COMPILER;
+  info["cuda_compiler"] = FLEXKERN_CUDA_COMPILER;
+  info["cuda_architectures"] = FLEXKERN_CUDA_ARCHS;
+  info["torch_headers"] = FLEXKERN_TORCH_HEADERS;
+  info["instruction_set"] = cpu::kernels().name;
+  return info;
+}
+
+static py::array_t<float> field(std::vector<py::ssize_t> shape, int kind, uint64_t seed, uint32_t stream,
+                                uint64_t offset, uint32_t purpose, double p0, double p1) {
+  if (kind <= static_cast<int>(Kind::kStored) || kind > static_cast<int>(Kind::kBiasedLow))
+    throw py::value_error("kind must be 1 .. 5, got " + std::to_string(kind));
+  Source source;
+  source.kind = static_cast<Kind>(kind);
+  source.seed = seed;
+  source.stream = stream;
+  source.offset = offset;
+  source.purpose = purpose;
+  source.set_parameters(p0, p1);
+  py::array_t<float> out(shape);
+  float* values = out.mutable_data();
+  const int64_t numel = out.size();
+  {
+    py::gil_scoped_release release;
+    cpu::kernels().fill_field(source, values, 0, numel);
+  }
+  return out;
+}
+
+static py::array_t<float> exp2_array(py::array_t<float, py::array::c_style | py::array::forcecast> x) {
+  py::array_t<float> y(x.request().shape);
+  cpu::kernels().exp2_nonpositive(x.data(), y.mutable_data(), x.size());
+  return y;
+}
+
+static py::dict kinds() {
+  py::dict values;
+  values["STORED"] = static_cast<int>(Kind::kStored);
+  values["CONSTANT"] = static_cast<int>(Kind::kConstant);
+  values["UNIFORM"] = static_cast<int>(Kind::kUniform);
+  values["NORMAL"] = static_cast<int>(Kind::kNormal);
+  values["BIASED_HIGH"] = static_cast<int>(Kind::kBiasedHigh);
+  values["BIASED_LOW"] = static_cast<int>(Kind::kBiasedLow);
+  return values;
+}
+
+PYBIND11_MODULE(_core, module) {
+  module.doc() = "Build information of flexkern, and its procedural fields as NumPy arrays (no torch needed).";
+  module.def("build_info", &build_info, "Compilers, GPU architectures, and the CPU instruction set in use.");
+  module.def("kinds", &kinds, "The numbers of flexkern.fields.Kind as the kernels know them.");
+  module.def("field", &field, py::arg("shape"), py::arg("kind"), py::arg("seed"), py::arg("stream"),
+             py::arg("offset"), py::arg("purpose"), py::arg("p0"), py::arg("p1"),
+             "A procedural field as a float32 array; the arguments are those of flexkern.Field.");
+  module.def("exp2_nonpositive", &exp2_array, py::arg("x"), "2**x for x <= 0, as the CPU gate computes it.");
+}
+
+}  // namespace flexkern

@@ -1,0 +1,110 @@
+// The CPU operators. Their schemas are defined in flexkern/ops.
+#include "../cpu/kernels.h"
+#include "arguments.h"
+
+namespace flexkern::bindings {
+
+namespace {
+
+constexpr DeviceType kCpu = DeviceType::CPU;
+
+// Work is shared out in units of 4096 elements (16 KB of each float32 operand), at least 8 of them a thread:
+// fewer cost less to do than to hand over.
+constexpr int64_t kUnit = 4096;
+constexpr int64_t kGrain = 8;
+
+int64_t units(int64_t numel) { return (numel + kUnit - 1) / kUnit; }
+
+// body(begin, end) over the elements of one tensor, on torch's threads.
+template <class Body>
+void parallel_elements(int64_t numel, const Body& body) {
+  torch::stable::parallel_for(0, units(numel), kGrain, [&](int64_t begin, int64_t end) {
+    body(begin * kUnit, std::min(end * kUnit, numel));
+  });
+}
+
+void sgd(Tensors weight, Tensors grad, Tensors anchor, Tensors flexibility, Tensors alpha,
+         std::vector<int64_t> sources, std::vector<double> parameters, Tensors momentum_buffer, Tensors master,
+         double lr, std::optional<Tensor> lr_tensor, double scale, std::optional<Tensor> scale_tensor,
+         double weight_decay, double momentum, double dampening, bool nesterov, bool maximize, bool skip_nonfinite) {
+  SgdCall call = decode_sgd(weight, grad, anchor, flexibility, alpha, sources, parameters, momentum_buffer, master,
+                            lr, lr_tensor, scale, scale_tensor, weight_decay, momentum, dampening, nesterov,
+                            maximize, skip_nonfinite, kCpu);
+  if (call.rule.lr_pointer != nullptr) call.rule.lr = *call.rule.lr_pointer;
+  if (call.rule.scale_pointer != nullptr) call.rule.scale = *call.rule.scale_pointer;
+  // All tensors are laid end to end, in units, so that one parallel region serves the whole list.
+  std::vector<int64_t> first(call.tensors.size() + 1, 0);
+  for (size_t i = 0; i < call.tensors.size(); ++i) first[i + 1] = first[i] + units(call.tensors[i].numel);
+  const auto step = cpu::kernels().sgd;
+  torch::stable::parallel_for(0, first.back(), kGrain, [&](int64_t begin, int64_t end) {
+    size_t i = std::upper_bound(first.begin(), first.end(), begin) - first.begin() - 1;
+    for (; i < call.tensors.size() && first[i] < end; ++i) {
+      const SgdTensor& tensor = call.tensors[i];
+      step(tensor, call.rule, call.weight, call.grad, std::max<int64_t>(begin - first[i], 0) * kUnit,
+           std::min((end - first[i]) * kUnit, tensor.numel));
+    }
+  });
+}
+
+Tensor gate(Tensor weight, Tensors anchor, Tensors flexibility, std::vector<int64_t> sources,
+            std::vector<double> parameters, double scale, std::optional<Tensor> scale_tensor) {
+  const GateCall call = decode_gate(weight, anchor, flexibility, sources, parameters, scale, scale_tensor, kCpu);
+  const float s = call.scale_pointer != nullptr ? *call.scale_pointer : call.scale;
+  Tensor alpha = torch::stable::empty_like(weight);
+  const float* w = static_cast<const float*>(weight.data_ptr());
+  float* out = static_cast<float*>(alpha.data_ptr());
+  const auto kernel = cpu::kernels().gate;
+  parallel_elements(weight.numel(), [&](int64_t begin, int64_t end) {
+    kernel(w, call.anchor, call.flexibility, s, out, begin, end);
+  });
+  return alpha;
+}
+
+void fill_field(Tensor out, std::vector<int64_t> source, std::vector<double> parameters) {
+  check_like(out, "out", out, kCpu, ScalarType::Float);
+  const Source field = field_source(source, parameters);
+  float* values = static_cast<float*>(out.data_ptr());
+  const auto kernel = cpu::kernels().fill_field;
+  parallel_elements(out.numel(), [&](int64_t begin, int64_t end) { kernel(field, values, begin, end); });
+}
+
+// Rows a thread takes at least, so that it gets as many elements as a thread of an elementwise operator.
+int64_t row_grain(int64_t columns) { return std::max<int64_t>(kGrain * kUnit / std::max<int64_t>(columns, 1), 1); }
+
+Tensor pack_mask(Tensor mask) {
+  const int64_t per_row = check_mask(mask, kCpu);
+  const int64_t rows = mask.size(0), columns = mask.size(1);
+  Tensor words = torch::stable::new_empty(mask, {rows, per_row}, ScalarType::Int);
+  const uint8_t* in = static_cast<const uint8_t*>(mask.data_ptr());
+  int32_t* out = static_cast<int32_t*>(words.data_ptr());
+  const auto kernel = cpu::kernels().pack_mask;
+  torch::stable::parallel_for(0, rows, row_grain(columns), [&](int64_t begin, int64_t end) {
+    kernel(in, out, columns, begin, end);
+  });
+  return words;
+}
+
+Tensor unpack_mask(Tensor words, int64_t columns) {
+  check_words(words, columns, kCpu);
+  const int64_t rows = words.size(0);
+  Tensor mask = torch::stable::new_empty(words, {rows, columns}, ScalarType::Bool);
+  const int32_t* in = static_cast<const int32_t*>(words.data_ptr());
+  uint8_t* out = static_cast<uint8_t*>(mask.data_ptr());
+  const auto kernel = cpu::kernels().unpack_mask;
+  torch::stable::parallel_for(0, rows, row_grain(columns), [&](int64_t begin, int64_t end) {
+    kernel(in, out, columns, begin, end);
+  });
+  return mask;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(flexkern, CPU, m) {
+  m.impl("metaplastic_sgd_", TORCH_BOX(&sgd));
+  m.impl("metaplastic_gate", TORCH_BOX(&gate));
+  m.impl("fill_field_", TORCH_BOX(&fill_field));
+  m.impl("pack_mask", TORCH_BOX(&pack_mask));
+  m.impl("unpack_mask", TORCH_BOX(&unpack_mask));
+}
+
+}  // namespace flexkern::bindings

@@ -1,0 +1,88 @@
+// Procedural fields (DESIGN 1.2): the value of a synapse from its position. flexkern/reference.py defines the
+// same operations in the same order; results are bit-identical.
+#pragma once
+
+#include "flexkern/philox.h"
+
+namespace flexkern {
+
+// flexkern.fields.Kind has the same numbers; a test compares them.
+enum class Kind : int32_t { kStored, kConstant, kUniform, kNormal, kBiasedHigh, kBiasedLow };
+
+// Where the anchor or the flexibility of a tensor comes from.
+struct Source {
+  const float* data = nullptr;  // kStored
+  uint64_t seed = 0;
+  uint64_t offset = 0;  // index of the first element in the unsharded tensor
+  uint32_t stream = 0;
+  uint32_t purpose = 0;
+  Kind kind = Kind::kStored;
+  float p0 = 0, p1 = 0;  // kConstant: value; kUniform: low, high - low; kNormal: mean, std
+
+  // From the parameters of flexkern.Field, rounded to float32 once.
+  void set_parameters(double first, double second) {
+    p0 = static_cast<float>(first);
+    p1 = static_cast<float>(kind == Kind::kUniform ? second - first : second);
+  }
+};
+
+inline namespace FLEXKERN_ISA {
+
+template <class F, int N>
+FLEXKERN_FN F horner(const float (&coefficients)[N], F t) {
+  F p = splat<F>(coefficients[N - 1]);
+  FLEXKERN_UNROLL
+  for (int i = N - 2; i >= 0; --i) p = p * t + coefficients[i];
+  return p;
+}
+
+// Natural logarithm of y in (0, 1]: log m = 2 atanh((m - 1) / (m + 1)) with m in [sqrt(.5), sqrt(2)).
+template <class F>
+FLEXKERN_FN F log_unit(F y) {
+  constexpr int32_t kSqrtHalfBits = 0x3f3504f3;
+  const float series[] = {2.0f, 2.0f / 3, 2.0f / 5, 2.0f / 7, 2.0f / 9};
+  const auto bits = bit_cast<ints<F>>(y);
+  const auto exponent = (bits - kSqrtHalfBits) >> 23;
+  const F m = bit_cast<F>(bits - (exponent << 23));
+  const F s = div_rn(m - 1.0f, m + 1.0f);
+  return to_float(exponent) * 0.69314718246459961f + s * horner(series, s * s);
+}
+
+// Inverse CDF of the standard normal: sqrt(2) erfinv(x) = x P(w), w = -log(1 - x^2). reference.py says where
+// the coefficients are from.
+template <class F>
+FLEXKERN_FN F normal_quantile(F u) {
+  const float centre[] = {2.1233136653900146f,      0.34880268573760986f,   -0.00590812973678112f,
+                          -0.001773041789419949f,   0.00030911510111764073f, -6.207880232977914e-06f,
+                          -4.981194706488168e-06f,  4.851791004512052e-07f,  3.9583209598959e-08f};
+  const float tail[] = {4.006434440612793f,     1.416581153869629f,      0.013353944756090641f,
+                        -0.010778620839118958f, 0.008076466619968414f,   -0.0052047003991901875f,
+                        0.0020044303964823484f, 0.00015645392704755068f, -0.0003547525266185403f};
+  const F x = u * 2.0f - 1.0f;
+  const F w = -log_unit((1.0f - x) * (1.0f + x));
+  return x * (w < 5.0f ? horner(centre, w - 2.5f) : horner(tail, sqrt_rn(w) - 3.0f));
+}
+
+// The value that a random word stands for. `kind` is the same for all lanes.
+template <class F>
+FLEXKERN_FN F field_value(ints<F> word, Kind kind, float p0, float p1) {
+  const F u = (to_float((word >> 9) & 0x7fffff) + 0.5f) * 0x1p-23f;  // exact, in (0, 1)
+  if (kind == Kind::kUniform) return u * p1 + p0;
+  if (kind == Kind::kNormal) return normal_quantile(u) * p1 + p0;
+  // CDF x^2/2 + x/2 = u has the root (sqrt(1 + 8u) - 1) / 2, written without its cancellation.
+  const F high = div_rn(u * 4.0f, sqrt_rn(u * 8.0f + 1.0f) + 1.0f);
+  return kind == Kind::kBiasedHigh ? high : 1.0f - high;
+}
+
+// The four values at index 4 * block .. 4 * block + 3 of an unsharded tensor.
+FLEXKERN_FN void field_block(const Source& source, uint64_t block, float (&values)[4]) {
+  uint32_t c[4] = {static_cast<uint32_t>(block), static_cast<uint32_t>(block >> 32), source.stream,
+                   source.purpose};
+  philox(c, source.seed);
+  FLEXKERN_UNROLL
+  for (int i = 0; i < 4; ++i)
+    values[i] = field_value<float>(static_cast<int32_t>(c[i]), source.kind, source.p0, source.p1);
+}
+
+}  // namespace FLEXKERN_ISA
+}  // namespace flexkern

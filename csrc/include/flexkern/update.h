@@ -1,0 +1,101 @@
+// The flexible update (arXiv 2407.07133; DESIGN 1.1): the gate alpha and the SGD step that it scales.
+#pragma once
+
+#include "flexkern/field.h"
+
+namespace flexkern {
+
+enum class Dtype : int32_t { kFloat32, kBFloat16, kFloat16 };
+
+// Where alpha comes from: the formula, a stored tensor, or 1 for synapses that move freely.
+enum class Gate : int32_t { kFormula, kStored, kFree };
+
+// One tensor of a step. All arrays are contiguous and have `numel` elements.
+struct SgdTensor {
+  void* weight = nullptr;
+  const void* grad = nullptr;
+  float* master = nullptr;  // float32 copy that a low-precision weight is rounded from
+  float* momentum = nullptr;
+  const float* alpha = nullptr;
+  Source anchor, flexibility;
+  int64_t numel = 0;
+  Gate gate = Gate::kFormula;
+  bool aligned = false;  // on a GPU, set by the launcher: every operand may be read 16 bytes at a time
+};
+
+struct SgdRule {
+  float lr = 0;
+  float scale = 1;
+  float weight_decay = 0;
+  float momentum = 0;
+  float grad_share = 1;  // 1 - dampening: what of the gradient enters the momentum buffer
+  float sign = 1;        // -1: maximize
+  bool nesterov = false;
+  bool skip_nonfinite = true;
+  const float* lr_pointer = nullptr;  // on a GPU: where to read lr and scale, so that nothing waits for them
+  const float* scale_pointer = nullptr;
+};
+
+inline namespace FLEXKERN_ISA {
+
+#if defined(__CUDA_ARCH__)
+FLEXKERN_FN float exp2_nonpositive(float x) { return exp2f(x); }
+#else
+// 2^x for x <= 0, at most 1.5 ulp off (tests/test_native.py measures it); results under 2^-125 are 0.
+template <class F>
+FLEXKERN_FN F exp2_nonpositive(F x) {
+  constexpr float kRound = 0x1.8p23f;  // adding it leaves the nearest integer in the low bits
+  x = x < -150.0f ? splat<F>(-150.0f) : x;
+  const F shifted = x + kRound;
+  const F n = shifted - kRound;
+  const F r = x - n;
+  // 2^r fitted on |r| <= 1/2 for the least relative error, 2^-28; Estrin's scheme, because the latency of the
+  // whole gate, not its operation count, is what a core can fail to hide.
+  const F low = mul_add(r, splat<F>(0x1.62e43p-1f), splat<F>(1.0f));
+  const F middle = mul_add(r, splat<F>(0x1.c6af7ap-5f), splat<F>(0x1.ebfbdcp-3f));
+  const F high = mul_add(r, splat<F>(0x1.5f0946p-10f), splat<F>(0x1.3b2dfap-7f));
+  const F r2 = r * r;
+  const F top = mul_add(r2, splat<F>(0x1.415fb2p-13f), high);
+  const F p = mul_add(r2, mul_add(r2, top, middle), low);
+  const F scaled = bit_cast<F>(bit_cast<ints<F>>(p) + (bit_cast<ints<F>>(shifted) << 23));
+  return n < -125.5f ? splat<F>(0.0f) : scaled;
+}
+#endif
+
+// alpha = sech(k)^2, k = scale (1 - f) / f |w - a|, as 4 e / (1 + e)^2 with e = exp(-2k): no cancellation.
+// 1 / f is taken of at least the smallest normal number, so that it is finite; k may overflow to infinity
+// (alpha = 0) but makes no NaN. f = 0 never moves, also where w = a.
+// `rate` is gate_rate(scale): the factors of k that are the same for all synapses, for e = 2^(rate ...).
+FLEXKERN_FN float gate_rate(float scale) { return scale * -2.885390082f; }  // -2 log2(e)
+
+template <class F>
+FLEXKERN_FN F gate(F w, F a, F f, float rate) {
+  const F safe = f < 0x1p-126f ? splat<F>(0x1p-126f) : f;
+  const F e = exp2_nonpositive((1.0f - f) * rate * abs(w - a) * reciprocal(safe));
+  const F r = reciprocal(e + 1.0f);
+  const F alpha = (e * 4.0f) * (r * r);
+  return f == 0.0f ? f : alpha;
+}
+
+// One step of one synapse: w and, with kMomentum, m are updated. alpha scales the step, not what enters m.
+template <bool kMomentum, class F>
+FLEXKERN_FN void sgd(F& w, F& m, F g, F alpha, const SgdRule& rule) {
+  g = g * rule.sign + w * rule.weight_decay;
+  F new_m = m;
+  if (kMomentum) {
+    new_m = m * rule.momentum + g * rule.grad_share;
+    g = rule.nesterov ? g + new_m * rule.momentum : new_m;
+  }
+  const F new_w = w - alpha * rule.lr * g;
+  if (rule.skip_nonfinite) {
+    const auto moved = is_finite(new_w);
+    w = moved ? new_w : w;
+    m = moved ? new_m : m;
+  } else {
+    w = new_w;
+    m = new_m;
+  }
+}
+
+}  // namespace FLEXKERN_ISA
+}  // namespace flexkern

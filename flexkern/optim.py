@@ -1,0 +1,385 @@
+"""Optimizers whose synapses resist being moved from where they started (arXiv 2407.07133; DESIGN 1.1)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from flexkern import _groups, ops
+from flexkern._groups import STORED, Flexibility, exact_dtype
+from flexkern.fields import Field
+from flexkern.ops._checks import LOW_PRECISION
+from flexkern.scale import auto_scale
+
+__all__ = ["MetaplasticSGD"]
+
+
+class MetaplasticSGD(Optimizer):
+    """SGD in which each weight moves by ``alpha = sech(scale (1 - f) / f |w - a|)^2`` of its step.
+
+    A weight w that has moved far from its anchor a (its value at initialisation) holds what was learned and
+    gets stiff; a flexible one (f near 1) gets stiff late, a stable one (f near 0) soon. So a network trained
+    on a stream of items keeps the early ones, at the cost of plain SGD. Call :meth:`consolidate` where an item
+    (task) ends::
+
+        optimizer = flexkern.optim.MetaplasticSGD(model.parameters(), lr=1e-4, scale=4e5)
+        for item in stream:
+            for x, y in item:
+                optimizer.zero_grad()
+                loss_function(model(x), y).backward()
+                optimizer.step()
+            optimizer.consolidate()
+
+    Source: arXiv 2407.07133, section 2; its authors' release has lr 1e-4, momentum 0, batches of 1024, and
+    scale 4e5 for streams of 10 items, 2e5 for 30.
+
+    All arguments after ``params`` can be set for each parameter group.
+
+    Args:
+        params: parameters, named parameters or groups, as for every torch optimizer. float32, bfloat16,
+            float16 or float64. A parameter of fewer than two dimensions (a bias) moves freely, alpha = 1,
+            unless ``flexible_vectors``.
+        lr: learning rate, a number or a one-element tensor.
+        scale: s > 0, a number or a one-element tensor, or "auto": measured over the first item, in which alpha
+            is 1 with either gate, by :func:`flexkern.scale.auto_scale`; the first :meth:`consolidate` sets it.
+        flexibility: f in [0, 1], fixed for life. "uniform" (the hybrid network), "biased_high" or "biased_low"
+            (the paper's supplement): procedural, drawn from ``seed`` and the parameter's position in the
+            optimizer and never stored. A number for all (1: conventional, 0.3: the paper's stable network). A
+            :class:`flexkern.Field`: as it is for a group of one parameter, else with its stream plus the
+            parameter's position in the group. A tensor, for a group of one parameter. Or a list with a number,
+            a Field or a tensor for each parameter. A tensor is kept, not copied.
+        seed: of the procedural flexibility; 0 <= seed < 2**64.
+        gate: "item" computes alpha once an item, at its first step, and holds it (as the release does; stores
+            one more float32 tensor from the second item on); "step" computes it anew at each step.
+        momentum, dampening, weight_decay, nesterov, maximize: as in :class:`torch.optim.SGD`. alpha scales the
+            step, not what enters the momentum buffer.
+        anchor: None: a float32 copy of each flexible weight, taken at the first step that has a gradient for
+            it, so that moving, casting or loading the model after the optimizer was made does no harm. A
+            :class:`flexkern.Field` (streams as for ``flexibility``) or a list of Fields and Nones, for weights
+            that were initialised from that field: nothing is stored. It must be the very field; the first step
+            compares (and waits for the device), because a wrong anchor silently freezes learning.
+        flexible_vectors: also parameters of fewer than two dimensions are flexible.
+        nonfinite: what a NaN or infinite gradient does: "skip" leaves the synapses that it would spoil as they
+            are, "raise" raises before any weight changes (waits for the device), "propagate" lets it through.
+
+    State, for each parameter, all float32 (float64 for float64 parameters), only what is needed: ``anchor``
+    (None where procedural), ``alpha`` (None while it is 1 everywhere, as it is in a parameter's first item),
+    ``momentum_buffer``, ``master`` (the exact weight of which a bfloat16 or float16 parameter is the rounding;
+    write to such a parameter from outside, and the next step overwrites it), ``flexibility`` (a given tensor).
+    :meth:`state_dict` holds tensors and plain data only.
+
+    Raises:
+        TypeError, ValueError: at construction and in :meth:`add_param_group`, naming the argument; nothing
+            has been changed then.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float | Tensor,
+        *,
+        scale: float | Tensor | str,
+        flexibility: str | Flexibility | list[Flexibility] = "uniform",
+        seed: int = 0,
+        gate: str = "item",
+        momentum: float = 0.0,
+        dampening: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+        maximize: bool = False,
+        anchor: Field | list[Field | None] | None = None,
+        flexible_vectors: bool = False,
+        nonfinite: str = "skip",
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "scale": scale,
+            "flexibility": flexibility,
+            "seed": seed,
+            "gate": gate,
+            "momentum": momentum,
+            "dampening": dampening,
+            "weight_decay": weight_decay,
+            "nesterov": nesterov,
+            "maximize": maximize,
+            "anchor": anchor,
+            "flexible_vectors": flexible_vectors,
+            "nonfinite": nonfinite,
+        }
+        super().__init__(params, defaults)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a group, as in :meth:`torch.optim.Optimizer.add_param_group`.
+
+        In the group that results, ``flexibility`` and ``anchor`` are lists with an entry for each parameter.
+
+        Raises:
+            TypeError, ValueError: if a value does not fit; the optimizer is then as it was before.
+        """
+        first = sum(len(group["params"]) for group in self.param_groups)
+        super().add_param_group(dict(param_group) if isinstance(param_group, dict) else param_group)
+        group = self.param_groups.pop()
+        _groups.check_group(group)
+        flexibility = _groups.resolve_flexibilities(group, first)
+        group["anchor"] = _groups.resolve_anchors(group)
+        group["flexibility"] = [STORED if isinstance(f, Tensor) else f for f in flexibility]
+        group["measured_scale"] = None
+        for p, f in zip(group["params"], flexibility, strict=True):
+            if isinstance(f, Tensor):
+                self.state[p]["flexibility"] = f
+        self.param_groups.append(group)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step of all parameters that have a gradient.
+
+        Args:
+            closure: evaluates the model again and returns the loss.
+
+        Returns:
+            What the closure returned, or None.
+
+        Raises:
+            TypeError: if a gradient is sparse or of a dtype that does not fit its parameter.
+            ValueError: if a weight does not hold the values of the Field that was given as its anchor.
+            FloatingPointError: if a gradient is not finite and ``nonfinite="raise"``.
+
+        No weight has been changed when one of these is raised.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            _groups.check_grads(group)
+        # All that can refuse comes before the first weight changes.
+        batches = [(group, self._batches(group)) for group in self.param_groups]
+        for group, of_group in batches:
+            for (*_, kind, fresh), members in of_group.items():
+                self._step_batch(group, members, kind, fresh)
+        return loss
+
+    @torch.no_grad()
+    def consolidate(self) -> None:
+        """An item ends: alpha is taken anew from the weights as they stand, at the next step.
+
+        With ``scale="auto"`` the first call measures the scale (and waits for the device). A group of which no
+        flexible weight has had a step yet goes on waiting for its first item.
+
+        Raises:
+            RuntimeError: with ``scale="auto"`` if there is nothing to measure: no step has been taken, or the
+                weights are still where they started. Nothing has been changed then.
+        """
+        waiting = [group for group in self.param_groups if _is_unmeasured(group)]
+        if waiting and not any("anchor" in state for state in self.state.values()):
+            raise RuntimeError(
+                "scale='auto' is measured over the first item, but no flexible weight has had a step yet; call "
+                "consolidate() after the first item's steps, or give scale a number"
+            )
+        measured = [self._measure_scale(group) for group in waiting]
+        for group, scale in zip(waiting, measured, strict=True):
+            group["measured_scale"] = scale
+        for group in self.param_groups:
+            if not _is_unmeasured(group):
+                for p in group["params"]:
+                    self.state[p].pop("alpha", None)
+
+    def scales(self) -> list[float | Tensor | None]:
+        """The scale in force in each group; None where "auto" has not measured it yet."""
+        return [_scale(group) for group in self.param_groups]
+
+    def state_dict(self) -> dict[str, Any]:
+        """As in :class:`torch.optim.Optimizer`; holds tensors and plain data, so that
+        ``torch.load(weights_only=True)`` reads it. Fields are written as dictionaries."""
+        state_dict = super().state_dict()
+        groups = [_groups.encode_group(group) for group in state_dict["param_groups"]]
+        return {**state_dict, "param_groups": groups}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores what :meth:`state_dict` gave, to the bit, on the devices of this optimizer's parameters.
+
+        Raises:
+            ValueError: if it is not the state of a MetaplasticSGD or does not fit the parameters; nothing has
+                been changed then.
+        """
+        # torch casts all floating state to the parameter's dtype, which would round a bfloat16 parameter's
+        # master and anchor. So it is given no state, and the state is restored here; as hooks, so that the
+        # user's own hooks see what they expect before and after.
+        loaded: dict[Tensor, dict[str, Any]] = {}
+
+        def decode(_: Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
+            groups = [_groups.decode_group(group) for group in saved["param_groups"]]
+            # torch refuses other numbers of groups and of parameters after this hook.
+            for group, saved_group in zip(self.param_groups, groups, strict=False):
+                for p, key in zip(group["params"], saved_group["params"], strict=False):
+                    loaded[p] = {k: _restored(p, k, v) for k, v in saved["state"].get(key, {}).items()}
+            return {**saved, "state": {}, "param_groups": groups}
+
+        def restore(_: Optimizer) -> None:
+            self.state.update(loaded)
+
+        hooks = [
+            self.register_load_state_dict_pre_hook(decode),
+            self.register_load_state_dict_post_hook(restore, prepend=True),
+        ]
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    # ------------------------------------------------------------------ one step
+
+    def _batches(self, group: dict[str, Any]) -> dict[tuple, list[int]]:
+        """The parameters that step, by position in the group: those of one key go in one call."""
+        batches: dict[tuple, list[int]] = {}
+        by_item = group["gate"] == "item" or _is_unmeasured(group)
+        for i, p in enumerate(group["params"]):
+            if p.grad is None:
+                continue
+            state = self.state[p]
+            if p.dtype in LOW_PRECISION and "master" not in state:
+                state["master"] = _exact_copy(p)
+            kind = self._prepare(group, i, by_item) if _is_flexible(group, i) else "free"
+            fresh = group["momentum"] != 0 and "momentum_buffer" not in state
+            if fresh:
+                state["momentum_buffer"] = torch.zeros(p.shape, dtype=exact_dtype(p), device=p.device)
+            batches.setdefault((p.device, p.dtype, p.grad.dtype, kind, fresh), []).append(i)
+        return batches
+
+    def _prepare(self, group: dict[str, Any], i: int, by_item: bool) -> str:
+        """Makes sure that a flexible parameter has what its step needs, and says which kind of step it is."""
+        state = self.state[group["params"][i]]
+        if "anchor" not in state:
+            self._start(group, i, by_item)
+        if not by_item:
+            return "step"
+        if "alpha" not in state:
+            # An unmeasured group never comes here: it has its first alpha until it is measured.
+            state["alpha"] = ops.metaplastic_gate(
+                self._weight(group, i), self._anchor(group, i), self._flexibility(group, i), _scale(group)
+            )
+        return "free" if state["alpha"] is None else "held"
+
+    def _start(self, group: dict[str, Any], i: int, by_item: bool) -> None:
+        """The first step of a flexible parameter: its anchor, and the alpha of its first item."""
+        p = group["params"][i]
+        state = self.state[p]
+        field = group["anchor"][i]
+        if field is None:
+            state["anchor"] = _exact_copy(p)
+        else:
+            initial = ops.materialize(field, p.shape, device=p.device).to(exact_dtype(p))
+            if not torch.equal(initial.to(p.dtype), p):
+                raise ValueError(
+                    f"anchor: parameter {i} of its group, shape {tuple(p.shape)}, does not hold the values of "
+                    f"{field}; initialise it with flexkern.ops.materialize(field, shape), or use anchor=None"
+                )
+            state["anchor"] = None
+            if p.dtype in LOW_PRECISION:
+                # The displacement from a float32 anchor has to start at 0, not at the rounding of the weight.
+                state["master"] = initial
+        if by_item:
+            # Here w = a: alpha is 1 at any scale, except 0 where f = 0.
+            f = self._flexibility(group, i)
+            state["alpha"] = None
+            if not _groups.is_never_zero(f):
+                weight = self._weight(group, i)
+                state["alpha"] = ops.metaplastic_gate(weight, weight, f, 1.0)
+
+    def _step_batch(self, group: dict[str, Any], members: list[int], kind: str, fresh: bool) -> None:
+        params = [group["params"][i] for i in members]
+        grads = [p.grad for p in params]
+        states = [self.state[p] for p in params]
+        lr = group["lr"]
+        rule = {
+            "lr": lr.to(torch.float32) if isinstance(lr, Tensor) else lr,
+            "weight_decay": group["weight_decay"],
+            "momentum": group["momentum"],
+            # A buffer of zeros without dampening becomes the gradient, as in torch.optim.SGD's first step.
+            "dampening": 0.0 if fresh else group["dampening"],
+            "nesterov": group["nesterov"],
+            "maximize": group["maximize"],
+            "momentum_buffer": [s["momentum_buffer"] for s in states] if group["momentum"] else None,
+            "master": [s["master"] for s in states] if params[0].dtype in LOW_PRECISION else None,
+            # "raise" has looked at all gradients of the optimizer before the first call.
+            "nonfinite": "propagate" if group["nonfinite"] == "propagate" else "skip",
+        }
+        if kind == "free":
+            ops.gated_sgd_(params, grads, None, **rule)
+        elif kind == "held":
+            ops.gated_sgd_(params, grads, [s["alpha"] for s in states], **rule)
+        else:
+            anchors = [self._anchor(group, i) for i in members]
+            flexibilities = [self._flexibility(group, i) for i in members]
+            ops.metaplastic_sgd_(params, grads, anchors, flexibilities, scale=_scale(group), **rule)
+
+    def _measure_scale(self, group: dict[str, Any]) -> float | None:
+        displacements = []
+        for i, p in enumerate(group["params"]):
+            if _is_flexible(group, i) and "anchor" in self.state[p] and p.numel():
+                anchor = self._anchor(group, i)
+                if isinstance(anchor, Field):
+                    anchor = ops.materialize(anchor, p.shape, device=p.device)
+                displacements.append(self._weight(group, i) - anchor)
+        if not displacements:
+            return None
+        scale = auto_scale(displacements)
+        if not (math.isfinite(scale) and scale > 0):
+            raise RuntimeError(
+                f"scale='auto' cannot be measured, it came out as {scale}: in the first item the weights have "
+                "not moved, or not to finite values; look at lr and the gradients, or give scale a number"
+            )
+        return scale
+
+    def _weight(self, group: dict[str, Any], i: int) -> Tensor:
+        p = group["params"][i]
+        return self.state[p].get("master", p.detach()) if p.dtype in LOW_PRECISION else p.detach()
+
+    def _anchor(self, group: dict[str, Any], i: int) -> Tensor | Field:
+        anchor = self.state[group["params"][i]]["anchor"]
+        return group["anchor"][i] if anchor is None else anchor
+
+    def _flexibility(self, group: dict[str, Any], i: int) -> Flexibility:
+        f = group["flexibility"][i]
+        return self.state[group["params"][i]]["flexibility"] if f == STORED else f
+
+
+def _is_flexible(group: dict[str, Any], i: int) -> bool:
+    p = group["params"][i]
+    return (p.dim() >= 2 or group["flexible_vectors"]) and group["flexibility"][i] != 1.0
+
+
+def _is_unmeasured(group: dict[str, Any]) -> bool:
+    """Whether the group waits for ``scale="auto"``, with a flexible weight for which it matters."""
+    if group["scale"] != "auto" or group["measured_scale"] is not None:
+        return False
+    return any(_is_flexible(group, i) for i in range(len(group["params"])))
+
+
+def _scale(group: dict[str, Any]) -> Any:
+    """The scale in force: a number or a float32 tensor; None while "auto" is unmeasured."""
+    scale = group["measured_scale"] if group["scale"] == "auto" else group["scale"]
+    return scale.to(torch.float32) if isinstance(scale, Tensor) else scale
+
+
+def _exact_copy(p: Tensor) -> Tensor:
+    return p.detach().to(exact_dtype(p), memory_format=torch.contiguous_format, copy=True)
+
+
+def _restored(p: Tensor, name: str, value: Any) -> Any:
+    """A value of a saved state for parameter ``p``."""
+    if not isinstance(value, Tensor):
+        return value
+    if value.shape != p.shape:
+        raise ValueError(
+            f"state_dict: {name} has shape {tuple(value.shape)} but its parameter has {tuple(p.shape)}"
+        )
+    # What steps write to must not be shared with the state_dict that was given.
+    written = name in ("momentum_buffer", "master")
+    return value.to(device=p.device, dtype=exact_dtype(p), copy=written)

@@ -1,0 +1,107 @@
+"""An experience, and a stream of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import overload
+
+import torch
+from torch import Tensor
+
+__all__ = ["Experience", "Stream"]
+
+
+@dataclass(frozen=True, eq=False)
+class Experience:
+    """What a learner is shown at one time (an item, a task), and what it is tested on.
+
+    Args:
+        name: for tables and pictures, for example "3 8".
+        number: position in the stream, from 0.
+        train_inputs: [n, ...], any dtype; images may stay uint8 (0..255) until features are taken.
+        train_labels: int64 [n]. They are what the learner is told, not always the truth.
+        test_inputs: [m, ...], the shape of one input as in ``train_inputs``.
+        test_labels: int64 [m], the truth.
+
+    Raises:
+        ValueError: if the tensors do not fit together.
+    """
+
+    name: str
+    number: int
+    train_inputs: Tensor
+    train_labels: Tensor
+    test_inputs: Tensor
+    test_labels: Tensor
+
+    def __post_init__(self) -> None:
+        for part in ("train", "test"):
+            inputs, labels = getattr(self, f"{part}_inputs"), getattr(self, f"{part}_labels")
+            if labels.dtype != torch.int64 or labels.shape != inputs.shape[:1]:
+                raise ValueError(
+                    f"{part}_labels must be int64 with one label an input: got {labels.dtype} "
+                    f"{tuple(labels.shape)} for inputs {tuple(inputs.shape)}"
+                )
+        if self.train_inputs.shape[1:] != self.test_inputs.shape[1:]:
+            raise ValueError(
+                f"train_inputs and test_inputs must hold inputs of one shape, got "
+                f"{tuple(self.train_inputs.shape[1:])} and {tuple(self.test_inputs.shape[1:])}"
+            )
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """The shape of one input, without the batch."""
+        return tuple(self.train_inputs.shape[1:])
+
+
+class Stream(Sequence[Experience]):
+    """Experiences in the order in which they are learned.
+
+    Args:
+        experiences: at least one, all with inputs of one shape, numbered 0, 1, 2, ...
+        classes: how many classes the labels of the whole stream name: 0 <= label < classes.
+
+    Raises:
+        ValueError: if the stream is empty, or an experience does not fit.
+    """
+
+    def __init__(self, experiences: Sequence[Experience], classes: int) -> None:
+        if not experiences:
+            raise ValueError("experiences must not be empty")
+        for i, e in enumerate(experiences):
+            if e.number != i:
+                raise ValueError(f"experiences must be numbered in order: number {e.number} is at position {i}")
+            if e.input_shape != experiences[0].input_shape:
+                raise ValueError(
+                    f"all inputs of a stream must have one shape: experience {i} has {e.input_shape}, "
+                    f"experience 0 has {experiences[0].input_shape}"
+                )
+            for labels in (e.train_labels, e.test_labels):
+                if labels.numel() and (int(labels.min()) < 0 or int(labels.max()) >= classes):
+                    raise ValueError(f"labels of experience {i} must be in [0, {classes}), classes = {classes}")
+        self.experiences = tuple(experiences)
+        self.classes = classes
+
+    @overload
+    def __getitem__(self, index: int) -> Experience: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Experience]: ...
+    def __getitem__(self, index: int | slice) -> Experience | Sequence[Experience]:
+        return self.experiences[index]
+
+    def __len__(self) -> int:
+        return len(self.experiences)
+
+    def __iter__(self) -> Iterator[Experience]:
+        return iter(self.experiences)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """The shape of one input, without the batch."""
+        return self.experiences[0].input_shape
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the experiences, in order."""
+        return [e.name for e in self.experiences]

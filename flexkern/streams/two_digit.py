@@ -1,0 +1,187 @@
+"""Two-digit items: the stream of the metaplasticity paper (arXiv 2407.07133) and its released code."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flexkern.streams.base import Experience, Stream
+
+__all__ = ["compose", "two_digit_stream", "wrong_labels"]
+
+CLASSES = tuple((i, j) for i in range(10) for j in range(i + 1, 10))  # 45 pairs of two different digits
+# What a random generator is for: the first number of its seed, so that no two uses share random numbers.
+_ORDER, _SPLIT, _TRAIN, _TEST, _OTHERS = range(5)
+
+
+def compose(left: Tensor, right: Tensor) -> Tensor:
+    """Digits side by side in the middle of a square canvas: two [n, h, w] to [n, 2h, 2w], same dtype.
+
+    28 x 28 digits give 56 x 56 images, as in the release.
+    """
+    n, h, w = left.shape
+    canvas = torch.zeros(n, 2 * h, 2 * w, dtype=left.dtype)
+    top = h // 2
+    canvas[:, top : top + h, :w] = left
+    canvas[:, top : top + h, w:] = right
+    return canvas
+
+
+def wrong_labels(own: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The labels in a random order in which no image keeps its own, each label used as often as before.
+
+    Places that got their own label swap with random places until none is left.
+
+    Args:
+        own: the true labels; none may be on more than half of the images, or no such order exists.
+    """
+    if np.unique(own, return_counts=True)[1].max(initial=0) * 2 > own.size:
+        raise ValueError(
+            "no order gives every image a wrong label: one label is on more than half of the images"
+        )
+    labels = rng.permutation(own)
+    while (clash := np.flatnonzero(labels == own)).size:
+        for i in clash:
+            j = rng.integers(own.size)
+            if labels[j] != own[i] and labels[i] != own[j]:
+                labels[i], labels[j] = labels[j], labels[i]
+    return labels
+
+
+def two_digit_stream(
+    images: Tensor,
+    labels: Tensor,
+    *,
+    items: int = 10,
+    train_per_item: int = 2000,
+    test_per_item: int = 1000,
+    seed: int,
+    test_fraction: float = 0.25,
+    test_images: Tensor | None = None,
+    test_labels: Tensor | None = None,
+) -> Stream:
+    """A stream of two-digit items, composed from images of single digits.
+
+    There are 45 classes, the pairs i < j. ``items`` of them, chosen and ordered by the seed, make the
+    stream; the label of an item is its place in it. An item's training set is ``train_per_item`` images of
+    it, rightly labelled, and ``round(train_per_item / (items - 1))`` images of each other item of the stream
+    with shuffled wrong labels: never their own, never the item's. Its test images are of that item only.
+    Training and test images are composed from different digit images. No composite occurs twice in a
+    class's training images, nor in its test images.
+
+    The same arguments give the same bits; no global random state is read or changed. A longer stream of
+    the same seed begins with the same classes and test images.
+
+    Args:
+        images: [n, height, width], uint8 (0..255) or float (0..1); stays in its dtype.
+        labels: [n], integers 0..9.
+        items: 3 to 45; from 3 on a wrong label exists that is not the item's.
+        train_per_item, test_per_item: images of an item.
+        seed: any integer >= 0.
+        test_fraction: part of each digit's images that is kept for test images.
+        test_images, test_labels: a test split of its own (MNIST); then all of ``images`` is for training.
+
+    Raises:
+        ValueError: if an argument is outside its range, a digit is missing, or there are too few images of a
+            digit for so many different composites.
+    """
+    _check_images(images, labels, "images", "labels")
+    if (test_images is None) != (test_labels is None):
+        raise ValueError("test_images and test_labels go together: pass both or neither")
+    if not 3 <= items <= len(CLASSES):
+        raise ValueError(f"items must be in [3, {len(CLASSES)}], got {items}")
+    for name, value in (("train_per_item", train_per_item), ("test_per_item", test_per_item)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    if seed < 0:
+        raise ValueError(f"seed must not be negative, got {seed}")
+
+    if test_images is not None and test_labels is not None:
+        _check_images(test_images, test_labels, "test_images", "test_labels")
+        if test_images.shape[1:] != images.shape[1:] or test_images.dtype != images.dtype:
+            raise ValueError(
+                f"test_images must be like images ({images.dtype}, {tuple(images.shape[1:])} each), "
+                f"got {test_images.dtype}, {tuple(test_images.shape[1:])}"
+            )
+        train_digits, test_digits = _by_digit(images, labels), _by_digit(test_images, test_labels)
+    else:
+        if not 0 < test_fraction < 1:
+            raise ValueError(f"test_fraction must be between 0 and 1, got {test_fraction}")
+        train_digits, test_digits = _split(_by_digit(images, labels), test_fraction, seed)
+
+    order = np.random.default_rng([_ORDER, seed]).permutation(len(CLASSES))[:items]
+    train = [
+        _composites(train_digits, c, train_per_item, "train_per_item", [_TRAIN, seed, int(c)]) for c in order
+    ]
+    test = [_composites(test_digits, c, test_per_item, "test_per_item", [_TEST, seed, int(c)]) for c in order]
+    experiences = []
+    for number, c in enumerate(order):
+        others, other_labels = _others(train, number, seed)
+        experiences.append(
+            Experience(
+                name=f"{CLASSES[c][0]} {CLASSES[c][1]}",
+                number=number,
+                train_inputs=torch.cat([train[number], others]),
+                train_labels=torch.cat([torch.full((train_per_item,), number), other_labels]),
+                test_inputs=test[number],
+                test_labels=torch.full((test_per_item,), number),
+            )
+        )
+    return Stream(experiences, classes=items)
+
+
+def _others(train: list[Tensor], target: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Images of all items but the target, and their shuffled wrong labels."""
+    rng = np.random.default_rng([_OTHERS, seed, target])
+    each = math.floor(len(train[0]) / (len(train) - 1) + 0.5)  # the release rounds halves up
+    numbers = [i for i in range(len(train)) if i != target]
+    images = [train[i][torch.from_numpy(rng.choice(len(train[i]), each, replace=False))] for i in numbers]
+    return torch.cat(images), torch.from_numpy(wrong_labels(np.repeat(numbers, each), rng))
+
+
+def _composites(digits: list[Tensor], c: int, count: int, name: str, seed: list[int]) -> Tensor:
+    """``count`` different images of class ``c``."""
+    left, right = (digits[d] for d in CLASSES[c])
+    pairs = len(left) * len(right)
+    if count > pairs:
+        raise ValueError(
+            f"{name} is {count}, but {len(left)} images of digit {CLASSES[c][0]} and {len(right)} of digit "
+            f"{CLASSES[c][1]} give only {pairs} different images: ask for fewer, or pass more digit images"
+        )
+    chosen = torch.from_numpy(np.random.default_rng(seed).choice(pairs, count, replace=False))
+    return compose(left[chosen // len(right)], right[chosen % len(right)])
+
+
+def _by_digit(images: Tensor, labels: Tensor) -> list[Tensor]:
+    return [images[labels == d] for d in range(10)]
+
+
+def _split(digits: list[Tensor], test_fraction: float, seed: int) -> tuple[list[Tensor], list[Tensor]]:
+    """Each digit's images in two disjoint parts, training and test, at least one image each."""
+    train, test = [], []
+    for d, images in enumerate(digits):
+        if len(images) < 2:
+            raise ValueError(f"images: digit {d} needs at least 2 images to be split, there are {len(images)}")
+        order = torch.from_numpy(np.random.default_rng([_SPLIT, seed, d]).permutation(len(images)))
+        count = min(max(round(test_fraction * len(images)), 1), len(images) - 1)
+        test.append(images[order[:count]])
+        train.append(images[order[count:]])
+    return train, test
+
+
+def _check_images(images: Tensor, labels: Tensor, images_name: str, labels_name: str) -> None:
+    if not isinstance(images, Tensor) or not isinstance(labels, Tensor):
+        raise TypeError(
+            f"{images_name} and {labels_name} must be tensors (torch.from_numpy makes one of an array)"
+        )
+    if images.ndim != 3:
+        raise ValueError(f"{images_name} must be [n, height, width], got {tuple(images.shape)}")
+    if images.dtype != torch.uint8 and not images.is_floating_point():
+        raise ValueError(f"{images_name} must be uint8 (0..255) or floating (0..1), got {images.dtype}")
+    if labels.shape != images.shape[:1]:
+        raise ValueError(f"{labels_name} must be one a image: {tuple(labels.shape)} for {len(images)} images")
+    if labels.is_floating_point() or set(labels.unique().tolist()) != set(range(10)):
+        raise ValueError(f"{labels_name} must be integers and name every digit 0..9")

@@ -1,0 +1,61 @@
+"""Drives CMake (the one build description is CMakeLists.txt) and hands its libraries to setuptools."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+sys.path.insert(0, str(Path(__file__).parent / "build_tools"))
+from target_torch import find_torch  # noqa: E402
+
+ROOT = Path(__file__).parent.resolve()
+
+
+class CMakeBuild(build_ext):
+    """Builds everything at once; the libraries go beside the package's Python files."""
+
+    def build_extension(self, ext: Extension) -> None:
+        package = Path(self.get_ext_fullpath(ext.name)).resolve().parent
+        build = Path(self.build_temp).resolve()
+        torch = find_torch()
+        if torch is None:
+            raise SystemExit(
+                "flexkern needs the headers of torch >= 2.11 to build; `pip install torch` first, or set "
+                "FLEXKERN_TORCH_DIR to the folder of an installed torch package"
+            )
+        configure = [
+            "cmake",
+            f"-S{ROOT}",
+            f"-B{build}",
+            "-GNinja",
+            f"-DCMAKE_INSTALL_PREFIX={package}",
+            f"-DFLEXKERN_TORCH_DIR={torch}",
+            f"-DPython_EXECUTABLE={sys.executable}",
+        ]
+        if archs := os.environ.get("FLEXKERN_CUDA_ARCHS"):
+            configure.append(f"-DFLEXKERN_CUDA_ARCHS={archs.replace(',', ';')}")
+        if os.environ.get("FLEXKERN_CUDA") == "0":
+            configure.append("-DFLEXKERN_CUDA=OFF")
+        subprocess.run(configure, check=True)
+        subprocess.run(["cmake", "--build", str(build), "--target", "install"], check=True)
+
+    def get_outputs(self) -> list[str]:
+        package = Path(self.get_ext_fullpath(self.extensions[0].name)).parent
+        return [*super().get_outputs(), *(str(p) for p in (package / "lib").glob("*.so"))]
+
+    def run(self) -> None:
+        # In an editable install the libraries are built straight into the source tree.
+        super().run()
+        if self.inplace:
+            return
+        package = Path(self.get_ext_fullpath(self.extensions[0].name)).parent
+        shutil.rmtree(package / "include", ignore_errors=True)
+
+
+setup(ext_modules=[Extension("flexkern._core", sources=[])], cmdclass={"build_ext": CMakeBuild})

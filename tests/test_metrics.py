@@ -1,0 +1,134 @@
+"""The metrics against hand-worked matrices, SciPy, and a brute-force shuffle."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flexkern.metrics import AccuracyMatrix, confusion_matrix, hypergeometric_tail, memorised
+
+R = [[0.9, 0.1, 0.0], [0.5, 0.8, 0.2], [0.6, 0.3, 0.7]]
+
+
+def test_summaries_of_a_hand_worked_matrix() -> None:
+    matrix = AccuracyMatrix(R)
+    assert matrix.after(0) == pytest.approx(0.9)
+    assert matrix.after(1) == pytest.approx((0.5 + 0.8) / 2)
+    assert matrix.last == pytest.approx((0.6 + 0.3 + 0.7) / 3)
+    assert matrix.average == pytest.approx((0.9 + 0.65 + 1.6 / 3) / 3)
+    assert matrix.forgetting == pytest.approx(((0.9 - 0.6) + (0.8 - 0.3)) / 2)
+    assert matrix.backward_transfer == pytest.approx(((0.6 - 0.9) + (0.3 - 0.8)) / 2)
+    assert matrix.tolist() == R
+
+
+def test_forgetting_looks_at_the_best_and_backward_transfer_at_the_first() -> None:
+    matrix = AccuracyMatrix([[0.4, 0, 0], [0.9, 0.5, 0], [0.7, 0.5, 0.5]])
+    assert matrix.forgetting == pytest.approx((0.9 - 0.7 + 0.0) / 2)
+    assert matrix.backward_transfer == pytest.approx((0.7 - 0.4 + 0.0) / 2)
+
+
+def test_what_an_item_scored_before_it_was_learned_does_not_count() -> None:
+    matrix = AccuracyMatrix([[0.5, 1.0, 1.0], [0.5, 0.6, 1.0]])
+    assert matrix.last == pytest.approx(0.55)
+    assert AccuracyMatrix([[0.5, 1.0, 1.0], [0.5, 0.6, 1.0], [0.5, 0.6, 0.2]]).forgetting == pytest.approx(0.0)
+
+
+def test_one_item_forgets_nothing() -> None:
+    matrix = AccuracyMatrix([[0.5, 0.0]])
+    assert matrix.forgetting == matrix.backward_transfer == 0.0
+    assert matrix.last == matrix.average == 0.5
+
+
+def test_matrix_refuses_what_it_cannot_be() -> None:
+    matrix = AccuracyMatrix()
+    with pytest.raises(ValueError, match="empty"):
+        _ = matrix.last
+    with pytest.raises(ValueError, match=r"in \[0, 1\]"):
+        matrix.add([0.5, 1.5])
+    with pytest.raises(ValueError, match=r"in \[0, 1\]"):
+        matrix.add([0.5, float("nan")])
+    matrix.add([0.5, 0.5])
+    with pytest.raises(ValueError, match="2 numbers as before, got 3"):
+        matrix.add([0.5, 0.5, 0.5])
+    matrix.add([0.5, 0.5])
+    with pytest.raises(ValueError, match="all 2 items"):
+        matrix.add([0.5, 0.5])
+
+
+def test_confusion_matrix_counts() -> None:
+    counts = confusion_matrix([0, 0, 1, 2, 2], [0, 1, 1, 0, 2], 3)
+    assert counts.tolist() == [[1, 1, 0], [0, 1, 0], [1, 0, 1]]
+    with pytest.raises(ValueError, match=r"predictions must be in \[0, 3\)"):
+        confusion_matrix([0], [3], 3)
+    with pytest.raises(ValueError, match="one length"):
+        confusion_matrix([0, 1], [0], 3)
+
+
+@given(st.data())
+def test_hypergeometric_tail_against_scipy(data: st.DataObject) -> None:
+    stats = pytest.importorskip("scipy.stats")
+    population = data.draw(st.integers(1, 10_000))
+    marked = data.draw(st.integers(0, population))
+    drawn = data.draw(st.integers(0, population))
+    hits = data.draw(st.integers(0, max(1, min(marked, drawn))))
+    expected = stats.hypergeom.sf(hits - 1, population, marked, drawn)
+    # A term is the exponential of nine log-gammas of at most lgamma(10_001) = 82,109, each with an error of
+    # three ulps at most (2^-53 * 82,109 = 9e-12 an ulp); SciPy's are alike. So 2 * 9 * 3 * 9e-12 = 5e-10.
+    assert hypergeometric_tail(hits, population, marked, drawn) == pytest.approx(
+        expected, rel=5e-10, abs=1e-300
+    )
+
+
+def test_hypergeometric_tail_of_a_small_case_by_hand() -> None:
+    # 2 marked of 5, 2 drawn: P(both) = 1/10, P(none) = 3/10.
+    assert hypergeometric_tail(2, 5, 2, 2) == pytest.approx(0.1, rel=1e-14)
+    assert hypergeometric_tail(1, 5, 2, 2) == pytest.approx(0.7, rel=1e-14)
+    assert hypergeometric_tail(0, 5, 2, 2) == 1.0
+    assert hypergeometric_tail(3, 5, 2, 2) == 0.0
+    with pytest.raises(ValueError, match="marked"):
+        hypergeometric_tail(0, 5, 6, 2)
+
+
+def test_the_test_is_what_shuffling_labels_tends_to() -> None:
+    rng = np.random.default_rng(0)
+    items, each = 5, 20
+    labels = np.repeat(np.arange(items), each)
+    predictions = np.where(rng.random(labels.size) < 0.15, labels, rng.integers(0, 3, labels.size))
+    counts = confusion_matrix(labels, predictions, items)
+    shuffles = 20_000
+    reached = np.zeros(items)
+    for _ in range(shuffles):
+        shuffled = rng.permutation(labels)
+        hits = np.bincount(shuffled[shuffled == predictions], minlength=items)
+        reached += hits >= np.diag(counts)
+    for j in range(items):
+        p = hypergeometric_tail(int(counts[j, j]), labels.size, int(counts[:, j].sum()), each)
+        # Five standard errors of the share of shuffles: wrong for a right formula once in 3.5 million.
+        assert abs(reached[j] / shuffles - p) <= 5 * np.sqrt(p * (1 - p) / shuffles) + 1e-12
+
+
+def test_memorised_items() -> None:
+    # Item 0 known; item 1 at chance; item 2 never named; item 3 named for everything else.
+    counts = np.array([[18, 1, 0, 1], [0, 5, 0, 15], [0, 5, 0, 15], [0, 5, 0, 15]])
+    assert memorised(counts).tolist() == [True, False, False, False]
+    assert memorised(counts, learned=[1, 2]).tolist() == [False] * 4
+
+
+def test_a_never_named_item_is_not_memorised_though_no_shuffle_beats_it() -> None:
+    counts = np.array([[20, 0], [20, 0]])
+    assert memorised(counts).tolist() == [False, False]
+
+
+def test_significant_but_below_chance_is_not_memorised() -> None:
+    counts = np.array([[40, 960], [0, 1000]])  # named 40 times, always rightly: p = 2^-40, accuracy 0.04
+    assert hypergeometric_tail(40, 2000, 40, 1000) < 1e-9
+    assert memorised(counts).tolist() == [False, True]
+
+
+def test_memorised_refuses_what_is_not_a_confusion_matrix() -> None:
+    with pytest.raises(ValueError, match="square"):
+        memorised([[1, 2, 3], [4, 5, 6]])
+    with pytest.raises(ValueError, match="square"):
+        memorised([[1, -2], [4, 5]])

@@ -1,0 +1,178 @@
+"""Procedural fields (DESIGN 1.2): flexkern/reference.py's operations in its order, each rounded once.
+
+The kernels are compiled with enable_fp_fusion=False, so no product and sum becomes a fused multiply-add.
+"""
+
+# ruff: noqa: ANN001, ANN202 - device functions: Triton infers the types of their arguments
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.language.math import div_rn, sqrt_rn
+
+from flexkern.fields import SOURCE_FLOATS, SOURCE_INTS, Kind
+from flexkern.triton_kernels.memory import NUM_WARPS, TILE, full_tiles, load_float32, store_float32
+from flexkern.triton_kernels.philox import random_words
+
+__all__ = ["fill_field_", "source_row", "source_tile"]
+
+STORED = tl.constexpr(int(Kind.STORED))
+CONSTANT = tl.constexpr(int(Kind.CONSTANT))
+UNIFORM = tl.constexpr(int(Kind.UNIFORM))
+NORMAL = tl.constexpr(int(Kind.NORMAL))
+BIASED_HIGH = tl.constexpr(int(Kind.BIASED_HIGH))
+
+_LOG_2 = tl.constexpr(0.69314718246459961)  # the float32 nearest to it
+_SQRT_HALF_BITS = tl.constexpr(0x3F3504F3)
+
+
+@triton.jit
+def _log_unit(y):
+    """Natural logarithm of y in (0, 1]: log m = 2 atanh((m - 1) / (m + 1)) with m in [sqrt(.5), sqrt(2))."""
+    bits = y.to(tl.int32, bitcast=True)
+    exponent = (bits - _SQRT_HALF_BITS) >> 23
+    m = (bits - (exponent << 23)).to(tl.float32, bitcast=True)
+    s = div_rn(m - 1.0, m + 1.0)
+    t = s * s
+    series = (((t * (2 / 9) + 2 / 7) * t + 2 / 5) * t + 2 / 3) * t + 2.0
+    return exponent.to(tl.float32) * _LOG_2 + s * series
+
+
+@triton.jit
+def _normal_quantile(u):
+    """Inverse CDF of the standard normal; reference.py says where the coefficients are from."""
+    x = 2.0 * u - 1.0
+    w = -_log_unit((1.0 - x) * (1.0 + x))
+    t = w - 2.5
+    c = 3.9583209598959e-08 * t + 4.851791004512052e-07
+    c = c * t + -4.981194706488168e-06
+    c = c * t + -6.207880232977914e-06
+    c = c * t + 0.00030911510111764073
+    c = c * t + -0.001773041789419949
+    c = c * t + -0.00590812973678112
+    c = c * t + 0.34880268573760986
+    centre = c * t + 2.1233136653900146
+    t = sqrt_rn(w) - 3.0
+    c = -0.0003547525266185403 * t + 0.00015645392704755068
+    c = c * t + 0.0020044303964823484
+    c = c * t + -0.0052047003991901875
+    c = c * t + 0.008076466619968414
+    c = c * t + -0.010778620839118958
+    c = c * t + 0.013353944756090641
+    c = c * t + 1.416581153869629
+    tail = c * t + 4.006434440612793
+    return x * tl.where(w < 5.0, centre, tail)
+
+
+@triton.jit
+def _drawn_tile(kind, seed, stream, offset, purpose, p0, p1, first, TILE: tl.constexpr):
+    """float32 [TILE]: the values at the positions ``offset + first`` .. of a random field."""
+    word = random_words(offset + first, seed, stream, purpose, TILE)
+    # ((word >> 9) + 0.5) 2^-23 without a conversion: the 23 bits become the fraction of a number in [1, 2). The
+    # difference from 1 - 2^-24 is an odd multiple of 2^-24 under 1, so it is exact.
+    u = ((word >> 9) | 0x3F800000).to(tl.float32, bitcast=True) - 0.99999994039535522
+    if kind == UNIFORM:
+        values = u * p1 + p0
+    elif kind == NORMAL:
+        values = _normal_quantile(u) * p1 + p0
+    else:
+        # CDF x^2/2 + x/2 = u has the root (sqrt(1 + 8u) - 1) / 2, written without its cancellation.
+        values = div_rn(4.0 * u, sqrt_rn(8.0 * u + 1.0) + 1.0)
+        if kind != BIASED_HIGH:
+            values = 1.0 - values
+    return values
+
+
+@triton.jit
+def _field_tile(kind, seed, stream, offset, purpose, p0, p1, first, TILE: tl.constexpr):
+    """float32 [TILE]: a tile of a source that is not stored."""
+    if kind == CONSTANT:
+        values = tl.zeros((TILE,), tl.float32) + p0
+    else:
+        values = _drawn_tile(kind, seed, stream, offset, purpose, p0, p1, first, TILE)
+    return values
+
+
+@triton.jit
+def source_tile(source, first, numel, FULL: tl.constexpr, TILE: tl.constexpr):
+    """float32 [TILE]: a tile of an anchor or a flexibility, wherever it comes from.
+
+    ``source`` is (kind, address, seed, stream, offset, purpose, p0, p1), with the numbers of :func:`source_row`; the
+    kind is the same for the whole tile.
+    """
+    kind, address, seed, stream, offset, purpose, p0, p1 = source
+    if kind == STORED:
+        values = load_float32(address, first, numel, tl.float32, FULL, TILE)
+    else:
+        values = _field_tile(kind, seed, stream, offset, purpose, p0, p1, first, TILE)
+    return values
+
+
+def source_row(source: Sequence[int], parameters: Sequence[float]) -> tuple[list[int], list[float]]:
+    """A source that is not stored, as the kernels take it: [kind, seed, stream, offset, purpose] and [p0, p1].
+
+    p0 and p1 are float32: the value of a constant, low and width of a uniform field, mean and std of a normal one.
+
+    Raises:
+        ValueError: if it is not one.
+    """
+    if len(source) != SOURCE_INTS or len(parameters) != SOURCE_FLOATS:
+        raise ValueError(
+            f"a source is {SOURCE_INTS} integers and {SOURCE_FLOATS} numbers, got {list(source)} and {list(parameters)}"
+        )
+    kind = source[0]
+    if not Kind.CONSTANT <= kind <= Kind.BIASED_LOW:
+        raise ValueError(f"kind {kind} is not one of a source without a tensor ({Kind.CONSTANT} .. {Kind.BIASED_LOW})")
+    p0, p1 = np.float32(parameters[0]), np.float32(parameters[1])
+    if kind == Kind.UNIFORM:
+        p1 = np.float32(float(p1) - float(p0))
+    return list(source), [float(p0), float(p1)]
+
+
+@triton.jit(do_not_specialize=["out", "numel", "full", "kind", "seed", "stream", "offset", "purpose"])
+def fill_kernel(
+    out: tl.int64,
+    numel: tl.int64,
+    full: tl.int64,
+    kind: tl.int64,
+    seed: tl.int64,
+    stream: tl.int64,
+    offset: tl.int64,
+    purpose: tl.int64,
+    p0: tl.float32,
+    p1: tl.float32,
+    TILE: tl.constexpr,
+):
+    """Fills the float32 array at ``out`` with a procedural or constant source; ``full`` tiles go without a mask."""
+    tile = tl.program_id(0).to(tl.int64)
+    first = tile * TILE
+    values = _field_tile(kind, seed, stream, offset, purpose, p0, p1, first, TILE)
+    if tile < full:
+        store_float32(out, first, numel, values, tl.float32, True, TILE)
+    else:
+        store_float32(out, first, numel, values, tl.float32, False, TILE)
+
+
+def fill_field_(out: Tensor, source: Sequence[int], parameters: Sequence[float]) -> None:
+    """The Triton implementation of ``flexkern::fill_field_``: ``out``, float32, gets the values of the source.
+
+    Raises:
+        TypeError, ValueError: if ``out`` is not float32 and contiguous, or the source is stored.
+    """
+    if out.dtype is not torch.float32:
+        raise TypeError(f"out must be torch.float32, got {out.dtype}")
+    if not out.is_contiguous():
+        raise ValueError(f"out must be contiguous, got strides {out.stride()} for shape {tuple(out.shape)}")
+    ints, floats = source_row(source, parameters)
+    numel, address = out.numel(), out.data_ptr()
+    if numel == 0:
+        return
+    with torch.cuda.device_of(out):
+        fill_kernel[(triton.cdiv(numel, TILE),)](
+            address, numel, full_tiles([address], numel), *ints, *floats, TILE,
+            num_warps=NUM_WARPS, enable_fp_fusion=False,
+        )  # fmt: skip

@@ -1,0 +1,57 @@
+"""Philox4x32-10 (Salmon et al., SC'11, section 4.3) in a tile: one block of four words for four elements."""
+
+# ruff: noqa: ANN001, ANN202 - device functions: Triton infers the types of their arguments
+
+import triton
+import triton.language as tl
+
+__all__ = ["random_words"]
+
+
+@triton.jit
+def _multiply(x, M: tl.constexpr):
+    """32 x 32 -> 64 bit product as its high and low word: one IMAD.WIDE, where umulhi and mul would be two."""
+    product = x.to(tl.uint64) * M
+    return (product >> 32).to(tl.uint32), product.to(tl.uint32)
+
+
+@triton.jit
+def _philox(block, seed, stream, purpose):
+    """The four random words of each 64-bit block number. What is the same for all lanes stays a scalar."""
+    c0 = block.to(tl.uint32)
+    c1 = (block >> 32).to(tl.uint32)
+    c2 = stream.to(tl.uint32)
+    c3 = purpose.to(tl.uint32)
+    k0 = seed.to(tl.uint32)
+    k1 = (seed >> 32).to(tl.uint32)
+    for _ in tl.static_range(10):
+        high0, low0 = _multiply(c0, 0xD2511F53)
+        high1, low1 = _multiply(c2, 0xCD9E8D57)
+        c0 = high1 ^ c1 ^ k0
+        c1 = low1
+        c2 = high0 ^ c3 ^ k1
+        c3 = low0
+        k0 = tl.add(k0, 0x9E3779B9, sanitize_overflow=False)
+        k1 = tl.add(k1, 0xBB67AE85, sanitize_overflow=False)
+    return c0, c1, c2, c3
+
+
+@triton.jit
+def random_words(first, seed, stream, purpose, TILE: tl.constexpr):
+    """uint32 [TILE]: the random words of the positions ``first`` .. ``first + TILE - 1``; all arguments are int64.
+
+    Each thread gets the four words of a block as four neighbours, which is also how it holds four elements of a
+    16-byte access, so nothing moves between threads.
+    """
+    block = (first >> 2) + tl.arange(0, TILE // 4)
+    w0, w1, w2, w3 = _philox(block, seed, stream, purpose)
+    # A shard may begin inside a block: then its groups of four straddle two blocks.
+    shift = first & 3
+    if shift != 0:
+        n0, n1, n2, n3 = _philox(block + 1, seed, stream, purpose)
+        s0 = tl.where(shift == 1, w1, tl.where(shift == 2, w2, w3))
+        s1 = tl.where(shift == 1, w2, tl.where(shift == 2, w3, n0))
+        s2 = tl.where(shift == 1, w3, tl.where(shift == 2, n0, n1))
+        s3 = tl.where(shift == 1, n0, tl.where(shift == 2, n1, n2))
+        w0, w1, w2, w3 = s0, s1, s2, s3
+    return tl.reshape(tl.join(tl.join(w0, w2), tl.join(w1, w3)), (TILE,))

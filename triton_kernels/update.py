@@ -1,0 +1,45 @@
+"""The flexible update (arXiv 2407.07133; DESIGN 1.1) in a tile: the gate alpha and the SGD step that it scales."""
+
+# ruff: noqa: ANN001, ANN202 - device functions: Triton infers the types of their arguments
+
+import triton
+import triton.language as tl
+
+__all__ = ["gate", "number", "sgd"]
+
+
+@triton.jit
+def number(value, address):
+    """lr or scale as a float32 scalar: ``value``, or what stands at ``address`` on the device where that is not 0."""
+    result = tl.full((), value, tl.float32)
+    if address != 0:
+        result = tl.load(address.to(tl.int64).to(tl.pointer_type(tl.float32)))
+    return result
+
+
+@triton.jit
+def gate(weight, anchor, flexibility, scale):
+    """alpha = sech(k)^2 with k = scale (1 - f) |w - a| / f, as 4 e / (1 + e)^2 with e = exp(-2k); 0 where f = 0."""
+    k = scale * (1.0 - flexibility) * tl.abs(weight - anchor) / flexibility
+    e = tl.exp(-2.0 * k)
+    s = 1.0 + e
+    return tl.where(flexibility == 0, 0.0, 4.0 * e / (s * s))
+
+
+@triton.jit
+def sgd(weight, grad, alpha, buffer, rule, MOMENTUM: tl.constexpr):
+    """New weight and momentum buffer of a step; alpha scales the step, not what enters the buffer.
+
+    ``rule`` is (lr, weight_decay, momentum, grad_share, sign, nesterov, skip_nonfinite).
+    """
+    lr, weight_decay, momentum, grad_share, sign, nesterov, skip_nonfinite = rule
+    g = sign * grad + weight_decay * weight
+    new_buffer = buffer
+    if MOMENTUM:
+        new_buffer = momentum * buffer + grad_share * g
+        g = tl.where(nesterov != 0, g + momentum * new_buffer, new_buffer)
+    new_weight = weight - lr * alpha * g
+    # Infinite and NaN: all bits of the exponent are set.
+    exponent = new_weight.to(tl.int32, bitcast=True) & 0x7F800000
+    moved = (skip_nonfinite == 0) | (exponent != 0x7F800000)
+    return tl.where(moved, new_weight, weight), tl.where(moved, new_buffer, buffer)
