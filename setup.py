@@ -12,7 +12,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 sys.path.insert(0, str(Path(__file__).parent / "build_tools"))
-from target_torch import find_torch  # noqa: E402
+from target_torch import find_torch
 
 ROOT = Path(__file__).parent.resolve()
 
@@ -45,17 +45,17 @@ class CMakeBuild(build_ext):
         subprocess.run(configure, check=True)
         subprocess.run(["cmake", "--build", str(build), "--target", "install"], check=True)
 
+    def copy_extensions_to_source(self) -> None:
+        """In an editable install the operator libraries go into the source tree, as the module does."""
+        super().copy_extensions_to_source()
+        name = self.extensions[0].name
+        built = Path(self.build_lib, *name.split(".")[:-1]) / "lib"
+        target = Path(self.get_finalized_command("build_py").get_package_dir("flexkern")) / "lib"
+        shutil.copytree(built, target, dirs_exist_ok=True)
+
     def get_outputs(self) -> list[str]:
         package = Path(self.get_ext_fullpath(self.extensions[0].name)).parent
         return [*super().get_outputs(), *(str(p) for p in (package / "lib").glob("*.so"))]
-
-    def run(self) -> None:
-        # In an editable install the libraries are built straight into the source tree.
-        super().run()
-        if self.inplace:
-            return
-        package = Path(self.get_ext_fullpath(self.extensions[0].name)).parent
-        shutil.rmtree(package / "include", ignore_errors=True)
 
 
 setup(ext_modules=[Extension("flexkern._core", sources=[])], cmdclass={"build_ext": CMakeBuild})

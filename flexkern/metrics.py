@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["AccuracyMatrix", "confusion_matrix", "hypergeometric_tail", "memorised"]
+__all__ = ["AccuracyMatrix", "Evaluation", "confusion_matrix", "hypergeometric_tail", "memorised"]
+
+
+class Evaluation(NamedTuple):
+    """What a learner answers on the test inputs of a stream.
+
+    accuracies: float64 [experiences], the share of right answers on each.
+    confusion: int64 [classes, classes], all test inputs together: row = truth, column = answer.
+    """
+
+    accuracies: NDArray[np.float64]
+    confusion: NDArray[np.int64]
 
 
 class AccuracyMatrix:

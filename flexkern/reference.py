@@ -230,7 +230,7 @@ def metaplastic_sgd_(
     master: Sequence[Tensor],
     rule: SgdRule,
 ) -> None:
-    """Steps every tensor in place; where there are float32 masters, those, and the weights are their rounding."""
+    """Steps every tensor in place. Where there are masters, those step, and the weights are their rounding."""
     for i, w in enumerate(weight):
         exact = master[i] if master else w
         buffer = momentum_buffer[i] if momentum_buffer else None

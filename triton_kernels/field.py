@@ -12,7 +12,6 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.language.math import div_rn, sqrt_rn
 
 from flexkern.fields import SOURCE_FLOATS, SOURCE_INTS, Kind
 from flexkern.triton_kernels.memory import NUM_WARPS, TILE, full_tiles, load_float32, store_float32
@@ -36,7 +35,7 @@ def _log_unit(y):
     bits = y.to(tl.int32, bitcast=True)
     exponent = (bits - _SQRT_HALF_BITS) >> 23
     m = (bits - (exponent << 23)).to(tl.float32, bitcast=True)
-    s = div_rn(m - 1.0, m + 1.0)
+    s = tl.div_rn(m - 1.0, m + 1.0)
     t = s * s
     series = (((t * (2 / 9) + 2 / 7) * t + 2 / 5) * t + 2 / 3) * t + 2.0
     return exponent.to(tl.float32) * _LOG_2 + s * series
@@ -56,7 +55,7 @@ def _normal_quantile(u):
     c = c * t + -0.00590812973678112
     c = c * t + 0.34880268573760986
     centre = c * t + 2.1233136653900146
-    t = sqrt_rn(w) - 3.0
+    t = tl.sqrt_rn(w) - 3.0
     c = -0.0003547525266185403 * t + 0.00015645392704755068
     c = c * t + 0.0020044303964823484
     c = c * t + -0.0052047003991901875
@@ -69,32 +68,41 @@ def _normal_quantile(u):
 
 
 @triton.jit
-def _drawn_tile(kind, seed, stream, offset, purpose, p0, p1, first, TILE: tl.constexpr):
-    """float32 [TILE]: the values at the positions ``offset + first`` .. of a random field."""
-    word = random_words(offset + first, seed, stream, purpose, TILE)
-    # ((word >> 9) + 0.5) 2^-23 without a conversion: the 23 bits become the fraction of a number in [1, 2). The
+def _value(word, kind, p0, p1):
+    """The float32 value that a random word stands for; ``kind`` is a scalar."""
+    # ((word >> 9) + 0.5) 2^-23 without a conversion: the 23 bits become the fraction of a number in [1, 2). Its
     # difference from 1 - 2^-24 is an odd multiple of 2^-24 under 1, so it is exact.
     u = ((word >> 9) | 0x3F800000).to(tl.float32, bitcast=True) - 0.99999994039535522
     if kind == UNIFORM:
-        values = u * p1 + p0
+        value = u * p1 + p0
     elif kind == NORMAL:
-        values = _normal_quantile(u) * p1 + p0
+        value = _normal_quantile(u) * p1 + p0
     else:
         # CDF x^2/2 + x/2 = u has the root (sqrt(1 + 8u) - 1) / 2, written without its cancellation.
-        values = div_rn(4.0 * u, sqrt_rn(8.0 * u + 1.0) + 1.0)
-        if kind != BIASED_HIGH:
-            values = 1.0 - values
-    return values
+        value = tl.div_rn(4.0 * u, tl.sqrt_rn(8.0 * u + 1.0) + 1.0)
+        value = tl.where(kind == BIASED_HIGH, value, 1.0 - value)
+    return value
 
 
 @triton.jit
-def _field_tile(kind, seed, stream, offset, purpose, p0, p1, first, TILE: tl.constexpr):
-    """float32 [TILE]: a tile of a source that is not stored."""
-    if kind == CONSTANT:
-        values = tl.zeros((TILE,), tl.float32) + p0
+def _computed_tile(source, first, TILE: tl.constexpr):
+    """float32 [TILE]: a tile of a constant or of a random field; 0 for a stored source.
+
+    A thread has the four values of a Philox block as neighbours, which is how it holds the four elements of an
+    access to memory, so nothing moves between threads. They are joined after the branches: Triton 3.6 would take a
+    joined tile through shared memory at the end of each branch.
+    """
+    kind, _, seed, stream, offset, purpose, p0, p1 = source
+    if kind > CONSTANT:
+        w0, w1, w2, w3 = random_words(offset + first, seed, stream, purpose, TILE)
+        v0 = _value(w0, kind, p0, p1)
+        v1 = _value(w1, kind, p0, p1)
+        v2 = _value(w2, kind, p0, p1)
+        v3 = _value(w3, kind, p0, p1)
     else:
-        values = _drawn_tile(kind, seed, stream, offset, purpose, p0, p1, first, TILE)
-    return values
+        v0 = tl.zeros((TILE // 4,), tl.float32) + tl.where(kind == CONSTANT, p0, 0.0)
+        v1, v2, v3 = v0, v0, v0
+    return tl.reshape(tl.join(tl.join(v0, v2), tl.join(v1, v3)), (TILE,))
 
 
 @triton.jit
@@ -104,12 +112,9 @@ def source_tile(source, first, numel, FULL: tl.constexpr, TILE: tl.constexpr):
     ``source`` is (kind, address, seed, stream, offset, purpose, p0, p1), with the numbers of :func:`source_row`; the
     kind is the same for the whole tile.
     """
-    kind, address, seed, stream, offset, purpose, p0, p1 = source
-    if kind == STORED:
-        values = load_float32(address, first, numel, tl.float32, FULL, TILE)
-    else:
-        values = _field_tile(kind, seed, stream, offset, purpose, p0, p1, first, TILE)
-    return values
+    kind, address = source[0], source[1]
+    stored = load_float32(address, first, numel, kind == STORED, tl.float32, FULL, TILE)
+    return tl.where(kind == STORED, stored, _computed_tile(source, first, TILE))
 
 
 def source_row(source: Sequence[int], parameters: Sequence[float]) -> tuple[list[int], list[float]]:
@@ -150,7 +155,8 @@ def fill_kernel(
     """Fills the float32 array at ``out`` with a procedural or constant source; ``full`` tiles go without a mask."""
     tile = tl.program_id(0).to(tl.int64)
     first = tile * TILE
-    values = _field_tile(kind, seed, stream, offset, purpose, p0, p1, first, TILE)
+    source = (kind, out, seed, stream, offset, purpose, tl.full((), p0, tl.float32), tl.full((), p1, tl.float32))
+    values = _computed_tile(source, first, TILE)
     if tile < full:
         store_float32(out, first, numel, values, tl.float32, True, TILE)
     else:

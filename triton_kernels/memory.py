@@ -23,31 +23,40 @@ def full_tiles(addresses: list[int], numel: int) -> int:
 
 
 @triton.jit
-def load_float32(address, first, numel, DTYPE: tl.constexpr, FULL: tl.constexpr, TILE: tl.constexpr):
+def _pointers(address, first, DTYPE: tl.constexpr, FULL: tl.constexpr, TILE: tl.constexpr):
+    """Pointers to the elements ``first`` .. of the array at ``address``, which for FULL is a multiple of ALIGNMENT.
+
+    bfloat16 goes as the upper half of a float32, which is what the hardware does too: Triton's interpreter widens
+    subnormal numbers wrongly and does not round to nearest.
+    """
+    stored: tl.constexpr = tl.uint16 if DTYPE == tl.bfloat16 else DTYPE
+    pointer = address.to(tl.int64).to(tl.pointer_type(stored))  # the interpreter takes small numbers as int32
+    if FULL:
+        # Four elements an access in every dtype, 16 or 8 bytes: then a thread holds the same elements of all arrays.
+        pointer = tl.multiple_of(pointer, 4 * (DTYPE.primitive_bitwidth // 8))
+    return pointer + (first + tl.arange(0, TILE))
+
+
+@triton.jit
+def load_float32(address, first, numel, wanted, DTYPE: tl.constexpr, FULL: tl.constexpr, TILE: tl.constexpr):
     """float32 [TILE]: elements ``first`` .. of the array at ``address``.
 
-    FULL promises that all are inside and that the address is a multiple of ALIGNMENT, which makes the accesses
-    16 bytes wide; else those past ``numel`` are 0. ``first`` is a multiple of TILE.
+    FULL promises that all are inside, else those past ``numel`` are 0. ``wanted`` is a scalar: where it is False,
+    nothing is read. ``first`` is a multiple of TILE.
     """
-    # bfloat16 goes as the upper half of a float32, which is what the hardware does too: Triton's interpreter
-    # widens subnormal numbers wrongly and does not round to nearest.
-    stored: tl.constexpr = tl.uint16 if DTYPE == tl.bfloat16 else DTYPE
-    pointer = address.to(tl.pointer_type(stored))
-    index = first + tl.arange(0, TILE)
+    pointers = _pointers(address, first, DTYPE, FULL, TILE)
     if FULL:
-        values = tl.load(tl.multiple_of(pointer, 16) + index)
+        values = tl.load(pointers, mask=wanted, other=0)
     else:
-        values = tl.load(pointer + index, mask=index < numel, other=0)
+        values = tl.load(pointers, mask=first + tl.arange(0, TILE) < tl.where(wanted, numel, 0), other=0)
     if DTYPE == tl.bfloat16:
-        return (values.to(tl.uint32) << 16).to(tl.float32, bitcast=True)
-    else:  # noqa: RET505 - Triton wants both
-        return values.to(tl.float32)
+        values = (values.to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+    return values.to(tl.float32)
 
 
 @triton.jit
 def store_float32(address, first, numel, values, DTYPE: tl.constexpr, FULL: tl.constexpr, TILE: tl.constexpr):
     """Rounds ``values`` to the nearest of DTYPE, ties to even, and stores them; the rest as in load_float32."""
-    stored: tl.constexpr = tl.uint16 if DTYPE == tl.bfloat16 else DTYPE
     if DTYPE == tl.bfloat16:
         bits = values.to(tl.uint32, bitcast=True)
         rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
@@ -55,9 +64,8 @@ def store_float32(address, first, numel, values, DTYPE: tl.constexpr, FULL: tl.c
         values = tl.where(values == values, rounded, (bits >> 16) | 0x40).to(tl.uint16)  # noqa: PLR0124
     else:
         values = values.to(DTYPE)
-    pointer = address.to(tl.pointer_type(stored))
-    index = first + tl.arange(0, TILE)
+    pointers = _pointers(address, first, DTYPE, FULL, TILE)
     if FULL:
-        tl.store(tl.multiple_of(pointer, 16) + index, values)
+        tl.store(pointers, values)
     else:
-        tl.store(pointer + index, values, mask=index < numel)
+        tl.store(pointers, values, mask=first + tl.arange(0, TILE) < numel)

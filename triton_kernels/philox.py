@@ -38,10 +38,9 @@ def _philox(block, seed, stream, purpose):
 
 @triton.jit
 def random_words(first, seed, stream, purpose, TILE: tl.constexpr):
-    """uint32 [TILE]: the random words of the positions ``first`` .. ``first + TILE - 1``; all arguments are int64.
+    """Four uint32 [TILE // 4]: the random words of the positions ``first + 4 i + lane``, one tensor a lane.
 
-    Each thread gets the four words of a block as four neighbours, which is also how it holds four elements of a
-    16-byte access, so nothing moves between threads.
+    All arguments are int64.
     """
     block = (first >> 2) + tl.arange(0, TILE // 4)
     w0, w1, w2, w3 = _philox(block, seed, stream, purpose)
@@ -54,4 +53,4 @@ def random_words(first, seed, stream, purpose, TILE: tl.constexpr):
         s2 = tl.where(shift == 1, w3, tl.where(shift == 2, n0, n1))
         s3 = tl.where(shift == 1, n0, tl.where(shift == 2, n1, n2))
         w0, w1, w2, w3 = s0, s1, s2, s3
-    return tl.reshape(tl.join(tl.join(w0, w2), tl.join(w1, w3)), (TILE,))
+    return w0, w1, w2, w3

@@ -39,10 +39,12 @@ SEARCH = tl.constexpr(128)  # first programs that are compared at once: one a th
 def find_row(table, tensors, program):
     """The row of the tensor that ``program`` works on: the last one whose first program is not after it."""
     before = tl.full((), 0, tl.int32)
-    for start in range(0, tensors, SEARCH):
+    start = tl.full((), 0, tl.int32)
+    while start < tensors:  # `range` of a run-time bound fails in the interpreter of triton 3.6 with numpy 2.4
         tensor = start + tl.arange(0, SEARCH)
         first = tl.load(table + tensor, mask=tensor < tensors, other=0x7FFFFFFF)
         before += tl.sum((first <= program).to(tl.int32), axis=0)
+        start += SEARCH
     return table + tensors + (before - 1) * COLUMNS
 
 

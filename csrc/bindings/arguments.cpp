@@ -13,10 +13,10 @@ Dtype dtype_of(const Tensor& tensor, const char* name) {
   }
 }
 
-void check_like(const Tensor& tensor, const char* name, const Tensor& weight, DeviceType device,
-                ScalarType dtype) {
+void check_like(const Tensor& tensor, const char* name, const Tensor& weight, DeviceType device, ScalarType dtype) {
   STD_TORCH_CHECK(tensor.device().type() == device, name, " is on another device than the operator");
-  STD_TORCH_CHECK(tensor.get_device_index() == weight.get_device_index(), name, " is on another device than weight");
+  STD_TORCH_CHECK(tensor.get_device_index() == weight.get_device_index(), name,
+                  " is on another device than weight");
   STD_TORCH_CHECK(tensor.is_contiguous(), name, " must be contiguous");
   STD_TORCH_CHECK(tensor.scalar_type() == dtype, name, " has the wrong dtype");
   STD_TORCH_CHECK(tensor.numel() == weight.numel(), name, " has ", tensor.numel(), " elements but weight has ",
@@ -87,8 +87,9 @@ void check_memory(std::vector<Extent>& extents) {
   const char* any = nullptr;
   const char* written = nullptr;
   for (const Extent& extent : extents) {
-    STD_TORCH_CHECK(extent.begin >= (extent.written ? any : written),
-                    "a tensor that is updated in place shares memory with another argument; pass a .clone() of one");
+    STD_TORCH_CHECK(
+        extent.begin >= (extent.written ? any : written),
+        "a tensor that is updated in place shares memory with another argument; pass a .clone() of one");
     any = std::max(any, extent.end);
     if (extent.written) written = std::max(written, extent.end);
   }
@@ -116,9 +117,10 @@ SgdCall decode_sgd(const Tensors& weight, const Tensors& grad, const Tensors& an
   call.weight = dtype_of(weight[0], "weight");
   call.grad = dtype_of(grad[0], "grad");
   check_count(master, "master", count, call.weight == Dtype::kFloat32);
-  STD_TORCH_CHECK(call.grad == Dtype::kFloat32 || call.grad == call.weight, "grad must be float32 or of weight's dtype");
-  STD_TORCH_CHECK(sources.empty() || (sources.size() == 2 * count * kSourceInts &&
-                                      parameters.size() == 2 * count * kSourceFloats),
+  STD_TORCH_CHECK(call.grad == Dtype::kFloat32 || call.grad == call.weight,
+                  "grad must be float32 or of weight's dtype");
+  STD_TORCH_CHECK(sources.empty() ||
+                      (sources.size() == 2 * count * kSourceInts && parameters.size() == 2 * count * kSourceFloats),
                   "sources and parameters need rows for the anchor and the flexibility of each weight");
   check_number(lr_tensor, "lr_tensor");
   check_number(scale_tensor, "scale_tensor");
@@ -177,8 +179,7 @@ SgdCall decode_sgd(const Tensors& weight, const Tensors& grad, const Tensors& an
 GateCall decode_gate(const Tensor& weight, const Tensors& anchor, const Tensors& flexibility,
                      const std::vector<int64_t>& sources, const std::vector<double>& parameters, double scale,
                      const std::optional<Tensor>& scale_tensor, DeviceType device) {
-  STD_TORCH_CHECK(sources.empty() ||
-                      (sources.size() == 2 * kSourceInts && parameters.size() == 2 * kSourceFloats),
+  STD_TORCH_CHECK(sources.empty() || (sources.size() == 2 * kSourceInts && parameters.size() == 2 * kSourceFloats),
                   "sources and parameters need a row for the anchor and one for the flexibility");
   check_like(weight, "weight", weight, device, ScalarType::Float);
   check_number(scale_tensor, "scale_tensor");

@@ -26,7 +26,8 @@ void parallel_elements(int64_t numel, const Body& body) {
 void sgd(Tensors weight, Tensors grad, Tensors anchor, Tensors flexibility, Tensors alpha,
          std::vector<int64_t> sources, std::vector<double> parameters, Tensors momentum_buffer, Tensors master,
          double lr, std::optional<Tensor> lr_tensor, double scale, std::optional<Tensor> scale_tensor,
-         double weight_decay, double momentum, double dampening, bool nesterov, bool maximize, bool skip_nonfinite) {
+         double weight_decay, double momentum, double dampening, bool nesterov, bool maximize,
+         bool skip_nonfinite) {
   SgdCall call = decode_sgd(weight, grad, anchor, flexibility, alpha, sources, parameters, momentum_buffer, master,
                             lr, lr_tensor, scale, scale_tensor, weight_decay, momentum, dampening, nesterov,
                             maximize, skip_nonfinite, kCpu);
@@ -78,9 +79,8 @@ Tensor pack_mask(Tensor mask) {
   const uint8_t* in = static_cast<const uint8_t*>(mask.data_ptr());
   int32_t* out = static_cast<int32_t*>(words.data_ptr());
   const auto kernel = cpu::kernels().pack_mask;
-  torch::stable::parallel_for(0, rows, row_grain(columns), [&](int64_t begin, int64_t end) {
-    kernel(in, out, columns, begin, end);
-  });
+  torch::stable::parallel_for(0, rows, row_grain(columns),
+                              [&](int64_t begin, int64_t end) { kernel(in, out, columns, begin, end); });
   return words;
 }
 
@@ -91,9 +91,8 @@ Tensor unpack_mask(Tensor words, int64_t columns) {
   const int32_t* in = static_cast<const int32_t*>(words.data_ptr());
   uint8_t* out = static_cast<uint8_t*>(mask.data_ptr());
   const auto kernel = cpu::kernels().unpack_mask;
-  torch::stable::parallel_for(0, rows, row_grain(columns), [&](int64_t begin, int64_t end) {
-    kernel(in, out, columns, begin, end);
-  });
+  torch::stable::parallel_for(0, rows, row_grain(columns),
+                              [&](int64_t begin, int64_t end) { kernel(in, out, columns, begin, end); });
   return mask;
 }
 

@@ -1,9 +1,8 @@
 // The CUDA operators, in a library of their own: aoti_torch_get_current_cuda_stream is missing in CPU builds of
 // torch, so flexkern loads it only where torch has CUDA.
-#include "../cuda/kernels.h"
-
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 
+#include "../cuda/kernels.h"
 #include "arguments.h"
 
 namespace flexkern::bindings {
@@ -38,7 +37,8 @@ void resolve(const std::optional<Tensor>& tensor, float& value, const float*& po
 void sgd(Tensors weight, Tensors grad, Tensors anchor, Tensors flexibility, Tensors alpha,
          std::vector<int64_t> sources, std::vector<double> parameters, Tensors momentum_buffer, Tensors master,
          double lr, std::optional<Tensor> lr_tensor, double scale, std::optional<Tensor> scale_tensor,
-         double weight_decay, double momentum, double dampening, bool nesterov, bool maximize, bool skip_nonfinite) {
+         double weight_decay, double momentum, double dampening, bool nesterov, bool maximize,
+         bool skip_nonfinite) {
   SgdCall call = decode_sgd(weight, grad, anchor, flexibility, alpha, sources, parameters, momentum_buffer, master,
                             lr, lr_tensor, scale, scale_tensor, weight_decay, momentum, dampening, nesterov,
                             maximize, skip_nonfinite, kCuda);
@@ -56,18 +56,19 @@ Tensor gate(Tensor weight, Tensors anchor, Tensors flexibility, std::vector<int6
   resolve(scale_tensor, call.scale, call.scale_pointer);
   const Where at = where(weight);
   Tensor alpha = torch::stable::empty_like(weight);
-  check_launch("metaplastic_gate",
-               cuda::gate(static_cast<const float*>(weight.data_ptr()), call.anchor, call.flexibility, call.scale,
-                          call.scale_pointer, static_cast<float*>(alpha.data_ptr()), weight.numel(), at.device,
-                          at.stream));
+  check_launch(
+      "metaplastic_gate",
+      cuda::gate(static_cast<const float*>(weight.data_ptr()), call.anchor, call.flexibility, call.scale,
+                 call.scale_pointer, static_cast<float*>(alpha.data_ptr()), weight.numel(), at.device, at.stream));
   return alpha;
 }
 
 void fill_field(Tensor out, std::vector<int64_t> source, std::vector<double> parameters) {
   check_like(out, "out", out, kCuda, ScalarType::Float);
   const Where at = where(out);
-  check_launch("fill_field_", cuda::fill_field(field_source(source, parameters), static_cast<float*>(out.data_ptr()),
-                                               out.numel(), at.device, at.stream));
+  check_launch("fill_field_",
+               cuda::fill_field(field_source(source, parameters), static_cast<float*>(out.data_ptr()), out.numel(),
+                                at.device, at.stream));
 }
 
 Tensor pack_mask(Tensor mask) {

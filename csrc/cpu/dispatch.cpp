@@ -6,9 +6,9 @@
 
 namespace flexkern {
 
-#define FLEXKERN_DECLARE(isa)           \
-  namespace isa {                       \
-  extern const cpu::Kernels kKernels;   \
+#define FLEXKERN_DECLARE(isa)         \
+  namespace isa {                     \
+  extern const cpu::Kernels kKernels; \
   }
 
 FLEXKERN_DECLARE(baseline)

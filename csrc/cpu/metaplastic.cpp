@@ -112,7 +112,8 @@ void gate(const float* weight, const Source& anchor, const Source& flexibility, 
     const float* f = source_values(flexibility, i, count, flexibility_chunk);
     const float* w = weight + i;
     for_each_vector(count, [&](int64_t j, int64_t lanes) __attribute__((always_inline)) {
-      store_some(alpha + i + j, gate(load_some(w + j, lanes), load_some(a + j, lanes), load_some(f + j, lanes), rate), lanes);
+      store_some(alpha + i + j,
+                 gate(load_some(w + j, lanes), load_some(a + j, lanes), load_some(f + j, lanes), rate), lanes);
     });
   }
 }

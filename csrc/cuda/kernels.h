@@ -20,7 +20,8 @@ const char* gate(const float* weight, const Source& anchor, const Source& flexib
 
 const char* fill_field(const Source& source, float* out, int64_t numel, int device, Stream stream);
 
-const char* pack_mask(const uint8_t* mask, int32_t* words, int64_t rows, int64_t columns, int device, Stream stream);
+const char* pack_mask(const uint8_t* mask, int32_t* words, int64_t rows, int64_t columns, int device,
+                      Stream stream);
 const char* unpack_mask(const int32_t* words, uint8_t* mask, int64_t rows, int64_t columns, int device,
                         Stream stream);
 

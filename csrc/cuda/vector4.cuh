@@ -43,16 +43,20 @@ __device__ __forceinline__ void load4(const T* p, bool whole, int count, float (
   }
 }
 
+// By intrinsics, because from plain stores ptxas merges the two branches of store4 into four narrow ones.
+__device__ __forceinline__ void store_whole(float* p, const float (&v)[4]) {
+  __stwb(reinterpret_cast<float4*>(p), make_float4(v[0], v[1], v[2], v[3]));
+}
+template <class T>
+__device__ __forceinline__ void store_whole(T* p, const float (&v)[4]) {
+  alignas(8) const T x[4] = {narrow<T>(v[0]), narrow<T>(v[1]), narrow<T>(v[2]), narrow<T>(v[3])};
+  __stwb(reinterpret_cast<uint2*>(p), *reinterpret_cast<const uint2*>(x));
+}
+
 template <class T>
 __device__ __forceinline__ void store4(T* p, bool whole, int count, const float (&v)[4]) {
   if (whole) {
-    struct alignas(4 * sizeof(T)) Pack {
-      T x[4];
-    };
-    Pack pack;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) pack.x[i] = narrow<T>(v[i]);
-    *reinterpret_cast<Pack*>(p) = pack;
+    store_whole(p, v);
   } else {
 #pragma unroll
     for (int i = 0; i < 4; ++i)

@@ -52,9 +52,9 @@ FLEXKERN_FN F log_unit(F y) {
 // the coefficients are from.
 template <class F>
 FLEXKERN_FN F normal_quantile(F u) {
-  const float centre[] = {2.1233136653900146f,      0.34880268573760986f,   -0.00590812973678112f,
-                          -0.001773041789419949f,   0.00030911510111764073f, -6.207880232977914e-06f,
-                          -4.981194706488168e-06f,  4.851791004512052e-07f,  3.9583209598959e-08f};
+  const float centre[] = {2.1233136653900146f,     0.34880268573760986f,    -0.00590812973678112f,
+                          -0.001773041789419949f,  0.00030911510111764073f, -6.207880232977914e-06f,
+                          -4.981194706488168e-06f, 4.851791004512052e-07f,  3.9583209598959e-08f};
   const float tail[] = {4.006434440612793f,     1.416581153869629f,      0.013353944756090641f,
                         -0.010778620839118958f, 0.008076466619968414f,   -0.0052047003991901875f,
                         0.0020044303964823484f, 0.00015645392704755068f, -0.0003547525266185403f};
@@ -76,8 +76,7 @@ FLEXKERN_FN F field_value(ints<F> word, Kind kind, float p0, float p1) {
 
 // The four values at index 4 * block .. 4 * block + 3 of an unsharded tensor.
 FLEXKERN_FN void field_block(const Source& source, uint64_t block, float (&values)[4]) {
-  uint32_t c[4] = {static_cast<uint32_t>(block), static_cast<uint32_t>(block >> 32), source.stream,
-                   source.purpose};
+  uint32_t c[4] = {static_cast<uint32_t>(block), static_cast<uint32_t>(block >> 32), source.stream, source.purpose};
   philox(c, source.seed);
   FLEXKERN_UNROLL
   for (int i = 0; i < 4; ++i)

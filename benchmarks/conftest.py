@@ -1,0 +1,95 @@
+"""Collects the rows of a benchmark run, prints the table of ratios and writes the results file."""
+
+from __future__ import annotations
+
+import os
+
+# torch then asks for huge pages for large tensors, ours and the peers' alike: with 4 KB pages a quarter of the
+# time of every streaming operator goes to address translation, which no kernel can change.
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pytest
+import torch
+from harness import RESULTS, Row, gpu_seconds, machine, seconds
+
+import flexkern
+
+ROWS: list[Row] = []
+
+
+@pytest.fixture
+def race(benchmark: Any) -> Callable[..., Row]:
+    """Measures ours against a peer on the CPU: each timed round of ours follows one of the peer."""
+
+    def run(row: Row, ours: Callable[[], Any], peer: Callable[[], Any], *, rounds: int) -> Row:
+        warm = 3
+        for _ in range(warm):
+            peer(), ours()
+        row.peer_seconds.clear()
+        # The peer runs in the untimed set-up of each round, so that both see the same noise.
+        benchmark.pedantic(ours, setup=lambda: row.peer_seconds.append(seconds(peer)), rounds=rounds)
+        row.ours_seconds.extend(benchmark.stats.stats.data)
+        benchmark.extra_info.update({"peer": row.peer, "ratio": row.ratio, "goal": row.goal})
+        ROWS.append(row)
+        return row
+
+    return run
+
+
+@pytest.fixture
+def gpu_race() -> Callable[..., Row]:
+    """Measures ours against a peer on the GPU, by device events, in turns."""
+
+    def run(row: Row, ours: Callable[[], Any], peer: Callable[[], Any], *, rounds: int = 20) -> Row:
+        for _ in range(3):
+            peer(), ours()
+        torch.cuda.synchronize()
+        for _ in range(rounds):
+            row.peer_seconds.append(gpu_seconds(peer))
+            row.ours_seconds.append(gpu_seconds(ours))
+        ROWS.append(row)
+        return row
+
+    return run
+
+
+@pytest.fixture
+def gpu_backend(backend: str) -> Iterator[None]:
+    """Runs a GPU case on the backend that it names."""
+    status = flexkern.backends()[backend]
+    if not torch.cuda.is_available() or not status.available:
+        pytest.skip(f"{backend}: {status.reason}")
+    with flexkern.use_backend(backend):
+        yield
+
+
+def table(rows: Sequence[Row]) -> list[str]:
+    """The rows as lines of text."""
+    head = f"{'case':<44} {'peer':<34} {'ours ms':>8} {'peer ms':>8} {'ratio':>7}  goal"
+    lines = [head, "-" * len(head)]
+    for row in rows:
+        d = row.as_dict()
+        lines.append(
+            f"{row.name:<44} {row.peer:<34} {d['ours']['median_ms']:8.3f} {d['peer_times']['median_ms']:8.3f} "
+            f"{row.ratio:7.2f}  {d['goal']} {'met' if row.met else 'NOT MET'} ({d['figure']})"
+        )
+    return lines
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    if not ROWS:
+        return
+    terminalreporter.section("ratios, ours and peer in one run")
+    for line in table(ROWS):
+        terminalreporter.write_line(line)
+    kind = "gpu" if torch.cuda.is_available() else "cpu"
+    path = RESULTS / os.environ.get("FLEXKERN_RESULTS_NAME", f"metaplastic_{kind}.json")
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(
+        json.dumps({"machine": machine(), "rows": [row.as_dict() for row in ROWS]}, indent=1) + "\n"
+    )
+    terminalreporter.write_line(f"written: {path}")

@@ -1,0 +1,5 @@
+"""Learners: whole networks that take a stream, one experience after the other."""
+
+from flexkern.learners.metaplastic import MetaplasticMLP, Progress
+
+__all__ = ["MetaplasticMLP", "Progress"]

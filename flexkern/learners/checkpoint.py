@@ -1,0 +1,99 @@
+"""Checkpoints: one safetensors file of tensors and JSON, written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from typing import Any
+
+from torch import Tensor
+
+__all__ = ["join_optimizer", "read", "split_optimizer", "write"]
+
+_KEY = "flexkern"  # of the JSON in the file's metadata
+_MARK = {"tensor": True}  # stands in the JSON for a tensor of the optimizer's state
+_HELP = "checkpoints need safetensors, which is not installed: pip install 'flexkern[cli]'"
+
+
+def write(path: str | os.PathLike[str], tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
+    """Writes to a temporary file beside ``path``, then puts it in place of ``path`` in one step."""
+    try:
+        from safetensors.torch import save
+    except ImportError as error:
+        raise ImportError(_HELP) from error
+    content = save(
+        {name: t.detach().cpu().contiguous() for name, t in tensors.items()},
+        metadata={_KEY: json.dumps(record, allow_nan=False)},
+    )
+    path = os.path.abspath(path)
+    descriptor, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".", suffix=".tmp")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors (on the CPU) and JSON of a checkpoint.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is damaged or not one of ours.
+    """
+    try:
+        from safetensors import SafetensorError, safe_open
+    except ImportError as error:
+        raise ImportError(_HELP) from error
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"path: no checkpoint at {os.fspath(path)!r}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except SafetensorError as error:
+        raise ValueError(f"path: {os.fspath(path)!r} is not a checkpoint, or damaged: {error}") from error
+    if _KEY not in metadata:
+        raise ValueError(f"path: {os.fspath(path)!r} was not written by flexkern")
+    return tensors, json.loads(metadata[_KEY])
+
+
+def split_optimizer(state_dict: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """An optimizer's state_dict as named tensors and JSON with a mark in place of each tensor."""
+    tensors: dict[str, Tensor] = {}
+
+    def split(value: Any, name: str) -> Any:
+        if isinstance(value, Tensor):
+            tensors[name] = value
+            return _MARK
+        if isinstance(value, dict):
+            return {str(k): split(v, f"{name}.{k}") for k, v in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [split(v, f"{name}.{i}") for i, v in enumerate(value)]
+        return value
+
+    return tensors, split(state_dict, "optimizer")
+
+
+def join_optimizer(tensors: dict[str, Tensor], record: dict[str, Any]) -> dict[str, Any]:
+    """The inverse of :func:`split_optimizer`."""
+
+    def join(value: Any, name: str) -> Any:
+        if value == _MARK:
+            return tensors[name]
+        if isinstance(value, dict):
+            return {k: join(v, f"{name}.{k}") for k, v in value.items()}
+        if isinstance(value, list):
+            return [join(v, f"{name}.{i}") for i, v in enumerate(value)]
+        return value
+
+    state_dict = join(record, "optimizer")
+    # JSON has only names for keys; an optimizer numbers its parameters.
+    return {**state_dict, "state": {int(k): v for k, v in state_dict["state"].items()}}

@@ -1,0 +1,324 @@
+"""The classifier of the metaplasticity paper (arXiv 2407.07133) as a continual learner."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from flexkern import ops
+from flexkern.features import extract_from, fingerprint
+from flexkern.fields import Field, Purpose
+from flexkern.learners import checkpoint
+from flexkern.metrics import Evaluation, confusion_matrix
+from flexkern.optim import MetaplasticSGD
+from flexkern.streams.base import Experience
+
+__all__ = ["NETWORKS", "MetaplasticMLP", "Progress"]
+
+# The paper's three networks by the flexibility of their synapses.
+NETWORKS: dict[str, str | float] = {"conventional": 1.0, "hybrid": "uniform", "stable": 0.3}
+_FORMAT = 1
+
+
+class Progress(NamedTuple):
+    """Where :meth:`MetaplasticMLP.learn` is, after each epoch.
+
+    item: number of the item that is being learned, from 0.
+    epoch: epochs of it that are done, from 1 to ``epochs``.
+    epochs: how many there will be.
+    loss: mean cross-entropy over the epoch.
+    """
+
+    item: int
+    epoch: int
+    epochs: int
+    loss: float
+
+
+class MetaplasticMLP:
+    """Three linear layers on frozen features, trained item after item by flexible synapses.
+
+    Linear, ReLU, linear, ReLU, linear; Glorot-normal weights, zero bias, no dropout, plain cross-entropy over
+    all classes of the stream, as in the paper. Each item is learned with the alpha that the weights had when it
+    began. The initial weights are procedural, so the optimizer needs no copy of them as anchors::
+
+        learner = MetaplasticMLP(stream.input_shape, stream.classes, features=extractor)
+        for item in stream:
+            learner.learn(item)
+            print(learner.evaluate(stream).accuracies)
+
+    One seed gives the same bits on the same device, also when a run is saved, loaded and continued.
+
+    Args:
+        input_shape: of one input, for example ``stream.input_shape``.
+        classes: how many there are in the whole stream.
+        widths: units of the two hidden layers; the paper has (4096, 4096).
+        features: a frozen module from inputs to features, moved to ``device``, or None: inputs are features. It
+            is run once over an item's inputs, and its features serve all epochs. It is not saved.
+        network: "conventional" (f = 1), "hybrid" (f uniform on (0, 1)), "stable" (f = 0.3), or any
+            ``flexibility`` that :class:`flexkern.optim.MetaplasticSGD` takes.
+        lr, scale, gate, momentum: of the optimizer. The paper: lr 1e-4, scale 4e5 for streams of 10 items,
+            gate "item", no momentum.
+        batch_size: inputs of a step; the paper: 1024.
+        seed: of initial weights, flexibility and the order of inputs; 0 <= seed < 2**64.
+        device: where to compute. Default: the CPU.
+
+    Raises:
+        TypeError, ValueError: naming the argument.
+    """
+
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        classes: int,
+        *,
+        widths: tuple[int, int] = (512, 512),
+        features: nn.Module | None = None,
+        network: Any = "hybrid",
+        lr: float = 1e-2,
+        scale: float | str = "auto",
+        gate: str = "item",
+        momentum: float = 0.0,
+        batch_size: int = 50,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if isinstance(network, str) and network not in {*NETWORKS, "uniform", "biased_high", "biased_low"}:
+            raise ValueError(f"network must be one of {tuple(NETWORKS)} or a flexibility, got {network!r}")
+        for name, value in (("classes", classes), ("batch_size", batch_size)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if len(widths) != 2 or min(widths) < 1:
+            raise ValueError(f"widths must be the units of two hidden layers, got {widths}")
+        self.device = torch.device(device)
+        self.features = None if features is None else features.to(self.device).eval()
+        self.input_shape = tuple(input_shape)
+        self.classes = classes
+        self.batch_size = batch_size
+        self.seed = seed
+        self.items_learned = 0
+        self._epochs_done = 0  # of the item that is being learned
+        self._item_name: str | None = None  # its name, while it is being learned
+        self._configuration = {
+            "input_shape": list(self.input_shape),
+            "classes": classes,
+            "widths": list(widths),
+            "network": network if isinstance(network, (str, int, float)) else type(network).__name__,
+            "lr": lr,
+            "scale": scale,
+            "gate": gate,
+            "momentum": momentum,
+            "batch_size": batch_size,
+            "seed": seed,
+        }
+        sizes = (self._count_features(), *widths, classes)
+        self.model, fields = _build(sizes, seed, self.device)
+        self.optimizer = MetaplasticSGD(
+            self.model.parameters(),
+            lr,
+            scale=scale,
+            flexibility=NETWORKS.get(network, network) if isinstance(network, str) else network,
+            seed=seed,
+            gate=gate,
+            momentum=momentum,
+            # One entry a parameter; biases, between the weights, have no anchor: they move freely.
+            anchor=[a for field in fields for a in (field, None)],
+        )
+
+    # ------------------------------------------------------------------ learning
+
+    def learn(
+        self, experience: Experience, *, epochs: int = 5, progress: Callable[[Progress], None] | None = None
+    ) -> None:
+        """Learns one item, then consolidates: the next item finds the synapses as stiff as this one left them.
+
+        After an exception out of ``progress`` (to stop early), or when loaded from a checkpoint that
+        ``progress`` wrote, call it with the same item again: it goes on with the next epoch.
+
+        Args:
+            experience: its labels are among the classes of the stream.
+            epochs: passes over the training inputs, at least 1; the paper has 5.
+            progress: called after each epoch.
+
+        Raises:
+            ValueError: if the experience does not fit the network, or another item was begun and not ended.
+        """
+        if epochs < 1:
+            raise ValueError(f"epochs must be at least 1, got {epochs}")
+        self._check(experience)
+        inputs = self._features_of(experience.train_inputs)
+        labels = experience.train_labels.to(self.device)
+        self._item_name = experience.name
+        for epoch in range(self._epochs_done, epochs):
+            loss = self._epoch(inputs, labels, self._order(len(labels), epoch))
+            self._epochs_done = epoch + 1
+            if progress is not None:
+                progress(Progress(self.items_learned, epoch + 1, epochs, loss))
+        self.optimizer.consolidate()
+        self.items_learned += 1
+        self._epochs_done, self._item_name = 0, None
+
+    def _epoch(self, inputs: Tensor, labels: Tensor, order: Tensor) -> float:
+        total = torch.zeros((), device=self.device)
+        for batch in order.split(self.batch_size):
+            self.optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(self.model(inputs[batch]), labels[batch])
+            loss.backward()
+            self.optimizer.step()
+            total += loss.detach() * len(batch)
+        return total.item() / len(labels)
+
+    def _order(self, count: int, epoch: int) -> Tensor:
+        """The order of the inputs: seed, item and epoch decide it, so there is no generator to save."""
+        rng = np.random.default_rng([self.seed, self.items_learned, epoch])
+        return torch.from_numpy(rng.permutation(count)).to(self.device)
+
+    # ------------------------------------------------------------------ answering
+
+    @torch.no_grad()
+    def logits(self, x: Tensor) -> Tensor:
+        """The network's output before softmax, float32 [n, classes], for inputs [n, \\*input_shape]."""
+        if tuple(x.shape[1:]) != self.input_shape:
+            raise ValueError(f"x must be [n, {', '.join(map(str, self.input_shape))}], got {tuple(x.shape)}")
+        return self.model(self._features_of(x))
+
+    def predict(self, x: Tensor) -> Tensor:
+        """The class of each input, int64 [n], on the learner's device."""
+        return self.logits(x).argmax(1)
+
+    def evaluate(self, stream: Sequence[Experience]) -> Evaluation:
+        """Accuracy on the test inputs of each experience, and the confusion matrix over all of them."""
+        accuracies = []
+        confusion = np.zeros((self.classes, self.classes), dtype=np.int64)
+        for experience in stream:
+            labels = experience.test_labels.numpy(force=True)
+            predictions = self.predict(experience.test_inputs).numpy(force=True)
+            accuracies.append(float((labels == predictions).mean()))
+            confusion += confusion_matrix(labels, predictions, self.classes)
+        return Evaluation(np.array(accuracies), confusion)
+
+    # ------------------------------------------------------------------ saving
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes everything that learning depends on, but not the feature extractor, to one safetensors file.
+
+        The file appears whole or not at all. It holds tensors and JSON; reading it executes nothing.
+
+        Raises:
+            ImportError: if safetensors is not installed.
+        """
+        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        optimizer_tensors, optimizer = checkpoint.split_optimizer(self.optimizer.state_dict())
+        record = {
+            "format": _FORMAT,
+            "learner": type(self).__name__,
+            "configuration": self._configuration,
+            "features": fingerprint(self.features),
+            "items_learned": self.items_learned,
+            "epochs_done": self._epochs_done,
+            "item_name": self._item_name,
+            "optimizer": optimizer,
+        }
+        checkpoint.write(path, tensors | optimizer_tensors, record)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        features: nn.Module | None = None,
+        device: torch.device | str = "cpu",
+    ) -> MetaplasticMLP:
+        """The learner that :meth:`save` wrote; on the same device it goes on to the bit as if never stopped.
+
+        Args:
+            path: of the checkpoint.
+            features: the extractor that the learner was made with, if it had one.
+            device: where to compute.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: if it is not such a checkpoint, or ``features`` is another extractor.
+            ImportError: if safetensors is not installed.
+        """
+        tensors, record = checkpoint.read(path)
+        if record.get("learner") != cls.__name__ or record.get("format") != _FORMAT:
+            raise ValueError(
+                f"path: {os.fspath(path)!r} holds {record.get('learner')!r} in format "
+                f"{record.get('format')!r}; this version reads {cls.__name__!r} in format {_FORMAT}"
+            )
+        if record["features"] != fingerprint(features):
+            expected = "none" if record["features"] is None else "another one"
+            raise ValueError(
+                f"features: not the extractor that this learner was trained with (it had {expected}); pass the "
+                "same module, with the same weights and calibration"
+            )
+        configuration = dict(record["configuration"])
+        if configuration["network"] not in NETWORKS:
+            # The flexibility comes back with the optimizer's state, in whatever form it had.
+            configuration["network"] = "hybrid"
+        learner = cls(**configuration, features=features, device=device)
+        learner._configuration = record["configuration"]
+        learner.model.load_state_dict(
+            {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
+        )
+        learner.optimizer.load_state_dict(checkpoint.join_optimizer(tensors, record["optimizer"]))
+        learner.items_learned = record["items_learned"]
+        learner._epochs_done = record["epochs_done"]
+        learner._item_name = record["item_name"]
+        return learner
+
+    # ------------------------------------------------------------------ helpers
+
+    def _count_features(self) -> int:
+        if self.features is None:
+            return math.prod(self.input_shape)
+        example = torch.zeros((1, *self.input_shape), dtype=torch.uint8)
+        return extract_from(self.features, example, device=self.device).shape[1]
+
+    def _features_of(self, inputs: Tensor) -> Tensor:
+        if self.features is None:
+            return inputs.to(self.device, torch.float32).flatten(1)
+        return extract_from(self.features, inputs, device=self.device)
+
+    def _check(self, experience: Experience) -> None:
+        if experience.input_shape != self.input_shape:
+            raise ValueError(
+                f"experience: its inputs are {experience.input_shape}, this learner was made for "
+                f"{self.input_shape}"
+            )
+        labels = experience.train_labels
+        if not labels.numel():
+            raise ValueError("experience: it has no training inputs")
+        low, high = int(labels.min()), int(labels.max())
+        if low < 0 or high >= self.classes:
+            raise ValueError(f"experience: its labels must be in [0, {self.classes}), got {low} to {high}")
+        if self._item_name is not None and experience.name != self._item_name:
+            raise ValueError(
+                f"experience: item {self._item_name!r} was begun ({self._epochs_done} epochs are done) and not "
+                f"ended; learn it to its end before {experience.name!r}"
+            )
+
+
+def _build(sizes: Sequence[int], seed: int, device: torch.device) -> tuple[nn.Sequential, list[Field]]:
+    """The network, and the fields that its weights were initialised from."""
+    layers: list[nn.Module] = []
+    fields = []
+    for number, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes)):
+        glorot = math.sqrt(2 / (fan_in + fan_out))
+        field = Field.normal(seed, number, std=glorot, purpose=Purpose.ANCHOR)
+        # skip_init leaves memory as it is: drawing torch's own initial values would move its global generator.
+        layer = nn.utils.skip_init(nn.Linear, fan_in, fan_out, device=device)
+        with torch.no_grad():
+            layer.weight.copy_(ops.materialize(field, layer.weight.shape, device=device))
+            layer.bias.zero_()
+        fields.append(field)
+        layers += [layer, nn.ReLU()]
+    return nn.Sequential(*layers[:-1]), fields

@@ -1,0 +1,33 @@
+"""Fixtures of the operator tests. Importing this makes the helper module ``judge`` importable."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+import flexkern
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture(params=["reference", "cpu"])
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each backend that serves CPU tensors without an interpreter; inside the test it is the one that runs."""
+    status = flexkern.backends()[request.param]
+    if not status.available:
+        pytest.skip(f"{request.param}: {status.reason}")
+    with flexkern.use_backend(request.param):
+        yield request.param
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Small tensors only wait for a second thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

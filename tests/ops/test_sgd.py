@@ -1,0 +1,98 @@
+"""The step with a held gate, and that it is torch.optim.SGD where synapses are conventional."""
+
+from __future__ import annotations
+
+import itertools
+
+import judge
+import pytest
+import torch
+from judge import Rule, make_inputs, same_bits
+
+import flexkern
+from flexkern import Field, ops
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+RULES = [
+    Rule(lr=0.1, weight_decay=wd, momentum=m, dampening=d, nesterov=n, maximize=x)
+    for wd, m, d, n, x in itertools.product((0.0, 0.05), (0.0, 0.9), (0.0, 0.3), (False, True), (False, True))
+    if not (n and (m == 0 or d != 0)) and not (m == 0 and d != 0)
+]
+
+
+def sgd_arguments(rule: Rule) -> dict:
+    return {name: value for name, value in rule._asdict().items() if name != "scale"}
+
+
+@pytest.mark.parametrize("rule", RULES, ids=str)
+@pytest.mark.parametrize("form", ["alpha=None", "flexibility=1", "flexibility tensor", "alpha tensor"])
+def test_conventional_synapses_take_the_step_of_torch_sgd(backend: str, form: str, rule: Rule) -> None:
+    x = make_inputs((1000,), seed=5)
+    buffer = x.buffer if rule.momentum else None
+    # torch's own optimizer in float64, from the same float32 numbers and the same momentum buffer
+    exact = torch.nn.Parameter(x.weight.double())
+    numbers = {n: judge.float32(v) if isinstance(v, float) else v for n, v in sgd_arguments(rule).items()}
+    numbers["dampening"] = 1 - judge.float32(1 - rule.dampening)
+    optimizer = torch.optim.SGD([exact], **numbers)
+    if buffer is not None:
+        optimizer.state[exact]["momentum_buffer"] = buffer.double()
+    exact.grad = x.grad.double()
+    optimizer.step()
+
+    judged = judge.judge_step(x.weight, x.grad, torch.ones(()), 0.0, rule, buffer)
+    torch.testing.assert_close(judged.weight, exact.detach(), rtol=1e-14, atol=1e-14)
+    ones = torch.ones_like(x.weight)
+    if form.startswith("alpha"):
+        alpha = None if form == "alpha=None" else ones
+        ops.gated_sgd_(x.weight, x.grad, alpha, momentum_buffer=buffer, **sgd_arguments(rule))
+    else:
+        flexibility = 1 if form == "flexibility=1" else ones
+        ops.metaplastic_sgd_(x.weight, x.grad, x.anchor, flexibility, momentum_buffer=buffer, **rule._asdict())
+    judge.assert_within(x.weight, exact.detach(), judged.weight_bound)
+    if buffer is not None:
+        judge.assert_within(buffer, optimizer.state[exact]["momentum_buffer"], judged.buffer_bound)
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (17,), (33, 65), (9001,)], ids=str)
+@pytest.mark.parametrize("rule", [Rule(), Rule(momentum=0.9, weight_decay=0.1, dampening=0.2)], ids=str)
+def test_a_held_gate(backend: str, rule: Rule, shape: tuple[int, ...]) -> None:
+    x = make_inputs(shape, seed=6)
+    alpha = x.flexibility  # any numbers in [0, 1]
+    buffer = x.buffer if rule.momentum else None
+    judged = judge.judge_step(x.weight, x.grad, alpha.double(), 0.0, rule, buffer)
+    ops.gated_sgd_(x.weight, x.grad, alpha, momentum_buffer=buffer, **sgd_arguments(rule))
+    judge.assert_within(x.weight, judged.weight, judged.weight_bound)
+    if buffer is not None:
+        judge.assert_within(buffer, judged.buffer, judged.buffer_bound)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("rule", RULES, ids=str)
+def test_backends_agree_to_the_bit_once_alpha_is_given(rule: Rule, dtype: torch.dtype) -> None:
+    # The step is a fixed sequence of single operations, each rounded once, in the reference and in the kernels.
+    if not flexkern.backends()["cpu"].available:
+        pytest.skip(flexkern.backends()["cpu"].reason)
+    results = []
+    for name in ("reference", "cpu"):
+        x = make_inputs((2500,), 8, dtype)
+        with flexkern.use_backend(name):
+            for alpha in (x.flexibility, None):
+                ops.gated_sgd_(
+                    x.weight, x.grad, alpha, momentum_buffer=x.buffer if rule.momentum else None,
+                    master=None if dtype is torch.float32 else x.master, **sgd_arguments(rule),
+                )  # fmt: skip
+        results.append(x)
+    for one, other in zip(*results, strict=True):
+        assert same_bits(one, other)
+
+
+def test_the_gate_held_for_one_step_is_the_gate_of_the_step(backend: str) -> None:
+    rule = Rule(momentum=0.9, weight_decay=0.1)
+    held, fresh = make_inputs((3000,), 9), make_inputs((3000,), 9)
+    anchor, flexibility = Field.normal(1), Field.biased_low(2)
+    alpha = ops.metaplastic_gate(held.weight, anchor, flexibility, rule.scale)
+    ops.gated_sgd_(held.weight, held.grad, alpha, momentum_buffer=held.buffer, **sgd_arguments(rule))
+    ops.metaplastic_sgd_(fresh.weight, fresh.grad, anchor, flexibility, momentum_buffer=fresh.buffer, **rule._asdict())
+    for one, other in zip(held, fresh, strict=True):
+        assert same_bits(one, other)

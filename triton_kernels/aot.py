@@ -1,0 +1,145 @@
+"""Ahead-of-time compilation of every kernel variant, for targets that are not here: registers, spills and access widths.
+
+``python -m flexkern.triton_kernels.aot`` prints a table, ``--json`` the same as JSON; exit code 1 if a variant spills.
+It needs no GPU, and TRITON_INTERPRET must not be 1: the interpreter takes the place of the compiler.
+"""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import triton
+import triton.language as tl
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, CompiledKernel
+
+from flexkern.triton_kernels import mask, memory, metaplastic
+from flexkern.triton_kernels.field import fill_kernel
+
+__all__ = ["TARGETS", "VARIANTS", "Resources", "Variant", "compile_variant", "resources"]
+
+TARGETS = {
+    "cuda:80": GPUTarget("cuda", 80, 32),
+    "cuda:90": GPUTarget("cuda", 90, 32),
+    "cuda:100": GPUTarget("cuda", 100, 32),
+    "hip:gfx942": GPUTarget("hip", "gfx942", 64),
+}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A kernel with its constexpr arguments: what one compilation at run time makes."""
+
+    name: str
+    kernel: Any  # triton.JITFunction
+    constants: dict[str, Any]
+    num_warps: int
+
+    def signature(self) -> dict[str, str]:
+        """Parameter name to type. All are annotated and none is specialised, so a variant is compiled once."""
+        return {p.name: "constexpr" if p.is_constexpr else p.annotation_type for p in self.kernel.params}
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a compiled variant needs of a GPU.
+
+    Args:
+        registers: 32-bit registers a thread (vector registers on AMD).
+        spills: bytes of local memory a thread on NVIDIA; spilled registers on AMD.
+        stack: bytes of stack a thread.
+        shared: bytes of shared memory a program.
+        widest_load, widest_store: bytes of a thread's widest access to global memory.
+    """
+
+    variant: str
+    target: str
+    registers: int
+    spills: int
+    stack: int
+    shared: int
+    widest_load: int
+    widest_store: int
+
+
+def _sgd_variants() -> Iterable[Variant]:
+    sources = {"stored": metaplastic.STORED, "mixed": metaplastic.MIXED, "held": metaplastic.HELD}
+    dtypes = (tl.float32, tl.bfloat16, tl.float16)
+    pairs = [(w, g) for w in dtypes for g in dict.fromkeys((w, tl.float32))]
+    for (w, g), has_momentum, (name, mode) in product(pairs, (False, True), sources.items()):
+        constants = {"WEIGHT_DTYPE": w, "GRAD_DTYPE": g, "HAS_MOMENTUM": has_momentum, "SOURCES": mode.value}
+        full_name = f"sgd-{name}-{w}-{g}{'-momentum' if has_momentum else ''}"
+        yield Variant(full_name, metaplastic.sgd_kernel, constants | {"TILE": memory.TILE}, memory.NUM_WARPS)
+
+
+def _variants() -> Iterable[Variant]:
+    yield from _sgd_variants()
+    for name, mode in (("stored", metaplastic.STORED), ("mixed", metaplastic.MIXED)):
+        constants = {"SOURCES": mode.value, "TILE": memory.TILE}
+        yield Variant(f"gate-{name}", metaplastic.gate_kernel, constants, memory.NUM_WARPS)
+    yield Variant("fill", fill_kernel, {"TILE": memory.TILE}, memory.NUM_WARPS)
+    for kernel, aligned in product((mask.pack_kernel, mask.unpack_kernel), (False, True)):
+        name = f"{kernel.__name__.removesuffix('_kernel')}{'-aligned' if aligned else ''}"
+        yield Variant(name, kernel, {"WORDS": mask.WORDS, "ALIGNED": aligned}, mask.NUM_WARPS)
+
+
+VARIANTS: dict[str, Variant] = {variant.name: variant for variant in _variants()}
+
+
+def compile_variant(variant: Variant, target: GPUTarget) -> CompiledKernel:
+    """Compiles exactly what a launch of the variant would on such a GPU."""
+    source = ASTSource(variant.kernel, variant.signature(), variant.constants)
+    options = {"num_warps": variant.num_warps, "enable_fp_fusion": False}
+    return triton.compile(source, target=target, options=options)
+
+
+def _nvidia_tool(name: str) -> str:
+    return str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name)
+
+
+def _cuobjdump(cubin: bytes, option: str) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.cubin"
+        path.write_bytes(cubin)
+        command = [_nvidia_tool("cuobjdump"), option, str(path)]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def _find(pattern: str, text: str) -> int:
+    match = re.search(pattern, text)
+    if match is None:
+        raise RuntimeError(f"the compiler's report has no {pattern!r}; its format has changed")
+    return int(match.group(1))
+
+
+def _widest(asm: str, operation: str) -> int:
+    """Bytes of the widest access in SASS (LDG.E.128) or AMD assembly (global_load_dwordx4)."""
+    sass = {"load": "LDG", "store": "STG"}[operation]
+    bits = [int(b or 32) for b in re.findall(rf"\b{sass}\.E(?:\.[A-Z]+)*(?:\.(64|128))?\b", asm)]
+    words = [int(n or 1) for n in re.findall(rf"\b(?:global|buffer)_{operation}_dword(?:x([234]))?\b", asm)]
+    return max([b // 8 for b in bits] + [4 * n for n in words], default=0)
+
+
+def resources(name: str, target: str) -> Resources:
+    """Compiles a variant by name and reads what it needs from the binary."""
+    compiled = compile_variant(VARIANTS[name], TARGETS[target])
+    shared = compiled.metadata.shared
+    if target.startswith("cuda"):
+        usage = _cuobjdump(compiled.asm["cubin"], "--dump-resource-usage")
+        asm = _cuobjdump(compiled.asm["cubin"], "--dump-sass")
+        registers, spills, stack = (_find(rf"{key}:(\d+)", usage) for key in ("REG", "LOCAL", "STACK"))
+    else:
+        asm = compiled.asm["amdgcn"]
+        registers = _find(r"\.vgpr_count:\s+(\d+)", asm)
+        spills = _find(r"\.vgpr_spill_count:\s+(\d+)", asm) + _find(r"\.sgpr_spill_count:\s+(\d+)", asm)
+        stack = _find(r"\.private_segment_fixed_size:\s+(\d+)", asm)
+    return Resources(name, target, registers, spills, stack, shared, _widest(asm, "load"), _widest(asm, "store"))
