@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import platform
 from typing import Any
@@ -32,10 +33,10 @@ def _version(package: str) -> str | None:
 
 def _build() -> dict[str, str] | None:
     try:
-        from flexkern import _core
+        core = importlib.import_module("flexkern._core")
     except ImportError:
         return None
-    return _core.build_info()
+    return core.build_info()
 
 
 def _gpus() -> list[dict[str, str]]:

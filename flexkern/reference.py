@@ -121,15 +121,12 @@ def field_values(word: Tensor, kind: Kind, parameters: Sequence[float]) -> Tenso
 
 def field(
     shape: Sequence[int],
-    kind: int,
-    seed: int,
-    stream: int,
-    offset: int,
-    purpose: int,
+    source: Sequence[int],
     parameters: Sequence[float],
     device: torch.device | None = None,
 ) -> Tensor:
-    """The float32 tensor that a procedural source stands for."""
+    """The float32 tensor that a procedural source, ``[kind, seed, stream, offset, purpose]``, stands for."""
+    kind, seed, stream, offset, purpose = source
     numel = math.prod(shape)
     if kind == Kind.CONSTANT:
         return torch.full(tuple(shape), parameters[0], dtype=torch.float32, device=device)
@@ -149,7 +146,7 @@ def field(
 def materialize(source: Field, shape: Sequence[int], device: torch.device | None = None) -> Tensor:
     """:func:`field` of a :class:`flexkern.Field`."""
     ints, floats = source.source()
-    return field(shape, *ints, parameters=floats, device=device)
+    return field(shape, ints, floats, device)
 
 
 def sources_to_tensors(
@@ -164,13 +161,13 @@ def sources_to_tensors(
     remaining = iter(stored)
     tensors = []
     for i, target in enumerate(like):
-        kind, *rest = sources[SOURCE_INTS * i : SOURCE_INTS * (i + 1)]
-        if kind == Kind.STORED:
+        source = sources[SOURCE_INTS * i : SOURCE_INTS * (i + 1)]
+        if source[0] == Kind.STORED:
             tensors.append(next(remaining))
         else:
             p = parameters[SOURCE_FLOATS * i : SOURCE_FLOATS * (i + 1)]
             # float32 values; what is computed from them has the dtype of the weight
-            tensors.append(field(target.shape, kind, *rest, p, device=target.device).to(target.dtype))
+            tensors.append(field(target.shape, source, p, target.device).to(target.dtype))
     return tensors
 
 

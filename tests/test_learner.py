@@ -59,7 +59,7 @@ def test_it_is_the_papers_classifier(stream: Stream) -> None:
     for layer, (fan_in, fan_out) in zip(net.model[::2], sizes, strict=True):
         assert layer.weight.shape == (fan_out, fan_in)
         assert (layer.bias == 0).all()
-        # Sample mean and standard deviation of n normal values stray by std / sqrt(n) and std / sqrt(2 n): five of each.
+        # Mean and deviation of n normal values stray by std / sqrt(n) and std / sqrt(2 n): five of each.
         n, std = fan_in * fan_out, math.sqrt(2 / (fan_in + fan_out))
         assert abs(layer.weight.mean()) < 5 * std / math.sqrt(n)
         assert abs(layer.weight.std() - std) < 5 * std / math.sqrt(2 * n)
@@ -103,10 +103,11 @@ def test_learning_is_the_releases_loop(stream: Stream, network: str, flexibility
     expected = train_by_hand(features, net, flexibility, 200.0, epochs=2)
     for e in features:
         net.learn(e, epochs=2)
-    # 48 steps, each adding about 1e-7 of relative error to weights and gradients of order 0.1 and 1; the network
-    # is smooth but for ReLU, so errors grow by a small factor. 1e-4 is 3 decimal places under what the items do.
+    # In the 16 steps of an item a weight of up to 0.5 gathers 16 * 0.5 * 2^-25 = 2.4e-7 of rounding. It changes
+    # k by up to 200 * 7/3 * 2.4e-7 = 1.1e-4 (f = 0.3), alpha, whose slope is at most 0.77, by 8.5e-5, and what
+    # an item adds to a weight, at most 0.3, by 2.6e-5. The items move weights of every layer by over 0.05.
     for p, q in zip(net.model.parameters(), expected, strict=True):
-        assert (p.double() - q).abs().max() < 1e-4
+        assert (p.double() - q).abs().max() < 2.6e-5
 
 
 def test_auto_scale_is_measured_over_the_first_item(stream: Stream) -> None:
@@ -127,16 +128,14 @@ def test_anchors_are_not_stored(stream: Stream) -> None:
     assert all(state.get("anchor") is None for state in net.optimizer.state.values())
 
 
-def test_it_learns_and_the_hybrid_network_forgets_less(stream: Stream) -> None:
+@pytest.mark.parametrize("network", ["conventional", "hybrid"])
+def test_it_learns_each_item(stream: Stream, network: str) -> None:
+    # That the hybrid network also remembers them is shown on real digits, in test_demo.py.
     features = scaled(stream)
-    last = {}
-    for network in ("conventional", "hybrid"):
-        net = learner(features, network=network, widths=(64, 64))
-        for e in features:
-            net.learn(e, epochs=2)
-            assert net.evaluate(features).accuracies[e.number] > 0.6
-        last[network] = net.evaluate(features).accuracies.mean()
-    assert last["hybrid"] > last["conventional"]
+    net = learner(features, network=network, widths=(64, 64), lr=0.05)
+    for e in features:
+        net.learn(e, epochs=2)
+        assert net.evaluate(features).accuracies[e.number] > 0.8
 
 
 # ----------------------------------------------------------------- the same bits

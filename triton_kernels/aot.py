@@ -1,7 +1,7 @@
-"""Ahead-of-time compilation of every kernel variant, for targets that are not here: registers, spills and access widths.
+"""Compiles every kernel variant ahead of time, for GPUs that are not here: registers, spills, access widths.
 
-``python -m flexkern.triton_kernels.aot`` prints a table, ``--json`` the same as JSON; exit code 1 if a variant spills.
-It needs no GPU, and TRITON_INTERPRET must not be 1: the interpreter takes the place of the compiler.
+``python -m flexkern.triton_kernels.aot`` prints a table, ``--json`` the same as JSON; exit code 1 if a variant
+spills. It needs no GPU. TRITON_INTERPRET must not be 1: the interpreter takes the place of the compiler.
 """
 
 import argparse
@@ -12,18 +12,17 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import triton
 import triton.language as tl
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource, CompiledKernel
-
 from flexkern.triton_kernels import mask, memory, metaplastic
 from flexkern.triton_kernels.field import fill_kernel
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, CompiledKernel
 
 __all__ = ["TARGETS", "VARIANTS", "Resources", "Variant", "compile_variant", "resources"]
 
@@ -87,9 +86,9 @@ def _variants() -> Iterable[Variant]:
         constants = {"SOURCES": mode.value, "TILE": memory.TILE}
         yield Variant(f"gate-{name}", metaplastic.gate_kernel, constants, memory.NUM_WARPS)
     yield Variant("fill", fill_kernel, {"TILE": memory.TILE}, memory.NUM_WARPS)
-    for kernel, aligned in product((mask.pack_kernel, mask.unpack_kernel), (False, True)):
-        name = f"{kernel.__name__.removesuffix('_kernel')}{'-aligned' if aligned else ''}"
-        yield Variant(name, kernel, {"WORDS": mask.WORDS, "ALIGNED": aligned}, mask.NUM_WARPS)
+    for kernel, unit in product((mask.pack_kernel, mask.unpack_kernel), (1, memory.ALIGNMENT)):
+        name = f"{kernel.__name__.removesuffix('_kernel')}{'-aligned' if unit > 1 else ''}"
+        yield Variant(name, kernel, {"WORDS": mask.WORDS, "UNIT": unit}, mask.NUM_WARPS)
 
 
 VARIANTS: dict[str, Variant] = {variant.name: variant for variant in _variants()}
@@ -142,4 +141,41 @@ def resources(name: str, target: str) -> Resources:
         registers = _find(r"\.vgpr_count:\s+(\d+)", asm)
         spills = _find(r"\.vgpr_spill_count:\s+(\d+)", asm) + _find(r"\.sgpr_spill_count:\s+(\d+)", asm)
         stack = _find(r"\.private_segment_fixed_size:\s+(\d+)", asm)
-    return Resources(name, target, registers, spills, stack, shared, _widest(asm, "load"), _widest(asm, "store"))
+    return Resources(
+        name, target, registers, spills, stack, shared, _widest(asm, "load"), _widest(asm, "store")
+    )
+
+
+def _table(reports: Sequence[Resources]) -> str:
+    head = ("variant", "target", "registers", "spills", "stack", "shared", "widest load", "widest store")
+    rows = [head, *[tuple(map(str, asdict(r).values())) for r in reports]]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line: compiles, reports, and returns 1 if a variant spills or uses a stack."""
+    parser = argparse.ArgumentParser(prog="python -m flexkern.triton_kernels.aot", description=__doc__)
+    parser.add_argument(
+        "--target", action="append", choices=list(TARGETS), help="default: all; may be repeated"
+    )
+    parser.add_argument(
+        "--variant", action="append", choices=list(VARIANTS), help="default: all; may be repeated"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    options = parser.parse_args(arguments)
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        parser.error("TRITON_INTERPRET=1 replaces the compiler by the interpreter; unset it")
+    pairs = product(options.variant or VARIANTS, options.target or TARGETS)
+    reports = [resources(variant, target) for variant, target in pairs]
+    if options.json:
+        print(json.dumps({"triton": triton.__version__, "kernels": [asdict(r) for r in reports]}, indent=1))
+    else:
+        print(_table(reports))
+    return int(any(r.spills or r.stack for r in reports))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

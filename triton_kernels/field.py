@@ -3,7 +3,7 @@
 The kernels are compiled with enable_fp_fusion=False, so no product and sum becomes a fused multiply-add.
 """
 
-# ruff: noqa: ANN001, ANN202 - device functions: Triton infers the types of their arguments
+# ruff: noqa: ANN001, ANN201, ANN202, RUF100, SIM300 - device functions: Triton infers the types of arguments
 
 from collections.abc import Sequence
 
@@ -11,11 +11,11 @@ import numpy as np
 import torch
 import triton
 import triton.language as tl
+from flexkern.triton_kernels.memory import NUM_WARPS, TILE, full_tiles, load_float32, store_float32
+from flexkern.triton_kernels.philox import random_words
 from torch import Tensor
 
 from flexkern.fields import SOURCE_FLOATS, SOURCE_INTS, Kind
-from flexkern.triton_kernels.memory import NUM_WARPS, TILE, full_tiles, load_float32, store_float32
-from flexkern.triton_kernels.philox import random_words
 
 __all__ = ["fill_field_", "source_row", "source_tile"]
 
@@ -89,8 +89,8 @@ def _computed_tile(source, first, TILE: tl.constexpr):
     """float32 [TILE]: a tile of a constant or of a random field; 0 for a stored source.
 
     A thread has the four values of a Philox block as neighbours, which is how it holds the four elements of an
-    access to memory, so nothing moves between threads. They are joined after the branches: Triton 3.6 would take a
-    joined tile through shared memory at the end of each branch.
+    access to memory, so nothing moves between threads. They are joined after the branches: Triton 3.6 would
+    take a joined tile through shared memory at the end of each branch.
     """
     kind, _, seed, stream, offset, purpose, p0, p1 = source
     if kind > CONSTANT:
@@ -109,29 +109,35 @@ def _computed_tile(source, first, TILE: tl.constexpr):
 def source_tile(source, first, numel, FULL: tl.constexpr, TILE: tl.constexpr):
     """float32 [TILE]: a tile of an anchor or a flexibility, wherever it comes from.
 
-    ``source`` is (kind, address, seed, stream, offset, purpose, p0, p1), with the numbers of :func:`source_row`; the
-    kind is the same for the whole tile.
+    ``source`` is (kind, address, seed, stream, offset, purpose, p0, p1), with the numbers of
+    :func:`source_row`; the kind is the same for the whole tile.
     """
     kind, address = source[0], source[1]
-    stored = load_float32(address, first, numel, kind == STORED, tl.float32, FULL, TILE)
+    # Without a branch, so that the load is under way while random words are computed for the other source.
+    readable = tl.where(kind == STORED, numel, 0)
+    stored = load_float32(address, first, readable, tl.float32, FULL, TILE, OPTIONAL=True)
     return tl.where(kind == STORED, stored, _computed_tile(source, first, TILE))
 
 
 def source_row(source: Sequence[int], parameters: Sequence[float]) -> tuple[list[int], list[float]]:
     """A source that is not stored, as the kernels take it: [kind, seed, stream, offset, purpose] and [p0, p1].
 
-    p0 and p1 are float32: the value of a constant, low and width of a uniform field, mean and std of a normal one.
+    p0 and p1 are float32: the value of a constant, low and width of a uniform field, mean and std of a normal
+    one.
 
     Raises:
         ValueError: if it is not one.
     """
     if len(source) != SOURCE_INTS or len(parameters) != SOURCE_FLOATS:
         raise ValueError(
-            f"a source is {SOURCE_INTS} integers and {SOURCE_FLOATS} numbers, got {list(source)} and {list(parameters)}"
+            f"a source is {SOURCE_INTS} integers and {SOURCE_FLOATS} numbers, "
+            f"got {list(source)} and {list(parameters)}"
         )
     kind = source[0]
     if not Kind.CONSTANT <= kind <= Kind.BIASED_LOW:
-        raise ValueError(f"kind {kind} is not one of a source without a tensor ({Kind.CONSTANT} .. {Kind.BIASED_LOW})")
+        raise ValueError(
+            f"kind {kind} is not one of a source without a tensor ({Kind.CONSTANT} .. {Kind.BIASED_LOW})"
+        )
     p0, p1 = np.float32(parameters[0]), np.float32(parameters[1])
     if kind == Kind.UNIFORM:
         p1 = np.float32(float(p1) - float(p0))
@@ -152,10 +158,19 @@ def fill_kernel(
     p1: tl.float32,
     TILE: tl.constexpr,
 ):
-    """Fills the float32 array at ``out`` with a procedural or constant source; ``full`` tiles go without a mask."""
+    """Fills the float32 array at ``out`` with a random or constant source; ``full`` tiles go without a mask."""
     tile = tl.program_id(0).to(tl.int64)
     first = tile * TILE
-    source = (kind, out, seed, stream, offset, purpose, tl.full((), p0, tl.float32), tl.full((), p1, tl.float32))
+    source = (
+        kind,
+        out,
+        seed,
+        stream,
+        offset,
+        purpose,
+        tl.full((), p0, tl.float32),
+        tl.full((), p1, tl.float32),
+    )
     values = _computed_tile(source, first, TILE)
     if tile < full:
         store_float32(out, first, numel, values, tl.float32, True, TILE)

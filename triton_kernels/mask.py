@@ -1,97 +1,92 @@
 """Packed masks (DESIGN 1.3): one bit a synapse, rows padded to whole words."""
 
-# ruff: noqa: ANN001, ANN202 - device functions: Triton infers the types of their arguments
+# ruff: noqa: ANN001, ANN201, ANN202, RUF100, SIM300 - device functions: Triton infers the types of arguments
 
 import torch
 import triton
 import triton.language as tl
+from flexkern.triton_kernels.memory import ALIGNMENT
 from torch import Tensor
 
 __all__ = ["pack_mask", "unpack_mask"]
 
 WORD_BITS = 32
-# Words of a program of 128 threads: 32 bytes of the mask a thread, two 16-byte accesses.
-WORDS = 128
+# Words of a program of 128 threads, all of one row: 16 bytes of the mask a thread, one full-width access.
+WORDS = 64
 NUM_WARPS = 4
 
 
 @triton.jit
-def _positions(words, words_per_row, columns, WORDS: tl.constexpr, ALIGNED: tl.constexpr):
-    """Of a program's words: their 64-bit numbers, and [WORDS, 32] byte positions and which of them exist."""
-    word = tl.program_id(0).to(tl.int64) * WORDS + tl.arange(0, WORDS)
-    row = word // words_per_row
-    column = ((word - row * words_per_row) * 32)[:, None] + tl.arange(0, 32)[None, :]
-    if ALIGNED:  # then runs of 16 bytes neither straddle a row's end nor miss a multiple of 16
-        columns = tl.multiple_of(columns, 16)
-    position = (row * columns)[:, None] + column
-    return word, position, (column < columns) & (word < words)[:, None]
+def _tile(packed, mask, units, WORDS: tl.constexpr, UNIT: tl.constexpr):
+    """A program's words: pointers and which exist; and the same for the [WORDS, 32] bytes of the mask."""
+    # As a product with UNIT, so that Triton knows that runs of UNIT bytes do not straddle a row's end.
+    columns = units * UNIT
+    words_per_row = (columns + 31) // 32
+    programs_per_row = (words_per_row + (WORDS - 1)) // WORDS
+    program = tl.program_id(0).to(tl.int64)
+    row = program // programs_per_row
+    word = (program - row * programs_per_row) * WORDS + tl.arange(0, WORDS)
+    column = (word * 32)[:, None] + tl.arange(0, 32)[None, :]
+    words = packed.to(tl.pointer_type(tl.uint32)) + (row * words_per_row + word)
+    bytes = tl.multiple_of(mask.to(tl.pointer_type(tl.int8)), UNIT) + (row * columns + column)
+    return words, word < words_per_row, bytes, column < columns
 
 
-@triton.jit(do_not_specialize=["mask", "out", "words", "words_per_row", "columns"])
-def pack_kernel(
-    mask: tl.int64,
-    out: tl.int64,
-    words: tl.int64,
-    words_per_row: tl.int64,
-    columns: tl.int64,
-    WORDS: tl.constexpr,
-    ALIGNED: tl.constexpr,
-):
-    """Bytes 0 and 1 at ``mask`` to bits of the int32 words at ``out``."""
-    word, position, exists = _positions(words, words_per_row, columns, WORDS, ALIGNED)
-    pointer = mask.to(tl.pointer_type(tl.int8))
-    if ALIGNED:
-        pointer = tl.multiple_of(pointer, 16)
-    bits = (tl.load(pointer + position, mask=exists, other=0) != 0).to(tl.uint32)
+@triton.jit(do_not_specialize=["packed", "mask", "units"])
+def pack_kernel(packed: tl.int64, mask: tl.int64, units: tl.int64, WORDS: tl.constexpr, UNIT: tl.constexpr):
+    """Bytes 0 and 1 at ``mask`` to bits of the words at ``packed``; the mask has ``units * UNIT`` columns."""
+    words, has_word, bytes, has_byte = _tile(packed, mask, units, WORDS, UNIT)
+    bits = (tl.load(bytes, mask=has_byte, other=0) != 0).to(tl.uint32)
     # Each bit is set once, so the sum is their union and cannot carry.
-    packed = tl.sum(bits << tl.arange(0, 32).to(tl.uint32)[None, :], axis=1)
-    tl.store(out.to(tl.pointer_type(tl.int32)) + word, packed.to(tl.int32, bitcast=True), mask=word < words)
+    tl.store(words, tl.sum(bits << tl.arange(0, 32).to(tl.uint32)[None, :], axis=1), mask=has_word)
 
 
-@triton.jit(do_not_specialize=["packed", "out", "words", "words_per_row", "columns"])
-def unpack_kernel(
-    packed: tl.int64,
-    out: tl.int64,
-    words: tl.int64,
-    words_per_row: tl.int64,
-    columns: tl.int64,
-    WORDS: tl.constexpr,
-    ALIGNED: tl.constexpr,
-):
-    """Bits of the int32 words at ``packed`` to bytes 0 and 1 at ``out``."""
-    word, position, exists = _positions(words, words_per_row, columns, WORDS, ALIGNED)
-    bits = tl.load(packed.to(tl.pointer_type(tl.uint32)) + word, mask=word < words, other=0)
-    values = (bits[:, None] >> tl.arange(0, 32).to(tl.uint32)[None, :]) & 1
-    pointer = out.to(tl.pointer_type(tl.int8))
-    if ALIGNED:
-        pointer = tl.multiple_of(pointer, 16)
-    tl.store(pointer + position, values.to(tl.int8), mask=exists)
+@triton.jit(do_not_specialize=["packed", "mask", "units"])
+def unpack_kernel(packed: tl.int64, mask: tl.int64, units: tl.int64, WORDS: tl.constexpr, UNIT: tl.constexpr):
+    """The inverse of ``pack_kernel``."""
+    words, has_word, bytes, has_byte = _tile(packed, mask, units, WORDS, UNIT)
+    bits = tl.load(words, mask=has_word, other=0)[:, None] >> tl.arange(0, 32).to(tl.uint32)[None, :]
+    tl.store(bytes, (bits & 1).to(tl.int8), mask=has_byte)
 
 
-def _launch(kernel, read: Tensor, written: Tensor, mask: Tensor, words: int) -> None:
-    columns = mask.shape[1]
-    if words == 0:
+def _launch(kernel, packed: Tensor, mask: Tensor) -> None:
+    if packed.numel() == 0:
         return
-    aligned = columns % 16 == 0 and mask.data_ptr() % 16 == 0
+    columns = mask.shape[1]
+    unit = ALIGNMENT if columns % ALIGNMENT == 0 and mask.data_ptr() % ALIGNMENT == 0 else 1
+    programs = packed.shape[0] * triton.cdiv(packed.shape[1], WORDS)
     with torch.cuda.device_of(mask):
-        kernel[(triton.cdiv(words, WORDS),)](
-            read.data_ptr(), written.data_ptr(), words, triton.cdiv(columns, WORD_BITS), columns, WORDS, aligned,
-            num_warps=NUM_WARPS,
-        )  # fmt: skip
+        kernel[(programs,)](
+            packed.data_ptr(), mask.data_ptr(), columns // unit, WORDS, unit, num_warps=NUM_WARPS
+        )
 
 
 def pack_mask(mask: Tensor) -> Tensor:
-    """The Triton implementation of ``flexkern::pack_mask``: bool [rows, columns] to int32 words, bit j of word k
-    being column 32 k + j."""
+    """The Triton implementation of ``flexkern::pack_mask``.
+
+    bool [rows, columns] to int32 [rows, ceil(columns / 32)]: bit j of word k is column 32 k + j.
+
+    Raises:
+        ValueError: if ``mask`` is not a bool matrix.
+    """
+    if mask.dtype is not torch.bool or mask.dim() != 2:
+        raise ValueError(f"mask must be a bool matrix, got {mask.dtype} of shape {tuple(mask.shape)}")
     mask = mask.contiguous()
     out = mask.new_empty((mask.shape[0], triton.cdiv(mask.shape[1], WORD_BITS)), dtype=torch.int32)
-    _launch(pack_kernel, mask, out, mask, out.numel())
+    _launch(pack_kernel, out, mask)
     return out
 
 
 def unpack_mask(words: Tensor, columns: int) -> Tensor:
-    """The Triton implementation of ``flexkern::unpack_mask``, the inverse of :func:`pack_mask`."""
+    """The Triton implementation of ``flexkern::unpack_mask``, the inverse of :func:`pack_mask`.
+
+    Raises:
+        ValueError: if ``words`` is not an int32 matrix of as many words a row as ``columns`` need.
+    """
+    width = triton.cdiv(columns, WORD_BITS)
+    if words.dtype is not torch.int32 or words.dim() != 2 or words.shape[1] != width:
+        raise ValueError(f"words must be int32 [rows, {width}], got {words.dtype}, shape {tuple(words.shape)}")
     words = words.contiguous()
     out = words.new_empty((words.shape[0], columns), dtype=torch.bool)
-    _launch(unpack_kernel, words, out, out, words.numel())
+    _launch(unpack_kernel, words, out)
     return out

@@ -1,11 +1,11 @@
 """Loads and stores of a tile at a 64-bit address, in the dtype of the tensor; the arithmetic is in float32."""
 
-# ruff: noqa: ANN001, ANN202 - device functions: Triton infers the types of their arguments
+# ruff: noqa: ANN001, ANN201, ANN202, RUF100, SIM300 - device functions: Triton infers the types of arguments
 
 import triton
 import triton.language as tl
 
-__all__ = ["ALIGNMENT", "FULL_TILE", "TILE", "full_tiles", "load_float32", "store_float32"]
+__all__ = ["ALIGNMENT", "NUM_WARPS", "TILE", "full_tiles", "load_float32", "store_float32"]
 
 # Elements that a program steps, with 128 threads: 8 a thread, so 2 independent 16-byte loads of each float32
 # array. By Little's law 4.3 TB/s at about 800 ns of loaded latency want 3.4 MB in flight, 26 KB on each of 132
@@ -18,37 +18,54 @@ ALIGNMENT = 16  # bytes: the widest access of a thread
 
 
 def full_tiles(addresses: list[int], numel: int) -> int:
-    """How many leading tiles of a tensor can go without a mask and with 16-byte accesses, given its addresses."""
+    """How many leading tiles of a tensor can go without a mask and in wide accesses, given its addresses."""
     return 0 if any(address % ALIGNMENT for address in addresses) else numel // TILE
 
 
 @triton.jit
 def _pointers(address, first, DTYPE: tl.constexpr, FULL: tl.constexpr, TILE: tl.constexpr):
-    """Pointers to the elements ``first`` .. of the array at ``address``, which for FULL is a multiple of ALIGNMENT.
+    """Pointers to elements ``first`` .. of the array at ``address``, for FULL a multiple of ALIGNMENT.
 
-    bfloat16 goes as the upper half of a float32, which is what the hardware does too: Triton's interpreter widens
-    subnormal numbers wrongly and does not round to nearest.
+    bfloat16 goes as the upper half of a float32, which is what the hardware does too: Triton's interpreter
+    widens subnormal numbers wrongly and does not round to nearest.
     """
     stored: tl.constexpr = tl.uint16 if DTYPE == tl.bfloat16 else DTYPE
     pointer = address.to(tl.int64).to(tl.pointer_type(stored))  # the interpreter takes small numbers as int32
     if FULL:
-        # Four elements an access in every dtype, 16 or 8 bytes: then a thread holds the same elements of all arrays.
+        # Four elements an access in every dtype, so that a thread holds the same elements of all arrays.
         pointer = tl.multiple_of(pointer, 4 * (DTYPE.primitive_bitwidth // 8))
-    return pointer + (first + tl.arange(0, TILE))
+    return pointer + first + tl.arange(0, TILE)  # offsets of 32 bits in a tile, which saves registers
 
 
 @triton.jit
-def load_float32(address, first, numel, wanted, DTYPE: tl.constexpr, FULL: tl.constexpr, TILE: tl.constexpr):
-    """float32 [TILE]: elements ``first`` .. of the array at ``address``.
+def _count(first, numel, TILE: tl.constexpr):
+    """How many elements of the tile are inside the array, as int32."""
+    return tl.minimum(numel - first, TILE).to(tl.int32)
 
-    FULL promises that all are inside, else those past ``numel`` are 0. ``wanted`` is a scalar: where it is False,
-    nothing is read. ``first`` is a multiple of TILE.
+
+@triton.jit
+def load_float32(
+    address,
+    first,
+    numel,
+    DTYPE: tl.constexpr,
+    FULL: tl.constexpr,
+    TILE: tl.constexpr,
+    OPTIONAL: tl.constexpr = False,
+):
+    """float32 [TILE]: elements ``first`` .. of the array at ``address``; ``first`` is a multiple of TILE.
+
+    FULL promises that all are inside; else those from ``numel`` on are not read and are 0. With OPTIONAL,
+    ``numel`` may be 0 for an array that is not there, and then nothing is read in either case.
     """
     pointers = _pointers(address, first, DTYPE, FULL, TILE)
     if FULL:
-        values = tl.load(pointers, mask=wanted, other=0)
+        if OPTIONAL:  # the same for all elements, so the access stays 16 bytes wide
+            values = tl.load(pointers, mask=tl.zeros((TILE,), tl.int32) < _count(0, numel, TILE), other=0)
+        else:
+            values = tl.load(pointers)
     else:
-        values = tl.load(pointers, mask=first + tl.arange(0, TILE) < tl.where(wanted, numel, 0), other=0)
+        values = tl.load(pointers, mask=tl.arange(0, TILE) < _count(first, numel, TILE), other=0)
     if DTYPE == tl.bfloat16:
         values = (values.to(tl.uint32) << 16).to(tl.float32, bitcast=True)
     return values.to(tl.float32)
@@ -68,4 +85,4 @@ def store_float32(address, first, numel, values, DTYPE: tl.constexpr, FULL: tl.c
     if FULL:
         tl.store(pointers, values)
     else:
-        tl.store(pointers, values, mask=first + tl.arange(0, TILE) < numel)
+        tl.store(pointers, values, mask=tl.arange(0, TILE) < _count(first, numel, TILE))

@@ -1,36 +1,20 @@
-"""The flexible update (arXiv 2407.07133; DESIGN 1.1): the gate alpha, and the SGD step, one launch for a list."""
+"""The flexible update (arXiv 2407.07133; DESIGN 1.1): the gate alpha, and one SGD step of a list of tensors."""
 
-# ruff: noqa: ANN001, ANN202 - device functions: Triton infers the types of their arguments
+# ruff: noqa: ANN001, ANN201, ANN202, RUF100, SIM300 - device functions: Triton infers the types of arguments
 
 from collections.abc import Sequence
 
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
-
-from flexkern.fields import SOURCE_FLOATS, SOURCE_INTS, Kind
+from flexkern.triton_kernels.arguments import check_sources, check_tensors, device_number
 from flexkern.triton_kernels.field import source_row, source_tile
 from flexkern.triton_kernels.memory import NUM_WARPS, TILE, full_tiles, load_float32, store_float32
-from flexkern.triton_kernels.table import (
-    ALPHA,
-    ANCHOR,
-    FIRST,
-    FLEXIBILITY,
-    FULL,
-    GRAD,
-    MASTER,
-    MOMENTUM,
-    NUMEL,
-    WEIGHT,
-    Row,
-    TableCache,
-    computed_source,
-    find_row,
-    load_source,
-    stored_source,
-)
+from flexkern.triton_kernels.table import NOTHING, Row, TableCache, load_row, source_columns
 from flexkern.triton_kernels.update import gate, number, sgd
+from torch import Tensor
+
+from flexkern.fields import SOURCE_INTS, Kind
 
 __all__ = ["metaplastic_gate", "metaplastic_sgd_"]
 
@@ -45,7 +29,7 @@ _tables = TableCache()
 
 @triton.jit
 def _step_tile(
-    row,
+    addresses,
     first,
     numel,
     scale,
@@ -60,20 +44,20 @@ def _step_tile(
     TILE: tl.constexpr,
 ):
     """Steps one tile of a tensor. All loads come before what needs them, so that all are in flight at once."""
-    weight_address, grad_address, master_address, momentum_address, alpha_address = row
+    weight_address, grad_address, master_address, momentum_address, alpha_address = addresses
     HAS_MASTER: tl.constexpr = WEIGHT_DTYPE != tl.float32
     exact_address = master_address if HAS_MASTER else weight_address
-    weight = load_float32(exact_address, first, numel, True, tl.float32, FULL, TILE)
-    grad = load_float32(grad_address, first, numel, True, GRAD_DTYPE, FULL, TILE)
+    weight = load_float32(exact_address, first, numel, tl.float32, FULL, TILE)
+    grad = load_float32(grad_address, first, numel, GRAD_DTYPE, FULL, TILE)
     buffer = weight
     if HAS_MOMENTUM:
-        buffer = load_float32(momentum_address, first, numel, True, tl.float32, FULL, TILE)
+        buffer = load_float32(momentum_address, first, numel, tl.float32, FULL, TILE)
     if SOURCES == HELD:
-        alpha = load_float32(alpha_address, first, numel, True, tl.float32, FULL, TILE)
+        alpha = load_float32(alpha_address, first, numel, tl.float32, FULL, TILE)
     else:
         if SOURCES == STORED:
-            a = load_float32(anchor[1], first, numel, True, tl.float32, FULL, TILE)
-            f = load_float32(flexibility[1], first, numel, True, tl.float32, FULL, TILE)
+            a = load_float32(anchor[1], first, numel, tl.float32, FULL, TILE)
+            f = load_float32(flexibility[1], first, numel, tl.float32, FULL, TILE)
         else:
             a = source_tile(anchor, first, numel, FULL, TILE)
             f = source_tile(flexibility, first, numel, FULL, TILE)
@@ -88,8 +72,8 @@ def _step_tile(
 
 @triton.jit(
     do_not_specialize=[
-        "table", "tensors", "lr", "lr_address", "scale", "scale_address", "weight_decay", "momentum", "grad_share",
-        "sign", "nesterov", "skip_nonfinite",
+        "table", "tensors", "lr", "lr_address", "scale", "scale_address",
+        "weight_decay", "momentum", "grad_share", "sign", "nesterov", "skip_nonfinite",
     ]
 )  # fmt: skip
 def sgd_kernel(
@@ -112,18 +96,8 @@ def sgd_kernel(
     TILE: tl.constexpr,
 ):
     """One SGD step of all tensors of ``table``, a tile a program."""
-    program = tl.program_id(0)
-    row = find_row(table, tensors, program)
-    tile = program - tl.load(row + FIRST)  # int64
+    tile, numel, full, addresses, anchor, flexibility = load_row(table, tensors)
     first = tile * TILE
-    numel = tl.load(row + NUMEL)
-    full = tl.load(row + FULL)
-    addresses = (
-        tl.load(row + WEIGHT), tl.load(row + GRAD), tl.load(row + MASTER), tl.load(row + MOMENTUM),
-        tl.load(row + ALPHA),
-    )  # fmt: skip
-    anchor = load_source(row, ANCHOR)
-    flexibility = load_source(row, FLEXIBILITY)
     step_scale = number(scale, scale_address)
     rule = (
         number(lr, lr_address), tl.full((), weight_decay, tl.float32), tl.full((), momentum, tl.float32),
@@ -139,12 +113,21 @@ def sgd_kernel(
 
 @triton.jit
 def _gate_tile(
-    weight, out, first, numel, scale, anchor, flexibility, SOURCES: tl.constexpr, FULL: tl.constexpr, TILE: tl.constexpr
+    weight,
+    out,
+    first,
+    numel,
+    scale,
+    anchor,
+    flexibility,
+    SOURCES: tl.constexpr,
+    FULL: tl.constexpr,
+    TILE: tl.constexpr,
 ):
-    w = load_float32(weight, first, numel, True, tl.float32, FULL, TILE)
+    w = load_float32(weight, first, numel, tl.float32, FULL, TILE)
     if SOURCES == STORED:
-        a = load_float32(anchor[1], first, numel, True, tl.float32, FULL, TILE)
-        f = load_float32(flexibility[1], first, numel, True, tl.float32, FULL, TILE)
+        a = load_float32(anchor[1], first, numel, tl.float32, FULL, TILE)
+        f = load_float32(flexibility[1], first, numel, tl.float32, FULL, TILE)
     else:
         a = source_tile(anchor, first, numel, FULL, TILE)
         f = source_tile(flexibility, first, numel, FULL, TILE)
@@ -201,89 +184,9 @@ def gate_kernel(
 # --------------------------------------------------------------------------- the host's side
 
 
-def _check(tensors: Sequence[Tensor], name: str, weights: Sequence[Tensor], dtype: torch.dtype) -> None:
-    """The kernels address memory by number, so all that they rely on is checked here, as in the compiled operators."""
-    if len(tensors) != len(weights):
-        raise ValueError(f"{name} has {len(tensors)} tensors but there are {len(weights)} weights that need one")
-    for tensor, weight in zip(tensors, weights, strict=True):
-        if tensor.dtype is not dtype:
-            raise TypeError(f"{name} must be {dtype}, got {tensor.dtype}")
-        if tensor.numel() != weight.numel():
-            raise ValueError(f"{name} has {tensor.numel()} elements but weight has {weight.numel()}")
-        if not tensor.is_contiguous():
-            raise ValueError(f"{name} must be contiguous, got strides {tensor.stride()}")
-        if tensor.device != weights[0].device:
-            raise ValueError(f"{name} must be on the device of weight, {weights[0].device}, got {tensor.device}")
-
-
-def _check_sources(
-    stored: Sequence[Tensor], name: str, weights: Sequence[Tensor], sources: Sequence[int], parameters: Sequence[float]
-) -> None:
-    """``sources`` and ``parameters`` are those of this name only."""
-    if sources:
-        if (len(sources), len(parameters)) != (SOURCE_INTS * len(weights), SOURCE_FLOATS * len(weights)):
-            raise ValueError(f"sources and parameters need a row for the {name} of each weight")
-        weights = [w for w, kind in zip(weights, sources[::SOURCE_INTS], strict=True) if kind == Kind.STORED]
-    _check(stored, name, weights, torch.float32)
-
-
-def _columns(
-    stored: Sequence[Tensor], count: int, sources: Sequence[int], parameters: Sequence[float]
-) -> list[list[int]]:
-    """The table's columns of each weight's source."""
-    remaining = iter(stored)
-    columns = []
-    for i in range(count):
-        ints = sources[SOURCE_INTS * i : SOURCE_INTS * (i + 1)]
-        if not ints or ints[0] == Kind.STORED:
-            columns.append(stored_source(next(remaining).data_ptr()))
-        else:
-            columns.append(computed_source(*source_row(ints, parameters[SOURCE_FLOATS * i : SOURCE_FLOATS * (i + 1)])))
-    return columns
-
-
 def _mode(sources: Sequence[int]) -> int:
-    return STORED.value if all(kind == Kind.STORED for kind in sources[::SOURCE_INTS]) else MIXED.value
-
-
-def _number(value: float, tensor: Tensor | None, name: str, weight: Tensor) -> tuple[float, int]:
-    """lr or scale as a number, and the address that the kernel reads it from where it is a tensor on the device."""
-    if tensor is None:
-        return float(value), 0
-    if tensor.numel() != 1 or tensor.dtype is not torch.float32:
-        raise ValueError(f"{name} must be one float32 element, got {tensor.dtype} of shape {tuple(tensor.shape)}")
-    if tensor.device == weight.device:
-        return 0.0, tensor.data_ptr()
-    if tensor.device.type != "cpu":
-        raise ValueError(f"{name} must be on {weight.device} or the CPU, got {tensor.device}")
-    return tensor.item(), 0
-
-
-def _rows(
-    weight: Sequence[Tensor],
-    grad: Sequence[Tensor],
-    master: Sequence[Tensor],
-    momentum_buffer: Sequence[Tensor],
-    alpha: Sequence[Tensor],
-    anchors: list[list[int]],
-    flexibilities: list[list[int]],
-) -> list[Row]:
-    def address(tensors: Sequence[Tensor], i: int) -> int:
-        return tensors[i].data_ptr() if tensors else 0
-
-    constant_one = computed_source([int(Kind.CONSTANT), 0, 0, 0, 0], [1.0, 0.0])
-    constant_zero = computed_source([int(Kind.CONSTANT), 0, 0, 0, 0], [0.0, 0.0])
-    rows = []
-    for i, w in enumerate(weight):
-        a, f = anchors[i], flexibilities[i]
-        # A weight with f = 1 moves freely: |w - a| is multiplied by 0, so its anchor is neither read nor drawn.
-        a = constant_zero if [f[0], f[6]] == [constant_one[0], constant_one[6]] else a
-        if w.numel():
-            rows.append(
-                Row(w.data_ptr(), grad[i].data_ptr(), address(master, i), address(momentum_buffer, i),
-                    address(alpha, i), w.numel(), a, f)
-            )  # fmt: skip
-    return rows
+    stored = all(kind == Kind.STORED for kind in sources[::SOURCE_INTS])
+    return STORED.value if stored else MIXED.value
 
 
 def metaplastic_sgd_(
@@ -309,8 +212,8 @@ def metaplastic_sgd_(
 ) -> None:
     """The Triton implementation of ``flexkern::metaplastic_sgd_``: one launch for all weights.
 
-    Weights share dtype and device; bfloat16 and float16 ones have a float32 master. Never waits for the device, and
-    can be captured in a CUDA graph (:class:`flexkern.triton_kernels.table.TableCache` says what is promised).
+    Weights share dtype and device; bfloat16 and float16 ones have a float32 master. Never waits for the device,
+    and can be captured in a CUDA graph: :class:`.table.TableCache` says what is promised.
 
     Raises:
         TypeError, ValueError: if the tensors do not fit together; nothing has been changed then.
@@ -323,33 +226,35 @@ def metaplastic_sgd_(
     if g_dtype not in (w_dtype, torch.float32):
         raise TypeError(f"grad must be {w_dtype} or torch.float32, got {g_dtype}")
     half_ints, half_floats = len(sources) // 2, len(parameters) // 2
-    _check(weight, "weight", weight, w_dtype)
-    _check(grad, "grad", weight, g_dtype)
-    _check(master, "master", [] if w_dtype is torch.float32 else weight, torch.float32)
-    _check(momentum_buffer, "momentum_buffer", weight if momentum_buffer else [], torch.float32)
+    check_tensors(weight, "weight", weight, w_dtype)
+    check_tensors(grad, "grad", weight, g_dtype)
+    check_tensors(master, "master", [] if w_dtype is torch.float32 else weight, torch.float32)
+    check_tensors(momentum_buffer, "momentum_buffer", weight if momentum_buffer else [], torch.float32)
     if alpha:
-        _check(alpha, "alpha", weight, torch.float32)
+        check_tensors(alpha, "alpha", weight, torch.float32)
     else:
-        _check_sources(anchor, "anchor", weight, sources[:half_ints], parameters[:half_floats])
-        _check_sources(flexibility, "flexibility", weight, sources[half_ints:], parameters[half_floats:])
-    lr_number, lr_address = _number(lr, lr_tensor, "lr_tensor", weight[0])
-    scale_number, scale_address = _number(scale, scale_tensor, "scale_tensor", weight[0])
+        check_sources(anchor, "anchor", weight, sources[:half_ints], parameters[:half_floats])
+        check_sources(flexibility, "flexibility", weight, sources[half_ints:], parameters[half_floats:])
+    lr_number, lr_address = device_number(lr, lr_tensor, "lr_tensor", weight[0])
+    scale_number, scale_address = device_number(scale, scale_tensor, "scale_tensor", weight[0])
     numels = [w.numel() for w in weight]
     if not any(numels):
         return
 
     def rows() -> list[Row]:
-        from flexkern.ops._checks import check_memory  # at run time: flexkern.ops imports this package
+        from flexkern.ops._checks import check_memory  # here, because flexkern.ops imports this package
 
         check_memory([*weight, *momentum_buffer, *master], [*grad, *anchor, *flexibility, *alpha])
-        none = [stored_source(0)] * len(weight)
-        anchors = none if alpha else _columns(anchor, len(weight), sources[:half_ints], parameters[:half_floats])
-        flexibilities = (
-            none if alpha else _columns(flexibility, len(weight), sources[half_ints:], parameters[half_floats:])
-        )
-        return _rows(weight, grad, master, momentum_buffer, alpha, anchors, flexibilities)
+        a = f = [NOTHING] * len(weight)
+        if not alpha:
+            a = source_columns(anchor, len(weight), sources[:half_ints], parameters[:half_floats])
+            f = source_columns(flexibility, len(weight), sources[half_ints:], parameters[half_floats:])
+        lists = (weight, grad, master, momentum_buffer, alpha)
+        addresses = [[t.data_ptr() for t in tensors] or [0] * len(weight) for tensors in lists]
+        columns = zip(numels, zip(*addresses, strict=True), a, f, strict=True)
+        return [Row(n, list(at), a_i, f_i) for n, at, a_i, f_i in columns if n]
 
-    # All that the table says and that its check has seen: it is checked and copied once for steps on the same tensors.
+    # All that the table says and that its check has seen: it is checked and copied once for the same tensors.
     lists = (weight, grad, master, momentum_buffer, alpha, anchor, flexibility)
     key = (
         weight[0].device, w_dtype, g_dtype, *map(len, lists), *numels, *sources, *parameters,
@@ -358,7 +263,7 @@ def metaplastic_sgd_(
     with torch.cuda.device_of(weight[0]):
         table = _tables.get(key, weight[0].device, rows)
         sgd_kernel[(table.programs,)](
-            table.rows, table.tensors, lr_number, lr_address, scale_number, scale_address, float(weight_decay),
+            table.data, table.tensors, lr_number, lr_address, scale_number, scale_address, float(weight_decay),
             float(momentum), 1.0 - dampening, -1.0 if maximize else 1.0, int(nesterov), int(skip_nonfinite),
             TRITON_DTYPES[w_dtype], TRITON_DTYPES[g_dtype], bool(momentum_buffer),
             HELD.value if alpha else _mode(sources), TILE, num_warps=NUM_WARPS, enable_fp_fusion=False,
@@ -380,12 +285,12 @@ def metaplastic_gate(
         TypeError, ValueError: if the tensors do not fit together.
     """
     half_ints, half_floats = len(sources) // 2, len(parameters) // 2
-    _check([weight], "weight", [weight], torch.float32)
-    _check_sources(anchor, "anchor", [weight], sources[:half_ints], parameters[:half_floats])
-    _check_sources(flexibility, "flexibility", [weight], sources[half_ints:], parameters[half_floats:])
+    check_tensors([weight], "weight", [weight], torch.float32)
+    check_sources(anchor, "anchor", [weight], sources[:half_ints], parameters[:half_floats])
+    check_sources(flexibility, "flexibility", [weight], sources[half_ints:], parameters[half_floats:])
     a = _gate_source(anchor, sources[:half_ints], parameters[:half_floats])
     f = _gate_source(flexibility, sources[half_ints:], parameters[half_floats:])
-    number, address = _number(scale, scale_tensor, "scale_tensor", weight)
+    scale_number, scale_address = device_number(scale, scale_tensor, "scale_tensor", weight)
     out = torch.empty_like(weight, memory_format=torch.contiguous_format)
     numel = weight.numel()
     if numel == 0:
@@ -393,8 +298,8 @@ def metaplastic_gate(
     full = full_tiles([weight.data_ptr(), out.data_ptr(), a[1], f[1]], numel)
     with torch.cuda.device_of(weight):
         gate_kernel[(triton.cdiv(numel, TILE),)](
-            weight.data_ptr(), out.data_ptr(), numel, full, number, address, *a, *f, _mode(sources), TILE,
-            num_warps=NUM_WARPS, enable_fp_fusion=False,
+            weight.data_ptr(), out.data_ptr(), numel, full, scale_number, scale_address, *a, *f,
+            _mode(sources), TILE, num_warps=NUM_WARPS, enable_fp_fusion=False,
         )  # fmt: skip
     return out
 

@@ -1,6 +1,6 @@
 """Philox4x32-10 (Salmon et al., SC'11, section 4.3) in a tile: one block of four words for four elements."""
 
-# ruff: noqa: ANN001, ANN202 - device functions: Triton infers the types of their arguments
+# ruff: noqa: ANN001, ANN201, ANN202, RUF100, SIM300 - device functions: Triton infers the types of arguments
 
 import triton
 import triton.language as tl
@@ -47,7 +47,7 @@ def random_words(first, seed, stream, purpose, TILE: tl.constexpr):
     # A shard may begin inside a block: then its groups of four straddle two blocks.
     shift = first & 3
     if shift != 0:
-        n0, n1, n2, n3 = _philox(block + 1, seed, stream, purpose)
+        n0, n1, n2, _ = _philox(block + 1, seed, stream, purpose)
         s0 = tl.where(shift == 1, w1, tl.where(shift == 2, w2, w3))
         s1 = tl.where(shift == 1, w2, tl.where(shift == 2, w3, n0))
         s2 = tl.where(shift == 1, w3, tl.where(shift == 2, n0, n1))

@@ -1,9 +1,9 @@
-"""One launch for a list of tensors: a table on the device, with a row for each tensor, that every program reads.
+"""One launch for a list of tensors: a table on the device, with a row for each, that every program reads.
 
 The int64 table begins with the number of each tensor's first program, in ascending order; then come the rows.
 """
 
-# ruff: noqa: ANN001, ANN202 - device functions: Triton infers the types of their arguments
+# ruff: noqa: ANN001, ANN201, ANN202, RUF100, SIM300 - device functions: Triton infers the types of arguments
 
 import threading
 from collections.abc import Callable, Hashable, Sequence
@@ -13,22 +13,17 @@ import numpy as np
 import torch
 import triton
 import triton.language as tl
+from flexkern.triton_kernels.field import source_row
+from flexkern.triton_kernels.memory import TILE, full_tiles
 from torch import Tensor
 
-from flexkern.fields import Kind
-from flexkern.triton_kernels.memory import TILE, full_tiles
+from flexkern.fields import SOURCE_FLOATS, SOURCE_INTS, Kind
 
-__all__ = ["Row", "Table", "TableCache", "find_row", "load_source", "stored_source"]
+__all__ = ["Row", "Table", "TableCache", "load_row", "source_columns"]
 
-# Columns of a row, in int64. A source is kind, address, seed, stream, offset, purpose, and the float32 bits of p0, p1.
-WEIGHT = tl.constexpr(0)
-GRAD = tl.constexpr(1)
-MASTER = tl.constexpr(2)
-MOMENTUM = tl.constexpr(3)
-ALPHA = tl.constexpr(4)
-NUMEL = tl.constexpr(5)
-FIRST = tl.constexpr(6)  # number of the tensor's first program
-FULL = tl.constexpr(7)  # how many of its tiles go without a mask
+# A row: addresses of weight, gradient, master, momentum and alpha (0: none), number of elements, number of the
+# tensor's first program, how many of its tiles go without a mask, then two sources. A source: kind, address,
+# seed, stream, offset, purpose, and the float32 bits of p0 and p1.
 ANCHOR = tl.constexpr(8)
 FLEXIBILITY = tl.constexpr(16)
 COLUMNS = tl.constexpr(24)
@@ -36,11 +31,12 @@ SEARCH = tl.constexpr(128)  # first programs that are compared at once: one a th
 
 
 @triton.jit
-def find_row(table, tensors, program):
+def _find_row(table, tensors, program):
     """The row of the tensor that ``program`` works on: the last one whose first program is not after it."""
     before = tl.full((), 0, tl.int32)
     start = tl.full((), 0, tl.int32)
-    while start < tensors:  # `range` of a run-time bound fails in the interpreter of triton 3.6 with numpy 2.4
+    # Not `range`, which fails for a run-time bound in the interpreter of Triton 3.6 with a recent NumPy.
+    while start < tensors:
         tensor = start + tl.arange(0, SEARCH)
         first = tl.load(table + tensor, mask=tensor < tensors, other=0x7FFFFFFF)
         before += tl.sum((first <= program).to(tl.int32), axis=0)
@@ -49,46 +45,92 @@ def find_row(table, tensors, program):
 
 
 @triton.jit
-def load_source(row, COLUMN: tl.constexpr):
-    """The eight numbers of the source at ``row + COLUMN``."""
-    p0 = tl.load(row + (COLUMN + 6)).to(tl.int32).to(tl.float32, bitcast=True)
-    p1 = tl.load(row + (COLUMN + 7)).to(tl.int32).to(tl.float32, bitcast=True)
+def _load_source(column):
+    p0 = tl.load(column + 6).to(tl.int32).to(tl.float32, bitcast=True)
+    p1 = tl.load(column + 7).to(tl.int32).to(tl.float32, bitcast=True)
     return (
-        tl.load(row + COLUMN), tl.load(row + (COLUMN + 1)), tl.load(row + (COLUMN + 2)), tl.load(row + (COLUMN + 3)),
-        tl.load(row + (COLUMN + 4)), tl.load(row + (COLUMN + 5)), p0, p1,
+        tl.load(column), tl.load(column + 1), tl.load(column + 2), tl.load(column + 3), tl.load(column + 4),
+        tl.load(column + 5), p0, p1,
     )  # fmt: skip
 
 
-def stored_source(address: int) -> list[int]:
-    """The columns of a source that is read from a float32 tensor."""
-    return [int(Kind.STORED), address, 0, 0, 0, 0, 0, 0]
+@triton.jit
+def load_row(table, tensors):
+    """What this program works on: (tile, numel, full, addresses, anchor, flexibility).
+
+    The number of its tile, the tensor's number of elements and of tiles that go without a mask, the addresses
+    of weight, gradient, master, momentum and alpha, and two sources as in :func:`field.source_tile`.
+    """
+    program = tl.program_id(0)
+    row = _find_row(table, tensors, program)
+    tile = program - tl.load(row + 6)  # int64
+    addresses = (tl.load(row), tl.load(row + 1), tl.load(row + 2), tl.load(row + 3), tl.load(row + 4))
+    anchor = _load_source(row + ANCHOR)
+    flexibility = _load_source(row + FLEXIBILITY)
+    return tile, tl.load(row + 5), tl.load(row + 7), addresses, anchor, flexibility
 
 
-def computed_source(ints: Sequence[int], floats: Sequence[float]) -> list[int]:
-    """The columns of a source that is not stored, from the numbers of :func:`field.source_row`."""
-    kind, *position = ints
-    return [kind, 0, *position, *np.asarray(floats, dtype=np.float32).view(np.int32).tolist()]
+# --------------------------------------------------------------------------- the host's side
+
+
+def _computed_source(ints: Sequence[int], floats: Sequence[float]) -> list[int]:
+    (kind, *position), parameters = source_row(ints, floats)
+    return [kind, 0, *position, *np.array(parameters, dtype=np.float32).view(np.int32).tolist()]
+
+
+NOTHING = [int(Kind.STORED), 0, 0, 0, 0, 0, 0, 0]
+_ZERO = _computed_source([int(Kind.CONSTANT), 0, 0, 0, 0], [0.0, 0.0])
+_ONE = _computed_source([int(Kind.CONSTANT), 0, 0, 0, 0], [1.0, 0.0])
+
+
+def source_columns(
+    stored: Sequence[Tensor], count: int, sources: Sequence[int], parameters: Sequence[float]
+) -> list[list[int]]:
+    """The columns of the anchors (or flexibilities) of ``count`` weights; empty ``sources``: all are stored."""
+    remaining = iter(stored)
+    columns = []
+    for i in range(count):
+        ints = sources[SOURCE_INTS * i : SOURCE_INTS * (i + 1)]
+        if not ints or ints[0] == Kind.STORED:
+            columns.append([int(Kind.STORED), next(remaining).data_ptr(), 0, 0, 0, 0, 0, 0])
+        else:
+            columns.append(_computed_source(ints, parameters[SOURCE_FLOATS * i : SOURCE_FLOATS * (i + 1)]))
+    return columns
 
 
 @dataclass
 class Row:
-    """A tensor of a step: the addresses of its arrays, 0 for those that it does not have."""
+    """A tensor of a step: its number of elements, the five addresses of a row, and its sources' columns."""
 
-    weight: int
-    grad: int
-    master: int
-    momentum: int
-    alpha: int
     numel: int
+    addresses: list[int]
     anchor: list[int]
     flexibility: list[int]
+
+    def __post_init__(self) -> None:
+        if [self.flexibility[0], *self.flexibility[6:]] == [_ONE[0], *_ONE[6:]]:
+            # f = 1 multiplies |w - a| by 0: the weight moves freely, and its anchor is neither read nor drawn.
+            self.anchor = _ZERO
+
+
+def _host_table(rows: Sequence[Row]) -> tuple[np.ndarray, int]:
+    """The table as one array, and the number of programs."""
+    firsts: list[int] = []
+    body: list[int] = []
+    programs = 0
+    for row in rows:
+        full = full_tiles([*row.addresses, row.anchor[1], row.flexibility[1]], row.numel)
+        firsts.append(programs)
+        body += [*row.addresses, row.numel, programs, full, *row.anchor, *row.flexibility]
+        programs += triton.cdiv(row.numel, TILE)
+    return np.array(firsts + body, dtype=np.int64), programs
 
 
 @dataclass
 class Table:
     """A table on the device, and the grid that goes with it."""
 
-    rows: Tensor
+    data: Tensor
     tensors: int
     programs: int
     stream: int = 0  # the CUDA stream it was copied on, and the event after the copy
@@ -96,26 +138,14 @@ class Table:
     captured: bool = False  # a CUDA graph reads it
 
 
-def _host_table(rows: Sequence[Row]) -> tuple[np.ndarray, int]:
-    """The table as one array, and the number of programs."""
-    firsts, body, programs = [], [], 0
-    for row in rows:
-        addresses = [row.weight, row.grad, row.master, row.momentum, row.alpha]
-        full = full_tiles([*addresses, row.anchor[1], row.flexibility[1]], row.numel)
-        firsts.append(programs)
-        body += [*addresses, row.numel, programs, full, *row.anchor, *row.flexibility]
-        programs += triton.cdiv(row.numel, TILE)
-    return np.array(firsts + body, dtype=np.int64), programs
-
-
 class TableCache:
     """Keeps tables by what they contain, so that steps on the same tensors copy nothing.
 
-    CUDA graphs: a table that is already there when a capture begins, as after a warm-up step on the same tensors, is
-    read by the replays where it lies, and is kept from then on. Otherwise the copy is captured too: its source in
-    pinned host memory is kept, and every replay copies it again. So captured steps are right either way, for
-    as long as the tensors keep their addresses, as a graph needs anyway. The capture must begin with an idle
-    device, as ``torch.cuda.graph`` makes sure.
+    CUDA graphs: a table that is already there when a capture begins, as after a warm-up step on the same
+    tensors, is read by the replays where it lies, and is kept from then on. Otherwise the copy is captured too:
+    its source in pinned host memory is kept, and every replay copies it again. So captured steps are right
+    either way, as long as the tensors keep their addresses, as a graph needs anyway. The capture must begin
+    with an idle device, as ``torch.cuda.graph`` makes sure.
 
     Args:
         limit: number of tables to keep; the least recently used one goes first.
@@ -135,7 +165,7 @@ class TableCache:
             table = self._tables.pop(key, None)
             if table is None:
                 table = self._upload(rows(), device, capturing)
-                if capturing:  # it holds nothing before the graph runs, so nobody else may find it
+                if capturing:  # it holds nothing before the graph runs, so no other step may find it
                     return table
             table.captured |= capturing
             self._tables[key] = table  # now the most recently used
@@ -144,7 +174,7 @@ class TableCache:
             stream = torch.cuda.current_stream(device)
             if stream.cuda_stream != table.stream and table.ready is not None:
                 stream.wait_event(table.ready)
-                table.rows.record_stream(stream)
+                table.data.record_stream(stream)
         return table
 
     def _upload(self, rows: list[Row], device: torch.device, capturing: bool) -> Table:

@@ -80,6 +80,7 @@ FLEXKERN_FN const float* source_values(const Source& source, int64_t begin, int6
 void sgd(const SgdTensor& tensor, const SgdRule& rule, Dtype weight, Dtype grad, int64_t begin, int64_t end) {
   alignas(64) FieldBuffer anchor, flexibility;
   alignas(64) Buffer grad_chunk;
+  const FlushSubnormal flush;
   const Step step = choose_step(tensor.gate, tensor.momentum != nullptr);
   float* exact = weight == Dtype::kFloat32 ? static_cast<float*>(tensor.weight) : tensor.master;
   for (int64_t i = begin; i < end; i += kChunk) {
@@ -106,6 +107,7 @@ void gate(const float* weight, const Source& anchor, const Source& flexibility, 
           int64_t begin, int64_t end) {
   alignas(64) FieldBuffer anchor_chunk, flexibility_chunk;
   const float rate = gate_rate(scale);
+  const FlushSubnormal flush;
   for (int64_t i = begin; i < end; i += kChunk) {
     const int64_t count = end - i < kChunk ? end - i : kChunk;
     const float* a = source_values(anchor, i, count, anchor_chunk);

@@ -94,7 +94,7 @@ def check_number(value: float | Tensor, name: str, like: Tensor, *, positive: bo
     if isinstance(value, Tensor):
         if value.numel() != 1 or value.dtype is not torch.float32:
             raise ValueError(
-                f"{name} as a tensor must be one float32 element, got {value.dtype} of shape {tuple(value.shape)}"
+                f"{name} as a tensor must be one float32 element, got {value.dtype}, shape {tuple(value.shape)}"
             )
         if value.device != like.device and value.device.type != "cpu":
             raise ValueError(f"{name} must be on {like.device} or the CPU, got {value.device}")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,10 +21,10 @@ def _fake(out: Tensor, source: Sequence[int], parameters: Sequence[float]) -> No
 
 
 def _reference(out: Tensor, source: Sequence[int], parameters: Sequence[float]) -> None:
-    out.copy_(reference.field(out.shape, *source, parameters=parameters, device=out.device))
+    out.copy_(reference.field(out.shape, source, parameters, out.device))
 
 
-def _triton():  # noqa: ANN202 - imported at first use
+def _triton() -> Callable[..., Any]:
     from flexkern.triton_kernels.field import fill_field_
 
     return fill_field_

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -26,13 +29,13 @@ def _unpack_fake(words: Tensor, columns: int) -> Tensor:
     return words.new_empty((words.shape[0], columns), dtype=torch.bool)
 
 
-def _triton_pack():  # noqa: ANN202 - imported at first use
+def _triton_pack() -> Callable[..., Any]:
     from flexkern.triton_kernels.mask import pack_mask
 
     return pack_mask
 
 
-def _triton_unpack():  # noqa: ANN202
+def _triton_unpack() -> Callable[..., Any]:
     from flexkern.triton_kernels.mask import unpack_mask
 
     return unpack_mask

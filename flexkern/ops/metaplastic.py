@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +18,9 @@ from flexkern.ops._define import Operator
 __all__ = ["gated_sgd_", "metaplastic_gate", "metaplastic_sgd_"]
 
 NONFINITE = ("raise", "skip", "propagate")
+
+# What a step knows of the gate: stored anchors, flexibilities and alphas, then sources and parameters.
+GateState = tuple[list[Tensor], list[Tensor], list[Tensor], list[int], list[float]]
 
 
 def _gate_fake(
@@ -102,13 +106,13 @@ def _sgd_reference(
     reference.metaplastic_sgd_(weight, grad, gates, momentum_buffer, master, rule)
 
 
-def _triton_gate():  # noqa: ANN202 - imported at first use
+def _triton_gate() -> Callable[..., Any]:
     from flexkern.triton_kernels.metaplastic import metaplastic_gate
 
     return metaplastic_gate
 
 
-def _triton_sgd():  # noqa: ANN202
+def _triton_sgd() -> Callable[..., Any]:
     from flexkern.triton_kernels.metaplastic import metaplastic_sgd_
 
     return metaplastic_sgd_
@@ -255,7 +259,8 @@ def metaplastic_sgd_(
     _checks.check_number(scale, "scale", weights[0], positive=True)
     a_stored, f_stored, sources, parameters = _encode(anchors, flexibilities)
     rule = (weight_decay, momentum, dampening, nesterov, maximize)
-    _run("metaplastic_sgd_", weights, _checks.as_list(grad, "grad"), (a_stored, f_stored, [], sources, parameters),
+    state: GateState = (a_stored, f_stored, [], sources, parameters)
+    _run("metaplastic_sgd_", weights, _checks.as_list(grad, "grad"), state,
          momentum_buffer, master, lr, scale, rule, nonfinite)  # fmt: skip
 
 
@@ -287,8 +292,9 @@ def gated_sgd_(
         return
     exact = torch.float64 if weights[0].dtype is torch.float64 else torch.float32
     if alpha is None:
-        free = _encode([Field.uniform(0)] * len(weights), [1.0] * len(weights))
-        state = (free[0], free[1], [], free[2], free[3])
+        # f = 1: the anchor is never looked at.
+        a, f, sources, parameters = _encode([Field.uniform(0)] * len(weights), [1.0] * len(weights))
+        state: GateState = (a, f, [], sources, parameters)
     else:
         alphas = _checks.as_list(alpha, "alpha", len(weights))
         for w, value in zip(weights, alphas, strict=True):
@@ -322,7 +328,7 @@ def _check_step(
             )
         _checks.check_matches(g, "grad", w, (w.dtype, torch.float32))
         if g.dtype != grads[0].dtype:
-            raise ValueError(f"grads of one call must share their dtype, got {grads[0].dtype} and {g.dtype}")
+            raise ValueError(f"grads of one call must share a dtype, got {grads[0].dtype} and {g.dtype}")
     if weights:
         _checks.check_number(lr, "lr", weights[0])
     for name, value in (("weight_decay", weight_decay), ("momentum", momentum)):
@@ -355,7 +361,7 @@ def _run(
     op: str,
     weights: list[Tensor],
     grads: list[Tensor],
-    state: tuple[list[Tensor], list[Tensor], list[Tensor], list[int], list[float]],
+    state: GateState,
     momentum_buffer: Tensor | Sequence[Tensor] | None,
     master: Tensor | Sequence[Tensor] | None,
     lr: float | Tensor,
@@ -374,7 +380,7 @@ def _run(
     )
     masters = _float32_state(
         master if low else None, "master", weights,
-        f"a {dtype} weight cannot hold its own displacement; pass weight.float() once and keep it" if low else "",
+        f"a {dtype} weight cannot hold its displacement; pass weight.float() once and keep it" if low else "",
     )  # fmt: skip
     backend = choose(op, weights[0].device, lambda name: _checks.native_dtypes(name, dtype))
     if nonfinite == "raise":

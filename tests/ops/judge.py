@@ -27,15 +27,15 @@ __all__ = [
 ]
 
 U = 2.0**-24
-# k = scale (1 - f) |w - a| / f in float32 with the constant 2 log2(e): the constant, its product with the scale,
-# 1 - f, w - a, three products of these, and a reciprocal of f at most 1 ulp off.
+# k = scale (1 - f) |w - a| / f in float32 with the constant 2 log2(e): the constant, its product with the
+# scale, 1 - f, w - a, three products of these, and a reciprocal of f at most 1 ulp off.
 K_ROUNDINGS = 1 + 1 + 1 + 1 + 3 + 2
-# alpha = 4 e / (1 + e)^2: exp2 at most 1.5 ulp off; then 1 + e and a reciprocal at most 1 ulp off, both of which
-# count twice because they are squared; the square; the product.
+# alpha = 4 e / (1 + e)^2: exp2 at most 1.5 ulp off; then 1 + e and a reciprocal at most 1 ulp off, both of
+# which count twice because they are squared; the square; the product.
 ALPHA_ROUNDINGS = 3 + 2 * (1 + 2) + 1 + 1
 # exp2 gives 0 under 2^-125.5, and alpha is up to four times that.
 ALPHA_FLUSH = 2.0**-123
-# Products may end among the subnormal numbers, half a step of 2^-149 off; at most ten of them meet in one result.
+# Products may end among the subnormal numbers, half a step of 2^-149 off; at most ten of them meet in a result.
 SUBNORMAL = 10 * 2.0**-150
 # Terms of second order: a handful of factors (1 + U) or (1 + 1e-4) of alpha at most.
 SECOND_ORDER = 1 + 2.0**-10
@@ -48,7 +48,11 @@ def float32(value: float) -> float:
 
 def bits(tensor: Tensor) -> Tensor:
     """The bits of a tensor, so that NaN compares equal to itself and 0 differs from -0."""
-    return tensor.detach().contiguous().view({2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()])
+    return (
+        tensor.detach()
+        .contiguous()
+        .view({2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()])
+    )
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
@@ -57,7 +61,7 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
 
 
 def assert_within(actual: Tensor, expected: Tensor, bound: Tensor) -> None:
-    """Every element of ``actual`` is within ``bound`` of ``expected`` (float64); the message shows the worst."""
+    """Every element of ``actual`` is within ``bound`` of ``expected``; the message shows the worst."""
     assert actual.shape == expected.shape
     error = (actual.detach().double() - expected).abs()
     bad = ~(error <= bound)  # NaN is bad
@@ -95,7 +99,9 @@ def judge_gate(weight: Tensor, anchor: Tensor, flexibility: Tensor, scale: float
     """alpha in float64 of the given float32 inputs, and its bound."""
     w, a, f, s = weight.double(), anchor.double(), flexibility.double(), float32(scale)
     alpha = reference.gate(w, a, f, s)
-    two_k = (2 * s * (1 - f) * (w - a).abs() / f).nan_to_num(nan=0.0).clamp(max=200.0)  # beyond, alpha is flushed
+    two_k = (
+        (2 * s * (1 - f) * (w - a).abs() / f).nan_to_num(nan=0.0).clamp(max=200.0)
+    )  # beyond, alpha is flushed
     # e^(-2k) turns a relative error of k into 2k times as much.
     return alpha, alpha * torch.expm1((K_ROUNDINGS * two_k + ALPHA_ROUNDINGS) * U) + ALPHA_FLUSH
 
@@ -108,7 +114,7 @@ def judge_step(
     rule: Rule,
     buffer: Tensor | None = None,
 ) -> Judged:
-    """One SGD step in float64 from float32 inputs (``weight``: the master, where there is one), and its bound."""
+    """One SGD step in float64 from float32 inputs, and its bound; ``weight`` is the master, where there is one."""
     w = weight.double()
     lr, decay, momentum = float32(rule.lr), float32(rule.weight_decay), float32(rule.momentum)
     g = (-grad if rule.maximize else grad).double() + decay * w

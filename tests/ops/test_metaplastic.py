@@ -1,4 +1,4 @@
-"""The gate and the step on every backend, dtype, shape and layout, against float64; and the published values."""
+"""The gate and the step on every backend, dtype, shape and layout against float64; the published values."""
 
 from __future__ import annotations
 
@@ -238,7 +238,9 @@ def test_a_list_of_nothing(backend: str) -> None:
     ops.metaplastic_sgd_([], [], [], [], lr=0.1, scale=1.0)
     ops.gated_sgd_([], [], None, lr=0.1)
     empty = [torch.empty(0), torch.empty(0, 3)]
-    ops.metaplastic_sgd_(empty, [t.clone() for t in empty], [t.clone() for t in empty], [0.5, 0.5], lr=0.1, scale=1.0)
+    ops.metaplastic_sgd_(
+        empty, [t.clone() for t in empty], [t.clone() for t in empty], [0.5, 0.5], lr=0.1, scale=1.0
+    )
 
 
 # --------------------------------------------------------------------------- numbers
@@ -246,7 +248,9 @@ def test_a_list_of_nothing(backend: str) -> None:
 
 @pytest.mark.parametrize("shape", [(), (1,), (1, 1)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_lr_and_scale_as_tensors_give_the_same_bits(backend: str, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+def test_lr_and_scale_as_tensors_give_the_same_bits(
+    backend: str, dtype: torch.dtype, shape: tuple[int, ...]
+) -> None:
     # Neither number is exact in float32.
     rule = Rule(lr=0.1, scale=21.7, momentum=0.9)
     numbers, tensors = (make_inputs((1000,), seed=17, dtype=dtype) for _ in range(2))
@@ -296,18 +300,20 @@ def published() -> dict[str, Tensor]:
 def test_published_values_in_float64(published: dict[str, Tensor]) -> None:
     p = published
     alpha = ops.metaplastic_gate(p["w"], p["w_init"], p["flexibility"], 4e5)
-    # The release's 1 - tanh(k)^2 rounds twice near 1 (2 x 2^-53), tanh is an ulp off (2 x 2^-53 once squared), and
-    # k has four roundings, which move alpha by 2 k tanh(k) sech(k)^2 < 1 of them: together under 8 x 2^-53.
+    # The release's 1 - tanh(k)^2 rounds twice near 1 (2 x 2^-53), tanh is an ulp off (2 x 2^-53 once squared),
+    # and k has four roundings, which move alpha by 2 k tanh(k) sech(k)^2 < 1 of them: in all under 8 x 2^-53.
     torch.testing.assert_close(alpha, p["alpha"], rtol=0, atol=8 * 2.0**-53)
     weight = p["w"].clone()
     ops.metaplastic_sgd_(weight, p["grad"], p["w_init"], p["flexibility"], lr=1e-4, scale=4e5)
     # lr alpha g is at most 1e-4 |g|: what alpha is off vanishes beside the rounding of w.
-    torch.testing.assert_close(weight, p["w_new"], rtol=2.0**-52, atol=1e-4 * 2.0**-50 * float(p["grad"].abs().max()))
+    torch.testing.assert_close(
+        weight, p["w_new"], rtol=2.0**-52, atol=1e-4 * 2.0**-50 * float(p["grad"].abs().max())
+    )
 
 
 def test_published_values_in_float32(backend: str, published: dict[str, Tensor]) -> None:
-    # Rounding w and w_init to float32 moves |w - a|, so the judge gets the rounded ones; that it is right on the
-    # file itself is the test above.
+    # Rounding w and w_init to float32 moves |w - a|, so the judge gets the rounded ones; that it is right on
+    # the file itself is the test above.
     w, a, f, g = (published[n].float() for n in ("w", "w_init", "flexibility", "grad"))
     rule = Rule(lr=1e-4, scale=4e5)
     alpha, bound = judge.judge_gate(w, a, f, 4e5)
@@ -317,7 +323,11 @@ def test_published_values_in_float32(backend: str, published: dict[str, Tensor])
     judged = judge.judge_step(w, g, alpha, bound, rule)
     judge.assert_within(weight, judged.weight, judged.weight_bound)
     # Where f is 0 or w has not left its anchor, float32 changes nothing about alpha.
-    fixed = (published["flexibility"] == 0) | (published["flexibility"] == 1) | (published["w"] == published["w_init"])
+    fixed = (
+        (published["flexibility"] == 0)
+        | (published["flexibility"] == 1)
+        | (published["w"] == published["w_init"])
+    )
     assert int(fixed.sum()) > 10
     assert torch.equal(ops.metaplastic_gate(w, a, f, 4e5)[fixed].double(), published["alpha"][fixed])
     assert reference.gate(torch.zeros(()), torch.zeros(()), torch.zeros(()), 4e5) == 0

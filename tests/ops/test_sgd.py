@@ -93,6 +93,8 @@ def test_the_gate_held_for_one_step_is_the_gate_of_the_step(backend: str) -> Non
     anchor, flexibility = Field.normal(1), Field.biased_low(2)
     alpha = ops.metaplastic_gate(held.weight, anchor, flexibility, rule.scale)
     ops.gated_sgd_(held.weight, held.grad, alpha, momentum_buffer=held.buffer, **sgd_arguments(rule))
-    ops.metaplastic_sgd_(fresh.weight, fresh.grad, anchor, flexibility, momentum_buffer=fresh.buffer, **rule._asdict())
+    ops.metaplastic_sgd_(
+        fresh.weight, fresh.grad, anchor, flexibility, momentum_buffer=fresh.buffer, **rule._asdict()
+    )
     for one, other in zip(held, fresh, strict=True):
         assert same_bits(one, other)

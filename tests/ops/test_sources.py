@@ -97,14 +97,18 @@ def test_shards_step_as_the_whole(backend: str, name: str, cuts: tuple[int, ...]
     for start, end in itertools.pairwise(cuts):
         part = slice(start, end)
         ops.metaplastic_sgd_(
-            parts.weight[part], parts.grad[part], anchor.shard(start), flexibility.shard(start), lr=0.1, scale=20.0
+            parts.weight[part],
+            parts.grad[part],
+            anchor.shard(start),
+            flexibility.shard(start),
+            lr=0.1,
+            scale=20.0,
         )
     assert same_bits(parts.weight, whole.weight)
 
 
 def test_backends_train_alike_from_procedural_state() -> None:
-    # Fields are the same bits everywhere; only the gate may differ, within its bound, and 20 steps of lr 0.01 on
-    # gradients of order 1 cannot make more of it than their sum.
+    # Fields are the same bits everywhere; only the gate may differ, within its bound.
     if not flexkern.backends()["cpu"].available:
         pytest.skip(flexkern.backends()["cpu"].reason)
     weights = {}
@@ -113,11 +117,13 @@ def test_backends_train_alike_from_procedural_state() -> None:
         with flexkern.use_backend(name):
             for i in range(20):
                 grad = torch.cos(x.grad * (i + 1))
-                ops.metaplastic_sgd_(x.weight, grad, ANCHORS["normal"], FLEXIBILITIES["uniform"], lr=0.01, scale=0.5)
+                ops.metaplastic_sgd_(
+                    x.weight, grad, ANCHORS["normal"], FLEXIBILITIES["uniform"], lr=0.01, scale=0.5
+                )
         weights[name] = x.weight
-    # A step at scale 0.5, f >= 2^-24: k can be steep in w for small f, but there alpha is 0 on both. Where
-    # f > 0.05, |d(lr alpha g)/dw| <= 0.01 * 0.77 * 2 * 0.5 * 19 < 0.15: an error grows at most 1.15^20 = 17 times;
-    # each step adds at most U |w| + 0.01 * bound(alpha), under 2^-24 * 3.
+    # Where f > 0.05, a step moves by at most |d(lr alpha g) / dw| <= 0.01 * 0.77 * 2 * 0.5 * 19 < 0.15 of an
+    # error in w, so that an error grows at most 1.15^20 < 17 times in 20 steps. Each step adds at most
+    # U |w| + 0.01 bound(alpha) < 3 U on either backend. For smaller f the gate is too steep in w for a bound.
     f = ops.materialize(FLEXIBILITIES["uniform"], (3000,))
     steady = f > 0.05
     difference = (weights["cpu"] - weights["reference"]).abs()[steady]

@@ -1,0 +1,117 @@
+"""The command line: ``flexkern demo``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from flexkern.experiments import demo as demo_experiment
+from flexkern.experiments.demo import DemoConfig
+
+app = typer.Typer(
+    help="Networks that learn one thing after the other and do not forget.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+)
+console = Console()
+errors = Console(stderr=True)
+DEFAULTS = DemoConfig()
+
+
+@app.callback()
+def _main() -> None:
+    """Fused kernels for brain-inspired continual learning in PyTorch."""
+
+
+def _scale(text: str) -> float | str:
+    if text == "auto":
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        raise typer.BadParameter(f"must be a number or 'auto', got {text!r}") from None
+
+
+@app.command()
+def demo(
+    seeds: Annotated[
+        int, typer.Option(min=1, help="How many times all networks are trained.")
+    ] = DEFAULTS.seeds,
+    items: Annotated[int, typer.Option(min=3, max=45, help="Items of the stream.")] = DEFAULTS.items,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over an item's images.")] = DEFAULTS.epochs,
+    train_per_item: Annotated[int, typer.Option(min=1, help="Images of an item.")] = DEFAULTS.train_per_item,
+    width: Annotated[int, typer.Option(min=1, help="Units of each hidden layer.")] = DEFAULTS.width,
+    lr: Annotated[float, typer.Option(help="Learning rate.")] = DEFAULTS.lr,
+    scale: Annotated[str, typer.Option(help="How fast synapses get stiff: a number, or 'auto'.")] = "auto",
+    first_seed: Annotated[int, typer.Option(min=0, help="The runs have this seed and those after it.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder for results.json and memory.png.")] = Path("out/demo"),
+) -> None:
+    """Trains three networks on a stream of two-digit items and shows which of them remember (about a minute)."""
+    import matplotlib  # noqa: F401 - if it is missing, say so now and not after the training
+
+    config = DemoConfig(
+        seeds=seeds,
+        first_seed=first_seed,
+        items=items,
+        epochs=epochs,
+        train_per_item=train_per_item,
+        width=width,
+        lr=lr,
+        scale=_scale(scale),
+    )
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+        TimeElapsedColumn(), TimeRemainingColumn(),
+    )  # fmt: skip
+    try:
+        with Progress(*columns, console=console) as bar:
+            task = bar.add_task("features", total=config.steps)
+            results = demo_experiment.run(
+                config, lambda done: bar.update(task, advance=1, description=f"{done:<40}")
+            )
+        written = demo_experiment.write(results, out)
+    except (ValueError, OSError, RuntimeError) as error:
+        errors.print(f"flexkern demo: {error}", style="red", markup=False)
+        raise typer.Exit(1) from error
+    console.print(_table(results))
+    for path in written:
+        console.print(f"wrote {path}", markup=False)
+
+
+def _table(results: dict[str, Any]) -> Table:
+    """Accuracy of each item after the whole stream, average and memorised items: mean ± spread over the seeds."""
+    summary, configuration = results["summary"], results["configuration"]
+    items, seeds = configuration["items"], configuration["seeds"]
+    table = Table(
+        title=f"Accuracy after {items} items",
+        caption=f"mean ± standard deviation of {seeds} seed{'s' if seeds > 1 else ''}; chance is "
+        f"{results['chance']:.1%}; {results['seconds']:.0f} s",
+    )
+    table.add_column("item, in order")
+    for name in summary:
+        table.add_column(name, justify="right", style="bold" if name == "hybrid" else None)
+
+    def cell(value: dict[str, Any], item: int | None = None, form: str = ".1%") -> str:
+        mean, std = (value[k] if item is None else value[k][item] for k in ("mean", "std"))
+        return f"{mean:{form}} ± {std:{form}}"
+
+    for i in range(items):
+        table.add_row(
+            str(i + 1), *(cell(s["accuracy"], i) for s in summary.values()), end_section=i == items - 1
+        )
+    table.add_row("average", *(cell(s["last"]) for s in summary.values()))
+    table.add_row(f"memorised, of {items}", *(cell(s["memorised"], items - 1, ".1f") for s in summary.values()))
+    return table

@@ -1,0 +1,1 @@
+"""Experiments: each trains networks on a stream and writes a JSON and a picture."""

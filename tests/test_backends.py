@@ -1,0 +1,188 @@
+"""Which backends there are, which one runs, and what is said about one that is missing."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from flexkern import BackendError, Field, backends, ops, use_backend
+from flexkern.backends import NAMES, requested
+
+sys.path.insert(0, str(Path(__file__).parent / "ops"))
+from children import PACKAGE, run_python
+
+needs_cpu = pytest.mark.skipif(not backends()["cpu"].available, reason=backends()["cpu"].reason)
+
+
+@pytest.fixture(autouse=True)
+def restored() -> Iterator[None]:
+    """The backend that was asked for before a test is asked for after it."""
+    before = requested()
+    yield
+    use_backend(before)
+
+
+def missing() -> list[str]:
+    return [name for name, status in backends().items() if not status.available]
+
+
+def test_every_backend_has_a_reason() -> None:
+    assert tuple(backends()) == NAMES
+    for status in backends().values():
+        assert isinstance(status.available, bool)
+        assert len(status.reason) > 5
+        assert "\n" not in status.reason
+    assert backends()["reference"].available
+
+
+def test_the_answer_is_a_copy() -> None:
+    backends()["reference"] = None
+    assert backends()["reference"].available
+
+
+def test_use_backend_as_a_call() -> None:
+    use_backend("reference")
+    assert requested() == "reference"
+    use_backend("auto")
+    assert requested() == "auto"
+
+
+@needs_cpu
+def test_use_backend_nests_and_restores_after_exceptions() -> None:
+    use_backend("auto")
+    with use_backend("reference"):
+        assert requested() == "reference"
+        with use_backend("cpu"):
+            assert requested() == "cpu"
+            with pytest.raises(KeyError), use_backend("reference"):
+                raise KeyError
+            assert requested() == "cpu"
+        assert requested() == "reference"
+    assert requested() == "auto"
+
+
+def test_an_unknown_name() -> None:
+    with pytest.raises(ValueError, match=r"backend must be one of .*'auto'.*'cuda'.*, got 'gpu'"):
+        use_backend("gpu")
+    assert requested() == "auto"
+
+
+@pytest.mark.skipif(not missing(), reason="every backend is available here")
+def test_a_missing_backend_is_refused_with_its_reason() -> None:
+    for name in missing():
+        with pytest.raises(BackendError) as caught:
+            use_backend(name)
+        assert name in str(caught.value)
+        assert backends()[name].reason in str(caught.value)
+        assert requested() == "auto"
+
+
+@needs_cpu
+def test_a_chosen_backend_that_cannot_take_the_arguments() -> None:
+    w = torch.zeros(3, dtype=torch.float64)
+    before = w.clone()
+    with use_backend("cpu"):
+        for call in (
+            lambda: ops.metaplastic_gate(w, w, w, 1.0),
+            lambda: ops.metaplastic_sgd_(w, w + 1, w + 1, 1.0, lr=0.1, scale=1.0),
+            lambda: ops.gated_sgd_(w, w + 1, None, lr=0.1),
+        ):
+            with pytest.raises(
+                BackendError, match=r"_: backend 'cpu' cannot serve: float64|gate: backend 'cpu' cannot"
+            ):
+                call()
+        with pytest.raises(
+            BackendError, match=r"materialize: backend 'cpu' cannot serve: it works on cpu tensors.*meta"
+        ):
+            ops.materialize(Field.uniform(0), (3,), device="meta")
+    assert torch.equal(w, before)
+    use_backend("auto")
+    ops.gated_sgd_(w, w + 1, None, lr=0.5)  # auto falls back to the reference
+    assert torch.equal(w, before - 0.5)
+
+
+def test_the_environment_chooses() -> None:
+    code = """if True:
+        import torch
+        from torch.utils._python_dispatch import TorchDispatchMode
+        import flexkern
+        from flexkern import ops
+        class Recorder(TorchDispatchMode):
+            def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+                if func.namespace == "flexkern": print(func.name())
+                return func(*args, **(kwargs or {}))
+        with Recorder():
+            ops.flexibility_field((3,), seed=0)
+        with flexkern.use_backend("auto"):
+            print(flexkern.backends.__module__)
+    """
+    child = run_python(code, FLEXKERN_BACKEND="reference")
+    assert child.returncode == 0, child.stderr
+    assert child.stdout.split() == ["flexkern::fill_field_reference_", "flexkern.backends"]
+
+
+def test_the_environment_chooses_something_unknown() -> None:
+    child = run_python("import flexkern", FLEXKERN_BACKEND="gpu")
+    assert child.returncode != 0
+    assert "got 'gpu'" in child.stderr.splitlines()[-1]
+    assert "FLEXKERN_BACKEND" in child.stderr.splitlines()[-1]
+
+
+def test_without_extension_and_triton(tmp_path: Path) -> None:
+    """A copy of the package without its compiled files, in a Python that cannot import triton."""
+    shutil.copytree(
+        PACKAGE, tmp_path / "flexkern", ignore=shutil.ignore_patterns("lib", "_core*", "__pycache__")
+    )
+    code = f"""if True:
+        import sys
+        sys.modules["triton"] = None
+        import torch
+        import flexkern
+        from flexkern import BackendError, Field, ops
+        assert flexkern.__file__.startswith({str(tmp_path)!r})
+        for name, status in flexkern.backends().items():
+            print(name, status.available, status.reason, sep="|")
+        w, g = torch.ones(3), torch.ones(3)
+        alpha = ops.metaplastic_gate(w, w, 0.5, 1.0)
+        ops.metaplastic_sgd_(w, g, Field.normal(0), Field.uniform(0), lr=0.1, scale=1e-9)
+        ops.gated_sgd_(w, g, alpha, lr=0.1)
+        mask = ops.unpack_mask(ops.pack_mask(torch.eye(3) > 0), 3)
+        same = torch.equal(mask, torch.eye(3) > 0)
+        print("ran", bool((w < 0.81).all()), same, len(ops.flexibility_field((4,), seed=0)))
+        for name in ("cpu", "triton"):
+            try:
+                flexkern.use_backend(name)
+            except BackendError as error:
+                print("refused", error)
+    """
+    child = run_python(code, path=tmp_path)
+    assert child.returncode == 0, child.stderr
+    lines = child.stdout.splitlines()
+    status = {line.split("|")[0]: line.split("|")[1:] for line in lines[:4]}
+    assert status["reference"][0] == "True"
+    assert status["cpu"][0] == status["cuda"][0] == status["triton"][0] == "False"
+    assert "without its compiled extension" in status["cpu"][1]
+    assert "pip install" in status["cpu"][1]
+    assert "triton is not installed" in status["triton"][1]
+    assert lines[4] == "ran True True 4"
+    assert lines[5] == f"refused backend 'cpu' is not available: {status['cpu'][1]}"
+    assert lines[6] == f"refused backend 'triton' is not available: {status['triton'][1]}"
+    assert child.stderr == ""  # no warning at import
+
+
+def test_a_library_that_does_not_load_is_reported(tmp_path: Path) -> None:
+    shutil.copytree(
+        PACKAGE, tmp_path / "flexkern", ignore=shutil.ignore_patterns("lib", "_core*", "__pycache__")
+    )
+    (tmp_path / "flexkern" / "lib").mkdir()
+    (tmp_path / "flexkern" / "lib" / "libflexkern_cpu.so").write_bytes(b"not a library")
+    child = run_python("import flexkern; print(flexkern.backends()['cpu'])", path=tmp_path)
+    assert child.returncode == 0, child.stderr
+    assert "available=False" in child.stdout
+    assert "libflexkern_cpu.so does not load" in child.stdout
+    assert "pip install" in child.stdout

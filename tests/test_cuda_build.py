@@ -1,0 +1,80 @@
+"""What the CUDA build holds: every architecture, no spills, and 16-byte accesses where memory is the bound."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from flexkern.backends import LIBRARY_DIR
+
+LIBRARY = LIBRARY_DIR / "libflexkern_cuda.so"
+
+
+def _cuobjdump() -> str | None:
+    """CUDA's own, or the one that Triton's package carries."""
+    if found := shutil.which("cuobjdump"):
+        return found
+    try:
+        import triton
+    except ImportError:
+        return None
+    bundled = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    return str(bundled) if bundled.exists() else None
+
+
+def _dump(*options: str) -> str:
+    tool = _cuobjdump()
+    if tool is None:
+        pytest.skip("no cuobjdump: install the CUDA toolkit or triton")
+    if not LIBRARY.exists():
+        pytest.skip("flexkern was built without nvcc, so there are no CUDA kernels to look at")
+    return subprocess.run([tool, *options, str(LIBRARY)], capture_output=True, text=True, check=True).stdout
+
+
+def _functions(report: str) -> Iterator[tuple[str, str, int, int]]:
+    """(architecture, function, registers, stack bytes) of a resource report."""
+    architecture = ""
+    name = ""
+    for line in report.splitlines():
+        if match := re.match(r"arch = (\S+)", line):
+            architecture = match.group(1)
+        elif match := re.match(r"\s*Function (\S+):", line):
+            name = match.group(1)
+        elif match := re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", line):
+            yield architecture, name, int(match.group(1)), int(match.group(2)) + int(match.group(3))
+
+
+def test_no_kernel_spills() -> None:
+    from flexkern import _core
+
+    functions = list(_functions(_dump("-res-usage")))
+    built = {f"sm_{a}" for a in _core.build_info()["cuda_architectures"].split(";")}
+    assert {architecture for architecture, *_ in functions} == built
+    # Step (five dtype pairs, two table sizes), gate, field, pack and unpack.
+    assert all(len({name for a, name, *_ in functions if a == one}) == 14 for one in built)
+    spilling = [f for f in functions if f[3]]
+    assert not spilling
+    # 65,536 registers a multiprocessor: 64 a thread leave half of its 2,048 threads, enough bytes in flight.
+    assert max(registers for _, _, registers, _ in functions) <= 64
+
+
+def test_the_report_reader_sees_a_spill() -> None:
+    report = "arch = sm_90\n Function f:\n  REG:255 STACK:112 SHARED:0 LOCAL:0 CONSTANT[0]:417\n"
+    assert list(_functions(report)) == [("sm_90", "f", 255, 112)]
+
+
+def test_float32_step_reads_and_writes_16_bytes_at_a_time() -> None:
+    sass = _dump("-sass", "-arch", "sm_90")
+    if "Function" not in sass:
+        pytest.skip("the CUDA kernels were not built for sm_90")
+    bodies = sass.split("Function : ")[1:]
+    steps = [body for body in bodies if re.match(r"\S*sgd_kernelIffLi16E", body)]
+    assert len(steps) == 1
+    # Loads of w, g, m, a, f and alpha; stores of w and m.
+    assert len(re.findall(r"LDG\.E\.128", steps[0])) == 6
+    assert len(re.findall(r"STG\.E\.128", steps[0])) == 2
