@@ -114,8 +114,7 @@ def _streams(field: Field, count: int) -> list[Field]:
 
 def _check_flexibility(value: object, name: str, p: Tensor, moves_freely: bool) -> Flexibility:
     if isinstance(value, Field):
-        low, high = value.parameters
-        if value.kind == Kind.NORMAL or (value.kind == Kind.UNIFORM and not 0 <= low < high <= 1):
+        if not value.is_flexibility():
             raise ValueError(
                 f"{name} must be a Field with values in [0, 1]: uniform with 0 <= low < high <= 1, biased_high "
                 f"or biased_low; got {value}"

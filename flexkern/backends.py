@@ -88,13 +88,15 @@ def backends() -> dict[str, Status]:
     return dict(_STATUS)
 
 
-def _check_name(name: str) -> str:
+def _check_name(name: str, where: str = "backend") -> str:
     if name != "auto" and name not in NAMES:
-        raise ValueError(f"backend must be one of {('auto', *NAMES)}, got {name!r}")
+        raise ValueError(f"{where} must be one of {('auto', *NAMES)}, got {name!r}")
     return name
 
 
-_requested = _check_name(os.environ.get("FLEXKERN_BACKEND", "auto"))
+_requested = _check_name(
+    os.environ.get("FLEXKERN_BACKEND", "auto"), "the environment variable FLEXKERN_BACKEND"
+)
 
 
 def requested() -> str:

@@ -1,7 +1,8 @@
-"""The command line: ``flexkern demo``."""
+"""The command line: ``flexkern demo`` and ``flexkern info``."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +18,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from flexkern.environment import environment
 from flexkern.experiments import demo as demo_experiment
 from flexkern.experiments.demo import DemoConfig
 
@@ -115,3 +117,45 @@ def _table(results: dict[str, Any]) -> Table:
     table.add_row("average", *(cell(s["last"]) for s in summary.values()))
     table.add_row(f"memorised, of {items}", *(cell(s["memorised"], items - 1, ".1f") for s in summary.values()))
     return table
+
+
+@app.command()
+def info(
+    as_json: Annotated[bool, typer.Option("--json", help="Plain data, for a bug report or a script.")] = False,
+) -> None:
+    """Says what is installed, which backends work here and why others do not, and what each operator takes."""
+    here = environment()
+    if as_json:
+        typer.echo(json.dumps(here, indent=1))
+        return
+    versions = here["versions"]
+    console.print(
+        f"flexkern {versions['flexkern']}, torch {versions['torch']}, triton {versions['triton'] or 'none'}, "
+        f"Python {versions['python']}",
+        highlight=False,
+    )
+    build = here["build"]
+    if build is None:
+        console.print("no compiled extension: every operator runs in plain PyTorch", markup=False)
+    else:
+        console.print(
+            f"built with {build['compiler']} (this processor: {build['instruction_set']}), nvcc "
+            f"{build['cuda_compiler']}" + (f" for sm_{build['cuda_architectures'].replace(';', ', sm_')}"
+                                           if build["cuda_architectures"] else ""),
+            markup=False, highlight=False,
+        )  # fmt: skip
+    for gpu in here["gpus"]:
+        console.print(f"GPU: {gpu['name']}, sm_{gpu['capability'].replace('.', '')}, {gpu['memory_gib']} GiB")
+    backends = Table(title=f"Backends (asked for: {here['requested']})", title_justify="left")
+    for column in ("backend", "works", "why"):
+        backends.add_column(column, overflow="fold")
+    for name, status in here["backends"].items():
+        backends.add_row(name, "yes" if status["available"] else "no", status["reason"])
+    console.print(backends)
+    operators = Table(title="What each operator takes", title_justify="left")
+    devices = next(iter(here["operators"].values()))
+    for column in ("operator", *(f"on {device}" for device in devices)):
+        operators.add_column(column)
+    for name, taken in here["operators"].items():
+        operators.add_row(name, *taken.values())
+    console.print(operators)

@@ -51,7 +51,7 @@ class Field:
         parameters: ``(low, high)`` of a uniform field, ``(mean, std)`` of a normal one.
 
     Raises:
-        ValueError: if a number is outside its range.
+        TypeError, ValueError: if a number is not an int where it must be, or outside its range.
     """
 
     kind: Kind
@@ -68,6 +68,8 @@ class Field:
             )
         for name, bits in (("seed", 64), ("stream", 32), ("offset", 62)):
             value = getattr(self, name)
+            if not isinstance(value, int):
+                raise TypeError(f"{name} must be an int, got {value!r}")
             if not 0 <= value < 1 << bits:
                 raise ValueError(f"{name} must be in [0, 2**{bits}), got {value}")
         if not all(math.isfinite(p) for p in self.parameters):
@@ -116,6 +118,11 @@ class Field:
     def shard(self, start: int) -> Field:
         """The field of a contiguous part that begins ``start`` elements into this one."""
         return replace(self, offset=self.offset + start)
+
+    def is_flexibility(self) -> bool:
+        """Whether all values lie in [0, 1], as those of a flexibility must."""
+        low, high = self.parameters
+        return self.kind != Kind.NORMAL and (self.kind != Kind.UNIFORM or 0 <= low < high <= 1)
 
     def source(self) -> tuple[list[int], list[float]]:
         """This field as the operators take it: ``[kind, seed, stream, offset, purpose]`` and its parameters."""

@@ -81,6 +81,11 @@ def _float32(value: float) -> float:
     return torch.tensor(value, dtype=torch.float32).item()
 
 
+def _sqrt(x: Tensor) -> Tensor:
+    """Square root, rounded correctly: by way of float64, because torch's own may be an ulp off on a CPU."""
+    return torch.sqrt(x.double()).float()
+
+
 def _horner(coefficients: Sequence[float], t: Tensor) -> Tensor:
     p = torch.full_like(t, coefficients[-1])
     for c in reversed(coefficients[:-1]):
@@ -102,7 +107,7 @@ def _normal_quantile(u: Tensor) -> Tensor:
     x = 2.0 * u - 1.0
     w = -_log((1.0 - x) * (1.0 + x))
     centre = _horner(NORMAL_CENTRE, w - 2.5)
-    tail = _horner(NORMAL_TAIL, torch.sqrt(w) - 3.0)
+    tail = _horner(NORMAL_TAIL, _sqrt(w) - 3.0)
     return x * torch.where(w < 5.0, centre, tail)
 
 
@@ -115,7 +120,7 @@ def field_values(word: Tensor, kind: Kind, parameters: Sequence[float]) -> Tenso
     if kind == Kind.NORMAL:
         return _normal_quantile(u) * _float32(p1) + _float32(p0)
     # CDF x^2/2 + x/2 = u has the root (sqrt(1 + 8u) - 1) / 2, written without its cancellation.
-    high = (4.0 * u) / (torch.sqrt(8.0 * u + 1.0) + 1.0)
+    high = (4.0 * u) / (_sqrt(8.0 * u + 1.0) + 1.0)
     return high if kind == Kind.BIASED_HIGH else 1.0 - high
 
 
@@ -250,7 +255,7 @@ def finite(tensors: Sequence[Tensor]) -> list[bool]:
 def pack_mask(mask: Tensor) -> Tensor:
     """bool [rows, columns] to int32 words [rows, ceil(columns / 32)]: bit j of word k is column 32 k + j."""
     rows, columns = mask.shape
-    padded = torch.nn.functional.pad(mask.long(), (0, -columns % 32)).reshape(rows, -1, 32)
+    padded = torch.nn.functional.pad(mask.long(), (0, -columns % 32)).reshape(rows, -(-columns // 32), 32)
     words = (padded << torch.arange(32, device=mask.device)).sum(-1)
     return torch.where(words >= 1 << 31, words - (1 << 32), words).to(torch.int32)
 

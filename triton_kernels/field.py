@@ -7,7 +7,6 @@ The kernels are compiled with enable_fp_fusion=False, so no product and sum beco
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 import triton
 import triton.language as tl
@@ -122,8 +121,8 @@ def source_tile(source, first, numel, FULL: tl.constexpr, TILE: tl.constexpr):
 def source_row(source: Sequence[int], parameters: Sequence[float]) -> tuple[list[int], list[float]]:
     """A source that is not stored, as the kernels take it: [kind, seed, stream, offset, purpose] and [p0, p1].
 
-    p0 and p1 are float32: the value of a constant, low and width of a uniform field, mean and std of a normal
-    one.
+    The kernels round p0 and p1 to float32: the value of a constant, low and width of a uniform field, mean and
+    std of a normal one.
 
     Raises:
         ValueError: if it is not one.
@@ -138,10 +137,8 @@ def source_row(source: Sequence[int], parameters: Sequence[float]) -> tuple[list
         raise ValueError(
             f"kind {kind} is not one of a source without a tensor ({Kind.CONSTANT} .. {Kind.BIASED_LOW})"
         )
-    p0, p1 = np.float32(parameters[0]), np.float32(parameters[1])
-    if kind == Kind.UNIFORM:
-        p1 = np.float32(float(p1) - float(p0))
-    return list(source), [float(p0), float(p1)]
+    p0, p1 = map(float, parameters)
+    return list(source), [p0, p1 - p0 if kind == Kind.UNIFORM else p1]
 
 
 @triton.jit(do_not_specialize=["out", "numel", "full", "kind", "seed", "stream", "offset", "purpose"])

@@ -19,11 +19,15 @@ def number(value, address):
 
 @triton.jit
 def gate(weight, anchor, flexibility, scale):
-    """alpha = sech(k)^2 with k = scale (1 - f) |w - a| / f, as 4 e / (1 + e)^2, e = exp(-2k); 0 where f = 0."""
+    """alpha = sech(k)^2 with k = scale (1 - f) |w - a| / f, as 4 e / (1 + e)^2 with e = exp(-2k).
+
+    f = 0 never moves, also where w = a; f = 1 always does, also where |w - a| overflows.
+    """
     k = scale * (1.0 - flexibility) * tl.abs(weight - anchor) / flexibility
     e = tl.exp2(k * -2.8853900817779268)  # e^(-2k) with one product: 2 log2(e)
     s = 1.0 + e
-    return tl.where(flexibility == 0, 0.0, 4.0 * e / (s * s))
+    alpha = tl.where(flexibility == 1, 1.0, 4.0 * e / (s * s))
+    return tl.where(flexibility == 0, 0.0, alpha)
 
 
 @triton.jit

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -13,6 +12,7 @@ from flexkern.fields import SOURCE_FLOATS, STORED_SOURCE, Field, constant_source
 __all__ = [
     "FLOAT_DTYPES",
     "as_list",
+    "check_copied",
     "check_finite",
     "check_matches",
     "check_memory",
@@ -24,7 +24,11 @@ __all__ = [
 ]
 
 LOW_PRECISION = (torch.bfloat16, torch.float16)
+LARGEST_NUMBER = 1e38  # kernels compute in float32, and with a few times the scale
 FLOAT_DTYPES = (torch.float32, torch.float64, *LOW_PRECISION)
+
+
+SHARED_MEMORY = "a tensor that is updated in place shares memory with another argument; pass a .clone() of one"
 
 
 def as_list(value: object, name: str, count: int | None = None) -> list:
@@ -58,12 +62,13 @@ def check_writable(tensor: Tensor, name: str) -> None:
     """No two elements of ``tensor`` share memory, as those of an expanded tensor do."""
     if tensor.is_contiguous():
         return
-    reach = 0
-    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
-        if size > 1:
-            if stride <= reach:
-                raise ValueError(f"{name} is written but its elements overlap in memory; pass a .clone()")
-            reach += stride * (size - 1)
+    # A step along one dimension must lead past all that the dimensions of smaller steps reach. (No sorting:
+    # torch.compile cannot sort sizes that change.)
+    steps = [(stride, size) for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1]
+    for i, (stride, _) in enumerate(steps):
+        others = (s * (n - 1) for j, (s, n) in enumerate(steps) if j != i and s <= stride)
+        if stride <= sum(others):
+            raise ValueError(f"{name} is written but its elements overlap in memory; pass a .clone()")
 
 
 def _extent(tensor: Tensor) -> tuple[int, int]:
@@ -82,11 +87,32 @@ def check_memory(written: Sequence[Tensor], read: Sequence[Tensor]) -> None:
     last_written = last_any = -1
     for start, end, is_written in extents:
         if start < (last_any if is_written else last_written):
-            raise ValueError(
-                "a tensor that is updated in place shares memory with another argument; pass a .clone() of one"
-            )
+            raise ValueError(SHARED_MEMORY)
         last_any = max(last_any, end)
         last_written = max(last_written, end) if is_written else last_written
+
+
+def check_copied(written: Sequence[Tensor], read: Sequence[Tensor]) -> None:
+    """As :func:`check_memory`, for written tensors that are not contiguous: they are stepped through a copy, so
+    that the operator does not see what they share. Exact, as such views may interleave without overlapping."""
+    for i, tensor in enumerate(written):
+        if tensor.is_contiguous():
+            continue
+        storage = tensor.untyped_storage().data_ptr()
+        others = [*(t for j, t in enumerate(written) if j != i), *read]
+        others = [t for t in others if t.untyped_storage().data_ptr() == storage]
+        mine = _byte_positions(tensor) if others else None
+        if mine is not None and any(torch.isin(mine, _byte_positions(other)).any() for other in others):
+            raise ValueError(SHARED_MEMORY)
+
+
+def _byte_positions(tensor: Tensor) -> Tensor:
+    """Where in its storage each byte of ``tensor`` lies."""
+    positions: Tensor = torch.zeros((), dtype=torch.int64)
+    for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
+        positions = positions.unsqueeze(-1) + torch.arange(size) * stride
+    first = (tensor.storage_offset() + positions) * tensor.element_size()
+    return first.reshape(-1, 1) + torch.arange(tensor.element_size())
 
 
 def check_number(value: float | Tensor, name: str, like: Tensor, *, positive: bool = False) -> None:
@@ -101,8 +127,12 @@ def check_number(value: float | Tensor, name: str, like: Tensor, *, positive: bo
         return
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise TypeError(f"{name} must be a number or a one-element tensor, got {type(value).__name__}")
-    if not math.isfinite(value) or value < 0 or (positive and value == 0):
-        raise ValueError(f"{name} must be finite and {'> 0' if positive else '>= 0'}, got {value}")
+    # Comparisons only: math.isfinite does not trace where torch.compile makes the number a symbol.
+    if not 0 <= value <= LARGEST_NUMBER or (positive and value == 0):
+        raise ValueError(
+            f"{name} must be finite and {'> 0' if positive else '>= 0'}, got {value}; float32 kernels take at "
+            f"most {LARGEST_NUMBER}"
+        )
 
 
 def check_finite(grads: Sequence[Tensor], name: str = "grad") -> None:

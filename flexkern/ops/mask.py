@@ -57,6 +57,14 @@ UNPACK = Operator(
 )
 
 
+def _check_tensor(tensor: object, name: str, dtype: torch.dtype) -> None:
+    if not isinstance(tensor, Tensor) or tensor.dtype is not dtype:
+        got = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+        raise TypeError(f"{name} must be a {dtype} tensor, got {got}")
+    if tensor.layout is not torch.strided:
+        raise TypeError(f"{name} must be dense, got layout {tensor.layout}; call .to_dense() first")
+
+
 def pack_mask(mask: Tensor) -> Tensor:
     """A bool matrix [rows, columns] as int32 words [rows, ceil(columns / 32)].
 
@@ -65,9 +73,7 @@ def pack_mask(mask: Tensor) -> Tensor:
     Raises:
         TypeError, ValueError: if ``mask`` is not a bool matrix.
     """
-    if not isinstance(mask, Tensor) or mask.dtype is not torch.bool:
-        got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
-        raise TypeError(f"mask must be a torch.bool tensor, got {got}")
+    _check_tensor(mask, "mask", torch.bool)
     if mask.dim() != 2:
         raise ValueError(f"mask must have two dimensions, got shape {tuple(mask.shape)}")
     backend = choose("pack_mask", mask.device, lambda name: None)
@@ -87,9 +93,9 @@ def unpack_mask(words: Tensor, columns: int) -> Tensor:
     Raises:
         TypeError, ValueError: if ``words`` is not such a matrix.
     """
-    if not isinstance(words, Tensor) or words.dtype is not torch.int32:
-        got = words.dtype if isinstance(words, Tensor) else type(words).__name__
-        raise TypeError(f"words must be a torch.int32 tensor, got {got}")
+    _check_tensor(words, "words", torch.int32)
+    if isinstance(columns, bool) or not isinstance(columns, (int, torch.SymInt)):
+        raise TypeError(f"columns must be an int, got {columns!r}")
     if words.dim() != 2 or columns < 0 or words.shape[1] != _words(columns):
         raise ValueError(
             f"words must be [rows, {_words(max(columns, 0))}] for columns = {columns}, got {tuple(words.shape)}"

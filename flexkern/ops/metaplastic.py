@@ -144,6 +144,8 @@ SGD = Operator(
 
 def _check_source(value: object, name: str, like: Tensor, dtype: torch.dtype) -> None:
     if isinstance(value, Field):
+        if name == "flexibility" and not value.is_flexibility():
+            raise ValueError(f"flexibility must be in [0, 1], got the field {value}")
         return
     if isinstance(value, (int, float)) and not isinstance(value, bool) and name == "flexibility":
         if not 0 <= value <= 1:
@@ -332,8 +334,10 @@ def _check_step(
     if weights:
         _checks.check_number(lr, "lr", weights[0])
     for name, value in (("weight_decay", weight_decay), ("momentum", momentum)):
-        if not value >= 0:
-            raise ValueError(f"{name} must be >= 0, got {value}")
+        if not 0 <= value <= _checks.LARGEST_NUMBER:
+            raise ValueError(f"{name} must be >= 0 and at most {_checks.LARGEST_NUMBER}, got {value}")
+    if not abs(dampening) <= _checks.LARGEST_NUMBER:
+        raise ValueError(f"dampening must be a finite number, got {dampening}")
     if nesterov and (momentum == 0 or dampening != 0):
         raise ValueError("nesterov needs momentum > 0 and dampening = 0")
     if nonfinite not in NONFINITE:
@@ -388,6 +392,8 @@ def _run(
     # The kernels index memory in row-major order: other layouts are stepped through a dense copy.
     written = [*weights, *buffers, *masters]
     dense = _checks.contiguous(written)
+    if not torch.compiler.is_compiling():  # the addresses of traced tensors are not known
+        _checks.check_copied(written, [*grads, *state[0], *state[1], *state[2]])
     n, m = len(weights), len(buffers)
     with torch.no_grad():
         SGD.on(backend)(

@@ -35,8 +35,8 @@ K_ROUNDINGS = 1 + 1 + 1 + 1 + 3 + 2
 ALPHA_ROUNDINGS = 3 + 2 * (1 + 2) + 1 + 1
 # exp2 gives 0 under 2^-125.5, and alpha is up to four times that.
 ALPHA_FLUSH = 2.0**-123
-# Products may end among the subnormal numbers, half a step of 2^-149 off; at most ten of them meet in a result.
-SUBNORMAL = 10 * 2.0**-150
+# The kernels flush results under 2^-126 to 0 (vector.h); at most ten of them meet in one result.
+SUBNORMAL = 10 * 2.0**-126
 # Terms of second order: a handful of factors (1 + U) or (1 + 1e-4) of alpha at most.
 SECOND_ORDER = 1 + 2.0**-10
 
@@ -114,7 +114,7 @@ def judge_step(
     rule: Rule,
     buffer: Tensor | None = None,
 ) -> Judged:
-    """One SGD step in float64 from float32 inputs, and its bound; ``weight`` is the master, where there is one."""
+    """One SGD step in float64 and its bound, from float32 inputs; ``weight`` is the master if there is one."""
     w = weight.double()
     lr, decay, momentum = float32(rule.lr), float32(rule.weight_decay), float32(rule.momentum)
     g = (-grad if rule.maximize else grad).double() + decay * w

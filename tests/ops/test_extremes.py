@@ -90,6 +90,17 @@ def test_f_of_0_in_a_step(backend: str) -> None:
     judge.assert_within(x.buffer, judged.buffer, judged.buffer_bound)
 
 
+def test_subnormal_weights_stay_or_become_0(backend: str) -> None:
+    # A kernel flushes results under 2^-126; nothing else moves.
+    weight = torch.tensor([SMALLEST, 1e-40, -1e-38, SMALLEST_NORMAL, -SMALLEST_NORMAL, 0.0, -0.0, 1.0] * 5)
+    for f, lr in ((0.0, 0.1), (1.0, 0.0)):
+        after = weight.clone()
+        ops.metaplastic_sgd_(after, torch.ones(40), torch.zeros(40), torch.full((40,), f), lr=lr, scale=4e5)
+        normal = (weight.abs() >= SMALLEST_NORMAL) | (weight == 0)
+        assert same_bits(after[normal], weight[normal])
+        assert ((after == weight) | (after == 0)).all()
+
+
 # --------------------------------------------------------------------------- nonfinite
 
 POISON = {"nan": NAN, "inf": INF, "-inf": -INF}

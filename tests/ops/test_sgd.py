@@ -98,3 +98,13 @@ def test_the_gate_held_for_one_step_is_the_gate_of_the_step(backend: str) -> Non
     )
     for one, other in zip(held, fresh, strict=True):
         assert same_bits(one, other)
+
+
+def test_state_that_is_not_needed_is_left_alone(backend: str) -> None:
+    # A buffer without momentum and a master of a float32 weight: neither enters the step, neither changes.
+    x, y, before = (make_inputs((50,), 10) for _ in range(3))
+    ops.gated_sgd_(x.weight, x.grad, None, lr=0.1, momentum_buffer=x.buffer, master=x.master)
+    ops.gated_sgd_(y.weight, y.grad, None, lr=0.1)
+    assert same_bits(x.weight, y.weight)
+    assert same_bits(x.buffer, before.buffer)
+    assert same_bits(x.master, before.master)
