@@ -5,8 +5,11 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc build_tools -type f)
+SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc build_tools -type f -not -name '*.pyc')
 
+.PHONY: demo test lint bench gpu-check clean
+
+demo: $(VENV)/.demo
 	$(BIN)/flexkern demo
 
 test: $(VENV)/.test

@@ -35,7 +35,7 @@ def device() -> torch.device:
 
 @pytest.fixture
 def launches() -> Iterator[Callable[[Any], list[dict[str, Any]]]]:
-    """``launches(kernel)``: a list that gets the arguments, by name, of every launch of the kernel in the test."""
+    """``launches(kernel)``: a list that gets the arguments, by name, of every launch of the kernel."""
     added = []
 
     def watch(kernel: Any) -> list[dict[str, Any]]:

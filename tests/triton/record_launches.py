@@ -1,5 +1,7 @@
-"""Run by test_aot.py in a process without the interpreter: records launches instead of making them, and finds the
-compiled variant of each. Prints a JSON."""
+"""Run by test_aot.py in a process without the interpreter: what would each launch compile?
+
+Records launches instead of making them, looks each up among the variants of aot.py, and prints a JSON.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +10,7 @@ import json
 from typing import Any
 
 import torch
+from flexkern.triton_kernels import aot
 from triton.compiler import make_backend
 from triton.runtime import jit
 
@@ -16,7 +19,6 @@ from flexkern.fields import Kind
 from flexkern.ops.field import FILL
 from flexkern.ops.mask import PACK, UNPACK
 from flexkern.ops.metaplastic import GATE, SGD
-from flexkern.triton_kernels import aot
 
 recorded: list[tuple[Any, tuple, dict[str, Any]]] = []
 
@@ -63,7 +65,8 @@ def step_all() -> None:
             SGD.on("triton")(
                 [weight], [grad], *state, [ones[2]] if momentum else [],
                 [] if w is torch.float32 else [ones[3]], number, torch.ones(1) if number == 1 else None, number,
-                torch.ones(1) if number == 0 else None, number, number, 0.0, number == 1, number == 0, number == 1,
+                torch.ones(1) if number == 0 else None, number, number, 0.0,
+                number == 1, number == 0, number == 1,
             )  # fmt: skip
 
 

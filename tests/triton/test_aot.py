@@ -76,8 +76,10 @@ def test_every_variant_compiles_without_spills(target: str) -> None:
 
 
 def test_calls_use_the_variants_that_are_compiled_here() -> None:
-    """Each launch of each operator, with numbers that Triton likes to specialise on, is one of the registry's, and
-    all of the registry's are used."""
+    """Each launch of each operator is in the registry, also with numbers that Triton likes to specialise on.
+
+    And all of the registry is used.
+    """
     report = json.loads(run(str(HERE / "record_launches.py")))
     assert report["unknown"] == []
     assert report["unused"] == []

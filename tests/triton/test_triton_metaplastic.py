@@ -1,4 +1,4 @@
-"""The flexible update in Triton against the float64 judge: gate and step, over dtypes, shapes, sources and rules."""
+"""The flexible update in Triton against the float64 judge, over dtypes, shapes, sources and rules."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 pytest.importorskip("triton")
 
 import judge
+from flexkern.triton_kernels.memory import TILE
 from judge import Inputs, Rule, make_inputs, same_bits
 from torch import Tensor
 
 from flexkern import Field, Purpose, ops, reference
-from flexkern.triton_kernels.memory import TILE
 
 # Masked lanes hold 0 / 0 in the interpreter.
 pytestmark = [
@@ -44,11 +44,11 @@ RULES = {
 def alpha_factor(device: torch.device) -> float:
     """How far alpha may be off, in bounds of judge.py, which counts the CPU's roundings.
 
-    The interpreter's NumPy: k has 5 roundings (1 - f, two products, w - a, a correct division), of the judge's 9; its
-    product with -2 log2(e) and that constant are 2 more. alpha has exp2 at most 2.6 ulp off (5.2), 1 + e counted
-    twice (2), the square (1) and a correct division (1): 9.2, of the judge's 11. So one bound.
-    A GPU: its quick division is 2 ulp off, 4 roundings instead of 1: 5 + 3 + 2 = 10 for k; exp2 2 ulp (4), 2, 1 and
-    4 make 11. So less than two bounds.
+    The interpreter's NumPy: k has 5 roundings (1 - f, two products, w - a, a correct division) and 2 more for
+    its product with -2 log2(e) and for that constant: 7, of the judge's 9. alpha has exp2 at most 2.6 ulp off
+    (5.2), 1 + e counted twice (2), the square (1), a correct division (1): 9.2 of the judge's 11. So one bound.
+    A GPU: its quick division is 2 ulp off, 4 roundings instead of 1: 10 for k; exp2 2 ulp off (4), 2, 1 and 4
+    make 11 for alpha. So less than two bounds.
     """
     return 1.0 if device.type == "cpu" else 2.0
 
