@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from harness import Rotating, Row, rotation
 from torch import Tensor
 
 from flexkern import Field, ops
 from flexkern.fields import Purpose
+from harness import Rotating, Row, rotation
 
 ELEMENTS = 1 << 24  # 16.7 M float32
 LR, SCALE = 1e-4, 4e5

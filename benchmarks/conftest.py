@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 import torch
-from harness import RESULTS, Row, gpu_seconds, machine, seconds
 
 import flexkern
+from harness import RESULTS, Row, gpu_seconds, machine, seconds
 
 ROWS: list[Row] = []
 

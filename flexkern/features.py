@@ -164,7 +164,8 @@ def extract(
         module, batch_size, device: as in :func:`extract_from`.
     """
     if isinstance(of, Stream):
-        return Stream([extract(e, module, batch_size=batch_size, device=device) for e in of], of.classes)
+        parts = [extract(e, module, batch_size=batch_size, device=device) for e in of]
+        return Stream(parts, of.classes)  # type: ignore[return-value]
     train, test = (
         extract_from(module, x, batch_size=batch_size, device=device) for x in (of.train_inputs, of.test_inputs)
     )

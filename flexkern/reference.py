@@ -185,7 +185,8 @@ def gate(weight: Tensor, anchor: Tensor, flexibility: Tensor, scale: float | Ten
     Written as 4 e / (1 + e)^2 with e = exp(-2k), which does not cancel. The division by f comes last, where
     it may overflow to infinity (alpha = 0) but not make a NaN; f = 0 never moves, also where w = a.
     """
-    k = scale * (1 - flexibility) * (weight - anchor).abs() / flexibility
+    displacement = (weight - anchor).abs().clamp(max=torch.finfo(weight.dtype).max)
+    k = scale * (1 - flexibility) * displacement / flexibility
     e = torch.exp(-2 * k)
     return torch.where(flexibility == 0, 0.0, 4 * e / ((1 + e) * (1 + e)))
 

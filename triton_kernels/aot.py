@@ -19,10 +19,11 @@ from typing import Any
 
 import triton
 import triton.language as tl
-from flexkern.triton_kernels import mask, memory, metaplastic
-from flexkern.triton_kernels.field import fill_kernel
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
+
+from flexkern.triton_kernels import mask, memory, metaplastic
+from flexkern.triton_kernels.field import fill_kernel
 
 __all__ = ["TARGETS", "VARIANTS", "Resources", "Variant", "compile_variant", "resources"]
 
@@ -57,7 +58,7 @@ class Resources:
         spills: bytes of local memory a thread on NVIDIA; spilled registers on AMD.
         stack: bytes of stack a thread.
         shared: bytes of shared memory a program.
-        widest_load, widest_store: bytes of a thread's widest access to global memory.
+        wide_loads, wide_stores: instructions by which a thread reads or writes 16 bytes of global memory.
     """
 
     variant: str
@@ -66,8 +67,8 @@ class Resources:
     spills: int
     stack: int
     shared: int
-    widest_load: int
-    widest_store: int
+    wide_loads: int
+    wide_stores: int
 
 
 def _sgd_variants() -> Iterable[Variant]:
@@ -120,12 +121,10 @@ def _find(pattern: str, text: str) -> int:
     return int(match.group(1))
 
 
-def _widest(asm: str, operation: str) -> int:
-    """Bytes of the widest access in SASS (LDG.E.128) or AMD assembly (global_load_dwordx4)."""
+def _wide(asm: str, operation: str) -> int:
+    """Number of 16-byte accesses in SASS (LDG.E.128) or AMD assembly (global_load_dwordx4)."""
     sass = {"load": "LDG", "store": "STG"}[operation]
-    bits = [int(b or 32) for b in re.findall(rf"\b{sass}\.E(?:\.[A-Z]+)*(?:\.(64|128))?\b", asm)]
-    words = [int(n or 1) for n in re.findall(rf"\b(?:global|buffer)_{operation}_dword(?:x([234]))?\b", asm)]
-    return max([b // 8 for b in bits] + [4 * n for n in words], default=0)
+    return len(re.findall(rf"\b{sass}\.E\S*\.128\b|\b(?:global|buffer)_{operation}_dwordx4\b", asm))
 
 
 def resources(name: str, target: str) -> Resources:
@@ -141,13 +140,11 @@ def resources(name: str, target: str) -> Resources:
         registers = _find(r"\.vgpr_count:\s+(\d+)", asm)
         spills = _find(r"\.vgpr_spill_count:\s+(\d+)", asm) + _find(r"\.sgpr_spill_count:\s+(\d+)", asm)
         stack = _find(r"\.private_segment_fixed_size:\s+(\d+)", asm)
-    return Resources(
-        name, target, registers, spills, stack, shared, _widest(asm, "load"), _widest(asm, "store")
-    )
+    return Resources(name, target, registers, spills, stack, shared, _wide(asm, "load"), _wide(asm, "store"))
 
 
 def _table(reports: Sequence[Resources]) -> str:
-    head = ("variant", "target", "registers", "spills", "stack", "shared", "widest load", "widest store")
+    head = ("variant", "target", "registers", "spills", "stack", "shared", "wide loads", "wide stores")
     rows = [head, *[tuple(map(str, asdict(r).values())) for r in reports]]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(

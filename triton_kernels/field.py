@@ -10,11 +10,11 @@ from collections.abc import Sequence
 import torch
 import triton
 import triton.language as tl
-from flexkern.triton_kernels.memory import NUM_WARPS, TILE, full_tiles, load_float32, store_float32
-from flexkern.triton_kernels.philox import random_words
 from torch import Tensor
 
 from flexkern.fields import SOURCE_FLOATS, SOURCE_INTS, Kind
+from flexkern.triton_kernels.memory import NUM_WARPS, TILE, full_tiles, load_float32, store_float32
+from flexkern.triton_kernels.philox import random_words
 
 __all__ = ["fill_field_", "source_row", "source_tile"]
 

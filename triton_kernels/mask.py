@@ -5,8 +5,9 @@
 import torch
 import triton
 import triton.language as tl
-from flexkern.triton_kernels.memory import ALIGNMENT
 from torch import Tensor
+
+from flexkern.triton_kernels.memory import ALIGNMENT
 
 __all__ = ["pack_mask", "unpack_mask"]
 

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
+from flexkern.fields import SOURCE_INTS, Kind
 from flexkern.triton_kernels.arguments import check_sources, check_tensors, device_number
 from flexkern.triton_kernels.field import source_row, source_tile
 from flexkern.triton_kernels.memory import NUM_WARPS, TILE, full_tiles, load_float32, store_float32
 from flexkern.triton_kernels.table import NOTHING, Row, TableCache, load_row, source_columns
 from flexkern.triton_kernels.update import gate, number, sgd
-from torch import Tensor
-
-from flexkern.fields import SOURCE_INTS, Kind
 
 __all__ = ["metaplastic_gate", "metaplastic_sgd_"]
 
@@ -189,6 +189,37 @@ def _mode(sources: Sequence[int]) -> int:
     return STORED.value if stored else MIXED.value
 
 
+def _check_step(
+    weight: Sequence[Tensor],
+    grad: Sequence[Tensor],
+    anchor: Sequence[Tensor],
+    flexibility: Sequence[Tensor],
+    alpha: Sequence[Tensor],
+    sources: Sequence[int],
+    parameters: Sequence[float],
+    momentum_buffer: Sequence[Tensor],
+    master: Sequence[Tensor],
+) -> None:
+    from flexkern.ops._checks import check_memory  # here, because flexkern.ops imports this package
+
+    w_dtype, g_dtype = weight[0].dtype, grad[0].dtype if grad else None
+    if w_dtype not in TRITON_DTYPES:
+        raise TypeError(f"weight must be one of {[str(d) for d in TRITON_DTYPES]}, got {w_dtype}")
+    if g_dtype not in (w_dtype, torch.float32):
+        raise TypeError(f"grad must be {w_dtype} or torch.float32, got {g_dtype}")
+    check_tensors(weight, "weight", weight, w_dtype)
+    check_tensors(grad, "grad", weight, g_dtype)
+    check_tensors(master, "master", [] if w_dtype is torch.float32 else weight, torch.float32)
+    check_tensors(momentum_buffer, "momentum_buffer", weight if momentum_buffer else [], torch.float32)
+    if alpha:
+        check_tensors(alpha, "alpha", weight, torch.float32)
+    else:
+        half_ints, half_floats = len(sources) // 2, len(parameters) // 2
+        check_sources(anchor, "anchor", weight, sources[:half_ints], parameters[:half_floats])
+        check_sources(flexibility, "flexibility", weight, sources[half_ints:], parameters[half_floats:])
+    check_memory([*weight, *momentum_buffer, *master], [*grad, *anchor, *flexibility, *alpha])
+
+
 def metaplastic_sgd_(
     weight: Sequence[Tensor],
     grad: Sequence[Tensor],
@@ -220,52 +251,38 @@ def metaplastic_sgd_(
     """
     if not weight:
         return
-    w_dtype, g_dtype = weight[0].dtype, grad[0].dtype if grad else None
-    if w_dtype not in TRITON_DTYPES:
-        raise TypeError(f"weight must be one of {[str(d) for d in TRITON_DTYPES]}, got {w_dtype}")
-    if g_dtype not in (w_dtype, torch.float32):
-        raise TypeError(f"grad must be {w_dtype} or torch.float32, got {g_dtype}")
-    half_ints, half_floats = len(sources) // 2, len(parameters) // 2
-    check_tensors(weight, "weight", weight, w_dtype)
-    check_tensors(grad, "grad", weight, g_dtype)
-    check_tensors(master, "master", [] if w_dtype is torch.float32 else weight, torch.float32)
-    check_tensors(momentum_buffer, "momentum_buffer", weight if momentum_buffer else [], torch.float32)
-    if alpha:
-        check_tensors(alpha, "alpha", weight, torch.float32)
-    else:
-        check_sources(anchor, "anchor", weight, sources[:half_ints], parameters[:half_floats])
-        check_sources(flexibility, "flexibility", weight, sources[half_ints:], parameters[half_floats:])
     lr_number, lr_address = device_number(lr, lr_tensor, "lr_tensor", weight[0])
     scale_number, scale_address = device_number(scale, scale_tensor, "scale_tensor", weight[0])
-    numels = [w.numel() for w in weight]
-    if not any(numels):
-        return
 
     def rows() -> list[Row]:
-        from flexkern.ops._checks import check_memory  # here, because flexkern.ops imports this package
-
-        check_memory([*weight, *momentum_buffer, *master], [*grad, *anchor, *flexibility, *alpha])
+        _check_step(weight, grad, anchor, flexibility, alpha, sources, parameters, momentum_buffer, master)
+        half_ints, half_floats = len(sources) // 2, len(parameters) // 2
         a = f = [NOTHING] * len(weight)
         if not alpha:
             a = source_columns(anchor, len(weight), sources[:half_ints], parameters[:half_floats])
             f = source_columns(flexibility, len(weight), sources[half_ints:], parameters[half_floats:])
-        lists = (weight, grad, master, momentum_buffer, alpha)
-        addresses = [[t.data_ptr() for t in tensors] or [0] * len(weight) for tensors in lists]
-        columns = zip(numels, zip(*addresses, strict=True), a, f, strict=True)
+        arrays = (weight, grad, master, momentum_buffer, alpha)
+        addresses = [[t.data_ptr() for t in tensors] or [0] * len(weight) for tensors in arrays]
+        columns = zip(map(Tensor.numel, weight), zip(*addresses, strict=True), a, f, strict=True)
         return [Row(n, list(at), a_i, f_i) for n, at, a_i, f_i in columns if n]
 
-    # All that the table says and that its check has seen: it is checked and copied once for the same tensors.
+    # All that the checks and the table look at, so both are done once for steps on the same tensors.
     lists = (weight, grad, master, momentum_buffer, alpha, anchor, flexibility)
+    tensors = [t for of_name in lists for t in of_name]
+    dtypes = [frozenset(map(Tensor.dtype.__get__, of_name)) for of_name in lists]
     key = (
-        weight[0].device, w_dtype, g_dtype, *map(len, lists), *numels, *sources, *parameters,
-        *[t.data_ptr() for tensors in lists for t in tensors],
+        weight[0].device, *map(len, lists), *dtypes,
+        all(map(Tensor.is_contiguous, tensors)), *map(Tensor.data_ptr, tensors), *map(Tensor.numel, tensors),
+        *sources, *parameters,
     )  # fmt: skip
     with torch.cuda.device_of(weight[0]):
         table = _tables.get(key, weight[0].device, rows)
+        if table.programs == 0:
+            return
         sgd_kernel[(table.programs,)](
             table.data, table.tensors, lr_number, lr_address, scale_number, scale_address, float(weight_decay),
             float(momentum), 1.0 - dampening, -1.0 if maximize else 1.0, int(nesterov), int(skip_nonfinite),
-            TRITON_DTYPES[w_dtype], TRITON_DTYPES[g_dtype], bool(momentum_buffer),
+            TRITON_DTYPES[weight[0].dtype], TRITON_DTYPES[grad[0].dtype], bool(momentum_buffer),
             HELD.value if alpha else _mode(sources), TILE, num_warps=NUM_WARPS, enable_fp_fusion=False,
         )  # fmt: skip
 

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 import triton
 import triton.language as tl
-from flexkern.triton_kernels.field import source_row
-from flexkern.triton_kernels.memory import TILE, full_tiles
 from torch import Tensor
 
 from flexkern.fields import SOURCE_FLOATS, SOURCE_INTS, Kind
+from flexkern.triton_kernels.field import source_row
+from flexkern.triton_kernels.memory import TILE, full_tiles
 
 __all__ = ["Row", "Table", "TableCache", "load_row", "source_columns"]
 
@@ -180,7 +180,7 @@ class TableCache:
     def _upload(self, rows: list[Row], device: torch.device, capturing: bool) -> Table:
         array, programs = _host_table(rows)
         host = torch.from_numpy(array)
-        if device.type != "cuda":
+        if device.type != "cuda" or not rows:
             return Table(host, len(rows), programs)
         host = host.pin_memory()
         table = Table(host.to(device, non_blocking=True), len(rows), programs)

@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from judge import make_inputs, same_bits
 from torch import Tensor
+
+from judge import make_inputs, same_bits
 
 __all__ = ["SHAPE", "Arguments", "gated", "refuses", "step_arguments"]
 

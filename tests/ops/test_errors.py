@@ -8,10 +8,10 @@ from collections.abc import Callable
 import pytest
 import torch
 from arguments import SHAPE, gated, refuses, step_arguments
-from judge import make_inputs
 from torch import Tensor
 
 from flexkern import Field, ops
+from judge import make_inputs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
-from judge import same_bits
 from scipy import special, stats
 from torch import Tensor
 
 from flexkern import Field, Purpose, ops, reference
 from flexkern.fields import Kind
 from flexkern.ops.field import FILL
+from judge import same_bits
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import judge
 import pytest
 import torch
-from judge import Rule, make_inputs, same_bits
 from torch import Tensor
 
 import flexkern
+import judge
 from flexkern import Field, ops, reference
 from flexkern.fields import Kind, Purpose
+from judge import Rule, make_inputs, same_bits
 
 pytestmark = pytest.mark.gpu
 

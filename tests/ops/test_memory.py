@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import judge
 import pytest
 import torch
 from arguments import SHAPE, gated, refuses, step_arguments
-from judge import make_inputs, same_bits
 from torch import Tensor
 
+import judge
 from flexkern import ops
+from judge import make_inputs, same_bits
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

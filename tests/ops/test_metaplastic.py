@@ -5,14 +5,14 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-import judge
 import pytest
 import torch
-from judge import Rule, make_inputs, same_bits
 from torch import Tensor
 
 import flexkern
+import judge
 from flexkern import ops, reference
+from judge import Rule, make_inputs, same_bits
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

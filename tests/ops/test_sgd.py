@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 
-import judge
 import pytest
 import torch
-from judge import Rule, make_inputs, same_bits
 
 import flexkern
+import judge
 from flexkern import Field, ops
+from judge import Rule, make_inputs, same_bits
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 
-import judge
 import pytest
 import torch
-from judge import Rule, make_inputs, same_bits
 from torch import Tensor
 
 import flexkern
+import judge
 from flexkern import Field, Purpose, ops
+from judge import Rule, make_inputs, same_bits
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -10,7 +10,6 @@ import json
 from typing import Any
 
 import torch
-from flexkern.triton_kernels import aot
 from triton.compiler import make_backend
 from triton.runtime import jit
 
@@ -19,6 +18,7 @@ from flexkern.fields import Kind
 from flexkern.ops.field import FILL
 from flexkern.ops.mask import PACK, UNPACK
 from flexkern.ops.metaplastic import GATE, SGD
+from flexkern.triton_kernels import aot
 
 recorded: list[tuple[Any, tuple, dict[str, Any]]] = []
 

@@ -7,12 +7,11 @@ import torch
 
 pytest.importorskip("triton")
 
-from flexkern.triton_kernels.memory import TILE
-from judge import same_bits
-
 from flexkern import Field, Purpose, ops, reference
 from flexkern.fields import Kind
 from flexkern.ops.field import FILL
+from flexkern.triton_kernels.memory import TILE
+from judge import same_bits
 
 pytestmark = pytest.mark.usefixtures("triton_backend")
 FIELDS = {

@@ -10,16 +10,16 @@ import torch
 
 pytest.importorskip("triton")
 
+from torch import Tensor
+
 import judge
+from flexkern import Field, ops
+from flexkern.ops.metaplastic import GATE, SGD
 from flexkern.triton_kernels import metaplastic
 from flexkern.triton_kernels.memory import TILE, full_tiles
 from flexkern.triton_kernels.metaplastic import HELD, MIXED, STORED, gate_kernel, sgd_kernel
 from flexkern.triton_kernels.table import Row, TableCache
 from judge import Inputs, make_inputs, same_bits
-from torch import Tensor
-
-from flexkern import Field, ops
-from flexkern.ops.metaplastic import GATE, SGD
 
 pytestmark = [
     pytest.mark.usefixtures("triton_backend"),

@@ -7,10 +7,9 @@ import torch
 
 pytest.importorskip("triton")
 
-from flexkern.triton_kernels.mask import WORD_BITS, WORDS
-
 from flexkern import ops, reference
 from flexkern.ops.mask import PACK, UNPACK
+from flexkern.triton_kernels.mask import WORD_BITS, WORDS
 
 pytestmark = pytest.mark.usefixtures("triton_backend")
 ROW = WORDS * WORD_BITS  # columns of one program

@@ -9,12 +9,12 @@ import torch
 
 pytest.importorskip("triton")
 
-import judge
-from flexkern.triton_kernels.memory import TILE
-from judge import Inputs, Rule, make_inputs, same_bits
 from torch import Tensor
 
+import judge
 from flexkern import Field, Purpose, ops, reference
+from flexkern.triton_kernels.memory import TILE
+from judge import Inputs, Rule, make_inputs, same_bits
 
 # Masked lanes hold 0 / 0 in the interpreter.
 pytestmark = [

@@ -45,7 +45,6 @@ FLEXKERN_FN float exp2_nonpositive(float x) { return exp2f(x); }
 template <class F>
 FLEXKERN_FN F exp2_nonpositive(F x) {
   constexpr float kRound = 0x1.8p23f;  // adding it leaves the nearest integer in the low bits
-  x = x < -150.0f ? splat<F>(-150.0f) : x;
   const F shifted = x + kRound;
   const F n = shifted - kRound;
   const F r = x - n;
@@ -63,15 +62,18 @@ FLEXKERN_FN F exp2_nonpositive(F x) {
 #endif
 
 // alpha = sech(k)^2, k = scale (1 - f) / f |w - a|, as 4 e / (1 + e)^2 with e = exp(-2k): no cancellation.
-// 1 / f is taken of at least the smallest normal number, so that it is finite; k may overflow to infinity
-// (alpha = 0) but makes no NaN. f = 0 never moves, also where w = a.
+// 1 / f is taken of at least the smallest normal number, and |w - a| is at most the largest number, so that both
+// are finite; k may overflow to infinity (alpha = 0) but makes no NaN. f = 0 never moves, also where w = a.
 // `rate` is gate_rate(scale): the factors of k that are the same for all synapses, for e = 2^(rate ...).
 FLEXKERN_FN float gate_rate(float scale) { return scale * -2.885390082f; }  // -2 log2(e)
 
 template <class F>
 FLEXKERN_FN F gate(F w, F a, F f, float rate) {
+  constexpr float kLargest = 0x1.fffffep127f;
   const F safe = f < 0x1p-126f ? splat<F>(0x1p-126f) : f;
-  const F e = exp2_nonpositive((1.0f - f) * rate * abs(w - a) * reciprocal(safe));
+  F displacement = abs(w - a);
+  displacement = displacement > kLargest ? splat<F>(kLargest) : displacement;
+  const F e = exp2_nonpositive((1.0f - f) * rate * displacement * reciprocal(safe));
   const F r = reciprocal(e + 1.0f);
   const F alpha = (e * 4.0f) * (r * r);
   return f == 0.0f ? f : alpha;
