@@ -25,8 +25,8 @@ def table() -> str:
     lines += [
         "",
         f"Medians of interleaved rounds; {machine['cpu']}, {machine['cores']} cores, "
-        f"{machine['build']['instruction_set']}, torch {machine['versions']['torch']}, {huge}; {machine['date']}, "
-        f"`{RESULTS.relative_to(ROOT)}`.",
+        f"{machine['build']['instruction_set']}, torch {machine['versions']['torch']}, {huge}; "
+        f"{machine['date']}, `{RESULTS.relative_to(ROOT)}`.",
     ]
     return "\n".join(lines)
 

@@ -61,7 +61,7 @@ def demo(
     first_seed: Annotated[int, typer.Option(min=0, help="The runs have this seed and those after it.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder for results.json and memory.png.")] = Path("out/demo"),
 ) -> None:
-    """Trains three networks on a stream of two-digit items and shows which of them remember (about a minute)."""
+    """Trains three networks on a stream of two-digit items and shows which of them remember."""
     import matplotlib  # noqa: F401 - if it is missing, say so now and not after the training
 
     config = DemoConfig(
@@ -94,7 +94,7 @@ def demo(
 
 
 def _table(results: dict[str, Any]) -> Table:
-    """Accuracy of each item after the whole stream, average and memorised items: mean ± spread over the seeds."""
+    """Accuracy of each item after the stream, average and memorised items: mean ± spread over the seeds."""
     summary, configuration = results["summary"], results["configuration"]
     items, seeds = configuration["items"], configuration["seeds"]
     table = Table(

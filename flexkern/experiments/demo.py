@@ -1,7 +1,7 @@
-"""The demo: three networks learn ten two-digit items one after the other; which of them still knows the first?
+"""The demo: three networks learn ten two-digit items one after the other; which still knows the first?
 
-The network and the rule are those of arXiv 2407.07133; data, features and sizes are small, so that it takes about
-a minute on two cores: scikit-learn's bundled digits, one frozen layer of random convolutions.
+The network and the rule are those of arXiv 2407.07133; data, features and sizes are small, so that it takes
+less than a minute on two idle cores: scikit-learn's bundled digits, one frozen layer of random convolutions.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def run(config: DemoConfig, progress: Callable[[str], None] = lambda _: None) ->
     """
     start = time.perf_counter()
     digits = bundled_digits()
-    runs = []
+    runs: list[dict[str, Any]] = []
     for seed in range(config.first_seed, config.first_seed + config.seeds):
         stream = two_digit_stream(
             *digits,

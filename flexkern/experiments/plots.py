@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["draw_memory"]
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart, and line styles for print without colour.
-STYLES = {
+STYLES: dict[str, dict[str, Any]] = {
     "conventional": {"color": "#D55E00", "linestyle": (0, (5, 1.5)), "marker": "s"},
     "hybrid": {"color": "#0072B2", "linestyle": "-", "marker": "o"},
     "stable": {"color": "#007F5F", "linestyle": (0, (1.5, 1.2)), "marker": "^"},
@@ -83,8 +83,8 @@ def draw_memory(results: dict[str, Any], path: Path) -> None:
     )
     figure.text(
         0.012, -0.035,
-        f"Mean and standard deviation of {seeds} seed{'s' if seeds > 1 else ''}. scikit-learn's handwritten digits, "
-        "frozen random convolutions. Method: Cho et al., arXiv 2407.07133. Drawn by flexkern.",
+        f"Mean and standard deviation of {seeds} seed{'s' if seeds > 1 else ''}. scikit-learn's handwritten "
+        "digits, frozen random convolutions. Method: Cho et al., arXiv 2407.07133. Drawn by flexkern.",
         fontsize=9, color=GREY,
     )  # fmt: skip
     figure.savefig(path, bbox_inches="tight", facecolor="white")

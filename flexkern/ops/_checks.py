@@ -108,10 +108,10 @@ def check_copied(written: Sequence[Tensor], read: Sequence[Tensor]) -> None:
 
 def _byte_positions(tensor: Tensor) -> Tensor:
     """Where in its storage each byte of ``tensor`` lies."""
-    positions: Tensor = torch.zeros((), dtype=torch.int64)
+    positions = torch.full((), int(tensor.storage_offset()), dtype=torch.int64)
     for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
         positions = positions.unsqueeze(-1) + torch.arange(size) * stride
-    first = (tensor.storage_offset() + positions) * tensor.element_size()
+    first = positions * tensor.element_size()
     return first.reshape(-1, 1) + torch.arange(tensor.element_size())
 
 
