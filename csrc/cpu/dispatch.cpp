@@ -23,7 +23,8 @@ static const Kernels& choose() {
   const char* variable = std::getenv("FLEXKERN_ISA");
   const std::string wanted = variable == nullptr ? "" : variable;
 #ifdef FLEXKERN_X86
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  const bool avx2 =
+      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
   if (avx512 && (wanted.empty() || wanted == "avx512")) return avx512::kKernels;
