@@ -1,8 +1,21 @@
 """flexkern: fused kernels for brain-inspired continual learning in PyTorch, and the learners built on them."""
 
-from flexkern import ops, optim
+from flexkern import features, learners, metrics, ops, optim, streams
 from flexkern.backends import BackendError, backends, use_backend
 from flexkern.fields import Field, Purpose
 from flexkern.version import __version__
 
-__all__ = ["BackendError", "Field", "Purpose", "__version__", "backends", "ops", "optim", "use_backend"]
+__all__ = [
+    "BackendError",
+    "Field",
+    "Purpose",
+    "__version__",
+    "backends",
+    "features",
+    "learners",
+    "metrics",
+    "ops",
+    "optim",
+    "streams",
+    "use_backend",
+]
