@@ -58,4 +58,6 @@ class CMakeBuild(build_ext):
         return [*super().get_outputs(), *(str(p) for p in (package / "lib").glob("*.so"))]
 
 
-setup(ext_modules=[Extension("flexkern._core", sources=[])], cmdclass={"build_ext": CMakeBuild})
+# FLEXKERN_EXTENSION=0 installs the Python files only: every operator then runs in plain PyTorch or Triton.
+extensions = [] if os.environ.get("FLEXKERN_EXTENSION") == "0" else [Extension("flexkern._core", sources=[])]
+setup(ext_modules=extensions, cmdclass={"build_ext": CMakeBuild})
