@@ -14,7 +14,7 @@ from flexkern import _groups, ops
 from flexkern._groups import STORED, Flexibility, exact_dtype
 from flexkern.fields import Field
 from flexkern.ops._checks import LOW_PRECISION
-from flexkern.scale import auto_scale
+from flexkern.scale import FirstItem, auto_scale
 
 __all__ = ["MetaplasticSGD"]
 
@@ -162,6 +162,8 @@ class MetaplasticSGD(Optimizer):
         for group, of_group in batches:
             for (*_, kind, fresh), members in of_group.items():
                 self._step_batch(group, members, kind, fresh)
+            if _is_unmeasured(group):
+                self._watch_first_item(group, [i for members in of_group.values() for i in members])
         return loss
 
     @torch.no_grad()
@@ -188,6 +190,7 @@ class MetaplasticSGD(Optimizer):
             if not _is_unmeasured(group):
                 for p in group["params"]:
                     self.state[p].pop("alpha", None)
+                    self.state[p].pop("first_item", None)
 
     def scales(self) -> list[float | Tensor | None]:
         """The scale in force in each group; None where "auto" has not measured it yet."""
@@ -319,17 +322,35 @@ class MetaplasticSGD(Optimizer):
             flexibilities = [self._flexibility(group, i) for i in members]
             ops.metaplastic_sgd_(params, grads, anchors, flexibilities, scale=_scale(group), **rule)
 
+    def _watch_first_item(self, group: dict[str, Any], stepped: Iterable[int]) -> None:
+        """Keeps of the group's last flexible weight what ``scale="auto"`` is measured from."""
+        params, f = group["params"], group["flexibility"]
+        watched = [i for i in stepped if _is_flexible(group, i) and f[i] != 0.0 and params[i].numel()]
+        if not watched:
+            return
+        state = self.state[params[max(watched)]]
+        watch = FirstItem(*state.get("first_item", ())).step(
+            float(group["lr"]), group["momentum"], group["dampening"], group["nesterov"]
+        )
+        # After steps 1, 2, 4, 8, ...: a look reads the weight and waits for the device.
+        if watch.steps & (watch.steps - 1) == 0:
+            watch = watch.look(self._displacement(group, max(watched)))
+        state["first_item"] = tuple(watch)
+
+    def _displacement(self, group: dict[str, Any], i: int) -> float:
+        """Mean |w - a|."""
+        weight, anchor = self._weight(group, i), self._anchor(group, i)
+        if isinstance(anchor, Field):
+            anchor = ops.materialize(anchor, weight.shape, device=weight.device)
+        # In row-major order, so that the sum has the same bits for every memory layout.
+        return (weight - anchor).abs().contiguous().mean().item()
+
     def _measure_scale(self, group: dict[str, Any]) -> float | None:
-        displacements = []
-        for i, p in enumerate(group["params"]):
-            if _is_flexible(group, i) and "anchor" in self.state[p] and p.numel():
-                anchor = self._anchor(group, i)
-                if isinstance(anchor, Field):
-                    anchor = ops.materialize(anchor, p.shape, device=p.device)
-                displacements.append(self._weight(group, i) - anchor)
-        if not displacements:
+        watched = [i for i, p in enumerate(group["params"]) if "first_item" in self.state[p]]
+        if not watched:
             return None
-        scale = auto_scale(displacements)
+        watch = FirstItem(*self.state[group["params"][max(watched)]]["first_item"])
+        scale = auto_scale(watch, self._displacement(group, max(watched)))
         if not (math.isfinite(scale) and scale > 0):
             raise RuntimeError(
                 f"scale='auto' cannot be measured, it came out as {scale}: in the first item the weights have "

@@ -13,7 +13,7 @@ from torch.nn import Parameter
 
 from flexkern import Field, ops
 from flexkern.optim import MetaplasticSGD
-from flexkern.scale import AUTO_SCALE_C, auto_scale
+from flexkern.scale import AUTO_SCALE_C, AUTO_SCALE_FLOOR, FirstItem, auto_scale
 
 SHAPES = ((6, 5), (5,), (3, 4, 2))
 ANCHORS = [Field.normal(2, i, std=0.3) for i in range(3)]
@@ -193,9 +193,44 @@ def test_state_that_does_not_fit_is_refused() -> None:
 
 
 def test_auto_scale_rule() -> None:
-    first = torch.tensor([[0.5, -1.5], [0.25, 0.25]])  # mean |w - a| = 0.625
-    assert auto_scale([first, torch.ones(3)]) == pytest.approx(AUTO_SCALE_C / 0.625, rel=4 * 2.0**-24)
-    assert auto_scale([torch.zeros(2, 2)]) == float("inf")
+    # Sum of learning rates 2, at a speed of 1 as far as 2.0; the weights came 0.5 far: r = 4.
+    assert auto_scale(FirstItem(8, effort=2.0, speed=1.0), 0.5) == AUTO_SCALE_C * (4 - 1) / 0.5
+    # Straight ahead, r = 1: the floor keeps the scale positive. The last displacement counts as a look.
+    assert auto_scale(FirstItem(8, effort=2.0, speed=0.1), 0.5) == AUTO_SCALE_C * AUTO_SCALE_FLOOR / 0.5
+    assert auto_scale(FirstItem(), 0.0) == float("inf")
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [{}, {"momentum": 0.9}, {"momentum": 0.9, "dampening": 0.3}, {"momentum": 0.9, "nesterov": True}],
+    ids=str,
+)
+def test_effort_is_how_far_a_constant_gradient_pulls(rule: dict[str, Any]) -> None:
+    weight = Parameter(torch.zeros(1, 1, dtype=torch.float64))
+    sgd = torch.optim.SGD([weight], 0.1, **rule)
+    schedule = torch.optim.lr_scheduler.ExponentialLR(sgd, 0.8)
+    watched, given = FirstItem(), {"momentum": 0.0, "dampening": 0.0, "nesterov": False} | rule
+    for _ in range(12):
+        watched = watched.step(sgd.param_groups[0]["lr"], **given)
+        weight.grad = -torch.ones_like(weight)
+        sgd.step()
+        schedule.step()
+        # 12 steps of a few float64 roundings each, of values that add up.
+        assert watched.effort == pytest.approx(weight.item(), rel=12 * 4 * 2.0**-53)
+
+
+def first_item(moved: dict[int, float], lr: float, momentum: float) -> FirstItem:
+    """What the optimizer should keep of an item after whose step n the weights had come ``moved[n]`` far."""
+    watched = FirstItem()
+    for step in range(1, len(moved) + 1):
+        watched = watched.step(lr, momentum, 0.0, False)
+        if step in (1, 2, 4, 8):
+            watched = watched.look(moved[step])
+    return watched
+
+
+def displacement(weight: torch.Tensor, start: torch.Tensor) -> float:
+    return (weight.detach() - start).abs().mean().item()
 
 
 @pytest.mark.parametrize("gate", ["item", "step"])
@@ -212,13 +247,15 @@ def test_auto_learns_the_first_item_freely_then_measures(
     optimizer = MetaplasticSGD(params, 0.05, scale="auto", gate=gate, momentum=0.5, anchor=anchor)
     conventional = MetaplasticSGD(free, 0.05, scale=1.0, flexibility=1, momentum=0.5)
     assert optimizer.scales() == [None]
-    train(optimizer, params, 0, 4, item=99)
-    train(conventional, free, 0, 4, item=99)
+    moved = {}
+    for step in range(6):
+        train(optimizer, params, step, step + 1, item=99)
+        train(conventional, free, step, step + 1, item=99)
+        moved[step + 1] = displacement(optimizer.state[params[2]].get("master", params[2]), start[2])
     assert optimizer.scales() == [None]
     if dtype is torch.float32 or not procedural:  # else the masters begin within half a bfloat16 ulp
         assert same_bits(params, free)
-    exact = [optimizer.state[p].get("master", p.detach()) for p in params]
-    expected = auto_scale([exact[i] - start[i] for i in (0, 2)])
+    expected = auto_scale(first_item(moved, 0.05, 0.5), moved[6])
     optimizer.consolidate()
     assert optimizer.scales() == [expected]
     optimizer.consolidate()
@@ -227,11 +264,11 @@ def test_auto_learns_the_first_item_freely_then_measures(
     # From here on it is the optimizer that was given this number from the start.
     given = [Parameter(w.to(dtype)) for w in start]
     judge = MetaplasticSGD(given, 0.05, scale=expected, gate="item", momentum=0.5, anchor=anchor)
-    train(judge, given, 0, 4, item=99)
+    train(judge, given, 0, 6, item=99)
     judge.consolidate()
     judge.param_groups[0]["gate"] = gate
-    train(optimizer, params, 4, 12)
-    train(judge, given, 4, 12)
+    train(optimizer, params, 6, 12)
+    train(judge, given, 6, 12)
     assert same_bits(params, given)
 
 
@@ -259,8 +296,12 @@ def test_auto_scale_is_one_for_each_group_when_its_first_item_ends() -> None:
     assert first > 0
     assert second is None  # no gradient yet
     start = params[2].detach().clone()
-    train(optimizer, params, 4, 8)
-    assert optimizer.scales() == [first, auto_scale([params[2].detach() - start])]
+    moved = {}
+    for step in range(4, 8):
+        train(optimizer, params, step, step + 1, item=99)
+        moved[step - 3] = displacement(params[2], start)
+    optimizer.consolidate()
+    assert optimizer.scales() == [first, auto_scale(first_item(moved, 0.05, 0.0), moved[4])]
 
 
 def test_auto_scale_has_no_say_where_nothing_is_flexible() -> None:

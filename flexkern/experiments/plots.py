@@ -21,11 +21,12 @@ STYLES: dict[str, dict[str, Any]] = {
     "stable": {"color": "#007F5F", "linestyle": (0, (1.5, 1.2)), "marker": "^"},
 }
 LABELS = {
-    "conventional": "conventional\nall synapses flexible",
+    "conventional": "conventional\nplain SGD",
     "hybrid": "hybrid\nmixed flexibility",
     "stable": "stable\nall synapses stiff",
 }
 GREY = "#5A5A5A"
+PANEL_TITLE = {"loc": "left", "fontsize": 12, "pad": 12}
 
 
 def draw_memory(results: dict[str, Any], path: Path) -> None:
@@ -40,80 +41,80 @@ def draw_memory(results: dict[str, Any], path: Path) -> None:
     configuration, summary = results["configuration"], results["summary"]
     items, seeds = configuration["items"], configuration["seeds"]
     x = np.arange(1, items + 1)
-    figure = Figure(figsize=(12.5, 5.4), dpi=150, layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(1, 1))
+    figure = Figure(figsize=(12.8, 5.9), dpi=150)
+    left, right = figure.subplots(1, 2)
+    figure.subplots_adjust(left=0.062, right=0.865, bottom=0.155, top=0.765, wspace=0.52)
 
-    _curves(left, x, summary, "accuracy", upper=1.0)
     left.axhline(results["chance"], color=GREY, linewidth=1, linestyle=":")
-    left.annotate(
-        "chance", (1, results["chance"]), xytext=(-8, 4), textcoords="offset points", color=GREY, fontsize=9
-    )
-    left.set_title("What is left of each item after the last one", loc="left", fontsize=12.5, pad=10)
+    _curves(left, x, summary, "accuracy", upper=1.0, reference=("chance", results["chance"]))
+    left.set_title("What is left of each item after the last one", **PANEL_TITLE)
     left.set_xlabel("item, in the order of learning")
     left.set_ylabel("accuracy on its test images")
-    left.set_ylim(-0.03, 1.03)
     left.yaxis.set_major_formatter(PercentFormatter(1.0))
 
-    _curves(right, x, summary, "memorised", upper=items)
     right.plot(x, x, color=GREY, linewidth=1, linestyle=":")
-    right.annotate(
-        "all remembered", (items * 0.52, items * 0.52), xytext=(-6, 5), textcoords="offset points",
-        color=GREY, fontsize=9, ha="right",
-    )  # fmt: skip
-    right.set_title("Items held in memory as the stream goes on", loc="left", fontsize=12.5, pad=10)
+    _curves(right, x, summary, "memorised", upper=items, reference=("all remembered", items))
+    right.set_title("How many items are in memory as the stream goes on", **PANEL_TITLE)
     right.set_xlabel("items learned so far")
     right.set_ylabel("memorised items (p < 0.05)")
-    right.set_ylim(-0.03 * items, 1.03 * items)
     right.yaxis.set_major_locator(MaxNLocator(integer=True))
 
-    for axes in (left, right):
-        axes.set_xlim(0.7, items * 1.34)  # room for the labels at the ends of the lines
-        axes.set_xticks(x if items <= 15 else x[::5])
+    for axes, upper in ((left, 1.0), (right, items)):
+        axes.set_xlim(0.6, items + 0.4)
+        axes.set_ylim(-0.035 * upper, 1.035 * upper)
+        axes.set_xticks(x if items <= 15 else np.arange(5, items + 1, 5))
         axes.spines[["top", "right"]].set_visible(False)
-        axes.spines["bottom"].set_bounds(0.7, items)
-        axes.xaxis.set_label_coords(0.37, -0.1)
-        axes.grid(axis="y", color="#E4E4E4", linewidth=0.8)
+        axes.grid(axis="y", color="#E6E6E6", linewidth=0.8)
         axes.set_axisbelow(True)
-    shown = ", ".join(f"{name} {summary[name]['last']['mean']:.0%}" for name in summary)
-    figure.suptitle(
-        f"{items} two-digit items, learned one after the other: {shown} on average",
-        fontsize=14.5,
-        x=0.012,
-        ha="left",
-    )
     figure.text(
-        0.012, -0.035,
-        f"Mean and standard deviation of {seeds} seed{'s' if seeds > 1 else ''}. scikit-learn's handwritten "
-        "digits, frozen random convolutions. Method: Cho et al., arXiv 2407.07133. Drawn by flexkern.",
-        fontsize=9, color=GREY,
+        0.018, 0.935, f"{items} two-digit items, learned one after the other", fontsize=17, weight="bold"
+    )
+    ranking = sorted(summary, key=lambda name: -summary[name]["last"]["mean"])
+    shown = ", ".join(f"{name} network {summary[name]['last']['mean']:.0%}" for name in ranking)
+    headline = f"Test images recognised after the last item: {shown}. Chance: {results['chance']:.0%}."
+    figure.text(0.018, 0.878, headline, fontsize=12)
+    figure.text(
+        0.018, 0.022,
+        f"Lines: mean of {seeds} seed{'s' if seeds > 1 else ''}; bands: standard deviation. scikit-learn's "
+        "handwritten digits, frozen random convolutions.\nMethod: Cho, Lee, Baek and Paik, arXiv 2407.07133. "
+        "Made by `flexkern demo`.",
+        fontsize=8.5, color=GREY, linespacing=1.4,
     )  # fmt: skip
-    figure.savefig(path, bbox_inches="tight", facecolor="white")
+    figure.savefig(path, facecolor="white")
 
 
-def _curves(axes: Axes, x: np.ndarray, summary: dict[str, Any], key: str, upper: float) -> None:
-    """A line with its band for each network, named at its right end."""
-    ends = {}
-    for name, values in summary.items():
+def _curves(
+    axes: Axes, x: np.ndarray, summary: dict[str, Any], key: str, upper: float, reference: tuple[str, float]
+) -> None:
+    """A line with its band for each network; they and the reference line are named at their right ends."""
+    ends = {reference[0]: reference[1]}
+    for name, values in sorted(summary.items(), key=lambda item: item[0] == "hybrid"):  # it goes on top
         mean, std = np.array(values[key]["mean"]), np.array(values[key]["std"])
         style = STYLES[name]
         low, high = (mean - std).clip(0, upper), (mean + std).clip(0, upper)
-        axes.fill_between(x, low, high, color=style["color"], alpha=0.13, linewidth=0)
-        axes.plot(x, mean, linewidth=2.2, markersize=5.5, **style)
+        axes.fill_between(x, low, high, color=style["color"], alpha=0.12, linewidth=0)
+        axes.plot(x, mean, linewidth=2.2, markersize=5.5, clip_on=False, zorder=3, **style)
         ends[name] = mean[-1]
-    for name, y in _apart(ends, 0.115 * upper).items():
+    for name, y in _apart(ends, 0.125 * upper, reference[0]).items():
+        network = name in STYLES
         axes.annotate(
-            LABELS[name], (x[-1], y), xytext=(11, 0), textcoords="offset points", va="center",
-            color=STYLES[name]["color"], fontsize=10, linespacing=1.25,
+            LABELS.get(name, name), (x[-1] + 0.4, y), xytext=(5, 0), textcoords="offset points", va="center",
+            color=STYLES[name]["color"] if network else GREY, fontsize=10 if network else 9,
+            linespacing=1.3, annotation_clip=False,
         )  # fmt: skip
 
 
-def _apart(ends: dict[str, float], gap: float) -> dict[str, float]:
-    """Heights for labels: those of the line ends, pushed apart to at least ``gap``, the order kept."""
+def _apart(ends: dict[str, float], gap: float, short: str) -> dict[str, float]:
+    """Heights for labels: those of the line ends, pushed apart to at least ``gap``, the order kept.
+
+    The label ``short`` has one line instead of two, and needs only three quarters of the gap.
+    """
     names = sorted(ends, key=lambda name: ends[name])
     heights = [ends[name] for name in names]
-    for _ in range(50):
+    for _ in range(100):
         for i in range(len(heights) - 1):
-            overlap = gap - (heights[i + 1] - heights[i])
+            needed = gap * (0.75 if short in names[i : i + 2] else 1)
+            overlap = needed - (heights[i + 1] - heights[i])
             if overlap > 0:
                 heights[i] -= overlap / 2
                 heights[i + 1] += overlap / 2

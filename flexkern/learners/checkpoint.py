@@ -22,7 +22,7 @@ def write(path: str | os.PathLike[str], tensors: dict[str, Tensor], record: dict
     try:
         from safetensors.torch import save
     except ImportError as error:
-        raise ImportError(_HELP) from error
+        raise ImportError(_HELP, name="safetensors") from error
     content = save(
         {name: t.detach().cpu().contiguous() for name, t in tensors.items()},
         metadata={_KEY: json.dumps(record, allow_nan=False)},
@@ -51,7 +51,7 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any
     try:
         from safetensors import SafetensorError, safe_open
     except ImportError as error:
-        raise ImportError(_HELP) from error
+        raise ImportError(_HELP, name="safetensors") from error
     if not os.path.isfile(path):
         raise FileNotFoundError(f"path: no checkpoint at {os.fspath(path)!r}")
     try:

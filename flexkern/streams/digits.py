@@ -31,7 +31,8 @@ def bundled_digits() -> Digits:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise ImportError(
-            "the bundled digits come with scikit-learn, which is not installed: pip install 'flexkern[cli]'"
+            "the bundled digits come with scikit-learn, which is not installed: pip install 'flexkern[cli]'",
+            name="sklearn",
         ) from error
     data = load_digits()
     images = np.rint(data.images * (255 / 16)).astype(np.uint8)  # the pixels are whole numbers 0..16

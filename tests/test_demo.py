@@ -1,0 +1,147 @@
+"""The demo: the hybrid network remembers what the conventional one forgets; table, JSON, picture, command."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import struct
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("sklearn")
+pytest.importorskip("matplotlib")
+typer_testing = pytest.importorskip("typer.testing")
+
+from flexkern.experiments import plots  # noqa: E402 - after the checks that it can be imported
+from flexkern.experiments.demo import NETWORKS, DemoConfig, run, write  # noqa: E402
+
+TINY = DemoConfig(
+    seeds=2, items=4, epochs=1, train_per_item=30, test_per_item=20, width=16, channels=4, grid=4, lr=0.05
+)
+
+
+@pytest.fixture(scope="module")
+def tiny() -> dict[str, Any]:
+    return run(TINY)
+
+
+def test_the_hybrid_network_remembers_what_the_conventional_one_forgets() -> None:
+    results = run(DemoConfig(seeds=2, items=8, train_per_item=300, first_seed=20))
+    for one in results["runs"]:
+        networks = one["networks"]
+        # Over the seeds of docs/results/demo/results.json the smallest advantage is 0.26.
+        assert networks["hybrid"]["last"] > networks["conventional"]["last"] + 0.15
+        assert networks["hybrid"]["last"] > networks["stable"]["last"]
+        assert networks["hybrid"]["memorised"][-1] > networks["conventional"]["memorised"][-1]
+        # Each learned its first item, so it is memory that differs.
+        assert all(networks[name]["accuracy"][0][0] > 0.9 for name in NETWORKS)
+        # The conventional network knows the last item and the stable one the first.
+        assert networks["conventional"]["accuracy"][-1][-1] > 0.9
+        assert networks["stable"]["accuracy"][-1][0] > 0.9
+
+
+def test_results_hold_matrices_and_their_summary(tiny: dict[str, Any]) -> None:
+    assert [r["seed"] for r in tiny["runs"]] == [0, 1]
+    for name in NETWORKS:
+        matrices = np.array([r["networks"][name]["accuracy"] for r in tiny["runs"]])
+        assert matrices.shape == (2, 4, 4)
+        summary = tiny["summary"][name]
+        # Rounded to four decimals, of values rounded to four decimals.
+        np.testing.assert_allclose(summary["accuracy"]["mean"], matrices[:, -1].mean(0), atol=1.01e-4)
+        np.testing.assert_allclose(summary["accuracy"]["std"], matrices[:, -1].std(0, ddof=1), atol=1.01e-4)
+        assert summary["last"]["mean"] == pytest.approx(matrices[:, -1].mean(), abs=1.01e-4)
+        assert len(summary["memorised"]["mean"]) == 4
+        for r in tiny["runs"]:
+            held = r["networks"][name]["memorised"]
+            assert all(0 <= count <= learned for learned, count in enumerate(held, start=1))
+    assert tiny["configuration"] == dataclasses.asdict(TINY)
+    assert {"flexkern", "torch", "numpy", "python", "backends"} <= set(tiny["versions"])
+
+
+def test_one_seed_gives_the_same_results_and_reports_each_step(tiny: dict[str, Any]) -> None:
+    done: list[str] = []
+    again = run(TINY, done.append)
+    assert again["runs"] == tiny["runs"]
+    assert len(done) == TINY.steps
+    one = run(dataclasses.replace(TINY, seeds=1, first_seed=1))
+    assert one["runs"][0] == tiny["runs"][1]
+    assert one["summary"]["hybrid"]["last"]["std"] == 0
+
+
+def test_json_and_picture(tiny: dict[str, Any], tmp_path: Path) -> None:
+    table, picture = write(tiny, tmp_path / "new" / "folder")
+    assert json.loads(table.read_text()) == tiny
+    header = picture.read_bytes()[:24]
+    assert header[:8] == b"\x89PNG\r\n\x1a\n"
+    width, height = struct.unpack(">II", header[16:])
+    assert width > 1500
+    assert height > 700
+
+
+def test_labels_are_kept_apart_and_in_order() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        ends = {name: float(v) for name, v in zip("abcd", rng.random(4), strict=True)}
+        heights = plots._apart(ends, 0.12, short="d")
+        order = sorted(ends, key=lambda name: ends[name])
+        for low, high in itertools.pairwise(order):
+            needed = 0.09 if "d" in (low, high) else 0.12
+            assert heights[high] - heights[low] > needed - 1e-3
+    alone = {"a": 0.1, "b": 0.9}
+    assert plots._apart(alone, 0.1, short="b") == alone
+
+
+# ----------------------------------------------------------------- the command
+
+
+def invoke(*arguments: str) -> Any:
+    from flexkern.cli import app
+
+    return typer_testing.CliRunner().invoke(app, ["demo", *arguments])
+
+
+def test_the_command_prints_a_table_and_writes_files(tmp_path: Path) -> None:
+    options = ["--seeds", "1", "--items", "3", "--epochs", "1", "--train-per-item", "30", "--width", "16"]
+    result = invoke(*options, "--out", str(tmp_path))
+    assert result.exit_code == 0, result.output
+    for word in ("conventional", "hybrid", "stable", "average", "memorised"):
+        assert word in result.output
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["configuration"]["items"] == 3
+    assert f"{results['summary']['hybrid']['last']['mean']:.1%}" in result.output
+    assert (tmp_path / "memory.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--items", "2"], 2, "--items"),
+        (["--scale", "big"], 2, "must be a number or 'auto'"),
+        (["--seeds", "1", "--lr", "-1"], 1, "lr"),
+        (["--seeds", "1", "--train-per-item", "100000000"], 1, "train_per_item is 100000000"),
+    ],
+)
+def test_the_command_explains_mistakes(arguments: list[str], code: int, message: str, tmp_path: Path) -> None:
+    result = invoke(*arguments, "--out", str(tmp_path))
+    assert result.exit_code == code
+    assert message in result.output
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize("missing", ["typer", "rich", "matplotlib", "sklearn"])
+def test_a_missing_extra_is_named(missing: str, tmp_path: Path) -> None:
+    program = (
+        f"import sys; sys.modules[{missing!r}] = None; "
+        f"sys.argv = ['flexkern', 'demo', '--out', {str(tmp_path)!r}]; "
+        "from flexkern.__main__ import main; main()"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert result.returncode == 1
+    assert f"needs {missing}, which is not installed: pip install 'flexkern[cli]'" in result.stderr
+    assert "Traceback" not in result.stderr
