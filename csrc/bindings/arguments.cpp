@@ -133,8 +133,9 @@ SgdCall decode_sgd(const Tensors& weight, const Tensors& grad, const Tensors& an
   call.tensors.resize(count);
   for (size_t i = 0; i < count; ++i) {
     SgdTensor& tensor = call.tensors[i];
-    check_like(weight[i], "weight", weight[0].numel() == weight[i].numel() ? weight[0] : weight[i], device,
-               weight[0].scalar_type());
+    check_like(weight[i], "weight", weight[i], device, weight[0].scalar_type());
+    STD_TORCH_CHECK(weight[i].get_device_index() == weight[0].get_device_index(),
+                    "weights of one call must be on one device");
     check_like(grad[i], "grad", weight[i], device, grad[0].scalar_type());
     tensor.numel = weight[i].numel();
     tensor.weight = weight[i].data_ptr();
