@@ -54,7 +54,7 @@ def main() -> int:
     if steps[0]["exit_code"] == 0:
         pytest = [python, "-m", "pytest", "-p", "no:cacheprovider", "-m", "gpu"]
         steps.append(run("tests", [*pytest, "tests"], environment, 240))
-        bench = [*pytest, "benchmarks", "-o", "python_files=bench_*.py", "--import-mode=prepend"]
+        bench = [*pytest, "benchmarks", "-o", "python_files=bench_*.py"]
         steps.append(run("benchmarks", bench, {**environment, "FLEXKERN_RESULTS_NAME": BENCH_FILE}, 240))
         # The tests again under the memory checker, which slows every kernel: the small ones only.
         checked = ["compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "9", *pytest, "tests"]
