@@ -12,6 +12,7 @@ from torch import Tensor
 
 from flexkern.fields import Field, Kind, Purpose
 from flexkern.ops import _checks
+from flexkern.ops.metaplastic import NONFINITE
 
 __all__ = [
     "STORED",
@@ -28,7 +29,6 @@ __all__ = [
 Flexibility = Tensor | Field | float
 STORED = "stored"  # stands in a group for a flexibility tensor, which lives in its parameter's state
 GATES = ("item", "step")
-NONFINITE = ("raise", "skip", "propagate")
 DISTRIBUTIONS: dict[str, Callable[[int, int], Field]] = {
     "uniform": Field.uniform,
     "biased_high": Field.biased_high,

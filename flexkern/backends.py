@@ -51,10 +51,6 @@ def _load_library(name: str) -> Status:
     return Status(True, str(path))
 
 
-def _cpu_status() -> Status:
-    return _load_library("cpu")
-
-
 def _cuda_status() -> Status:
     if torch.version.cuda is None:
         built = "; its CUDA kernels are built" if (LIBRARY_DIR / "libflexkern_cuda.so").exists() else ""
@@ -77,7 +73,7 @@ def _triton_status() -> Status:
 
 _STATUS: dict[str, Status] = {
     "reference": Status(True, "plain PyTorch"),
-    "cpu": _cpu_status(),
+    "cpu": _load_library("cpu"),
     "cuda": _cuda_status(),
     "triton": _triton_status(),
 }
