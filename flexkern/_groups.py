@@ -12,7 +12,7 @@ from torch import Tensor
 
 from flexkern.fields import Field, Kind, Purpose
 from flexkern.ops import _checks
-from flexkern.ops.metaplastic import NONFINITE
+from flexkern.ops._step import NONFINITE, exact_dtype
 
 __all__ = [
     "STORED",
@@ -35,11 +35,6 @@ DISTRIBUTIONS: dict[str, Callable[[int, int], Field]] = {
     "biased_low": Field.biased_low,
 }
 SWITCHES = ("nesterov", "maximize", "flexible_vectors")
-
-
-def exact_dtype(p: Tensor) -> torch.dtype:
-    """The dtype of the exact weight and of all state of a parameter: float64 for float64, else float32."""
-    return torch.float64 if p.dtype is torch.float64 else torch.float32
 
 
 def _number(group: dict[str, Any], name: str, *, positive: bool = False, tensor: bool = False) -> None:

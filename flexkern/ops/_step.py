@@ -1,0 +1,185 @@
+"""What the in-place steps share: the checks of their arguments, and the way in which they write."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import chain
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from flexkern import reference
+from flexkern.fields import Field
+from flexkern.ops import _checks
+
+__all__ = [
+    "NONFINITE",
+    "check_source",
+    "check_step",
+    "encode",
+    "exact_dtype",
+    "in_place",
+    "momentum_and_master",
+    "number",
+    "reference_sources",
+    "split",
+]
+
+NONFINITE = ("raise", "skip", "propagate")
+_T = TypeVar("_T")
+
+
+def exact_dtype(weight: Tensor) -> torch.dtype:
+    """The dtype of all state of a weight: float64 for float64, else float32."""
+    return torch.float64 if weight.dtype is torch.float64 else torch.float32
+
+
+def reference_sources(
+    weight: Sequence[Tensor],
+    anchor: Sequence[Tensor],
+    flexibility: Sequence[Tensor],
+    sources: Sequence[int],
+    parameters: Sequence[float],
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Anchors and flexibilities as tensors. The rows of ``sources`` are the anchors, then the flexibilities."""
+    half_ints, half_floats = len(sources) // 2, len(parameters) // 2
+    a = reference.sources_to_tensors(anchor, sources[:half_ints], parameters[:half_floats], weight)
+    f = reference.sources_to_tensors(flexibility, sources[half_ints:], parameters[half_floats:], weight)
+    return a, f
+
+
+def number(value: float, tensor: Tensor | None, like: Tensor) -> float | Tensor:
+    return value if tensor is None else tensor.reshape(()).to(like.device)
+
+
+def check_source(value: object, name: str, like: Tensor, dtype: torch.dtype) -> None:
+    if isinstance(value, Field):
+        if name == "flexibility" and not value.is_flexibility():
+            raise ValueError(f"flexibility must be in [0, 1], got the field {value}")
+        return
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and name == "flexibility":
+        if not 0 <= value <= 1:
+            raise ValueError(f"flexibility must be in [0, 1], got {value}")
+        return
+    if not isinstance(value, Tensor):
+        number = ", a number" if name == "flexibility" else ""
+        raise TypeError(f"{name} must be a tensor{number} or a flexkern.Field, got {type(value).__name__}")
+    _checks.check_matches(value, name, like, (dtype,))
+
+
+def encode(
+    anchor: Sequence[Tensor | Field], flexibility: Sequence[Tensor | Field | float]
+) -> tuple[list[Tensor], list[Tensor], list[int], list[float]]:
+    if all(isinstance(v, Tensor) for v in (*anchor, *flexibility)):
+        return _checks.contiguous(anchor), _checks.contiguous(flexibility), [], []  # type: ignore[arg-type]
+    stored_a, ints_a, floats_a = _checks.encode_sources(anchor)
+    stored_f, ints_f, floats_f = _checks.encode_sources(flexibility)
+    return stored_a, stored_f, list(chain(*ints_a, *ints_f)), list(chain(*floats_a, *floats_f))
+
+
+def split(value: float | Tensor) -> tuple[float, Tensor | None]:
+    return (0.0, value) if isinstance(value, Tensor) else (float(value), None)
+
+
+def check_step(
+    weight: Tensor | Sequence[Tensor],
+    grad: Tensor | Sequence[Tensor],
+    lr: float | Tensor,
+    weight_decay: float,
+    momentum: float,
+    dampening: float,
+    nesterov: bool,
+    nonfinite: str,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Checks what all steps share and returns weights and gradients as lists."""
+    weights = _checks.as_list(weight, "weight")
+    grads = _checks.as_list(grad, "grad", len(weights))
+    for w, g in zip(weights, grads, strict=True):
+        _checks.check_matches(w, "weight", w, _checks.FLOAT_DTYPES)
+        _checks.check_writable(w, "weight")
+        if w.dtype != weights[0].dtype or w.device != weights[0].device:
+            raise ValueError(
+                f"weights of one call must share dtype and device, got {weights[0].dtype} on "
+                f"{weights[0].device} and {w.dtype} on {w.device}; make one call for each"
+            )
+        _checks.check_matches(g, "grad", w, (w.dtype, torch.float32))
+        if g.dtype != grads[0].dtype:
+            raise ValueError(f"grads of one call must share a dtype, got {grads[0].dtype} and {g.dtype}")
+    if weights:
+        _checks.check_number(lr, "lr", weights[0])
+    for name, value in (("weight_decay", weight_decay), ("momentum", momentum)):
+        if not 0 <= value <= _checks.LARGEST_NUMBER:
+            raise ValueError(f"{name} must be >= 0 and at most {_checks.LARGEST_NUMBER}, got {value}")
+    if not abs(dampening) <= _checks.LARGEST_NUMBER:
+        raise ValueError(f"dampening must be a finite number, got {dampening}")
+    if nesterov and (momentum == 0 or dampening != 0):
+        raise ValueError("nesterov needs momentum > 0 and dampening = 0")
+    if nonfinite not in NONFINITE:
+        raise ValueError(f"nonfinite must be one of {NONFINITE}, got {nonfinite!r}")
+    return weights, grads
+
+
+def _float32_state(
+    value: Tensor | Sequence[Tensor] | None, name: str, weights: list[Tensor], needed: str
+) -> list[Tensor]:
+    """``momentum_buffer`` or ``master`` as a checked list, empty where none is needed."""
+    if value is None:
+        if needed:
+            raise ValueError(f"{name} is needed: {needed}")
+        return []
+    exact = exact_dtype(weights[0])
+    values = _checks.as_list(value, name, len(weights))
+    for w, v in zip(weights, values, strict=True):
+        _checks.check_matches(v, name, w, (exact,))
+        _checks.check_writable(v, name)
+    return values
+
+
+def momentum_and_master(
+    momentum_buffer: Tensor | Sequence[Tensor] | None,
+    master: Tensor | Sequence[Tensor] | None,
+    weights: list[Tensor],
+    momentum: float,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The momentum buffers and masters of a step, checked; each list is empty where none is needed."""
+    dtype = weights[0].dtype
+    low = dtype in _checks.LOW_PRECISION
+    buffers = _float32_state(
+        momentum_buffer if momentum else None,
+        "momentum_buffer",
+        weights,
+        "momentum is not 0" if momentum else "",
+    )
+    masters = _float32_state(
+        master if low else None, "master", weights,
+        f"a {dtype} weight cannot hold its displacement; pass weight.float() once and keep it" if low else "",
+    )  # fmt: skip
+    return buffers, masters
+
+
+def in_place(written: list[Tensor], read: Sequence[Tensor], call: Callable[[list[Tensor]], _T]) -> _T:
+    """Runs ``call`` on the written tensors, as an operation that autograd knows of.
+
+    The kernels index memory in row-major order: tensors of other layouts are stepped through dense copies.
+
+    Raises:
+        ValueError: if a written tensor that is not contiguous shares memory with another argument (the
+            operators themselves check contiguous ones).
+        RuntimeError: if a written tensor is an inference tensor.
+    """
+    dense = _checks.contiguous(written)
+    if not torch.compiler.is_compiling():  # the addresses of traced tensors are not known
+        _checks.check_copied(written, read)
+        if any(t.is_inference() for t in written) and not torch.is_inference_mode_enabled():
+            raise RuntimeError(
+                "weight, momentum_buffer or master is an inference tensor; pass a .clone() of it"
+            )
+    with torch.no_grad():
+        result = call(dense)
+        for target, values in zip(written, dense, strict=True):
+            if target is not values:
+                target.copy_(values)
+    # Operators outside ATen do not tell autograd that they wrote: a backward through an old value must raise.
+    torch.autograd.graph.increment_version(written)
+    return result
