@@ -17,16 +17,21 @@ from torch import Tensor
 from flexkern.fields import SOURCE_FLOATS, SOURCE_INTS, Field, Kind
 
 __all__ = [
+    "Insertion",
     "SgdRule",
+    "activity",
+    "coincidence",
     "field",
     "field_values",
     "finite",
     "gate",
+    "linear_step_",
     "metaplastic_sgd_",
     "pack_mask",
     "philox",
     "sgd_step",
     "sources_to_tensors",
+    "synapse_step_",
     "unpack_mask",
 ]
 
@@ -265,3 +270,107 @@ def unpack_mask(words: Tensor, columns: int) -> Tensor:
     """The inverse of :func:`pack_mask`: bool [rows, columns]."""
     bits = (words.unsqueeze(-1) >> torch.arange(32, dtype=torch.int32, device=words.device)) & 1
     return bits.flatten(1)[:, :columns].bool()
+
+
+# --------------------------------------------------------------------------- silent and functional synapses
+
+
+def activity(value: Tensor) -> Tensor:
+    """What a unit does: the part of ``value`` that is not negative. NaN stays, so that it converts nothing."""
+    return value.clamp(min=0)
+
+
+def coincidence(pre: Tensor, post: Tensor) -> Tensor:
+    """c[j, i] of DESIGN 1.3.
+
+    Hebbian: mean_b post[b, j] pre[b, i], from activities pre [B, in] and post [B, out] of a batch. Rate:
+    post[j] pre[i], from their means over it, [in] and [out].
+    """
+    if pre.dim() == 1:
+        return torch.outer(activity(post), activity(pre))
+    return activity(post).T @ activity(pre) / len(pre)
+
+
+class Insertion(NamedTuple):
+    """How silent synapses become functional, and functional ones silent again.
+
+    threshold: theta, one for all or one for each postsynaptic unit.
+    hebbian: the inserted weight is ``eta`` c; otherwise it is the anchor, the layer's own initial draw.
+    prune: a functional synapse whose weight stays under it in a step goes silent; 0: none does.
+    """
+
+    threshold: float | Tensor
+    hebbian: bool = False
+    eta: float = 1.0
+    prune: float = 0.0
+
+
+def synapse_step_(
+    weight: Tensor,
+    grad: Tensor,
+    anchor: Tensor,
+    alpha: Tensor | float,
+    silent: Tensor,
+    drive: Tensor,
+    insertion: Insertion,
+    momentum_buffer: Tensor | None,
+    master: Tensor | None,
+    rule: SgdRule,
+) -> Tensor:
+    """One pass over a layer (DESIGN 1.3, 1.4): functional synapses step, silent ones that are driven convert.
+
+    ``weight`` [out, in] is exactly 0 where ``silent`` (packed) is set, and stays untouched there until the
+    coincidence ``drive`` reaches the threshold. A converted synapse has its weight as its anchor and no
+    momentum. Neither an infinite or NaN coincidence nor such a weight converts anything.
+
+    Returns:
+        int32 [2, out]: how many synapses of each unit were converted, and how many pruned.
+    """
+    exact = weight if master is None else master
+    was_silent = unpack_mask(silent, weight.shape[1])
+    stepped, buffer = sgd_step(exact, grad.to(exact.dtype), alpha, momentum_buffer, rule)
+    inserted = insertion.eta * drive if insertion.hebbian else anchor
+    theta = insertion.threshold
+    driven = drive >= (theta.reshape(-1, 1) if isinstance(theta, Tensor) else theta)
+    converts = was_silent & driven & torch.isfinite(drive) & torch.isfinite(inserted)
+    prunes = ~was_silent & (exact.abs() < insertion.prune) & (stepped.abs() < insertion.prune)
+
+    new_weight = torch.where(converts, inserted, torch.where(was_silent, exact, stepped))
+    new_weight = torch.where(prunes, 0.0, new_weight)
+    exact.copy_(new_weight)
+    if master is not None:
+        weight.copy_(new_weight)
+    if momentum_buffer is not None and buffer is not None:
+        kept = torch.where(was_silent, momentum_buffer, buffer)
+        momentum_buffer.copy_(torch.where(converts | prunes, 0.0, kept))
+    if insertion.hebbian:
+        anchor.copy_(torch.where(converts, inserted, anchor))
+    silent.copy_(pack_mask((was_silent & ~converts) | prunes))
+    return torch.stack((converts.sum(1), prunes.sum(1))).to(torch.int32)
+
+
+def linear_step_(
+    weight: Tensor,
+    x: Tensor,
+    grad_out: Tensor,
+    anchor: Tensor,
+    alpha: Tensor | float,
+    silent: Tensor | None,
+    drive: Tensor | None,
+    insertion: Insertion,
+    momentum_buffer: Tensor | None,
+    master: Tensor | None,
+    rule: SgdRule,
+) -> Tensor:
+    """:func:`synapse_step_` with the gradient grad_out^T x of a layer, x [B, in], grad_out [B, out]."""
+    exact = weight if master is None else master
+    grad = grad_out.to(exact.dtype).T @ x.to(exact.dtype)
+    if silent is None:
+        buffers, masters = (
+            [b for b in [momentum_buffer] if b is not None],
+            [m for m in [master] if m is not None],
+        )
+        metaplastic_sgd_([weight], [grad], [alpha], buffers, masters, rule)
+        return torch.zeros((2, len(weight)), dtype=torch.int32, device=weight.device)
+    assert drive is not None
+    return synapse_step_(weight, grad, anchor, alpha, silent, drive, insertion, momentum_buffer, master, rule)

@@ -15,6 +15,7 @@ from flexkern.ops import _checks
 
 __all__ = [
     "NONFINITE",
+    "check_rule",
     "check_source",
     "check_step",
     "encode",
@@ -82,6 +83,32 @@ def split(value: float | Tensor) -> tuple[float, Tensor | None]:
     return (0.0, value) if isinstance(value, Tensor) else (float(value), None)
 
 
+def check_rule(
+    weight: Tensor,
+    lr: float | Tensor,
+    weight_decay: float,
+    momentum: float,
+    dampening: float,
+    nesterov: bool,
+    nonfinite: str,
+) -> None:
+    """Checks the numbers of a step.
+
+    Raises:
+        TypeError, ValueError: naming the argument.
+    """
+    _checks.check_number(lr, "lr", weight)
+    for name, value in (("weight_decay", weight_decay), ("momentum", momentum)):
+        if not 0 <= value <= _checks.LARGEST_NUMBER:
+            raise ValueError(f"{name} must be >= 0 and at most {_checks.LARGEST_NUMBER}, got {value}")
+    if not abs(dampening) <= _checks.LARGEST_NUMBER:
+        raise ValueError(f"dampening must be a finite number, got {dampening}")
+    if nesterov and (momentum == 0 or dampening != 0):
+        raise ValueError("nesterov needs momentum > 0 and dampening = 0")
+    if nonfinite not in NONFINITE:
+        raise ValueError(f"nonfinite must be one of {NONFINITE}, got {nonfinite!r}")
+
+
 def check_step(
     weight: Tensor | Sequence[Tensor],
     grad: Tensor | Sequence[Tensor],
@@ -107,16 +134,7 @@ def check_step(
         if g.dtype != grads[0].dtype:
             raise ValueError(f"grads of one call must share a dtype, got {grads[0].dtype} and {g.dtype}")
     if weights:
-        _checks.check_number(lr, "lr", weights[0])
-    for name, value in (("weight_decay", weight_decay), ("momentum", momentum)):
-        if not 0 <= value <= _checks.LARGEST_NUMBER:
-            raise ValueError(f"{name} must be >= 0 and at most {_checks.LARGEST_NUMBER}, got {value}")
-    if not abs(dampening) <= _checks.LARGEST_NUMBER:
-        raise ValueError(f"dampening must be a finite number, got {dampening}")
-    if nesterov and (momentum == 0 or dampening != 0):
-        raise ValueError("nesterov needs momentum > 0 and dampening = 0")
-    if nonfinite not in NONFINITE:
-        raise ValueError(f"nonfinite must be one of {NONFINITE}, got {nonfinite!r}")
+        check_rule(weights[0], lr, weight_decay, momentum, dampening, nesterov, nonfinite)
     return weights, grads
 
 

@@ -17,12 +17,13 @@ __all__ = ["pack_mask", "unpack_mask"]
 WORD_BITS = 32
 
 
-def _words(columns: int) -> int:
+def words_in_row(columns: int) -> int:
+    """Words that hold a row of ``columns`` bits."""
     return -(-columns // WORD_BITS)
 
 
 def _pack_fake(mask: Tensor) -> Tensor:
-    return mask.new_empty((mask.shape[0], _words(mask.shape[1])), dtype=torch.int32)
+    return mask.new_empty((mask.shape[0], words_in_row(mask.shape[1])), dtype=torch.int32)
 
 
 def _unpack_fake(words: Tensor, columns: int) -> Tensor:
@@ -96,9 +97,10 @@ def unpack_mask(words: Tensor, columns: int) -> Tensor:
     _check_tensor(words, "words", torch.int32)
     if isinstance(columns, bool) or not isinstance(columns, (int, torch.SymInt)):
         raise TypeError(f"columns must be an int, got {columns!r}")
-    if words.dim() != 2 or columns < 0 or words.shape[1] != _words(columns):
+    if words.dim() != 2 or columns < 0 or words.shape[1] != words_in_row(columns):
         raise ValueError(
-            f"words must be [rows, {_words(max(columns, 0))}] for columns = {columns}, got {tuple(words.shape)}"
+            f"words must be [rows, {words_in_row(max(columns, 0))}] for columns = {columns}, got "
+            f"{tuple(words.shape)}"
         )
     backend = choose("unpack_mask", words.device, lambda name: None)
     return UNPACK.on(backend)(words.contiguous(), columns)
