@@ -81,8 +81,18 @@ void add_extents(std::vector<Extent>& extents, const Tensors& tensors, bool writ
   }
 }
 
-// No written tensor shares memory with another argument.
-void check_memory(std::vector<Extent>& extents) {
+void check_count(const Tensors& tensors, const char* name, size_t count, bool optional) {
+  STD_TORCH_CHECK(tensors.size() == count || (optional && tensors.empty()), name, " has ", tensors.size(),
+                  " tensors but weight has ", count);
+}
+
+}  // namespace
+
+void check_memory(std::initializer_list<const Tensors*> written_tensors,
+                  std::initializer_list<const Tensors*> read_tensors) {
+  std::vector<Extent> extents;
+  for (const Tensors* tensors : written_tensors) add_extents(extents, *tensors, true);
+  for (const Tensors* tensors : read_tensors) add_extents(extents, *tensors, false);
   std::sort(extents.begin(), extents.end(), [](const Extent& a, const Extent& b) { return a.begin < b.begin; });
   const char* any = nullptr;
   const char* written = nullptr;
@@ -94,13 +104,6 @@ void check_memory(std::vector<Extent>& extents) {
     if (extent.written) written = std::max(written, extent.end);
   }
 }
-
-void check_count(const Tensors& tensors, const char* name, size_t count, bool optional) {
-  STD_TORCH_CHECK(tensors.size() == count || (optional && tensors.empty()), name, " has ", tensors.size(),
-                  " tensors but weight has ", count);
-}
-
-}  // namespace
 
 SgdCall decode_sgd(const Tensors& weight, const Tensors& grad, const Tensors& anchor, const Tensors& flexibility,
                    const Tensors& alpha, const std::vector<int64_t>& sources, const std::vector<double>& parameters,
@@ -157,12 +160,6 @@ SgdCall decode_sgd(const Tensors& weight, const Tensors& grad, const Tensors& an
       tensor.master = static_cast<float*>(master[i].data_ptr());
     }
   }
-  std::vector<Extent> extents;
-  extents.reserve(6 * count);
-  for (const Tensors* tensors : {&weight, &momentum_buffer, &master}) add_extents(extents, *tensors, true);
-  for (const Tensors* tensors : {&grad, &anchor, &flexibility, &alpha}) add_extents(extents, *tensors, false);
-  check_memory(extents);
-
   SgdRule& rule = call.rule;
   rule.lr = static_cast<float>(lr);
   rule.scale = static_cast<float>(scale);

@@ -7,6 +7,7 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <initializer_list>
 #include <optional>
 #include <vector>
 
@@ -39,7 +40,10 @@ std::vector<Source> decode_sources(const Tensors& like, const Tensors& stored, c
                                    const std::vector<int64_t>& sources, const std::vector<double>& parameters,
                                    size_t first, DeviceType device);
 
-// All arguments of flexkern::metaplastic_sgd_ (see flexkern/ops/metaplastic.py).
+// No written tensor shares memory with another argument.
+void check_memory(std::initializer_list<const Tensors*> written, std::initializer_list<const Tensors*> read);
+
+// All arguments of flexkern::metaplastic_sgd_ but what check_memory looks at (see flexkern/ops/metaplastic.py).
 struct SgdCall {
   std::vector<SgdTensor> tensors;
   SgdRule rule;

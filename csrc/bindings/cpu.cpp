@@ -1,27 +1,13 @@
 // The CPU operators. Their schemas are defined in flexkern/ops.
 #include "../cpu/kernels.h"
 #include "arguments.h"
+#include "cpu_work.h"
 
 namespace flexkern::bindings {
 
 namespace {
 
 constexpr DeviceType kCpu = DeviceType::CPU;
-
-// Work is shared out in units of 4096 elements (16 KB of each float32 operand), at least 8 of them a thread:
-// fewer cost less to do than to hand over.
-constexpr int64_t kUnit = 4096;
-constexpr int64_t kGrain = 8;
-
-int64_t units(int64_t numel) { return (numel + kUnit - 1) / kUnit; }
-
-// body(begin, end) over the elements of one tensor, on torch's threads.
-template <class Body>
-void parallel_elements(int64_t numel, const Body& body) {
-  torch::stable::parallel_for(0, units(numel), kGrain, [&](int64_t begin, int64_t end) {
-    body(begin * kUnit, std::min(end * kUnit, numel));
-  });
-}
 
 void sgd(Tensors weight, Tensors grad, Tensors anchor, Tensors flexibility, Tensors alpha,
          std::vector<int64_t> sources, std::vector<double> parameters, Tensors momentum_buffer, Tensors master,
@@ -31,6 +17,7 @@ void sgd(Tensors weight, Tensors grad, Tensors anchor, Tensors flexibility, Tens
   SgdCall call = decode_sgd(weight, grad, anchor, flexibility, alpha, sources, parameters, momentum_buffer, master,
                             lr, lr_tensor, scale, scale_tensor, weight_decay, momentum, dampening, nesterov,
                             maximize, skip_nonfinite, kCpu);
+  check_memory({&weight, &momentum_buffer, &master}, {&grad, &anchor, &flexibility, &alpha});
   if (call.rule.lr_pointer != nullptr) call.rule.lr = *call.rule.lr_pointer;
   if (call.rule.scale_pointer != nullptr) call.rule.scale = *call.rule.scale_pointer;
   // All tensors are laid end to end, in units, so that one parallel region serves the whole list.
@@ -68,9 +55,6 @@ void fill_field(Tensor out, std::vector<int64_t> source, std::vector<double> par
   const auto kernel = cpu::kernels().fill_field;
   parallel_elements(out.numel(), [&](int64_t begin, int64_t end) { kernel(field, values, begin, end); });
 }
-
-// Rows a thread takes at least, so that it gets as many elements as a thread of an elementwise operator.
-int64_t row_grain(int64_t columns) { return std::max<int64_t>(kGrain * kUnit / std::max<int64_t>(columns, 1), 1); }
 
 Tensor pack_mask(Tensor mask) {
   const int64_t per_row = check_mask(mask, kCpu);

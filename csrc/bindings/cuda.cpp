@@ -42,6 +42,7 @@ void sgd(Tensors weight, Tensors grad, Tensors anchor, Tensors flexibility, Tens
   SgdCall call = decode_sgd(weight, grad, anchor, flexibility, alpha, sources, parameters, momentum_buffer, master,
                             lr, lr_tensor, scale, scale_tensor, weight_decay, momentum, dampening, nesterov,
                             maximize, skip_nonfinite, kCuda);
+  check_memory({&weight, &momentum_buffer, &master}, {&grad, &anchor, &flexibility, &alpha});
   if (call.tensors.empty()) return;
   resolve(lr_tensor, call.rule.lr, call.rule.lr_pointer);
   resolve(scale_tensor, call.rule.scale, call.rule.scale_pointer);

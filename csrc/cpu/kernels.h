@@ -2,7 +2,7 @@
 // table of them; kernels() gives the best one that this processor runs.
 #pragma once
 
-#include "flexkern/update.h"
+#include "flexkern/synapse.h"
 
 namespace flexkern::cpu {
 
@@ -12,6 +12,9 @@ struct Kernels {
   void (*sgd)(const SgdTensor& tensor, const SgdRule& rule, Dtype weight, Dtype grad, int64_t begin, int64_t end);
   void (*gate)(const float* weight, const Source& anchor, const Source& flexibility, float scale, float* alpha,
                int64_t begin, int64_t end);
+  // Rows [begin, end) of a layer.
+  void (*synapse)(const SynapseLayer& layer, const SgdRule& rule, Dtype weight, Dtype grad, int64_t begin,
+                  int64_t end);
   void (*fill_field)(const Source& source, float* out, int64_t begin, int64_t end);
   // Rows [begin, end) of a bool matrix and of its packed words.
   void (*pack_mask)(const uint8_t* mask, int32_t* words, int64_t columns, int64_t begin, int64_t end);

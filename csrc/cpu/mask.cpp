@@ -3,10 +3,8 @@
 namespace flexkern {
 inline namespace FLEXKERN_ISA {
 
-constexpr int64_t kWordBits = 32;
-
 void pack_mask(const uint8_t* mask, int32_t* words, int64_t columns, int64_t begin, int64_t end) {
-  const int64_t per_row = (columns + kWordBits - 1) / kWordBits;
+  const int64_t per_row = words_in_row(columns);
   for (int64_t row = begin; row < end; ++row) {
     for (int64_t k = 0; k < per_row; ++k) {
       const uint8_t* bits = mask + row * columns + k * kWordBits;
@@ -21,7 +19,7 @@ void pack_mask(const uint8_t* mask, int32_t* words, int64_t columns, int64_t beg
 }
 
 void unpack_mask(const int32_t* words, uint8_t* mask, int64_t columns, int64_t begin, int64_t end) {
-  const int64_t per_row = (columns + kWordBits - 1) / kWordBits;
+  const int64_t per_row = words_in_row(columns);
   for (int64_t row = begin; row < end; ++row) {
     for (int64_t k = 0; k < per_row; ++k) {
       const uint32_t word = static_cast<uint32_t>(words[row * per_row + k]);

@@ -1,6 +1,6 @@
 #pragma once
 
-#include "flexkern/update.h"
+#include "flexkern/synapse.h"
 
 namespace flexkern {
 inline namespace FLEXKERN_ISA {

@@ -3,6 +3,7 @@
 #include "kernels.h"
 #include "mask.h"
 #include "metaplastic.h"
+#include "synapse.h"
 
 #define FLEXKERN_STRING_(x) #x
 #define FLEXKERN_STRING(x) FLEXKERN_STRING_(x)
@@ -12,7 +13,7 @@ inline namespace FLEXKERN_ISA {
 
 extern const cpu::Kernels kKernels;
 const cpu::Kernels kKernels = {
-    FLEXKERN_STRING(FLEXKERN_ISA), sgd, gate, fill_field, pack_mask, unpack_mask, exp2_nonpositive,
+    FLEXKERN_STRING(FLEXKERN_ISA), sgd, gate, synapse, fill_field, pack_mask, unpack_mask, exp2_nonpositive,
 };
 
 }  // namespace FLEXKERN_ISA

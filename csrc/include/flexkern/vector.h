@@ -61,6 +61,27 @@ FLEXKERN_FN floats reciprocal(floats a) {
 
 FLEXKERN_FN floats div_rn(floats a, floats b) { return a / b; }
 
+// Bit i says whether lane i of a comparison's result is true; and the other way round.
+FLEXKERN_FN uint32_t lane_bits(int32s lanes) {
+#if defined(__AVX512F__)
+  return _mm512_movepi32_mask((__m512i)lanes);
+#elif defined(__AVX2__)
+  return static_cast<uint32_t>(_mm256_movemask_ps((__m256)lanes));
+#elif defined(__SSE2__)
+  return static_cast<uint32_t>(_mm_movemask_ps((__m128)lanes));
+#else
+  uint32_t bits = 0;
+  for (int i = 0; i < kLanes; ++i) bits |= static_cast<uint32_t>(lanes[i] & 1) << i;
+  return bits;
+#endif
+}
+
+FLEXKERN_FN int32s lanes_of(uint32_t bits) {
+  int32s lane;
+  for (int i = 0; i < kLanes; ++i) lane[i] = 1 << i;
+  return (lane & static_cast<int32_t>(bits)) != 0;
+}
+
 // Each 32-bit word sits in the low half of a 64-bit lane, where the multiply instruction takes it; what stands
 // in the high half does not matter.
 FLEXKERN_FN void multiply(words x, uint32_t m, words& high, words& low) {

@@ -1,0 +1,31 @@
+// How the CPU operators share out their work over torch's threads.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <cstdint>
+
+namespace flexkern::bindings {
+
+// Work is shared out in units of 4096 elements (16 KB of each float32 operand), at least 8 of them a thread:
+// fewer cost less to do than to hand over.
+constexpr int64_t kUnit = 4096;
+constexpr int64_t kGrain = 8;
+
+inline int64_t units(int64_t numel) { return (numel + kUnit - 1) / kUnit; }
+
+// body(begin, end) over the elements of one tensor.
+template <class Body>
+void parallel_elements(int64_t numel, const Body& body) {
+  torch::stable::parallel_for(0, units(numel), kGrain, [&](int64_t begin, int64_t end) {
+    body(begin * kUnit, std::min(end * kUnit, numel));
+  });
+}
+
+// Rows a thread takes at least, so that it gets as many elements as a thread of an elementwise operator.
+inline int64_t row_grain(int64_t columns) {
+  return std::max<int64_t>(kGrain * kUnit / std::max<int64_t>(columns, 1), 1);
+}
+
+}  // namespace flexkern::bindings

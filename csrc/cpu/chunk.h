@@ -1,0 +1,127 @@
+// How the CPU kernels go through a tensor: a chunk at a time, with all operands in float32, a vector at a time.
+#pragma once
+
+#include "field.h"
+#include "half.h"
+
+namespace flexkern {
+inline namespace FLEXKERN_ISA {
+
+// Runs body(offset, count) for whole vectors, then for the rest: count is kLanes except in the last call.
+template <class Body>
+FLEXKERN_FN void for_each_vector(int64_t n, Body body) {
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) body(i, kLanes);
+  if (i < n) body(i, n - i);
+}
+
+FLEXKERN_FN floats load_some(const float* p, int64_t count) {
+  if (count == kLanes) return load(p);
+  floats v = splat<floats>(1.0f);
+  memcpy(&v, p, count * sizeof(float));
+  return v;
+}
+
+FLEXKERN_FN void store_some(float* p, floats v, int64_t count) {
+  if (count == kLanes) return store(p, v);
+  memcpy(p, &v, count * sizeof(float));
+}
+
+// The step is bound by memory: with four streams of loads the hardware prefetcher stops at each 4 KB page, and
+// asking 2 KB ahead takes the step on 16.7 M elements from 14 ms to 10 (2 cores, AVX-512).
+constexpr int64_t kAhead = 512;
+FLEXKERN_FN void prefetch(const float* p) { __builtin_prefetch(p + kAhead, 0); }
+FLEXKERN_FN void prefetch_write(const float* p) { __builtin_prefetch(p + kAhead, 1); }
+
+FLEXKERN_FN const float* source_values(const Source& source, int64_t begin, int64_t count, FieldBuffer& buffer) {
+  return source.kind == Kind::kStored ? source.data + begin : field_values(source, begin, count, buffer);
+}
+
+// Where procedural and converted operands of a chunk go.
+struct ChunkBuffers {
+  alignas(64) FieldBuffer anchor, flexibility;
+  alignas(64) float grad[kChunk];
+};
+
+// The operands of one chunk. What a step does not need is null.
+struct Chunk {
+  float* w;
+  const float* g;
+  const float* a = nullptr;
+  const float* f = nullptr;
+  const float* alpha = nullptr;
+  float* m = nullptr;
+  int64_t count;
+
+  // Elements [begin, begin + count), count <= kChunk; their gradients are at [grad_begin, ...). Anchors are for
+  // the gate, or wanted anyway.
+  Chunk(const SgdTensor& tensor, Dtype weight, Dtype grad, int64_t begin, int64_t grad_begin, int64_t count,
+        bool anchors, ChunkBuffers& buffers)
+      : count(count) {
+    w = (weight == Dtype::kFloat32 ? static_cast<float*>(tensor.weight) : tensor.master) + begin;
+    if (tensor.gate == Gate::kFormula || anchors) a = source_values(tensor.anchor, begin, count, buffers.anchor);
+    if (tensor.gate == Gate::kFormula) f = source_values(tensor.flexibility, begin, count, buffers.flexibility);
+    if (tensor.gate == Gate::kStored) alpha = tensor.alpha + begin;
+    if (tensor.momentum != nullptr) m = tensor.momentum + begin;
+    if (grad == Dtype::kFloat32) {
+      g = static_cast<const float*>(tensor.grad) + grad_begin;
+    } else {
+      widen(grad, static_cast<const uint16_t*>(tensor.grad) + grad_begin, buffers.grad, count);
+      g = buffers.grad;
+    }
+  }
+};
+
+// A low-precision weight becomes the rounding of its master.
+FLEXKERN_FN void round_weight(const SgdTensor& tensor, Dtype weight, int64_t begin, int64_t count) {
+  if (weight == Dtype::kFloat32) return;
+  round(weight, tensor.master + begin, static_cast<uint16_t*>(tensor.weight) + begin, count);
+}
+
+// Loads, gates and steps the synapses [i, i + count) of a chunk; `then` gets the weight and the momentum as they
+// were and as they are, and stores what it wants of them.
+template <Gate kGate, bool kMomentum, class Then>
+FLEXKERN_FN void step_vector(const Chunk& c, int64_t i, int64_t count, const SgdRule& rule, float rate, Then then) {
+  prefetch_write(c.w + i);
+  prefetch(c.g + i);
+  if (kGate == Gate::kFormula) {
+    prefetch(c.a + i);
+    prefetch(c.f + i);
+  }
+  if (kGate == Gate::kStored) prefetch(c.alpha + i);
+  if (kMomentum) prefetch_write(c.m + i);
+  const floats w = load_some(c.w + i, count);
+  const floats m = kMomentum ? load_some(c.m + i, count) : w;
+  floats open = splat<floats>(1.0f);
+  if (kGate == Gate::kStored) open = load_some(c.alpha + i, count);
+  if (kGate == Gate::kFormula) open = gate(w, load_some(c.a + i, count), load_some(c.f + i, count), rate);
+  floats new_w = w, new_m = m;
+  sgd<kMomentum>(new_w, new_m, load_some(c.g + i, count), open, rule);
+  then(w, m, new_w, new_m);
+}
+
+// All synapses of a chunk are functional.
+template <Gate kGate, bool kMomentum>
+void step(const Chunk& c, const SgdRule& rule) {
+  const float rate = gate_rate(rule.scale);
+  for_each_vector(c.count, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
+    step_vector<kGate, kMomentum>(c, i, count, rule, rate,
+                                  [&](floats, floats, floats w, floats m) __attribute__((always_inline)) {
+                                    store_some(c.w + i, w, count);
+                                    if (kMomentum) store_some(c.m + i, m, count);
+                                  });
+  });
+}
+
+using Step = decltype(&step<Gate::kFree, false>);
+
+inline Step choose_step(Gate gate, bool momentum) {
+  switch (gate) {
+    case Gate::kFormula: return momentum ? step<Gate::kFormula, true> : step<Gate::kFormula, false>;
+    case Gate::kStored: return momentum ? step<Gate::kStored, true> : step<Gate::kStored, false>;
+    default: return momentum ? step<Gate::kFree, true> : step<Gate::kFree, false>;
+  }
+}
+
+}  // namespace FLEXKERN_ISA
+}  // namespace flexkern
