@@ -55,8 +55,8 @@ def test_no_kernel_spills() -> None:
     functions = list(_functions(_dump("-res-usage")))
     built = {f"sm_{a}" for a in _core.build_info()["cuda_architectures"].split(";")}
     assert {architecture for architecture, *_ in functions} == built
-    # Step (five dtype pairs, two table sizes), gate, field, pack and unpack.
-    assert all(len({name for a, name, *_ in functions if a == one}) == 14 for one in built)
+    # Step (five dtype pairs, two table sizes), synapses (five pairs), gate, field, pack and unpack.
+    assert all(len({name for a, name, *_ in functions if a == one}) == 19 for one in built)
     spilling = [f for f in functions if f[3]]
     assert not spilling
     # 65,536 registers a multiprocessor: 64 a thread leave half of its 2,048 threads, enough bytes in flight.
@@ -68,13 +68,19 @@ def test_the_report_reader_sees_a_spill() -> None:
     assert list(_functions(report)) == [("sm_90", "f", 255, 112)]
 
 
-def test_float32_step_reads_and_writes_16_bytes_at_a_time() -> None:
+@pytest.mark.parametrize(
+    ("kernel", "loads", "stores"),
+    [
+        ("sgd_kernelIffLi16E", 6, 2),  # loads of w, g, m, a, f and alpha; stores of w and m
+        ("synapse_kernelIffE", 9, 3),  # also pre, coincidence, and the anchor that is inserted or written
+    ],
+)
+def test_float32_step_reads_and_writes_16_bytes_at_a_time(kernel: str, loads: int, stores: int) -> None:
     sass = _dump("-sass", "-arch", "sm_90")
     if "Function" not in sass:
         pytest.skip("the CUDA kernels were not built for sm_90")
     bodies = sass.split("Function : ")[1:]
-    steps = [body for body in bodies if re.match(r"\S*sgd_kernelIffLi16E", body)]
+    steps = [body for body in bodies if re.match(rf"\S*{kernel}", body)]
     assert len(steps) == 1
-    # Loads of w, g, m, a, f and alpha; stores of w and m.
-    assert len(re.findall(r"LDG\.E\.128", steps[0])) == 6
-    assert len(re.findall(r"STG\.E\.128", steps[0])) == 2
+    assert len(re.findall(r"LDG\.E\.128", steps[0])) == loads
+    assert len(re.findall(r"STG\.E\.128", steps[0])) == stores

@@ -14,14 +14,6 @@ namespace {
 
 constexpr DeviceType kCpu = DeviceType::CPU;
 
-// int32 [2, rows]: converted, pruned.
-Tensor new_counts(const Tensor& weight, SynapseLayer& layer) {
-  Tensor counts = torch::stable::new_zeros(weight, {2, layer.rows}, ScalarType::Int);
-  layer.converted = static_cast<int32_t*>(counts.data_ptr());
-  layer.pruned = layer.converted + layer.rows;
-  return counts;
-}
-
 void read_numbers(SgdRule& rule) {
   if (rule.lr_pointer != nullptr) rule.lr = *rule.lr_pointer;
   if (rule.scale_pointer != nullptr) rule.scale = *rule.scale_pointer;
@@ -36,7 +28,7 @@ void step_rows(const LayerCall& call, int64_t begin, int64_t end) {
 
 Tensor synapse_step(const Tensor& weight, const Tensor& grad, const LayerArguments& arguments) {
   LayerCall call = decode_layer(weight, grad, {grad}, arguments, kCpu);
-  STD_TORCH_CHECK(call.layer.silent != nullptr, "silent is missing");
+  STD_TORCH_CHECK(!arguments.silent.empty(), "silent is missing");
   decode_drive(call.layer, weight, arguments.drive, kCpu);
   read_numbers(call.rule);
   Tensor counts = new_counts(weight, call.layer);
@@ -112,7 +104,7 @@ Tensor linear_step(const Tensor& weight, const Tensor& x, const Tensor& grad_out
   check_batch(grad_out, "grad_out", layer.rows, x, kCpu);
   const bool hebbian = arguments.drive.size() == 1;
   if (hebbian) check_batch(arguments.drive[0], "post", layer.rows, x, kCpu);
-  STD_TORCH_CHECK((layer.silent == nullptr) == arguments.drive.empty(), "drive and silent must come together");
+  STD_TORCH_CHECK(arguments.silent.empty() == arguments.drive.empty(), "drive and silent must come together");
   if (!hebbian && !arguments.drive.empty()) decode_drive(layer, weight, arguments.drive, kCpu);
   read_numbers(call.rule);
   Tensor counts = new_counts(weight, layer);
@@ -144,20 +136,6 @@ Tensor linear_step(const Tensor& weight, const Tensor& x, const Tensor& grad_out
   }
   return counts;
 }
-
-// The dispatcher passes arguments one by one; both operators end with those of LayerArguments.
-#define FLEXKERN_LAYER_PARAMETERS                                                                                  \
-  Tensors anchor, Tensors flexibility, Tensors alpha, std::vector<int64_t> sources,                                \
-      std::vector<double> parameters, Tensors momentum_buffer, Tensors master, Tensors silent, Tensors drive,      \
-      double threshold, std::optional<Tensor> threshold_tensor, bool hebbian, double eta, double prune, double lr, \
-      std::optional<Tensor> lr_tensor, double scale, std::optional<Tensor> scale_tensor, double weight_decay,      \
-      double momentum, double dampening, bool nesterov, bool maximize, bool skip_nonfinite
-#define FLEXKERN_LAYER_ARGUMENTS                                           \
-  {anchor,           flexibility, alpha,        sources,       parameters, \
-   momentum_buffer,  master,      silent,       drive,         threshold,  \
-   threshold_tensor, hebbian,     eta,          prune,         lr,         \
-   lr_tensor,        scale,       scale_tensor, weight_decay,  momentum,   \
-   dampening,        nesterov,    maximize,     skip_nonfinite}
 
 Tensor synapse_step_operator(Tensor weight, Tensor grad, FLEXKERN_LAYER_PARAMETERS) {
   return synapse_step(weight, grad, FLEXKERN_LAYER_ARGUMENTS);

@@ -3,7 +3,7 @@
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 
 #include "../cuda/kernels.h"
-#include "arguments.h"
+#include "layer_arguments.h"
 
 namespace flexkern::bindings {
 
@@ -64,6 +64,19 @@ Tensor gate(Tensor weight, Tensors anchor, Tensors flexibility, std::vector<int6
   return alpha;
 }
 
+Tensor synapse(Tensor weight, Tensor grad, FLEXKERN_LAYER_PARAMETERS) {
+  const LayerArguments arguments = FLEXKERN_LAYER_ARGUMENTS;
+  LayerCall call = decode_layer(weight, grad, {grad}, arguments, kCuda);
+  STD_TORCH_CHECK(!silent.empty(), "silent is missing");
+  decode_drive(call.layer, weight, drive, kCuda);
+  resolve(lr_tensor, call.rule.lr, call.rule.lr_pointer);
+  resolve(scale_tensor, call.rule.scale, call.rule.scale_pointer);
+  const Where at = where(weight);
+  Tensor counts = new_counts(weight, call.layer);
+  check_launch("synapse_step_", cuda::synapse(call.layer, call.rule, call.weight, call.grad, at.device, at.stream));
+  return counts;
+}
+
 void fill_field(Tensor out, std::vector<int64_t> source, std::vector<double> parameters) {
   check_like(out, "out", out, kCuda, ScalarType::Float);
   const Where at = where(out);
@@ -97,6 +110,7 @@ Tensor unpack_mask(Tensor words, int64_t columns) {
 STABLE_TORCH_LIBRARY_IMPL(flexkern, CUDA, m) {
   m.impl("metaplastic_sgd_", TORCH_BOX(&sgd));
   m.impl("metaplastic_gate", TORCH_BOX(&gate));
+  m.impl("synapse_step_", TORCH_BOX(&synapse));
   m.impl("fill_field_", TORCH_BOX(&fill_field));
   m.impl("pack_mask", TORCH_BOX(&pack_mask));
   m.impl("unpack_mask", TORCH_BOX(&unpack_mask));

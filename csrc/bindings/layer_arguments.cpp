@@ -53,6 +53,13 @@ LayerCall decode_layer(const Tensor& weight, const Tensor& grad, const Tensors& 
   return call;
 }
 
+Tensor new_counts(const Tensor& weight, SynapseLayer& layer) {
+  Tensor counts = torch::stable::new_zeros(weight, {2, layer.rows}, ScalarType::Int);
+  layer.converted = static_cast<int32_t*>(counts.data_ptr());
+  layer.pruned = layer.converted + layer.rows;
+  return counts;
+}
+
 void decode_drive(SynapseLayer& layer, const Tensor& weight, const Tensors& drive, DeviceType device) {
   STD_TORCH_CHECK(drive.size() == 1 || drive.size() == 2, "drive must be a coincidence matrix, or pre and post");
   const bool rate = drive.size() == 2;

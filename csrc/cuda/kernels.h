@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "flexkern/update.h"
+#include "flexkern/synapse.h"
 
 namespace flexkern::cuda {
 
@@ -17,6 +17,10 @@ const char* sgd(const SgdTensor* tensors, int count, const SgdRule& rule, Dtype 
 // `scale_pointer`, where not null, is read on the device in place of `scale`.
 const char* gate(const float* weight, const Source& anchor, const Source& flexibility, float scale,
                  const float* scale_pointer, float* alpha, int64_t numel, int device, Stream stream);
+
+// The synapses of one layer; adds to layer.converted and layer.pruned.
+const char* synapse(const SynapseLayer& layer, const SgdRule& rule, Dtype weight, Dtype grad, int device,
+                    Stream stream);
 
 const char* fill_field(const Source& source, float* out, int64_t numel, int device, Stream stream);
 

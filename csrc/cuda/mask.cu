@@ -5,8 +5,6 @@ namespace flexkern::cuda {
 
 namespace {
 
-constexpr int kWordBits = 32;
-
 // A warp makes one word at a time: lane j reads column 32 k + j, and the ballot of the lanes is the word.
 __global__ void __launch_bounds__(kThreads)
     pack_kernel(const uint8_t* mask, int32_t* words, int64_t columns, int64_t per_row, int64_t total) {
@@ -37,7 +35,7 @@ __global__ void __launch_bounds__(kThreads)
 
 const char* pack_mask(const uint8_t* mask, int32_t* words, int64_t rows, int64_t columns, int device,
                       Stream stream) {
-  const int64_t per_row = (columns + kWordBits - 1) / kWordBits;
+  const int64_t per_row = words_in_row(columns);
   const int64_t total = rows * per_row;
   if (total == 0) return nullptr;
   const CurrentDevice current(device);
@@ -55,8 +53,7 @@ const char* unpack_mask(const int32_t* words, uint8_t* mask, int64_t rows, int64
   const CurrentDevice current(device);
   if (current.error() != cudaSuccess) return cudaGetErrorString(current.error());
   unpack_kernel<<<grid_size((total + kThreads - 1) / kThreads, device), kThreads, 0,
-                  static_cast<cudaStream_t>(stream)>>>(words, mask, columns, (columns + kWordBits - 1) / kWordBits,
-                                                       total);
+                  static_cast<cudaStream_t>(stream)>>>(words, mask, columns, words_in_row(columns), total);
   return launch_error();
 }
 

@@ -3,7 +3,7 @@
 // threads: several times the 23 KB that 4.3 TB/s and 700 ns of latency ask of each of 132.
 #include "kernels.h"
 #include "launch.cuh"
-#include "vector4.cuh"
+#include "step4.cuh"
 
 namespace flexkern::cuda {
 
@@ -23,46 +23,20 @@ constexpr int kMaxTensors = 200;
 static_assert(sizeof(Table<kSmallTable>) + sizeof(SgdRule) <= 4096);
 static_assert(sizeof(Table<kMaxTensors>) + sizeof(SgdRule) <= 32764);
 
-// Whether element 0 of each operand lies at a multiple of the vector access.
-bool aligned(const SgdTensor& tensor) {
-  const auto bits = [](const void* p) { return reinterpret_cast<uintptr_t>(p); };
-  return ((bits(tensor.weight) | bits(tensor.grad) | bits(tensor.master) | bits(tensor.momentum) |
-           bits(tensor.alpha) | bits(tensor.anchor.data) | bits(tensor.flexibility.data)) %
-          16) == 0;
-}
-
+// Steps four elements, or what there is of them, and stores them.
 template <class W, class G>
-__device__ __forceinline__ void step4(const SgdTensor& tensor, int64_t begin, bool is_aligned, const SgdRule& rule,
-                                      float rate) {
+__device__ __forceinline__ void step_tile(const SgdTensor& tensor, int64_t begin, const SgdRule& rule, float rate) {
   const int64_t left = tensor.numel - begin;
   const int count = left < kVector ? static_cast<int>(left) : kVector;
-  const bool whole = is_aligned && count == kVector;
-  constexpr bool kHasMaster = !std::is_same_v<W, float>;
-  float* exact = kHasMaster ? tensor.master : static_cast<float*>(tensor.weight);
-  float w[4], g[4], m[4] = {};
-  float alpha[4] = {1.0f, 1.0f, 1.0f, 1.0f};
-  load4(exact + begin, whole, count, w);
-  load4(static_cast<const G*>(tensor.grad) + begin, whole, count, g);
-  if (tensor.momentum != nullptr) load4(tensor.momentum + begin, whole, count, m);
-  if (tensor.gate == Gate::kStored) {
-    load4(tensor.alpha + begin, whole, count, alpha);
-  } else if (tensor.gate == Gate::kFormula) {
-    float a[4], f[4];
-    source4(tensor.anchor, begin, whole, count, a);
-    source4(tensor.flexibility, begin, whole, count, f);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) alpha[i] = flexkern::gate(w[i], a[i], f[i], rate);
-  }
-  if (tensor.momentum != nullptr) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) flexkern::sgd<true>(w[i], m[i], g[i], alpha[i], rule);
-    store4(tensor.momentum + begin, whole, count, m);
-  } else {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) flexkern::sgd<false>(w[i], m[i], g[i], alpha[i], rule);
-  }
-  store4(exact + begin, whole, count, w);
-  if (kHasMaster) store4(static_cast<W*>(tensor.weight) + begin, whole, count, w);
+  const bool whole = tensor.aligned && count == kVector;
+  step4<W, G>(tensor, begin, whole, count, rule, rate,
+              [&](const float (&)[4], const float (&w)[4], const float (&m)[4]) {
+                constexpr bool kHasMaster = !std::is_same_v<W, float>;
+                float* exact = kHasMaster ? tensor.master : static_cast<float*>(tensor.weight);
+                if (tensor.momentum != nullptr) store4(tensor.momentum + begin, whole, count, m);
+                store4(exact + begin, whole, count, w);
+                if (kHasMaster) store4(static_cast<W*>(tensor.weight) + begin, whole, count, w);
+              });
 }
 
 template <class W, class G, int kCount>
@@ -81,7 +55,7 @@ __global__ void __launch_bounds__(kThreads) sgd_kernel(const __grid_constant__ T
     }
     const SgdTensor& tensor = table.tensors[low];
     const int64_t begin = (tile - table.first_tile[low]) * kTile + static_cast<int64_t>(threadIdx.x) * kVector;
-    if (begin < tensor.numel) step4<W, G>(tensor, begin, tensor.aligned, rule, rate);
+    if (begin < tensor.numel) step_tile<W, G>(tensor, begin, rule, rate);
   }
 }
 

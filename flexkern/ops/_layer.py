@@ -11,10 +11,18 @@ from torch import Tensor
 from flexkern import reference
 from flexkern.fields import Field
 from flexkern.ops import _checks
-from flexkern.ops._step import check_source, encode, exact_dtype, in_place, number, reference_sources
+from flexkern.ops._step import check_source, encode, exact_dtype, in_place, number, reference_sources, split
 from flexkern.ops.mask import words_in_row
 
-__all__ = ["Conversions", "Layer", "check_silent", "make_layer", "reference_gates", "reference_insertion"]
+__all__ = [
+    "Conversions",
+    "Layer",
+    "check_silent",
+    "make_layer",
+    "reference_gates",
+    "reference_insertion",
+    "split_threshold",
+]
 
 INSERTS = ("init", "hebbian")
 
@@ -145,6 +153,11 @@ def check_silent(
         if not 0 <= value <= _checks.LARGEST_NUMBER:
             raise ValueError(f"{name} must be >= 0 and at most {_checks.LARGEST_NUMBER}, got {value}")
     _check_threshold(threshold, weight)
+
+
+def split_threshold(threshold: float | Tensor) -> tuple[float, Tensor | None]:
+    """As the operators have it: a number, or a contiguous tensor."""
+    return split(threshold.contiguous() if isinstance(threshold, Tensor) else threshold)
 
 
 def _check_threshold(threshold: float | Tensor, weight: Tensor) -> None:

@@ -13,7 +13,14 @@ from flexkern.backends import choose
 from flexkern.fields import Field
 from flexkern.ops import _checks
 from flexkern.ops._define import Operator
-from flexkern.ops._layer import Conversions, check_silent, make_layer, reference_gates, reference_insertion
+from flexkern.ops._layer import (
+    Conversions,
+    check_silent,
+    make_layer,
+    reference_gates,
+    reference_insertion,
+    split_threshold,
+)
 from flexkern.ops._step import check_rule, exact_dtype, momentum_and_master, number, split
 
 __all__ = ["linear_step_"]
@@ -217,7 +224,7 @@ def linear_step_(
     batch = _checks.contiguous([x, grad_out, *drive])
     operator = LINEAR.on(backend)
     numbers = (
-        *split(threshold), insert == "hebbian", float(eta), float(prune), *split(lr),
+        *split_threshold(threshold), insert == "hebbian", float(eta), float(prune), *split(lr),
         *split(0.0 if scale is None else scale), weight_decay, momentum, dampening, nesterov, maximize,
         nonfinite != "propagate",
     )  # fmt: skip

@@ -13,7 +13,14 @@ from flexkern.backends import choose
 from flexkern.fields import Field
 from flexkern.ops import _checks
 from flexkern.ops._define import Operator
-from flexkern.ops._layer import Conversions, check_silent, make_layer, reference_gates, reference_insertion
+from flexkern.ops._layer import (
+    Conversions,
+    check_silent,
+    make_layer,
+    reference_gates,
+    reference_insertion,
+    split_threshold,
+)
 from flexkern.ops._step import check_step, exact_dtype, momentum_and_master, number, split
 
 __all__ = ["Conversions", "synapse_step_"]
@@ -207,7 +214,7 @@ def synapse_step_(
         check_silent(words, w, a, theta, insert, eta, prune)
         layers.append(make_layer(w, a, f, held, scale, buffers[i : i + 1], masters[i : i + 1], [words], insert))
         drives.append(_check_drive(w, pre_i, post_i, c))
-        thetas.append(split(theta))
+        thetas.append(split_threshold(theta))
     dtype = weights[0].dtype
     backend = choose("synapse_step_", weights[0].device, lambda name: _checks.native_dtypes(name, dtype))
     if nonfinite == "raise":

@@ -1,0 +1,178 @@
+// One pass over the synapses of a layer on NVIDIA GPUs. Eight neighbouring threads share a word of the silent
+// mask: 32 synapses, four a thread. Bound by memory: a functional synapse moves what the flexible update moves, a
+// silent one an eighth of a byte, as the activities that decide on it stay in the cache.
+#include "flexkern/synapse.h"
+#include "kernels.h"
+#include "launch.cuh"
+#include "step4.cuh"
+
+namespace flexkern::cuda {
+
+namespace {
+
+constexpr int kGroup = kWordBits / kVector;  // threads that share a word
+constexpr int kWords = kThreads / kGroup;    // words a block takes at a time
+constexpr unsigned kWarp = 0xffffffffu;
+
+// The sum over the eight threads of a group.
+__device__ __forceinline__ int group_sum(int value) {
+#pragma unroll
+  for (int offset = kGroup / 2; offset > 0; offset /= 2) value += __shfl_xor_sync(kWarp, value, offset);
+  return value;
+}
+
+__device__ __forceinline__ uint32_t group_or(uint32_t value) {
+#pragma unroll
+  for (int offset = kGroup / 2; offset > 0; offset /= 2) value |= __shfl_xor_sync(kWarp, value, offset);
+  return value;
+}
+
+// Stores only the elements that a bit is set for, where that is not all of them.
+template <class T>
+__device__ __forceinline__ void store_some4(T* p, bool whole, uint32_t bits, const float (&v)[4]) {
+  if (whole && bits == 0xfu) {
+    store_whole(p, v);
+  } else {
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      if (bits >> i & 1u) p[i] = narrow<T>(v[i]);
+  }
+}
+
+// Of four synapses, those that bits are set for.
+struct Changes {
+  uint32_t converted = 0, pruned = 0;
+};
+
+// `silent` and `exists` have a bit for each of the four synapses from `begin` on, which lie in one row.
+template <class W, class G>
+__device__ __forceinline__ Changes pass4(const SynapseLayer& layer, int64_t row, int64_t column, uint32_t silent,
+                                         uint32_t exists, bool is_aligned, const SgdRule& rule, float rate) {
+  const SgdTensor& synapses = layer.synapses;
+  const int64_t begin = row * layer.columns + column;
+  const int count = __popc(exists);
+  const bool whole = is_aligned && count == kVector;
+  constexpr bool kHasMaster = !std::is_same_v<W, float>;
+  float* exact = kHasMaster ? synapses.master : static_cast<float*>(synapses.weight);
+  const uint32_t functional = exists & ~silent;
+  Changes changes;
+  float w[4] = {}, m[4] = {}, a[4] = {}, coincidence[4];
+
+  if (silent != 0) {
+    const float theta = layer.thetas == nullptr ? layer.threshold : layer.thetas[layer.one_theta ? 0 : row];
+    if (layer.pre != nullptr) {
+      load4(layer.pre + column, whole, count, coincidence);
+      const float post = activity(layer.post[row]);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) coincidence[i] = activity(coincidence[i]) * post;
+    } else {
+      load4(layer.coincidence + begin, whole, count, coincidence);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) coincidence[i] *= layer.coincidence_scale;
+    }
+    bool driven = false;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) driven |= (silent >> i & 1u) && coincidence[i] >= theta;
+    if (driven) {
+      if (layer.anchor == nullptr) source4(synapses.anchor, begin, whole, count, a);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        w[i] = inserted_weight(coincidence[i], a[i], layer);
+        if ((silent >> i & 1u) && converts(coincidence[i], w[i], theta)) changes.converted |= 1u << i;
+      }
+      if (layer.anchor != nullptr) store_some4(layer.anchor + begin, whole, changes.converted, w);
+    }
+  }
+  if (functional != 0) {
+    float new_w[4], new_m[4] = {};
+    step4<W, G>(synapses, begin, whole, count, rule, rate,
+                [&](const float (&old_w)[4], float (&nw)[4], float (&nm)[4]) {
+#pragma unroll
+                  for (int i = 0; i < 4; ++i) {
+                    const bool sleeps = (functional >> i & 1u) && prunes(old_w[i], nw[i], layer.prune);
+                    if (sleeps) changes.pruned |= 1u << i;
+                    new_w[i] = sleeps ? 0.0f : nw[i];
+                    new_m[i] = sleeps ? 0.0f : nm[i];
+                  }
+                });
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (functional >> i & 1u) w[i] = new_w[i];
+      if (functional >> i & 1u) m[i] = new_m[i];
+    }
+  }
+  const uint32_t written = functional | changes.converted;
+  if (written != 0) {
+    store_some4(exact + begin, whole, written, w);
+    if (kHasMaster) store_some4(static_cast<W*>(synapses.weight) + begin, whole, written, w);
+    if (synapses.momentum != nullptr) store_some4(synapses.momentum + begin, whole, written, m);
+  }
+  return changes;
+}
+
+template <class W, class G>
+__global__ void __launch_bounds__(kThreads)
+    synapse_kernel(const __grid_constant__ SynapseLayer layer, SgdRule rule, bool is_aligned) {
+  if (rule.lr_pointer != nullptr) rule.lr = *rule.lr_pointer;
+  if (rule.scale_pointer != nullptr) rule.scale = *rule.scale_pointer;
+  const float rate = gate_rate(rule.scale);
+  const int64_t row_words = words_in_row(layer.columns), total = layer.rows * row_words;
+  const int lane = threadIdx.x % kGroup;
+  const int64_t stride = static_cast<int64_t>(gridDim.x) * kWords;
+  // All threads of a block go round equally often, as the groups' shuffles need.
+  for (int64_t first = static_cast<int64_t>(blockIdx.x) * kWords; first < total; first += stride) {
+    const int64_t index = first + threadIdx.x / kGroup;
+    const bool in_range = index < total;
+    const int64_t row = in_range ? index / row_words : 0;
+    const int64_t column = (index - row * row_words) * kWordBits + lane * kVector;
+    const int64_t left = in_range ? layer.columns - column : 0;
+    const uint32_t exists = left >= kVector ? 0xfu : left > 0 ? (1u << left) - 1 : 0u;
+    const uint32_t word = in_range ? static_cast<uint32_t>(layer.silent[index]) : 0u;
+    Changes changes;
+    if (exists != 0) {
+      const uint32_t silent = word >> (lane * kVector) & exists;
+      changes = pass4<W, G>(layer, row, column, silent, exists, is_aligned, rule, rate);
+    }
+    const uint32_t toggled = group_or((changes.converted | changes.pruned) << (lane * kVector));
+    const int converted = group_sum(__popc(changes.converted));
+    const int pruned = group_sum(__popc(changes.pruned));
+    if (lane == 0 && toggled != 0) {
+      layer.silent[index] = static_cast<int32_t>(word ^ toggled);
+      // Sums of integers: the order does not matter.
+      if (converted != 0) atomicAdd(layer.converted + row, converted);
+      if (pruned != 0) atomicAdd(layer.pruned + row, pruned);
+    }
+  }
+}
+
+template <class W, class G>
+const char* launch(const SynapseLayer& layer, const SgdRule& rule, int device, Stream stream) {
+  const CurrentDevice current(device);
+  if (current.error() != cudaSuccess) return cudaGetErrorString(current.error());
+  const auto bits = [](const void* p) { return reinterpret_cast<uintptr_t>(p); };
+  const bool is_aligned = aligned(layer.synapses) && layer.columns % kVector == 0 &&
+                          (bits(layer.pre) | bits(layer.coincidence) | bits(layer.anchor)) % 16 == 0;
+  const int64_t tiles = (layer.rows * words_in_row(layer.columns) + kWords - 1) / kWords;
+  synapse_kernel<W, G>
+      <<<grid_size(tiles, device), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(layer, rule, is_aligned);
+  return launch_error();
+}
+
+}  // namespace
+
+const char* synapse(const SynapseLayer& layer, const SgdRule& rule, Dtype weight, Dtype grad, int device,
+                    Stream stream) {
+  if (layer.rows * layer.columns == 0) return nullptr;
+  const bool wide = grad == Dtype::kFloat32;
+  switch (weight) {
+    case Dtype::kFloat32: return launch<float, float>(layer, rule, device, stream);
+    case Dtype::kBFloat16:
+      return wide ? launch<__nv_bfloat16, float>(layer, rule, device, stream)
+                  : launch<__nv_bfloat16, __nv_bfloat16>(layer, rule, device, stream);
+    default:
+      return wide ? launch<__half, float>(layer, rule, device, stream)
+                  : launch<__half, __half>(layer, rule, device, stream);
+  }
+}
+
+}  // namespace flexkern::cuda
