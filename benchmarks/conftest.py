@@ -21,12 +21,16 @@ from harness import RESULTS, Row, gpu_seconds, machine, seconds
 ROWS: list[Row] = []
 
 
+def _family(request: pytest.FixtureRequest) -> str:
+    return request.module.__name__.rpartition("bench_")[2]
+
+
 @pytest.fixture
-def race(benchmark: Any) -> Callable[..., Row]:
+def race(benchmark: Any, request: pytest.FixtureRequest) -> Callable[..., Row]:
     """Measures ours against a peer on the CPU: each timed round of ours follows one of the peer."""
 
-    def run(row: Row, ours: Callable[[], Any], peer: Callable[[], Any], *, rounds: int) -> Row:
-        warm = 3
+    def run(row: Row, ours: Callable[[], Any], peer: Callable[[], Any], *, rounds: int, warm: int = 3) -> Row:
+        row.family = _family(request)
         for _ in range(warm):
             peer(), ours()
         row.peer_seconds.clear()
@@ -41,10 +45,11 @@ def race(benchmark: Any) -> Callable[..., Row]:
 
 
 @pytest.fixture
-def gpu_race() -> Callable[..., Row]:
+def gpu_race(request: pytest.FixtureRequest) -> Callable[..., Row]:
     """Measures ours against a peer on the GPU, by device events, in turns."""
 
     def run(row: Row, ours: Callable[[], Any], peer: Callable[[], Any], *, rounds: int = 20) -> Row:
+        row.family = _family(request)
         for _ in range(3):
             peer(), ours()
         torch.cuda.synchronize()
@@ -87,9 +92,13 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     for line in table(ROWS):
         terminalreporter.write_line(line)
     kind = "gpu" if torch.cuda.is_available() else "cpu"
-    path = RESULTS / os.environ.get("FLEXKERN_RESULTS_NAME", f"metaplastic_{kind}.json")
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(
-        json.dumps({"machine": machine(), "rows": [row.as_dict() for row in ROWS]}, indent=1) + "\n"
-    )
-    terminalreporter.write_line(f"written: {path}")
+    # One file a family; FLEXKERN_RESULTS_NAME asks for a single one.
+    single = os.environ.get("FLEXKERN_RESULTS_NAME")
+    files: dict[str, list[Row]] = {}
+    for row in ROWS:
+        files.setdefault(single or f"{row.family}_{kind}.json", []).append(row)
+    RESULTS.mkdir(exist_ok=True)
+    for name, rows in files.items():
+        record = {"machine": machine(), "rows": [row.as_dict() for row in rows]}
+        (RESULTS / name).write_text(json.dumps(record, indent=1) + "\n")
+        terminalreporter.write_line(f"written: {RESULTS / name}")

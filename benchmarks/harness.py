@@ -6,6 +6,7 @@ import os
 import platform
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -34,6 +35,8 @@ class Row:
     peer_seconds: list[float] = field(default_factory=list)
     bytes_ours: int = 0
     note: str = ""
+    family: str = ""  # of operators: the benchmark file it is from, and the results file it goes to
+    peak_mb: tuple[float, float] | None = None  # memory that ours and the peer need beside their operands
 
     @property
     def ratio(self) -> float:
@@ -63,6 +66,7 @@ class Row:
             "peer_times": summary(self.peer_seconds),
             "ours_gb_per_s": round(self.bytes_ours / statistics.median(self.ours_seconds) / 1e9, 1),
             "note": self.note,
+            **({"peak_mb": self.peak_mb[0], "peer_peak_mb": self.peak_mb[1]} if self.peak_mb else {}),
         }
 
 
@@ -100,6 +104,29 @@ def gpu_seconds(call: Callable[[], Any], repeats: int = 10) -> float:
     end.record()
     end.synchronize()
     return start.elapsed_time(end) / 1e3 / repeats
+
+
+_PEAK = """
+import os, re, torch
+def resident(key):
+    with open("/proc/self/status") as status:
+        return int(re.search(key + r":\\s+(\\d+) kB", status.read()).group(1)) / 1024
+{setup}
+torch.mm(torch.ones(512, 512), torch.ones(512, 512))  # the library's own buffers
+before = resident("VmRSS")
+{call}
+print(resident("VmHWM") - before)
+"""
+
+
+def peak_mb(setup: str, call: str) -> float:
+    """How far resident memory rises over what it was, in MB, in a process of its own that runs ``call`` once.
+
+    Memory that ``setup`` had and gave back would hide a rise: it should not.
+    """
+    code = _PEAK.format(setup=setup, call=call)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return round(float(done.stdout), 1)
 
 
 def _command(*args: str) -> str:

@@ -4,31 +4,37 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results" / "metaplastic_cpu.json"
+FAMILIES = ("metaplastic", "linear", "learner")
+RESULTS = [ROOT / "benchmarks" / "results" / f"{family}_cpu.json" for family in FAMILIES]
 START, END = "<!-- benchmarks:", "<!-- /benchmarks -->"
 
 
 def table() -> str:
-    """The results as a Markdown table, with the machine below it."""
-    results = json.loads(RESULTS.read_text())
+    """The results as a Markdown table, with the machines below it."""
+    results = [json.loads(path.read_text()) for path in RESULTS]
     lines = ["| ours | against | time of ours / peer | speed-up | goal |", "| --- | --- | --- | --- | --- |"]
-    for row in results["rows"]:
+    for row in (row for result in results for row in result["rows"]):
         at_most = row["figure"] == "ours / peer"
         ratio = row["ratio"] if at_most else 1 / row["ratio"]
         verdict = row["goal"] + (", met" if row["met"] else ", **not met**")
         kind = "time" if at_most else "speed-up"
         lines.append(f"| {row['name']} | {row['peer']} | {ratio:.2f} | {1 / ratio:.1f} | {kind} {verdict} |")
-    machine = results["machine"]
+    machines: dict[str, list[str]] = {}
+    for path, result in zip(RESULTS, results, strict=True):
+        machines.setdefault(_describe(result["machine"]), []).append(f"`{path.relative_to(ROOT)}`")
+    where = [f"{machine}: {', '.join(files)}." for machine, files in machines.items()]
+    return "\n".join([*lines, "", "Medians of interleaved rounds.", *where])
+
+
+def _describe(machine: dict[str, Any]) -> str:
     huge = "huge pages for all" if machine["huge_pages"] else "small pages"
-    lines += [
-        "",
-        f"Medians of interleaved rounds; {machine['cpu']}, {machine['cores']} cores, "
-        f"{machine['build']['instruction_set']}, torch {machine['versions']['torch']}, {huge}; "
-        f"{machine['date']}, `{RESULTS.relative_to(ROOT)}`.",
-    ]
-    return "\n".join(lines)
+    return (
+        f"{machine['cpu']}, {machine['cores']} cores, {machine['build']['instruction_set']}, "
+        f"torch {machine['versions']['torch']}, {huge}, {machine['date']}"
+    )
 
 
 def with_table(readme: str) -> str:
