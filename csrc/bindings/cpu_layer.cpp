@@ -86,12 +86,13 @@ Tensor activities(const Tensor& batch) {
   return result;
 }
 
-// The first rows of `out` become rows [begin, end) of left^T right, which are [batch, ...], by the library.
-void product_rows(const Tensor& out, const Tensor& left, const Tensor& right, int64_t begin, int64_t end) {
+// Rows [begin, end) of left^T right, which are [batch, ...], by the library; `out` begins with row `first`.
+void product_rows(const Tensor& out, int64_t first, const Tensor& left, const Tensor& right, int64_t begin,
+                  int64_t end) {
   const int64_t count = end - begin;
   Tensor some = left, block = out;
   some = torch::stable::transpose(torch::stable::narrow(some, 1, begin, count), 0, 1);
-  block = torch::stable::narrow(block, 0, 0, count);
+  block = torch::stable::narrow(block, 0, begin - first, count);
   TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mm_out(block.get(), some.get(), right.get()));
 }
 
@@ -99,6 +100,20 @@ bool any_silent(const SynapseLayer& layer, int64_t begin, int64_t end) {
   if (layer.silent == nullptr) return false;
   const int64_t words = words_in_row(layer.columns);
   return std::any_of(layer.silent + begin * words, layer.silent + end * words, [](int32_t w) { return w != 0; });
+}
+
+// Coincidences of the rows [begin, end), a block, but only of the 128 at a time that have silent synapses.
+void coincidence_rows(const SynapseLayer& layer, const Tensor& out, const Tensor& post, const Tensor& pre,
+                      int64_t begin, int64_t end) {
+  constexpr int64_t kTile = 128;
+  int64_t first = begin;  // of a run of such rows
+  for (int64_t row = begin; row < end; row += kTile) {
+    const int64_t next = std::min(row + kTile, end);
+    const bool silent = any_silent(layer, row, next);
+    const int64_t last = silent ? next : row;
+    if (first < last && (!silent || next == end)) product_rows(out, begin, post, pre, first, last);
+    if (!silent) first = next;
+  }
 }
 
 Tensor linear_step(const Tensor& weight, const Tensor& x, const Tensor& grad_out, const LayerArguments& arguments) {
@@ -125,17 +140,14 @@ Tensor linear_step(const Tensor& weight, const Tensor& x, const Tensor& grad_out
     pre = activities(inputs);
     post = activities(widen(arguments.drive[0]));
     coincidence = coincidence_memory.matrix(step, layer.columns);
+    layer.coincidence = static_cast<const float*>(coincidence->data_ptr());
     layer.coincidence_scale = 1.0f / static_cast<float>(batch);
   }
   for (int64_t row = 0; row < layer.rows; row += step) {
     const int64_t end = std::min(row + step, layer.rows);
     layer.first_row = row;
-    product_rows(grad, errors, inputs, row, end);
-    layer.coincidence = nullptr;
-    if (coincidence.has_value() && any_silent(layer, row, end)) {
-      product_rows(*coincidence, *post, *pre, row, end);
-      layer.coincidence = static_cast<const float*>(coincidence->data_ptr());
-    }
+    product_rows(grad, row, errors, inputs, row, end);
+    if (coincidence.has_value()) coincidence_rows(layer, *coincidence, *post, *pre, row, end);
     step_rows(call, row, end);
   }
   return counts;
