@@ -102,3 +102,72 @@ def test_linear_step(race: Callable[..., Row], shape: tuple[int, int, int], kept
         assert row.peak_mb[1] - row.peak_mb[0] >= gradient - 16 - 2, row.peak_mb
         row.note = f"the gradient matrix has {gradient:.0f} MB"
     race(row, layer.fused, peer, rounds=30)
+
+
+def formula(w: Tensor, g: Tensor, a: Tensor, f: Tensor) -> None:
+    """The update as the paper writes it, in place; for the GPU's peer, compiled."""
+    alpha = 1 - torch.tanh(SCALE * (1 - f) / f * (w - a).abs()) ** 2
+    w.sub_(LR * alpha * g)
+
+
+def gpu_peak_mb(call: Callable[[], object]) -> float:
+    """How far allocated memory rises in a call, in MB."""
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    call()
+    torch.cuda.synchronize()
+    return round((torch.cuda.max_memory_allocated() - before) / 2**20, 1)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", ["triton"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "tf32"])
+@pytest.mark.parametrize("shape", [(1024, 9216, 4096), (256, 4096, 4096)], ids=str)
+def test_gpu_linear_step(
+    gpu_race: Callable[..., Row],
+    gpu_backend: None,
+    backend: str,
+    shape: tuple[int, int, int],
+    dtype: torch.dtype,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
+    layer = Layer(*shape, device="cuda", dtype=dtype)
+    update = torch.compile(formula)
+
+    def peer() -> None:
+        update(layer.weight, layer.grad_out.T @ layer.x, layer.anchor, layer.flexibility)
+
+    peer(), layer.fused()
+    name = "bf16" if dtype is torch.bfloat16 else "tf32"
+    row = Row(
+        f"linear_step_, batch {shape[0]}, {shape[1]} to {shape[2]}, {name} ({backend})",
+        "cuBLAS product, torch.compile of the update",
+        1.3,
+        at_most=False,
+    )
+    row.peak_mb = (gpu_peak_mb(layer.fused), gpu_peak_mb(peer))
+    # No gradient matrix: what is left are the counts of conversions.
+    assert row.peak_mb[0] < 1, row.peak_mb
+    gpu_race(row, layer.fused, peer)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", ["triton"])
+def test_gpu_hebbian_skips_functional_tiles(
+    gpu_race: Callable[..., Row], gpu_backend: None, backend: str
+) -> None:
+    """With no silent synapse left the second product must not be made: the time is that without a mask."""
+    layer = Layer(1024, 4096, 4096, device="cuda", dtype=torch.bfloat16)
+
+    def with_mask() -> None:
+        ops.linear_step_(
+            layer.weight, layer.x, layer.grad_out, layer.anchor, layer.flexibility, layer.words, layer.post,
+            lr=LR, scale=SCALE, threshold=1.0,
+        )  # fmt: skip
+
+    row = Row(
+        f"linear_step_, Hebbian, none silent ({backend})", "linear_step_ without a mask", 1.1, at_most=True
+    )
+    gpu_race(row, with_mask, layer.fused)

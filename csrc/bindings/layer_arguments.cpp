@@ -47,9 +47,10 @@ LayerCall decode_layer(const Tensor& weight, const Tensor& grad, const Tensors& 
   layer.eta = static_cast<float>(given.eta);
   layer.prune = static_cast<float>(given.prune);
   const Tensors weights{weight}, none;
+  const Tensors thetas = given.threshold_tensor.has_value() ? Tensors{*given.threshold_tensor} : none;
   check_memory(
       {&weights, &given.momentum_buffer, &given.master, &given.silent, given.hebbian ? &given.anchor : &none},
-      {&inputs, &given.drive, &given.flexibility, &given.alpha, given.hebbian ? &none : &given.anchor});
+      {&inputs, &given.drive, &given.flexibility, &given.alpha, &thetas, given.hebbian ? &none : &given.anchor});
   return call;
 }
 

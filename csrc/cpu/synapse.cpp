@@ -128,6 +128,8 @@ void synapse(const SynapseLayer& layer, const SgdRule& rule, Dtype weight, Dtype
                  layer.anchor == nullptr ? nullptr : layer.anchor + i,
                  layer.pre == nullptr ? layer.coincidence_scale : activity(layer.post[row]),
                  layer.thetas == nullptr ? layer.threshold : layer.thetas[layer.one_theta ? 0 : row]};
+        // The mask is a stream too thin for the hardware's prefetcher: ask for what comes four chunks later.
+        __builtin_prefetch(drive.words + 4 * kChunk / kWordBits);
         silent = silence(drive.words, count);
       }
       const bool functional = silent == Silence::kNone && (layer.prune == 0 || layer.silent == nullptr);

@@ -11,12 +11,24 @@ from torch import Tensor
 from flexkern import reference
 from flexkern.fields import Field
 from flexkern.ops import _checks
-from flexkern.ops._step import check_source, encode, exact_dtype, in_place, number, reference_sources, split
+from flexkern.ops._step import (
+    check_source,
+    check_writes,
+    encode,
+    exact_dtype,
+    in_place,
+    number,
+    reference_sources,
+    split,
+)
 from flexkern.ops.mask import words_in_row
 
 __all__ = [
     "Conversions",
     "Layer",
+    "check_dense",
+    "check_layers",
+    "check_matrix",
     "check_silent",
     "make_layer",
     "reference_gates",
@@ -69,8 +81,8 @@ class Layer(NamedTuple):
         anchor = [] if self.writes_anchor else self.anchor
         return [*anchor, *self.flexibility, *self.alpha]
 
-    def run(self, read: Sequence[Tensor], call: Callable[..., Tensor]) -> Conversions:
-        """Runs ``call(weight, *state)`` in place; ``read`` are its other tensors."""
+    def run(self, call: Callable[..., Tensor]) -> Conversions:
+        """Runs ``call(weight, *state)`` in place, after check_layers."""
 
         def on_dense(dense: list[Tensor]) -> Tensor:
             rest = iter(dense[1:])
@@ -78,7 +90,32 @@ class Layer(NamedTuple):
             weight, *state, _ = self._replace(weight=dense[0], **new)
             return call(weight, *state)
 
-        return Conversions(*in_place(self.written(), [*read, *self.read()], on_dense).unbind(0))
+        return Conversions(*in_place(self.written(), on_dense).unbind(0))
+
+
+def check_layers(layers: Sequence[Layer], inputs: Sequence[Tensor]) -> None:
+    """No tensor that a pass over these layers writes shares memory with another, or with ``inputs``.
+
+    Raises:
+        ValueError, RuntimeError: naming what does not fit.
+    """
+    written = [t for layer in layers for t in layer.written()]
+    read = [*inputs, *(t for layer in layers for t in layer.read())]
+    check_writes(written, read, "weight, momentum_buffer, master, silent or anchor")
+    if len(layers) > 1 and not torch.compiler.is_compiling():  # one layer: the operator looks itself
+        _checks.check_memory(*([t for t in tensors if t.is_contiguous()] for tensors in (written, read)))
+
+
+def check_matrix(weight: Tensor) -> None:
+    """The weight of a layer is [out, in]."""
+    if weight.dim() != 2:
+        raise ValueError(f"weight must be a matrix [out, in], got shape {tuple(weight.shape)}")
+
+
+def check_dense(tensor: Tensor, name: str) -> None:
+    """Not a sparse tensor."""
+    if tensor.layout is not torch.strided:
+        raise TypeError(f"{name} must be a dense tensor, got layout {tensor.layout}; call .to_dense() first")
 
 
 def make_layer(
@@ -92,13 +129,11 @@ def make_layer(
     silent: list[Tensor],
     insert: str,
 ) -> Layer:
-    """Checks the weight's shape, anchor, flexibility or alpha, and scale.
+    """Checks anchor, flexibility or alpha, and scale of a matrix.
 
     Raises:
         TypeError, ValueError: naming the argument.
     """
-    if weight.dim() != 2:
-        raise ValueError(f"weight must be a matrix [out, in], got shape {tuple(weight.shape)}")
     exact = exact_dtype(weight)
     check_source(anchor, "anchor", weight, exact)
     if alpha is not None:
@@ -131,12 +166,13 @@ def check_silent(
     Raises:
         TypeError, ValueError: naming the argument.
     """
-    shape = (weight.shape[0], words_in_row(weight.shape[-1]))
+    shape = (weight.shape[0], words_in_row(weight.shape[1]))
     if not isinstance(silent, Tensor) or silent.dtype is not torch.int32 or tuple(silent.shape) != shape:
         got = f"{silent.dtype} {tuple(silent.shape)}" if isinstance(silent, Tensor) else type(silent).__name__
         raise TypeError(f"silent must be int32 {shape} from flexkern.ops.pack_mask, got {got}")
     if silent.device != weight.device:
         raise ValueError(f"silent must be on the device of weight, {weight.device}, got {silent.device}")
+    check_dense(silent, "silent")
     _checks.check_writable(silent, "silent")
     if insert not in INSERTS:
         raise ValueError(f"insert must be one of {INSERTS}, got {insert!r}")
@@ -164,6 +200,7 @@ def _check_threshold(threshold: float | Tensor, weight: Tensor) -> None:
     if not isinstance(threshold, Tensor):
         _checks.check_number(threshold, "threshold", weight)
         return
+    check_dense(threshold, "threshold")
     exact, out = exact_dtype(weight), weight.shape[0]
     if threshold.dtype is not exact or tuple(threshold.shape) not in ((), (1,), (out,)):
         raise ValueError(

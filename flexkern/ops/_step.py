@@ -18,6 +18,7 @@ __all__ = [
     "check_rule",
     "check_source",
     "check_step",
+    "check_writes",
     "encode",
     "exact_dtype",
     "in_place",
@@ -176,23 +177,27 @@ def momentum_and_master(
     return buffers, masters
 
 
-def in_place(written: list[Tensor], read: Sequence[Tensor], call: Callable[[list[Tensor]], _T]) -> _T:
-    """Runs ``call`` on the written tensors, as an operation that autograd knows of.
-
-    The kernels index memory in row-major order: tensors of other layouts are stepped through dense copies.
+def check_writes(written: list[Tensor], read: Sequence[Tensor], names: str) -> None:
+    """What may stand against writing to tensors of these names.
 
     Raises:
         ValueError: if a written tensor that is not contiguous shares memory with another argument (the
             operators themselves check contiguous ones).
         RuntimeError: if a written tensor is an inference tensor.
     """
+    if torch.compiler.is_compiling():  # the addresses of traced tensors are not known
+        return
+    _checks.check_copied(written, read)
+    if any(t.is_inference() for t in written) and not torch.is_inference_mode_enabled():
+        raise RuntimeError(f"{names} is an inference tensor; pass a .clone() of it")
+
+
+def in_place(written: list[Tensor], call: Callable[[list[Tensor]], _T]) -> _T:
+    """Runs ``call`` on the written tensors as an operation that autograd knows of, after check_writes.
+
+    The kernels index memory in row-major order: tensors of other layouts are stepped through dense copies.
+    """
     dense = _checks.contiguous(written)
-    if not torch.compiler.is_compiling():  # the addresses of traced tensors are not known
-        _checks.check_copied(written, read)
-        if any(t.is_inference() for t in written) and not torch.is_inference_mode_enabled():
-            raise RuntimeError(
-                "weight, momentum_buffer or master is an inference tensor; pass a .clone() of it"
-            )
     with torch.no_grad():
         result = call(dense)
         for target, values in zip(written, dense, strict=True):

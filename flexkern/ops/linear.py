@@ -15,6 +15,9 @@ from flexkern.ops import _checks
 from flexkern.ops._define import Operator
 from flexkern.ops._layer import (
     Conversions,
+    check_dense,
+    check_layers,
+    check_matrix,
     check_silent,
     make_layer,
     reference_gates,
@@ -62,9 +65,10 @@ def _linear_reference(
     skip_nonfinite: bool,
 ) -> Tensor:
     a_written, a_read = (anchor, []) if hebbian else ([], anchor)
+    thetas = [] if threshold_tensor is None else [threshold_tensor]
     _checks.check_memory(
         [weight, *momentum_buffer, *master, *silent, *a_written],
-        [x, grad_out, *a_read, *flexibility, *alpha, *drive],
+        [x, grad_out, *a_read, *flexibility, *alpha, *drive, *thetas],
     )
     exact = master[0] if master else weight
     a, gates = reference_gates(exact, anchor, flexibility, alpha, sources, parameters, scale, scale_tensor)
@@ -115,8 +119,7 @@ def _check_batch(tensor: object, name: str, weight: Tensor, like: Tensor | None,
     """A batch [B, units] of the dtype and batch size of ``like``, which is x."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a tensor [batch, {units}], got {type(tensor).__name__}")
-    if tensor.layout is not torch.strided:
-        raise TypeError(f"{name} must be a dense tensor, got layout {tensor.layout}; call .to_dense() first")
+    check_dense(tensor, name)
     allowed = (torch.float64,) if weight.dtype is torch.float64 else (torch.float32, *_checks.LOW_PRECISION)
     if tensor.dtype not in allowed:
         names = " or ".join(str(d) for d in allowed)
@@ -199,6 +202,7 @@ def linear_step_(
     """
     _checks.check_matches(weight, "weight", weight, _checks.FLOAT_DTYPES)
     _checks.check_writable(weight, "weight")
+    check_matrix(weight)
     check_rule(weight, lr, weight_decay, momentum, dampening, nesterov, nonfinite)
     buffers, masters = momentum_and_master(momentum_buffer, master, [weight], momentum)
     words = []
@@ -222,13 +226,15 @@ def linear_step_(
         _checks.check_finite([x], "x")
         _checks.check_finite([grad_out], "grad_out")
     batch = _checks.contiguous([x, grad_out, *drive])
+    theta = split_threshold(threshold)
+    check_layers([layer], batch if theta[1] is None else [*batch, theta[1]])
     operator = LINEAR.on(backend)
     numbers = (
-        *split_threshold(threshold), insert == "hebbian", float(eta), float(prune), *split(lr),
+        *theta, insert == "hebbian", float(eta), float(prune), *split(lr),
         *split(0.0 if scale is None else scale), weight_decay, momentum, dampening, nesterov, maximize,
         nonfinite != "propagate",
     )  # fmt: skip
-    return layer.run(batch, lambda w, *state: operator(w, *batch[:2], *state, batch[2:], *numbers))
+    return layer.run(lambda w, *state: operator(w, *batch[:2], *state, batch[2:], *numbers))
 
 
 def _serves(backend: str, dtype: torch.dtype) -> str | None:

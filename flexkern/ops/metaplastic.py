@@ -16,6 +16,7 @@ from flexkern.ops._define import Operator
 from flexkern.ops._step import (
     check_source,
     check_step,
+    check_writes,
     encode,
     exact_dtype,
     in_place,
@@ -291,9 +292,10 @@ def _run(
     if nonfinite == "raise":
         _checks.check_finite(grads)
     n, m = len(weights), len(buffers)
+    written = [*weights, *buffers, *masters]
+    check_writes(written, [*grads, *state[0], *state[1], *state[2]], "weight, momentum_buffer or master")
     in_place(
-        [*weights, *buffers, *masters],
-        [*grads, *state[0], *state[1], *state[2]],
+        written,
         lambda dense: SGD.on(backend)(
             dense[:n], _checks.contiguous(grads), *state, dense[n : n + m], dense[n + m :],
             *split(lr), *split(scale), *rule, nonfinite != "propagate",

@@ -15,6 +15,9 @@ from flexkern.ops import _checks
 from flexkern.ops._define import Operator
 from flexkern.ops._layer import (
     Conversions,
+    check_dense,
+    check_layers,
+    check_matrix,
     check_silent,
     make_layer,
     reference_gates,
@@ -59,8 +62,10 @@ def _synapse_reference(
     skip_nonfinite: bool,
 ) -> Tensor:
     a_written, a_read = (anchor, []) if hebbian else ([], anchor)
+    thetas = [] if threshold_tensor is None else [threshold_tensor]
     _checks.check_memory(
-        [weight, *momentum_buffer, *master, *silent, *a_written], [grad, *a_read, *flexibility, *alpha, *drive]
+        [weight, *momentum_buffer, *master, *silent, *a_written],
+        [grad, *a_read, *flexibility, *alpha, *drive, *thetas],
     )
     exact = master[0] if master else weight
     a, gates = reference_gates(exact, anchor, flexibility, alpha, sources, parameters, scale, scale_tensor)
@@ -114,6 +119,7 @@ def _check_drive(
     for name, value, size in (("pre", pre, units_in), ("post", post, units_out)):
         if not isinstance(value, Tensor):
             raise TypeError(f"{name} must be a tensor of mean activities, got {type(value).__name__}")
+        check_dense(value, name)
         if value.dtype is not exact or tuple(value.shape) != (size,):
             raise ValueError(
                 f"{name} must be {exact} [{size}], the mean activity of each unit over the batch, got "
@@ -175,7 +181,8 @@ def synapse_step_(
         prune: a functional synapse with |w| under it before and after the step goes silent; 0: none does.
         alpha: float32 [out, in], a gate that is held through an item. It should be 1 where ``silent`` is set.
         weight_decay, momentum, dampening, nesterov, maximize, momentum_buffer, master, nonfinite: as in
-            :func:`flexkern.ops.metaplastic_sgd_`. An infinite or NaN coincidence converts nothing.
+            :func:`flexkern.ops.metaplastic_sgd_`. An infinite or NaN coincidence converts nothing. "raise"
+            looks at all of ``grad``.
 
     Returns:
         :class:`Conversions`, or a list of them; nothing waits for the device.
@@ -209,19 +216,20 @@ def synapse_step_(
         strict=True,
     )
     buffers, masters = momentum_and_master(momentum_buffer, master, weights, momentum)
-    layers, drives, thetas = [], [], []
+    layers, drives, thresholds = [], [], []
     for i, (w, a, f, words, pre_i, post_i, c, theta, held) in enumerate(per_layer):
+        check_matrix(w)
         check_silent(words, w, a, theta, insert, eta, prune)
         layers.append(make_layer(w, a, f, held, scale, buffers[i : i + 1], masters[i : i + 1], [words], insert))
         drives.append(_check_drive(w, pre_i, post_i, c))
-        thetas.append(split_threshold(theta))
+        thresholds.append(theta)
     dtype = weights[0].dtype
     backend = choose("synapse_step_", weights[0].device, lambda name: _checks.native_dtypes(name, dtype))
     if nonfinite == "raise":
         _checks.check_finite(grads)
-    if several and not torch.compiler.is_compiling():
-        read = [t for layer in layers for t in layer.read()] + [t for drive in drives for t in drive]
-        _checks.check_memory([t for layer in layers for t in layer.written()], [*grads, *read])
+    thetas = [split_threshold(theta) for theta in thresholds]
+    inputs = [*grads, *(t for drive in drives for t in drive), *(t for _, t in thetas if t is not None)]
+    check_layers(layers, inputs)
     numbers = (*split(lr), *split(0.0 if scale is None else scale), weight_decay, momentum, dampening, nesterov)
     results = []
     for layer, g, drive, theta in zip(layers, _checks.contiguous(grads), drives, thetas, strict=True):
@@ -230,7 +238,7 @@ def synapse_step_(
             nonfinite != "propagate",
         )  # fmt: skip
         call = _with(SYNAPSE.on(backend), g, arguments)
-        results.append(layer.run([g, *drive], call))
+        results.append(layer.run(call))
     return results if several else results[0]
 
 
