@@ -1,6 +1,6 @@
 """flexkern: fused kernels for brain-inspired continual learning in PyTorch, and the learners built on them."""
 
-from flexkern import features, learners, metrics, ops, optim, streams
+from flexkern import features, learners, metrics, nn, ops, optim, streams
 from flexkern.backends import BackendError, backends, use_backend
 from flexkern.fields import Field, Purpose
 from flexkern.version import __version__
@@ -14,6 +14,7 @@ __all__ = [
     "features",
     "learners",
     "metrics",
+    "nn",
     "ops",
     "optim",
     "streams",

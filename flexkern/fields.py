@@ -31,6 +31,7 @@ class Purpose(enum.IntEnum):
 
     FLEXIBILITY = 0
     ANCHOR = 1
+    SILENCE = 2  # which synapses start silent
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from flexkern.fields import SOURCE_FLOATS, SOURCE_INTS, Kind
 from flexkern.triton_kernels.memory import NUM_WARPS, TILE, full_tiles, load_float32, store_float32
-from flexkern.triton_kernels.philox import random_words
+from flexkern.triton_kernels.philox import random_words, random_words_of_rows
 
-__all__ = ["fill_field_", "source_row", "source_tile"]
+__all__ = ["computed_rows", "fill_field_", "source_row", "source_tile"]
 
 STORED = tl.constexpr(int(Kind.STORED))
 CONSTANT = tl.constexpr(int(Kind.CONSTANT))
@@ -68,7 +68,7 @@ def _normal_quantile(u):
 
 @triton.jit
 def _value(word, kind, p0, p1):
-    """The float32 value that a random word stands for; ``kind`` is a scalar."""
+    """The float32 value that a random word stands for; ``kind`` is a scalar or a constexpr."""
     # ((word >> 9) + 0.5) 2^-23 without a conversion: the 23 bits become the fraction of a number in [1, 2). Its
     # difference from 1 - 2^-24 is an odd multiple of 2^-24 under 1, so it is exact.
     u = ((word >> 9) | 0x3F800000).to(tl.float32, bitcast=True) - 0.99999994039535522
@@ -102,6 +102,24 @@ def _computed_tile(source, first, TILE: tl.constexpr):
         v0 = tl.zeros((TILE // 4,), tl.float32) + tl.where(kind == CONSTANT, p0, 0.0)
         v1, v2, v3 = v0, v0, v0
     return tl.reshape(tl.join(tl.join(v0, v2), tl.join(v1, v3)), (TILE,))
+
+
+@triton.jit
+def computed_rows(source, first, KIND: tl.constexpr, ALIGNED: tl.constexpr, WIDTH: tl.constexpr):
+    """float32 [rows, WIDTH]: of a constant or of a random field, those from the elements ``first`` [rows, 1] on.
+
+    ``source`` is that of source_tile without its kind. ALIGNED promises that the positions in the field are
+    multiples of 4.
+    """
+    _, seed, stream, offset, purpose, p0, p1 = source
+    if KIND == CONSTANT:
+        values = tl.zeros((first.shape[0], WIDTH), tl.float32) + p0
+    else:
+        w0, w1, w2, w3 = random_words_of_rows(offset + first, seed, stream, purpose, ALIGNED, WIDTH)
+        even = tl.join(_value(w0, KIND, p0, p1), _value(w2, KIND, p0, p1))
+        odd = tl.join(_value(w1, KIND, p0, p1), _value(w3, KIND, p0, p1))
+        values = tl.reshape(tl.join(even, odd), (first.shape[0], WIDTH))
+    return values
 
 
 @triton.jit

@@ -5,7 +5,17 @@
 import triton
 import triton.language as tl
 
-__all__ = ["ALIGNMENT", "NUM_WARPS", "TILE", "full_tiles", "load_float32", "store_float32"]
+__all__ = [
+    "ALIGNMENT",
+    "NUM_WARPS",
+    "TILE",
+    "from_float32",
+    "full_tiles",
+    "load_float32",
+    "store_float32",
+    "to_float32",
+    "typed",
+]
 
 # Elements that a program steps, with 128 threads: 8 a thread, so 2 independent 16-byte loads of each float32
 # array. By Little's law 4.3 TB/s at about 800 ns of loaded latency want 3.4 MB in flight, 26 KB on each of 132
@@ -23,18 +33,45 @@ def full_tiles(addresses: list[int], numel: int) -> int:
 
 
 @triton.jit
-def _pointers(address, first, DTYPE: tl.constexpr, FULL: tl.constexpr, TILE: tl.constexpr):
-    """Pointers to elements ``first`` .. of the array at ``address``, for FULL a multiple of ALIGNMENT.
+def typed(address, DTYPE: tl.constexpr, ALIGNED: tl.constexpr):
+    """The pointer to an array of DTYPE at ``address``; ALIGNED promises a multiple of ALIGNMENT.
 
     bfloat16 goes as the upper half of a float32, which is what the hardware does too: Triton's interpreter
     widens subnormal numbers wrongly and does not round to nearest.
     """
     stored: tl.constexpr = tl.uint16 if DTYPE == tl.bfloat16 else DTYPE
     pointer = address.to(tl.int64).to(tl.pointer_type(stored))  # the interpreter takes small numbers as int32
-    if FULL:
+    if ALIGNED:
         # Four elements an access in every dtype, so that a thread holds the same elements of all arrays.
         pointer = tl.multiple_of(pointer, 4 * (DTYPE.primitive_bitwidth // 8))
-    return pointer + first + tl.arange(0, TILE)  # offsets of 32 bits in a tile, which saves registers
+    return pointer
+
+
+@triton.jit
+def _pointers(address, first, DTYPE: tl.constexpr, FULL: tl.constexpr, TILE: tl.constexpr):
+    """Pointers to elements ``first`` .. of the array at ``address``, for FULL a multiple of ALIGNMENT."""
+    return typed(address, DTYPE, FULL) + first + tl.arange(0, TILE)  # 32-bit offsets, which save registers
+
+
+@triton.jit
+def to_float32(values, DTYPE: tl.constexpr):
+    """Elements as :func:`typed` pointers give them, widened."""
+    if DTYPE == tl.bfloat16:
+        values = (values.to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+    return values.to(tl.float32)
+
+
+@triton.jit
+def from_float32(values, DTYPE: tl.constexpr):
+    """``values`` rounded to the nearest of DTYPE, ties to even, as :func:`typed` pointers take them."""
+    if DTYPE == tl.bfloat16:
+        bits = values.to(tl.uint32, bitcast=True)
+        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        # The carry would turn a NaN with a full mantissa into 0.
+        values = tl.where(values == values, rounded, (bits >> 16) | 0x40).to(tl.uint16)  # noqa: PLR0124
+    else:
+        values = values.to(DTYPE)
+    return values
 
 
 @triton.jit
@@ -66,21 +103,13 @@ def load_float32(
             values = tl.load(pointers)
     else:
         values = tl.load(pointers, mask=tl.arange(0, TILE) < _count(first, numel, TILE), other=0)
-    if DTYPE == tl.bfloat16:
-        values = (values.to(tl.uint32) << 16).to(tl.float32, bitcast=True)
-    return values.to(tl.float32)
+    return to_float32(values, DTYPE)
 
 
 @triton.jit
 def store_float32(address, first, numel, values, DTYPE: tl.constexpr, FULL: tl.constexpr, TILE: tl.constexpr):
     """Rounds ``values`` to the nearest of DTYPE, ties to even, and stores them; the rest as in load_float32."""
-    if DTYPE == tl.bfloat16:
-        bits = values.to(tl.uint32, bitcast=True)
-        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-        # The carry would turn a NaN with a full mantissa into 0.
-        values = tl.where(values == values, rounded, (bits >> 16) | 0x40).to(tl.uint16)  # noqa: PLR0124
-    else:
-        values = values.to(DTYPE)
+    values = from_float32(values, DTYPE)
     pointers = _pointers(address, first, DTYPE, FULL, TILE)
     if FULL:
         tl.store(pointers, values)

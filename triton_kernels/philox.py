@@ -5,7 +5,7 @@
 import triton
 import triton.language as tl
 
-__all__ = ["random_words"]
+__all__ = ["random_words", "random_words_of_rows"]
 
 
 @triton.jit
@@ -37,6 +37,17 @@ def _philox(block, seed, stream, purpose):
 
 
 @triton.jit
+def _straddle(w0, w1, w2, w3, shift, following):
+    """The four words from lane ``shift`` (0 .. 3) of a block on; ``following`` is the next block."""
+    n0, n1, n2, _ = following
+    s0 = tl.where(shift == 0, w0, tl.where(shift == 1, w1, tl.where(shift == 2, w2, w3)))
+    s1 = tl.where(shift == 0, w1, tl.where(shift == 1, w2, tl.where(shift == 2, w3, n0)))
+    s2 = tl.where(shift == 0, w2, tl.where(shift == 1, w3, tl.where(shift == 2, n0, n1)))
+    s3 = tl.where(shift == 0, w3, tl.where(shift == 1, n0, tl.where(shift == 2, n1, n2)))
+    return s0, s1, s2, s3
+
+
+@triton.jit
 def random_words(first, seed, stream, purpose, TILE: tl.constexpr):
     """Four uint32 [TILE // 4]: the random words of the positions ``first + 4 i + lane``, one tensor a lane.
 
@@ -47,10 +58,19 @@ def random_words(first, seed, stream, purpose, TILE: tl.constexpr):
     # A shard may begin inside a block: then its groups of four straddle two blocks.
     shift = first & 3
     if shift != 0:
-        n0, n1, n2, _ = _philox(block + 1, seed, stream, purpose)
-        s0 = tl.where(shift == 1, w1, tl.where(shift == 2, w2, w3))
-        s1 = tl.where(shift == 1, w2, tl.where(shift == 2, w3, n0))
-        s2 = tl.where(shift == 1, w3, tl.where(shift == 2, n0, n1))
-        s3 = tl.where(shift == 1, n0, tl.where(shift == 2, n1, n2))
-        w0, w1, w2, w3 = s0, s1, s2, s3
+        w0, w1, w2, w3 = _straddle(w0, w1, w2, w3, shift, _philox(block + 1, seed, stream, purpose))
+    return w0, w1, w2, w3
+
+
+@triton.jit
+def random_words_of_rows(first, seed, stream, purpose, ALIGNED: tl.constexpr, WIDTH: tl.constexpr):
+    """As random_words, for rows of WIDTH elements that begin at the positions ``first`` [rows, 1].
+
+    Four uint32 [rows, WIDTH // 4]. ALIGNED promises that all of ``first`` are multiples of 4.
+    """
+    block = (first >> 2) + tl.arange(0, WIDTH // 4)[None, :]
+    w0, w1, w2, w3 = _philox(block, seed, stream, purpose)
+    if not ALIGNED:
+        following = _philox(block + 1, seed, stream, purpose)
+        w0, w1, w2, w3 = _straddle(w0, w1, w2, w3, first & 3, following)
     return w0, w1, w2, w3

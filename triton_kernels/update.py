@@ -5,7 +5,7 @@
 import triton
 import triton.language as tl
 
-__all__ = ["gate", "number", "sgd"]
+__all__ = ["finite", "gate", "number", "sgd"]
 
 
 @triton.jit
@@ -31,6 +31,12 @@ def gate(weight, anchor, flexibility, scale):
 
 
 @triton.jit
+def finite(value):
+    """Neither infinite nor NaN: those have all bits of the exponent set."""
+    return (value.to(tl.int32, bitcast=True) & 0x7F800000) != 0x7F800000
+
+
+@triton.jit
 def sgd(weight, grad, alpha, buffer, rule, MOMENTUM: tl.constexpr):
     """New weight and momentum buffer of a step; alpha scales the step, not what enters the buffer.
 
@@ -43,7 +49,5 @@ def sgd(weight, grad, alpha, buffer, rule, MOMENTUM: tl.constexpr):
         new_buffer = momentum * buffer + grad_share * g
         g = tl.where(nesterov != 0, g + momentum * new_buffer, new_buffer)
     new_weight = weight - lr * alpha * g
-    # Infinite and NaN: all bits of the exponent are set.
-    exponent = new_weight.to(tl.int32, bitcast=True) & 0x7F800000
-    moved = (skip_nonfinite == 0) | (exponent != 0x7F800000)
+    moved = (skip_nonfinite == 0) | finite(new_weight)
     return tl.where(moved, new_weight, weight), tl.where(moved, new_buffer, buffer)

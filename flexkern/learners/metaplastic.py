@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from flexkern import ops
 from flexkern.features import extract_from, fingerprint
-from flexkern.fields import Field, Purpose
 from flexkern.learners import checkpoint
+from flexkern.learners.network import build, linear_layers
 from flexkern.metrics import Evaluation, confusion_matrix
-from flexkern.optim import MetaplasticSGD
+from flexkern.nn import AdaptiveThreshold, SilentLinear
+from flexkern.optim import MetaplasticSGD, fuse_into_backward
 from flexkern.streams.base import Experience
 
 __all__ = ["NETWORKS", "MetaplasticMLP", "Progress"]
 
 # The paper's three networks by the flexibility of their synapses.
 NETWORKS: dict[str, str | float] = {"conventional": 1.0, "hybrid": "uniform", "stable": 0.3}
+# Found on two-digit items (docs/results/silent_reserve). It starts above the coincidences there are, because
+# under them half the reserve would convert at once; of the silent synapses one in 2,000 converts in a step.
+THRESHOLD = AdaptiveThreshold(target=5e-4, gain=30.0, start=10.0)
 _FORMAT = 1
 
 
@@ -56,6 +59,11 @@ class MetaplasticMLP:
 
     One seed gives the same bits on the same device, also when a run is saved, loaded and continued.
 
+    With ``silent_fraction`` the two hidden layers have a reserve: synapses that are silent until what their
+    units do drives them over a threshold; then they begin at their initial weight
+    (:class:`flexkern.nn.SilentLinear`). Whether that helps depends on the stream: measure it, as
+    ``docs/results/silent_reserve`` does for two-digit items.
+
     Args:
         input_shape: of one input, for example ``stream.input_shape``.
         classes: how many there are in the whole stream.
@@ -67,8 +75,17 @@ class MetaplasticMLP:
         lr, scale, gate, momentum: of the optimizer. The paper: lr 1e-4, scale 4e5 for streams of 10 items,
             gate "item", no momentum.
         batch_size: inputs of a step; the paper: 1024.
-        seed: of initial weights, flexibility and the order of inputs; 0 <= seed < 2**64.
+        seed: of initial weights, flexibility, the choice of silent synapses and the order of inputs;
+            0 <= seed < 2**64.
         device: where to compute. Default: the CPU.
+        silent_fraction: share of the hidden layers' synapses that begins silent, 0 to 1. The functional ones
+            have the weights that they have without a reserve.
+        threshold, rule, insert, eta, prune: how silent synapses convert, see :class:`flexkern.nn.SilentLinear`;
+            ``threshold`` is a number or an :class:`flexkern.nn.AdaptiveThreshold`. They matter with
+            ``silent_fraction`` > 0, or with ``prune`` > 0, where functional synapses go silent.
+        fused_step: whether the backward pass steps the weights
+            (:func:`flexkern.optim.fuse_into_backward`): the same weights up to rounding, and no gradient of a
+            weight in memory.
 
     Raises:
         TypeError, ValueError: naming the argument.
@@ -89,6 +106,13 @@ class MetaplasticMLP:
         batch_size: int = 50,
         seed: int = 0,
         device: torch.device | str = "cpu",
+        silent_fraction: float = 0.0,
+        threshold: float | AdaptiveThreshold = THRESHOLD,
+        rule: str = "rate",
+        insert: str = "init",
+        eta: float = 1.0,
+        prune: float = 0.0,
+        fused_step: bool = False,
     ) -> None:
         if isinstance(network, str) and network not in {*NETWORKS, "uniform", "biased_high", "biased_low"}:
             raise ValueError(f"network must be one of {tuple(NETWORKS)} or a flexibility, got {network!r}")
@@ -97,6 +121,13 @@ class MetaplasticMLP:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if len(widths) != 2 or min(widths) < 1:
             raise ValueError(f"widths must be the units of two hidden layers, got {widths}")
+        if isinstance(silent_fraction, bool) or not isinstance(silent_fraction, (int, float)):
+            raise TypeError(f"silent_fraction must be a number, got {silent_fraction!r}")
+        if not 0 <= silent_fraction <= 1:
+            raise ValueError(f"silent_fraction must be a share of synapses in [0, 1], got {silent_fraction}")
+        if not isinstance(threshold, (int, float, AdaptiveThreshold)):
+            # A tensor of one for each unit would have to fit both hidden layers.
+            raise TypeError(f"threshold must be a number or an AdaptiveThreshold, got {threshold!r}")
         self.device = torch.device(device)
         self.features = None if features is None else features.to(self.device).eval()
         self.input_shape = tuple(input_shape)
@@ -117,9 +148,21 @@ class MetaplasticMLP:
             "momentum": momentum,
             "batch_size": batch_size,
             "seed": seed,
+            "silent_fraction": silent_fraction,
+            "threshold": asdict(threshold) if isinstance(threshold, AdaptiveThreshold) else threshold,
+            "rule": rule,
+            "insert": insert,
+            "eta": eta,
+            "prune": prune,
+            "fused_step": fused_step,
         }
         sizes = (self._count_features(), *widths, classes)
-        self.model, fields = _build(sizes, seed, self.device)
+        reserve = {
+            "silent": float(silent_fraction), "threshold": threshold, "rule": rule, "insert": insert,
+            "eta": eta, "prune": prune,
+        }  # fmt: skip
+        has_reserve = silent_fraction > 0 or prune > 0
+        self.model, fields = build(sizes, seed, self.device, reserve if has_reserve else None)
         self.optimizer = MetaplasticSGD(
             self.model.parameters(),
             lr,
@@ -131,6 +174,8 @@ class MetaplasticMLP:
             # One entry a parameter; biases, between the weights, have no anchor: they move freely.
             anchor=[a for field in fields for a in (field, None)],
         )
+        if fused_step:
+            fuse_into_backward(self.model, self.optimizer)
 
     # ------------------------------------------------------------------ learning
 
@@ -204,6 +249,23 @@ class MetaplasticMLP:
             confusion += confusion_matrix(labels, predictions, self.classes)
         return Evaluation(np.array(accuracies), confusion)
 
+    # ------------------------------------------------------------------ silent synapses
+
+    def functional_share(self) -> list[float]:
+        """Share of functional synapses in each linear layer, now; 1 where there is no reserve."""
+        return [
+            float(layer.functional_share().mean()) if isinstance(layer, SilentLinear) else 1.0
+            for layer in linear_layers(self.model)
+        ]
+
+    def conversions(self) -> list[list[int]]:
+        """For each item that has ended: how many synapses of each linear layer became functional in it."""
+        counts = [
+            layer.conversions if isinstance(layer, SilentLinear) else [0] * self.items_learned
+            for layer in linear_layers(self.model)
+        ]
+        return [list(of_item) for of_item in zip(*counts, strict=True)]
+
     # ------------------------------------------------------------------ saving
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -214,7 +276,8 @@ class MetaplasticMLP:
         Raises:
             ImportError: if safetensors is not installed.
         """
-        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        state = self.model.state_dict()
+        tensors = {f"model.{name}": value for name, value in state.items() if isinstance(value, Tensor)}
         optimizer_tensors, optimizer = checkpoint.split_optimizer(self.optimizer.state_dict())
         record = {
             "format": _FORMAT,
@@ -224,6 +287,7 @@ class MetaplasticMLP:
             "items_learned": self.items_learned,
             "epochs_done": self._epochs_done,
             "item_name": self._item_name,
+            "model": {name: value for name, value in state.items() if not isinstance(value, Tensor)},
             "optimizer": optimizer,
         }
         checkpoint.write(path, tensors | optimizer_tensors, record)
@@ -264,11 +328,12 @@ class MetaplasticMLP:
         if configuration["network"] not in NETWORKS:
             # The flexibility comes back with the optimizer's state, in whatever form it had.
             configuration["network"] = "hybrid"
+        if isinstance(configuration.get("threshold"), dict):
+            configuration["threshold"] = AdaptiveThreshold(**configuration["threshold"])
         learner = cls(**configuration, features=features, device=device)
         learner._configuration = record["configuration"]
-        learner.model.load_state_dict(
-            {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
-        )
+        of_model = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
+        learner.model.load_state_dict(of_model | record.get("model", {}))
         learner.optimizer.load_state_dict(checkpoint.join_optimizer(tensors, record["optimizer"]))
         learner.items_learned = record["items_learned"]
         learner._epochs_done = record["epochs_done"]
@@ -305,20 +370,3 @@ class MetaplasticMLP:
                 f"experience: item {self._item_name!r} was begun ({self._epochs_done} epochs are done) and not "
                 f"ended; learn it to its end before {experience.name!r}"
             )
-
-
-def _build(sizes: Sequence[int], seed: int, device: torch.device) -> tuple[nn.Sequential, list[Field]]:
-    """The network, and the fields that its weights were initialised from."""
-    layers: list[nn.Module] = []
-    fields = []
-    for number, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes)):
-        glorot = math.sqrt(2 / (fan_in + fan_out))
-        field = Field.normal(seed, number, std=glorot, purpose=Purpose.ANCHOR)
-        # skip_init leaves memory as it is: drawing torch's own initial values would move its global generator.
-        layer = nn.utils.skip_init(nn.Linear, fan_in, fan_out, device=device)
-        with torch.no_grad():
-            layer.weight.copy_(ops.materialize(field, layer.weight.shape, device=device))
-            layer.bias.zero_()
-        fields.append(field)
-        layers += [layer, nn.ReLU()]
-    return nn.Sequential(*layers[:-1]), fields

@@ -51,7 +51,7 @@ def bits(tensor: Tensor) -> Tensor:
     return (
         tensor.detach()
         .contiguous()
-        .view({2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()])
+        .view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()])
     )
 
 
@@ -113,12 +113,16 @@ def judge_step(
     alpha_bound: Tensor | float,
     rule: Rule,
     buffer: Tensor | None = None,
+    grad_bound: Tensor | float = 0.0,
 ) -> Judged:
-    """One SGD step in float64 and its bound, from float32 inputs; ``weight`` is the master if there is one."""
+    """One SGD step in float64 and its bound, from float32 inputs; ``weight`` is the master if there is one.
+
+    ``grad_bound``: how far the gradient that a kernel made itself may be from ``grad``.
+    """
     w = weight.double()
     lr, decay, momentum = float32(rule.lr), float32(rule.weight_decay), float32(rule.momentum)
     g = (-grad if rule.maximize else grad).double() + decay * w
-    g_bound = U * ((decay * w).abs() + g.abs())
+    g_bound = grad_bound + U * ((decay * w).abs() + g.abs())
     new_buffer = buffer_bound = None
     if buffer is not None:
         b, share = buffer.double(), float32(1 - rule.dampening)

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from flexkern import _groups, ops
-from flexkern._groups import STORED, Flexibility, exact_dtype
+from flexkern import ops
 from flexkern.fields import Field
-from flexkern.ops._checks import LOW_PRECISION
+from flexkern.ops import _checks
+from flexkern.optim import groups
+from flexkern.optim.groups import STORED, Flexibility, exact_dtype
+from flexkern.optim.slot import Slot
 from flexkern.scale import FirstItem, auto_scale
+from flexkern.stepped import SteppedGrad
+from flexkern.synapses import silent_synapses
 
 __all__ = ["MetaplasticSGD"]
 
@@ -62,7 +66,8 @@ class MetaplasticSGD(Optimizer):
             it, so that moving, casting or loading the model after the optimizer was made does no harm. A
             :class:`flexkern.Field` (streams as for ``flexibility``) or a list of Fields and Nones, for weights
             that were initialised from that field: nothing is stored. It must be the very field; the first step
-            compares (and waits for the device), because a wrong anchor silently freezes learning.
+            compares (and waits for the device), because a wrong anchor silently freezes learning. The weight of
+            a :class:`flexkern.nn.SilentLinear` has its layer's field, while it still holds its values.
         flexible_vectors: also parameters of fewer than two dimensions are flexible.
         nonfinite: what a NaN or infinite gradient does: "skip" leaves the synapses that it would spoil as they
             are, "raise" raises before any weight changes (waits for the device), "propagate" lets it through.
@@ -124,9 +129,9 @@ class MetaplasticSGD(Optimizer):
         first = sum(len(group["params"]) for group in self.param_groups)
         super().add_param_group(dict(param_group) if isinstance(param_group, dict) else param_group)
         group = self.param_groups.pop()
-        _groups.check_group(group)
-        flexibility = _groups.resolve_flexibilities(group, first)
-        group["anchor"] = _groups.resolve_anchors(group)
+        groups.check_group(group)
+        flexibility = groups.resolve_flexibilities(group, first)
+        group["anchor"] = groups.resolve_anchors(group)
         group["flexibility"] = [STORED if isinstance(f, Tensor) else f for f in flexibility]
         group["measured_scale"] = None
         for p, f in zip(group["params"], flexibility, strict=True):
@@ -138,6 +143,9 @@ class MetaplasticSGD(Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step of all parameters that have a gradient.
 
+        Silent synapses that were driven since the last step become functional in the same pass. Weights that
+        their backward has stepped already (:func:`flexkern.optim.fuse_into_backward`) are left as they are.
+
         Args:
             closure: evaluates the model again and returns the loss.
 
@@ -148,6 +156,7 @@ class MetaplasticSGD(Optimizer):
             TypeError: if a gradient is sparse or of a dtype that does not fit its parameter.
             ValueError: if a weight does not hold the values of the Field that was given as its anchor.
             FloatingPointError: if a gradient is not finite and ``nonfinite="raise"``.
+            RuntimeError: if a weight with a fused step is in the middle of its window, or had its step before.
 
         No weight has been changed when one of these is raised.
         """
@@ -156,15 +165,62 @@ class MetaplasticSGD(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            _groups.check_grads(group)
+            groups.check_grads(group, self)
         # All that can refuse comes before the first weight changes.
         batches = [(group, self._batches(group)) for group in self.param_groups]
         for group, of_group in batches:
             for (*_, kind, fresh), members in of_group.items():
-                self._step_batch(group, members, kind, fresh)
-            if _is_unmeasured(group):
-                self._watch_first_item(group, [i for members in of_group.values() for i in members])
+                self._step_batch(members, kind, fresh)
+            stepped = [slot.i for members in of_group.values() for slot in members]
+            for i, p in enumerate(group["params"]):
+                if isinstance(p.grad, SteppedGrad):
+                    p.grad.counted = True
+                    stepped.append(i)
+            if groups.is_unmeasured(group):
+                self._watch_first_item(group, stepped)
         return loss
+
+    @torch.no_grad()
+    def step_in_backward(
+        self, weight: Tensor, x: Tensor, grad_out: Tensor, post: Tensor | None = None
+    ) -> ops.Conversions:
+        """The step of one weight [out, in] with the gradient ``grad_out^T x``, which is never formed.
+
+        :class:`flexkern.nn.MetaplasticLinear` calls it in its backward pass. It is the step that :meth:`step`
+        takes with such a gradient, up to rounding.
+
+        Args:
+            weight: one of this optimizer's parameters.
+            x: [batch, in], the layer's input.
+            grad_out: [batch, out], the loss's derivative by its output; dtype of ``x``.
+            post: [batch, out], what its units did, for a weight with silent synapses; dtype of ``x``. None: no
+                synapse converts.
+
+        Raises:
+            ValueError: if this optimizer does not own the weight; as :meth:`step`.
+            FloatingPointError: if ``x`` or ``grad_out`` is not finite and ``nonfinite="raise"``.
+
+        The weight has not been changed when one of these is raised.
+        """
+        slot = self._slot_of(weight)
+        if slot is None:
+            raise ValueError(f"weight of shape {tuple(weight.shape)} is not a parameter of this optimizer")
+        if slot.group["nonfinite"] == "raise":
+            _checks.check_finite([x], "x")
+            _checks.check_finite([grad_out], "grad_out")
+        kind, fresh = slot.prepare()
+        arguments = slot.gate(kind) | self._rule([slot], fresh, several=False)
+        synapses = slot.synapses
+        if synapses is None or post is None:
+            return ops.linear_step_(weight, x, grad_out, **arguments)
+        arguments |= {"silent": synapses.silent, "post": post, "rule": synapses.rule, **synapses.insertion()}
+        conversions = ops.linear_step_(weight, x, grad_out, **arguments)
+        synapses.passed(conversions)
+        return conversions
+
+    def owns(self, weight: Tensor) -> bool:
+        """Whether ``weight`` is one of this optimizer's parameters."""
+        return self._slot_of(weight) is not None
 
     @torch.no_grad()
     def consolidate(self) -> None:
@@ -177,7 +233,7 @@ class MetaplasticSGD(Optimizer):
             RuntimeError: with ``scale="auto"`` if there is nothing to measure: no step has been taken, or the
                 weights are still where they started. Nothing has been changed then.
         """
-        waiting = [group for group in self.param_groups if _is_unmeasured(group)]
+        waiting = [group for group in self.param_groups if groups.is_unmeasured(group)]
         if waiting and not any("anchor" in state for state in self.state.values()):
             raise RuntimeError(
                 "scale='auto' is measured over the first item, but no flexible weight has had a step yet; call "
@@ -187,21 +243,25 @@ class MetaplasticSGD(Optimizer):
         for group, scale in zip(waiting, measured, strict=True):
             group["measured_scale"] = scale
         for group in self.param_groups:
-            if not _is_unmeasured(group):
+            if not groups.is_unmeasured(group):
                 for p in group["params"]:
                     self.state[p].pop("alpha", None)
                     self.state[p].pop("first_item", None)
+            for p in group["params"]:
+                synapses = silent_synapses(p)
+                if synapses is not None:
+                    synapses.end_item()
 
     def scales(self) -> list[float | Tensor | None]:
         """The scale in force in each group; None where "auto" has not measured it yet."""
-        return [_scale(group) for group in self.param_groups]
+        return [groups.scale_in_force(group) for group in self.param_groups]
 
     def state_dict(self) -> dict[str, Any]:
         """As in :class:`torch.optim.Optimizer`; holds tensors and plain data, so that
         ``torch.load(weights_only=True)`` reads it. Fields are written as dictionaries."""
         state_dict = super().state_dict()
-        groups = [_groups.encode_group(group) for group in state_dict["param_groups"]]
-        return {**state_dict, "param_groups": groups}
+        plain = [groups.encode_group(group) for group in state_dict["param_groups"]]
+        return {**state_dict, "param_groups": plain}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores what :meth:`state_dict` gave, to the bit, on the devices of this optimizer's parameters.
@@ -216,12 +276,12 @@ class MetaplasticSGD(Optimizer):
         loaded: dict[Tensor, dict[str, Any]] = {}
 
         def decode(_: Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
-            groups = [_groups.decode_group(group) for group in saved["param_groups"]]
+            decoded = [groups.decode_group(group) for group in saved["param_groups"]]
             # torch refuses other numbers of groups and of parameters after this hook.
-            for group, saved_group in zip(self.param_groups, groups, strict=False):
+            for group, saved_group in zip(self.param_groups, decoded, strict=False):
                 for p, key in zip(group["params"], saved_group["params"], strict=False):
                     loaded[p] = {k: _restored(p, k, v) for k, v in saved["state"].get(key, {}).items()}
-            return {**saved, "state": {}, "param_groups": groups}
+            return {**saved, "state": {}, "param_groups": decoded}
 
         def restore(_: Optimizer) -> None:
             self.state.update(loaded)
@@ -238,94 +298,61 @@ class MetaplasticSGD(Optimizer):
 
     # ------------------------------------------------------------------ one step
 
-    def _batches(self, group: dict[str, Any]) -> dict[tuple, list[int]]:
-        """The parameters that step, by position in the group: those of one key go in one call."""
-        batches: dict[tuple, list[int]] = {}
-        by_item = group["gate"] == "item" or _is_unmeasured(group)
+    def _slot(self, group: dict[str, Any], i: int) -> Slot:
+        return Slot(group, i, self.state[group["params"][i]])
+
+    def _slot_of(self, weight: Tensor) -> Slot | None:
+        for group in self.param_groups:
+            for i, p in enumerate(group["params"]):
+                if p is weight:
+                    return self._slot(group, i)
+        return None
+
+    def _batches(self, group: dict[str, Any]) -> dict[tuple, list[Slot]]:
+        """The parameters that step: those of one key go in one call."""
+        batches: dict[tuple, list[Slot]] = {}
         for i, p in enumerate(group["params"]):
-            if p.grad is None:
+            if p.grad is None or isinstance(p.grad, SteppedGrad):
                 continue
-            state = self.state[p]
-            if p.dtype in LOW_PRECISION and "master" not in state:
-                state["master"] = _exact_copy(p)
-            kind = self._prepare(group, i, by_item) if _is_flexible(group, i) else "free"
-            fresh = group["momentum"] != 0 and "momentum_buffer" not in state
-            if fresh:
-                state["momentum_buffer"] = torch.zeros(p.shape, dtype=exact_dtype(p), device=p.device)
-            batches.setdefault((p.device, p.dtype, p.grad.dtype, kind, fresh), []).append(i)
+            slot = self._slot(group, i)
+            kind, fresh = slot.prepare()
+            alone = None if slot.synapses is None else i
+            batches.setdefault((p.device, p.dtype, p.grad.dtype, alone, kind, fresh), []).append(slot)
         return batches
 
-    def _prepare(self, group: dict[str, Any], i: int, by_item: bool) -> str:
-        """Makes sure that a flexible parameter has what its step needs, and says which kind of step it is."""
-        state = self.state[group["params"][i]]
-        if "anchor" not in state:
-            self._start(group, i, by_item)
-        if not by_item:
-            return "step"
-        if "alpha" not in state:
-            # An unmeasured group never comes here: it has its first alpha until it is measured.
-            state["alpha"] = ops.metaplastic_gate(
-                self._weight(group, i), self._anchor(group, i), self._flexibility(group, i), _scale(group)
-            )
-        return "free" if state["alpha"] is None else "held"
+    def _rule(self, slots: list[Slot], fresh: bool, *, several: bool = True) -> dict[str, Any]:
+        """The step of these parameters of one group and dtype, but for its alpha; one, if not ``several``."""
+        group = slots[0].group
+        rule = groups.step_numbers(group, fresh)
+        low = slots[0].param.dtype in _checks.LOW_PRECISION
+        for name, needed in (("momentum_buffer", group["momentum"] != 0), ("master", low)):
+            values = [slot.state[name] for slot in slots] if needed else None
+            rule[name] = values if values is None or several else values[0]
+        return rule
 
-    def _start(self, group: dict[str, Any], i: int, by_item: bool) -> None:
-        """The first step of a flexible parameter: its anchor, and the alpha of its first item."""
-        p = group["params"][i]
-        state = self.state[p]
-        field = group["anchor"][i]
-        if field is None:
-            state["anchor"] = _exact_copy(p)
-        else:
-            initial = ops.materialize(field, p.shape, device=p.device).to(exact_dtype(p))
-            if not torch.equal(initial.to(p.dtype), p):
-                raise ValueError(
-                    f"anchor: parameter {i} of its group, shape {tuple(p.shape)}, does not hold the values of "
-                    f"{field}; initialise it with flexkern.ops.materialize(field, shape), or use anchor=None"
-                )
-            state["anchor"] = None
-            if p.dtype in LOW_PRECISION:
-                # The displacement from a float32 anchor has to start at 0, not at the rounding of the weight.
-                state["master"] = initial
-        if by_item:
-            # Here w = a: alpha is 1 at any scale, except 0 where f = 0.
-            f = self._flexibility(group, i)
-            state["alpha"] = None
-            if not _groups.is_never_zero(f):
-                weight = self._weight(group, i)
-                state["alpha"] = ops.metaplastic_gate(weight, weight, f, 1.0)
-
-    def _step_batch(self, group: dict[str, Any], members: list[int], kind: str, fresh: bool) -> None:
-        params = [group["params"][i] for i in members]
-        grads = [p.grad for p in params]
-        states = [self.state[p] for p in params]
-        lr = group["lr"]
-        rule = {
-            "lr": lr.to(torch.float32) if isinstance(lr, Tensor) else lr,
-            "weight_decay": group["weight_decay"],
-            "momentum": group["momentum"],
-            # A buffer of zeros without dampening becomes the gradient, as in torch.optim.SGD's first step.
-            "dampening": 0.0 if fresh else group["dampening"],
-            "nesterov": group["nesterov"],
-            "maximize": group["maximize"],
-            "momentum_buffer": [s["momentum_buffer"] for s in states] if group["momentum"] else None,
-            "master": [s["master"] for s in states] if params[0].dtype in LOW_PRECISION else None,
-            # "raise" has looked at all gradients of the optimizer before the first call.
-            "nonfinite": "propagate" if group["nonfinite"] == "propagate" else "skip",
-        }
+    def _step_batch(self, slots: list[Slot], kind: str, fresh: bool) -> None:
+        params = [slot.param for slot in slots]
+        grads = [cast(Tensor, slot.param.grad) for slot in slots]
+        synapses = slots[0].synapses
+        if synapses is not None and synapses.may_convert():
+            arguments = slots[0].gate(kind) | self._rule(slots, fresh, several=False)
+            arguments |= {"silent": synapses.silent, **synapses.drive(), **synapses.insertion()}
+            synapses.passed(cast(ops.Conversions, ops.synapse_step_(params[0], grads[0], **arguments)))
+            return
+        rule = self._rule(slots, fresh)
         if kind == "free":
             ops.gated_sgd_(params, grads, None, **rule)
         elif kind == "held":
-            ops.gated_sgd_(params, grads, [s["alpha"] for s in states], **rule)
+            ops.gated_sgd_(params, grads, [slot.state["alpha"] for slot in slots], **rule)
         else:
-            anchors = [self._anchor(group, i) for i in members]
-            flexibilities = [self._flexibility(group, i) for i in members]
-            ops.metaplastic_sgd_(params, grads, anchors, flexibilities, scale=_scale(group), **rule)
+            anchors, flexibilities = [slot.anchor() for slot in slots], [slot.flexibility() for slot in slots]
+            scale = groups.scale_in_force(slots[0].group)
+            ops.metaplastic_sgd_(params, grads, anchors, flexibilities, scale=scale, **rule)
 
     def _watch_first_item(self, group: dict[str, Any], stepped: Iterable[int]) -> None:
         """Keeps of the group's last flexible weight what ``scale="auto"`` is measured from."""
         params, f = group["params"], group["flexibility"]
-        watched = [i for i in stepped if _is_flexible(group, i) and f[i] != 0.0 and params[i].numel()]
+        watched = [i for i in stepped if groups.is_flexible(group, i) and f[i] != 0.0 and params[i].numel()]
         if not watched:
             return
         state = self.state[params[max(watched)]]
@@ -334,63 +361,21 @@ class MetaplasticSGD(Optimizer):
         )
         # After steps 1, 2, 4, 8, ...: a look reads the weight and waits for the device.
         if watch.steps & (watch.steps - 1) == 0:
-            watch = watch.look(self._displacement(group, max(watched)))
+            watch = watch.look(self._slot(group, max(watched)).displacement())
         state["first_item"] = tuple(watch)
-
-    def _displacement(self, group: dict[str, Any], i: int) -> float:
-        """Mean |w - a|."""
-        weight, anchor = self._weight(group, i), self._anchor(group, i)
-        if isinstance(anchor, Field):
-            anchor = ops.materialize(anchor, weight.shape, device=weight.device)
-        # In row-major order, so that the sum has the same bits for every memory layout.
-        return (weight - anchor).abs().contiguous().mean().item()
 
     def _measure_scale(self, group: dict[str, Any]) -> float | None:
         watched = [i for i, p in enumerate(group["params"]) if "first_item" in self.state[p]]
         if not watched:
             return None
         watch = FirstItem(*self.state[group["params"][max(watched)]]["first_item"])
-        scale = auto_scale(watch, self._displacement(group, max(watched)))
+        scale = auto_scale(watch, self._slot(group, max(watched)).displacement())
         if not (math.isfinite(scale) and scale > 0):
             raise RuntimeError(
                 f"scale='auto' cannot be measured, it came out as {scale}: in the first item the weights have "
                 "not moved, or not to finite values; look at lr and the gradients, or give scale a number"
             )
         return scale
-
-    def _weight(self, group: dict[str, Any], i: int) -> Tensor:
-        p = group["params"][i]
-        return self.state[p].get("master", p.detach()) if p.dtype in LOW_PRECISION else p.detach()
-
-    def _anchor(self, group: dict[str, Any], i: int) -> Tensor | Field:
-        anchor = self.state[group["params"][i]]["anchor"]
-        return group["anchor"][i] if anchor is None else anchor
-
-    def _flexibility(self, group: dict[str, Any], i: int) -> Flexibility:
-        f = group["flexibility"][i]
-        return self.state[group["params"][i]]["flexibility"] if f == STORED else f
-
-
-def _is_flexible(group: dict[str, Any], i: int) -> bool:
-    p = group["params"][i]
-    return (p.dim() >= 2 or group["flexible_vectors"]) and group["flexibility"][i] != 1.0
-
-
-def _is_unmeasured(group: dict[str, Any]) -> bool:
-    """Whether the group waits for ``scale="auto"``, with a flexible weight for which it matters."""
-    if group["scale"] != "auto" or group["measured_scale"] is not None:
-        return False
-    return any(_is_flexible(group, i) for i in range(len(group["params"])))
-
-
-def _scale(group: dict[str, Any]) -> Any:
-    """The scale in force: a number or a float32 tensor; None while "auto" is unmeasured."""
-    scale = group["measured_scale"] if group["scale"] == "auto" else group["scale"]
-    return scale.to(torch.float32) if isinstance(scale, Tensor) else scale
-
-
-def _exact_copy(p: Tensor) -> Tensor:
-    return p.detach().to(exact_dtype(p), memory_format=torch.contiguous_format, copy=True)
 
 
 def _restored(p: Tensor, name: str, value: Any) -> Any:
@@ -402,5 +387,5 @@ def _restored(p: Tensor, name: str, value: Any) -> Any:
             f"state_dict: {name} has shape {tuple(value.shape)} but its parameter has {tuple(p.shape)}"
         )
     # What steps write to must not be shared with the state_dict that was given.
-    written = name in ("momentum_buffer", "master")
+    written = name in ("momentum_buffer", "master") or (name == "anchor" and silent_synapses(p) is not None)
     return value.to(device=p.device, dtype=exact_dtype(p), copy=written)

@@ -13,6 +13,7 @@ from torch import Tensor
 from flexkern.fields import Field, Kind, Purpose
 from flexkern.ops import _checks
 from flexkern.ops._step import NONFINITE, exact_dtype
+from flexkern.stepped import SteppedGrad
 
 __all__ = [
     "STORED",
@@ -21,9 +22,13 @@ __all__ = [
     "decode_group",
     "encode_group",
     "exact_dtype",
+    "is_flexible",
     "is_never_zero",
+    "is_unmeasured",
     "resolve_anchors",
     "resolve_flexibilities",
+    "scale_in_force",
+    "step_numbers",
 ]
 
 Flexibility = Tensor | Field | float
@@ -193,16 +198,79 @@ def is_never_zero(flexibility: Flexibility) -> bool:
     return isinstance(flexibility, Field) or flexibility >= torch.finfo(torch.float32).tiny
 
 
-def check_grads(group: dict[str, Any]) -> None:
-    """Checks all gradients of a group before a step.
+def is_flexible(group: dict[str, Any], i: int) -> bool:
+    """Whether parameter i of the group resists being moved."""
+    p = group["params"][i]
+    return (p.dim() >= 2 or group["flexible_vectors"]) and group["flexibility"][i] != 1.0
+
+
+def is_unmeasured(group: dict[str, Any]) -> bool:
+    """Whether the group waits for ``scale="auto"``, with a flexible weight for which it matters."""
+    if group["scale"] != "auto" or group["measured_scale"] is not None:
+        return False
+    return any(is_flexible(group, i) for i in range(len(group["params"])))
+
+
+def scale_in_force(group: dict[str, Any]) -> Any:
+    """A number or a float32 tensor; None while "auto" is unmeasured."""
+    scale = group["measured_scale"] if group["scale"] == "auto" else group["scale"]
+    return scale.to(torch.float32) if isinstance(scale, Tensor) else scale
+
+
+def step_numbers(group: dict[str, Any], fresh: bool) -> dict[str, Any]:
+    """The numbers of a step, as the operators take them.
+
+    Args:
+        group: a parameter group.
+        fresh: whether the momentum buffers are new. A buffer of zeros without dampening becomes the gradient,
+            as in :class:`torch.optim.SGD`'s first step.
+    """
+    lr = group["lr"]
+    return {
+        "lr": lr.to(torch.float32) if isinstance(lr, Tensor) else lr,
+        "weight_decay": group["weight_decay"],
+        "momentum": group["momentum"],
+        "dampening": 0.0 if fresh else group["dampening"],
+        "nesterov": group["nesterov"],
+        "maximize": group["maximize"],
+        # With "raise" all that goes into a step has been looked at before it begins.
+        "nonfinite": "propagate" if group["nonfinite"] == "propagate" else "skip",
+    }
+
+
+def _check_stepped(grad: SteppedGrad, i: int, optimizer: object) -> None:
+    p = f"parameter {i} of its group, shape {tuple(grad.shape)},"
+    if grad.optimizer() is not optimizer:
+        raise RuntimeError(
+            f"{p} was stepped in backward by another optimizer, which owns it too; give each weight to one "
+            "optimizer"
+        )
+    if grad.batches:
+        raise RuntimeError(
+            f"{p} has seen {len(grad.batches)} of the {grad.window} micro-batches of its window, so backward "
+            "has not stepped it yet; call step() after the last one, or zero_grad() to drop those seen"
+        )
+    if grad.counted:
+        raise RuntimeError(
+            f"{p} was stepped once by its backward, and a second step() without another backward cannot step "
+            "it again; call zero_grad() and backward() before each step()"
+        )
+
+
+def check_grads(group: dict[str, Any], optimizer: object) -> None:
+    """Checks all gradients of a group before a step of ``optimizer``.
 
     Raises:
+        RuntimeError: if one stands for a fused step that does not go with this step.
         TypeError: if one is sparse or of a dtype that does not fit its parameter.
         FloatingPointError: if one is not finite and the group says ``nonfinite="raise"``.
     """
     grads = []
     for i, p in enumerate(group["params"]):
         if p.grad is None:
+            continue
+        if isinstance(p.grad, SteppedGrad):
+            _check_stepped(p.grad, i, optimizer)
             continue
         if p.grad.layout is not torch.strided:
             raise TypeError(

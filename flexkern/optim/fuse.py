@@ -1,0 +1,75 @@
+"""The optimizer's step inside the backward pass of a model that already exists (DESIGN 1.4)."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+from torch import nn
+
+from flexkern.nn.linear import MetaplasticLinear, check_window
+from flexkern.nn.silent import SilentLinear
+from flexkern.optim.sgd import MetaplasticSGD
+
+__all__ = ["fuse_into_backward"]
+
+# Subclasses of others may use their weight in ways of their own, so they are left alone.
+_CLASSES = (nn.Linear, MetaplasticLinear, SilentLinear)
+
+
+def fuse_into_backward(model: nn.Module, optimizer: MetaplasticSGD, *, window: int = 1) -> list[str]:
+    """Lets backward step the weights of the model's linear layers, so that their gradients never exist.
+
+    Every ``nn.Linear``, :class:`flexkern.nn.MetaplasticLinear` and :class:`flexkern.nn.SilentLinear` (not
+    classes derived from them) whose weight ``optimizer`` owns becomes fused; an ``nn.Linear`` changes its class
+    to MetaplasticLinear and stays the same object, with its parameters and hooks. ``optimizer.step()`` skips
+    what was stepped, and keeps on stepping everything else; learning rate schedulers, parameter groups,
+    ``consolidate()`` and state dictionaries work as before. A layer goes back by ``layer.fused_step = False``.
+
+    Args:
+        model: the module to look through.
+        optimizer: which is to step its weights. Layers keep a weak reference to it.
+        window: number of backward passes that make a step, see :class:`flexkern.nn.MetaplasticLinear`.
+
+    Returns:
+        The names of the fused layers, in the model's order.
+
+    Raises:
+        TypeError: if an argument is of a wrong type.
+        ValueError: if there is no layer to fuse, or a weight to be fused is shared by several modules. Nothing
+            has been changed then.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if not isinstance(optimizer, MetaplasticSGD):
+        raise TypeError(
+            f"optimizer must be a flexkern.optim.MetaplasticSGD, got {type(optimizer).__name__}; others need "
+            "gradients"
+        )
+    check_window(window)
+    owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    layers = {
+        name: module
+        for name, module in model.named_modules()
+        if type(module) in _CLASSES and id(module.weight) in owned
+    }
+    if not layers:
+        raise ValueError(
+            "model: it has no nn.Linear, MetaplasticLinear or SilentLinear whose weight this optimizer owns"
+        )
+    names = defaultdict(list)
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names[id(parameter)].append(name)
+    for layer in layers.values():
+        shared = names[id(layer.weight)]
+        if len(shared) > 1:
+            raise ValueError(
+                f"model: {' and '.join(shared)} are one parameter (weight tying), whose gradient is a sum over "
+                "its uses; a fused step would take only one of them. Untie them, or leave this optimizer's "
+                "step() as it is"
+            )
+    for layer in layers.values():
+        if type(layer) is nn.Linear:
+            layer.__class__ = MetaplasticLinear
+        assert isinstance(layer, MetaplasticLinear)
+        layer.fuse(optimizer, window)
+    return list(layers)

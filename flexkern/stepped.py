@@ -1,0 +1,97 @@
+"""What stands in ``weight.grad`` after a fused backward: a gradient that never existed."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = ["MicroBatch", "SteppedGrad"]
+
+
+class MicroBatch(NamedTuple):
+    """What one backward pass of a linear layer leaves to be stepped with.
+
+    x: [batch, in], the layer's input.
+    grad_out: [batch, out], the loss's derivative by its output.
+    post: [batch, out], what the postsynaptic units did; None where no synapse is silent.
+    """
+
+    x: Tensor
+    grad_out: Tensor
+    post: Tensor | None
+
+
+class SteppedGrad(Tensor):
+    """A gradient without values. It has the shape, dtype and device of its weight, and no memory.
+
+    Everything that would read or write it (gradient clipping, a GradScaler, another optimizer, another gradient
+    that is added to it) raises and says why. Plain attributes work, and so does ``zero_grad()``.
+
+    Args:
+        weight: whose gradient it stands for.
+        optimizer: which stepped the weight, or is going to; kept by a weak reference.
+        window: how many micro-batches make a step.
+        batches: those that are waiting for the step; empty: it has been made. ``zero_grad()`` drops them, as it
+            drops a sum of gradients.
+    """
+
+    # Only what computes comes to __torch_dispatch__: attributes are read without any Python of ours.
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    optimizer: weakref.ref[Any]
+    window: int
+    batches: list[MicroBatch]
+    counted: bool  # whether the optimizer's step() has seen it
+
+    @staticmethod
+    def __new__(
+        cls: type[SteppedGrad], weight: Tensor, optimizer: object, window: int, batches: list[MicroBatch]
+    ) -> SteppedGrad:
+        grad = Tensor._make_wrapper_subclass(
+            cls, weight.shape, strides=weight.stride(), dtype=weight.dtype, device=weight.device
+        )
+        grad.optimizer = weakref.ref(optimizer)
+        grad.window = window
+        grad.batches = batches
+        grad.counted = False
+        return grad
+
+    def _moved(self, dtype: torch.dtype, device: torch.device) -> SteppedGrad:
+        other = Tensor._make_wrapper_subclass(
+            SteppedGrad, self.shape, strides=self.stride(), dtype=dtype, device=device
+        )
+        other.__dict__.update(self.__dict__)
+        return other
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is torch.ops.aten._to_copy.default and not args[0].batches:
+            # Module.to(device or dtype) moves gradients too; what there is of this one can be anywhere.
+            grad, to = args[0], kwargs or {}
+            return grad._moved(to.get("dtype") or grad.dtype, to.get("device") or grad.device)
+        raise _error(func.__name__.split(".")[0])
+
+    @property
+    def is_sparse(self) -> bool:  # type: ignore[override]
+        """Raises: torch's optimizers and GradScaler ask this first; some then decay weights before they look
+        at a gradient."""
+        raise _error("an optimizer or GradScaler")
+
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
+        state = f"{len(self.batches)} of {self.window} micro-batches" if self.batches else "stepped in backward"
+        return f"SteppedGrad({state}, shape={tuple(self.shape)}, dtype={self.dtype})"
+
+
+def _error(who: str) -> RuntimeError:
+    return RuntimeError(
+        f"{who} needs a gradient that does not exist: with fused_step the backward pass itself steps the "
+        "weight, and this stands in its .grad. So gradients of such weights cannot be clipped, unscaled by a "
+        "GradScaler, added to, read, or zeroed in place, and no other optimizer can step the weight. Call "
+        "zero_grad() (set_to_none=True, the default) before each backward pass (each window of them), or set "
+        "fused_step = False on the layer"
+    )

@@ -1,0 +1,63 @@
+"""Which weights have silent synapses: how an optimizer finds the layer whose synapses it steps (DESIGN 1.3)."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any, Protocol
+
+from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
+
+from flexkern.fields import Field
+from flexkern.ops import Conversions
+
+__all__ = ["SilentSynapses", "register", "silent_synapses"]
+
+
+class SilentSynapses(Protocol):
+    """What an optimizer has to know of a layer with silent synapses; :class:`flexkern.nn.SilentLinear` is one.
+
+    silent: int32 words [out, ceil(in / 32)], bit = 1: silent; the step updates it.
+    init: the field from which all synapses of the layer are drawn.
+    rule: "rate" or "hebbian".
+    """
+
+    silent: Tensor
+    init: Field
+    rule: str
+
+    def insertion(self) -> dict[str, Any]:
+        """How synapses convert: threshold, insert, eta and prune, as the operators take them."""
+
+    def may_convert(self) -> bool:
+        """False only if no synapse is silent, now or after pruning."""
+
+    def drive(self) -> dict[str, Tensor]:
+        """What drove the synapses since the last step: pre and post, or coincidence, as
+        :func:`flexkern.ops.synapse_step_` takes them."""
+
+    def passed(self, conversions: Conversions) -> None:
+        """A pass over the synapses was made and did this: counts it, and begins to record anew."""
+
+    def end_item(self) -> None:
+        """An item (task) of the stream ends."""
+
+
+# Both sides are weak: neither a layer nor its weight lives longer for being listed here. Layers enter
+# themselves whenever they train, because moving, copying and loading may give them other Parameter objects.
+_layers: Any = WeakIdKeyDictionary()
+
+
+def register(weight: Tensor, layer: SilentSynapses) -> None:
+    """Enters ``layer`` as the one that ``weight`` [out, in] belongs to."""
+    known = _layers.get(weight)
+    if known is None or known() is not layer:
+        _layers[weight] = weakref.ref(layer)
+
+
+def silent_synapses(weight: Tensor) -> SilentSynapses | None:
+    """The layer that has silent synapses in ``weight``, or None."""
+    if not _layers.data:  # most programs have no such layer, and their optimizers ask at every step
+        return None
+    known = _layers.get(weight)
+    return None if known is None else known()

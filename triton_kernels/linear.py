@@ -1,0 +1,497 @@
+"""The pass over a layer's synapses inside the product that makes their gradient (DESIGN 1.4)."""
+
+# ruff: noqa: ANN001, ANN201, ANN202, RUF100, SIM300 - device functions: Triton infers the types of arguments
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from flexkern.fields import Kind
+from flexkern.triton_kernels.arguments import check_tensors
+from flexkern.triton_kernels.layer import (
+    NOTHING,
+    check_layer,
+    check_units,
+    is_aligned,
+    layer_addresses,
+    rule_arguments,
+    source_arguments,
+    threshold_arguments,
+)
+from flexkern.triton_kernels.matrix import existing, groups, load_synapses, load_units
+from flexkern.triton_kernels.memory import ALIGNMENT, to_float32, typed
+from flexkern.triton_kernels.metaplastic import TRITON_DTYPES
+from flexkern.triton_kernels.synapse import activity, drive, load_theta, step_tile
+from flexkern.triton_kernels.update import number
+
+__all__ = ["Tile", "linear_step_", "tile_for"]
+
+INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
+# What drives silent synapses, a constexpr of the kernel.
+NOBODY = tl.constexpr(0)  # no synapse is silent
+RATE = tl.constexpr(1)
+HEBBIAN = tl.constexpr(2)
+IN = tl.constexpr(128)  # columns of a tile: four words
+UNIT = tl.constexpr(8)  # rows and columns come in multiples of it where x and grad_out are read 16 bytes at once
+# 32-bit offsets inside a tile reach over 128 rows of the weight, or of x or grad_out.
+LARGEST = 2**24
+
+
+class Tile(NamedTuple):
+    """How a product is cut: OUT x 128 weights a program, BATCH samples a step, and the compiler's options."""
+
+    out: int
+    batch: int
+    num_warps: int
+    num_stages: int
+
+
+# Tiles by target and arithmetic, chosen ahead of time; what was measured is only registers, stack and shared
+# memory of the compiled kernels (python -m flexkern.triton_kernels.aot), not time.
+#
+# Hopper, 16-bit inputs. A step of a 128 x 128 tile over 64 samples: 2.1 MFLOP, 0.28 us of a multiprocessor's tensor
+# cores at 990 TFLOP/s / 132, and 32 KB from the L2 cache. A tile's state, stored and float32: 16 bytes x 16,384 =
+# 262 KB, 8 us of its share of 4.3 TB/s. So a batch of 1024 (16 steps, 4.5 us) is half as long in the product as in the
+# state, and the state can hide the product only if two programs are on a multiprocessor: 2 x 256 threads at 128
+# registers are its 65,536, and 2 x 96 KB (three steps in flight) fit its 227 KB. The compiled kernel has 115 registers
+# (stored), 128 (procedural), 159 to 170 with silent synapses: those run one program at a time. A tile of 256 x 128
+# would read a quarter less from L2 (for batch 1024, in 9216, out 4096: 0.88 instead of 1.18 GB), but its 128
+# accumulators a thread leave room for one program.
+# tf32: 32 samples a step have the same bytes, at half the rate. Hopper's float32 tensor instructions want both
+# operands contiguous along the batch, and x and grad_out are contiguous along the units: Triton still uses wgmma,
+# and transposes on the way to shared memory with 4-byte copies in place of 16-byte ones: 256 copy instructions of a
+# warp for a step instead of 64, where the tensor cores need 490 cycles. At one a cycle they hide; with bank conflicts
+# of four or more they set the pace, at 1000 cycles or more a step.
+# ieee: no tensor cores; 1024 FFMA a thread for 16 samples. 67 TFLOP/s are 12 times under tf32's peak, so the
+# product sets the pace and nothing else matters.
+# Ampere and Blackwell: as Hopper. gfx942 has 64 KB of shared memory: two steps of 32 samples.
+_HALF, _TF32, _IEEE = "half", "tf32", "ieee"
+TILES = {
+    "cuda": {_HALF: Tile(128, 64, 8, 3), _TF32: Tile(128, 32, 8, 3), _IEEE: Tile(128, 16, 8, 3)},
+    "hip": {_HALF: Tile(128, 32, 8, 2), _TF32: Tile(128, 16, 8, 2), _IEEE: Tile(128, 16, 8, 2)},
+    "interpreter": dict.fromkeys((_HALF, _TF32, _IEEE), Tile(16, 16, 1, 1)),
+}
+GROUP = 8  # rows of tiles in a group: 8 x 128 rows of grad_out and 132 / 8 tiles of x are in use at a time
+
+
+def tile_for(target: str, dtype: torch.dtype, precision: str) -> Tile:
+    """The tile of a product of ``dtype`` on ``target``: "cuda", "hip" or "interpreter"."""
+    return TILES[target][precision if dtype is torch.float32 else _HALF]
+
+
+@triton.jit
+def _batch_pointer(address, DTYPE: tl.constexpr, ALIGNED: tl.constexpr):
+    pointer = typed(address, DTYPE, False)
+    if not INTERPRETED:  # nothing may come between a load and the tensor cores, which read shared memory
+        pointer = address.to(tl.pointer_type(DTYPE))
+    return tl.multiple_of(pointer, 16) if ALIGNED else pointer
+
+
+@triton.jit
+def _product(
+    left,
+    right,
+    steps,
+    batch,
+    row,
+    column,
+    rows,
+    columns,
+    DTYPE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    ALIGNED_ROWS: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    OUT: tl.constexpr,
+    BATCH: tl.constexpr,
+):
+    """float32 [OUT, IN]: a tile of left^T right, left [batch, rows] and right [batch, columns], in ``steps``."""
+    b = tl.arange(0, BATCH)[:, None]
+    out_lane, in_lane = tl.arange(0, OUT)[None, :], tl.arange(0, IN)[None, :]
+    # Offsets of 32 bits, which save registers: that is why the host limits the number of units.
+    left_pointers = _batch_pointer(left, DTYPE, ALIGNED_ROWS) + row + (b * rows.to(tl.int32) + out_lane)
+    right_pointers = _batch_pointer(right, DTYPE, ALIGNED) + column + (b * columns.to(tl.int32) + in_lane)
+    left_exists = out_lane < rows - row
+    right_exists = in_lane < columns - column
+    total = tl.zeros((OUT, IN), tl.float32)
+    for step in tl.range(0, steps):
+        present = b < batch - step * BATCH
+        a = tl.load(left_pointers, mask=present & left_exists, other=0)
+        c = tl.load(right_pointers, mask=present & right_exists, other=0)
+        if INTERPRETED:  # it multiplies the bits of bfloat16 as integers
+            a, c = to_float32(a, DTYPE), to_float32(c, DTYPE)
+        total = tl.dot(tl.trans(a), c, total, input_precision=PRECISION)
+        left_pointers += BATCH * rows
+        right_pointers += BATCH * columns
+    return total
+
+
+@triton.jit
+def _halves(x):
+    """The left and the right half of a matrix."""
+    return tl.split(tl.permute(tl.reshape(x, (x.shape[0], 2, x.shape[1] // 2)), (0, 2, 1)))
+
+
+@triton.jit
+def _rows(x):
+    """The first and the second eight of each sixteen rows of a matrix."""
+    ROWS: tl.constexpr = x.shape[0] // 2
+    first, second = tl.split(tl.permute(tl.reshape(x, (ROWS // 8, 2, 8, x.shape[1])), (0, 2, 3, 1)))
+    return tl.reshape(first, (ROWS, x.shape[1])), tl.reshape(second, (ROWS, x.shape[1]))
+
+
+@triton.jit
+def _parts(x):
+    """The eight parts of a tile [OUT, 128]: [OUT // 2, 32], a word a row.
+
+    They are cut where a thread's registers in the layout of the tensor cores can be cut, so nothing moves. The
+    state of a part takes half of the registers that a part of all rows would.
+    """
+    left, right = _halves(x)
+    q0, q1 = _halves(left)
+    q2, q3 = _halves(right)
+    p0, p1 = _rows(q0)
+    p2, p3 = _rows(q1)
+    p4, p5 = _rows(q2)
+    p6, p7 = _rows(q3)
+    return p0, p1, p2, p3, p4, p5, p6, p7
+
+
+@triton.jit
+def _tile(part, position, OUT: tl.constexpr):
+    """Part ``part`` of the tile that begins at ``position``, which is (row, column, rows, columns)."""
+    row, column, rows, columns = position
+    i = tl.arange(0, OUT // 2)
+    down = (i // 8) * 16 + i % 8 + (part % 2) * 8
+    first_column = column + (part // 2) * 32
+    row_of = row + down
+    column_of = tl.zeros((OUT // 2,), tl.int64) + first_column
+    offsets = (down * columns.to(tl.int32))[:, None]
+    return row * columns + first_column, offsets, row_of, column_of, existing(column_of, columns, row_of < rows)
+
+
+@triton.jit
+def _words(silent, tile, columns):
+    """Pointers to the words of a tile."""
+    return silent.to(tl.int64).to(tl.pointer_type(tl.uint32)) + (tile[2] * ((columns + 31) // 32) + tile[3] // 32)
+
+
+@triton.jit
+def _load_silent(silent, tile, columns):
+    return tl.load(_words(silent, tile, columns), mask=tile[4] != 0, other=0) & tile[4]
+
+
+@triton.jit
+def _drive(c, part, position, silent, threshold, insertion, INSERTS_C: tl.constexpr, ALIGNED: tl.constexpr,
+           OUT: tl.constexpr):  # fmt: skip
+    """The driven synapses of a part, whose coincidence is ``c``."""
+    tile = _tile(part, position, OUT)
+    anchor_address, eta = insertion
+    theta = load_theta(tile[2], tile[4] != 0, threshold)
+    return drive(c, theta, _load_silent(silent, tile, position[3]), tile, anchor_address, eta, INSERTS_C, ALIGNED)
+
+
+@triton.jit
+def _rate(pre, post, part, position, silent, ALIGNED: tl.constexpr, OUT: tl.constexpr):
+    """The coincidences of a part by the rate rule, where synapses are silent."""
+    tile = _tile(part, position, OUT)
+    was_silent = groups(_load_silent(silent, tile, position[3]), ALIGNED)
+    pre_tile = (position[1] + (part // 2) * 32, tl.zeros((OUT // 2, 1), tl.int32))
+    pre_values = activity(load_synapses(pre, pre_tile, was_silent, tl.float32, ALIGNED))
+    return activity(load_units(post, tile[2], tile[4] != 0))[:, None] * pre_values
+
+
+@triton.jit
+def _step(
+    grad,
+    driven,
+    part,
+    position,
+    state,
+    scale,
+    rule,
+    anchor,
+    flexibility,
+    prune,
+    WEIGHT_DTYPE: tl.constexpr,
+    HAS_MOMENTUM: tl.constexpr,
+    HELD: tl.constexpr,
+    A_KIND: tl.constexpr,
+    F_KIND: tl.constexpr,
+    SILENT: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    OUT: tl.constexpr,
+):
+    """Steps a part. Its silent synapses are read again, so that no register holds them until now."""
+    weight, master, momentum, alpha, silent, counts = state
+    tile = _tile(part, position, OUT)
+    was_silent = tl.zeros((OUT // 2,), tl.uint32)
+    if SILENT:
+        was_silent = _load_silent(silent, tile, position[3])
+    touched = groups((tile[4] & ~was_silent) | driven, ALIGNED)
+    counts_of = counts.to(tl.int64).to(tl.pointer_type(tl.int32)) + tile[2]
+    addresses = (weight, master, momentum, alpha, _words(silent, tile, position[3]), counts_of)
+    step_tile(tile, grad, was_silent, driven, touched, addresses, scale, rule, anchor, flexibility, prune,
+              position[2], WEIGHT_DTYPE, HAS_MOMENTUM, HELD, A_KIND, F_KIND, SILENT, ALIGNED)  # fmt: skip
+
+
+@triton.jit(
+    do_not_specialize=[
+        "weight", "master", "momentum", "alpha", "silent", "counts", "x", "grad_out", "pre", "post",
+        "batch", "row_units", "column_units", "inverse_batch", "threshold", "threshold_address", "threshold_step",
+        "eta", "prune", "lr", "lr_address", "scale", "scale_address", "weight_decay", "momentum_factor",
+        "grad_share", "sign", "nesterov", "skip_nonfinite",
+        "a_address", "a_seed", "a_stream", "a_offset", "a_purpose", "a_p0", "a_p1",
+        "f_address", "f_seed", "f_stream", "f_offset", "f_purpose", "f_p0", "f_p1",
+    ]
+)  # fmt: skip
+def linear_kernel(
+    weight: tl.int64,
+    master: tl.int64,
+    momentum: tl.int64,
+    alpha: tl.int64,
+    silent: tl.int64,
+    counts: tl.int64,
+    x: tl.int64,
+    grad_out: tl.int64,
+    pre: tl.int64,
+    post: tl.int64,
+    batch: tl.int64,
+    row_units: tl.int64,
+    column_units: tl.int64,
+    inverse_batch: tl.float32,
+    threshold: tl.float32,
+    threshold_address: tl.int64,
+    threshold_step: tl.int64,
+    eta: tl.float32,
+    prune: tl.float32,
+    lr: tl.float32,
+    lr_address: tl.int64,
+    scale: tl.float32,
+    scale_address: tl.int64,
+    weight_decay: tl.float32,
+    momentum_factor: tl.float32,
+    grad_share: tl.float32,
+    sign: tl.float32,
+    nesterov: tl.int32,
+    skip_nonfinite: tl.int32,
+    a_address: tl.int64,
+    a_seed: tl.int64,
+    a_stream: tl.int64,
+    a_offset: tl.int64,
+    a_purpose: tl.int64,
+    a_p0: tl.float32,
+    a_p1: tl.float32,
+    f_address: tl.int64,
+    f_seed: tl.int64,
+    f_stream: tl.int64,
+    f_offset: tl.int64,
+    f_purpose: tl.int64,
+    f_p0: tl.float32,
+    f_p1: tl.float32,
+    WEIGHT_DTYPE: tl.constexpr,
+    X_DTYPE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    HAS_MOMENTUM: tl.constexpr,
+    HELD: tl.constexpr,
+    A_KIND: tl.constexpr,
+    F_KIND: tl.constexpr,
+    DRIVE: tl.constexpr,
+    INSERTS_C: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    ALIGNED_ROWS: tl.constexpr,
+    OUT: tl.constexpr,
+    BATCH: tl.constexpr,
+    GROUP: tl.constexpr,
+):
+    """Steps a layer, a tile [OUT, 128] of its weight a program; see step_tile for the arguments' meaning."""
+    SILENT: tl.constexpr = DRIVE != NOBODY
+    # As products, so that Triton knows that what a thread reads at once begins at multiples of 16 bytes.
+    rows = row_units * (UNIT if ALIGNED_ROWS else 1)
+    columns = column_units * (UNIT if ALIGNED else 1)
+    # Tiles go in groups of GROUP rows of tiles, so that what is read of x and grad_out stays in the L2 cache.
+    tile_rows, tile_columns = (rows + OUT - 1) // OUT, (columns + IN - 1) // IN
+    program = tl.program_id(0).to(tl.int64)
+    group = program // (GROUP * tile_columns)
+    within = program - group * (GROUP * tile_columns)
+    height = tl.minimum(tile_rows - group * GROUP, GROUP)
+    tile_column = within // height
+    row = (group * GROUP + within - tile_column * height) * OUT
+    column = tile_column * IN
+
+    position = (row, column, rows, columns)
+    steps = ((batch + BATCH - 1) // BATCH).to(tl.int32)
+    # One by one: Triton's loops mix up variables that hold the same value when they begin.
+    d0 = tl.zeros((OUT // 2,), tl.uint32)
+    d1 = tl.zeros((OUT // 2,), tl.uint32)
+    d2 = tl.zeros((OUT // 2,), tl.uint32)
+    d3 = tl.zeros((OUT // 2,), tl.uint32)
+    d4 = tl.zeros((OUT // 2,), tl.uint32)
+    d5 = tl.zeros((OUT // 2,), tl.uint32)
+    d6 = tl.zeros((OUT // 2,), tl.uint32)
+    d7 = tl.zeros((OUT // 2,), tl.uint32)
+    if SILENT:
+        theta = (threshold, threshold_address, threshold_step)
+        insertion = (a_address, eta)
+        if DRIVE == HEBBIAN:
+            some = tl.zeros((), tl.int32)
+            for part in tl.range(0, 8, num_stages=1):
+                words = _load_silent(silent, _tile(part, position, OUT), columns)
+                some = tl.maximum(some, tl.max((words != 0).to(tl.int32), axis=0))
+            # Without silent synapses the product has no steps, and its 0 drives nobody.
+            c = _product(post, pre, steps * some, batch, row, column, rows, columns, X_DTYPE, PRECISION,
+                         ALIGNED_ROWS, ALIGNED, OUT, BATCH)  # fmt: skip
+            c0, c1, c2, c3, c4, c5, c6, c7 = _parts(c * inverse_batch)
+            for part in tl.range(0, 8, num_stages=1, disable_licm=True):
+                d = _drive(c0, part, position, silent, theta, insertion, INSERTS_C, ALIGNED, OUT)
+                c0, c1, c2, c3, c4, c5, c6 = c1, c2, c3, c4, c5, c6, c7
+                d0, d1, d2, d3, d4, d5, d6, d7 = d1, d2, d3, d4, d5, d6, d7, d
+        else:
+            for part in tl.range(0, 8, num_stages=1, disable_licm=True):
+                c0 = _rate(pre, post, part, position, silent, ALIGNED, OUT)
+                d = _drive(c0, part, position, silent, theta, insertion, INSERTS_C, ALIGNED, OUT)
+                d0, d1, d2, d3, d4, d5, d6, d7 = d1, d2, d3, d4, d5, d6, d7, d
+
+    gradient = _product(grad_out, x, steps, batch, row, column, rows, columns, X_DTYPE, PRECISION, ALIGNED_ROWS,
+                        ALIGNED, OUT, BATCH)  # fmt: skip
+    rule = (
+        number(lr, lr_address), tl.full((), weight_decay, tl.float32), tl.full((), momentum_factor, tl.float32),
+        tl.full((), grad_share, tl.float32), tl.full((), sign, tl.float32), nesterov, skip_nonfinite,
+    )  # fmt: skip
+    anchor = (a_address, a_seed, a_stream, a_offset, a_purpose,
+              tl.full((), a_p0, tl.float32), tl.full((), a_p1, tl.float32))  # fmt: skip
+    flexibility = (f_address, f_seed, f_stream, f_offset, f_purpose,
+                   tl.full((), f_p0, tl.float32), tl.full((), f_p1, tl.float32))  # fmt: skip
+    step_scale = number(scale, scale_address)
+    state = (weight, master, momentum, alpha, silent, counts)
+    # A loop in which the parts move up, as registers cannot be indexed: unrolled it would be eight times the code.
+    g0, g1, g2, g3, g4, g5, g6, g7 = _parts(gradient)
+    for part in tl.range(0, 8, num_stages=1, disable_licm=True):
+        _step(g0, d0, part, position, state, step_scale, rule, anchor, flexibility, prune,
+              WEIGHT_DTYPE, HAS_MOMENTUM, HELD, A_KIND, F_KIND, SILENT, ALIGNED, OUT)  # fmt: skip
+        g0, g1, g2, g3, g4, g5, g6 = g1, g2, g3, g4, g5, g6, g7
+        d0, d1, d2, d3, d4, d5, d6 = d1, d2, d3, d4, d5, d6, d7
+
+
+# --------------------------------------------------------------------------- the host's side
+
+
+def _target() -> str:
+    if INTERPRETED.value:
+        return "interpreter"
+    return "cuda" if torch.version.hip is None else "hip"
+
+
+def _precision(dtype: torch.dtype) -> str:
+    """How float32 is multiplied: as torch would, which is "none" (its default, ieee), "ieee" or "tf32"."""
+    tf32 = dtype is torch.float32 and torch.backends.cuda.matmul.fp32_precision == _TF32
+    return _TF32 if tf32 else _IEEE
+
+
+def _check_batch(tensors: Sequence[Tensor], names: Sequence[str], units: Sequence[int], weight: Tensor) -> None:
+    like = tensors[0]
+    if like.dtype not in TRITON_DTYPES:
+        raise TypeError(f"x must be one of {[str(d) for d in TRITON_DTYPES]}, got {like.dtype}")
+    for tensor, name, count in zip(tensors, names, units, strict=True):
+        if tensor.dtype is not like.dtype:
+            raise TypeError(f"{name} must be {like.dtype} as x is, got {tensor.dtype}")
+        if tensor.dim() != 2 or tuple(tensor.shape) != (len(like), count):
+            raise ValueError(f"{name} must be [{len(like)}, {count}], got {tuple(tensor.shape)}")
+        if not tensor.is_contiguous():
+            raise ValueError(f"{name} must be contiguous, got strides {tensor.stride()}")
+        if tensor.device != weight.device:
+            raise ValueError(f"{name} must be on the device of weight, {weight.device}, got {tensor.device}")
+    if max(units) > LARGEST:
+        raise ValueError(f"weight has {tuple(weight.shape)} units; this kernel serves up to {LARGEST} a side")
+
+
+def _is_unit(free: float, source: tuple) -> bool:
+    return source[0] == Kind.CONSTANT and source[6] == free
+
+
+def linear_step_(
+    weight: Tensor,
+    x: Tensor,
+    grad_out: Tensor,
+    anchor: Sequence[Tensor],
+    flexibility: Sequence[Tensor],
+    alpha: Sequence[Tensor],
+    sources: Sequence[int],
+    parameters: Sequence[float],
+    momentum_buffer: Sequence[Tensor],
+    master: Sequence[Tensor],
+    silent: Sequence[Tensor],
+    drive: Sequence[Tensor],
+    threshold: float,
+    threshold_tensor: Tensor | None,
+    hebbian: bool,
+    eta: float,
+    prune: float,
+    lr: float,
+    lr_tensor: Tensor | None,
+    scale: float,
+    scale_tensor: Tensor | None,
+    weight_decay: float,
+    momentum: float,
+    dampening: float,
+    nesterov: bool,
+    maximize: bool,
+    skip_nonfinite: bool,
+) -> Tensor:
+    """The Triton implementation of ``flexkern::linear_step_``: one launch, which nothing waits for.
+
+    For the Hebbian rule the activities of x and post are two small launches more: their tiles then go from memory
+    to the tensor cores like those of the gradient's product.
+
+    Returns:
+        int32 [2, out]: for each postsynaptic unit, how many synapses were converted and how many pruned.
+
+    Raises:
+        TypeError, ValueError: if the tensors do not fit together; nothing has been changed then.
+    """
+    check_layer(weight, anchor, flexibility, alpha, sources, parameters, momentum_buffer, master, silent, hebbian,
+                [x, grad_out, *drive])  # fmt: skip
+    rows, columns = weight.shape
+    how = NOBODY if not silent else HEBBIAN if len(drive) == 1 else RATE
+    batches = [x, grad_out, *drive] if how is HEBBIAN else [x, grad_out]
+    _check_batch(batches, ("x", "grad_out", "post")[: len(batches)], (columns, rows, rows)[: len(batches)], weight)
+    pre = post = None
+    if how is RATE:
+        pre, post = drive
+        check_units(pre, "pre", weight, columns)
+        check_units(post, "post", weight, rows)
+    theta = threshold_arguments(threshold, threshold_tensor, weight)
+    rule = rule_arguments(
+        weight, lr, lr_tensor, scale, scale_tensor, weight_decay, momentum, dampening, nesterov, maximize,
+        skip_nonfinite,
+    )  # fmt: skip
+    counts = torch.zeros((2, rows), dtype=torch.int32, device=weight.device)
+    if weight.numel() == 0:
+        return counts
+    if how is HEBBIAN:
+        pre, post = x.clamp(min=0), drive[0].clamp(min=0)
+    addresses = layer_addresses(weight, alpha, momentum_buffer, master, silent)
+    a, f = source_arguments(anchor, flexibility, alpha, sources, parameters)
+    if not silent and (alpha or _is_unit(1.0, f)):
+        a = NOTHING  # alpha is there, or 1 whatever the anchor: it is neither read nor drawn
+    drives = [0 if t is None else t.data_ptr() for t in (pre, post)]
+    batch_addresses = [x.data_ptr(), grad_out.data_ptr()]
+    aligned = columns % UNIT.value == 0 and is_aligned([*addresses, batch_addresses[0], drives[0]], a, f)
+    aligned_rows = rows % UNIT.value == 0 and not any(at % ALIGNMENT for at in (batch_addresses[1], drives[1]))
+    precision = _precision(x.dtype)
+    tile = tile_for(_target(), x.dtype, precision)
+    programs = triton.cdiv(rows, tile.out) * triton.cdiv(columns, IN.value)
+    with torch.cuda.device_of(weight):
+        linear_kernel[(programs,)](
+            *addresses, counts.data_ptr(), *batch_addresses, *drives, len(x),
+            rows // UNIT.value if aligned_rows else rows, columns // UNIT.value if aligned else columns,
+            1.0 / len(x) if len(x) else math.nan, *theta, float(eta), float(prune), *rule, *a[1:], *f[1:],
+            TRITON_DTYPES[weight.dtype], TRITON_DTYPES[x.dtype], precision, bool(momentum_buffer),
+            bool(alpha), a[0], f[0], how.value, bool(silent) and hebbian, aligned, aligned_rows, tile.out, tile.batch,
+            GROUP, num_warps=tile.num_warps, num_stages=tile.num_stages, enable_fp_fusion=False,
+        )  # fmt: skip
+    return counts

@@ -1,0 +1,334 @@
+"""One pass over the synapses of a layer (DESIGN 1.3, 1.4): functional ones step, driven silent ones convert."""
+
+# ruff: noqa: ANN001, ANN201, ANN202, RUF100, SIM300 - device functions: Triton infers the types of arguments
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from flexkern.triton_kernels.arguments import check_tensors
+from flexkern.triton_kernels.layer import (
+    check_layer,
+    check_units,
+    is_aligned,
+    layer_addresses,
+    rule_arguments,
+    source_arguments,
+    threshold_arguments,
+)
+from flexkern.triton_kernels.matrix import (
+    count_bits,
+    existing,
+    groups,
+    lanes,
+    load_synapses,
+    load_units,
+    pack,
+    source_synapses,
+    store_rounded,
+    store_synapses,
+)
+from flexkern.triton_kernels.memory import NUM_WARPS
+from flexkern.triton_kernels.metaplastic import TRITON_DTYPES
+from flexkern.triton_kernels.update import finite, gate, number, sgd
+
+__all__ = ["activity", "drive", "load_theta", "step_tile", "synapse_step_"]
+
+# Words of a program: 1024 synapses, 8 for each of 128 threads, as in memory.py and by its arithmetic.
+WORDS = 32
+
+
+@triton.jit
+def activity(value):
+    """What a unit does: the part of ``value`` that is not negative. NaN stays, so that it converts nothing."""
+    return tl.where(value < 0, 0.0, value)
+
+
+@triton.jit
+def load_theta(rows, exist, threshold):
+    """float32 [T]: the threshold of each row; ``threshold`` is (number, address or 0, step from row to row)."""
+    value, address, step = threshold
+    loaded = load_units(address, rows * step, tl.where(address != 0, exist, False))
+    return tl.where(address != 0, loaded, value)
+
+
+@triton.jit
+def drive(c, theta, silent, tile, anchor_address, eta, HEBBIAN: tl.constexpr, ALIGNED: tl.constexpr):
+    """uint32 [T]: the silent synapses that are driven hard enough, by the coincidence ``c`` [T, 32].
+
+    Hebbian insertion makes eta c their anchor, here and now: from then on it is as if that had been their
+    initial draw. So a coincidence need not be kept for the step.
+    """
+    driven = lanes(silent) & (c >= theta[:, None]) & finite(c)
+    if HEBBIAN:
+        inserted = eta * c
+        driven = driven & finite(inserted)
+    words = pack(driven)
+    if HEBBIAN:
+        # Alone, not in groups: few are stored. The barrier, because other threads may read them.
+        store_synapses(anchor_address, tile, words, inserted, tl.float32, False)
+        tl.debug_barrier()
+    return words
+
+
+@triton.jit
+def step_tile(
+    tile,
+    grad,
+    silent,
+    driven,
+    touched,
+    addresses,
+    scale,
+    rule,
+    anchor,
+    flexibility,
+    prune,
+    all_rows,
+    WEIGHT_DTYPE: tl.constexpr,
+    HAS_MOMENTUM: tl.constexpr,
+    HELD: tl.constexpr,
+    A_KIND: tl.constexpr,
+    F_KIND: tl.constexpr,
+    SILENT: tl.constexpr,
+    ALIGNED: tl.constexpr,
+):
+    """Steps the functional synapses of a tile with the gradient ``grad`` [T, 32], converts and prunes.
+
+    ``silent`` and ``driven`` are words; ``touched``, from :func:`matrix.groups`, are the functional and the driven
+    ones with what is accessed with them: silent synapses among these are written back as they were.
+    ``addresses`` are those of weight, master, momentum and alpha, and pointers to the tile's words and to the
+    counts of its rows; the counts of what was pruned follow ``all_rows`` later.
+    """
+    weight_address, master_address, momentum_address, alpha_address, words_pointers, counts = addresses
+    HAS_MASTER: tl.constexpr = WEIGHT_DTYPE != tl.float32
+    exact_address = master_address if HAS_MASTER else weight_address
+    weight = load_synapses(exact_address, tile, touched, tl.float32, ALIGNED)
+    old_buffer = weight
+    if HAS_MOMENTUM:
+        old_buffer = load_synapses(momentum_address, tile, touched, tl.float32, ALIGNED)
+    if HELD:
+        alpha = load_synapses(alpha_address, tile, touched, tl.float32, ALIGNED)
+        a = weight
+        if SILENT:  # only what is inserted needs an anchor
+            if tl.max(driven, axis=0) != 0:
+                a = source_synapses(anchor, tile, groups(driven, ALIGNED), A_KIND, ALIGNED)
+    else:
+        a = source_synapses(anchor, tile, touched, A_KIND, ALIGNED)
+        f = source_synapses(flexibility, tile, touched, F_KIND, ALIGNED)
+        alpha = gate(weight, a, f, scale)
+    new_weight, buffer = sgd(weight, grad, alpha, old_buffer, rule, HAS_MOMENTUM)
+    if SILENT:
+        functional = lanes(tile[4] & ~silent)
+        converts = lanes(driven) & finite(a)
+        prunes = functional & (tl.abs(weight) < prune) & (tl.abs(new_weight) < prune)
+        changes = converts | prunes
+        new_weight = tl.where(functional, new_weight, weight)
+        new_weight = tl.where(converts, a, tl.where(prunes, 0.0, new_weight))
+        buffer = tl.where(changes, 0.0, tl.where(functional, buffer, old_buffer))
+        changed = pack(changes)
+        tl.store(words_pointers, silent ^ changed, mask=changed != 0)
+        # Sums of integers do not depend on the order of the programs.
+        converted, pruned = count_bits(changed & silent), count_bits(changed & ~silent)
+        tl.atomic_add(counts, converted, mask=converted != 0, sem="relaxed")
+        tl.atomic_add(counts + all_rows, pruned, mask=pruned != 0, sem="relaxed")
+    if HAS_MASTER:
+        store_synapses(master_address, tile, touched, new_weight, tl.float32, ALIGNED)
+        if SILENT:
+            store_rounded(weight_address, tile, touched, new_weight, functional | converts,
+                          touched & groups(silent, ALIGNED), WEIGHT_DTYPE, ALIGNED)  # fmt: skip
+        else:
+            store_synapses(weight_address, tile, touched, new_weight, WEIGHT_DTYPE, ALIGNED)
+    else:
+        store_synapses(weight_address, tile, touched, new_weight, WEIGHT_DTYPE, ALIGNED)
+    if HAS_MOMENTUM:
+        store_synapses(momentum_address, tile, touched, buffer, tl.float32, ALIGNED)
+
+
+@triton.jit(
+    do_not_specialize=[
+        "weight", "grad", "master", "momentum", "alpha", "silent", "counts", "coincidence", "pre", "post",
+        "rows", "units", "threshold", "threshold_address", "threshold_step", "eta", "prune",
+        "lr", "lr_address", "scale", "scale_address", "weight_decay", "momentum_factor", "grad_share", "sign",
+        "nesterov", "skip_nonfinite",
+        "a_address", "a_seed", "a_stream", "a_offset", "a_purpose", "a_p0", "a_p1",
+        "f_address", "f_seed", "f_stream", "f_offset", "f_purpose", "f_p0", "f_p1",
+    ]
+)  # fmt: skip
+def synapse_kernel(
+    weight: tl.int64,
+    grad: tl.int64,
+    master: tl.int64,
+    momentum: tl.int64,
+    alpha: tl.int64,
+    silent: tl.int64,
+    counts: tl.int64,
+    coincidence: tl.int64,
+    pre: tl.int64,
+    post: tl.int64,
+    rows: tl.int64,
+    units: tl.int64,
+    threshold: tl.float32,
+    threshold_address: tl.int64,
+    threshold_step: tl.int64,
+    eta: tl.float32,
+    prune: tl.float32,
+    lr: tl.float32,
+    lr_address: tl.int64,
+    scale: tl.float32,
+    scale_address: tl.int64,
+    weight_decay: tl.float32,
+    momentum_factor: tl.float32,
+    grad_share: tl.float32,
+    sign: tl.float32,
+    nesterov: tl.int32,
+    skip_nonfinite: tl.int32,
+    a_address: tl.int64,
+    a_seed: tl.int64,
+    a_stream: tl.int64,
+    a_offset: tl.int64,
+    a_purpose: tl.int64,
+    a_p0: tl.float32,
+    a_p1: tl.float32,
+    f_address: tl.int64,
+    f_seed: tl.int64,
+    f_stream: tl.int64,
+    f_offset: tl.int64,
+    f_purpose: tl.int64,
+    f_p0: tl.float32,
+    f_p1: tl.float32,
+    WEIGHT_DTYPE: tl.constexpr,
+    GRAD_DTYPE: tl.constexpr,
+    HAS_MOMENTUM: tl.constexpr,
+    HELD: tl.constexpr,
+    A_KIND: tl.constexpr,
+    F_KIND: tl.constexpr,
+    RATE: tl.constexpr,
+    HEBBIAN: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    WORDS: tl.constexpr,
+):
+    """Steps a layer, WORDS consecutive words of the mask a program, of one row or of several.
+
+    With RATE the coincidence is post times pre, else a matrix. HEBBIAN: the inserted weight is eta c.
+    """
+    # As a product, so that Triton knows that groups of four begin at multiples of 16 bytes.
+    columns = units * (4 if ALIGNED else 1)
+    words_per_row = (columns + 31) // 32
+    start = tl.program_id(0).to(tl.int64) * WORDS
+    first_row = start // words_per_row
+    first_word = start - first_row * words_per_row
+    # From here in 32 bits, whose division is quick: the words of a program span few rows or part of one.
+    word = first_word.to(tl.int32) + tl.arange(0, WORDS)
+    down = word // words_per_row.to(tl.int32)
+    row = first_row + down
+    column = (word.to(tl.int64) - down * words_per_row) * 32
+    row_exists = row < rows
+    inside = existing(column, columns, row_exists)
+    first = first_row * columns + first_word * 32
+    offsets = (down * columns + column - first_word * 32).to(tl.int32)[:, None]
+    tile = (first, offsets, row, column, inside)
+
+    words_pointers = silent.to(tl.pointer_type(tl.uint32)) + start + tl.arange(0, WORDS)
+    was_silent = tl.load(words_pointers, mask=row_exists, other=0) & inside
+    theta = load_theta(row, row_exists, (threshold, threshold_address, threshold_step))
+    silent_groups = groups(was_silent, ALIGNED)
+    if RATE:
+        pre_tile = (tl.zeros((), tl.int64), column.to(tl.int32)[:, None])
+        pre_values = activity(load_synapses(pre, pre_tile, silent_groups, tl.float32, ALIGNED))
+        c = activity(load_units(post, row, row_exists))[:, None] * pre_values
+    else:
+        c = load_synapses(coincidence, tile, silent_groups, tl.float32, ALIGNED)
+    driven = drive(c, theta, was_silent, tile, a_address, eta, HEBBIAN, ALIGNED)
+
+    touched = groups((inside & ~was_silent) | driven, ALIGNED)
+    gradients = load_synapses(grad, tile, touched, GRAD_DTYPE, ALIGNED)
+    addresses = (weight, master, momentum, alpha, words_pointers, counts.to(tl.pointer_type(tl.int32)) + row)
+    rule = (
+        number(lr, lr_address), tl.full((), weight_decay, tl.float32), tl.full((), momentum_factor, tl.float32),
+        tl.full((), grad_share, tl.float32), tl.full((), sign, tl.float32), nesterov, skip_nonfinite,
+    )  # fmt: skip
+    anchor = (a_address, a_seed, a_stream, a_offset, a_purpose,
+              tl.full((), a_p0, tl.float32), tl.full((), a_p1, tl.float32))  # fmt: skip
+    flexibility = (f_address, f_seed, f_stream, f_offset, f_purpose,
+                   tl.full((), f_p0, tl.float32), tl.full((), f_p1, tl.float32))  # fmt: skip
+    step_tile(tile, gradients, was_silent, driven, touched, addresses, number(scale, scale_address), rule, anchor,
+              flexibility, prune, rows, WEIGHT_DTYPE, HAS_MOMENTUM, HELD, A_KIND, F_KIND, True, ALIGNED)  # fmt: skip
+
+
+# --------------------------------------------------------------------------- the host's side
+
+
+def synapse_step_(
+    weight: Tensor,
+    grad: Tensor,
+    anchor: Sequence[Tensor],
+    flexibility: Sequence[Tensor],
+    alpha: Sequence[Tensor],
+    sources: Sequence[int],
+    parameters: Sequence[float],
+    momentum_buffer: Sequence[Tensor],
+    master: Sequence[Tensor],
+    silent: Sequence[Tensor],
+    drive: Sequence[Tensor],
+    threshold: float,
+    threshold_tensor: Tensor | None,
+    hebbian: bool,
+    eta: float,
+    prune: float,
+    lr: float,
+    lr_tensor: Tensor | None,
+    scale: float,
+    scale_tensor: Tensor | None,
+    weight_decay: float,
+    momentum: float,
+    dampening: float,
+    nesterov: bool,
+    maximize: bool,
+    skip_nonfinite: bool,
+) -> Tensor:
+    """The Triton implementation of ``flexkern::synapse_step_``: one launch, which nothing waits for.
+
+    Returns:
+        int32 [2, out]: for each postsynaptic unit, how many synapses were converted and how many pruned.
+
+    Raises:
+        TypeError, ValueError: if the tensors do not fit together; nothing has been changed then.
+    """
+    state = (weight, anchor, flexibility, alpha, sources, parameters, momentum_buffer, master, silent)
+    check_layer(*state, hebbian, [grad, *drive])
+    if grad.dtype not in (weight.dtype, torch.float32):
+        raise TypeError(f"grad must be {weight.dtype} or torch.float32, got {grad.dtype}")
+    check_tensors([grad], "grad", [weight], grad.dtype)
+    rate = len(drive) == 2
+    if rate:
+        check_units(drive[0], "pre", weight, weight.shape[1])
+        check_units(drive[1], "post", weight, weight.shape[0])
+    else:
+        check_tensors(drive, "coincidence", [weight], torch.float32)
+    theta = threshold_arguments(threshold, threshold_tensor, weight)
+    rule = rule_arguments(
+        weight, lr, lr_tensor, scale, scale_tensor, weight_decay, momentum, dampening, nesterov, maximize,
+        skip_nonfinite,
+    )  # fmt: skip
+    rows, columns = weight.shape
+    counts = torch.zeros((2, rows), dtype=torch.int32, device=weight.device)
+    if weight.numel() == 0:
+        return counts
+    addresses = layer_addresses(weight, alpha, momentum_buffer, master, silent)
+    a, f = source_arguments(anchor, flexibility, alpha, sources, parameters)
+    drives = [0, drive[0].data_ptr(), drive[1].data_ptr()] if rate else [drive[0].data_ptr(), 0, 0]
+    aligned = columns % 4 == 0 and is_aligned([*addresses, grad.data_ptr(), *drives[:2]], a, f)
+    programs = triton.cdiv(rows * triton.cdiv(columns, 32), WORDS)
+    with torch.cuda.device_of(weight):
+        synapse_kernel[(programs,)](
+            addresses[0], grad.data_ptr(), *addresses[1:], counts.data_ptr(), *drives, rows,
+            columns // 4 if aligned else columns, *theta,
+            float(eta), float(prune), *rule, *a[1:], *f[1:],
+            TRITON_DTYPES[weight.dtype], TRITON_DTYPES[grad.dtype], bool(momentum_buffer),
+            bool(alpha), a[0], f[0], rate, hebbian, aligned, WORDS, num_warps=NUM_WARPS, enable_fp_fusion=False,
+        )  # fmt: skip
+    return counts
