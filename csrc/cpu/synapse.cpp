@@ -37,12 +37,12 @@ struct Counts {
 // Whether a synapse of an all-silent chunk could convert; decides from the drive alone, so that a silent chunk
 // costs its drive and nothing else.
 bool any_driven(const Drive& d, int64_t n) {
-  int32s any = {};
+  int32s found = {};
   for_each_vector(n, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
     const int32s driven = coincidence(d, i, count) >= d.theta;
-    any |= count == kLanes ? driven : driven & lanes_of((1u << count) - 1);
+    found |= count == kLanes ? driven : driven & lanes_of((1u << count) - 1);
   });
-  return lane_bits(any) != 0;
+  return any(found);
 }
 
 // A chunk with silent synapses, or with pruning.

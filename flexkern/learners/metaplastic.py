@@ -50,7 +50,8 @@ class MetaplasticMLP:
 
     Linear, ReLU, linear, ReLU, linear; Glorot-normal weights, zero bias, no dropout, plain cross-entropy over
     all classes of the stream, as in the paper. Each item is learned with the alpha that the weights had when it
-    began. The initial weights are procedural, so the optimizer needs no copy of them as anchors::
+    began. The initial weights are procedural, so the optimizer needs no copy of them as anchors (on a CPU it
+    keeps one with gate "step")::
 
         learner = MetaplasticMLP(stream.input_shape, stream.classes, features=extractor)
         for item in stream:
@@ -162,6 +163,7 @@ class MetaplasticMLP:
             "eta": eta, "prune": prune,
         }  # fmt: skip
         has_reserve = silent_fraction > 0 or prune > 0
+        reads_anchors = gate == "step" and self.device.type == "cpu"
         self.model, fields = build(sizes, seed, self.device, reserve if has_reserve else None)
         self.optimizer = MetaplasticSGD(
             self.model.parameters(),
@@ -171,8 +173,9 @@ class MetaplasticMLP:
             seed=seed,
             gate=gate,
             momentum=momentum,
-            # One entry a parameter; biases, between the weights, have no anchor: they move freely.
-            anchor=[a for field in fields for a in (field, None)],
+            # One entry a parameter; biases, between the weights, have no anchor: they move freely. Where each
+            # step takes them anew, a CPU reads anchors in a third of the time that drawing normal ones takes.
+            anchor=None if reads_anchors else [a for field in fields for a in (field, None)],
         )
         if fused_step:
             fuse_into_backward(self.model, self.optimizer)

@@ -60,7 +60,12 @@ FLEXKERN_FN F normal_quantile(F u) {
                         0.0020044303964823484f, 0.00015645392704755068f, -0.0003547525266185403f};
   const F x = u * 2.0f - 1.0f;
   const F w = -log_unit((1.0f - x) * (1.0f + x));
-  return x * (w < 5.0f ? horner(centre, w - 2.5f) : horner(tail, sqrt_rn(w) - 3.0f));
+  F factor = horner(centre, w - 2.5f);
+  // One value in 300 lies in the tails: skipping them where a vector (or a warp) has none saves a square root and
+  // a polynomial, a third of the work.
+  const auto far = w >= 5.0f;
+  if (any(far)) factor = far ? horner(tail, sqrt_rn(w) - 3.0f) : factor;
+  return x * factor;
 }
 
 // The value that a random word stands for. `kind` is the same for all lanes.

@@ -40,6 +40,9 @@ struct Ints<float> {
 template <class F>
 using ints = typename Ints<F>::type;
 
+// Whether the comparison holds in any lane.
+FLEXKERN_FN bool any(bool lane) { return lane; }
+
 FLEXKERN_FN float to_float(int32_t i) { return static_cast<float>(i); }
 
 // 32 x 32 -> 64 bit product, as its two halves.

@@ -76,6 +76,8 @@ FLEXKERN_FN uint32_t lane_bits(int32s lanes) {
 #endif
 }
 
+FLEXKERN_FN bool any(int32s lanes) { return lane_bits(lanes) != 0; }
+
 FLEXKERN_FN int32s lanes_of(uint32_t bits) {
   int32s lane;
   for (int i = 0; i < kLanes; ++i) lane[i] = 1 << i;
