@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import flexkern
+from flexkern import ops
 from flexkern.nn import SilentLinear
 from flexkern.optim import MetaplasticSGD, fuse_into_backward
 
@@ -101,6 +102,19 @@ def exact_weights(model: nn.Module, optimizer: MetaplasticSGD) -> Tensor:
     return torch.cat(
         [optimizer.state[p].get("master", p).detach().double().flatten() for p in model.parameters()]
     )
+
+
+def mask_of(layer: SilentLinear) -> Tensor:
+    """bool [out, in]: which synapses are silent."""
+    return ops.unpack_mask(layer.silent, layer.in_features)
+
+
+def silent_are_zero(model: nn.Module) -> bool:
+    """Whether the silent weights of all SilentLinear layers, of which there must be some, are exactly 0."""
+    layers = [m for m in model.modules() if isinstance(m, SilentLinear)]
+    assert layers
+    assert all(mask_of(layer).any() for layer in layers)
+    return all(bool((layer.weight[mask_of(layer)] == 0).all()) for layer in layers)
 
 
 def rms(values: Tensor) -> float:
