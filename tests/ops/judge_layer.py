@@ -233,6 +233,7 @@ def judge_pass(
     *,
     alpha: Tensor | None = None,
     grad: tuple[Tensor, Tensor] | None = None,
+    gate_factor: float = 1.0,
 ) -> Judgement:
     """``after`` is one pass away from ``before``, ``done`` says what happened, and nothing else has changed.
 
@@ -240,6 +241,7 @@ def judge_pass(
         coincidence: c in float64 and its bound.
         alpha: the held gate; None: the formula's.
         grad: the gradient of a linear layer in float64 and its bound; None: ``before.grad``, exactly.
+        gate_factor: how much farther than a CPU kernel's the formula's alpha may be off.
     """
     was, now = mask_of(before), mask_of(after)
     woke, slept = was & ~now, ~was & now
@@ -272,7 +274,8 @@ def judge_pass(
 
     # the step and pruning
     if alpha is None:
-        gate = judge.judge_gate(old, before.anchor, before.flexibility, rule.scale)
+        open_gate, bound = judge.judge_gate(old, before.anchor, before.flexibility, rule.scale)
+        gate = (open_gate, gate_factor * bound)
     else:
         gate = (alpha.double(), torch.zeros_like(alpha, dtype=torch.float64))
     g, g_bound = (before.grad, torch.zeros_like(c)) if grad is None else grad
