@@ -75,13 +75,54 @@ def test_one_seed_gives_the_same_results_and_reports_each_step(tiny: dict[str, A
 
 
 def test_json_and_picture(tiny: dict[str, Any], tmp_path: Path) -> None:
-    table, picture = write(tiny, tmp_path / "new" / "folder")
+    table, *pictures = write(tiny, tmp_path / "new" / "folder")
     assert json.loads(table.read_text()) == tiny
-    header = picture.read_bytes()[:24]
-    assert header[:8] == b"\x89PNG\r\n\x1a\n"
-    width, height = struct.unpack(">II", header[16:])
-    assert width > 1500
-    assert height > 700
+    assert [picture.name for picture in pictures] == ["memory.png", "awakening.png"]
+    for picture, least in zip(pictures, (700, 500), strict=True):
+        header = picture.read_bytes()[:24]
+        assert header[:8] == b"\x89PNG\r\n\x1a\n"
+        width, height = struct.unpack(">II", header[16:])
+        assert width > 1500
+        assert height > least
+
+
+def check_awakening(results: dict[str, Any]) -> None:
+    alive, items, width = (
+        results["awakening"],
+        results["configuration"]["items"],
+        results["configuration"]["width"],
+    )
+    shares = np.array(alive["functional"])
+    assert shares.shape == (items + 1, 2)
+    assert (np.diff(shares, axis=0) >= 0).all()  # one way: nothing is pruned
+    # The conversions are what the shares grew by; these are rounded to 5 decimals.
+    inputs = results["configuration"]["channels"] * results["configuration"]["grid"] ** 2
+    converted = (shares[-1] - shares[0]) @ [width * inputs, width * width]
+    assert abs(sum(alive["conversions"]) - converted) < 1.1e-5 * width * (inputs + width)
+    assert [m["items_learned"] for m in alive["maps"]] == [0, 1, items // 2, items]
+    for m in alive["maps"]:
+        blocks = np.array(m["functional"])
+        assert blocks.shape == (min(32, width), min(32, inputs))
+        if width % 32 == inputs % 32 == 0 or max(blocks.shape) < 32:
+            # Blocks of one size: their mean is the layer's share, up to rounding to 3 decimals.
+            assert blocks.mean() == pytest.approx(shares[m["items_learned"], 0], abs=5.1e-4)
+
+
+def test_a_layer_comes_alive(tiny: dict[str, Any]) -> None:
+    check_awakening(tiny)
+    # Enough passes for the thresholds to come down to what drives the synapses.
+    results = run(dataclasses.replace(TINY, seeds=1, epochs=3, train_per_item=150, width=32, channels=8))
+    check_awakening(results)
+    shares = results["awakening"]["functional"]
+    assert all(end > begin + 0.02 for begin, end in zip(shares[0], shares[-1], strict=True))
+
+
+def test_the_published_demo_shows_a_layer_coming_alive() -> None:
+    folder = Path(__file__).parent.parent / "docs" / "results" / "demo"
+    results = json.loads((folder / "results.json").read_text())
+    check_awakening(results)
+    assert results["configuration"] == dataclasses.asdict(DemoConfig())
+    assert (folder / "awakening.png").stat().st_size > 10_000
 
 
 def test_labels_are_kept_apart_and_in_order() -> None:
@@ -116,6 +157,8 @@ def test_the_command_prints_a_table_and_writes_files(tmp_path: Path) -> None:
     assert results["configuration"]["items"] == 3
     assert f"{results['summary']['hybrid']['last']['mean']:.1%}" in result.output
     assert (tmp_path / "memory.png").stat().st_size > 10_000
+    assert (tmp_path / "awakening.png").stat().st_size > 10_000
+    assert "A reserve comes alive" in result.output
 
 
 @pytest.mark.parametrize(

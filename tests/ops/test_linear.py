@@ -147,7 +147,7 @@ def test_shares_of_silent_synapses(backend: str, coincidence: str, silent: float
 
 @pytest.fixture
 def cpu() -> Iterator[None]:
-    """The CPU kernel, which works on 8 MB of the gradient at a time: about 2040 rows of 1025 columns."""
+    """The CPU kernel, which works on 1024 rows of the gradient at a time."""
     status = flexkern.backends()["cpu"]
     if not status.available:
         pytest.skip(status.reason)

@@ -1,0 +1,243 @@
+"""The pass inside the gradient's product, in Triton, against the float64 judge; and what the product does not do.
+
+Activities and gradients are multiples of 1/8, so all products and sums are exact in float32 and in any order: the
+gradient has no error, and coincidences (multiples of 1/64 over a batch of 16) never round across the threshold.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from torch import Tensor
+
+from flexkern import Field, ops, reference
+from flexkern.ops.linear import LINEAR
+from flexkern.triton_kernels import linear
+from flexkern.triton_kernels.linear import HEBBIAN, INTERPRETED, NOBODY, RATE, linear_kernel, tile_for
+from judge import Rule, same_bits
+from layer_judge import Layer, check_layer, eighths, make_layer, step_arguments
+
+# Masked lanes hold 0 / 0 in the interpreter.
+pytestmark = [
+    pytest.mark.usefixtures("triton_backend"),
+    pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning"),
+    pytest.mark.filterwarnings("ignore:divide by zero:RuntimeWarning"),
+    pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning"),
+]
+
+MOMENTUM = Rule(momentum=0.9, weight_decay=0.1, nesterov=True)
+# Multiples of 2^-12 (a mean over 16 of products of eighths is one of 2^-10, a product of two means of 2^-14).
+THETA = {"hebbian": 0.03 + 2.0**-16, "rate": 0.005 + 2.0**-16}
+
+
+@pytest.fixture(scope="session")
+def alpha_factor(device: torch.device) -> float:
+    """See test_triton_metaplastic.py: the interpreter keeps one bound of the judge, a GPU's division two."""
+    return 1.0 if device.type == "cpu" else 2.0
+
+
+class Batch:
+    """x, grad_out and post of a batch, and what follows from them in float64."""
+
+    def __init__(self, size: int, shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> None:
+        out, units_in = shape
+        self.x, self.post = eighths((size, units_in), 3).to(dtype), eighths((size, out), 4).to(dtype)
+        self.grad_out = eighths((size, out), 5, -4, 5).to(dtype)
+        self.on_device = [t.to(device) for t in (self.x, self.grad_out, self.post)]
+        self.grad = self.grad_out.double().T @ self.x.double()
+
+    def coincidence(self, rule: str) -> Tensor:
+        pre, post = self.x.double().clamp(min=0), self.post.double().clamp(min=0)
+        if rule == "hebbian":
+            return post.T @ pre / len(pre)
+        return torch.outer(post.mean(0), pre.mean(0))
+
+
+def run(layer: Layer, batch: Batch, rule: Rule, drive: str | None, **changes: Any) -> ops.Conversions:
+    x, (inputs, grad_out, post) = layer.inputs, batch.on_device
+    arguments = {"anchor": x.anchor, "flexibility": x.flexibility, **step_arguments(layer, rule)}
+    if drive is not None:
+        arguments |= {"silent": layer.words, "post": post, "rule": drive, "threshold": THETA[drive]}
+    return ops.linear_step_(x.weight, inputs, grad_out, **(arguments | changes))
+
+
+@pytest.mark.parametrize("insert", ["init", "hebbian"])
+@pytest.mark.parametrize("drive", ["hebbian", "rate"])
+@pytest.mark.parametrize("shape", [(3, 33), (37, 75), (65, 130)], ids=str)
+def test_layers(
+    shape: tuple[int, int], drive: str, insert: str, device: torch.device, alpha_factor: float
+) -> None:
+    if shape == (65, 130) and (drive, insert) != ("hebbian", "hebbian"):
+        pytest.skip("many tiles once: the interpreter takes seconds for each")
+    before, batch = make_layer(shape, 1), Batch(16, shape, torch.float32, device)
+    after = before.copy(device)
+    result = run(after, batch, MOMENTUM, drive, insert=insert, eta=0.5, prune=0.25)
+    check_layer(before, after, result, batch.coincidence(drive), THETA[drive], MOMENTUM, grad=batch.grad,
+                insert=insert, eta=0.5, prune=0.25, alpha_factor=alpha_factor)  # fmt: skip
+    assert result.converted.sum() > 0
+    assert result.pruned.sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("dtype", "x_dtype"),
+    [
+        (torch.float32, torch.bfloat16),
+        (torch.float32, torch.float16),
+        (torch.bfloat16, torch.bfloat16),
+        (torch.float16, torch.float32),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("drive", [None, "hebbian"])
+def test_dtypes(
+    drive: str | None, dtype: torch.dtype, x_dtype: torch.dtype, device: torch.device, alpha_factor: float
+) -> None:
+    """Aligned, with a batch that is no multiple of a step's samples."""
+    shape = (16, 40)
+    before, batch = make_layer(shape, 2, dtype, share=0.5 if drive else 0.0), Batch(19, shape, x_dtype, device)
+    after = before.copy(device)
+    result = run(after, batch, Rule(), drive)
+    c = None if drive is None else batch.coincidence(drive)
+    check_layer(before, after, result, c, THETA["hebbian"], Rule(), grad=batch.grad, alpha_factor=alpha_factor)
+
+
+@pytest.mark.parametrize("drive", [None, "hebbian", "rate"])
+def test_an_empty_batch(drive: str | None, device: torch.device, alpha_factor: float) -> None:
+    """No gradient, so only the decay moves weights; and nobody is driven, whatever the threshold."""
+    before, batch = make_layer((3, 33), 3, share=0.5 if drive else 0.0), Batch(0, (3, 33), torch.float32, device)
+    after = before.copy(device)
+    rule = Rule(weight_decay=0.1)
+    result = run(after, batch, rule, drive, **({"threshold": 0.0} if drive else {}))
+    check_layer(before, after, result, None, 0.0, rule, grad=torch.zeros(3, 33).double(), alpha_factor=alpha_factor)
+
+
+@pytest.mark.parametrize("columns", [40, 37])
+def test_procedural_sources_give_the_bits_of_stored_ones(columns: int, device: torch.device) -> None:
+    shape = (5, columns)
+    layer, batch = make_layer(shape, 4), Batch(16, shape, torch.float32, device)
+    fields = {"anchor": Field.normal(5, offset=2**33 + columns % 4), "flexibility": Field.uniform(7, 2)}
+    tensors = {name: reference.materialize(field, shape).to(device) for name, field in fields.items()}
+    one, other = layer.copy(device), layer.copy(device)
+    results = [run(one, batch, Rule(), "hebbian", **fields), run(other, batch, Rule(), "hebbian", **tensors)]
+    assert same_bits(one.inputs.weight, other.inputs.weight)
+    assert torch.equal(one.words, other.words)
+    assert all(map(torch.equal, *results))
+    assert results[0].converted.sum() > 0
+
+
+def test_thresholds_of_each_unit_and_a_held_gate(device: torch.device) -> None:
+    shape = (9, 33)
+    before, batch = make_layer(shape, 5), Batch(16, shape, torch.float32, device)
+    after = before.copy(device)
+    theta = torch.arange(9) / 64 + 2.0**-16
+    alpha = before.inputs.flexibility
+    result = run(after, batch, Rule(), "hebbian", threshold=theta.to(device), alpha=alpha.to(device),
+                 flexibility=None, scale=None)  # fmt: skip
+    check_layer(before, after, result, batch.coincidence("hebbian"), theta.double(), Rule(), grad=batch.grad,
+                alpha=(alpha.double(), 0.0))  # fmt: skip
+    assert 0 < result.converted.sum() < before.silent.sum()
+
+
+@pytest.mark.parametrize("columns", [40, 33])
+def test_untouched_synapses_keep_every_bit(columns: int, device: torch.device) -> None:
+    layer, batch = make_layer((5, columns), 6, torch.bfloat16), Batch(16, (5, columns), torch.bfloat16, device)
+    x, nan = layer.inputs, float("nan")
+    poison = {name: getattr(x, name).masked_fill(layer.silent, nan) for name in ("weight", "master", "buffer")}
+    layer = layer._replace(inputs=x._replace(**poison))
+    after = layer.copy(device)
+    result = run(after, batch, MOMENTUM, "hebbian")
+    check_layer(layer, after, result, batch.coincidence("hebbian"), THETA["hebbian"], MOMENTUM, grad=batch.grad,
+                alpha_factor=2.0)  # fmt: skip
+
+
+def test_the_same_bits_again(device: torch.device) -> None:
+    layer, batch = make_layer((20, 36), 7), Batch(16, (20, 36), torch.float32, device)
+    copies = [layer.copy(device) for _ in range(2)]
+    results = [run(copy, batch, Rule(), "hebbian") for copy in copies]
+    assert all(map(same_bits, *(copy.inputs for copy in copies)))
+    assert torch.equal(*(copy.words for copy in copies))
+    assert all(map(torch.equal, *results))
+
+
+@pytest.mark.skipif(not INTERPRETED.value, reason="counts the products that the interpreter makes")
+@pytest.mark.parametrize("drive", [None, "rate", "hebbian"])
+def test_the_second_product_is_made_only_where_synapses_are_silent(
+    drive: str | None, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two tiles of three steps: 6 products for the gradient; one tile has a silent synapse: 3 more, if Hebbian."""
+    from triton.runtime import interpreter
+
+    made: list[int] = []
+    dot = interpreter.InterpreterBuilder.create_dot
+
+    def counted(*args: Any) -> Any:
+        made.append(1)
+        return dot(*args)
+
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", counted)
+    tile = tile_for("interpreter", torch.float32, "ieee")
+    batch = Batch(2 * tile.batch + 1, (5, 160), torch.float32, device)
+    for silent in ([], [(4, 150)]):
+        made.clear()
+        mask = torch.zeros(5, 160, dtype=torch.bool)
+        for at in silent:
+            mask[at] = True
+        layer = make_layer((5, 160), 8, share=0.0)._replace(silent=mask, words=reference.pack_mask(mask))
+        run(layer.copy(device), batch, Rule(), drive)
+        assert len(made) == (9 if silent and drive == "hebbian" else 6)
+
+
+@pytest.mark.parametrize(("drive", "how"), [(None, NOBODY), ("rate", RATE), ("hebbian", HEBBIAN)])
+def test_one_launch_of_the_variant_that_fits(drive: str | None, how: Any, device: torch.device, launches: Any) -> None:
+    seen = launches(linear_kernel)
+    layer, batch = make_layer((8, 16), 9).copy(device), Batch(4, (8, 16), torch.float32, device)
+    run(layer, batch, Rule(), drive)
+    run(layer, batch, Rule(), drive, flexibility=1.0)
+    assert [launch["DRIVE"] for launch in seen] == [how.value] * 2
+    assert [launch["ALIGNED"] for launch in seen] == [True] * 2
+    if drive is None:  # f = 1: alpha is 1 wherever the anchor is, and nobody is inserted
+        assert seen[1]["A_KIND"] == 1
+
+
+def test_float32_is_multiplied_as_torch_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    for setting, expected in (("none", "ieee"), ("ieee", "ieee"), ("tf32", "tf32")):
+        monkeypatch.setattr(torch.backends.cuda.matmul, "fp32_precision", setting)
+        assert linear._precision(torch.float32) == expected
+        assert linear._precision(torch.bfloat16) == "ieee"
+
+
+def test_empty_layers(device: torch.device) -> None:
+    for shape in ((0, 3), (3, 0)):
+        layer, batch = make_layer(shape, 9).copy(device), Batch(4, shape, torch.float32, device)
+        assert run(layer, batch, Rule(), "hebbian").converted.tolist() == [0] * shape[0]
+
+
+def test_operands_that_do_not_fit(device: torch.device) -> None:
+    layer, batch = make_layer((2, 3), 1).copy(device), Batch(4, (2, 3), torch.float32, device)
+    i, (x, grad_out, post) = layer.inputs, batch.on_device
+    names = ("weight x grad_out anchor flexibility alpha sources parameters momentum_buffer master silent drive "
+             "threshold threshold_tensor hebbian eta prune lr lr_tensor scale scale_tensor weight_decay momentum "
+             "dampening nesterov maximize skip_nonfinite").split()  # fmt: skip
+    good = dict(zip(names, [i.weight, x, grad_out, [i.anchor], [i.flexibility], [], [], [], [], [], [layer.words],
+                            [post], 0.1, None, False, 1.0, 0.0, 0.1, None, 1.0, None, 0.0, 0.0, 0.0, False, False,
+                            True], strict=True))  # fmt: skip
+    before = i.weight.clone()
+    for changes, message in (
+        ({"x": x.double()}, "x must be one of"),
+        ({"x": x[:, :2]}, r"x must be \[4, 3\]"),
+        ({"grad_out": grad_out[:3]}, r"grad_out must be \[4, 2\]"),
+        ({"grad_out": grad_out.half()}, "grad_out must be torch.float32 as x is"),
+        ({"grad_out": grad_out.t().contiguous().t()}, "grad_out must be contiguous"),
+        ({"drive": [x]}, r"post must be \[4, 2\]"),
+        ({"drive": [post[0], post[0]]}, "pre must have 3 elements"),
+        ({"silent": [layer.words.long()]}, "silent must be int32"),
+        ({"x": i.weight}, "shares memory"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=message):
+            LINEAR.on("triton")(*(good | changes).values())
+    assert same_bits(i.weight, before)
