@@ -3,11 +3,12 @@
 Builds flexkern for the GPU that is here (into build/gpu-site, nothing else is touched), runs the GPU tests, the
 memory checker over them, and the GPU benchmarks; prints a table and writes benchmarks/results/gpu_check.json.
 Works from a bare checkout without a network: it takes the torch, pytest, cmake, ninja, pybind11 and nvcc that
-are installed. Takes a few minutes.
+are installed. Takes some minutes; ``python scripts/gpu_check.py --only build --only tests`` does a part of it.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shutil
@@ -21,7 +22,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 SITE = ROOT / "build" / "gpu-site"
 RESULTS = ROOT / "benchmarks" / "results"
-BENCH_FILE = "metaplastic_gpu.json"
+BENCH_FILE = "benchmarks_gpu.json"
 
 
 def run(name: str, command: list[str], environment: dict[str, str], limit: int) -> dict[str, object]:
@@ -37,28 +38,62 @@ def run(name: str, command: list[str], environment: dict[str, str], limit: int) 
     return {"step": name, "exit_code": code, "seconds": round(time.perf_counter() - start, 1)}
 
 
-def main() -> int:
+STEPS = ("build", "tests", "benchmarks", "memory")
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--only", action="append", choices=STEPS, help="may be repeated; without build, what was built is used"
+    )
+    parser.add_argument("--select", help="of the tests and benchmarks only these, as pytest's -k")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse(arguments)
+    wanted = options.only or STEPS
     if not torch.cuda.is_available():
         print("gpu-check needs an NVIDIA GPU that torch sees; torch.cuda.is_available() is False here.")
         return 2
     major, minor = torch.cuda.get_device_capability()
     environment = dict(os.environ, FLEXKERN_CUDA_ARCHS=f"{major}{minor}", PYTHONUNBUFFERED="1")
     environment.pop("TRITON_INTERPRET", None)
-    shutil.rmtree(SITE, ignore_errors=True)
     bench_path = RESULTS / BENCH_FILE
     bench_path.unlink(missing_ok=True)  # so that an old one is not taken for this run's
     python = sys.executable
-    build = [python, "-m", "pip", "install", "--no-build-isolation", "--no-deps", "--target", str(SITE), "."]
-    steps = [run("build", build, environment, 300)]
+    steps = []
+    if "build" in wanted:
+        shutil.rmtree(SITE, ignore_errors=True)
+        build = [
+            python,
+            "-m",
+            "pip",
+            "install",
+            "--no-build-isolation",
+            "--no-deps",
+            "--target",
+            str(SITE),
+            ".",
+        ]
+        steps.append(run("build", build, environment, 300))
     environment["PYTHONPATH"] = os.pathsep.join([str(SITE), environment.get("PYTHONPATH", "")])
-    if steps[0]["exit_code"] == 0:
+    if not steps or steps[0]["exit_code"] == 0:
         pytest = [python, "-m", "pytest", "-p", "no:cacheprovider", "-m", "gpu"]
-        steps.append(run("tests", [*pytest, "tests"], environment, 240))
-        bench = [*pytest, "benchmarks", "-o", "python_files=bench_*.py"]
-        steps.append(run("benchmarks", bench, {**environment, "FLEXKERN_RESULTS_NAME": BENCH_FILE}, 240))
-        # The tests again under the memory checker, which slows every kernel: the small ones only.
-        checked = ["compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "9", *pytest, "tests"]
-        steps.append(run("memory check", [*checked, "-k", "not large and not graph"], environment, 240))
+        select = ["-k", options.select] if options.select else []
+        bench = [*pytest, *select, "benchmarks", "-o", "python_files=bench_*.py"]
+        # The memory checker slows every kernel: the small tests only.
+        small = f"not large and not graph{f' and ({options.select})' if options.select else ''}"
+        sanitizer = ["compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "9"]
+        # Only the files that need a GPU: the others import what may not be installed here.
+        tests = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("tests/ops/test_gpu*.py"))
+        # The first run compiles every Triton kernel that it uses, seconds each; the others find them in a cache.
+        commands = {
+            "tests": ([*pytest, *select, *tests], environment, 420),
+            "benchmarks": (bench, {**environment, "FLEXKERN_RESULTS_NAME": BENCH_FILE}, 300),
+            "memory": ([*sanitizer, *pytest, *tests, "-k", small], environment, 300),
+        }
+        steps += [run(name, *commands[name]) for name in commands if name in wanted]
     rows = json.loads(bench_path.read_text()) if bench_path.exists() else {}
     path = RESULTS / "gpu_check.json"
     path.write_text(json.dumps({"steps": steps, "benchmarks": rows}, indent=1) + "\n")
