@@ -87,7 +87,7 @@ def main(arguments: list[str] | None = None) -> int:
         sanitizer = ["compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "9"]
         # Only the files that need a GPU: the others import what may not be installed here.
         tests = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("tests/ops/test_gpu*.py"))
-        # The first run compiles every Triton kernel that it uses, seconds each; the others find them in a cache.
+        # The first run compiles the Triton kernels that it uses, seconds each; the others find them in a cache.
         commands = {
             "tests": ([*pytest, *select, *tests], environment, 420),
             "benchmarks": (bench, {**environment, "FLEXKERN_RESULTS_NAME": BENCH_FILE}, 300),
