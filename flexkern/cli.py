@@ -60,9 +60,14 @@ def demo(
     lr: Annotated[float, typer.Option(help="Learning rate.")] = DEFAULTS.lr,
     scale: Annotated[str, typer.Option(help="How fast synapses get stiff: a number, or 'auto'.")] = "auto",
     first_seed: Annotated[int, typer.Option(min=0, help="The runs have this seed and those after it.")] = 0,
-    out: Annotated[Path, typer.Option(help="Folder for results.json and memory.png.")] = Path("out/demo"),
+    out: Annotated[Path, typer.Option(help="Folder for results.json, memory.png and awakening.png.")] = Path(
+        "out/demo"
+    ),
 ) -> None:
-    """Trains three networks on a stream of two-digit items and shows which of them remember."""
+    """Trains three networks on a stream of two-digit items and shows which of them remember.
+
+    And one with a reserve of silent synapses, to show a layer coming alive.
+    """
     import matplotlib  # noqa: F401 - if it is missing, say so now and not after the training
 
     # These networks gain little from threads (4.9 s a seed with two, 6.4 s with one), and on a busy machine
@@ -93,6 +98,7 @@ def demo(
         errors.print(f"flexkern demo: {error}", style="red", markup=False)
         raise typer.Exit(1) from error
     console.print(_table(results))
+    console.print(_awakening(results["awakening"]), highlight=False)
     for path in written:
         console.print(f"wrote {path}", markup=False)
 
@@ -121,6 +127,15 @@ def _table(results: dict[str, Any]) -> Table:
     table.add_row("average", *(cell(s["last"]) for s in summary.values()))
     table.add_row(f"memorised, of {items}", *(cell(s["memorised"], items - 1, ".1f") for s in summary.values()))
     return table
+
+
+def _awakening(alive: dict[str, Any]) -> str:
+    first, last = alive["functional"][0], alive["functional"][-1]
+    layers = ", ".join(
+        f"{name} hidden layer {before:.0%} -> {now:.0%}"
+        for name, before, now in zip(("first", "second"), first, last, strict=True)
+    )
+    return f"A reserve comes alive (functional synapses, one run): {layers}"
 
 
 @app.command()

@@ -77,6 +77,15 @@ def test_a_reserve_leaves_out_synapses_and_changes_no_other(stream: Stream) -> N
     assert not silent_layers(plain)
 
 
+def test_each_seed_and_each_layer_has_its_own_silent_synapses(stream: Stream) -> None:
+    a, again, b = (learner(stream, widths=(64, 64), silent_fraction=0.5, seed=seed) for seed in (1, 1, 2))
+    first, second = masks(a)  # both 64 x 64
+    assert all(torch.equal(x, y) for x, y in zip(masks(a), masks(again), strict=True))
+    for other in (second, *masks(b)):
+        # Independent coins differ at half the 4,096 places; five deviations of 1 / 128.
+        assert abs((first != other).double().mean() - 0.5) < 5 / 128
+
+
 def test_what_is_never_driven_over_its_threshold_stays_silent(stream: Stream) -> None:
     net = learner(stream, silent_fraction=0.4, threshold=1e30, momentum=0.5)
     before = masks(net)

@@ -105,6 +105,20 @@ def test_mistakes_are_named() -> None:
         StudyConfig(first_pilot_seed=6)
 
 
+def test_the_pilot_does_not_choose_a_reserve_that_is_hardly_used() -> None:
+    def pilot(*of: tuple[float, float, float]) -> list[dict[str, Any]]:
+        return [
+            {"method": m, "target": target, "last": last, "converted": converted}
+            for m in METHODS
+            for target, last, converted in of
+        ]
+
+    used = pilot((1e-4, 0.9, 0.01), (1e-3, 0.7, 0.2), (1e-2, 0.6, 0.5))
+    assert silent_reserve._choose(used) == dict.fromkeys(METHODS, 1e-3)
+    unused = pilot((1e-4, 0.9, 0.01), (1e-3, 0.7, 0.02))
+    assert silent_reserve._choose(unused) == dict.fromkeys(METHODS, 1e-3)
+
+
 # ----------------------------------------------------------------- statistics
 
 

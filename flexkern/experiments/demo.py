@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -19,6 +20,7 @@ import numpy as np
 import torch
 
 import flexkern
+from flexkern.experiments import awakening
 from flexkern.features import RandomConvolutions, extract
 from flexkern.learners import MetaplasticMLP
 from flexkern.metrics import AccuracyMatrix, memorised
@@ -57,11 +59,12 @@ class DemoConfig:
     @property
     def steps(self) -> int:
         """How often :func:`run` reports progress."""
-        return self.seeds * (1 + len(NETWORKS) * self.items)
+        # And once more through the first seed's stream, with a reserve.
+        return self.seeds * (1 + len(NETWORKS) * self.items) + self.items
 
 
 def run(config: DemoConfig, progress: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
-    """Trains all networks on all seeds.
+    """Trains all networks on all seeds, and one with a reserve of silent synapses on the first.
 
     Args:
         config: the sizes.
@@ -73,6 +76,7 @@ def run(config: DemoConfig, progress: Callable[[str], None] = lambda _: None) ->
     start = time.perf_counter()
     digits = bundled_digits()
     runs: list[dict[str, Any]] = []
+    alive: dict[str, Any] = {}
     for seed in range(config.first_seed, config.first_seed + config.seeds):
         stream = two_digit_stream(
             *digits,
@@ -86,6 +90,9 @@ def run(config: DemoConfig, progress: Callable[[str], None] = lambda _: None) ->
         features = extract(stream, extractor.calibrate(stream[0].train_inputs))
         progress(f"seed {seed}: features")
         networks = {name: _learn(name, features, config, seed, progress) for name in NETWORKS}
+        if not runs:
+            options = _options(config, seed) | {"network": "hybrid"}
+            alive = awakening.run(features, config.epochs, progress, **options)
         runs.append({"seed": seed, "items": stream.names, "networks": networks})
     return {
         "experiment": "two-digit items, bundled digits, frozen random convolutions",
@@ -95,7 +102,19 @@ def run(config: DemoConfig, progress: Callable[[str], None] = lambda _: None) ->
         "versions": _versions(),
         "seconds": round(time.perf_counter() - start, 1),
         "summary": {name: _summary([r["networks"][name] for r in runs]) for name in NETWORKS},
+        "awakening": alive,
         "runs": runs,
+    }
+
+
+def _options(config: DemoConfig, seed: int) -> dict[str, Any]:
+    """What all networks have in common."""
+    return {
+        "widths": (config.width, config.width),
+        "lr": config.lr,
+        "scale": config.scale,
+        "batch_size": config.batch_size,
+        "seed": seed,
     }
 
 
@@ -103,16 +122,7 @@ def _learn(
     network: str, stream: Stream, config: DemoConfig, seed: int, progress: Callable[[str], None]
 ) -> dict[str, Any]:
     """One network through the stream: its accuracy matrix, and how many items it holds after each."""
-    learner = MetaplasticMLP(
-        stream.input_shape,
-        stream.classes,
-        widths=(config.width, config.width),
-        network=network,
-        lr=config.lr,
-        scale=config.scale,
-        batch_size=config.batch_size,
-        seed=seed,
-    )
+    learner = MetaplasticMLP(stream.input_shape, stream.classes, network=network, **_options(config, seed))
     matrix = AccuracyMatrix()
     held = []
     for item in stream:
@@ -168,16 +178,21 @@ def _versions() -> dict[str, str]:
     }
 
 
-def write(results: dict[str, Any], out: Path) -> tuple[Path, Path]:
-    """Writes ``results.json`` and ``memory.png`` into the folder ``out`` and returns their paths.
+def write(results: dict[str, Any], out: Path) -> tuple[Path, Path, Path]:
+    """Writes ``results.json``, ``memory.png`` and ``awakening.png`` into ``out`` and returns their paths.
 
     Raises:
         ModuleNotFoundError: if matplotlib is not installed.
     """
     from flexkern.experiments.plots import draw_memory
+    from flexkern.experiments.reserve_plots import draw_awakening
 
     out.mkdir(parents=True, exist_ok=True)
-    table, picture = out / "results.json", out / "memory.png"
-    table.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
-    draw_memory(results, picture)
-    return table, picture
+    paths = out / "results.json", out / "memory.png", out / "awakening.png"
+    text = json.dumps(results, indent=1, allow_nan=False)
+    # A list of numbers on one line: it is a row of a matrix or of a map.
+    text = re.sub(r"\[[-\d.e,\s]+\]", lambda row: " ".join(row[0].split()), text)
+    paths[0].write_text(text + "\n")
+    draw_memory(results, paths[1])
+    draw_awakening(results["awakening"], paths[2])
+    return paths

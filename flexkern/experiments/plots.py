@@ -26,7 +26,7 @@ LABELS = {
     "stable": "stable\nall synapses stiff",
 }
 GREY = "#5A5A5A"
-PANEL_TITLE = {"loc": "left", "fontsize": 12, "pad": 12}
+PANEL_TITLE: dict[str, Any] = {"loc": "left", "fontsize": 12, "pad": 12}
 
 
 def draw_memory(results: dict[str, Any], path: Path) -> None:

@@ -62,8 +62,8 @@ class MetaplasticMLP:
 
     With ``silent_fraction`` the two hidden layers have a reserve: synapses that are silent until what their
     units do drives them over a threshold; then they begin at their initial weight
-    (:class:`flexkern.nn.SilentLinear`). Whether that helps depends on the stream: measure it, as
-    ``docs/results/silent_reserve`` does for two-digit items.
+    (:class:`flexkern.nn.SilentLinear`). On two-digit items that helps late items at the cost of early ones; the
+    cost is least with ``insert="hebbian", eta=1e-3``. See ``docs/results/silent_reserve``.
 
     Args:
         input_shape: of one input, for example ``stream.input_shape``.
