@@ -101,7 +101,7 @@ def test_linear_step(race: Callable[..., Row], shape: tuple[int, int, int], kept
         # Less memory by the gradient matrix, but for the 16 MB of it that exist at a time.
         assert row.peak_mb[1] - row.peak_mb[0] >= gradient - 16 - 2, row.peak_mb
         row.note = f"the gradient matrix has {gradient:.0f} MB"
-    race(row, layer.fused, peer, rounds=30)
+    race(row, layer.fused, peer, rounds=40, steady=True)
 
 
 def formula(w: Tensor, g: Tensor, a: Tensor, f: Tensor) -> None:

@@ -27,15 +27,35 @@ def _family(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def race(benchmark: Any, request: pytest.FixtureRequest) -> Callable[..., Row]:
-    """Measures ours against a peer on the CPU: each timed round of ours follows one of the peer."""
+    """Measures ours against a peer on the CPU: each timed round of ours follows one of the peer.
 
-    def run(row: Row, ours: Callable[[], Any], peer: Callable[[], Any], *, rounds: int, warm: int = 3) -> Row:
+    With ``steady``, each timed call follows an untimed one of its own kind, as a training step follows another:
+    otherwise one would write back what the other left changed in the cache.
+    """
+
+    def run(
+        row: Row,
+        ours: Callable[[], Any],
+        peer: Callable[[], Any],
+        *,
+        rounds: int,
+        warm: int = 3,
+        steady: bool = False,
+    ) -> Row:
         row.family = _family(request)
         for _ in range(warm):
             peer(), ours()
         row.peer_seconds.clear()
-        # The peer runs in the untimed set-up of each round, so that both see the same noise.
-        benchmark.pedantic(ours, setup=lambda: row.peer_seconds.append(seconds(peer)), rounds=rounds)
+
+        def set_up() -> None:
+            """The peer runs in the untimed set-up of each round, so that both see the same noise."""
+            if steady:
+                peer()
+            row.peer_seconds.append(seconds(peer))
+            if steady:
+                ours()
+
+        benchmark.pedantic(ours, setup=set_up, rounds=rounds)
         row.ours_seconds.extend(benchmark.stats.stats.data)
         benchmark.extra_info.update({"peer": row.peer, "ratio": row.ratio, "goal": row.goal})
         ROWS.append(row)

@@ -180,8 +180,8 @@ def linear_step_(
             On a GPU float32 is multiplied as torch.backends.cuda.matmul.allow_tf32 says.
         grad_out: [batch, out], dtype of ``x``.
         anchor, flexibility, alpha, lr, scale: as in :func:`flexkern.ops.synapse_step_`.
-        silent: packed mask as there, updated in place; None: all synapses are functional (also those that a mask
-            says are not: they would step), and ``rule`` to ``prune`` are not used.
+        silent: packed mask as there, updated in place; None: all synapses are functional (also those that are
+            silent by some mask: they would step), and ``rule`` to ``prune`` are not used.
         post: [batch, out], dtype of ``x``: what the postsynaptic units did. The presynaptic activity is ``x``;
             of both the negative part counts as 0.
         rule: "hebbian": c[j, i] = mean_b post[b, j] x[b, i], a second product, made only for tiles that still
