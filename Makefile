@@ -21,7 +21,7 @@ lint: $(VENV)/.dev
 	$(BIN)/clang-format --dry-run --Werror $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 	$(BIN)/mypy
 
-# Writes benchmarks/results/metaplastic_cpu.json and prints the table of ratios.
+# Writes benchmarks/results/*_cpu.json and prints the table of ratios.
 bench: $(VENV)/.test
 	$(BIN)/pytest benchmarks -o python_files='bench_*.py' -m "not gpu" --benchmark-columns=median,iqr,rounds
 

@@ -118,7 +118,8 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     for row in ROWS:
         files.setdefault(single or f"{row.family}_{kind}.json", []).append(row)
     RESULTS.mkdir(exist_ok=True)
+    here = machine()
     for name, rows in files.items():
-        record = {"machine": machine(), "rows": [row.as_dict() for row in rows]}
+        record = {"machine": here, "rows": [row.as_dict() for row in rows]}
         (RESULTS / name).write_text(json.dumps(record, indent=1) + "\n")
         terminalreporter.write_line(f"written: {RESULTS / name}")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-FAMILIES = ("metaplastic", "linear", "learner")
+FAMILIES = ("metaplastic", "synapse", "linear", "learner")
 RESULTS = [ROOT / "benchmarks" / "results" / f"{family}_cpu.json" for family in FAMILIES]
 START, END = "<!-- benchmarks:", "<!-- /benchmarks -->"
 
@@ -21,7 +21,10 @@ def table() -> str:
         ratio = row["ratio"] if at_most else 1 / row["ratio"]
         verdict = row["goal"] + (", met" if row["met"] else ", **not met**")
         kind = "time" if at_most else "speed-up"
-        lines.append(f"| {row['name']} | {row['peer']} | {ratio:.2f} | {1 / ratio:.1f} | {kind} {verdict} |")
+        name = row["name"]
+        if "peak_mb" in row:
+            name += f" (memory: {row['peak_mb']:.0f} MB against {row['peer_peak_mb']:.0f})"
+        lines.append(f"| {name} | {row['peer']} | {ratio:.2f} | {1 / ratio:.1f} | {kind} {verdict} |")
     machines: dict[str, list[str]] = {}
     for path, result in zip(RESULTS, results, strict=True):
         machines.setdefault(_describe(result["machine"]), []).append(f"`{path.relative_to(ROOT)}`")
