@@ -12,17 +12,19 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+import torch
 import triton
 import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
 
-from flexkern.triton_kernels import mask, memory, metaplastic
+from flexkern.fields import Kind
+from flexkern.triton_kernels import linear, mask, memory, metaplastic, synapse
 from flexkern.triton_kernels.field import fill_kernel
 
 __all__ = ["TARGETS", "VARIANTS", "Resources", "Variant", "compile_variant", "resources"]
@@ -43,6 +45,18 @@ class Variant:
     kernel: Any  # triton.JITFunction
     constants: dict[str, Any]
     num_warps: int
+    num_stages: int | None = None  # None: Triton's own
+    product: tuple[torch.dtype, str] | None = (
+        None  # of linear_step_: dtype and precision, which choose the tile
+    )
+
+    def at(self, target: str) -> "Variant":
+        """This variant as it is launched on a target, one of TARGETS."""
+        if self.product is None:
+            return self
+        tile = linear.tile_for(target.split(":")[0], *self.product)
+        constants = self.constants | {"OUT": tile.out, "BATCH": tile.batch}
+        return replace(self, constants=constants, num_warps=tile.num_warps, num_stages=tile.num_stages)
 
     def signature(self) -> dict[str, str]:
         """Parameter name to type. All are annotated and none is specialised, so a variant is compiled once."""
@@ -55,10 +69,13 @@ class Resources:
 
     Args:
         registers: 32-bit registers a thread (vector registers on AMD).
-        spills: bytes of local memory a thread on NVIDIA; spilled registers on AMD.
+        spills: bytes of local memory a thread on NVIDIA; spilled vector registers on AMD, whose scalar ones
+        spill
+            into lanes of vector registers and touch no memory.
         stack: bytes of stack a thread.
         shared: bytes of shared memory a program.
         wide_loads, wide_stores: instructions by which a thread reads or writes 16 bytes of global memory.
+        tensor_core: instructions for the units that multiply matrices: wgmma (HGMMA) and its kin.
     """
 
     variant: str
@@ -69,6 +86,7 @@ class Resources:
     shared: int
     wide_loads: int
     wide_stores: int
+    tensor_core: int
 
 
 def _sgd_variants() -> Iterable[Variant]:
@@ -81,8 +99,77 @@ def _sgd_variants() -> Iterable[Variant]:
         yield Variant(full_name, metaplastic.sgd_kernel, constants | {"TILE": memory.TILE}, memory.NUM_WARPS)
 
 
+# held, and the kinds of anchor and flexibility
+_LAYERS = {
+    "stored": (False, Kind.STORED, Kind.STORED),
+    "mixed": (False, Kind.NORMAL, Kind.UNIFORM),
+    "held": (True, Kind.STORED, Kind.CONSTANT),
+}
+
+
+def _layer_constants(sources: str) -> dict[str, Any]:
+    held, anchor, flexibility = _LAYERS[sources]
+    return {"HELD": held, "A_KIND": int(anchor), "F_KIND": int(flexibility)}
+
+
+def _synapse_variants() -> Iterable[Variant]:
+    for dtype, sources, rate in product((tl.float32, tl.bfloat16), ("stored", "mixed"), (True, False)):
+        yield _synapse_variant(f"{sources}-{dtype}-{'rate' if rate else 'matrix'}", dtype, sources, rate)
+    yield _synapse_variant("held-fp32-rate", tl.float32, "held", True)
+    yield _synapse_variant("stored-fp32-rate-momentum", tl.float32, "stored", True, momentum=True)
+    yield _synapse_variant("stored-bf16-matrix-hebbian", tl.bfloat16, "stored", False, hebbian=True)
+    yield _synapse_variant("mixed-fp32-rate-unaligned", tl.float32, "mixed", True, aligned=False)
+
+
+def _synapse_variant(
+    name: str,
+    dtype: Any,
+    sources: str,
+    rate: bool,
+    *,
+    momentum: bool = False,
+    hebbian: bool = False,
+    aligned: bool = True,
+) -> Variant:
+    constants = {
+        "WEIGHT_DTYPE": dtype, "GRAD_DTYPE": dtype, "HAS_MOMENTUM": momentum, **_layer_constants(sources),
+        "RATE": rate, "HEBBIAN": hebbian, "ALIGNED": aligned, "WORDS": synapse.WORDS,
+    }  # fmt: skip
+    return Variant(f"synapse-{name}", synapse.synapse_kernel, constants, memory.NUM_WARPS)
+
+
+def _linear_variants() -> Iterable[Variant]:
+    products = {
+        "bf16": (torch.bfloat16, "ieee"), "fp16": (torch.float16, "ieee"), "tf32": (torch.float32, "tf32"),
+        "ieee": (torch.float32, "ieee"),
+    }  # fmt: skip
+    drives = {"": linear.NOBODY, "-hebbian": linear.HEBBIAN}
+    for x, (drive, how), sources in product(products, drives.items(), ("stored", "mixed")):
+        yield _linear_variant(f"{x}-{sources}{drive}", products[x], sources, how.value)
+    yield _linear_variant("bf16-stored-rate", products["bf16"], "stored", linear.RATE.value)
+    yield _linear_variant("bf16-held", products["bf16"], "held", linear.NOBODY.value)
+    yield _linear_variant("bf16-stored-bf16", products["bf16"], "stored", linear.NOBODY.value, tl.bfloat16)
+
+
+def _linear_variant(
+    name: str, of_product: tuple[torch.dtype, str], sources: str, drive: int, weight: Any = tl.float32
+) -> Variant:
+    dtype, precision = of_product
+    layer = _layer_constants(sources)
+    if sources == "held":
+        layer["A_KIND"] = int(Kind.CONSTANT)  # without silent synapses nobody needs an anchor
+    constants = {
+        "WEIGHT_DTYPE": weight, "X_DTYPE": metaplastic.TRITON_DTYPES[dtype], "PRECISION": precision,
+        "HAS_MOMENTUM": False, **layer, "DRIVE": drive, "INSERTS_C": False, "ALIGNED": True,
+        "ALIGNED_ROWS": True, "GROUP": linear.GROUP,
+    }  # fmt: skip
+    return Variant(f"linear-{name}", linear.linear_kernel, constants, 0, None, of_product)
+
+
 def _variants() -> Iterable[Variant]:
     yield from _sgd_variants()
+    yield from _synapse_variants()
+    yield from _linear_variants()
     for name, mode in (("stored", metaplastic.STORED), ("mixed", metaplastic.MIXED)):
         constants = {"SOURCES": mode.value, "TILE": memory.TILE}
         yield Variant(f"gate-{name}", metaplastic.gate_kernel, constants, memory.NUM_WARPS)
@@ -98,7 +185,9 @@ VARIANTS: dict[str, Variant] = {variant.name: variant for variant in _variants()
 def compile_variant(variant: Variant, target: GPUTarget) -> CompiledKernel:
     """Compiles exactly what a launch of the variant would on such a GPU."""
     source = ASTSource(variant.kernel, variant.signature(), variant.constants)
-    options = {"num_warps": variant.num_warps, "enable_fp_fusion": False}
+    options: dict[str, Any] = {"num_warps": variant.num_warps, "enable_fp_fusion": False}
+    if variant.num_stages is not None:
+        options["num_stages"] = variant.num_stages
     return triton.compile(source, target=target, options=options)
 
 
@@ -129,7 +218,7 @@ def _wide(asm: str, operation: str) -> int:
 
 def resources(name: str, target: str) -> Resources:
     """Compiles a variant by name and reads what it needs from the binary."""
-    compiled = compile_variant(VARIANTS[name], TARGETS[target])
+    compiled = compile_variant(VARIANTS[name].at(target), TARGETS[target])
     shared = compiled.metadata.shared
     if target.startswith("cuda"):
         usage = _cuobjdump(compiled.asm["cubin"], "--dump-resource-usage")
@@ -138,13 +227,25 @@ def resources(name: str, target: str) -> Resources:
     else:
         asm = compiled.asm["amdgcn"]
         registers = _find(r"\.vgpr_count:\s+(\d+)", asm)
-        spills = _find(r"\.vgpr_spill_count:\s+(\d+)", asm) + _find(r"\.sgpr_spill_count:\s+(\d+)", asm)
+        spills = _find(r"\.vgpr_spill_count:\s+(\d+)", asm)
         stack = _find(r"\.private_segment_fixed_size:\s+(\d+)", asm)
-    return Resources(name, target, registers, spills, stack, shared, _wide(asm, "load"), _wide(asm, "store"))
+    tensor_core = len(re.findall(r"\bHGMMA\b|\bUTC\w*MMA\b|\bHMMA\b|\bv_mfma_", asm))
+    wide = _wide(asm, "load"), _wide(asm, "store")
+    return Resources(name, target, registers, spills, stack, shared, *wide, tensor_core)
 
 
 def _table(reports: Sequence[Resources]) -> str:
-    head = ("variant", "target", "registers", "spills", "stack", "shared", "wide loads", "wide stores")
+    head = (
+        "variant",
+        "target",
+        "registers",
+        "spills",
+        "stack",
+        "shared",
+        "wide loads",
+        "wide stores",
+        "tensor core",
+    )
     rows = [head, *[tuple(map(str, asdict(r).values())) for r in reports]]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(

@@ -106,7 +106,7 @@ def _computed_tile(source, first, TILE: tl.constexpr):
 
 @triton.jit
 def computed_rows(source, first, KIND: tl.constexpr, ALIGNED: tl.constexpr, WIDTH: tl.constexpr):
-    """float32 [rows, WIDTH]: of a constant or of a random field, those from the elements ``first`` [rows, 1] on.
+    """float32 [rows, WIDTH]: a constant or a random field, in rows from the elements ``first`` [rows, 1] on.
 
     ``source`` is that of source_tile without its kind. ALIGNED promises that the positions in the field are
     multiples of 4.

@@ -1,4 +1,4 @@
-"""The synapses of one layer as the kernels take them, on the host's side: checks, addresses, numbers, sources."""
+"""The synapses of one layer as the kernels take them, on the host: checks, addresses, numbers, sources."""
 
 from collections.abc import Sequence
 

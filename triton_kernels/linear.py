@@ -12,7 +12,6 @@ import triton.language as tl
 from torch import Tensor
 
 from flexkern.fields import Kind
-from flexkern.triton_kernels.arguments import check_tensors
 from flexkern.triton_kernels.layer import (
     NOTHING,
     check_layer,
@@ -37,7 +36,9 @@ NOBODY = tl.constexpr(0)  # no synapse is silent
 RATE = tl.constexpr(1)
 HEBBIAN = tl.constexpr(2)
 IN = tl.constexpr(128)  # columns of a tile: four words
-UNIT = tl.constexpr(8)  # rows and columns come in multiples of it where x and grad_out are read 16 bytes at once
+UNIT = tl.constexpr(
+    8
+)  # rows and columns come in multiples of it where x and grad_out are read 16 bytes at once
 # 32-bit offsets inside a tile reach over 128 rows of the weight, or of x or grad_out.
 LARGEST = 2**24
 
@@ -54,27 +55,27 @@ class Tile(NamedTuple):
 # Tiles by target and arithmetic, chosen ahead of time; what was measured is only registers, stack and shared
 # memory of the compiled kernels (python -m flexkern.triton_kernels.aot), not time.
 #
-# Hopper, 16-bit inputs. A step of a 128 x 128 tile over 64 samples: 2.1 MFLOP, 0.28 us of a multiprocessor's tensor
-# cores at 990 TFLOP/s / 132, and 32 KB from the L2 cache. A tile's state, stored and float32: 16 bytes x 16,384 =
-# 262 KB, 8 us of its share of 4.3 TB/s. So a batch of 1024 (16 steps, 4.5 us) is half as long in the product as in the
-# state, and the state can hide the product only if two programs are on a multiprocessor: 2 x 256 threads at 128
-# registers are its 65,536, and 2 x 96 KB (three steps in flight) fit its 227 KB. The compiled kernel has 115 registers
-# (stored), 128 (procedural), 159 to 170 with silent synapses: those run one program at a time. A tile of 256 x 128
-# would read a quarter less from L2 (for batch 1024, in 9216, out 4096: 0.88 instead of 1.18 GB), but its 128
-# accumulators a thread leave room for one program.
+# Hopper, 16-bit inputs. A step of a 128 x 128 tile over 64 samples: 2.1 MFLOP, 0.28 us of a multiprocessor's
+# tensor cores at 990 TFLOP/s / 132, and 32 KB from the L2 cache. A tile's state, stored and float32: 16 bytes x
+# 16,384 = 262 KB, 8 us of its share of 4.3 TB/s. So a batch of 1024 (16 steps, 4.5 us) is half as long in the
+# product as in the state, and the state can hide the product only if two programs are on a multiprocessor: 2 x
+# 256 threads at 128 registers are its 65,536, and 2 x 96 KB (three steps in flight) fit its 227 KB. The
+# compiled kernel has 115 registers (stored), 128 (procedural), 159 to 170 with silent synapses: those run one
+# program at a time. A tile of 256 x 128 would read a quarter less from L2 (for batch 1024, in 9216, out 4096:
+# 0.88 instead of 1.18 GB), but its 128 accumulators a thread leave room for one program.
 # tf32: 32 samples a step have the same bytes, at half the rate. Hopper's float32 tensor instructions want both
-# operands contiguous along the batch, and x and grad_out are contiguous along the units: Triton still uses wgmma,
-# and transposes on the way to shared memory with 4-byte copies in place of 16-byte ones: 256 copy instructions of a
-# warp for a step instead of 64, where the tensor cores need 490 cycles. At one a cycle they hide; with bank conflicts
-# of four or more they set the pace, at 1000 cycles or more a step.
-# ieee: no tensor cores; 1024 FFMA a thread for 16 samples. 67 TFLOP/s are 12 times under tf32's peak, so the
-# product sets the pace and nothing else matters.
+# operands contiguous along the batch, and x and grad_out are contiguous along the units: Triton still uses
+# wgmma, and transposes on the way to shared memory with 4-byte copies in place of 16-byte ones: 256 copy
+# instructions of a warp for a step instead of 64, where the tensor cores need 490 cycles. At one a cycle they
+# hide; with bank conflicts of four or more they set the pace, at 1000 cycles or more a step.
+# ieee: no tensor cores; 1024 FFMA a thread for 16 samples. 67 TFLOP/s are a 7th of the peak of tf32, so the
+# product sets the pace. With 64 rows, or 16 warps, the compiler did worse: a stack of up to 40 bytes, or slow.
 # Ampere and Blackwell: as Hopper. gfx942 has 64 KB of shared memory: two steps of 32 samples.
 _HALF, _TF32, _IEEE = "half", "tf32", "ieee"
 TILES = {
     "cuda": {_HALF: Tile(128, 64, 8, 3), _TF32: Tile(128, 32, 8, 3), _IEEE: Tile(128, 16, 8, 3)},
     "hip": {_HALF: Tile(128, 32, 8, 2), _TF32: Tile(128, 16, 8, 2), _IEEE: Tile(128, 16, 8, 2)},
-    "interpreter": dict.fromkeys((_HALF, _TF32, _IEEE), Tile(16, 16, 1, 1)),
+    "interpreter": dict.fromkeys((_HALF, _TF32, _IEEE), Tile(64, 16, 1, 1)),
 }
 GROUP = 8  # rows of tiles in a group: 8 x 128 rows of grad_out and 132 / 8 tiles of x are in use at a time
 
@@ -109,7 +110,7 @@ def _product(
     OUT: tl.constexpr,
     BATCH: tl.constexpr,
 ):
-    """float32 [OUT, IN]: a tile of left^T right, left [batch, rows] and right [batch, columns], in ``steps``."""
+    """float32 [OUT, IN]: a tile of left^T right, of left [batch, rows] and right [batch, columns]."""
     b = tl.arange(0, BATCH)[:, None]
     out_lane, in_lane = tl.arange(0, OUT)[None, :], tl.arange(0, IN)[None, :]
     # Offsets of 32 bits, which save registers: that is why the host limits the number of units.
@@ -177,7 +178,9 @@ def _tile(part, position, OUT: tl.constexpr):
 @triton.jit
 def _words(silent, tile, columns):
     """Pointers to the words of a tile."""
-    return silent.to(tl.int64).to(tl.pointer_type(tl.uint32)) + (tile[2] * ((columns + 31) // 32) + tile[3] // 32)
+    return silent.to(tl.int64).to(tl.pointer_type(tl.uint32)) + (
+        tile[2] * ((columns + 31) // 32) + tile[3] // 32
+    )
 
 
 @triton.jit
@@ -192,7 +195,9 @@ def _drive(c, part, position, silent, threshold, insertion, INSERTS_C: tl.conste
     tile = _tile(part, position, OUT)
     anchor_address, eta = insertion
     theta = load_theta(tile[2], tile[4] != 0, threshold)
-    return drive(c, theta, _load_silent(silent, tile, position[3]), tile, anchor_address, eta, INSERTS_C, ALIGNED)
+    return drive(
+        c, theta, _load_silent(silent, tile, position[3]), tile, anchor_address, eta, INSERTS_C, ALIGNED
+    )
 
 
 @triton.jit
@@ -242,8 +247,9 @@ def _step(
 @triton.jit(
     do_not_specialize=[
         "weight", "master", "momentum", "alpha", "silent", "counts", "x", "grad_out", "pre", "post",
-        "batch", "row_units", "column_units", "inverse_batch", "threshold", "threshold_address", "threshold_step",
-        "eta", "prune", "lr", "lr_address", "scale", "scale_address", "weight_decay", "momentum_factor",
+        "batch", "row_units", "column_units", "inverse_batch",
+        "threshold", "threshold_address", "threshold_step", "eta",
+        "prune", "lr", "lr_address", "scale", "scale_address", "weight_decay", "momentum_factor",
         "grad_share", "sign", "nesterov", "skip_nonfinite",
         "a_address", "a_seed", "a_stream", "a_offset", "a_purpose", "a_p0", "a_p1",
         "f_address", "f_seed", "f_stream", "f_offset", "f_purpose", "f_p0", "f_p1",
@@ -368,7 +374,8 @@ def linear_kernel(
                    tl.full((), f_p0, tl.float32), tl.full((), f_p1, tl.float32))  # fmt: skip
     step_scale = number(scale, scale_address)
     state = (weight, master, momentum, alpha, silent, counts)
-    # A loop in which the parts move up, as registers cannot be indexed: unrolled it would be eight times the code.
+    # A loop in which the parts move up, as registers cannot be indexed: unrolled it would be eight times the
+    # code.
     g0, g1, g2, g3, g4, g5, g6, g7 = _parts(gradient)
     for part in tl.range(0, 8, num_stages=1, disable_licm=True):
         _step(g0, d0, part, position, state, step_scale, rule, anchor, flexibility, prune,
@@ -444,8 +451,8 @@ def linear_step_(
 ) -> Tensor:
     """The Triton implementation of ``flexkern::linear_step_``: one launch, which nothing waits for.
 
-    For the Hebbian rule the activities of x and post are two small launches more: their tiles then go from memory
-    to the tensor cores like those of the gradient's product.
+    For the Hebbian rule the activities of x and post are two small launches more: their tiles then go from
+    memory to the tensor cores like those of the gradient's product.
 
     Returns:
         int32 [2, out]: for each postsynaptic unit, how many synapses were converted and how many pruned.
@@ -453,12 +460,14 @@ def linear_step_(
     Raises:
         TypeError, ValueError: if the tensors do not fit together; nothing has been changed then.
     """
-    check_layer(weight, anchor, flexibility, alpha, sources, parameters, momentum_buffer, master, silent, hebbian,
-                [x, grad_out, *drive])  # fmt: skip
+    state = (weight, anchor, flexibility, alpha, sources, parameters, momentum_buffer, master, silent)
+    check_layer(*state, hebbian, [x, grad_out, *drive])
     rows, columns = weight.shape
     how = NOBODY if not silent else HEBBIAN if len(drive) == 1 else RATE
     batches = [x, grad_out, *drive] if how is HEBBIAN else [x, grad_out]
-    _check_batch(batches, ("x", "grad_out", "post")[: len(batches)], (columns, rows, rows)[: len(batches)], weight)
+    _check_batch(
+        batches, ("x", "grad_out", "post")[: len(batches)], (columns, rows, rows)[: len(batches)], weight
+    )
     pre = post = None
     if how is RATE:
         pre, post = drive
@@ -491,7 +500,8 @@ def linear_step_(
             rows // UNIT.value if aligned_rows else rows, columns // UNIT.value if aligned else columns,
             1.0 / len(x) if len(x) else math.nan, *theta, float(eta), float(prune), *rule, *a[1:], *f[1:],
             TRITON_DTYPES[weight.dtype], TRITON_DTYPES[x.dtype], precision, bool(momentum_buffer),
-            bool(alpha), a[0], f[0], how.value, bool(silent) and hebbian, aligned, aligned_rows, tile.out, tile.batch,
-            GROUP, num_warps=tile.num_warps, num_stages=tile.num_stages, enable_fp_fusion=False,
+            bool(alpha), a[0], f[0], how.value, bool(silent) and hebbian, aligned, aligned_rows,
+            tile.out, tile.batch, GROUP,
+            num_warps=tile.num_warps, num_stages=tile.num_stages, enable_fp_fusion=False,
         )  # fmt: skip
     return counts

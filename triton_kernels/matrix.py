@@ -1,8 +1,8 @@
 """A tile of a weight matrix: T words of the silent mask (DESIGN 1.3) and the 32 synapses of each.
 
-A tile is ``(first, offsets, rows, columns, inside)``: the index of an element of the matrix, int64; for each word,
-how far after it its first synapse lies, int32 [T, 1], and the row and the column of that synapse, [T]; and which
-of its 32 synapses exist, uint32 [T]. A row's last word may reach past its end.
+A tile is ``(first, offsets, rows, columns, inside)``: the index of an element of the matrix, int64; for each
+word, how far after it its first synapse lies, int32 [T, 1], and the row and the column of that synapse, [T];
+and which of its 32 synapses exist, uint32 [T]. A row's last word may reach past its end.
 """
 
 # ruff: noqa: ANN001, ANN201, ANN202, RUF100, SIM300 - device functions: Triton infers the types of arguments
@@ -74,9 +74,10 @@ def existing(column, columns, row_exists):
 def _access(address, tile, words, DTYPE: tl.constexpr, ALIGNED: tl.constexpr):
     """Pointers to a tile's elements, and which are accessed: those of ``words``, which :func:`groups` made."""
     first, offsets = tile[0], tile[1]
-    mask = lanes(words)
+    lane = tl.arange(0, 32)
     if ALIGNED:
-        mask = tl.max_constancy(mask, [1, 4])
+        lane = lane // 4 * 4  # the first of four answers for all, so that Triton sees that their mask is one
+    mask = ((words[:, None] >> lane.to(tl.uint32)[None, :]) & 1) != 0
     return typed(address, DTYPE, ALIGNED) + first + (offsets + tl.arange(0, 32)[None, :]), mask
 
 
@@ -111,8 +112,8 @@ def source_synapses(source, tile, words, KIND: tl.constexpr, ALIGNED: tl.constex
     """float32 [T, 32]: the anchors or flexibilities of a tile.
 
     ``source`` is (address, seed, stream, offset, purpose, p0, p1), as in :func:`field.source_tile`. KIND is a
-    constexpr, as code for all kinds would be several times as long. Of a stored source those outside ``words`` are
-    not read.
+    constexpr, as code for all kinds would be several times as long. Of a stored source those outside ``words``
+    are not read.
     """
     if KIND == STORED:
         values = load_synapses(source[0], tile, words, tl.float32, ALIGNED)

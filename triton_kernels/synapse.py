@@ -98,8 +98,8 @@ def step_tile(
 ):
     """Steps the functional synapses of a tile with the gradient ``grad`` [T, 32], converts and prunes.
 
-    ``silent`` and ``driven`` are words; ``touched``, from :func:`matrix.groups`, are the functional and the driven
-    ones with what is accessed with them: silent synapses among these are written back as they were.
+    ``silent`` and ``driven`` are words; ``touched``, from :func:`matrix.groups`, are the functional and the
+    driven ones with what is accessed with them: silent synapses among these are written back as they were.
     ``addresses`` are those of weight, master, momentum and alpha, and pointers to the tile's words and to the
     counts of its rows; the counts of what was pruned follow ``all_rows`` later.
     """
@@ -113,7 +113,7 @@ def step_tile(
     if HELD:
         alpha = load_synapses(alpha_address, tile, touched, tl.float32, ALIGNED)
         a = weight
-        if SILENT:  # only what is inserted needs an anchor
+        if SILENT:  # noqa: SIM102 - a constexpr; only what is inserted needs an anchor
             if tl.max(driven, axis=0) != 0:
                 a = source_synapses(anchor, tile, groups(driven, ALIGNED), A_KIND, ALIGNED)
     else:
@@ -255,8 +255,9 @@ def synapse_kernel(
               tl.full((), a_p0, tl.float32), tl.full((), a_p1, tl.float32))  # fmt: skip
     flexibility = (f_address, f_seed, f_stream, f_offset, f_purpose,
                    tl.full((), f_p0, tl.float32), tl.full((), f_p1, tl.float32))  # fmt: skip
-    step_tile(tile, gradients, was_silent, driven, touched, addresses, number(scale, scale_address), rule, anchor,
-              flexibility, prune, rows, WEIGHT_DTYPE, HAS_MOMENTUM, HELD, A_KIND, F_KIND, True, ALIGNED)  # fmt: skip
+    step_scale = number(scale, scale_address)
+    step_tile(tile, gradients, was_silent, driven, touched, addresses, step_scale, rule, anchor, flexibility,
+              prune, rows, WEIGHT_DTYPE, HAS_MOMENTUM, HELD, A_KIND, F_KIND, True, ALIGNED)  # fmt: skip
 
 
 # --------------------------------------------------------------------------- the host's side

@@ -16,9 +16,11 @@ from triton.runtime import jit
 from flexkern import Field
 from flexkern.fields import Kind
 from flexkern.ops.field import FILL
+from flexkern.ops.linear import LINEAR
 from flexkern.ops.mask import PACK, UNPACK
 from flexkern.ops.metaplastic import GATE, SGD
-from flexkern.triton_kernels import aot
+from flexkern.ops.synapse import SYNAPSE
+from flexkern.triton_kernels import aot, mask
 
 recorded: list[tuple[Any, tuple, dict[str, Any]]] = []
 
@@ -34,15 +36,21 @@ def compiled_for(kernel: Any, args: tuple, options: dict[str, Any]) -> str:
     bound, specialization, rest = binder(*args, **options)
     constants = {p.name: bound[p.name] for p in kernel.params if p.is_constexpr}
     types = {p.name: kind for p, (kind, *_) in zip(kernel.params, specialization, strict=True)}
-    attributes = [key for _, key in specialization if isinstance(key, str) and key]
+    attributes = [
+        key for p, (_, key) in zip(kernel.params, specialization, strict=True)
+        if isinstance(key, str) and key and not p.is_constexpr
+    ]  # fmt: skip
     return repr((kernel.__name__, types, constants, attributes, sorted(rest.items())))
 
 
 def expected_for(variant: aot.Variant) -> str:
-    options = {"num_warps": variant.num_warps}
-    if "TILE" in variant.constants:
+    options: dict[str, Any] = {"num_warps": variant.num_warps}
+    if variant.num_stages is not None:
+        options["num_stages"] = variant.num_stages
+    if variant.kernel not in (mask.pack_kernel, mask.unpack_kernel):  # these compute with integers
         options["enable_fp_fusion"] = False
-    return repr((variant.kernel.__name__, variant.signature(), variant.constants, [], sorted(options.items())))
+    constants = {p.name: variant.constants[p.name] for p in variant.kernel.params if p.is_constexpr}
+    return repr((variant.kernel.__name__, variant.signature(), constants, [], sorted(options.items())))
 
 
 def step_all() -> None:
@@ -83,11 +91,71 @@ def fill_pack_and_gate() -> None:
         UNPACK.on("triton")(PACK.on("triton")(mask), columns)
 
 
+def step_layers() -> None:
+    """What aot.py has of the passes over a layer, with numbers and sizes that Triton likes to specialise on."""
+    for (rows, columns), number in itertools.product(((1, 16), (16, 16), (136, 264)), (0.0, 1.0, 0.3)):
+        step_layer(rows, columns, number)
+
+
+def step_layer(rows: int, columns: int, number: float) -> None:
+    uniform, normal = Field.uniform(1).source(), Field.normal(2**64 - 1, offset=2**40).source()
+    mixed = ([], [], [], normal[0] + uniform[0], normal[1] + uniform[1])
+    bf16, fp16, fp32 = torch.bfloat16, torch.float16, torch.float32
+    shape = (rows, columns)
+    one = [torch.ones(shape) for _ in range(4)]
+    stored = ([one[0]], [one[1]], [], [], [])
+    held = ([one[0]], [], [one[1]], [0] * 5 + [1, 0, 0, 0, 0], [0.0, 0.0, 1.0, 0.0])
+    words = torch.zeros((rows, -(-columns // 32)), dtype=torch.int32)
+    units = [torch.ones(columns), torch.ones(rows)]
+    c = [torch.ones(shape)]
+    tensor = torch.ones(1) if number == 1 else None
+    theta = torch.ones(rows) if number == 0 else None
+    rest = (number, tensor, number, tensor, number, number, 0.0, number == 1, number == 0, number == 1)
+
+    def synapse(dtype: Any, state: Any, drive: Any, momentum: bool = False, hebbian: bool = False) -> None:
+        SYNAPSE.on("triton")(
+            torch.zeros(shape, dtype=dtype), torch.ones(shape, dtype=dtype), *state, [one[2]] * momentum,
+            [one[3]] * (dtype is not fp32), [words], drive, number, theta, hebbian, number, number, *rest,
+        )  # fmt: skip
+
+    for dtype, state, drive in itertools.product((fp32, bf16), (stored, mixed), (units, c)):
+        synapse(dtype, state, drive)
+    synapse(fp32, held, units)
+    synapse(fp32, stored, units, momentum=True)
+    synapse(bf16, stored, c, hebbian=True)
+    odd = torch.zeros(rows, 37), torch.ones(rows, 37)
+    SYNAPSE.on("triton")(
+        *odd, *mixed, [], [], [torch.zeros(rows, 2, dtype=torch.int32)], [torch.ones(37), units[1]], number,
+        theta, False, number, number, *rest,
+    )  # fmt: skip
+    if rows % 8:
+        return
+
+    def linear(dtype: Any, state: Any, drive: Any, weight: Any = fp32) -> None:
+        batch = 0 if number == 0 else 16
+        x, post = torch.ones(batch, columns, dtype=dtype), [torch.ones(batch, rows, dtype=dtype)]
+        drives = {None: [], "hebbian": post, "rate": units}[drive]
+        LINEAR.on("triton")(
+            torch.zeros(shape, dtype=weight), x, torch.ones(batch, rows, dtype=dtype), *state, [],
+            [one[3]] * (weight is not fp32), [words] if drive else [], drives, number, theta, False, number,
+            number, *rest,
+        )  # fmt: skip
+
+    for precision in ("ieee", "tf32"):
+        torch.backends.cuda.matmul.fp32_precision = precision
+        for dtype, state, drive in itertools.product((fp32, bf16, fp16), (stored, mixed), (None, "hebbian")):
+            linear(dtype, state, drive)
+    linear(bf16, stored, "rate")
+    linear(bf16, held, None)
+    linear(bf16, stored, None, weight=bf16)
+
+
 def main() -> None:
     jit.JITFunction.run = record
     step_all()
     fill_pack_and_gate()
-    registry = {expected_for(variant): name for name, variant in aot.VARIANTS.items()}
+    step_layers()
+    registry = {expected_for(variant.at("cuda:90")): name for name, variant in aot.VARIANTS.items()}
     calls = [compiled_for(*launch) for launch in recorded]
     report = {
         "launches": len(calls),

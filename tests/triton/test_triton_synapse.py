@@ -1,4 +1,4 @@
-"""One pass over a layer's synapses in Triton against the float64 judge: update, mask, inserted weights, counts."""
+"""One pass over a layer's synapses in Triton against the float64 judge: update, mask, weights, counts."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import torch
 
 pytest.importorskip("triton")
 
+from layer_judge import Layer, check_layer, eighths, make_layer, step_arguments
 from torch import Tensor
 
 import judge
 from flexkern import Field, ops, reference
 from flexkern.ops.synapse import SYNAPSE
 from judge import Rule, same_bits
-from layer_judge import Layer, check_layer, eighths, make_layer, step_arguments
 
 # Masked lanes hold 0 / 0 in the interpreter.
 pytestmark = [
@@ -115,8 +115,17 @@ def test_a_held_gate(insert: str, device: torch.device) -> None:
     check_layer(before, after, result, c, THETA, Rule(), insert=insert, alpha=(alpha.double(), 0.0))
 
 
-ANCHORS = {"stored": None, "normal": Field.normal(2**64 - 1, 5, std=0.5), "shard": Field.normal(5, offset=2**33 + 3)}
-FLEXIBILITIES = {"stored": None, "number": 0.3, "uniform": Field.uniform(7, 2), "low": Field.biased_low(8, offset=2)}
+ANCHORS = {
+    "stored": None,
+    "normal": Field.normal(2**64 - 1, 5, std=0.5),
+    "shard": Field.normal(5, offset=2**33 + 3),
+}
+FLEXIBILITIES = {
+    "stored": None,
+    "number": 0.3,
+    "uniform": Field.uniform(7, 2),
+    "low": Field.biased_low(8, offset=2),
+}
 
 
 @pytest.mark.parametrize("anchor", ANCHORS)
@@ -155,7 +164,9 @@ def test_untouched_synapses_keep_every_bit(columns: int, dtype: torch.dtype, dev
     """Whatever stands in their weight, master and momentum, and whatever their gradient is."""
     layer = make_layer((5, columns), 6, dtype)
     x, nan = layer.inputs, float("nan")
-    poison = {name: getattr(x, name).masked_fill(layer.silent, nan) for name in ("weight", "master", "buffer", "grad")}
+    poison = {
+        name: getattr(x, name).masked_fill(layer.silent, nan) for name in ("weight", "master", "buffer", "grad")
+    }
     layer = layer._replace(inputs=x._replace(**poison))
     after = layer.copy(device)
     arguments, c = drives("rate", (5, columns), device)
@@ -198,13 +209,13 @@ def test_empty_layers(device: torch.device) -> None:
 def test_operands_that_do_not_fit(device: torch.device) -> None:
     x = make_layer((2, 3), 1).copy(device)
     i = x.inputs
-    names = ("weight grad anchor flexibility alpha sources parameters momentum_buffer master silent drive threshold "
-             "threshold_tensor hebbian eta prune lr lr_tensor scale scale_tensor weight_decay momentum dampening "
-             "nesterov maximize skip_nonfinite").split()  # fmt: skip
+    names = [a.name for a in SYNAPSE.on("triton")._schema.arguments]
     units = [torch.ones(3, device=device), torch.ones(2, device=device)]
-    good = dict(zip(names, [i.weight, i.grad, [i.anchor], [i.flexibility], [], [], [], [], [], [x.words], units, 0.1,
-                            None, False, 1.0, 0.0, 0.1, None, 1.0, None, 0.0, 0.0, 0.0, False, False, True],
-                    strict=True))  # fmt: skip
+    values = [
+        i.weight, i.grad, [i.anchor], [i.flexibility], [], [], [], [], [], [x.words], units, 0.1, None,
+        False, 1.0, 0.0, 0.1, None, 1.0, None, 0.0, 0.0, 0.0, False, False, True,
+    ]  # fmt: skip
+    good = dict(zip(names, values, strict=True))
     before = i.weight.clone()
     for changes, message in (
         ({"weight": i.weight.double()}, "weight must be one of"),
