@@ -22,9 +22,8 @@ from flexkern.backends import LIBRARY_DIR
 from flexkern.fields import Kind
 
 sys.path.insert(0, str(Path(__file__).parent / "ops"))
-from children import run_python
-
 import judge
+from children import run_python
 
 status = flexkern.backends()["cpu"]
 pytestmark = pytest.mark.skipif(not status.available, reason=status.reason)

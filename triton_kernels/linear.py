@@ -4,7 +4,6 @@
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 import triton
@@ -23,143 +22,29 @@ from flexkern.triton_kernels.layer import (
     threshold_arguments,
 )
 from flexkern.triton_kernels.matrix import existing, groups, load_synapses, load_units
-from flexkern.triton_kernels.memory import ALIGNMENT, to_float32, typed
+from flexkern.triton_kernels.memory import ALIGNMENT
 from flexkern.triton_kernels.metaplastic import TRITON_DTYPES
+from flexkern.triton_kernels.product import (
+    GROUP,
+    IEEE,
+    IN,
+    INTERPRETED,
+    LARGEST,
+    TF32,
+    UNIT,
+    parts,
+    product,
+    tile_for,
+)
 from flexkern.triton_kernels.synapse import activity, drive, load_theta, step_tile
 from flexkern.triton_kernels.update import number
 
-__all__ = ["Tile", "linear_step_", "tile_for"]
+__all__ = ["linear_step_"]
 
-INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
 # What drives silent synapses, a constexpr of the kernel.
 NOBODY = tl.constexpr(0)  # no synapse is silent
 RATE = tl.constexpr(1)
 HEBBIAN = tl.constexpr(2)
-IN = tl.constexpr(128)  # columns of a tile: four words
-UNIT = tl.constexpr(
-    8
-)  # rows and columns come in multiples of it where x and grad_out are read 16 bytes at once
-# 32-bit offsets inside a tile reach over 128 rows of the weight, or of x or grad_out.
-LARGEST = 2**24
-
-
-class Tile(NamedTuple):
-    """How a product is cut: OUT x 128 weights a program, BATCH samples a step, and the compiler's options."""
-
-    out: int
-    batch: int
-    num_warps: int
-    num_stages: int
-
-
-# Tiles by target and arithmetic, chosen ahead of time; what was measured is only registers, stack and shared
-# memory of the compiled kernels (python -m flexkern.triton_kernels.aot), not time.
-#
-# Hopper, 16-bit inputs. A step of a 128 x 128 tile over 64 samples: 2.1 MFLOP, 0.28 us of a multiprocessor's
-# tensor cores at 990 TFLOP/s / 132, and 32 KB from the L2 cache. A tile's state, stored and float32: 16 bytes x
-# 16,384 = 262 KB, 8 us of its share of 4.3 TB/s. So a batch of 1024 (16 steps, 4.5 us) is half as long in the
-# product as in the state, and the state can hide the product only if two programs are on a multiprocessor: 2 x
-# 256 threads at 128 registers are its 65,536, and 2 x 96 KB (three steps in flight) fit its 227 KB. The
-# compiled kernel has 115 registers (stored), 128 (procedural), 159 to 170 with silent synapses: those run one
-# program at a time. A tile of 256 x 128 would read a quarter less from L2 (for batch 1024, in 9216, out 4096:
-# 0.88 instead of 1.18 GB), but its 128 accumulators a thread leave room for one program.
-# tf32: 32 samples a step have the same bytes, at half the rate. Hopper's float32 tensor instructions want both
-# operands contiguous along the batch, and x and grad_out are contiguous along the units: Triton still uses
-# wgmma, and transposes on the way to shared memory with 4-byte copies in place of 16-byte ones: 256 copy
-# instructions of a warp for a step instead of 64, where the tensor cores need 490 cycles. At one a cycle they
-# hide; with bank conflicts of four or more they set the pace, at 1000 cycles or more a step.
-# ieee: no tensor cores; 1024 FFMA a thread for 16 samples. 67 TFLOP/s are a 7th of the peak of tf32, so the
-# product sets the pace. With 64 rows, or 16 warps, the compiler did worse: a stack of up to 40 bytes, or slow.
-# Ampere and Blackwell: as Hopper. gfx942 has 64 KB of shared memory: two steps of 32 samples.
-_HALF, _TF32, _IEEE = "half", "tf32", "ieee"
-TILES = {
-    "cuda": {_HALF: Tile(128, 64, 8, 3), _TF32: Tile(128, 32, 8, 3), _IEEE: Tile(128, 16, 8, 3)},
-    "hip": {_HALF: Tile(128, 32, 8, 2), _TF32: Tile(128, 16, 8, 2), _IEEE: Tile(128, 16, 8, 2)},
-    "interpreter": dict.fromkeys((_HALF, _TF32, _IEEE), Tile(64, 16, 1, 1)),
-}
-GROUP = 8  # rows of tiles in a group: 8 x 128 rows of grad_out and 132 / 8 tiles of x are in use at a time
-
-
-def tile_for(target: str, dtype: torch.dtype, precision: str) -> Tile:
-    """The tile of a product of ``dtype`` on ``target``: "cuda", "hip" or "interpreter"."""
-    return TILES[target][precision if dtype is torch.float32 else _HALF]
-
-
-@triton.jit
-def _batch_pointer(address, DTYPE: tl.constexpr, ALIGNED: tl.constexpr):
-    pointer = typed(address, DTYPE, False)
-    if not INTERPRETED:  # nothing may come between a load and the tensor cores, which read shared memory
-        pointer = address.to(tl.pointer_type(DTYPE))
-    return tl.multiple_of(pointer, 16) if ALIGNED else pointer
-
-
-@triton.jit
-def _product(
-    left,
-    right,
-    steps,
-    batch,
-    row,
-    column,
-    rows,
-    columns,
-    DTYPE: tl.constexpr,
-    PRECISION: tl.constexpr,
-    ALIGNED_ROWS: tl.constexpr,
-    ALIGNED: tl.constexpr,
-    OUT: tl.constexpr,
-    BATCH: tl.constexpr,
-):
-    """float32 [OUT, IN]: a tile of left^T right, of left [batch, rows] and right [batch, columns]."""
-    b = tl.arange(0, BATCH)[:, None]
-    out_lane, in_lane = tl.arange(0, OUT)[None, :], tl.arange(0, IN)[None, :]
-    # Offsets of 32 bits, which save registers: that is why the host limits the number of units.
-    left_pointers = _batch_pointer(left, DTYPE, ALIGNED_ROWS) + row + (b * rows.to(tl.int32) + out_lane)
-    right_pointers = _batch_pointer(right, DTYPE, ALIGNED) + column + (b * columns.to(tl.int32) + in_lane)
-    left_exists = out_lane < rows - row
-    right_exists = in_lane < columns - column
-    total = tl.zeros((OUT, IN), tl.float32)
-    for step in tl.range(0, steps):
-        present = b < batch - step * BATCH
-        a = tl.load(left_pointers, mask=present & left_exists, other=0)
-        c = tl.load(right_pointers, mask=present & right_exists, other=0)
-        if INTERPRETED:  # it multiplies the bits of bfloat16 as integers
-            a, c = to_float32(a, DTYPE), to_float32(c, DTYPE)
-        total = tl.dot(tl.trans(a), c, total, input_precision=PRECISION)
-        left_pointers += BATCH * rows
-        right_pointers += BATCH * columns
-    return total
-
-
-@triton.jit
-def _halves(x):
-    """The left and the right half of a matrix."""
-    return tl.split(tl.permute(tl.reshape(x, (x.shape[0], 2, x.shape[1] // 2)), (0, 2, 1)))
-
-
-@triton.jit
-def _rows(x):
-    """The first and the second eight of each sixteen rows of a matrix."""
-    ROWS: tl.constexpr = x.shape[0] // 2
-    first, second = tl.split(tl.permute(tl.reshape(x, (ROWS // 8, 2, 8, x.shape[1])), (0, 2, 3, 1)))
-    return tl.reshape(first, (ROWS, x.shape[1])), tl.reshape(second, (ROWS, x.shape[1]))
-
-
-@triton.jit
-def _parts(x):
-    """The eight parts of a tile [OUT, 128]: [OUT // 2, 32], a word a row.
-
-    They are cut where a thread's registers in the layout of the tensor cores can be cut, so nothing moves. The
-    state of a part takes half of the registers that a part of all rows would.
-    """
-    left, right = _halves(x)
-    q0, q1 = _halves(left)
-    q2, q3 = _halves(right)
-    p0, p1 = _rows(q0)
-    p2, p3 = _rows(q1)
-    p4, p5 = _rows(q2)
-    p6, p7 = _rows(q3)
-    return p0, p1, p2, p3, p4, p5, p6, p7
 
 
 @triton.jit
@@ -349,9 +234,9 @@ def linear_kernel(
                 words = _load_silent(silent, _tile(part, position, OUT), columns)
                 some = tl.maximum(some, tl.max((words != 0).to(tl.int32), axis=0))
             # Without silent synapses the product has no steps, and its 0 drives nobody.
-            c = _product(post, pre, steps * some, batch, row, column, rows, columns, X_DTYPE, PRECISION,
+            c = product(post, pre, steps * some, batch, row, column, rows, columns, X_DTYPE, PRECISION,
                          ALIGNED_ROWS, ALIGNED, OUT, BATCH)  # fmt: skip
-            c0, c1, c2, c3, c4, c5, c6, c7 = _parts(c * inverse_batch)
+            c0, c1, c2, c3, c4, c5, c6, c7 = parts(c * inverse_batch)
             for part in tl.range(0, 8, num_stages=1, disable_licm=True):
                 d = _drive(c0, part, position, silent, theta, insertion, INSERTS_C, ALIGNED, OUT)
                 c0, c1, c2, c3, c4, c5, c6 = c1, c2, c3, c4, c5, c6, c7
@@ -362,7 +247,7 @@ def linear_kernel(
                 d = _drive(c0, part, position, silent, theta, insertion, INSERTS_C, ALIGNED, OUT)
                 d0, d1, d2, d3, d4, d5, d6, d7 = d1, d2, d3, d4, d5, d6, d7, d
 
-    gradient = _product(grad_out, x, steps, batch, row, column, rows, columns, X_DTYPE, PRECISION, ALIGNED_ROWS,
+    gradient = product(grad_out, x, steps, batch, row, column, rows, columns, X_DTYPE, PRECISION, ALIGNED_ROWS,
                         ALIGNED, OUT, BATCH)  # fmt: skip
     rule = (
         number(lr, lr_address), tl.full((), weight_decay, tl.float32), tl.full((), momentum_factor, tl.float32),
@@ -376,7 +261,7 @@ def linear_kernel(
     state = (weight, master, momentum, alpha, silent, counts)
     # A loop in which the parts move up, as registers cannot be indexed: unrolled it would be eight times the
     # code.
-    g0, g1, g2, g3, g4, g5, g6, g7 = _parts(gradient)
+    g0, g1, g2, g3, g4, g5, g6, g7 = parts(gradient)
     for part in tl.range(0, 8, num_stages=1, disable_licm=True):
         _step(g0, d0, part, position, state, step_scale, rule, anchor, flexibility, prune,
               WEIGHT_DTYPE, HAS_MOMENTUM, HELD, A_KIND, F_KIND, SILENT, ALIGNED, OUT)  # fmt: skip
@@ -395,8 +280,8 @@ def _target() -> str:
 
 def _precision(dtype: torch.dtype) -> str:
     """How float32 is multiplied: as torch would, which is "none" (its default, ieee), "ieee" or "tf32"."""
-    tf32 = dtype is torch.float32 and torch.backends.cuda.matmul.fp32_precision == _TF32
-    return _TF32 if tf32 else _IEEE
+    tf32 = dtype is torch.float32 and torch.backends.cuda.matmul.fp32_precision == TF32
+    return TF32 if tf32 else IEEE
 
 
 def _check_batch(tensors: Sequence[Tensor], names: Sequence[str], units: Sequence[int], weight: Tensor) -> None:

@@ -1,17 +1,13 @@
-"""Fixtures of the operator tests. Importing this makes the helper module ``judge`` importable."""
+"""Fixtures of the operator tests."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
 
 import flexkern
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture(params=["reference", "cpu"])

@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from arguments import SHAPE, gated, refuses, step_arguments
 from torch import Tensor
 
+from arguments import SHAPE, gated, refuses, step_arguments
 from flexkern import Field, ops
 from judge import make_inputs
 

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from test_gpu import GPU_FACTOR, gpu_backend, kernel_launches
+from torch import Tensor
+
+import flexkern
+from flexkern import Field, Purpose, ops
+from judge import Rule, same_bits
 from judge_layer import (
     RULES,
     Batch,
@@ -23,12 +29,6 @@ from judge_layer import (
     same_state,
     step_layer,
 )
-from test_gpu import GPU_FACTOR, gpu_backend, kernel_launches
-from torch import Tensor
-
-import flexkern
-from flexkern import Field, Purpose, ops
-from judge import Rule, same_bits
 
 __all__ = ["gpu_backend"]
 pytestmark = pytest.mark.gpu

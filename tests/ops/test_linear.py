@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import judge_layer
 import pytest
 import torch
+from torch import Tensor
+
+import flexkern
+import judge
+import judge_layer
 from arguments import LAYOUTS, count_around, lay_out
+from flexkern import Field, ops
+from judge import Rule, same_bits
 from judge_layer import (
     LOW,
     RULES,
@@ -28,12 +34,6 @@ from judge_layer import (
     same_state,
     step_layer,
 )
-from torch import Tensor
-
-import flexkern
-import judge
-from flexkern import Field, ops
-from judge import Rule, same_bits
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -6,9 +6,9 @@ import re
 
 import pytest
 import torch
-from children import run_python
 
 import flexkern
+from children import run_python
 
 pytestmark = [
     pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="MKL's log of its calls is what is read"),

@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from arguments import SHAPE, gated, refuses, step_arguments
 from torch import Tensor
 
 import judge
+from arguments import SHAPE, gated, refuses, step_arguments
 from flexkern import ops
 from judge import make_inputs, same_bits
 

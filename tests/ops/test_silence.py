@@ -6,7 +6,12 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
+
+import flexkern
 from arguments import lay_out
+from flexkern import Field, ops
+from judge import Rule, same_bits
 from judge_layer import (
     LOW,
     RULES,
@@ -21,11 +26,6 @@ from judge_layer import (
     same_state,
     step_layer,
 )
-from torch import Tensor
-
-import flexkern
-from flexkern import Field, ops
-from judge import Rule, same_bits
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import itertools
 
-import judge_layer
 import pytest
 import torch
+from torch import Tensor
+
+import judge_layer
 from arguments import LAYOUTS, count_around, lay_out
+from flexkern import Field, Purpose, ops, reference
+from judge import Rule, same_bits
 from judge_layer import (
     LOW,
     RULES,
@@ -23,10 +27,6 @@ from judge_layer import (
     same_state,
     step_layer,
 )
-from torch import Tensor
-
-from flexkern import Field, Purpose, ops, reference
-from judge import Rule, same_bits
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

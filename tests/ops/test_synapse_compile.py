@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
-from arguments import Arguments, linear_arguments, synapse_arguments
-from judge_layer import Layer, eighths, make_batch, make_layer
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import flexkern
+from arguments import Arguments, linear_arguments, synapse_arguments
 from flexkern import Field, ops
 from flexkern.fields import Kind
 from flexkern.ops.linear import LINEAR
 from flexkern.ops.synapse import SYNAPSE
 from judge import same_bits
+from judge_layer import Layer, eighths, make_batch, make_layer
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 

@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from arguments import SHAPE, Arguments, linear_arguments, refuses, synapse_arguments
 from torch import Tensor
 
+from arguments import SHAPE, Arguments, linear_arguments, refuses, synapse_arguments
 from flexkern import BackendError, Field, backends, ops, use_backend
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -6,6 +6,9 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
+
+from judge import Rule, same_bits
 from judge_layer import (
     RULES,
     Batch,
@@ -20,9 +23,6 @@ from judge_layer import (
     same_state,
     step_layer,
 )
-from torch import Tensor
-
-from judge import Rule, same_bits
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

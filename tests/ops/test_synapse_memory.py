@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from arguments import SHAPE, Arguments, linear_arguments, refuses, synapse_arguments
-from judge_layer import Opening, clone, eighths, make_layer, same_state, step_layer
 from torch import Tensor
 
+from arguments import SHAPE, Arguments, linear_arguments, refuses, synapse_arguments
 from flexkern import ops
 from judge import Rule, same_bits
+from judge_layer import Opening, clone, eighths, make_layer, same_state, step_layer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -15,6 +15,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from torch import Tensor
+
+import flexkern
+from flexkern import Field, ops, reference
+from judge import Rule
 from judge_layer import (
     LOW,
     Batch,
@@ -32,11 +37,6 @@ from judge_layer import (
     materialized,
     step_layer,
 )
-from torch import Tensor
-
-import flexkern
-from flexkern import Field, ops, reference
-from judge import Rule
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

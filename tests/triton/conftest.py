@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 import flexkern
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "ops"))  # the float64 judge
 
 
 @pytest.fixture

@@ -15,7 +15,6 @@ import torch
 
 pytest.importorskip("triton")
 
-from layer_judge import Layer, check_layer, eighths, make_layer, step_arguments
 from torch import Tensor
 
 from flexkern import Field, ops, reference
@@ -23,6 +22,7 @@ from flexkern.ops.linear import LINEAR
 from flexkern.triton_kernels import linear
 from flexkern.triton_kernels.linear import HEBBIAN, INTERPRETED, NOBODY, RATE, linear_kernel, tile_for
 from judge import Rule, same_bits
+from triton_layer import Layer, check_layer, eighths, make_layer, step_arguments
 
 # Masked lanes hold 0 / 0 in the interpreter.
 pytestmark = [
@@ -49,7 +49,7 @@ class Batch:
     def __init__(self, size: int, shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> None:
         out, units_in = shape
         self.x, self.post = eighths((size, units_in), 3).to(dtype), eighths((size, out), 4).to(dtype)
-        self.grad_out = eighths((size, out), 5, -4, 5).to(dtype)
+        self.grad_out = eighths((size, out), 5, -4, 4).to(dtype)
         self.on_device = [t.to(device) for t in (self.x, self.grad_out, self.post)]
         self.grad = self.grad_out.double().T @ self.x.double()
 
@@ -150,7 +150,7 @@ def test_thresholds_of_each_unit_and_a_held_gate(device: torch.device) -> None:
     result = run(after, batch, Rule(), "hebbian", threshold=theta.to(device), alpha=alpha.to(device),
                  flexibility=None, scale=None)  # fmt: skip
     check_layer(before, after, result, batch.coincidence("hebbian"), theta.double(), Rule(), grad=batch.grad,
-                alpha=(alpha.double(), 0.0))  # fmt: skip
+                alpha=alpha)  # fmt: skip
     assert 0 < result.converted.sum() < before.silent.sum()
 
 

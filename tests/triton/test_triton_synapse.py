@@ -9,13 +9,13 @@ import torch
 
 pytest.importorskip("triton")
 
-from layer_judge import Layer, check_layer, eighths, make_layer, step_arguments
 from torch import Tensor
 
 import judge
 from flexkern import Field, ops, reference
 from flexkern.ops.synapse import SYNAPSE
 from judge import Rule, same_bits
+from triton_layer import Layer, check_layer, eighths, make_layer, step_arguments
 
 # Masked lanes hold 0 / 0 in the interpreter.
 pytestmark = [
@@ -112,7 +112,7 @@ def test_a_held_gate(insert: str, device: torch.device) -> None:
     arguments, c = drives("rate", (7, 40), device)
     alpha = before.inputs.flexibility
     result = run(after, arguments, Rule(), alpha=alpha.to(device), flexibility=None, scale=None, insert=insert)
-    check_layer(before, after, result, c, THETA, Rule(), insert=insert, alpha=(alpha.double(), 0.0))
+    check_layer(before, after, result, c, THETA, Rule(), insert=insert, alpha=alpha)
 
 
 ANCHORS = {
