@@ -204,3 +204,56 @@ def test_one_launch_and_a_graph(gpu_backend: str) -> None:
     graph.replay()
     assert same_bits(captured.weight, eager.weight)
     assert same_bits(captured.silent, eager.silent)
+
+
+def shorten(layer: Layer) -> None:
+    """State in multiples of 1/64, at most 4, so that nothing rounds in a pass (see test_synapse_random)."""
+    for tensor in (layer.weight, layer.buffer):
+        tensor.copy_((tensor * 64).round().clamp(-256, 256) / 64)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("shape", [(5, 70), (40, 132)], ids=str)
+def test_long_sequences_are_those_of_float64(gpu_backend: str, shape: tuple[int, int], seed: int) -> None:
+    """Dyadic numbers, alpha of 0 or 1: the reference in float64 on the CPU has the same masks and weights."""
+    mask = torch.rand(shape, generator=torch.Generator().manual_seed(seed)) < 0.5
+    weight = torch.where(mask, 0.0, eighths(shape, seed, -8, 8))
+    flexibility = eighths(shape, seed + 1, 0, 1) * 8
+    zero = torch.zeros(shape)
+    start = Layer(
+        weight, zero, eighths(shape, seed + 2), flexibility, zero.clone(), weight.clone(), ops.pack_mask(mask)
+    )
+    mine = Layer(*move(start, "cuda"))
+    oracle = Layer(*(t.double().clone() if t.is_floating_point() else t.clone() for t in start))
+    converted = 0
+    for step in range(40):
+        rng = torch.Generator().manual_seed(1000 * seed + step)
+        theta, prune, hebbian, kind = (int(torch.randint(n, (), generator=rng)) for n in (160, 64, 2, 3))
+        how = Opening(theta / 64, "hebbian" if hebbian else "init", 0.5, prune / 64)
+        rule = Rule(0.25, 4.0, 0.25, 0.5, 0.0, bool(step % 2))
+        grad, batch = eighths(shape, step, -8, 8), make_batch(4, shape, step, exact=True)
+        results = []
+        for layer, device, dtype in ((mine, "cuda", torch.float32), (oracle, "cpu", torch.float64)):
+            backend = gpu_backend if device == "cuda" else "reference"
+            with flexkern.use_backend(backend):
+                if kind == 0 and gpu_backend == "triton":
+                    at = Batch(*(t.to(device, dtype) for t in batch))
+                    results.append(linear_layer(layer, at, rule, how))
+                else:
+                    pre, post = eighths((shape[1],), step), eighths((shape[0],), step + 1)
+                    results.append(
+                        step_layer(
+                            layer, rule, how, pre.to(device, dtype), post.to(device, dtype),
+                            grad=grad.to(device, dtype),
+                        )
+                    )  # fmt: skip
+        done, expected = on_cpu(results[0]), results[1]
+        assert torch.equal(mine.silent.cpu(), oracle.silent), step
+        assert torch.equal(done.converted, expected.converted), step
+        assert torch.equal(done.pruned, expected.pruned), step
+        for name in ("weight", "buffer", "anchor"):
+            assert torch.equal(getattr(mine, name).cpu().double(), getattr(oracle, name)), (step, name)
+        converted += int(done.converted.sum())
+        shorten(mine)
+        shorten(oracle)
+    assert converted > 0
