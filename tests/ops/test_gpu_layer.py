@@ -48,7 +48,7 @@ GRID = 1 / 64
 
 
 def move(tensors: tuple[Tensor, ...], device: str) -> list[Tensor]:
-    return [t.to(device) for t in tensors]
+    return [t.to(device, copy=True) for t in tensors]
 
 
 def on_cpu(done: ops.Conversions) -> ops.Conversions:
@@ -139,7 +139,7 @@ def test_linear_step(x_dtype: torch.dtype, coincidence: str | None, shape: tuple
     after = Layer(*move(before, "cuda"))
     grad = judge_product(batch.grad_out, batch.x)
     c = judge_coincidence(batch.x, batch.post, coincidence or "hebbian")
-    how = Opening(halfway(c[0].nan_to_num(), GRID).item() if size else 0.5, prune=0.0)
+    how = Opening(halfway(c[0], GRID / size).item() if size else 0.5)
     done = linear_layer(
         after, Batch(*move(batch, "cuda")), Rule(), how if coincidence else None, coincidence or "hebbian"
     )
