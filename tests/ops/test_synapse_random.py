@@ -338,7 +338,7 @@ def test_sequences_of_any_floats(backend: str) -> None:
 @pytest.mark.slow
 @BACKENDS
 def test_many_exact_sequences(backend: str) -> None:
-    search(run_exactly, backend, longest=30, pruning=True, times=4)
+    search(run_exactly, backend, longest=30, pruning=True, times=2)
 
 
 @pytest.mark.slow
