@@ -7,6 +7,7 @@ import triton
 from torch import Tensor
 
 from flexkern.fields import SOURCE_FLOATS, SOURCE_INTS, Kind
+from flexkern.layer_arguments import LayerArguments
 from flexkern.triton_kernels.arguments import check_sources, check_tensors, device_number
 from flexkern.triton_kernels.field import source_row
 from flexkern.triton_kernels.memory import ALIGNMENT
@@ -23,6 +24,7 @@ __all__ = [
     "threshold_arguments",
 ]
 
+Rows = tuple[Sequence[int], Sequence[float]]
 Source = tuple[int, int, int, int, int, int, float, float]
 # A constant 0 that is never looked at.
 NOTHING: Source = (int(Kind.CONSTANT), 0, 0, 0, 0, 0, 0.0, 0.0)
@@ -44,20 +46,8 @@ def check_units(tensor: Tensor, name: str, weight: Tensor, units: int) -> None:
         raise ValueError(f"{name} must be on the device of weight, {weight.device}, got {tensor.device}")
 
 
-def check_layer(
-    weight: Tensor,
-    anchor: Sequence[Tensor],
-    flexibility: Sequence[Tensor],
-    alpha: Sequence[Tensor],
-    sources: Sequence[int],
-    parameters: Sequence[float],
-    momentum_buffer: Sequence[Tensor],
-    master: Sequence[Tensor],
-    silent: Sequence[Tensor],
-    hebbian: bool,
-    read: Sequence[Tensor],
-) -> None:
-    """Checks a weight [out, in] and its state; ``read`` are the other tensors of the step, which it only reads.
+def check_layer(weight: Tensor, given: LayerArguments, inputs: Sequence[Tensor]) -> None:
+    """Checks a weight [out, in] and its state; ``inputs`` are the operator's other tensors.
 
     Raises:
         TypeError, ValueError: naming what does not fit.
@@ -70,93 +60,71 @@ def check_layer(
         raise ValueError(f"weight must be a matrix [out, in], got shape {tuple(weight.shape)}")
     one = [weight]
     check_tensors(one, "weight", one, weight.dtype)
-    check_tensors(master, "master", [] if weight.dtype is torch.float32 else one, torch.float32)
-    check_tensors(momentum_buffer, "momentum_buffer", one if momentum_buffer else [], torch.float32)
-    half_ints, half_floats = len(sources) // 2, len(parameters) // 2
-    check_sources(anchor, "anchor", one, sources[:half_ints], parameters[:half_floats])
-    if alpha:
-        check_tensors(alpha, "alpha", one, torch.float32)
+    check_tensors(given.master, "master", [] if weight.dtype is torch.float32 else one, torch.float32)
+    buffer = given.momentum_buffer
+    check_tensors(buffer, "momentum_buffer", one if buffer else [], torch.float32)
+    (a_ints, a_floats), (f_ints, f_floats) = _source_rows(given)
+    check_sources(given.anchor, "anchor", one, a_ints, a_floats)
+    if given.alpha:
+        check_tensors(given.alpha, "alpha", one, torch.float32)
     else:
-        check_sources(flexibility, "flexibility", one, sources[half_ints:], parameters[half_floats:])
-    if silent:
+        check_sources(given.flexibility, "flexibility", one, f_ints, f_floats)
+    if given.silent:
         rows, words = weight.shape[0], triton.cdiv(weight.shape[1], 32)
-        (mask,) = silent
+        (mask,) = given.silent
         if mask.dtype is not torch.int32 or tuple(mask.shape) != (rows, words):
             raise ValueError(f"silent must be int32 [{rows}, {words}], got {mask.dtype} {tuple(mask.shape)}")
         if not mask.is_contiguous() or mask.device != weight.device:
             raise ValueError(f"silent must be contiguous and on {weight.device}, got {mask.device}")
-        if hebbian and not anchor:
+        if given.hebbian and not given.anchor:
             raise ValueError("anchor must be a tensor: Hebbian insertion writes it")
-    written_anchor, read_anchor = (anchor, []) if silent and hebbian else ([], anchor)
-    check_memory(
-        [weight, *momentum_buffer, *master, *silent, *written_anchor],
-        [*read, *read_anchor, *flexibility, *alpha],
-    )
+    check_memory(given.written(weight), [*inputs, *given.read()])
 
 
-def layer_addresses(
-    weight: Tensor,
-    alpha: Sequence[Tensor],
-    momentum_buffer: Sequence[Tensor],
-    master: Sequence[Tensor],
-    silent: Sequence[Tensor],
-) -> list[int]:
+def layer_addresses(weight: Tensor, given: LayerArguments) -> list[int]:
     """Addresses of weight, master, momentum, alpha and silent; 0 for what is not there."""
-    lists = ([weight], master, momentum_buffer, alpha, silent)
+    lists = ([weight], given.master, given.momentum_buffer, given.alpha, given.silent)
     return [tensors[0].data_ptr() if tensors else 0 for tensors in lists]
 
 
-def threshold_arguments(threshold: float, tensor: Tensor | None, weight: Tensor) -> tuple[float, int, int]:
+def threshold_arguments(weight: Tensor, given: LayerArguments) -> tuple[float, int, int]:
     """The threshold as a number, the address of a tensor (0: the number counts), and its step from row to row.
 
     Raises:
         TypeError, ValueError: if the tensor does not fit.
     """
+    tensor = given.threshold_tensor
     if tensor is None:
-        return float(threshold), 0, 0
+        return float(given.threshold), 0, 0
     check_units(tensor, "threshold_tensor", weight, 1 if tensor.numel() == 1 else weight.shape[0])
     return 0.0, tensor.data_ptr(), int(tensor.numel() > 1)
 
 
-def rule_arguments(
-    weight: Tensor,
-    lr: float,
-    lr_tensor: Tensor | None,
-    scale: float,
-    scale_tensor: Tensor | None,
-    weight_decay: float,
-    momentum: float,
-    dampening: float,
-    nesterov: bool,
-    maximize: bool,
-    skip_nonfinite: bool,
-) -> tuple[float | int, ...]:
+def rule_arguments(weight: Tensor, given: LayerArguments) -> tuple[float | int, ...]:
     """lr, its address, scale, its address, and the rule's other numbers as :func:`update.sgd` takes them.
 
     Raises:
         ValueError: if lr or scale is a tensor that does not fit.
     """
     return (
-        *device_number(lr, lr_tensor, "lr_tensor", weight),
-        *device_number(scale, scale_tensor, "scale_tensor", weight),
-        float(weight_decay), float(momentum), 1.0 - dampening, -1.0 if maximize else 1.0, int(nesterov),
-        int(skip_nonfinite),
+        *device_number(given.lr, given.lr_tensor, "lr_tensor", weight),
+        *device_number(given.scale, given.scale_tensor, "scale_tensor", weight),
+        float(given.weight_decay), float(given.momentum), 1.0 - given.dampening,
+        -1.0 if given.maximize else 1.0, int(given.nesterov), int(given.skip_nonfinite),
     )  # fmt: skip
 
 
-def source_arguments(
-    anchor: Sequence[Tensor],
-    flexibility: Sequence[Tensor],
-    alpha: Sequence[Tensor],
-    sources: Sequence[int],
-    parameters: Sequence[float],
-) -> tuple[Source, Source]:
+def _source_rows(given: LayerArguments) -> tuple[Rows, Rows]:
+    """The rows of ``sources`` and ``parameters`` of the anchor, and those of the flexibility."""
+    i, f = len(given.sources) // 2, len(given.parameters) // 2
+    return (given.sources[:i], given.parameters[:f]), (given.sources[i:], given.parameters[f:])
+
+
+def source_arguments(given: LayerArguments) -> tuple[Source, Source]:
     """The sources of anchor and flexibility, as in :func:`field.source_tile`."""
-    half_ints, half_floats = len(sources) // 2, len(parameters) // 2
-    a = _source(anchor, sources[:half_ints], parameters[:half_floats])
-    if alpha:
-        return a, NOTHING
-    return a, _source(flexibility, sources[half_ints:], parameters[half_floats:])
+    a_rows, f_rows = _source_rows(given)
+    a = _source(given.anchor, *a_rows)
+    return a, NOTHING if given.alpha else _source(given.flexibility, *f_rows)
 
 
 def _source(stored: Sequence[Tensor], sources: Sequence[int], parameters: Sequence[float]) -> Source:

@@ -4,6 +4,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import triton
@@ -11,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from flexkern.fields import Kind
+from flexkern.layer_arguments import LayerArguments
 from flexkern.triton_kernels.layer import (
     NOTHING,
     check_layer,
@@ -305,35 +307,7 @@ def _is_unit(free: float, source: tuple) -> bool:
     return source[0] == Kind.CONSTANT and source[6] == free
 
 
-def linear_step_(
-    weight: Tensor,
-    x: Tensor,
-    grad_out: Tensor,
-    anchor: Sequence[Tensor],
-    flexibility: Sequence[Tensor],
-    alpha: Sequence[Tensor],
-    sources: Sequence[int],
-    parameters: Sequence[float],
-    momentum_buffer: Sequence[Tensor],
-    master: Sequence[Tensor],
-    silent: Sequence[Tensor],
-    drive: Sequence[Tensor],
-    threshold: float,
-    threshold_tensor: Tensor | None,
-    hebbian: bool,
-    eta: float,
-    prune: float,
-    lr: float,
-    lr_tensor: Tensor | None,
-    scale: float,
-    scale_tensor: Tensor | None,
-    weight_decay: float,
-    momentum: float,
-    dampening: float,
-    nesterov: bool,
-    maximize: bool,
-    skip_nonfinite: bool,
-) -> Tensor:
+def linear_step_(weight: Tensor, x: Tensor, grad_out: Tensor, *arguments: Any) -> Tensor:
     """The Triton implementation of ``flexkern::linear_step_``: one launch, which nothing waits for.
 
     For the Hebbian rule the activities of x and post are two small launches more: their tiles then go from
@@ -345,32 +319,29 @@ def linear_step_(
     Raises:
         TypeError, ValueError: if the tensors do not fit together; nothing has been changed then.
     """
-    state = (weight, anchor, flexibility, alpha, sources, parameters, momentum_buffer, master, silent)
-    check_layer(*state, hebbian, [x, grad_out, *drive])
+    given = LayerArguments(*arguments)
+    check_layer(weight, given, [x, grad_out])
     rows, columns = weight.shape
-    how = NOBODY if not silent else HEBBIAN if len(drive) == 1 else RATE
-    batches = [x, grad_out, *drive] if how is HEBBIAN else [x, grad_out]
+    how = NOBODY if not given.silent else HEBBIAN if len(given.drive) == 1 else RATE
+    batches = [x, grad_out, *given.drive] if how is HEBBIAN else [x, grad_out]
     _check_batch(
         batches, ("x", "grad_out", "post")[: len(batches)], (columns, rows, rows)[: len(batches)], weight
     )
     pre = post = None
     if how is RATE:
-        pre, post = drive
+        pre, post = given.drive
         check_units(pre, "pre", weight, columns)
         check_units(post, "post", weight, rows)
-    theta = threshold_arguments(threshold, threshold_tensor, weight)
-    rule = rule_arguments(
-        weight, lr, lr_tensor, scale, scale_tensor, weight_decay, momentum, dampening, nesterov, maximize,
-        skip_nonfinite,
-    )  # fmt: skip
+    theta = threshold_arguments(weight, given)
+    rule = rule_arguments(weight, given)
     counts = torch.zeros((2, rows), dtype=torch.int32, device=weight.device)
     if weight.numel() == 0:
         return counts
     if how is HEBBIAN:
-        pre, post = x.clamp(min=0), drive[0].clamp(min=0)
-    addresses = layer_addresses(weight, alpha, momentum_buffer, master, silent)
-    a, f = source_arguments(anchor, flexibility, alpha, sources, parameters)
-    if not silent and (alpha or _is_unit(1.0, f)):
+        pre, post = x.clamp(min=0), given.drive[0].clamp(min=0)
+    addresses = layer_addresses(weight, given)
+    a, f = source_arguments(given)
+    if not given.silent and (given.alpha or _is_unit(1.0, f)):
         a = NOTHING  # alpha is there, or 1 whatever the anchor: it is neither read nor drawn
     drives = [0 if t is None else t.data_ptr() for t in (pre, post)]
     batch_addresses = [x.data_ptr(), grad_out.data_ptr()]
@@ -383,10 +354,11 @@ def linear_step_(
         linear_kernel[(programs,)](
             *addresses, counts.data_ptr(), *batch_addresses, *drives, len(x),
             rows // UNIT.value if aligned_rows else rows, columns // UNIT.value if aligned else columns,
-            1.0 / len(x) if len(x) else math.nan, *theta, float(eta), float(prune), *rule, *a[1:], *f[1:],
-            TRITON_DTYPES[weight.dtype], TRITON_DTYPES[x.dtype], precision, bool(momentum_buffer),
-            bool(alpha), a[0], f[0], how.value, bool(silent) and hebbian, aligned, aligned_rows,
-            tile.out, tile.batch, GROUP,
+            1.0 / len(x) if len(x) else math.nan, *theta, float(given.eta), float(given.prune),
+            *rule, *a[1:], *f[1:],
+            TRITON_DTYPES[weight.dtype], TRITON_DTYPES[x.dtype], precision, bool(given.momentum_buffer),
+            bool(given.alpha), a[0], f[0], how.value, bool(given.silent) and given.hebbian, aligned,
+            aligned_rows, tile.out, tile.batch, GROUP,
             num_warps=tile.num_warps, num_stages=tile.num_stages, enable_fp_fusion=False,
         )  # fmt: skip
     return counts

@@ -2,13 +2,14 @@
 
 # ruff: noqa: ANN001, ANN201, ANN202, RUF100, SIM300 - device functions: Triton infers the types of arguments
 
-from collections.abc import Sequence
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from flexkern.layer_arguments import LayerArguments
 from flexkern.triton_kernels.arguments import check_tensors
 from flexkern.triton_kernels.layer import (
     check_layer,
@@ -263,34 +264,7 @@ def synapse_kernel(
 # --------------------------------------------------------------------------- the host's side
 
 
-def synapse_step_(
-    weight: Tensor,
-    grad: Tensor,
-    anchor: Sequence[Tensor],
-    flexibility: Sequence[Tensor],
-    alpha: Sequence[Tensor],
-    sources: Sequence[int],
-    parameters: Sequence[float],
-    momentum_buffer: Sequence[Tensor],
-    master: Sequence[Tensor],
-    silent: Sequence[Tensor],
-    drive: Sequence[Tensor],
-    threshold: float,
-    threshold_tensor: Tensor | None,
-    hebbian: bool,
-    eta: float,
-    prune: float,
-    lr: float,
-    lr_tensor: Tensor | None,
-    scale: float,
-    scale_tensor: Tensor | None,
-    weight_decay: float,
-    momentum: float,
-    dampening: float,
-    nesterov: bool,
-    maximize: bool,
-    skip_nonfinite: bool,
-) -> Tensor:
+def synapse_step_(weight: Tensor, grad: Tensor, *arguments: Any) -> Tensor:
     """The Triton implementation of ``flexkern::synapse_step_``: one launch, which nothing waits for.
 
     Returns:
@@ -299,37 +273,36 @@ def synapse_step_(
     Raises:
         TypeError, ValueError: if the tensors do not fit together; nothing has been changed then.
     """
-    state = (weight, anchor, flexibility, alpha, sources, parameters, momentum_buffer, master, silent)
-    check_layer(*state, hebbian, [grad, *drive])
+    given = LayerArguments(*arguments)
+    check_layer(weight, given, [grad])
     if grad.dtype not in (weight.dtype, torch.float32):
         raise TypeError(f"grad must be {weight.dtype} or torch.float32, got {grad.dtype}")
     check_tensors([grad], "grad", [weight], grad.dtype)
-    rate = len(drive) == 2
+    rate = len(given.drive) == 2
     if rate:
-        check_units(drive[0], "pre", weight, weight.shape[1])
-        check_units(drive[1], "post", weight, weight.shape[0])
+        check_units(given.drive[0], "pre", weight, weight.shape[1])
+        check_units(given.drive[1], "post", weight, weight.shape[0])
     else:
-        check_tensors(drive, "coincidence", [weight], torch.float32)
-    theta = threshold_arguments(threshold, threshold_tensor, weight)
-    rule = rule_arguments(
-        weight, lr, lr_tensor, scale, scale_tensor, weight_decay, momentum, dampening, nesterov, maximize,
-        skip_nonfinite,
-    )  # fmt: skip
+        check_tensors(given.drive, "coincidence", [weight], torch.float32)
+    theta = threshold_arguments(weight, given)
+    rule = rule_arguments(weight, given)
     rows, columns = weight.shape
     counts = torch.zeros((2, rows), dtype=torch.int32, device=weight.device)
     if weight.numel() == 0:
         return counts
-    addresses = layer_addresses(weight, alpha, momentum_buffer, master, silent)
-    a, f = source_arguments(anchor, flexibility, alpha, sources, parameters)
-    drives = [0, drive[0].data_ptr(), drive[1].data_ptr()] if rate else [drive[0].data_ptr(), 0, 0]
+    addresses = layer_addresses(weight, given)
+    a, f = source_arguments(given)
+    driven = [t.data_ptr() for t in given.drive]
+    drives = [0, *driven] if rate else [*driven, 0, 0]
     aligned = columns % 4 == 0 and is_aligned([*addresses, grad.data_ptr(), *drives[:2]], a, f)
     programs = triton.cdiv(rows * triton.cdiv(columns, 32), WORDS)
     with torch.cuda.device_of(weight):
         synapse_kernel[(programs,)](
             addresses[0], grad.data_ptr(), *addresses[1:], counts.data_ptr(), *drives, rows,
             columns // 4 if aligned else columns, *theta,
-            float(eta), float(prune), *rule, *a[1:], *f[1:],
-            TRITON_DTYPES[weight.dtype], TRITON_DTYPES[grad.dtype], bool(momentum_buffer),
-            bool(alpha), a[0], f[0], rate, hebbian, aligned, WORDS, num_warps=NUM_WARPS, enable_fp_fusion=False,
+            float(given.eta), float(given.prune), *rule, *a[1:], *f[1:],
+            TRITON_DTYPES[weight.dtype], TRITON_DTYPES[grad.dtype], bool(given.momentum_buffer),
+            bool(given.alpha), a[0], f[0], rate, given.hebbian, aligned, WORDS,
+            num_warps=NUM_WARPS, enable_fp_fusion=False,
         )  # fmt: skip
     return counts

@@ -18,8 +18,7 @@ void sgd(Tensors weight, Tensors grad, Tensors anchor, Tensors flexibility, Tens
                             lr, lr_tensor, scale, scale_tensor, weight_decay, momentum, dampening, nesterov,
                             maximize, skip_nonfinite, kCpu);
   check_memory({&weight, &momentum_buffer, &master}, {&grad, &anchor, &flexibility, &alpha});
-  if (call.rule.lr_pointer != nullptr) call.rule.lr = *call.rule.lr_pointer;
-  if (call.rule.scale_pointer != nullptr) call.rule.scale = *call.rule.scale_pointer;
+  read_numbers(call.rule);
   // All tensors are laid end to end, in units, so that one parallel region serves the whole list.
   std::vector<int64_t> first(call.tensors.size() + 1, 0);
   for (size_t i = 0; i < call.tensors.size(); ++i) first[i + 1] = first[i] + units(call.tensors[i].numel);

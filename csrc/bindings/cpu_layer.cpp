@@ -15,11 +15,6 @@ namespace {
 
 constexpr DeviceType kCpu = DeviceType::CPU;
 
-void read_numbers(SgdRule& rule) {
-  if (rule.lr_pointer != nullptr) rule.lr = *rule.lr_pointer;
-  if (rule.scale_pointer != nullptr) rule.scale = *rule.scale_pointer;
-}
-
 void step_rows(const LayerCall& call, int64_t begin, int64_t end) {
   const auto kernel = cpu::kernels().synapse;
   torch::stable::parallel_for(begin, end, row_grain(call.layer.columns), [&](int64_t first, int64_t last) {

@@ -1,4 +1,4 @@
-// How the CPU operators share out their work over torch's threads.
+// What the CPU operators share: numbers that are tensors, and how work is shared out over torch's threads.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -6,7 +6,15 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "flexkern/update.h"
+
 namespace flexkern::bindings {
+
+// lr and scale that were given as tensors.
+inline void read_numbers(SgdRule& rule) {
+  if (rule.lr_pointer != nullptr) rule.lr = *rule.lr_pointer;
+  if (rule.scale_pointer != nullptr) rule.scale = *rule.scale_pointer;
+}
 
 // Work is shared out in units of 4096 elements (16 KB of each float32 operand), at least 8 of them a thread:
 // fewer cost less to do than to hand over.

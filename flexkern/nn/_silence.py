@@ -10,11 +10,10 @@ from torch import Tensor
 from flexkern import ops
 from flexkern.fields import Field, Purpose
 from flexkern.nn.threshold import AdaptiveThreshold
+from flexkern.ops._layer import INSERTS
+from flexkern.ops.linear import RULES
 
 __all__ = ["MaskGradient", "check_arguments", "silent_mask", "threshold_tensor"]
-
-RULES = ("rate", "hebbian")
-INSERTS = ("init", "hebbian")
 
 
 class MaskGradient(torch.autograd.Function):

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from flexkern import reference
 from flexkern.fields import Field
+from flexkern.layer_arguments import LayerArguments
 from flexkern.ops import _checks
 from flexkern.ops._step import (
     check_source,
@@ -31,8 +32,7 @@ __all__ = [
     "check_matrix",
     "check_silent",
     "make_layer",
-    "reference_gates",
-    "reference_insertion",
+    "reference_step",
     "split_threshold",
 ]
 
@@ -214,25 +214,31 @@ def _check_threshold(threshold: float | Tensor, weight: Tensor) -> None:
 # --------------------------------------------------------------------------- for the reference implementations
 
 
-def reference_gates(
-    weight: Tensor,
-    anchor: Sequence[Tensor],
-    flexibility: Sequence[Tensor],
-    alpha: Sequence[Tensor],
-    sources: Sequence[int],
-    parameters: Sequence[float],
-    scale: float,
-    scale_tensor: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """Anchor and alpha of a float32 (or float64) weight, from the arguments of an operator."""
-    if alpha:
-        ints, floats = sources[: len(sources) // 2], parameters[: len(parameters) // 2]
-        return reference.sources_to_tensors(anchor, ints, floats, [weight])[0], alpha[0]
-    a, f = reference_sources([weight], anchor, flexibility, sources, parameters)
-    return a[0], reference.gate(weight, a[0], f[0], number(scale, scale_tensor, weight))
+def reference_step(weight: Tensor, inputs: Sequence[Tensor], given: LayerArguments) -> tuple[Any, ...]:
+    """Checks memory, and returns what reference.synapse_step_ and linear_step_ take beside gradient and drive:
+    anchor and alpha as tensors, the insertion, momentum buffer, master and rule.
 
-
-def reference_insertion(*values: Any) -> reference.Insertion:
-    """From threshold, threshold_tensor, hebbian, eta, prune as the operators have them."""
-    threshold, tensor, *rest = values
-    return reference.Insertion(threshold if tensor is None else tensor, *rest)
+    Raises:
+        ValueError: if a written tensor shares memory with another argument, or with one of ``inputs``.
+    """
+    _checks.check_memory(given.written(weight), [*inputs, *given.read()])
+    exact = given.master[0] if given.master else weight
+    if given.alpha:
+        rows = given.sources[: len(given.sources) // 2], given.parameters[: len(given.parameters) // 2]
+        anchor, alpha = reference.sources_to_tensors(given.anchor, *rows, [exact])[0], given.alpha[0]
+    else:
+        a, f = reference_sources([exact], given.anchor, given.flexibility, given.sources, given.parameters)
+        anchor, alpha = a[0], reference.gate(exact, a[0], f[0], number(given.scale, given.scale_tensor, weight))
+    theta = given.threshold if given.threshold_tensor is None else given.threshold_tensor
+    rule = reference.SgdRule(
+        number(given.lr, given.lr_tensor, weight), given.weight_decay, given.momentum, given.dampening,
+        given.nesterov, given.maximize, given.skip_nonfinite,
+    )  # fmt: skip
+    return (
+        anchor,
+        alpha,
+        reference.Insertion(theta, given.hebbian, given.eta, given.prune),
+        given.momentum_buffer[0] if given.momentum_buffer else None,
+        given.master[0] if given.master else None,
+        rule,
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from flexkern import reference
 from flexkern.backends import choose
 from flexkern.fields import Field
+from flexkern.layer_arguments import LAYER_SCHEMA, LayerArguments
 from flexkern.ops import _checks
 from flexkern.ops._define import Operator
 from flexkern.ops._layer import (
@@ -20,11 +21,10 @@ from flexkern.ops._layer import (
     check_matrix,
     check_silent,
     make_layer,
-    reference_gates,
-    reference_insertion,
+    reference_step,
     split_threshold,
 )
-from flexkern.ops._step import check_rule, exact_dtype, momentum_and_master, number, split
+from flexkern.ops._step import check_rule, exact_dtype, momentum_and_master, split
 
 __all__ = ["linear_step_"]
 
@@ -35,62 +35,16 @@ def _linear_fake(weight: Tensor, *rest: object) -> Tensor:
     return weight.new_empty((2, weight.shape[0]), dtype=torch.int32)
 
 
-def _linear_reference(
-    weight: Tensor,
-    x: Tensor,
-    grad_out: Tensor,
-    anchor: Sequence[Tensor],
-    flexibility: Sequence[Tensor],
-    alpha: Sequence[Tensor],
-    sources: Sequence[int],
-    parameters: Sequence[float],
-    momentum_buffer: Sequence[Tensor],
-    master: Sequence[Tensor],
-    silent: Sequence[Tensor],
-    drive: Sequence[Tensor],
-    threshold: float,
-    threshold_tensor: Tensor | None,
-    hebbian: bool,
-    eta: float,
-    prune: float,
-    lr: float,
-    lr_tensor: Tensor | None,
-    scale: float,
-    scale_tensor: Tensor | None,
-    weight_decay: float,
-    momentum: float,
-    dampening: float,
-    nesterov: bool,
-    maximize: bool,
-    skip_nonfinite: bool,
-) -> Tensor:
-    a_written, a_read = (anchor, []) if hebbian else ([], anchor)
-    thetas = [] if threshold_tensor is None else [threshold_tensor]
-    _checks.check_memory(
-        [weight, *momentum_buffer, *master, *silent, *a_written],
-        [x, grad_out, *a_read, *flexibility, *alpha, *drive, *thetas],
-    )
-    exact = master[0] if master else weight
-    a, gates = reference_gates(exact, anchor, flexibility, alpha, sources, parameters, scale, scale_tensor)
-    c = None
-    if silent:
-        pre, post = (x.to(exact.dtype), drive[0].to(exact.dtype)) if len(drive) == 1 else (drive[0], drive[1])
-        c = reference.coincidence(pre, post)
-    return reference.linear_step_(
-        weight,
-        x,
-        grad_out,
-        a,
-        gates,
-        silent[0] if silent else None,
-        c,
-        reference_insertion(threshold, threshold_tensor, hebbian, eta, prune),
-        momentum_buffer[0] if momentum_buffer else None,
-        master[0] if master else None,
-        reference.SgdRule(
-            number(lr, lr_tensor, weight), weight_decay, momentum, dampening, nesterov, maximize, skip_nonfinite
-        ),
-    )
+def _linear_reference(weight: Tensor, x: Tensor, grad_out: Tensor, *arguments: Any) -> Tensor:
+    given = LayerArguments(*arguments)
+    anchor, alpha, *rest = reference_step(weight, [x, grad_out], given)
+    silent = c = None
+    if given.silent:
+        silent = given.silent[0]
+        # The Hebbian rule has the post activity of the batch only: pre is x.
+        pair = given.drive if len(given.drive) == 2 else (x, given.drive[0])
+        c = reference.coincidence(*(activity.to(anchor.dtype) for activity in pair))
+    return reference.linear_step_(weight, x, grad_out, anchor, alpha, silent, c, *rest)
 
 
 def _triton_linear() -> Callable[..., Any]:
@@ -99,16 +53,11 @@ def _triton_linear() -> Callable[..., Any]:
     return linear_step_
 
 
-# The state of the synapses is that of _layer.Layer. `drive` is empty without silent synapses. For the Hebbian
-# rule it is the post activity of the batch, [B, out] (pre is x); for the rate rule, the means pre [in] and post
-# [out].
+# `drive` is empty without silent synapses. For the Hebbian rule it is the post activity of the batch, [B, out]
+# (pre is x); for the rate rule, the mean activities pre [in] and post [out].
 LINEAR = Operator(
     "linear_step_",
-    "(Tensor(a!) weight, Tensor x, Tensor grad_out, Tensor(b!)[] anchor, Tensor[] flexibility, Tensor[] alpha, "
-    "int[] sources, float[] parameters, Tensor(c!)[] momentum_buffer, Tensor(d!)[] master, "
-    "Tensor(e!)[] silent, Tensor[] drive, float threshold, Tensor? threshold_tensor, bool hebbian, float eta, "
-    "float prune, float lr, Tensor? lr_tensor, float scale, Tensor? scale_tensor, float weight_decay, "
-    "float momentum, float dampening, bool nesterov, bool maximize, bool skip_nonfinite) -> Tensor",
+    "(Tensor(a!) weight, Tensor x, Tensor grad_out, " + LAYER_SCHEMA,
     fake=_linear_fake,
     reference=_linear_reference,
     triton=_triton_linear,

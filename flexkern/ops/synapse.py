@@ -11,6 +11,7 @@ from torch import Tensor
 from flexkern import reference
 from flexkern.backends import choose
 from flexkern.fields import Field
+from flexkern.layer_arguments import LAYER_SCHEMA, LayerArguments
 from flexkern.ops import _checks
 from flexkern.ops._define import Operator
 from flexkern.ops._layer import (
@@ -20,11 +21,10 @@ from flexkern.ops._layer import (
     check_matrix,
     check_silent,
     make_layer,
-    reference_gates,
-    reference_insertion,
+    reference_step,
     split_threshold,
 )
-from flexkern.ops._step import check_step, exact_dtype, momentum_and_master, number, split
+from flexkern.ops._step import check_step, exact_dtype, momentum_and_master, split
 
 __all__ = ["Conversions", "synapse_step_"]
 
@@ -33,56 +33,11 @@ def _synapse_fake(weight: Tensor, *rest: object) -> Tensor:
     return weight.new_empty((2, weight.shape[0]), dtype=torch.int32)
 
 
-def _synapse_reference(
-    weight: Tensor,
-    grad: Tensor,
-    anchor: Sequence[Tensor],
-    flexibility: Sequence[Tensor],
-    alpha: Sequence[Tensor],
-    sources: Sequence[int],
-    parameters: Sequence[float],
-    momentum_buffer: Sequence[Tensor],
-    master: Sequence[Tensor],
-    silent: Sequence[Tensor],
-    drive: Sequence[Tensor],
-    threshold: float,
-    threshold_tensor: Tensor | None,
-    hebbian: bool,
-    eta: float,
-    prune: float,
-    lr: float,
-    lr_tensor: Tensor | None,
-    scale: float,
-    scale_tensor: Tensor | None,
-    weight_decay: float,
-    momentum: float,
-    dampening: float,
-    nesterov: bool,
-    maximize: bool,
-    skip_nonfinite: bool,
-) -> Tensor:
-    a_written, a_read = (anchor, []) if hebbian else ([], anchor)
-    thetas = [] if threshold_tensor is None else [threshold_tensor]
-    _checks.check_memory(
-        [weight, *momentum_buffer, *master, *silent, *a_written],
-        [grad, *a_read, *flexibility, *alpha, *drive, *thetas],
-    )
-    exact = master[0] if master else weight
-    a, gates = reference_gates(exact, anchor, flexibility, alpha, sources, parameters, scale, scale_tensor)
-    c = drive[0] if len(drive) == 1 else reference.coincidence(drive[0], drive[1])
-    lr_value = number(lr, lr_tensor, weight)
-    return reference.synapse_step_(
-        weight,
-        grad,
-        a,
-        gates,
-        silent[0],
-        c,
-        reference_insertion(threshold, threshold_tensor, hebbian, eta, prune),
-        momentum_buffer[0] if momentum_buffer else None,
-        master[0] if master else None,
-        reference.SgdRule(lr_value, weight_decay, momentum, dampening, nesterov, maximize, skip_nonfinite),
-    )
+def _synapse_reference(weight: Tensor, grad: Tensor, *arguments: Any) -> Tensor:
+    given = LayerArguments(*arguments)
+    anchor, alpha, *rest = reference_step(weight, [grad], given)
+    c = given.drive[0] if len(given.drive) == 1 else reference.coincidence(given.drive[0], given.drive[1])
+    return reference.synapse_step_(weight, grad, anchor, alpha, given.silent[0], c, *rest)
 
 
 def _triton_synapse() -> Callable[..., Any]:
@@ -91,15 +46,10 @@ def _triton_synapse() -> Callable[..., Any]:
     return synapse_step_
 
 
-# The state of the synapses is that of _layer.Layer. `drive` is the coincidence matrix, or the mean activities
-# pre and post. `threshold_tensor` has one element, or one for each row of the weight.
+# `drive` is the coincidence matrix, or the mean activities pre and post.
 SYNAPSE = Operator(
     "synapse_step_",
-    "(Tensor(a!) weight, Tensor grad, Tensor(b!)[] anchor, Tensor[] flexibility, Tensor[] alpha, "
-    "int[] sources, float[] parameters, Tensor(c!)[] momentum_buffer, Tensor(d!)[] master, "
-    "Tensor(e!)[] silent, Tensor[] drive, float threshold, Tensor? threshold_tensor, bool hebbian, float eta, "
-    "float prune, float lr, Tensor? lr_tensor, float scale, Tensor? scale_tensor, float weight_decay, "
-    "float momentum, float dampening, bool nesterov, bool maximize, bool skip_nonfinite) -> Tensor",
+    "(Tensor(a!) weight, Tensor grad, " + LAYER_SCHEMA,
     fake=_synapse_fake,
     reference=_synapse_reference,
     triton=_triton_synapse,

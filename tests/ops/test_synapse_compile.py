@@ -12,6 +12,7 @@ import flexkern
 from arguments import Arguments, linear_arguments, synapse_arguments
 from flexkern import Field, ops
 from flexkern.fields import Kind
+from flexkern.layer_arguments import LayerArguments
 from flexkern.ops.linear import LINEAR
 from flexkern.ops.synapse import SYNAPSE
 from judge import same_bits
@@ -22,6 +23,13 @@ pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings(
 SHAPE = (5, 37)
 STORED = [int(Kind.STORED), 0, 0, 0, 0]
 UNIFORM, NORMAL = Field.uniform(1, 2).source(), Field.normal(3, 4, offset=5).source()
+
+
+def test_arguments_have_the_names_and_the_order_of_the_schemas() -> None:
+    for operator, own in ((SYNAPSE, ["weight", "grad"]), (LINEAR, ["weight", "x", "grad_out"])):
+        for backend in ("cpu", "reference", "triton"):
+            names = [argument.name for argument in operator.on(backend)._schema.arguments]
+            assert names == [*own, *LayerArguments._fields]
 
 
 def entry(
