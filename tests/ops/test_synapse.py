@@ -87,6 +87,13 @@ def test_shares_of_silent_synapses(backend: str, opening: Opening, silent: float
         assert (judged.converted == 0) == (silent == 0 or bool(theta > c.max()))
 
 
+@pytest.mark.parametrize("columns", [1, 5, 17, 31, 33, 1025])
+def test_a_large_bound_prunes_nothing_past_the_end_of_a_row(backend: str, columns: int) -> None:
+    # What a kernel takes for the missing lanes of a row's last vector is under such a bound too.
+    judged = checked(make_layer((3, columns), 5, silent=0.0), Rule(), Opening(100.0, prune=8.0))
+    assert judged == (0, 3 * columns, 0, 0)
+
+
 def test_one_synapse_at_a_time(backend: str) -> None:
     # Each place of a row is the only one that is silent and driven.
     columns = 70
