@@ -37,7 +37,7 @@ $(VENV)/.torch:
 
 # Editable, so that a change of a Python file needs no new installation; a change of csrc/ builds again.
 $(VENV)/.demo: $(VENV)/.torch $(SOURCES)
-	$(BIN)/pip install --editable '.[cli]'
+	$(BIN)/pip install --editable '.[cli,vit]'
 	touch $@
 
 $(VENV)/.test: $(VENV)/.torch $(SOURCES)

@@ -1,4 +1,4 @@
-"""The command line: ``flexkern demo`` and ``flexkern info``."""
+"""The command line: ``flexkern demo``, ``flexkern run`` and ``flexkern info``."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from flexkern import cli_run
 from flexkern.environment import environment
 from flexkern.experiments import demo as demo_experiment
 from flexkern.experiments.demo import DemoConfig
@@ -32,6 +33,7 @@ app = typer.Typer(
 console = Console()
 errors = Console(stderr=True)
 DEFAULTS = DemoConfig()
+app.add_typer(cli_run.app, name="run")
 
 
 @app.callback()

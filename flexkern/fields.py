@@ -32,6 +32,7 @@ class Purpose(enum.IntEnum):
     FLEXIBILITY = 0
     ANCHOR = 1
     SILENCE = 2  # which synapses start silent
+    DROPOUT = 3  # which hidden units of an adapter are dropped
 
 
 @dataclass(frozen=True)

@@ -29,15 +29,27 @@ class AccuracyMatrix:
     Rows are added as the stream goes on, by :meth:`add`; each has the accuracies of all items of the
     stream, those not yet learned included. The summaries look at learned items only.
 
+    Class-incremental results are over all test inputs of the classes seen so far, not means over items (PILOT,
+    EASE). With as many test inputs in each item that is the same; where items differ, as in Bm-IncN, pass how
+    many each has::
+
+        AccuracyMatrix(weights=[len(e.test_labels) for e in stream])
+
     Args:
         rows: accuracies in [0, 1], shape [learned items, items of the stream].
+        weights: test inputs of each item, for :meth:`after`, :attr:`average` and :attr:`last`; forgetting and
+            backward transfer are means over items always. Default: all items count alike.
 
     Raises:
-        ValueError: if the rows are not such a matrix.
+        ValueError: if the rows are not such a matrix, or the weights do not fit it.
     """
 
-    def __init__(self, rows: ArrayLike = ()) -> None:
+    def __init__(self, rows: ArrayLike = (), *, weights: ArrayLike | None = None) -> None:
         self._rows: list[NDArray[np.float64]] = []
+        self._weights = None if weights is None else np.array(weights, dtype=np.float64)
+        w = self._weights
+        if w is not None and (w.ndim != 1 or w.size == 0 or not (np.isfinite(w) & (w > 0)).all()):
+            raise ValueError(f"weights must be a list of positive numbers, one an item, got {weights!r}")
         for row in np.asarray(rows, dtype=np.float64):
             self.add(row)
 
@@ -46,6 +58,10 @@ class AccuracyMatrix:
         row = np.asarray(accuracies, dtype=np.float64)
         if row.ndim != 1 or row.size == 0 or not ((row >= 0) & (row <= 1)).all():
             raise ValueError(f"accuracies must be a list of numbers in [0, 1], one an item, got {accuracies!r}")
+        if self._weights is not None and row.size != self._weights.size:
+            raise ValueError(
+                f"accuracies must have {self._weights.size} numbers, as the weights do, got {row.size}"
+            )
         if self._rows and row.size != self._rows[0].size:
             raise ValueError(f"accuracies must have {self._rows[0].size} numbers as before, got {row.size}")
         if len(self._rows) == row.size:
@@ -71,7 +87,11 @@ class AccuracyMatrix:
 
     def after(self, item: int) -> float:
         """Mean accuracy over items 0..item, right after item ``item`` was learned."""
-        return float(self._rows[item][: item + 1].mean())
+        return self._mean(item, item + 1)
+
+    def _mean(self, row: int, items: int) -> float:
+        weights = None if self._weights is None else self._weights[:items]
+        return float(np.average(self._rows[row][:items], weights=weights))
 
     @property
     def last(self) -> float:
@@ -79,7 +99,8 @@ class AccuracyMatrix:
 
         It is ACC of Lopez-Paz and Ranzato (2017) and the memory performance of arXiv 2407.07133.
         """
-        return float(self._last_row()[: len(self)].mean())
+        self._last_row()
+        return self._mean(len(self) - 1, len(self))
 
     @property
     def average(self) -> float:

@@ -2,6 +2,7 @@
 // table of them; kernels() gives the best one that this processor runs.
 #pragma once
 
+#include "flexkern/adapter.h"
 #include "flexkern/synapse.h"
 
 namespace flexkern::cpu {
@@ -19,6 +20,11 @@ struct Kernels {
   // Rows [begin, end) of a bool matrix and of its packed words.
   void (*pack_mask)(const uint8_t* mask, int32_t* words, int64_t columns, int64_t begin, int64_t end);
   void (*unpack_mask)(const int32_t* words, uint8_t* mask, int64_t columns, int64_t begin, int64_t end);
+  // An adapter's passes over a few rows, and the sums of a matrix's columns.
+  void (*adapter_hidden)(const AdapterHidden& pass, Dtype dtype);
+  void (*adapter_out)(const AdapterOut& pass, Dtype dtype);
+  void (*adapter_grad)(const AdapterGrad& pass, Dtype dtype);
+  void (*column_sums)(const void* matrix, Dtype dtype, int64_t rows, int64_t columns, float* sums);
   void (*exp2_nonpositive)(const float* x, float* y, int64_t n);  // for the accuracy test
 };
 

@@ -1,4 +1,5 @@
 // The kernel table of the instruction set that this file is compiled for.
+#include "adapter.h"
 #include "field.h"
 #include "kernels.h"
 #include "mask.h"
@@ -13,7 +14,18 @@ inline namespace FLEXKERN_ISA {
 
 extern const cpu::Kernels kKernels;
 const cpu::Kernels kKernels = {
-    FLEXKERN_STRING(FLEXKERN_ISA), sgd, gate, synapse, fill_field, pack_mask, unpack_mask, exp2_nonpositive,
+    FLEXKERN_STRING(FLEXKERN_ISA),
+    sgd,
+    gate,
+    synapse,
+    fill_field,
+    pack_mask,
+    unpack_mask,
+    adapter_hidden,
+    adapter_out,
+    adapter_grad,
+    column_sums,
+    exp2_nonpositive,
 };
 
 }  // namespace FLEXKERN_ISA

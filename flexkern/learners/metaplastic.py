@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from flexkern.features import extract_from, fingerprint
 from flexkern.learners import checkpoint
 from flexkern.learners.network import build, linear_layers
+from flexkern.learners.progress import Progress
 from flexkern.metrics import Evaluation, confusion_matrix
 from flexkern.nn import AdaptiveThreshold, SilentLinear
 from flexkern.optim import MetaplasticSGD, fuse_into_backward
 from flexkern.streams.base import Experience
 
-__all__ = ["NETWORKS", "MetaplasticMLP", "Progress"]
+__all__ = ["NETWORKS", "MetaplasticMLP"]
 
 # The paper's three networks by the flexibility of their synapses.
 NETWORKS: dict[str, str | float] = {"conventional": 1.0, "hybrid": "uniform", "stable": 0.3}
@@ -28,21 +29,6 @@ NETWORKS: dict[str, str | float] = {"conventional": 1.0, "hybrid": "uniform", "s
 # under them half the reserve would convert at once; of the silent synapses one in 2,000 converts in a step.
 THRESHOLD = AdaptiveThreshold(target=5e-4, gain=30.0, start=10.0)
 _FORMAT = 1
-
-
-class Progress(NamedTuple):
-    """Where :meth:`MetaplasticMLP.learn` is, after each epoch.
-
-    item: number of the item that is being learned, from 0.
-    epoch: epochs of it that are done, from 1 to ``epochs``.
-    epochs: how many there will be.
-    loss: mean cross-entropy over the epoch.
-    """
-
-    item: int
-    epoch: int
-    epochs: int
-    loss: float
 
 
 class MetaplasticMLP:

@@ -1,20 +1,25 @@
 """The operators: checks, choice of backend, one dispatcher entry each."""
 
+from flexkern.ops.adapter import gated_adapter
 from flexkern.ops.field import flexibility_field, materialize
 from flexkern.ops.linear import linear_step_
 from flexkern.ops.mask import pack_mask, unpack_mask
 from flexkern.ops.metaplastic import gated_sgd_, metaplastic_gate, metaplastic_sgd_
+from flexkern.ops.prototype import complete_prototypes, prototype_logits
 from flexkern.ops.synapse import Conversions, synapse_step_
 
 __all__ = [
     "Conversions",
+    "complete_prototypes",
     "flexibility_field",
+    "gated_adapter",
     "gated_sgd_",
     "linear_step_",
     "materialize",
     "metaplastic_gate",
     "metaplastic_sgd_",
     "pack_mask",
+    "prototype_logits",
     "synapse_step_",
     "unpack_mask",
 ]

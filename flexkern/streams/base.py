@@ -23,6 +23,8 @@ class Experience:
         train_labels: int64 [n]. They are what the learner is told, not always the truth.
         test_inputs: [m, ...], the shape of one input as in ``train_inputs``.
         test_labels: int64 [m], the truth.
+        class_names: of the classes that are learned here, in the order of their labels; empty where there are
+            none.
 
     Raises:
         ValueError: if the tensors do not fit together.
@@ -34,6 +36,7 @@ class Experience:
     train_labels: Tensor
     test_inputs: Tensor
     test_labels: Tensor
+    class_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for part in ("train", "test"):

@@ -1,0 +1,111 @@
+"""Features of a whole stream in E0 and in every adapter: trained once a seed, so that gates can be compared on them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flexkern.backbones import load_backbone
+from flexkern.learners import checkpoint
+from flexkern.learners.artsy import ArtsyViT
+from flexkern.learners.training import Recipe
+from flexkern.streams import Stream
+
+__all__ = ["SpaceFeatures", "features_of_stream"]
+
+
+@dataclass(frozen=True, eq=False)
+class SpaceFeatures:
+    """What a stream's images are in all subspaces, after the stream.
+
+    Adapters do not change once their task is over, so what was known after task t is the first 1 + t subspaces.
+
+    Args:
+        train, test: float32 [n, 1 + T, width]: E0, then the adapters in order.
+        train_labels, test_labels: int64 [n], classes in the order of learning.
+        classes: how many each task brought, T numbers.
+        seconds: of training each task's adapter.
+    """
+
+    train: Tensor
+    train_labels: Tensor
+    test: Tensor
+    test_labels: Tensor
+    classes: list[int]
+    seconds: list[float]
+
+    @property
+    def tasks(self) -> int:
+        """T."""
+        return len(self.classes)
+
+    def task_of(self, labels: Tensor) -> Tensor:
+        """The task that brought each class."""
+        ends = torch.tensor(self.classes).cumsum(0)
+        return torch.bucketize(labels, ends, right=True)
+
+
+def features_of_stream(
+    stream: Stream,
+    seed: int,
+    recipe: Recipe,
+    *,
+    backbone: str = "small",
+    rank: int = 16,
+    path: Path | None = None,
+    progress: Callable[[str], None] = lambda _: None,
+) -> SpaceFeatures:
+    """Trains an adapter for each task of a stream, and takes all images through all of them.
+
+    Args:
+        stream: of images.
+        seed: of the training.
+        recipe: of the training.
+        backbone: as :func:`flexkern.backbones.load_backbone` takes it.
+        rank: of the adapters.
+        path: where the features are kept; what is there, made by the same arguments, is not made again.
+        progress: called after each task.
+    """
+    arguments = {"seed": seed, "recipe": asdict(recipe), "backbone": str(backbone), "rank": rank, "names": stream.names}
+    arguments |= {"images": [len(e.train_labels) for e in stream], "tested": [len(e.test_labels) for e in stream]}
+    if path is not None and path.exists():
+        tensors, record = checkpoint.read(path)
+        if record["arguments"] == _plain(arguments):
+            return SpaceFeatures(**tensors, classes=record["classes"], seconds=record["seconds"])
+    model = load_backbone(backbone)
+    if torch.cuda.is_available():
+        model = model.cuda()
+    elif hasattr(model, "set_attn_implementation"):
+        model.set_attn_implementation("eager")  # twice as fast in a backward pass on CPUs
+    learner = ArtsyViT(
+        model, recipe=recipe, rank=rank, gate={"gate": "none"}, seed=seed,
+        device="cuda" if torch.cuda.is_available() else "cpu",
+    )  # fmt: skip
+    classes, seconds = [], []
+    for item in stream:
+        start = time.perf_counter()
+        learner.learn(item)
+        seconds.append(round(time.perf_counter() - start, 2))
+        classes.append(learner.classes_seen - sum(classes))
+        progress(f"seed {seed}: task {item.number + 1} of {len(stream)}, {seconds[-1]:.0f} s")
+    tensors: dict[str, Tensor] = {}
+    for part in ("train", "test"):
+        tensors[part] = torch.cat([learner.spaces(getattr(e, f"{part}_inputs")).cpu() for e in stream])
+        tensors[f"{part}_labels"] = torch.cat([getattr(e, f"{part}_labels") for e in stream])
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        checkpoint.write(path, tensors, {"arguments": _plain(arguments), "classes": classes, "seconds": seconds})
+    return SpaceFeatures(**tensors, classes=classes, seconds=seconds)
+
+
+def _plain(value: Any) -> Any:
+    """As JSON gives it back."""
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value

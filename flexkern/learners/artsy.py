@@ -1,0 +1,201 @@
+"""Artsy: a frozen vision transformer, an adapter a task, and synapses that open by threshold (arXiv 2410.05899)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flexkern.learners.training import CosineHead, Recipe, Training
+from flexkern.learners.vit import ViTLearner
+from flexkern.nn.adapted import Trunk, attach_adapters
+from flexkern.nn.adapter_bank import AdapterBank
+from flexkern.nn.gates import SynapseGate
+from flexkern.nn.prototype import PrototypeClassifier
+
+__all__ = ["ArtsyViT"]
+
+COMBINES = ("concat", "sum")
+
+
+class ArtsyViT(ViTLearner):
+    """A frozen pre-trained transformer E0; for each task an adapter sub-network, and a synapse that opens it.
+
+    Learning a task trains its adapters with a cosine head over its own classes, which is thrown away, then takes
+    the class means of its images in all subspaces (E0's and each adapter's), completes the means of earlier classes in
+    the new subspace (EASE), and trains the task's synapse on E0's features. An answer costs one pass for E0, which also
+    decides what opens, and one pass for each *open* synapse, whatever the number of tasks: all (image, open task) pairs
+    go through the network as one batch. What comes before the first adapter runs once an image.
+
+    Args:
+        backbone: as :func:`flexkern.backbones.load_backbone` takes it.
+        recipe: of an adapter's training; the default is EASE's.
+        rank, adapter_scale, dropout: of the adapters, see :class:`flexkern.nn.AdapterBank`.
+        combine: "concat": a subspace for E0 and each adapter, and prototypes in all of them; "sum": one feature,
+            E0(x) + the sum of open Et(x).
+        alpha, reweighting: how much the subspaces of other tasks count, see :func:`flexkern.ops.prototype_logits`.
+        base_weight: how much E0's subspace counts.
+        gate: options of :class:`flexkern.nn.SynapseGate`, for example {"gate": "mlp", "gating": "hard"}; "none" is
+            EASE, "oracle" opens the true task (an upper bound).
+        images_per_pass, image_size, seed, device: as in :class:`flexkern.learners.vit.ViTLearner`.
+
+    Raises:
+        ValueError: if an option is outside its range.
+    """
+
+    method = "artsy"
+
+    def __init__(
+        self,
+        backbone: str | os.PathLike[str] | nn.Module = "small",
+        *,
+        recipe: Recipe | None = None,
+        rank: int = 64,
+        adapter_scale: float = 0.1,
+        dropout: float = 0.1,
+        combine: str = "concat",
+        alpha: float = 0.1,
+        reweighting: str = "code",
+        base_weight: float = 0.1,
+        gate: Mapping[str, Any] | None = None,
+        seed: int = 0,
+        **common: Any,
+    ) -> None:
+        if combine not in COMBINES:
+            raise ValueError(f"combine must be one of {COMBINES}, got {combine!r}")
+        options = {
+            "rank": rank, "adapter_scale": adapter_scale, "dropout": dropout, "combine": combine, "alpha": alpha,
+            "reweighting": reweighting, "base_weight": base_weight, "gate": dict(gate or {}),
+        }  # fmt: skip
+        super().__init__(backbone, recipe=recipe, seed=seed, **options, **common)
+        depth = len(self._known_parts(self.backbone).points)
+        bank = AdapterBank(depth, self.width, rank, scale=adapter_scale, dropout=dropout, device=self.device)
+        self.adapted = attach_adapters(self.backbone, bank).eval()
+        self.bank, self.combine = bank, combine
+        self.gate = SynapseGate(self.width, seed=seed, **options["gate"]).to(self.device)
+        concat = combine == "concat"
+        self.prototypes = PrototypeClassifier(
+            self.width, weight=alpha, reweighting=reweighting, base=concat, base_weight=base_weight,
+            device=self.device,
+        )  # fmt: skip
+        if not concat:
+            self.prototypes.add_subspace()
+        self._head: CosineHead | None = None
+        self._opened = 0.0
+
+    # ------------------------------------------------------------------ learning
+
+    def _begin(self, classes: int) -> None:
+        # The bank draws from a generator of its own, so that a task's first weights do not depend on the others.
+        self.bank.add_task(generator=self._generator(0))
+        super()._begin(classes)
+
+    def _reserve(self, classes: int) -> None:
+        self._head = CosineHead(self.width, classes, self._generator(1)).to(self.device) if classes else None
+
+    def _generator(self, purpose: int) -> torch.Generator:
+        return torch.Generator().manual_seed((self.seed * 1009 + self.tasks_learned) * 2 + purpose)
+
+    def _make_training(self) -> Training:
+        assert self._head is not None
+        task, head = self.tasks_learned, self._head
+        self.adapted.train()
+
+        def logits(x: Tensor) -> Tensor:
+            return head(self.adapted.features(self.adapted.trunk(x), task))
+
+        parameters = [*self.bank.parameters_of(task), *head.parameters()]
+        seed = [self.seed, task]
+        return Training(parameters, logits, self.recipe, size=self.image_size, seed=seed, device=self.device)
+
+    def _finish(self, images: Tensor, labels: Tensor) -> None:
+        self.adapted.eval()
+        self.bank.freeze()
+        if self.combine == "concat":
+            self.prototypes.add_subspace()
+        base = []
+        for x, y in self._test_batches(images, labels):
+            trunk = self._run_trunk(x)
+            h0 = self._run(self.adapted.features, trunk)
+            if self.combine == "concat":
+                every = torch.ones((len(x), self.bank.tasks), device=self.device)
+            else:
+                every = torch.zeros((len(x), self.bank.tasks), device=self.device)
+                every[:, -1] = 1
+            self.prototypes.update(self._spaces(trunk, h0, every), y)
+            base.append(h0)
+        self.gate.learn(torch.cat(base), labels.to(self.device))
+
+    # ------------------------------------------------------------------ answering
+
+    def _run_trunk(self, x: Tensor) -> Trunk:
+        with self._network():
+            return self.adapted.trunk(x)
+
+    def _spaces(self, trunk: Trunk, h0: Tensor, openings: Tensor) -> Tensor:
+        """Features in all subspaces, [n, K, width]: of E0, and of each open adapter; 0 where it is closed.
+
+        Args:
+            openings: [n, tasks]; what is 0 is not computed.
+        """
+        task, image = openings.T.nonzero(as_tuple=True)  # sorted by task, as the kernel likes it
+        parts = [
+            self._run(self.adapted.features, trunk, t.to(torch.int32), i)
+            for t, i in zip(task.split(self.images_per_pass), image.split(self.images_per_pass), strict=True)
+        ]
+        opened = torch.cat(parts) if parts else h0.new_zeros((0, self.width))
+        self._opened += len(task)
+        if self.combine == "sum":
+            weighted = opened * openings[image, task].unsqueeze(1)
+            return h0.index_add(0, image, weighted).unsqueeze(1)
+        spaces = h0.new_zeros((len(h0), 1 + openings.shape[1], self.width))
+        spaces[:, 0] = h0
+        spaces[image, 1 + task] = opened
+        return spaces
+
+    def _logits(self, images: Tensor, task: Tensor | None) -> Tensor:
+        trunk = self._run_trunk(images)
+        h0 = self._run(self.adapted.features, trunk)
+        openings = self.gate(h0, task)
+        spaces = self._spaces(trunk, h0, openings)
+        if self.combine == "sum":
+            return self.prototypes.logits(spaces)
+        return self.prototypes.logits(spaces, torch.cat([openings.new_ones((len(h0), 1)), openings], 1))
+
+    @torch.no_grad()
+    def spaces(self, images: Tensor) -> Tensor:
+        """Features of images in all subspaces, every synapse open: float32 [n, 1 + tasks, width] (for "concat")."""
+        parts = []
+        for x, _ in self._test_batches(images, torch.zeros(len(images))):
+            trunk = self._run_trunk(x)
+            every = torch.ones((len(x), self.bank.tasks), device=self.device)
+            parts.append(self._spaces(trunk, self._run(self.adapted.features, trunk), every))
+        return torch.cat(parts)
+
+    def _start_report(self) -> None:
+        self._opened = 0.0
+
+    def _end_report(self, images: int) -> dict[str, float]:
+        a_sample = self._opened / max(images, 1)
+        return {
+            "open_per_sample": a_sample,
+            "open_rate": a_sample / max(self.tasks_learned, 1),
+            "passes": 1 + a_sample,
+        }
+
+    # ------------------------------------------------------------------ files
+
+    def _modules(self) -> nn.ModuleDict:
+        modules: dict[str, nn.Module] = {"bank": self.bank, "prototypes": self.prototypes, "gate": self.gate}
+        if self._head is not None:
+            modules["head"] = self._head
+        return nn.ModuleDict(modules)
+
+    @property
+    def parameters_added(self) -> int:
+        prototypes = self.prototypes.sums.numel()
+        gates = sum(t.numel() for t in self.gate.state_dict().values())
+        return self.bank.parameters_per_task * self.bank.tasks + prototypes + gates

@@ -1,0 +1,160 @@
+"""Training by EASE's recipe: SGD with momentum, cosine to 0, augmented images, an epoch at a time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from flexkern.learners import checkpoint
+from flexkern.streams.augment import as_float, center_crop, random_resized_crop, resize
+
+__all__ = ["CosineHead", "Recipe", "Training", "autocast", "test_view"]
+
+PRECISIONS = ("float32", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained on one task, as in EASE (arXiv 2403.12030; DESIGN 1.5).
+
+    Args:
+        epochs: passes over the task's images.
+        lr: at first; it falls to 0 by a cosine, epoch by epoch.
+        momentum, weight_decay: of SGD.
+        batch_size: images a step.
+        crop: range of a random crop's area, as a share of the image's.
+        flip: probability of mirroring an image; 0 where left and right have a meaning.
+        precision: "float32", or "bfloat16" for mixed precision (parameters and statistics stay float32).
+
+    Raises:
+        ValueError: if a value is outside its range.
+    """
+
+    epochs: int = 20
+    lr: float = 0.025
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    batch_size: int = 48
+    crop: tuple[float, float] = (0.05, 1.0)
+    flip: float = 0.5
+    precision: str = "float32"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "crop", tuple(self.crop))  # a checkpoint's JSON has lists
+        for name in ("epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("lr", "momentum", "weight_decay"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be finite and at least 0, got {getattr(self, name)}")
+        if len(self.crop) != 2 or not 0 < self.crop[0] <= self.crop[1] <= 1:
+            raise ValueError(f"crop must be a range within (0, 1], got {self.crop}")
+        if not 0 <= self.flip <= 1:
+            raise ValueError(f"flip must be a probability, got {self.flip}")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {PRECISIONS}, got {self.precision!r}")
+
+
+def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
+    """The context in which the network computes."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16")
+
+
+def test_view(images: Tensor, size: int) -> Tensor:
+    """Images as they are tested: in [0, 1], resized by 256 / 224 and cropped to ``size``, or as they are if they fit."""
+    x = as_float(images)
+    return x if x.shape[-2:] == (size, size) else center_crop(resize(x, round(size * 256 / 224)), size)
+
+
+class CosineHead(nn.Module):
+    """Logits ``sigma * cos(x, w_c)`` of task-local classes; thrown away when the task ends (EASE).
+
+    Args:
+        width: of the features.
+        classes: of the task.
+        generator: of the initial weights.
+    """
+
+    def __init__(self, width: int, classes: int, generator: torch.Generator) -> None:
+        super().__init__()
+        bound = 1 / math.sqrt(width)
+        self.weight = nn.Parameter((torch.rand((classes, width), generator=generator) * 2 - 1) * bound)
+        self.sigma = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        cosines = functional.linear(functional.normalize(x.float()), functional.normalize(self.weight))
+        return self.sigma * cosines
+
+
+class Training:
+    """One task's training: parameters, their optimizer, and where it stands.
+
+    Args:
+        parameters: what is trained.
+        logits: from augmented images, float [b, 3, size, size], to task-local logits.
+        recipe: how.
+        size: pixels of the images that the network takes.
+        seed: a few integers that no other training has: they decide the order, the crops and the dropout of each epoch,
+            so that there is no generator to save.
+        device: where the network is.
+    """
+
+    def __init__(
+        self,
+        parameters: Sequence[nn.Parameter],
+        logits: Callable[[Tensor], Tensor],
+        recipe: Recipe,
+        *,
+        size: int,
+        seed: Sequence[int],
+        device: torch.device,
+    ) -> None:
+        self.recipe, self.size, self.seed, self.device = recipe, size, list(seed), device
+        self.logits = logits
+        self.epochs_done = 0
+        self.optimizer = torch.optim.SGD(
+            parameters, recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay, fused=True
+        )
+
+    def epoch(self, images: Tensor, labels: Tensor) -> float:
+        """One pass over the images, uint8 [n, 3, h, w], and task-local labels; returns the mean cross-entropy."""
+        recipe = self.recipe
+        seed = int(np.random.SeedSequence([*self.seed, self.epochs_done]).generate_state(1, np.uint64)[0] >> 1)
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.randperm(len(labels), generator=generator)
+        rate = recipe.lr * 0.5 * (1 + math.cos(math.pi * self.epochs_done / recipe.epochs))
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        total = torch.zeros((), device=self.device)
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):  # dropout draws from torch's generator: leave the user's as it is
+            torch.manual_seed(seed)
+            for rows in order.split(recipe.batch_size):
+                x = as_float(images[rows].to(self.device))
+                x = random_resized_crop(x, self.size, scale=recipe.crop, flip=recipe.flip, generator=generator)
+                with autocast(recipe, self.device):
+                    logits = self.logits(x)
+                loss = functional.cross_entropy(logits.float(), labels[rows].to(self.device))
+                self.optimizer.zero_grad()
+                loss.backward()
+                self.optimizer.step()
+                total += loss.detach() * len(rows)
+        self.epochs_done += 1
+        return total.item() / len(labels)
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and JSON that :meth:`restore` takes; the parameters themselves are their owners' to save."""
+        tensors, record = checkpoint.split_optimizer(self.optimizer.state_dict())
+        return tensors, {"epochs_done": self.epochs_done, "optimizer": record}
+
+    def restore(self, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
+        """Goes on from what :meth:`state` returned."""
+        self.optimizer.load_state_dict(checkpoint.join_optimizer(tensors, record["optimizer"]))
+        self.epochs_done = record["epochs_done"]

@@ -1,0 +1,84 @@
+"""Modules whose buffers grow as classes and tasks come."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["GrowingState", "check_features", "check_labels", "seeded"]
+
+
+class GrowingState(nn.Module):
+    """A module whose state is buffers of sizes that a fresh object does not know.
+
+    :meth:`load_state_dict` takes the sizes from the state; a buffer keeps its dtype when the module is cast, as
+    sums in float64 must. Subclasses register their buffers as usual and say in :meth:`_check_state` what fits.
+    """
+
+    def _check_state(self, state: dict[str, Tensor]) -> None:
+        """Raises ValueError if these buffers, by name, cannot be the state of this object."""
+
+    def _changed(self) -> None:
+        """The state was replaced or moved: what was derived from it is no longer right."""
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        mine = {name: state_dict[prefix + name] for name in self._buffers if prefix + name in state_dict}
+        self._check_state(mine)
+        for name, saved in mine.items():
+            buffer = self._buffers[name]
+            if buffer is not None and buffer.shape != saved.shape:
+                self._buffers[name] = buffer.new_empty(saved.shape)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+        self._changed()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> GrowingState:
+        kept = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, value in kept.items():
+            moved = self._buffers[name]
+            if value is not None and moved is not None and moved.dtype != value.dtype:
+                # From the value before the cast, which may have rounded.
+                self._buffers[name] = (moved if value.is_meta else value).to(moved.device, value.dtype)
+        self._changed()
+        return self
+
+    def _append(self, name: str, rows: Tensor) -> None:
+        """Appends rows to a buffer."""
+        buffer = self._buffers[name]
+        assert buffer is not None
+        self._buffers[name] = torch.cat([buffer, rows.to(buffer)])
+
+
+def check_features(h0: object, width: int, name: str = "h0") -> None:
+    """Raises TypeError or ValueError unless ``h0`` is floating-point [n, width]."""
+    if not isinstance(h0, Tensor) or not h0.is_floating_point():
+        got = h0.dtype if isinstance(h0, Tensor) else type(h0).__name__
+        raise TypeError(f"{name} must be a floating-point tensor [n, {width}], got {got}")
+    if h0.dim() != 2 or h0.shape[1] != width:
+        raise ValueError(f"{name} must be [n, {width}], got {tuple(h0.shape)}")
+
+
+def check_labels(labels: object, n: int) -> None:
+    """Raises TypeError or ValueError unless ``labels`` is int64 or int32 [n], all >= 0."""
+    if not isinstance(labels, Tensor) or labels.dtype not in (torch.int64, torch.int32):
+        got = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
+        raise TypeError(f"labels must be an int64 tensor [{n}], got {got}")
+    if tuple(labels.shape) != (n,):
+        raise ValueError(f"labels must be [{n}], one for each feature vector, got {tuple(labels.shape)}")
+    if n and int(labels.min()) < 0:
+        raise ValueError(f"labels must be >= 0, got {int(labels.min())}")
+
+
+def seeded(device: torch.device, *numbers: int) -> torch.Generator:
+    """A generator on ``device`` for this tuple of numbers (a seed, a task, what for)."""
+    state = 0
+    for number in numbers:
+        # One round of splitmix64 a number: neighbouring tuples get unrelated seeds.
+        state = (state + number + 0x9E3779B97F4A7C15) % 2**64
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) % 2**64
+        state ^= state >> 31
+    return torch.Generator(device).manual_seed(state % 2**63)

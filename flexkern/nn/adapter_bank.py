@@ -1,0 +1,209 @@
+"""Adapters of all tasks and layers, in memory that grows by doubling (arXiv 2410.05899; DESIGN 1.5)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flexkern.ops.adapter import gated_adapter
+
+__all__ = ["AdapterBank"]
+
+KINDS = ("down", "down_bias", "up", "up_bias")
+
+
+class _Rows(torch.autograd.Function):
+    """A bank as one tensor, whose gradient goes to the parameters that are its trainable rows."""
+
+    @staticmethod
+    def forward(ctx: Any, bank: Tensor, rows: list[int], *_parameters: Tensor) -> Tensor:
+        ctx.rows = rows
+        return bank.view_as(bank)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        return None, None, *(grads[0][row] for row in ctx.rows)
+
+
+class _Task(nn.Module):
+    """One task's rows: parameters ``{kind}_{layer}``, each a view into the bank."""
+
+    def row(self, kind: str, layer: int) -> nn.Parameter:
+        return getattr(self, f"{kind}_{layer}")
+
+
+class AdapterBank(nn.Module):
+    """One ReLU bottleneck a layer and task: ``scale * (dropout(relu(x @ down + b)) @ up + c)``.
+
+    Each layer's adapters lie in one tensor for all tasks, [capacity, ...], which the kernel
+    :func:`flexkern.ops.gated_adapter` indexes by the task of each sample. Each row is a parameter of its own, so an
+    optimizer gets one task's parameters (:meth:`parameters_of`), and frozen tasks get no gradient. When the capacity is
+    used up it doubles: the rows move, and the parameters that optimizers hold stay the same objects.
+
+    Args:
+        layers: blocks of the network.
+        width: its tokens' width, d.
+        rank: r, the bottleneck; EASE has 64 (1,189,632 parameters a task for ViT-B/16).
+        scale: of the adapters' output; EASE has 0.1.
+        dropout: of the bottleneck while training; EASE has 0.1.
+        capacity: tasks that there is memory for at first.
+        dtype, device: as for any module.
+
+    Raises:
+        ValueError: if a number is outside its range.
+    """
+
+    def __init__(
+        self,
+        layers: int,
+        width: int,
+        rank: int = 64,
+        *,
+        scale: float = 0.1,
+        dropout: float = 0.1,
+        capacity: int = 4,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        for name, value in (("layers", layers), ("width", width), ("rank", rank), ("capacity", capacity)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), got {dropout}")
+        if not math.isfinite(scale):
+            raise ValueError(f"scale must be finite, got {scale}")
+        self.layers, self.width, self.rank = layers, width, rank
+        self.scale, self.dropout = scale, dropout
+        self.rows = nn.ModuleList()
+        shapes = {"down": (width, rank), "down_bias": (rank,), "up": (rank, width), "up_bias": (width,)}
+        # Not buffers: the rows, which are parameters, are the state.
+        self._memory = [
+            {kind: torch.zeros((capacity, *shape), dtype=dtype, device=device) for kind, shape in shapes.items()}
+            for _ in range(layers)
+        ]
+
+    # ------------------------------------------------------------------ tasks
+
+    @property
+    def tasks(self) -> int:
+        """How many tasks have adapters."""
+        return len(self.rows)
+
+    @property
+    def capacity(self) -> int:
+        """How many tasks there is memory for."""
+        return len(self._memory[0]["down"])
+
+    @property
+    def parameters_per_task(self) -> int:
+        """Numbers that one task adds."""
+        return sum(memory[kind][0].numel() for memory in self._memory for kind in KINDS)
+
+    def add_task(self, *, generator: torch.Generator | None = None) -> int:
+        """Makes adapters for one more task, trainable, freezes all others, and returns its number.
+
+        Their output is 0 at first: the up-projection and the biases are 0, the down-projection is Kaiming-uniform with
+        a = sqrt(5), drawn from ``generator`` (of the CPU), as in EASE.
+        """
+        task = self.tasks
+        if task == self.capacity:
+            self._grow(2 * task)
+        self.freeze()
+        bound = 1 / math.sqrt(self.width)
+        rows = _Task()
+        for layer, memory in enumerate(self._memory):
+            draw = torch.rand((self.width, self.rank), generator=generator) * (2 * bound) - bound
+            memory["down"][task].copy_(draw)
+            for kind in KINDS:
+                rows.register_parameter(f"{kind}_{layer}", nn.Parameter(memory[kind][task]))
+        self.rows.append(rows)
+        return task
+
+    def parameters_of(self, task: int) -> list[nn.Parameter]:
+        """The parameters of one task, for an optimizer."""
+        return list(self.rows[task].parameters())
+
+    def freeze(self) -> None:
+        """No adapter is trained any more."""
+        self.rows.requires_grad_(False)
+
+    def _grow(self, capacity: int) -> None:
+        for memory in self._memory:
+            for kind, old in memory.items():
+                memory[kind] = old.new_zeros((capacity, *old.shape[1:]))
+                memory[kind][: len(old)] = old
+        self._tie()
+
+    def _tie(self) -> None:
+        """Makes each parameter a view of its row again."""
+        for task, rows in enumerate(self.rows):
+            for layer, memory in enumerate(self._memory):
+                for kind in KINDS:
+                    rows.row(kind, layer).data = memory[kind][task]
+
+    # ------------------------------------------------------------------ computing
+
+    def forward(
+        self, layer: int, x: Tensor, task: int | Tensor, residual: Tensor | None = None
+    ) -> Tensor:
+        """``residual`` plus the adapters' output at one layer.
+
+        Args:
+            layer: which block.
+            x: [S, L, width], what the block's MLP (and the norm before it) reads.
+            task: of all samples, or integers [S] with the task of each, -1 for none; samples of one task should stand
+                together.
+            residual: [S, L, width], what to add to; None for 0.
+
+        Returns:
+            [S, L, width]. Gradients reach ``x``, ``residual`` and the trainable rows.
+        """
+        if isinstance(task, int):
+            rows = self.rows[task]
+            bank = [rows.row(kind, layer).unsqueeze(0) for kind in KINDS]
+            index = torch.zeros(len(x), dtype=torch.int32, device=x.device)
+        else:
+            bank = [self._bank(kind, layer) for kind in KINDS]
+            index = task
+        p = self.dropout if self.training else 0.0
+        return gated_adapter(x, *bank, index, scale=self.scale, residual=residual, dropout_p=p)
+
+    def _bank(self, kind: str, layer: int) -> Tensor:
+        bank = self._memory[layer][kind][: self.tasks]
+        trainable = [t for t, rows in enumerate(self.rows) if rows.row(kind, layer).requires_grad]
+        if not trainable or not torch.is_grad_enabled():
+            return bank
+        return _Rows.apply(bank, trainable, *(self.rows[t].row(kind, layer) for t in trainable))
+
+    # ------------------------------------------------------------------ moving, saving
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AdapterBank:
+        super()._apply(fn, recurse)
+        for memory in self._memory:
+            for kind in KINDS:
+                memory[kind] = fn(memory[kind])
+        self._tie()
+        return self
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._tie()  # a copy has copied parameters and memory one by one
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        # Before the rows load themselves, there must be as many as were saved.
+        start = f"{prefix}rows."
+        saved = {int(name[len(start) :].split(".")[0]) for name in state_dict if name.startswith(start)}
+        while self.tasks < len(saved):
+            self.add_task()
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+    def extra_repr(self) -> str:
+        return (
+            f"layers={self.layers}, width={self.width}, rank={self.rank}, scale={self.scale}, "
+            f"dropout={self.dropout}, tasks={self.tasks}, capacity={self.capacity}"
+        )

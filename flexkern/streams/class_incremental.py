@@ -1,0 +1,147 @@
+"""Class-incremental streams: a data set's classes, some at a time (B0-IncN, Bm-IncN)."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flexkern.streams.base import Experience, Stream
+from flexkern.streams.packs import Images
+
+__all__ = ["class_incremental", "class_order"]
+
+_TRAIN, _TEST = range(2)  # first number of a generator's seed, so that the two draw different numbers
+_SHOWN = 10  # an experience of more classes than this is named by its first ones
+
+
+def class_order(classes: Sequence[int], seed: int = 1993) -> list[int]:
+    """The order in which classes are learned: NumPy's legacy ``RandomState(seed).permutation``.
+
+    It is what PILOT, EASE and their predecessors do. Seed 1993 and 100 classes: it begins 68, 56, 78, 8, 23.
+    """
+    return [classes[i] for i in np.random.RandomState(seed).permutation(len(classes))]
+
+
+def class_incremental(
+    train: Images,
+    test: Images,
+    *,
+    increment: int,
+    base: int = 0,
+    order: Sequence[int] | None = None,
+    classes: Sequence[int] | None = None,
+    seed: int = 1993,
+    train_per_class: int | None = None,
+    test_per_class: int | None = None,
+) -> Stream:
+    """A stream whose experiences each bring new classes, and training and test images of them only.
+
+    B0-IncN has ``base=0``: N classes in each experience. Bm-IncN has ``base=m``: m classes first, then N at a
+    time. If the rest does not divide by N, the last experience has fewer.
+
+    **Labels are renumbered**: the class that is learned first is 0, and so on, so that the classes seen so far
+    are always 0 to k - 1. ``class_names`` and the name of an experience say which they are in the data set. All
+    images that take part are copied once; the experiences' inputs are parts of that copy.
+
+    Args:
+        train, test: labelled images, as :func:`flexkern.streams.packs.image_pack` and ``image_folders`` give
+            them, or :func:`flexkern.streams.datasets.images_of` for any other data set.
+        increment: classes of an experience, at least 1.
+        base: classes of the first experience; 0: as many as in the others.
+        order: labels in the order of learning. Only these classes take part.
+        classes: labels that take part, in an order that the seed decides (:func:`class_order`). Default: all
+            that ``train`` has images of.
+        seed: of the order, and of the choice of images.
+        train_per_class, test_per_class: so many images of each class, chosen by the seed. Default: all.
+
+    Raises:
+        ValueError: if an argument is outside its range, or a class has no, or too few, images.
+    """
+    for name, value, least in (("increment", increment, 1), ("base", base, 0), ("seed", seed, 0)):
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
+    for name, count in (("train_per_class", train_per_class), ("test_per_class", test_per_class)):
+        if count is not None and count < 1:
+            raise ValueError(f"{name} must be at least 1, got {count}")
+    if order is not None and classes is not None:
+        raise ValueError("order and classes exclude each other: order says which classes take part")
+    if train.images.shape[1:] != test.images.shape[1:]:
+        shapes = f"{tuple(train.images.shape[1:])} and {tuple(test.images.shape[1:])}"
+        raise ValueError(f"test: its images must be of the size of the training images, got {shapes}")
+    if order is None:
+        chosen = train.labels.unique().tolist() if classes is None else list(classes)
+        order = class_order(chosen, seed)
+    _check_order(order, "order" if classes is None else "classes", train)
+    if base > len(order):
+        raise ValueError(f"base is {base}, but only {len(order)} classes take part")
+
+    parts = [
+        _Part(train, order, train_per_class, "train", [_TRAIN, seed]),
+        _Part(test, order, test_per_class, "test", [_TEST, seed]),
+    ]
+    bounds = _bounds(len(order), base, increment)
+    experiences = []
+    for number, (first, end) in enumerate(itertools.pairwise(bounds)):
+        names = tuple(train.names[c] if c < len(train.names) else str(c) for c in order[first:end])
+        train_part, test_part = (part.of(first, end) for part in parts)
+        experiences.append(Experience(_title(names), number, *train_part, *test_part, class_names=names))
+    return Stream(experiences, classes=len(order))
+
+
+def _check_order(order: Sequence[int], name: str, train: Images) -> None:
+    if not order:
+        raise ValueError(f"{name} must name at least one class")
+    if len(set(order)) < len(order):
+        twice = next(c for c in order if list(order).count(c) > 1)
+        raise ValueError(f"{name} must name each class once, got {twice} twice")
+    missing = sorted(set(order) - set(train.labels.unique().tolist()))
+    if missing:
+        raise ValueError(f"{name}: there are no training images of class {', '.join(map(str, missing[:5]))}")
+
+
+def _bounds(classes: int, base: int, increment: int) -> list[int]:
+    """Where the classes of each experience begin, and where the last one's end."""
+    first = min(base or increment, classes)
+    return [0, *range(first, classes, increment), classes]
+
+
+def _title(names: Sequence[str]) -> str:
+    if len(names) <= _SHOWN:
+        return ", ".join(names)
+    return ", ".join(names[:3]) + f" and {len(names) - 3} more"
+
+
+class _Part:
+    """Images and new labels, class after class in the order of learning, and where each class begins."""
+
+    def __init__(
+        self, images: Images, order: Sequence[int], per_class: int | None, part: str, seed: list[int]
+    ) -> None:
+        labels = images.labels.numpy()
+        by_class = np.argsort(labels, kind="stable")  # image numbers, class after class, rising within a class
+        starts = np.searchsorted(labels[by_class], np.array(order))
+        ends = np.searchsorted(labels[by_class], np.array(order), side="right")
+        rows = []
+        for c, start, end in zip(order, starts, ends, strict=True):
+            of_class = by_class[start:end]
+            if not of_class.size:
+                raise ValueError(f"{part}: there are no images of class {c}")
+            if per_class is not None and per_class > of_class.size:
+                raise ValueError(f"{part}_per_class is {per_class}, but class {c} has {of_class.size} images")
+            if per_class is not None:
+                chosen = np.random.default_rng([*seed, c]).choice(of_class.size, per_class, replace=False)
+                of_class = of_class[np.sort(chosen)]
+            rows.append(of_class)
+        sizes = [r.size for r in rows]
+        self.starts = [0, *np.cumsum(sizes).tolist()]
+        self.images = images.images[torch.from_numpy(np.concatenate(rows))]
+        self.labels = torch.from_numpy(np.repeat(np.arange(len(order)), sizes))
+
+    def of(self, first: int, end: int) -> tuple[Tensor, Tensor]:
+        """Images and labels of the classes that are learned as number ``first`` to ``end`` - 1: views."""
+        here = slice(self.starts[first], self.starts[end])
+        return self.images[here], self.labels[here]

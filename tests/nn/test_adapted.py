@@ -1,0 +1,205 @@
+"""flexkern.nn.attach_adapters: known families and given places; passes that share a trunk equal whole passes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from flexkern.nn.adapted import AdaptedModel, AdapterPoint, Parts, attach_adapters
+from flexkern.nn.adapter_bank import AdapterBank
+
+transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+
+SIZES = {
+    "hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 48, "image_size": 16,
+    "patch_size": 8,
+}  # fmt: skip
+# Some hundred additions of values of order 1 in another order, through three blocks.
+CLOSE = {"rtol": 1e-4, "atol": 1e-4}
+
+
+def model_of(family: str) -> nn.Module:
+    torch.manual_seed(0)
+    if family == "vit":
+        return transformers.ViTModel(transformers.ViTConfig(**SIZES), add_pooling_layer=False)
+    if family == "deit":
+        return transformers.DeiTModel(transformers.DeiTConfig(**SIZES), add_pooling_layer=False)
+    sizes = {k: v for k, v in SIZES.items() if k != "intermediate_size"}
+    return transformers.Dinov2Model(transformers.Dinov2Config(**sizes, mlp_ratio=2))
+
+
+def adapted(family: str = "vit", tasks: int = 2) -> AdaptedModel:
+    model = model_of(family)
+    bank = AdapterBank(SIZES["num_hidden_layers"], SIZES["hidden_size"], 4)
+    for _ in range(tasks):
+        bank.add_task()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for p in bank.parameters():
+            p.copy_(torch.randn(p.shape, generator=generator))
+    return attach_adapters(model, bank).eval()
+
+
+def class_token(model: AdaptedModel, images: Tensor, task: int | Tensor | None) -> Tensor:
+    return model(images, task=task).last_hidden_state[:, 0]
+
+
+@pytest.mark.parametrize("family", ["vit", "deit", "dinov2"])
+def test_passes_from_the_trunk_equal_whole_passes(family: str) -> None:
+    model = adapted(family)
+    images = torch.rand(3, 3, 16, 16)
+    trunk = model.trunk(images)
+    with torch.no_grad():
+        for task in (None, 0, 1, torch.tensor([1, -1, 0])):
+            torch.testing.assert_close(model.features(trunk, task), class_token(model, images, task), **CLOSE)
+        assert not torch.allclose(model.features(trunk, 0), model.features(trunk, 1), atol=1e-2)
+
+
+@pytest.mark.parametrize("family", ["vit", "dinov2"])
+def test_without_a_task_the_model_is_as_before(family: str) -> None:
+    images = torch.rand(2, 3, 16, 16)
+    with torch.no_grad():
+        before = model_of(family).eval()(images).last_hidden_state
+        model = adapted(family)
+        assert torch.equal(model.model(images).last_hidden_state, before)
+        assert torch.equal(model(images, task=torch.tensor([-1, -1])).last_hidden_state, before)
+        model.remove()
+        with model.tasks(0):
+            assert torch.equal(model.model(images).last_hidden_state, before)
+    assert not any(p.requires_grad for p in model.model.parameters())
+
+
+def test_adapters_are_parallel_to_the_mlp() -> None:
+    """Written out for one block, as EASE has it: x + MLP(norm(x)) + adapter(x), where x is what attention left."""
+    model = adapted()
+    images = torch.rand(2, 3, 16, 16)
+    vit = model.model
+    with torch.no_grad():
+        tokens = vit.embeddings(images)
+        for number, block in enumerate(vit.layers):
+            attended, _ = block.attention(block.layernorm_before(tokens))
+            x = attended + tokens
+            rows = model.bank.rows[1]
+            down, bias, up, up_bias = (rows.row(k, number) for k in ("down", "down_bias", "up", "up_bias"))
+            adapter = model.bank.scale * (torch.relu(x @ down + bias) @ up + up_bias)
+            tokens = x + block.mlp(block.layernorm_after(x)) + adapter
+        expected = vit.layernorm(tokens)[:, 0]
+        torch.testing.assert_close(class_token(model, images, 1), expected, **CLOSE)
+
+
+def test_pairs_equal_their_own_passes() -> None:
+    model = adapted(tasks=3)
+    images = torch.rand(4, 3, 16, 16)
+    trunk = model.trunk(images)
+    task, sample = torch.tensor([0, 0, 1, 2, 2]), torch.tensor([3, 1, 1, 0, 3])
+    with torch.no_grad():
+        pairs = model.features(trunk, task, sample)
+        for row, (t, s) in enumerate(zip(task.tolist(), sample.tolist(), strict=True)):
+            alone = class_token(model, images[s : s + 1], t)[0]
+            torch.testing.assert_close(pairs[row], alone, **CLOSE)
+
+
+def test_gradients_equal_those_of_whole_passes() -> None:
+    model = adapted()
+    images = torch.rand(3, 3, 16, 16)
+    parameters = model.bank.parameters_of(1)
+    grads = []
+    for whole in (True, False):
+        model.zero_grad()
+        out = class_token(model, images, 1) if whole else model.features(model.trunk(images), 1)
+        out.square().sum().backward()
+        grads.append([p.grad.clone() for p in parameters])
+    for a, b in zip(*grads, strict=True):
+        assert a.abs().max() > 0
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3 * float(a.abs().max()))
+    assert all(p.grad is None for p in model.bank.parameters_of(0))
+
+
+def test_keeps_no_activations() -> None:
+    model = adapted()
+    images = torch.rand(2, 3, 16, 16)
+    with torch.no_grad():
+        model.features(model.trunk(images), 1)
+        model(images, task=0)
+        model.model(images)
+    assert not model._inputs
+
+
+def test_only_adapters_are_in_training() -> None:
+    model = adapted().train()
+    assert model.bank.training
+    assert not any(m.training for m in model.model.modules())
+
+
+class Residual(nn.Module):
+    """A block of no known family: x + MLP(norm(x))."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(8)
+        self.mlp = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.mlp(self.norm(x))
+
+
+def test_any_module_by_given_places() -> None:
+    blocks = nn.Sequential(Residual(), Residual())
+    bank = AdapterBank(2, 8, 4)
+    bank.add_task()
+    with torch.no_grad():
+        for p in bank.parameters():
+            p.copy_(torch.randn_like(p))
+    points = [AdapterPoint(block, block.norm) for block in blocks]
+    model = attach_adapters(blocks, bank, points).eval()
+    x = torch.randn(2, 3, 8)
+    with torch.no_grad():
+        first = blocks[0](x) + bank(0, x, 0)
+        expected = blocks[1](first) + bank(1, first, 0)
+        torch.testing.assert_close(model(x, task=0), expected, rtol=1e-5, atol=1e-5)
+    with pytest.raises(RuntimeError, match="Parts"):
+        model.trunk(x)
+    whole = attach_adapters(nn.Sequential(*blocks), bank, Parts(nn.Identity(), points, nn.Identity()))
+    assert whole.trunk(x).tokens.shape == x.shape
+
+
+class Timm(nn.Module):
+    """The parts of timm's VisionTransformer that are looked at; timm itself does not import without torchvision."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch_embed = nn.Linear(6, 8)
+        self.norm_pre = nn.Identity()
+        self.blocks = nn.Sequential(Residual(), Residual())
+        for block in self.blocks:
+            block.norm2 = block.norm
+        self.norm = nn.LayerNorm(8)
+
+    def _pos_embed(self, x: Tensor) -> Tensor:
+        return torch.cat([torch.zeros(len(x), 1, 8), x], 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.blocks(self.norm_pre(self._pos_embed(self.patch_embed(x)))))
+
+
+def test_a_timm_transformer() -> None:
+    timm = Timm()
+    bank = AdapterBank(2, 8, 4)
+    bank.add_task()
+    with torch.no_grad():
+        for p in bank.parameters():
+            p.copy_(torch.randn_like(p))
+    model = attach_adapters(timm, bank).eval()
+    x = torch.randn(2, 5, 6)
+    with torch.no_grad():
+        features = model.features(model.trunk(x), 0)
+        torch.testing.assert_close(features, model(x, task=0)[:, 0], rtol=1e-5, atol=1e-5)
+        assert not torch.allclose(features, model(x)[:, 0], atol=1e-2)
+
+
+def test_errors() -> None:
+    with pytest.raises(ValueError, match="pass points="):
+        attach_adapters(nn.Linear(2, 2), AdapterBank(1, 2))
+    with pytest.raises(ValueError, match="bank has 2 layers, but there are 3 places"):
+        attach_adapters(model_of("vit"), AdapterBank(2, 24))

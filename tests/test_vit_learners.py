@@ -1,0 +1,228 @@
+"""Class-incremental learners on a tiny vision transformer with random weights, on patterns that it can tell apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from flexkern.learners.artsy import ArtsyViT
+from flexkern.learners.methods import METHODS, load_learner, make_learner
+from flexkern.learners.progress import Progress
+from flexkern.learners.vit import ViTLearner
+from flexkern.streams import Experience, Stream
+
+transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+
+CLASSES, PER_TASK, TRAIN, TEST = 6, 2, 24, 10
+QUICK: dict[str, Any] = {"epochs": 2, "batch_size": 16, "crop": (0.6, 1.0)}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "artsy": {"rank": 4, "gate": {"gate": "ridge", "gating": "topk", "k": 1, "fill": True}},
+    "ease": {"rank": 4},
+    "ranpac": {"features": 128},
+    "finetune": {"epochs": 6, "lr": 0.05},
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Any:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def backbone() -> nn.Module:
+    torch.manual_seed(0)
+    sizes = {
+        "hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 48, "image_size": 16,
+        "patch_size": 8,
+    }  # fmt: skip
+    return transformers.ViTModel(transformers.ViTConfig(**sizes, initializer_range=0.2), add_pooling_layer=False)
+
+
+def stream(classes: int = CLASSES) -> Stream:
+    """Each class has a colour of its own for each quarter of the image, with noise."""
+    rng = np.random.default_rng(0)
+    patterns = rng.integers(30, 226, (classes, 3, 2, 2)).repeat(8, 2).repeat(8, 3)
+
+    def draw(labels: np.ndarray) -> Tensor:
+        noisy = patterns[labels] + rng.normal(0, 25, (len(labels), 3, 16, 16))
+        return torch.from_numpy(noisy.clip(0, 255).astype(np.uint8))
+
+    experiences = []
+    for number, first in enumerate(range(0, classes, PER_TASK)):
+        own = np.arange(first, first + PER_TASK)
+        train, test = own.repeat(TRAIN), own.repeat(TEST)
+        rng.shuffle(train)
+        experiences.append(
+            Experience(str(number), number, draw(train), torch.from_numpy(train), draw(test), torch.from_numpy(test))
+        )
+    return Stream(experiences, classes)
+
+
+def learner(method: str, **options: Any) -> ViTLearner:
+    return make_learner(method, backbone(), **(QUICK | OPTIONS.get(method, {}) | options))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_learns_and_comes_back(method: str, tmp_path: Path) -> None:
+    given = stream()
+    one = learner(method)
+    for item in given:
+        one.learn(item)
+    evaluation = one.evaluate(given)
+    assert one.classes_seen == CLASSES
+    assert evaluation.confusion.sum() == CLASSES * TEST
+    # Chance is 1 in 6. Fine-tuning forgets all but its last task.
+    assert evaluation.accuracies[-1 if method == "finetune" else slice(None)].mean() > 0.6
+    assert one.parameters_added > 0
+    assert one.report["passes"] >= 1
+    path = tmp_path / "learner.safetensors"
+    one.save(path)
+    other = load_learner(path, backbone=backbone())
+    assert type(other) is type(one)
+    images = given[0].test_inputs
+    assert torch.equal(one.logits(images), other.logits(images))
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("method", ["artsy", "finetune", "joint"])
+def test_stopped_in_the_middle_goes_on_to_the_bit(method: str, tmp_path: Path) -> None:
+    given = stream()
+    straight = learner(method)
+    for item in given:
+        straight.learn(item)
+
+    path = tmp_path / "learner.safetensors"
+    stopped = learner(method)
+    stopped.learn(given[0])
+
+    def stop(now: Progress) -> None:
+        stopped.save(path)
+        if now.epoch == 1:
+            raise Stop
+
+    with pytest.raises(Stop):
+        stopped.learn(given[1], progress=stop)
+    with pytest.raises(ValueError, match="'1' was begun and not ended"):
+        stopped.learn(given[2].__class__("2", 2, *(getattr(given[1], f) for f in FIELDS)))
+    loaded = load_learner(path, backbone=backbone())
+    for again in (stopped, loaded):
+        for item in given[1:]:
+            again.learn(item)
+        assert torch.equal(again.logits(given[0].test_inputs), straight.logits(given[0].test_inputs))
+        ours, theirs = again._modules().state_dict(), straight._modules().state_dict()
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+FIELDS = ("train_inputs", "train_labels", "test_inputs", "test_labels")
+
+
+def learned(**options: Any) -> ArtsyViT:
+    one = learner("artsy", **options)
+    for item in stream():
+        one.learn(item)
+    assert isinstance(one, ArtsyViT)
+    return one
+
+
+def recorded(one: ArtsyViT, openings: Tensor) -> Callable[..., Tensor]:
+    """Stands for the gate: always these openings."""
+    return lambda h0, task=None: openings[: len(h0)].to(h0)
+
+
+@pytest.mark.parametrize("combine", ["concat", "sum"])
+def test_open_pairs_in_one_batch_equal_a_pass_a_task(combine: str) -> None:
+    """The same openings, once as one virtual batch, once as EASE does it: the whole model for each task."""
+    one = learned(combine=combine)
+    images = stream()[1].test_inputs[:7]
+    openings = torch.tensor([[1, 0, 1], [0, 0, 0], [1, 1, 1], [0, 1, 0], [0, 0, 1], [1, 1, 0], [0, 1, 1.0]])
+    x = images.float() / 255
+    with torch.no_grad():
+        passes = [one.adapted(x, task=t).last_hidden_state[:, 0] for t in (None, 0, 1, 2)]
+        trunk = one.adapted.trunk(x)
+        spaces = one._spaces(trunk, one.adapted.features(trunk), openings)
+        gated = [p * openings[:, t - 1 : t] if t else p for t, p in enumerate(passes)]
+        expected = torch.stack(gated, 1) if combine == "concat" else sum(gated).unsqueeze(1)
+        # Sums of some tens of values in another order, through three blocks.
+        torch.testing.assert_close(spaces, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_cost_follows_the_open_synapses() -> None:
+    one = learned(gate={"gate": "ridge", "gating": "topk", "k": 1, "fill": True})
+    rows = []
+    original = one.adapted.features
+
+    def counted(trunk: Any, task: Any = None, sample: Any = None) -> Tensor:
+        rows.append((len(trunk.x) if sample is None else len(sample), task is not None))
+        return original(trunk, task, sample)
+
+    one.adapted.features = counted  # type: ignore[method-assign]
+    one.evaluate(stream())
+    images = CLASSES * TEST
+    assert sum(n for n, adapted in rows if not adapted) == images
+    assert sum(n for n, adapted in rows if adapted) == images  # one open synapse each, of three
+    assert one.report["open_per_sample"] == 1.0
+    assert one.report["passes"] == 2.0
+    every = learned(gate={"gate": "none"})
+    every.evaluate(stream())
+    assert every.report["passes"] == 4.0
+
+
+def test_oracle_opens_the_true_task() -> None:
+    one = learned(gate={"gate": "oracle"})
+    given = stream()
+    evaluation = one.evaluate(given)
+    assert one.report["open_per_sample"] == 1.0
+    assert evaluation.accuracies.mean() >= learned().evaluate(given).accuracies.mean()
+
+
+def test_a_pass_can_be_split() -> None:
+    given = stream()
+    a, b = learned(images_per_pass=7), learned(images_per_pass=1000)
+    # Not to the bit: a product's blocks depend on the batch.
+    torch.testing.assert_close(a.logits(given[0].test_inputs), b.logits(given[0].test_inputs), rtol=1e-3, atol=1e-3)
+
+
+def test_the_global_generator_is_left_alone() -> None:
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    one = make_learner("artsy", backbone_once := backbone(), **QUICK, **OPTIONS["artsy"])
+    assert backbone_once is one.backbone
+    torch.manual_seed(7)
+    one.learn(stream()[0])
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_errors(tmp_path: Path) -> None:
+    given = stream()
+    with pytest.raises(ValueError, match="method must be one of"):
+        make_learner("icarl", backbone())
+    with pytest.raises(ValueError, match="method 'ranpac' has no option 'rank'"):
+        make_learner("ranpac", backbone(), rank=3)
+    with pytest.raises(ValueError, match="epochs must be at least 1"):
+        learner("artsy", epochs=0)
+    with pytest.raises(ValueError, match="combine must be one of"):
+        learner("artsy", combine="mean")
+    one = learner("simplecil")
+    with pytest.raises(ValueError, match=r"classes from 0 on.*got \[2, 3\]"):
+        one.learn(given[1])
+    one.learn(given[0])
+    path = tmp_path / "one.safetensors"
+    one.save(path)
+    torch.manual_seed(5)
+    config = transformers.ViTConfig(hidden_size=24, num_hidden_layers=3, num_attention_heads=2, intermediate_size=48,
+                                    image_size=16, patch_size=8)  # fmt: skip
+    with pytest.raises(ValueError, match="backbone: not the one"):
+        load_learner(path, backbone=transformers.ViTModel(config, add_pooling_layer=False))
