@@ -73,7 +73,9 @@ def class_incremental(
     changes["seeds"] = _seeds(seeds)
     try:
         _show(read_config(find_config(config)).override(**changes), restart=restart, keep=keep)
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
+        if isinstance(error, ImportError) and "pip install" not in str(error):
+            raise  # main() says what to install
         errors.print(f"flexkern run class-incremental: {error}", style="red", markup=False)
         raise typer.Exit(1) from error
     except KeyboardInterrupt:

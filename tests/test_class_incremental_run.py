@@ -13,6 +13,7 @@ import signal
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from flexkern.experiments.incremental_config import (
     StreamConfig,
 )
 from flexkern.experiments.incremental_data import load_images
+from flexkern.experiments.measure import Measure
 from flexkern.learners import Progress, checkpoint
 from flexkern.metrics import Evaluation, confusion_matrix
 from flexkern.streams import Experience
@@ -264,7 +266,6 @@ POINTS = (
     "end of learning 1",
     "saved 2 0",  # after a task and before its test
     "testing 2",
-    "testing 3",
     "learning 1 2",  # once more: for the test of a lost checkpoint
 )
 
@@ -292,21 +293,34 @@ def test_a_killed_run_ends_with_the_same_numbers(number: int, killed: Path, whol
 
 def test_an_exception_out_of_the_observer_is_a_way_to_stop(tmp_path: Path, whole: dict[str, Any]) -> None:
     config = configuration(tmp_path, seeds=(3, 4))
+    epochs = []
     stops = iter([2, 6, 9, 13, 20])  # events after which one more call stops
     while (limit := next(stops, None)) is not None:
         left = limit
 
         def observe(event: Event) -> None:
             nonlocal left
+            epochs.extend([event] if event.kind == "epoch" else [])
             left -= 1
             if not left:
                 raise InterruptedError
 
         with pytest.raises(InterruptedError):
             run(config, learners=LEARNERS, observe=observe)
-    results = run(config, learners=LEARNERS)
+    results = run(config, learners=LEARNERS, observe=lambda e: epochs.extend([e] if e.kind == "epoch" else []))
     assert numbers(results) == numbers(whole)
+    assert len(epochs) == 4 * 3 * EPOCHS  # none was learned twice: 4 runs of 3 tasks
     assert sum(t["cost"]["resumed"] for r in results["runs"] for t in r["tasks"]) > 0
+
+
+def test_losses_are_those_of_the_epochs_in_order(tmp_path: Path) -> None:
+    events: list[Event] = []
+    method = MethodConfig("x", "global", {"epochs": 11})
+    results = run(configuration(tmp_path, methods=(method,)), learners=LEARNERS, observe=events.append)
+    for task in range(3):
+        told = [e.loss for e in events if e.kind == "epoch" and e.task == task]
+        assert results["runs"][0]["tasks"][task]["losses"] == told
+        assert len(set(told)) == 11
 
 
 def test_a_finished_run_trains_nothing_more(tmp_path: Path) -> None:
@@ -364,6 +378,68 @@ def test_a_lost_checkpoint_is_named(killed: Path) -> None:
     next((folder / "checkpoints").iterdir()).unlink()
     with pytest.raises(ValueError, match=r"0_local_rows_seed3.safetensors is missing.*--restart"):
         run(configuration(folder, seeds=(3, 4)), learners=LEARNERS)
+
+
+def test_all_shipped_methods_resume_to_the_same_numbers(tmp_path: Path) -> None:
+    """The real learners on a tiny transformer with random weights, stopped again and again."""
+    pytest.importorskip("transformers")
+    from flexkern.backbones import random_backbone
+    from flexkern.learners import METHODS
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        tiny = random_backbone(
+            "small", hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+            image_size=16,
+        )  # fmt: skip
+    tiny.save_pretrained(tmp_path / "tiny")
+    options: dict[str, dict[str, Any]] = {"artsy": {"rank": 4}, "ease": {"rank": 4}, "ranpac": {"features": 50}}
+    changes: dict[str, Any] = {
+        "methods": tuple(MethodConfig(m, m, {"epochs": 2, "flip": 0.0, **options.get(m, {})}) for m in METHODS),
+        "backbone": str(tmp_path / "tiny"),
+        "stream": StreamConfig(increment=5),
+    }
+    whole = run(configuration(tmp_path / "whole", **changes))
+    left = 0
+
+    def observe(event: Event) -> None:
+        nonlocal left
+        left -= event.kind in ("epoch", "task")
+        if not left:
+            raise InterruptedError
+
+    stops = 0
+    while True:
+        left = 4
+        try:
+            stopped = run(configuration(tmp_path / "stopped", **changes), observe=observe)
+            break
+        except InterruptedError:
+            stops += 1
+    assert stops > len(METHODS)
+    assert numbers(stopped) == numbers(whole)
+    for name, summary in whole["summary"].items():
+        assert summary["last"]["mean"] > 0.1 or name in ("finetune", "joint"), name  # better than chance
+
+
+def test_measuring() -> None:
+    with Measure("cpu") as before:
+        pass
+    with Measure("cpu") as spent:
+        block = torch.ones(30 * 2**20)  # 120 MiB
+        time.sleep(0.02)
+        assert spent.elapsed() >= 0.02
+        del block
+    assert spent.seconds >= 0.02
+    if before.mib is None:
+        assert spent.mib is None  # this system cannot count anew
+    else:
+        assert spent.mib is not None
+        assert spent.mib >= before.mib + 100  # the peak, though it was given back; the rest may have shrunk
+        with Measure("cpu") as after:
+            pass
+        assert after.mib is not None
+        assert after.mib <= spent.mib - 100  # it began anew
 
 
 # ----------------------------------------------------------------- mistakes
@@ -499,8 +575,9 @@ def test_shipped_configurations_are_listed() -> None:
 
 
 def kill_at_each_point(folder: Path) -> None:
-    """Each run in a copy of this process, which saves importing torch anew; it has not started threads."""
+    """Each run in a copy of this process, which saves importing everything anew; it has not started threads."""
     global POINT
+    load_images(DataConfig(kind="digits"))  # imports scikit-learn, once for all
     for number, point in enumerate(POINTS):
         child = os.fork()
         if not child:

@@ -165,6 +165,11 @@ def test_training_and_test_folders(tmp_path: Path) -> None:
     (tmp_path / "val" / "b" / "1.png").unlink()
     with pytest.raises(ValueError, match="b' holds no images"):
         image_folders(tmp_path, size=8)
+    save(x[2], tmp_path / "val" / "b" / "1.png")
+    (tmp_path / "val" / "a" / "1.png").unlink()
+    (tmp_path / "val" / "a").rmdir()  # or b would be the first class there, and the second in training
+    with pytest.raises(ValueError, match="a' holds no images"):
+        image_folders(tmp_path, size=8)
 
 
 def test_tiny_imagenet_as_it_is_distributed(tmp_path: Path) -> None:
@@ -266,6 +271,12 @@ def test_grey_images_have_three_equal_channels() -> None:
     assert torch.equal(one[0], grey[:1].expand(3, -1, -1))
 
 
+def test_floating_images_are_rounded() -> None:
+    levels = torch.tensor([0.0, 0.0019, 0.0021, 0.4999, 0.9979, 0.9982, 1.0])  # half a level is 0.00196
+    images = images_of((levels.expand(1, 3, 7, 7), torch.tensor([0]))).images
+    assert images[0, 0, 0].tolist() == [0, 0, 1, 127, 254, 255, 255]
+
+
 def test_images_of_different_sizes_need_a_size() -> None:
     rows = [(colours(1, 8)[0], 0), (colours(1, 12)[0], 1)]
     with pytest.raises(ValueError, match="image 1 is 12 x 12 and image 0 is 8 x 8; pass size="):
@@ -318,11 +329,12 @@ def test_resizing_and_cropping() -> None:
     assert torch.equal(middle, wide[..., 3:13, 11:21])
     with pytest.raises(ValueError, match="at least 17 x 17"):
         center_crop(x, 17)
-    # As Pillow resizes, but for rounding to whole numbers there, before and after: one grey level in 255.
-    picture = Image.fromarray((x[0].permute(1, 2, 0) * 255).round().byte().numpy())
-    expected = np.asarray(picture.resize((12, 12), Image.Resampling.BICUBIC)) / 255
-    got = resize(x[:1], 12)[0].permute(1, 2, 0).numpy()
-    assert np.abs(got - expected).max() <= 2.01 / 255
+    # As Pillow resizes, which rounds to whole numbers after each of its two passes: half a grey level, spread
+    # by weights whose sizes add up to 1.18 at most, and half a level more. (Middle greys: it also cuts there.)
+    grey = colours(1, 16)[0] // 2 + 64
+    expected = np.asarray(Image.fromarray(grey).resize((12, 12), Image.Resampling.BICUBIC)) / 255
+    got = resize(as_float(torch.from_numpy(grey).permute(2, 0, 1)[None]), 12)[0].permute(1, 2, 0).numpy()
+    assert np.abs(got - expected).max() <= (0.5 * 1.18 + 0.5) / 255
 
 
 def test_crops_are_boxes_of_the_asked_size_and_shape() -> None:
@@ -365,7 +377,7 @@ def test_the_whole_image_unmirrored_is_the_image() -> None:
     x = torch.rand(3, 3, 10, 10, generator=torch.Generator().manual_seed(0))
     same = random_resized_crop(x, 10, scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=0)
     mirrored = random_resized_crop(x, 10, scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=1)
-    # Positions are found in float32, -1..1 times 5 pixels: an error of some 2^-21 of a pixel, times steps below 1.
+    # Positions are found in float32, -1..1 times 5 pixels: off by some 2^-21 of a pixel, times steps below 1.
     torch.testing.assert_close(same, x, atol=5e-6, rtol=0)
     torch.testing.assert_close(mirrored, x.flip(3), atol=5e-6, rtol=0)
 

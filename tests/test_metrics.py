@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flexkern.metrics import AccuracyMatrix, confusion_matrix, hypergeometric_tail, memorised
@@ -66,6 +66,7 @@ def test_confusion_matrix_counts() -> None:
         confusion_matrix([0, 1], [0], 3)
 
 
+@settings(deadline=None)  # the first call imports SciPy
 @given(st.data())
 def test_hypergeometric_tail_against_scipy(data: st.DataObject) -> None:
     stats = pytest.importorskip("scipy.stats")
@@ -132,3 +133,42 @@ def test_memorised_refuses_what_is_not_a_confusion_matrix() -> None:
         memorised([[1, 2, 3], [4, 5, 6]])
     with pytest.raises(ValueError, match="square"):
         memorised([[1, -2], [4, 5]])
+
+
+def test_class_incremental_accuracy_is_over_all_test_inputs_seen_so_far() -> None:
+    # 30, 10 and 20 test inputs; 27 right; then 15 and 8; then 18, 3 and 14.
+    matrix = AccuracyMatrix(R, weights=[30, 10, 20])
+    seen = [27 / 30, (15 + 8) / 40, (18 + 3 + 14) / 60]
+    for item, expected in enumerate(seen):
+        assert matrix.after(item) == pytest.approx(expected, abs=1e-15)
+    assert matrix.last == pytest.approx(seen[-1], abs=1e-15)
+    assert matrix.average == pytest.approx(sum(seen) / 3, abs=1e-15)
+    plain = AccuracyMatrix(R)
+    assert matrix.forgetting == plain.forgetting
+    assert matrix.backward_transfer == plain.backward_transfer
+    assert AccuracyMatrix(R, weights=[7, 7, 7]).last == pytest.approx(plain.last, abs=1e-15)
+
+
+def test_average_accuracy_is_the_one_that_ease_published() -> None:
+    # "CNN top1 curve" and "Average Accuracy (CNN)" of the authors' log, CIFAR-100 B0-Inc5, ViT-B/16-IN21K.
+    curve = [
+        99.4, 98.2, 97.27, 96.45, 96.28, 94.9, 93.26, 92.95, 92.27, 91.0,
+        90.0, 89.98, 89.34, 89.29, 88.4, 86.8, 86.33, 86.1, 86.27, 85.8,
+    ]  # fmt: skip
+    matrix = AccuracyMatrix(weights=[500] * 20)
+    for accuracy in curve:
+        matrix.add([accuracy / 100] * 20)
+    assert 100 * matrix.average == pytest.approx(91.5145, abs=1e-12)
+    assert 100 * matrix.last == pytest.approx(85.8, abs=1e-12)
+
+
+@pytest.mark.parametrize("weights", [[1, 2], [1, 2, 3, 4], []])
+def test_weights_must_fit_the_matrix(weights: list[int]) -> None:
+    with pytest.raises(ValueError, match=f"{len(weights)} numbers, as the weights|weights must be a list"):
+        AccuracyMatrix(R, weights=weights)
+
+
+@pytest.mark.parametrize("weights", [[1, 0, 1], [1, -1, 1], [1, float("nan"), 1], 3, [[1, 2, 3]]])
+def test_weights_must_be_positive_numbers(weights: object) -> None:
+    with pytest.raises(ValueError, match="weights must be a list of positive numbers"):
+        AccuracyMatrix(R, weights=weights)  # type: ignore[arg-type]

@@ -1,9 +1,9 @@
-"""The gradients of a bank of adapters: sums over the rows of each task, in two stages that any order of samples fits.
+"""The gradients of a bank of adapters: sums over the rows of each task, in two stages, whatever the order.
 
-1. The samples are put in the order of their tasks (a counting sort on the device), and their rows cut into parts
-   of one size. Each part sums its rows, task by task, so work follows the rows and not the number of tasks, and
-   one task alone fills a GPU too.
-2. The sums of a task's parts are added, in the order of the parts.
+1. The samples are put in the order of their tasks (a counting sort on the device), and their rows cut into
+   parts of one size. What a task has of a part is a piece; each piece's rows are summed. So work follows the
+   rows and not the number of tasks, and one task alone fills a GPU too.
+2. The sums of a task's pieces are added, in the order of the parts.
 
 Which rows meet in a sum depends on ``index`` and the shapes only: the same bits at each run.
 """
@@ -21,13 +21,13 @@ from torch import Tensor
 from flexkern.triton_kernels.memory import ALIGNMENT, from_float32, typed
 from flexkern.triton_kernels.metaplastic import TRITON_DTYPES
 from flexkern.triton_kernels.operand import operand, read
-from flexkern.triton_kernels.product import IEEE, UNIT
+from flexkern.triton_kernels.product import IEEE, INTERPRETED, UNIT
 
-__all__ = ["INDEX_DTYPES", "bank_gradients", "padded_rank", "size_units"]
+__all__ = ["INDEX_DTYPES", "bank_gradients", "device_target", "padded_rank", "size_units"]
 
 INDEX_DTYPES = {torch.int32: tl.int32, torch.int64: tl.int64}
-# Programs that the parts of the first stage give: a few for each multiprocessor, and the same number on each GPU,
-# so that all give the same sums. A part has at least MIN_STEPS steps, so that its product outweighs its sums.
+# Programs that the parts of the first stage give: a few for each multiprocessor, and the same number on each
+# GPU, so that all give the same sums. A part has at least MIN_STEPS steps, so that its sums weigh little.
 PROGRAMS = 512
 MIN_STEPS = 4
 ORDER_BLOCK = 1024
@@ -46,38 +46,40 @@ class Tile(NamedTuple):
     num_stages: int
 
 
+# Chosen ahead of time, by registers, stack and shared memory of the compiled kernels, not by time. A program
+# reads its columns of x or grad_out once, and all of the hidden units (or their gradient) from the L2 cache: at
+# rank 64 half as many bytes as 128 columns. For sm_90 it has 128 registers or less, so two programs are on a
+# multiprocessor, and two steps of 24 KB under way: of five stages, as the rows' numbers are read two stages
+# before the rows.
 def tile_for(target: str, dtype: torch.dtype, precision: str, rank: int) -> Tile:
-    """The tile of the first stage on ``target``, "cuda", "hip" or "interpreter"; ``rank`` is a power of two."""
+    """The tile of the first stage on ``target``, see device_target; ``rank`` is that of padded_rank."""
     if target == "interpreter":
         return Tile(32, 64, 1, 1)
-    if dtype is torch.float32:
-        return Tile(32, 64, 4, 3) if precision != IEEE else Tile(16, 64, 8, 3)
-    return Tile(64, 128, 8, 3)
+    if dtype is torch.float32 and precision == IEEE:
+        return Tile(16, min(64, max(16, 4096 // rank)), 8, 2)
+    widest, units = (64, 8192) if dtype is torch.float32 else (128, 16384)
+    columns = min(widest, max(32, units // 2 // rank))
+    if target.startswith("hip"):
+        return Tile(32, columns, 8, 2)
+    return Tile(64 if rank <= 64 and dtype is not torch.float32 else 32, columns, 8, 5)
 
 
-@triton.jit
-def sizes_of(column_units, rank_units, ALIGNED: tl.constexpr, ALIGNED_RANK: tl.constexpr):
-    """d and r, as products, so that Triton knows that what a thread reads at once begins at multiples of 16 bytes."""
-    return column_units * (UNIT if ALIGNED else 1), rank_units * (UNIT if ALIGNED_RANK else 1)
-
-
-@triton.jit
-def again(units, t):
-    """``units``, in a way that the compiler cannot see to be the same for the next ``t``, which is not negative.
-
-    It would else compute all offsets and masks before a loop over tasks, which most programs go through once, and
-    hold them in registers: 224 of them instead of 128.
-    """
-    return tl.where(t < 0, 0, units)
+def device_target(device: torch.device) -> str:
+    """What kernels are cut for: "interpreter", "hip", or "cuda:" and the compute capability, as "cuda:90"."""
+    if INTERPRETED.value:
+        return "interpreter"
+    if torch.version.hip is not None:
+        return "hip"
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"cuda:{10 * major + minor}"
 
 
 # --------------------------------------------------------------------------- the order of the samples
 
 
-@triton.jit(do_not_specialize=["order", "task_of", "bounds", "index", "samples", "tasks"])
+@triton.jit(do_not_specialize=["order", "bounds", "index", "samples", "tasks"])
 def order_kernel(
     order: tl.int64,
-    task_of: tl.int64,
     bounds: tl.int64,
     index: tl.int64,
     samples: tl.int32,
@@ -87,7 +89,7 @@ def order_kernel(
 ):
     """A stable counting sort, a task a program: the samples of each task in ``order``, from bounds[task] on.
 
-    ``task_of`` is the task of each place in ``order``. Samples of no task have no place.
+    Samples of no task have no place.
     """
     task = tl.program_id(0)
     values = typed(index, INDEX_DTYPE, False)
@@ -101,7 +103,6 @@ def order_kernel(
         mine = tl.load(values + first + lane, mask=lane < samples - first, other=-1) == task
         at = place + tl.cumsum(mine.to(tl.int32), axis=0) - 1
         tl.store(typed(order, tl.int32, False) + at, first + lane, mask=mine)
-        tl.store(typed(task_of, tl.int32, False) + at, tl.zeros((BLOCK,), tl.int32) + task, mask=mine)
         place += tl.sum(mine.to(tl.int32), axis=0)
     tl.store(typed(bounds, tl.int32, False) + task, before)
     if task == tasks - 1:
@@ -140,8 +141,10 @@ def _sum_rows(
     COLUMNS: tl.constexpr,
     RANK: tl.constexpr,
 ):
-    """float32 [RANK, COLUMNS]: narrow^T wide over the rows from ``position`` to ``end``; and the sums of the rows
-    of ``wide`` [COLUMNS] if OF_WIDE, else those of ``narrow`` [RANK]."""
+    """float32 [RANK, COLUMNS]: narrow^T wide over the rows from ``position`` to ``end``.
+
+    And the sums of the rows of ``wide`` [COLUMNS] if OF_WIDE, else those of ``narrow`` [RANK].
+    """
     lane, j, n = tl.arange(0, ROWS), tl.arange(0, RANK), tl.arange(0, COLUMNS)
     total = tl.zeros((RANK, COLUMNS), tl.float32)
     sums = tl.zeros((ROWS // 4, COLUMNS if OF_WIDE else RANK), tl.float32)
@@ -159,15 +162,15 @@ def _sum_rows(
 
 @triton.jit(
     do_not_specialize=[
-        "partial", "order", "task_of", "bounds", "x", "grad_hidden", "grad_out", "hidden", "length", "tasks",
-        "part_rows", "slot_of_task", "column_units", "rank_units", "down_bias_section", "up_section", "up_bias_section", "stride_sections",
+        "partial", "order", "bounds", "x", "grad_hidden", "grad_out", "hidden", "length", "tasks",
+        "part_rows", "slot_of_task", "column_units", "rank_units", "down_bias_section", "up_section",
+        "up_bias_section", "stride_sections",
         "scale",
     ]
 )  # fmt: skip
 def part_kernel(
     partial: tl.int64,
     order: tl.int64,
-    task_of: tl.int64,
     bounds: tl.int64,
     x: tl.int64,
     grad_hidden: tl.int64,
@@ -192,32 +195,29 @@ def part_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """The sums of a part's rows, for a block of columns of d, of down or of up; each task's in a slot of its own.
+    """The sums of a piece, for a block of columns of d, of down or of up. A piece is a task's rows in a part.
 
-    A slot is the gradients in float32 of down [d, r], of down_bias, of up [r, d] and of up_bias.
+    They go to the piece's slot: float32 gradients of down [d, r], of down_bias, of up [r, d], of up_bias.
     """
-    stride = stride_sections * SECTION
-    columns, rank = sizes_of(column_units, rank_units, ALIGNED, ALIGNED_RANK)
+    # As products, so that Triton knows that what a thread reads at once begins at multiples of 16 bytes.
+    columns = column_units * (UNIT if ALIGNED else 1)
+    rank = rank_units * (UNIT if ALIGNED_RANK else 1)
     blocks = (columns + COLUMNS - 1) // COLUMNS
     program = tl.program_id(0)
-    part = program // (2 * blocks)
+    slot = program // (2 * blocks)
     block = program % (2 * blocks)
     column = block // 2 * COLUMNS
-    starts = typed(bounds, tl.int32, False)
-    position = part * part_rows
-    last = tl.minimum(position + part_rows, tl.load(starts + tasks) * length)
-    j, n = tl.arange(0, RANK), tl.arange(0, COLUMNS)
-    while position < last:
-        columns, rank = sizes_of(column_units, rank_units, ALIGNED, ALIGNED_RANK)
+    position, end = _piece(slot, bounds, length, tasks, part_rows, slot_of_task)
+    # Not a loop over the pieces of a part: the compiler would take all that does not change out of it and hold
+    # it in registers, 180 of them instead of 120.
+    if position < end:
+        j, n = tl.arange(0, RANK), tl.arange(0, COLUMNS)
         inside, exists = n < columns - column, j < rank
-        task = tl.load(typed(task_of, tl.int32, False) + position // length)
-        end = tl.minimum(last, tl.load(starts + task + 1) * length)
-        slot = part + _slot(task, starts, slot_of_task)
-        sums = operand(partial, tl.float32, True) + slot.to(tl.int64) * stride
+        sums = operand(partial, tl.float32, True) + slot.to(tl.int64) * (stride_sections * SECTION)
         if block % 2 == 0:
             down_matrix, down_sums = _sum_rows(
-                operand(grad_hidden, DTYPE, ALIGNED_RANK), operand(x, DTYPE, ALIGNED), position, end, length, order,
-                column, columns, rank, DTYPE, PRECISION, False, ROWS, COLUMNS, RANK,
+                operand(grad_hidden, DTYPE, ALIGNED_RANK), operand(x, DTYPE, ALIGNED), position, end, length,
+                order, column, columns, rank, DTYPE, PRECISION, False, ROWS, COLUMNS, RANK,
             )  # fmt: skip
             down_offsets = (column + n)[:, None] * rank + j[None, :]
             tl.store(sums + down_offsets, tl.trans(down_matrix), mask=inside[:, None] & exists[None, :])
@@ -232,18 +232,34 @@ def part_kernel(
             there = exists[:, None] & inside[None, :]
             tl.store(sums + up_section * SECTION + up_offsets, up_matrix * scale, mask=there)
             tl.store(sums + up_bias_section * SECTION + column + n, up_sums * scale, mask=inside)
-        position = end
-        # As in adapter.py: what follows from the sizes is not to be held in registers from task to task.
-        column_units, rank_units = again(column_units, end), again(rank_units, end)
 
 
 @triton.jit
-def _slot(task, starts, slot_of_task):
-    """Where a task's slots begin: by its number, or by its first sample where there are fewer samples than tasks.
+def _key(task, starts, slot_of_task):
+    """What a task adds to the number of a part: its own, or its first sample's where there are fewer samples.
 
-    Both rise from task to task, so that the sum of part and this is another for each part and task.
+    Both rise from task to task that has samples, so each piece has a slot of its own, part + key.
     """
     return tl.where(slot_of_task != 0, task, tl.load(starts + task))
+
+
+@triton.jit
+def _piece(slot, bounds, length, tasks, part_rows, slot_of_task):
+    """The rows of the piece of a slot, from where to where in the order of tasks; none: an empty slot."""
+    starts = typed(bounds, tl.int32, False)
+    # The task of a slot is the last one whose first slot is not after it.
+    begun = tl.zeros((), tl.int32)
+    for first in tl.range(0, tasks, 128):
+        task = first + tl.arange(0, 128)
+        there = task < tasks
+        start = tl.load(starts + task, mask=there, other=0)
+        key = tl.where(slot_of_task != 0, task, start)
+        begun += tl.sum((there & (start * length // part_rows + key <= slot)).to(tl.int32), axis=0)
+    its_task = tl.maximum(begun - 1, 0)
+    part = slot - _key(its_task, starts, slot_of_task)
+    position = tl.maximum(tl.load(starts + its_task) * length, part * part_rows)
+    end = tl.minimum(tl.load(starts + its_task + 1) * length, (part + 1) * part_rows)
+    return position, tl.where(begun > 0, end, position)
 
 
 # --------------------------------------------------------------------------- the second stage
@@ -251,8 +267,8 @@ def _slot(task, starts, slot_of_task):
 
 @triton.jit(
     do_not_specialize=[
-        "down", "down_bias", "up", "up_bias", "partial", "bounds", "length", "part_rows", "slot_of_task", "d", "r",
-        "down_bias_section", "up_section", "up_bias_section", "stride_sections",
+        "down", "down_bias", "up", "up_bias", "partial", "bounds", "length", "part_rows", "slot_of_task",
+        "d", "r", "down_bias_section", "up_section", "up_bias_section", "stride_sections",
     ]
 )  # fmt: skip
 def total_kernel(
@@ -290,7 +306,7 @@ def total_kernel(
     total = tl.zeros((BLOCK,), tl.float32)
     lane = tl.arange(0, PARTS)
     base = operand(partial, tl.float32, True)
-    base += _slot(task, starts, slot_of_task).to(tl.int64) * stride
+    base += _key(task, starts, slot_of_task).to(tl.int64) * stride
     for of in tl.range(part, parts, PARTS):
         slots = (of + lane).to(tl.int64)[:, None] * stride
         there = (lane < parts - of)[:, None] & inside[None, :]
@@ -325,10 +341,10 @@ def bank_gradients(
     target: str,
     precision: str,
 ) -> None:
-    """Writes the gradients of down [T, d, r], down_bias, up and up_bias to ``grads``; nothing waits for the device.
+    """Writes the gradients of down [T, d, r], down_bias, up and up_bias to ``grads``; waits for nothing.
 
-    ``x`` and ``grad_out`` are [S, L, d], ``grad_hidden`` (before ReLU) and ``hidden`` [S, L, r]; there are rows and
-    tasks. All are contiguous and fit together.
+    ``x`` and ``grad_out`` are [S, L, d], ``grad_hidden`` (before ReLU) and ``hidden`` [S, L, r]; there are rows
+    and tasks. All are contiguous and fit together.
     """
     samples, length, d = x.shape
     tasks, _, r = grads[0].shape
@@ -342,17 +358,24 @@ def bank_gradients(
     down_bias_at, up_at, up_bias_at, stride = (sum(sections[: i + 1]) for i in range(4))
     by_task = tasks <= samples
     numbers = {"dtype": torch.int32, "device": x.device}
-    order, task_of = torch.empty((2, samples), **numbers)
-    bounds = torch.empty(tasks + 1, **numbers)
-    partial = torch.empty((parts + min(tasks, samples) - 1) * stride * SECTION.value, device=x.device)
-    lists = [order.data_ptr(), task_of.data_ptr(), bounds.data_ptr()]
+    order, bounds = torch.empty(samples, **numbers), torch.empty(tasks + 1, **numbers)
+    count = parts + min(tasks, samples) - 1
+    partial = torch.empty(count * stride * SECTION.value, dtype=torch.float32, device=x.device)
+    lists = [order.data_ptr(), bounds.data_ptr()]
     inputs = [t.data_ptr() for t in (x, grad_hidden, grad_out, hidden)]
     units = size_units(d, r, [x, grad_out], [grad_hidden, hidden])
     slots = (down_bias_at, up_at, up_bias_at, stride)
     order_kernel[(tasks,)](
-        *lists, index.data_ptr(), samples, tasks, INDEX_DTYPES[index.dtype], ORDER_BLOCK, num_warps=4
+        *lists,
+        index.data_ptr(),
+        samples,
+        tasks,
+        INDEX_DTYPES[index.dtype],
+        ORDER_BLOCK,
+        num_warps=4,
+        enable_fp_fusion=False,
     )
-    part_kernel[(parts * blocks,)](
+    part_kernel[(count * blocks,)](
         partial.data_ptr(), *lists, *inputs, length, tasks, part_rows, int(by_task), *units[:2], *slots, scale,
         TRITON_DTYPES[x.dtype], precision, *units[2:], rank, tile.rows, tile.columns,
         num_warps=tile.num_warps, num_stages=tile.num_stages, enable_fp_fusion=False,
@@ -369,7 +392,7 @@ def padded_rank(r: int) -> int:
 
 
 def size_units(d: int, r: int, wide: Sequence[Tensor], narrow: Sequence[Tensor]) -> tuple[int, int, bool, bool]:
-    """d and r in units of 8 where all rows of ``wide`` and of ``narrow`` begin at 16 bytes; and whether they do."""
+    """d and r in units of 8 where all rows of ``wide`` or ``narrow`` begin at 16 bytes; and whether they do."""
 
     def in_units(size: int, tensors: Sequence[Tensor]) -> tuple[int, bool]:
         aligned = size % UNIT.value == 0 and not any(t.data_ptr() % ALIGNMENT for t in tensors)

@@ -24,7 +24,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
 
 from flexkern.fields import Kind
-from flexkern.triton_kernels import linear, mask, memory, metaplastic, synapse
+from flexkern.triton_kernels import adapter_bank, adapter_pass, linear, mask, memory, metaplastic, synapse
 from flexkern.triton_kernels.field import fill_kernel
 
 __all__ = ["TARGETS", "VARIANTS", "Resources", "Variant", "compile_variant", "resources"]
@@ -46,17 +46,40 @@ class Variant:
     constants: dict[str, Any]
     num_warps: int
     num_stages: int | None = None  # None: Triton's own
-    product: tuple[torch.dtype, str] | None = (
-        None  # of linear_step_: dtype and precision, which choose the tile
-    )
+    product: tuple[torch.dtype, str] | None = None  # dtype and precision of a product, which choose the tile
+    max_registers: int | None = None  # None: the compiler's choice
 
     def at(self, target: str) -> "Variant":
         """This variant as it is launched on a target, one of TARGETS."""
         if self.product is None:
             return self
-        tile = linear.tile_for(target.split(":")[0], *self.product)
-        constants = self.constants | {"OUT": tile.out, "BATCH": tile.batch}
-        return replace(self, constants=constants, num_warps=tile.num_warps, num_stages=tile.num_stages)
+        if self.kernel is linear.linear_kernel:
+            tile = linear.tile_for(target.split(":")[0], *self.product)
+            constants = self.constants | {"OUT": tile.out, "BATCH": tile.batch}
+            return replace(self, constants=constants, num_warps=tile.num_warps, num_stages=tile.num_stages)
+        return self._adapter_at(target)
+
+    def _adapter_at(self, target: str) -> "Variant":
+        """As `at`, of a pass through adapters or of the sums over their rows."""
+        assert self.product is not None
+        rank = self.constants["RANK"]
+        if self.kernel is adapter_bank.part_kernel:
+            part = adapter_bank.tile_for(target, *self.product, rank)
+            constants = self.constants | {"ROWS": part.rows, "COLUMNS": part.columns}
+            return replace(self, constants=constants, num_warps=part.num_warps, num_stages=part.num_stages)
+        tile = adapter_pass.tile_for(target, *self.product, rank)
+        constants = self.constants | {"ROWS": tile.rows, "STEP": tile.step}
+        if self.kernel is adapter_pass.forward_kernel:
+            constants["STAGES"] = tile.num_stages
+        return replace(
+            self, constants=constants, num_warps=tile.num_warps, num_stages=tile.num_stages,
+            max_registers=tile.max_registers,
+        )  # fmt: skip
+
+    def options(self) -> dict[str, int]:
+        """What the compiler is told, as at a launch."""
+        given = {"num_warps": self.num_warps, "num_stages": self.num_stages, "maxnreg": self.max_registers}
+        return {name: value for name, value in given.items() if value is not None}
 
     def signature(self) -> dict[str, str]:
         """Parameter name to type. All are annotated and none is specialised, so a variant is compiled once."""
@@ -75,6 +98,7 @@ class Resources:
         stack: bytes of stack a thread.
         shared: bytes of shared memory a program.
         wide_loads, wide_stores: instructions by which a thread reads or writes 16 bytes of global memory.
+        wide_copies: by which it copies 16 bytes from there to shared memory, on NVIDIA (LDGSTS).
         tensor_core: instructions for the units that multiply matrices: wgmma (HGMMA) and its kin.
     """
 
@@ -86,6 +110,7 @@ class Resources:
     shared: int
     wide_loads: int
     wide_stores: int
+    wide_copies: int
     tensor_core: int
 
 
@@ -138,17 +163,19 @@ def _synapse_variant(
     return Variant(f"synapse-{name}", synapse.synapse_kernel, constants, memory.NUM_WARPS)
 
 
+PRODUCTS = {
+    "bf16": (torch.bfloat16, "ieee"), "fp16": (torch.float16, "ieee"), "tf32": (torch.float32, "tf32"),
+    "ieee": (torch.float32, "ieee"),
+}  # fmt: skip
+
+
 def _linear_variants() -> Iterable[Variant]:
-    products = {
-        "bf16": (torch.bfloat16, "ieee"), "fp16": (torch.float16, "ieee"), "tf32": (torch.float32, "tf32"),
-        "ieee": (torch.float32, "ieee"),
-    }  # fmt: skip
     drives = {"": linear.NOBODY, "-hebbian": linear.HEBBIAN}
-    for x, (drive, how), sources in product(products, drives.items(), ("stored", "mixed")):
-        yield _linear_variant(f"{x}-{sources}{drive}", products[x], sources, how.value)
-    yield _linear_variant("bf16-stored-rate", products["bf16"], "stored", linear.RATE.value)
-    yield _linear_variant("bf16-held", products["bf16"], "held", linear.NOBODY.value)
-    yield _linear_variant("bf16-stored-bf16", products["bf16"], "stored", linear.NOBODY.value, tl.bfloat16)
+    for x, (drive, how), sources in product(PRODUCTS, drives.items(), ("stored", "mixed")):
+        yield _linear_variant(f"{x}-{sources}{drive}", PRODUCTS[x], sources, how.value)
+    yield _linear_variant("bf16-stored-rate", PRODUCTS["bf16"], "stored", linear.RATE.value)
+    yield _linear_variant("bf16-held", PRODUCTS["bf16"], "held", linear.NOBODY.value)
+    yield _linear_variant("bf16-stored-bf16", PRODUCTS["bf16"], "stored", linear.NOBODY.value, tl.bfloat16)
 
 
 def _linear_variant(
@@ -166,10 +193,42 @@ def _linear_variant(
     return Variant(f"linear-{name}", linear.linear_kernel, constants, 0, None, of_product)
 
 
+def _adapter_variants() -> Iterable[Variant]:
+    """Training (dropout, a residual) and inference at rank 64; and rank 16, and sizes that are not aligned."""
+    training = {"HAS_RESIDUAL": True, "DROPOUT": True, "KEEPS_HIDDEN": True}
+    inference = {"HAS_RESIDUAL": True, "DROPOUT": False, "KEEPS_HIDDEN": False}
+    backward = {"NEEDS_X": True, "NEEDS_BANK": True}
+    shapes = [(x, 64, True) for x in PRODUCTS] + [("bf16", 16, True), ("ieee", 16, True), ("bf16", 16, False)]
+    for x, rank, aligned in shapes:
+        dtype, precision = PRODUCTS[x]
+        name = f"{x}{'' if rank == 64 else f'-{rank}'}{'' if aligned else '-unaligned'}"
+        sizes = {
+            "DTYPE": metaplastic.TRITON_DTYPES[dtype], "PRECISION": precision, "ALIGNED": aligned,
+            "ALIGNED_RANK": aligned, "RANK": rank,
+        }  # fmt: skip
+        by_sample = sizes | {"INDEX_DTYPE": tl.int64}
+        forward_kernel, backward_kernel = adapter_pass.forward_kernel, adapter_pass.backward_kernel
+        yield Variant(f"adapter-{name}", forward_kernel, by_sample | training, 0, None, (dtype, precision))
+        if rank == 64:
+            yield Variant(
+                f"adapter-inference-{name}", forward_kernel, by_sample | inference, 0, None, (dtype, precision)
+            )
+        yield Variant(
+            f"adapter-backward-{name}", backward_kernel, by_sample | backward, 0, None, (dtype, precision)
+        )
+        yield Variant(f"adapter-parts-{name}", adapter_bank.part_kernel, sizes, 0, None, (dtype, precision))
+    order = {"INDEX_DTYPE": tl.int64, "BLOCK": adapter_bank.ORDER_BLOCK}
+    yield Variant("adapter-order", adapter_bank.order_kernel, order, memory.NUM_WARPS)
+    for dtype in metaplastic.TRITON_DTYPES.values():
+        total = {"DTYPE": dtype, "BLOCK": adapter_bank.SUM_BLOCK, "PARTS": adapter_bank.SUM_PARTS}
+        yield Variant(f"adapter-total-{dtype}", adapter_bank.total_kernel, total, memory.NUM_WARPS)
+
+
 def _variants() -> Iterable[Variant]:
     yield from _sgd_variants()
     yield from _synapse_variants()
     yield from _linear_variants()
+    yield from _adapter_variants()
     for name, mode in (("stored", metaplastic.STORED), ("mixed", metaplastic.MIXED)):
         constants = {"SOURCES": mode.value, "TILE": memory.TILE}
         yield Variant(f"gate-{name}", metaplastic.gate_kernel, constants, memory.NUM_WARPS)
@@ -185,10 +244,7 @@ VARIANTS: dict[str, Variant] = {variant.name: variant for variant in _variants()
 def compile_variant(variant: Variant, target: GPUTarget) -> CompiledKernel:
     """Compiles exactly what a launch of the variant would on such a GPU."""
     source = ASTSource(variant.kernel, variant.signature(), variant.constants)
-    options: dict[str, Any] = {"num_warps": variant.num_warps, "enable_fp_fusion": False}
-    if variant.num_stages is not None:
-        options["num_stages"] = variant.num_stages
-    return triton.compile(source, target=target, options=options)
+    return triton.compile(source, target=target, options={**variant.options(), "enable_fp_fusion": False})
 
 
 def _nvidia_tool(name: str) -> str:
@@ -230,7 +286,7 @@ def resources(name: str, target: str) -> Resources:
         spills = _find(r"\.vgpr_spill_count:\s+(\d+)", asm)
         stack = _find(r"\.private_segment_fixed_size:\s+(\d+)", asm)
     tensor_core = len(re.findall(r"\bHGMMA\b|\bUTC\w*MMA\b|\bHMMA\b|\bv_mfma_", asm))
-    wide = _wide(asm, "load"), _wide(asm, "store")
+    wide = _wide(asm, "load"), _wide(asm, "store"), len(re.findall(r"\bLDGSTS\.E\S*\.128\b", asm))
     return Resources(name, target, registers, spills, stack, shared, *wide, tensor_core)
 
 
@@ -244,6 +300,7 @@ def _table(reports: Sequence[Resources]) -> str:
         "shared",
         "wide loads",
         "wide stores",
+        "wide copies",
         "tensor core",
     )
     rows = [head, *[tuple(map(str, asdict(r).values())) for r in reports]]

@@ -1,7 +1,7 @@
 """Operands of matrix products in the dtype of their tensor, as the tensor cores take them.
 
-On a GPU nothing may come between a load and the tensor cores, which read shared memory, so elements stay as they
-are. Triton's interpreter multiplies the bits of bfloat16 as integers: there products are of float32.
+On a GPU nothing may come between a load and the tensor cores, which read shared memory, so elements stay as
+they are. Triton's interpreter multiplies the bits of bfloat16 as integers: there products are of float32.
 """
 
 # ruff: noqa: ANN001, ANN201, ANN202, RUF100, SIM300 - device functions: Triton infers the types of arguments

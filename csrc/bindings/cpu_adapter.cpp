@@ -86,6 +86,8 @@ std::vector<Rows> split_runs(const std::vector<Rows>& runs, int64_t most) {
   return parts;
 }
 
+// What the cache of a core still holds between a product and the pass over its result. Larger than most: the
+// library takes 20 microseconds to start a product of bfloat16, as long as it takes for 200 rows of 768.
 int64_t rows_at_a_time(const Tensor& x, const Sizes& sizes) {
   constexpr int64_t kBytes = 3 << 20, kFewest = 64;
   const int64_t fitting = kBytes / (sizes.d * static_cast<int64_t>(x.element_size()));
@@ -161,8 +163,8 @@ void for_each_part(const std::vector<Rows>& parts, const Body& body) {
 std::tuple<Tensor, Tensor> gated_adapter(Tensor x, Tensor down, Tensor down_bias, Tensor up, Tensor up_bias,
                                          Tensor index, std::optional<Tensor> residual, std::optional<Tensor> seed,
                                          double scale, double dropout_p, bool keep_hidden) {
-  const Sizes sizes = check_sizes(x, down, up);
   const Dtype dtype = dtype_of(x, "x");
+  const Sizes sizes = check_sizes(x, down, up);
   check_tensor(down_bias, "down_bias", x, {sizes.tasks, sizes.r});
   check_tensor(up_bias, "up_bias", x, {sizes.tasks, sizes.d});
   if (residual.has_value()) check_tensor(*residual, "residual", x, {sizes.samples, sizes.positions, sizes.d});
@@ -179,7 +181,7 @@ std::tuple<Tensor, Tensor> gated_adapter(Tensor x, Tensor down, Tensor down_bias
   }
   const std::vector<Rows> parts = split_runs(find_runs(index, sizes), rows_at_a_time(x, sizes));
 
-  const Tensor out = torch::stable::empty_like(x);
+  const Tensor out = torch::stable::new_empty(x, {sizes.samples, sizes.positions, sizes.d});
   Tensor hidden = torch::stable::new_empty(x, {sizes.samples, sizes.positions, sizes.r});
   const Matrix inputs = matrix(x), units = matrix(hidden), results = matrix(out);
   const cpu::Kernels& kernels = cpu::kernels();
@@ -277,16 +279,17 @@ using Grads = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 Grads gated_adapter_backward(Tensor grad_out, Tensor x, Tensor hidden, Tensor down, Tensor up, Tensor index,
                              double scale, double dropout_p, bool need_x, bool need_bank) {
-  const Sizes sizes = check_sizes(x, down, up);
   const Dtype dtype = dtype_of(x, "x");
+  const Sizes sizes = check_sizes(x, down, up);
   check_tensor(grad_out, "grad_out", x, {sizes.samples, sizes.positions, sizes.d});
   check_tensor(hidden, "hidden", x, {sizes.samples, sizes.positions, sizes.r});
   check_dropout(dropout_p);
   const std::vector<Rows> runs = find_runs(index, sizes);
   const std::vector<Rows> parts = split_runs(runs, rows_at_a_time(x, sizes));
 
-  const Tensor grad_z = torch::stable::empty_like(hidden);
-  const Tensor grad_x = need_x ? torch::stable::empty_like(x) : torch::stable::new_empty(x, {0});
+  const Tensor grad_z = torch::stable::new_empty(x, {sizes.samples, sizes.positions, sizes.r});
+  const Tensor grad_x = torch::stable::new_empty(
+      x, need_x ? std::vector<int64_t>{sizes.samples, sizes.positions, sizes.d} : std::vector<int64_t>{0});
   const Matrix errors = matrix(grad_out), units = matrix(hidden), grad_units = matrix(grad_z);
   const cpu::Kernels& kernels = cpu::kernels();
   const float factor = static_cast<float>(scale / (1.0 - dropout_p));

@@ -20,7 +20,7 @@ struct Kernels {
   // Rows [begin, end) of a bool matrix and of its packed words.
   void (*pack_mask)(const uint8_t* mask, int32_t* words, int64_t columns, int64_t begin, int64_t end);
   void (*unpack_mask)(const int32_t* words, uint8_t* mask, int64_t columns, int64_t begin, int64_t end);
-  // An adapter's passes over a few rows, and the sums of a matrix's columns.
+  // An adapter's passes over a few rows. column_sums adds those of a matrix to `sums`.
   void (*adapter_hidden)(const AdapterHidden& pass, Dtype dtype);
   void (*adapter_out)(const AdapterOut& pass, Dtype dtype);
   void (*adapter_grad)(const AdapterGrad& pass, Dtype dtype);

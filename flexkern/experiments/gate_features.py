@@ -58,6 +58,7 @@ def features_of_stream(
     *,
     backbone: str = "small",
     rank: int = 16,
+    adapter_scale: float = 1.0,
     path: Path | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> SpaceFeatures:
@@ -68,11 +69,12 @@ def features_of_stream(
         seed: of the training.
         recipe: of the training.
         backbone: as :func:`flexkern.backbones.load_backbone` takes it.
-        rank: of the adapters.
+        rank, adapter_scale: of the adapters.
         path: where the features are kept; what is there, made by the same arguments, is not made again.
         progress: called after each task.
     """
-    arguments = {"seed": seed, "recipe": asdict(recipe), "backbone": str(backbone), "rank": rank, "names": stream.names}
+    arguments = {"seed": seed, "recipe": asdict(recipe), "backbone": str(backbone), "rank": rank,
+                 "adapter_scale": adapter_scale, "names": stream.names}
     arguments |= {"images": [len(e.train_labels) for e in stream], "tested": [len(e.test_labels) for e in stream]}
     if path is not None and path.exists():
         tensors, record = checkpoint.read(path)
@@ -84,7 +86,7 @@ def features_of_stream(
     elif hasattr(model, "set_attn_implementation"):
         model.set_attn_implementation("eager")  # twice as fast in a backward pass on CPUs
     learner = ArtsyViT(
-        model, recipe=recipe, rank=rank, gate={"gate": "none"}, seed=seed,
+        model, recipe=recipe, rank=rank, adapter_scale=adapter_scale, gate={"gate": "none"}, seed=seed,
         device="cuda" if torch.cuda.is_available() else "cpu",
     )  # fmt: skip
     classes, seconds = [], []

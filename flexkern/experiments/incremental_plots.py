@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,12 +82,12 @@ def draw(results: dict[str, Any], path: Path) -> None:
         axes.legend(frameon=False, fontsize=8.5)
     figure.text(0.018, 0.925, configuration["title"], fontsize=16, weight="bold")
     seeds = max(s["seeds"] for s in summary.values())
-    figure.text(
-        0.018, 0.018,
-        f"Backbone: {configuration['backbone']}. Lines: mean of {seeds} seed{'s' if seeds > 1 else ''}; bands: "
-        "standard deviation. Made by `flexkern run class-incremental`.",
-        fontsize=8.5, color=GREY,
-    )  # fmt: skip
+    backbone = configuration["backbone"]
+    if os.path.isabs(backbone):  # of a folder, the name is enough
+        backbone = os.path.basename(backbone)
+    lines = f"Lines: mean of {seeds} seeds; bands: standard deviation." if seeds > 1 else "One seed."
+    text = f"Backbone: {backbone}. {lines} Made by `flexkern run class-incremental`."
+    figure.text(0.018, 0.018, text, fontsize=8.5, color=GREY)
     figure.savefig(path, facecolor="white")
 
 

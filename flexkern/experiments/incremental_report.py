@@ -25,9 +25,6 @@ def task_table(run: dict[str, Any]) -> Table:
     table = Table(
         title=f"{run['method']}, seed {run['seed']}",
         title_justify="left",
-        caption="accuracies in percent, over all test images of the classes seen so far; average: mean of that "
-        "over the tasks so far; s: seconds to learn and to test; MiB: peak memory; added: million parameters",
-        caption_justify="left",
     )
     columns = ["task", "classes", "accuracy", "average", "forgetting", *(["open"] if gated else [])]
     for column in (*columns, "learn s", "test s", "MiB", "added"):
@@ -59,7 +56,9 @@ def method_table(config: Config, results: dict[str, Any]) -> Table:
     table = Table(
         title=config.title,
         title_justify="left",
-        caption="passes: runs of the network for one image after the last task; seconds of one whole stream",
+        caption="accuracies in percent, over all test images of the classes seen so far; average: their mean "
+        "over the tasks; open: share of synapses, and passes: runs of the network for one image, after the "
+        "last task; s: seconds to learn and to test a whole stream; MiB: peak memory; added: parameters",
         caption_justify="left",
     )
     table.add_column("method")

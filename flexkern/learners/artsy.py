@@ -13,6 +13,7 @@ from flexkern.learners.training import CosineHead, Recipe, Training
 from flexkern.learners.vit import ViTLearner
 from flexkern.nn.adapted import Trunk, attach_adapters
 from flexkern.nn.adapter_bank import AdapterBank
+from flexkern.nn.gate_report import gate_report
 from flexkern.nn.gates import SynapseGate
 from flexkern.nn.prototype import PrototypeClassifier
 
@@ -84,7 +85,10 @@ class ArtsyViT(ViTLearner):
         if not concat:
             self.prototypes.add_subspace()
         self._head: CosineHead | None = None
-        self._opened = 0.0
+        self._counted: list[tuple[Tensor, Tensor, Tensor]] | None = None
+        self.gate_report: dict[str, Any] = {}
+        """Of the last :meth:`evaluate`: open rates, AUROC and confusion of the gates, see
+        :meth:`flexkern.nn.SynapseGate.report`."""
 
     # ------------------------------------------------------------------ learning
 
@@ -147,7 +151,6 @@ class ArtsyViT(ViTLearner):
             for t, i in zip(task.split(self.images_per_pass), image.split(self.images_per_pass), strict=True)
         ]
         opened = torch.cat(parts) if parts else h0.new_zeros((0, self.width))
-        self._opened += len(task)
         if self.combine == "sum":
             weighted = opened * openings[image, task].unsqueeze(1)
             return h0.index_add(0, image, weighted).unsqueeze(1)
@@ -159,7 +162,11 @@ class ArtsyViT(ViTLearner):
     def _logits(self, images: Tensor, task: Tensor | None) -> Tensor:
         trunk = self._run_trunk(images)
         h0 = self._run(self.adapted.features, trunk)
-        openings = self.gate(h0, task)
+        # Of a task that is still to come an oracle opens the newest: no answer can be right there.
+        evidence = self.gate.evidence(h0, None if task is None else task.clamp(max=self.tasks_learned - 1))
+        openings = self.gate.open(evidence)
+        if self._counted is not None and task is not None:
+            self._counted.append((evidence, openings, task))
         spaces = self._spaces(trunk, h0, openings)
         if self.combine == "sum":
             return self.prototypes.logits(spaces)
@@ -176,15 +183,25 @@ class ArtsyViT(ViTLearner):
         return torch.cat(parts)
 
     def _start_report(self) -> None:
-        self._opened = 0.0
+        self._counted = []
 
-    def _end_report(self, images: int) -> dict[str, float]:
-        a_sample = self._opened / max(images, 1)
-        return {
+    def _end_report(self) -> dict[str, float]:
+        counted, self._counted = self._counted, None
+        if not counted:
+            return {}
+        evidence, openings, task = (torch.cat(parts) for parts in zip(*counted, strict=True))
+        known = task < self.tasks_learned  # a stream may have tasks that are still to come
+        self.gate_report = gate_report(evidence[known], openings[known], task[known])
+        a_sample = float((openings > 0).sum(1).double().mean())
+        report = {
             "open_per_sample": a_sample,
-            "open_rate": a_sample / max(self.tasks_learned, 1),
+            "open_rate": a_sample / self.tasks_learned,
             "passes": 1 + a_sample,
+            "keeps_data": float(self.gate.keeps_data),
+            "best_gate_right": self.gate_report["best_right"],
         }
+        area = self.gate_report["auroc_mean"]
+        return report if area is None else report | {"gate_auroc": area}
 
     # ------------------------------------------------------------------ files
 

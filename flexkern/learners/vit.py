@@ -210,20 +210,20 @@ class ViTLearner(ABC):
         start, accuracies, images = time.perf_counter(), [], 0
         classes = max([self.classes_seen, *(int(e.test_labels.max()) + 1 for e in stream if len(e.test_labels))])
         confusion = np.zeros((classes, classes), dtype=np.int64)
-        for number, experience in enumerate(stream):
-            task = torch.full((len(experience.test_labels),), number)
+        for experience in stream:
+            task = torch.full((len(experience.test_labels),), experience.number)
             answers = self.predict(experience.test_inputs, task=task).numpy(force=True)
             labels = experience.test_labels.numpy(force=True)
             accuracies.append(float((labels == answers).mean()))
             confusion += confusion_matrix(labels, answers, classes)
             images += len(labels)
-        self.report = self._end_report(images) | {"seconds_per_image": (time.perf_counter() - start) / max(images, 1)}
+        self.report = self._end_report() | {"seconds_per_image": (time.perf_counter() - start) / max(images, 1)}
         return Evaluation(np.array(accuracies), confusion)
 
     def _start_report(self) -> None:
         """Evaluation begins: forget what was counted."""
 
-    def _end_report(self, images: int) -> dict[str, float]:
+    def _end_report(self) -> dict[str, float]:
         """What a method has counted over an evaluation."""
         return {"passes": 1.0}
 

@@ -48,6 +48,8 @@ def fit_platt(scores: Tensor, positive: Tensor) -> tuple[Tensor, Tensor]:
         # A Newton step of at most 1: the loss is convex, so that short steps arrive.
         shorter = 1 / torch.maximum(d_offset.abs(), d_slope.abs()).clamp(min=1)
         slope, offset = slope - shorter * d_slope, offset - shorter * d_offset
+    indifferent = torch.logit((weight * target).sum(0))
+    offset = torch.where(slope < 1e-3, indifferent, offset)
     slope = slope.clamp(min=1e-3)
     return (slope / spread).float(), (offset - slope * centre / spread).float()
 

@@ -114,7 +114,7 @@ class Energy(Detector):
 
     def learn(self, h0: Tensor, labels: Tensor, generator: torch.Generator) -> None:
         first = len(self.bias)
-        x = h0.to(self.weight)
+        x = h0.double()  # so that L-BFGS converges
         centre, spread = x.mean(0), x.std(0).clamp(min=1e-6)
         x, y = (x - centre) / spread, labels - first
         classes = int(y.max()) + 1

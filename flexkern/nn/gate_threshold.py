@@ -93,6 +93,6 @@ class SlidingThreshold:
             float32 [G].
         """
         for part in evidence.split(batch):
-            rate = (part >= theta).float().mean(0)
+            rate = (part >= theta).to(theta.dtype).mean(0)
             theta = (theta + self.gain * (rate - self.target)).clamp(self.low, self.high)
         return theta

@@ -210,7 +210,7 @@ class SynapseGate(GrowingState):
         task, first_class = self.tasks, self.recall.classes
         least = 1 if self.detector is None else self.detector.least_classes
         new = check_task(h0, labels, self.width, first_class, least)
-        labels, h0 = labels.to(self.recall.class_task), h0.float()
+        labels, h0 = labels.to(self.recall.class_task), h0.to(self.theta_logit)
         scored = self.mlp is not None or self.detector is not None
         held = self._split(labels, new, task) if scored else torch.zeros_like(labels, dtype=torch.bool)
         self.recall.add_classes(new, task)

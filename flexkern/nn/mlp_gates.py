@@ -15,6 +15,8 @@ from flexkern.nn.statistics import FeatureStatistics
 
 __all__ = ["Scaling", "StackedMLP"]
 
+_AT_ONCE = 2**24  # hidden activities: bounds memory to 64 MiB
+
 
 class Scaling(NamedTuple):
     """``(h - centre) @ matrix``: inputs of similar size in all directions, in which an MLP trains quickly.
@@ -74,9 +76,13 @@ class StackedMLP(GrowingState):
 
     def forward(self, h0: Tensor) -> Tensor:
         """float32 [N, width] to the logits of all T MLPs, float32 [N, T]."""
-        activity = relu(linear(h0, self.hidden_weight.flatten(0, 1), self.hidden_bias.flatten()))
-        weighted = activity.view(len(h0), self.tasks, self.hidden) * self.out_weight
-        return weighted.sum(2) + self.out_bias
+        weight, bias = self.hidden_weight.flatten(0, 1), self.hidden_bias.flatten()
+        rows = max(1, _AT_ONCE // max(1, len(bias)))
+        out = []
+        for x in h0.split(rows):
+            activity = linear(x, weight, bias).relu_().view(len(x), self.tasks, self.hidden)
+            out.append(activity.mul_(self.out_weight).sum(2))
+        return torch.cat(out) + self.out_bias
 
     @torch.no_grad()
     def add(self, generator: torch.Generator) -> None:

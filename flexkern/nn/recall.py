@@ -96,16 +96,23 @@ class Recall(GrowingState):
         Returns:
             float32 [G, n, width].
         """
-        if self.keeps_data:
-            # A row's chance is divided by its class's number of rows.
-            rows = torch.bincount(self.kept_class, minlength=self.classes)[self.kept_class]
-            chance = tasks[:, self.class_task[self.kept_class]] / rows
-            picked = torch.multinomial(chance, n, replacement=True, generator=generator)
-            return self.kept[picked]
-        chance = tasks[:, self.class_task].float()
-        picked = torch.multinomial(chance, n, replacement=True, generator=generator)
-        features, _ = self.statistics.sample(picked.flatten(), generator=generator)
-        return features.view(len(tasks), n, self.width)
+        # Not torch.multinomial: this is the same on every run of a GPU, and has no limit of categories.
+        allowed = tasks[:, self.class_task]
+        first = allowed.byte().sort(dim=1, descending=True, stable=True).indices  # the allowed ones come first
+        place = self._places(allowed.sum(1, keepdim=True).expand(-1, n), generator)
+        classes = first.gather(1, place)
+        if not self.keeps_data:
+            features, _ = self.statistics.sample(classes.flatten(), generator=generator)
+            return features.view(len(tasks), n, self.width)
+        rows = torch.bincount(self.kept_class, minlength=self.classes)
+        begin = rows.cumsum(0) - rows
+        by_class = self.kept_class.sort(stable=True).indices
+        return self.kept[by_class[begin[classes] + self._places(rows[classes], generator)]]
+
+    def _places(self, sizes: Tensor, generator: torch.Generator) -> Tensor:
+        """A random place, 0 ... size - 1, for each of ``sizes``."""
+        u = torch.rand(sizes.shape, generator=generator, device=sizes.device, dtype=torch.float64)
+        return (u * sizes).long().minimum(sizes - 1)
 
     def _check_state(self, state: dict[str, Any]) -> None:
         kept = state.get("kept")

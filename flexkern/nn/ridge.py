@@ -81,16 +81,17 @@ class RidgeHead(GrowingState):
     # ------------------------------------------------------------------ learning
 
     def project(self, h0: Tensor) -> Tensor:
-        """phi: float32 [n, width] to float32 [n, columns]."""
+        """phi: floating-point [n, width] to float32 [n, columns]; of float64 features float64."""
         check_features(h0, self.width)
+        h0 = h0 if h0.dtype is torch.float64 else h0.float()
         if not self.features:
-            return h0.float()
+            return h0
         if self._projection is None:
             # Drawn on the CPU: the same numbers on every device.
             generator = seeded(torch.device("cpu"), self.seed, self.width, self.features)
             draw = torch.randn((self.width, self.features), generator=generator)
             self._projection = draw.to(self.gram.device)
-        return torch.relu(h0.float() @ self._projection)
+        return torch.relu(h0 @ self._projection.to(h0.dtype))
 
     @torch.no_grad()
     def update(self, h0: Tensor, labels: Tensor) -> None:
@@ -108,7 +109,7 @@ class RidgeHead(GrowingState):
         self.count += torch.bincount(labels, minlength=self.classes)
         for x, y in zip(h0.split(_CHUNK), labels.split(_CHUNK), strict=True):
             with torch.autocast(x.device.type, enabled=False):
-                phi = self.project(x).to(self.gram)
+                phi = self.project(x.to(self.gram))  # float64: a product's order changes nothing that counts
             self.gram.addmm_(phi.T, phi)
             seen, sums = class_sums(phi, y)
             self.cross[:, seen] += sums.T
@@ -188,7 +189,7 @@ class RidgeHead(GrowingState):
         """Scores float32 [n, C] of features [n, width]: regressed one-hot labels, not log probabilities."""
         weight = self.solve()
         with torch.autocast(h0.device.type, enabled=False):
-            return self.project(h0) @ weight
+            return self.project(h0.float()) @ weight
 
     forward = logits
 

@@ -19,7 +19,7 @@ __all__ = ["BANK", "Case", "Near", "assert_near", "index_of", "judge_backward", 
 
 BANK = ("down", "down_bias", "up", "up_bias")
 UNITS = {torch.float32: U, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
-# Half the distance of the smallest numbers of a dtype; of bfloat16 what instructions for it may lose, which read
+# Half the distance of the smallest numbers of a dtype; of bfloat16 what its instructions may lose, which read
 # and write 0 for numbers under 2^-126.
 SMALLEST = {torch.float32: 2.0**-150, torch.bfloat16: 2.0**-126, torch.float16: 2.0**-25}
 # n U is a bound for a sum of n products to first order; n stays under 2^13.

@@ -41,7 +41,7 @@ def each_backend(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 def skip_if_slow(backend: str, size: tuple[int, ...]) -> None:
-    if backend == "triton" and size[0] * size[1] > 40:
+    if backend == "triton" and size[0] * size[1] > 20:
         pytest.skip("too many rows for Triton's interpreter; tests/triton has more sizes")
 
 
@@ -119,7 +119,7 @@ def test_empty(each_backend: str, dtype: torch.dtype, size: tuple[int, ...]) -> 
 @pytest.mark.parametrize("residual", [True, False], ids=["residual", "alone"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_indexes(each_backend: str, dtype: torch.dtype, residual: bool, index: str) -> None:
-    case = make_case((9, 4, 16, 4, 5), dtype, index=index, residual=residual, scale=-0.1, seed=2)
+    case = make_case((6, 3, 16, 4, 5), dtype, index=index, residual=residual, scale=-0.1, seed=2)
     check(case, each_backend)
     narrow = case._replace(index=case.index.int())
     assert same_bits(call(narrow), call(case))
@@ -344,7 +344,7 @@ class Adapter(nn.Module):
         }
 
 
-@pytest.mark.parametrize("size", [(9, 4, 16, 4, 3), (10, 65, 128, 16, 4)], ids=str)
+@pytest.mark.parametrize("size", [(7, 2, 16, 4, 3), (10, 65, 128, 16, 4)], ids=str)
 def test_fused_equals_a_loop_over_modules(each_backend: str, size: tuple[int, ...]) -> None:
     # Exact sums: equal to the bit, gradients too, whatever order either adds in.
     skip_if_slow(each_backend, size)

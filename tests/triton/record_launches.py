@@ -15,13 +15,15 @@ from triton.runtime import jit
 
 from flexkern import Field
 from flexkern.fields import Kind
+from flexkern.ops.adapter import BACKWARD, FORWARD
 from flexkern.ops.field import FILL
 from flexkern.ops.linear import LINEAR
 from flexkern.ops.mask import PACK, UNPACK
 from flexkern.ops.metaplastic import GATE, SGD
 from flexkern.ops.synapse import SYNAPSE
-from flexkern.triton_kernels import aot, mask
+from flexkern.triton_kernels import adapter, aot, mask
 
+TARGET = "cuda:90"
 recorded: list[tuple[Any, tuple, dict[str, Any]]] = []
 
 
@@ -31,7 +33,7 @@ def record(kernel: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> 
 
 def compiled_for(kernel: Any, args: tuple, options: dict[str, Any]) -> str:
     """What Triton would look up its compiled kernel by: types, constants and options."""
-    backend = make_backend(aot.TARGETS["cuda:90"])
+    backend = make_backend(aot.TARGETS[TARGET])
     binder = jit.create_function_from_signature(kernel.signature, kernel.params, backend)
     bound, specialization, rest = binder(*args, **options)
     constants = {p.name: bound[p.name] for p in kernel.params if p.is_constexpr}
@@ -44,9 +46,7 @@ def compiled_for(kernel: Any, args: tuple, options: dict[str, Any]) -> str:
 
 
 def expected_for(variant: aot.Variant) -> str:
-    options: dict[str, Any] = {"num_warps": variant.num_warps}
-    if variant.num_stages is not None:
-        options["num_stages"] = variant.num_stages
+    options: dict[str, Any] = variant.options()
     if variant.kernel not in (mask.pack_kernel, mask.unpack_kernel):  # these compute with integers
         options["enable_fp_fusion"] = False
     constants = {p.name: variant.constants[p.name] for p in variant.kernel.params if p.is_constexpr}
@@ -150,12 +150,40 @@ def step_layer(rows: int, columns: int, number: float) -> None:
     linear(bf16, stored, None, weight=bf16)
 
 
+def pass_adapters() -> None:
+    """The passes through adapters, with numbers and sizes that Triton likes to specialise on."""
+    bf16, fp16, fp32 = torch.bfloat16, torch.float16, torch.float32
+    for precision in ("ieee", "tf32"):
+        torch.backends.cuda.matmul.fp32_precision = precision
+        for number, samples, tasks in ((0.0, 1, 1), (1.0, 16, 16), (0.3, 5, 2)):
+            for dtype in (bf16, fp16, fp32):
+                pass_adapter(dtype, number, samples, tasks, d=768, r=64)
+            pass_adapter(bf16, number, samples, tasks, d=32, r=16)
+            pass_adapter(bf16, number, samples, tasks, d=33, r=15)
+            if precision == "ieee":
+                pass_adapter(fp32, number, samples, tasks, d=48, r=8)
+
+
+def pass_adapter(dtype: torch.dtype, number: float, samples: int, tasks: int, d: int, r: int) -> None:
+    x = torch.ones(samples, 16, d, dtype=dtype)
+    down, up = torch.ones(tasks, d, r, dtype=dtype), torch.ones(tasks, r, d, dtype=dtype)
+    biases = torch.ones(tasks, r, dtype=dtype), torch.ones(tasks, d, dtype=dtype)
+    index, seed = torch.zeros(samples, dtype=torch.int64), torch.ones(1, dtype=torch.int64)
+    bank = (down, biases[0], up, biases[1], index, x.clone())
+    if r == 64:
+        FORWARD.on("triton")(x, *bank, None, number, 0.0, False)
+    _, hidden = FORWARD.on("triton")(x, *bank, seed, number, 0.5, True)
+    BACKWARD.on("triton")(x.clone(), x, hidden, down, up, index, number, 0.5, True, True)
+
+
 def main() -> None:
     jit.JITFunction.run = record
     step_all()
     fill_pack_and_gate()
     step_layers()
-    registry = {expected_for(variant.at("cuda:90")): name for name, variant in aot.VARIANTS.items()}
+    adapter.device_target = lambda device: TARGET  # there is no device to ask
+    pass_adapters()
+    registry = {expected_for(variant.at(TARGET)): name for name, variant in aot.VARIANTS.items()}
     calls = [compiled_for(*launch) for launch in recorded]
     report = {
         "launches": len(calls),

@@ -79,10 +79,42 @@ def check_layer(kernel: dict) -> None:
     assert kernel["registers"] <= 256, kernel
 
 
+# Of the passes through adapters for sm_90, at rank 64 and 16 bits: 16-byte loads, stores and copies to shared
+# memory by a thread, and instructions for the tensor cores (four for 64 of d, of rank or of the rows). A copy
+# of a [128, 64] tile is 4, of [64, 64] 2, and each is there three times: two steps ahead, and in the loop.
+ADAPTER = {
+    "adapter-": (4, 16, 3 * (4 + 2) + 3 * (2 + 4), 8),  # copies x, down; up, residual; stores hidden, out
+    "adapter-inference-": (4, 8, 3 * (4 + 2) + 3 * (2 + 4), 8),
+    "adapter-backward-": (4, 12, 3 * (4 + 2) + 3 * 2, 8),  # hidden is loaded; grad_out, up; down
+    "adapter-parts-": (0, 16, 2 * 3 * (2 + 4), 8),  # for down and for up: [64, 64] and [64, 128]
+}
+SMALL_KERNELS = ("adapter-order", "adapter-total")
+
+
+def check_adapter(kernel: dict) -> None:
+    name, target = kernel["variant"], kernel["target"]
+    if name.startswith(SMALL_KERNELS):
+        assert kernel["tensor_core"] == 0, kernel
+        assert kernel["registers"] <= OCCUPANCY // 2, kernel
+        return
+    assert (kernel["tensor_core"] > 0) == ("ieee" not in name or target.startswith("hip")), kernel
+    assert kernel["registers"] <= 256, kernel
+    kind, _, dtype = name.rpartition("-")
+    if target == "cuda:90" and dtype in ("bf16", "fp16"):
+        # Two programs of 256 threads on a multiprocessor, so that one reads while the other begins a product
+        assert kernel["registers"] <= OCCUPANCY, kernel
+        assert 2 * kernel["shared"] <= 227 * 1024, kernel
+        found = tuple(kernel[key] for key in ("wide_loads", "wide_stores", "wide_copies", "tensor_core"))
+        assert found == ADAPTER[f"{kind}-"], kernel
+
+
 def check(kernel: dict) -> None:
     name = kernel["variant"]
     assert kernel["spills"] == 0, kernel
     assert kernel["stack"] == STACK.get((name, kernel["target"]), 0), kernel
+    if name.startswith("adapter"):
+        check_adapter(kernel)
+        return
     if name.startswith(("linear", "synapse")):
         check_layer(kernel)
     else:
@@ -112,10 +144,15 @@ QUICK = {
         "linear-bf16-stored",
         "linear-tf32-stored",
         "linear-bf16-stored-hebbian",
+        "adapter-bf16",
+        "adapter-backward-bf16",
+        "adapter-parts-bf16",
+        "adapter-order",
+        "adapter-total-bf16",
     ],
-    "cuda:80": ["sgd-stored-fp32-fp32", "linear-bf16-stored"],
-    "cuda:100": ["sgd-stored-fp32-fp32", "linear-bf16-stored"],
-    "hip:gfx942": ["sgd-stored-fp32-fp32", "linear-bf16-stored"],
+    "cuda:80": ["sgd-stored-fp32-fp32", "linear-bf16-stored", "adapter-bf16"],
+    "cuda:100": ["sgd-stored-fp32-fp32", "linear-bf16-stored", "adapter-bf16"],
+    "hip:gfx942": ["sgd-stored-fp32-fp32", "linear-bf16-stored", "adapter-bf16"],
 }
 
 

@@ -1,0 +1,153 @@
+"""The gate study as tables and pictures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+__all__ = ["table", "tables", "write"]
+
+START, END = "<!-- gate study: written by flexkern.experiments.gate_study -->", "<!-- /gate study -->"
+
+
+def tables(results: dict[str, Any]) -> str:
+    """One Markdown table for each question."""
+    groups = dict.fromkeys(v["group"] for v in results["variants"])
+    return "\n\n".join(f"#### {group[0].upper()}{group[1:]}\n\n{table(results, group)}" for group in groups)
+
+
+def table(results: dict[str, Any], group: str) -> str:
+    """The variants of one question: mean ± standard deviation over the seeds."""
+    lines = [
+        "| variant | last | average | open a sample | own gate open | others open | AUROC | best gate right | "
+        "to EASE | to RanPAC | keeps data |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for variant in results["variants"]:
+        if variant["group"] == group:
+            lines.append(_line(variant["name"], results["summary"][variant["name"]]))
+    return "\n".join(lines)
+
+
+def _line(name: str, s: dict[str, Any]) -> str:
+    def share(key: str) -> str:
+        return f"{s[key]:.2f}" if s.get(key) is not None else ""
+
+    def percent(key: str) -> str:
+        return f"{100 * s[key]['mean']:.1f} ± {100 * s[key]['std']:.1f}"
+
+    def difference(key: str) -> str:
+        values = s[key]["all"]
+        same = "" if min(values) * max(values) > 0 else " (mixed)"  # not of one sign over the seeds
+        return f"{100 * s[key]['mean']:+.1f}{same}"
+
+    cells = [
+        name, percent("last"), percent("average"), f"{s['open_per_sample']['mean']:.2f}", share("open_rate_own"),
+        share("open_rate_other"), share("auroc_mean"), share("best_right"), difference("to_ease"),
+        difference("to_ranpac"), "yes" if s["keeps_data"] else "no",
+    ]  # fmt: skip
+    return f"| {' | '.join(cells)} |"
+
+
+def write(results: dict[str, Any], out: Path) -> list[Path]:
+    """Writes ``gates.json`` and pictures into ``out``, and the tables between their marks into the page beside it.
+
+    Returns:
+        The paths.
+    """
+    paths = [out / "gates.json", out / "open_synapses.png", out / "thresholds.png", out / "curves.png"]
+    paths[0].write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
+    _draw_open(results, paths[1])
+    _draw_thresholds(results, paths[2])
+    _draw_curves(results, paths[3])
+    page = out.with_suffix(".md")
+    text = page.read_text() if page.exists() else f"{START}\n{END}\n"
+    before, rest = text.split(START, 1)
+    page.write_text(f"{before}{START}\n\n{tables(results)}\n\n{END}{rest.split(END, 1)[1]}")
+    return [*paths, page]
+
+
+# --------------------------------------------------------------------------- pictures
+
+COLOURS = {"baseline": "black", "detector": "tab:blue", "threshold": "tab:grey", "gating": "tab:green",
+           "refresh and negatives": "tab:orange", "beyond the paper": "tab:red"}  # fmt: skip
+
+
+def _figure(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    return plt.subplots(1, columns, figsize=(width, height), constrained_layout=True)
+
+
+def _save(figure: Any, path: Path) -> None:
+    import matplotlib.pyplot as plt
+
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+    plt.close(figure)
+
+
+def _draw_open(results: dict[str, Any], path: Path) -> None:
+    """Accuracy against open synapses a sample: what each variant buys."""
+    figure, axes = _figure(8, 5)
+    summary = results["summary"]
+    for group, colour in COLOURS.items():
+        names = [v["name"] for v in results["variants"] if v["group"] == group]
+        x = [summary[n]["open_per_sample"]["mean"] for n in names]
+        y = [100 * summary[n]["last"]["mean"] for n in names]
+        axes.scatter(x, y, s=28, color=colour, label=group, zorder=3)
+        if group in ("baseline", "beyond the paper"):
+            for name, a, b in zip(names, x, y, strict=True):
+                axes.annotate(name, (a, b), fontsize=7, xytext=(4, 3), textcoords="offset points")
+    axes.set_xlabel("open synapses a sample")
+    axes.set_ylabel("last accuracy, %")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    _save(figure, path)
+
+
+def _draw_thresholds(results: dict[str, Any], path: Path) -> None:
+    """Accuracy and open rate as the threshold moves."""
+    figure, (left, right) = _figure(9, 3.6, 2)
+    summary = results["summary"]
+    for name, colour in (("mlp", "tab:blue"), ("ridge", "tab:red")):
+        for kind, style in (("fixed", "o-"), ("quantile", "s--"), ("adaptive", "^:")):
+            prefix = f"{name}, {kind} "
+            of = [v["name"] for v in results["variants"] if v["group"] == "threshold" and v["name"].startswith(prefix)]
+            points = sorted((summary[n]["open_per_sample"]["mean"], 100 * summary[n]["last"]["mean"]) for n in of)
+            left.plot(*zip(*points, strict=True), style, color=colour, label=prefix.strip(), markersize=4)
+        of = [v["name"] for v in results["variants"] if v["name"].startswith(f"{name}, fixed ")]
+        theta = [float(n.split()[-1]) for n in of]
+        right.plot(theta, [summary[n]["open_per_sample"]["mean"] for n in of], "o-", color=colour, label=name)
+    left.set_xlabel("open synapses a sample")
+    left.set_ylabel("last accuracy, %")
+    right.set_xlabel("fixed threshold")
+    right.set_ylabel("open synapses a sample")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=7)
+    _save(figure, path)
+
+
+def _draw_curves(results: dict[str, Any], path: Path) -> None:
+    """Accuracy over the classes seen so far, task after task, mean over seeds."""
+    figure, axes = _figure(7, 4.2)
+    shown = [v["name"] for v in results["variants"] if v["group"] in ("baseline", "beyond the paper")]
+    for name in shown:
+        curves = [_seen(r["matrix"]) for r in results["runs"] if r["variant"] == name]
+        mean = [sum(c) / len(c) for c in zip(*curves, strict=True)]
+        axes.plot(range(1, len(mean) + 1), [100 * m for m in mean], "o-", markersize=3, label=name)
+    axes.set_xlabel("tasks learned")
+    axes.set_ylabel("accuracy on all classes seen, %")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=7)
+    _save(figure, path)
+
+
+def _seen(matrix: Sequence[Sequence[float]]) -> list[float]:
+    """Mean over the tasks learned so far (all have as many test images)."""
+    return [sum(row) / len(row) for row in matrix]

@@ -1,0 +1,305 @@
+"""Which gate should open an adapter? Gates, thresholds and ways to combine, compared on the same adapters.
+
+The paper (arXiv 2410.05899) leaves open whether its gate beats having none, which detector gates best, how thresholds
+should be set, and whether gates should be trained again. Adapters do not depend on gates, so they are trained once a
+seed; each variant then goes through the stream again on the stored features, task after task, as the learner does.
+
+    python -m flexkern.experiments.gate_study --data cifar100.npz --out docs/results/artsy
+
+The archive is one that flexkern.streams.image_pack reads. Classes 50 to 99 of CIFAR-100 take part: the embedded
+backbone has seen the others in its pre-training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flexkern.environment import environment
+from flexkern.experiments.gate_features import SpaceFeatures, features_of_stream
+from flexkern.learners.training import Recipe
+from flexkern.nn import ExpertHead, PrototypeClassifier, RidgeHead, SynapseGate
+from flexkern.streams import Stream, class_incremental, image_pack
+
+__all__ = ["StudyConfig", "Variant", "main", "replay", "variants"]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to answer from the stored features.
+
+    Args:
+        name: unique, for tables.
+        group: the question that it belongs to.
+        gate: options of :class:`flexkern.nn.SynapseGate`; None: no gate (a head on E0 alone).
+        head: "prototype" (the paper's), "expert" (:class:`flexkern.nn.ExpertHead`), "ridge" (RanPAC) or "simplecil".
+        options: of the head.
+    """
+
+    name: str
+    group: str
+    gate: dict[str, Any] | None = None
+    head: str = "prototype"
+    options: dict[str, Any] | None = None
+
+
+DETECTORS = ("mlp", "energy", "mahalanobis", "knn", "likelihood_ratio", "ridge")
+TOP1: dict[str, Any] = {"gating": "topk", "k": 1, "fill": True}
+TOP2: dict[str, Any] = {"gating": "topk", "k": 2, "fill": True}
+
+
+def variants() -> list[Variant]:
+    """Everything that is compared, by question."""
+    found = [
+        Variant("EASE (no gate)", "baseline", {"gate": "none"}),
+        Variant("oracle gate", "baseline", {"gate": "oracle"}),
+        Variant("SimpleCIL (E0)", "baseline", head="simplecil"),
+        Variant("RanPAC (ridge on E0)", "baseline", head="ridge"),
+        Variant("paper: mlp, hard, fixed 0.5", "baseline", {"gate": "mlp"}),
+    ]
+    for name in DETECTORS:
+        found.append(Variant(f"{name}, hard", "detector", {"gate": name, "refresh": True}))
+        found.append(Variant(f"{name}, one open", "detector", {"gate": name, "refresh": True, **TOP1}))
+    for theta in (0.1, 0.3, 0.5, 0.7, 0.9, 0.97):
+        for name in ("mlp", "ridge"):
+            gate = {"gate": name, "refresh": True, "theta": theta}
+            found.append(Variant(f"{name}, fixed {theta}", "threshold", gate))
+    for kind, targets in (("quantile", (0.7, 0.9, 0.95, 0.99)), ("adaptive", (0.05, 0.1, 0.2, 0.4))):
+        for target in targets:
+            for name in ("mlp", "ridge"):
+                gate = {"gate": name, "refresh": True, "threshold": kind, "target": target}
+                found.append(Variant(f"{name}, {kind} {target}", "threshold", gate))
+    gatings: dict[str, dict[str, Any]] = {
+        "hard": {}, "soft": {"gating": "soft"}, "one open": TOP1, "two open": TOP2,
+        "soft, two open": {"gating": "soft", "k": 2},
+    }  # fmt: skip
+    for name in ("mlp", "ridge"):
+        for gating, options in gatings.items():
+            found.append(Variant(f"{name}, {gating}", "gating", {"gate": name, "refresh": True, **options}))
+    for refresh in (False, True):
+        for negatives in ("gaussian", "replay"):
+            for gating, options in (("hard", {}), ("one open", TOP1)):
+                label = f"{'refreshed' if refresh else 'trained once'}, {negatives}, {gating}"
+                gate = {"gate": "mlp", "refresh": refresh, "negatives": negatives, **options}
+                found.append(Variant(label, "refresh and negatives", gate))
+    return found + _expert_variants()
+
+
+def _expert_variants() -> list[Variant]:
+    """Beyond the paper: a ridge head says which tasks open, and experts decide within them."""
+    found = []
+    for k, gating in ((0, "none"), (1, "one"), (2, "two")):
+        gate = {"gate": "ridge", "gating": "topk", "k": k, "fill": True} if k else {"gate": "closed"}
+        found.append(Variant(f"experts, {gating} open", "beyond the paper", gate, "expert", {}))
+    return found
+
+
+# --------------------------------------------------------------------------- going through the stream again
+
+
+def replay(features: SpaceFeatures, variant: Variant, *, seed: int) -> dict[str, Any]:
+    """One variant through the stream: accuracies after each task, and how its gates did at the end.
+
+    Returns:
+        Plain numbers: ``matrix`` [T][T] (row: after task, column: on task), ``average``, ``last``, ``gates`` (of
+        :meth:`flexkern.nn.SynapseGate.report`), ``open_per_sample``, ``keeps_data``.
+    """
+    head = _Head(features, variant, seed)
+    train_task, test_task = features.task_of(features.train_labels), features.task_of(features.test_labels)
+    matrix, after = [], []
+    for task in range(features.tasks):
+        rows = train_task == task
+        head.learn(features.train[rows, : task + 2], features.train_labels[rows])
+        seen = test_task <= task
+        answers = head.answer(features.test[seen, : task + 2], test_task[seen])
+        right = (answers == features.test_labels[seen]).double()
+        matrix.append([float(right[test_task[seen] == t].mean()) for t in range(task + 1)])
+        after.append(float(right.mean()))
+    return {
+        "matrix": [[round(a, 4) for a in row] for row in matrix],
+        "average": round(float(np.mean(after)), 4),
+        "last": round(after[-1], 4),
+        **head.report(features.test, test_task),
+    }
+
+
+class _Head:
+    """What :class:`flexkern.learners.ArtsyViT` does with features, on features that are there already."""
+
+    def __init__(self, features: SpaceFeatures, variant: Variant, seed: int) -> None:
+        width = features.train.shape[2]
+        self.kind, options = variant.head, variant.options or {}
+        self.gate = SynapseGate(width, **variant.gate, seed=seed) if variant.gate is not None else None
+        if self.kind == "prototype":
+            self.head: Any = PrototypeClassifier(width, base=True, **({"base_weight": 0.1} | options))
+        elif self.kind == "simplecil":
+            self.head = PrototypeClassifier(width)
+            self.head.add_subspace()
+        elif self.kind == "ridge":
+            self.head = RidgeHead(width, **({"features": 2000} | options), seed=seed)
+        else:
+            self.head = ExpertHead(width, seed=seed, **options)
+
+    def learn(self, spaces: Tensor, labels: Tensor) -> None:
+        h0 = spaces[:, 0]
+        if self.kind == "prototype":
+            self.head.add_subspace()
+            self.head.update(spaces, labels)
+        elif self.kind == "simplecil":
+            self.head.update(spaces[:, :1], labels)
+        elif self.kind == "ridge":
+            self.head.update(h0, labels)
+        else:
+            self.head.learn(spaces, labels)
+        if self.gate is not None:
+            self.gate.learn(h0, labels)
+
+    def answer(self, spaces: Tensor, task: Tensor) -> Tensor:
+        if self.kind in ("simplecil", "ridge"):
+            inputs = spaces[:, :1] if self.kind == "simplecil" else spaces[:, 0]
+            return self.head.logits(inputs).argmax(1)
+        assert self.gate is not None
+        openings = self.gate(spaces[:, 0], task)
+        openings = torch.cat([openings.new_ones((len(openings), 1)), openings], 1)
+        return self.head.logits(spaces * (openings > 0).unsqueeze(2), openings).argmax(1)
+
+    def report(self, spaces: Tensor, task: Tensor) -> dict[str, Any]:
+        if self.gate is None:
+            return {"open_per_sample": 0.0, "keeps_data": False}
+        report = self.gate.report(spaces[:, 0], task)
+        kept = {k: report[k] for k in ("open_rate", "open_rate_own", "open_rate_other", "auroc_mean", "best_right")}
+        return {"open_per_sample": report["open_per_sample"], "keeps_data": self.gate.keeps_data, "gates": kept}
+
+
+# --------------------------------------------------------------------------- the whole study
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """Sizes of the study.
+
+    Args:
+        data: an archive of images, see :func:`flexkern.streams.image_pack`.
+        backbone: as :func:`flexkern.backbones.load_backbone` takes it.
+        first_class, classes, increment: of the stream: this many classes from the first on, so many a task.
+        train_per_class, test_per_class: images.
+        seeds: streams, each with its own order of classes, choice of images and training.
+        first_seed: seeds are this one and those after it.
+        rank, adapter_scale, epochs, lr, crop: of the adapters and their training.
+    """
+
+    data: str
+    backbone: str = "small"
+    first_class: int = 50
+    classes: int = 50
+    increment: int = 5
+    train_per_class: int = 100
+    test_per_class: int = 40
+    seeds: int = 3
+    first_seed: int = 0
+    rank: int = 16
+    adapter_scale: float = 1.0
+    epochs: int = 20
+    lr: float = 0.2
+    crop: float = 0.35
+
+    @property
+    def recipe(self) -> Recipe:
+        """How adapters are trained."""
+        return Recipe(epochs=self.epochs, lr=self.lr, crop=(self.crop, 1.0), precision="bfloat16")
+
+
+def streams(config: StudyConfig) -> Iterator[tuple[int, Stream]]:
+    """Each seed and its stream."""
+    train, test = image_pack(config.data)
+    chosen = range(config.first_class, config.first_class + config.classes)
+    for seed in range(config.first_seed, config.first_seed + config.seeds):
+        yield seed, class_incremental(
+            train, test, increment=config.increment, classes=chosen, seed=1993 + seed,
+            train_per_class=config.train_per_class, test_per_class=config.test_per_class,
+        )  # fmt: skip
+
+
+def run(config: StudyConfig, kept: Path, progress: Callable[[str], None]) -> dict[str, Any]:
+    """Trains what is not in ``kept`` yet, goes through all variants, and returns what is written."""
+    start = time.perf_counter()
+    runs: list[dict[str, Any]] = []
+    for seed, stream in streams(config):
+        features = features_of_stream(
+            stream, seed, config.recipe, backbone=config.backbone, rank=config.rank,
+            adapter_scale=config.adapter_scale, path=kept / f"seed{seed}.safetensors", progress=progress,
+        )  # fmt: skip
+        for variant in variants():
+            began = time.perf_counter()
+            result = replay(features, variant, seed=seed)
+            seconds = round(time.perf_counter() - began, 2)
+            runs.append({"seed": seed, "variant": variant.name, "seconds": seconds, **result})
+            progress(f"seed {seed}: {variant.name}: last {result['last']:.1%}, open {result['open_per_sample']:.2f}")
+    return {
+        "experiment": "gates compared on the same adapters",
+        "source": "arXiv 2410.05899",
+        "configuration": asdict(replace(config, data=Path(config.data).name)),
+        "variants": [asdict(v) for v in variants()],
+        "summary": summarise(runs),
+        "runs": runs,
+        "versions": environment()["versions"],
+        "seconds": round(time.perf_counter() - start, 1),
+    }
+
+
+def summarise(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Mean and sample standard deviation over seeds of each variant, and paired differences to EASE and RanPAC."""
+    by: dict[str, list[dict[str, Any]]] = {}
+    for r in sorted(runs, key=lambda r: r["seed"]):
+        by.setdefault(r["variant"], []).append(r)
+    last = {name: np.array([r["last"] for r in of]) for name, of in by.items()}
+    summary = {}
+    for name, of in by.items():
+        entry: dict[str, Any] = {"keeps_data": of[0]["keeps_data"]}
+        for key in ("last", "average", "open_per_sample"):
+            values = np.array([r[key] for r in of])
+            entry[key] = {"mean": round(float(values.mean()), 4), "std": round(float(values.std(ddof=1)), 4)}
+        if "gates" in of[0]:
+            for key in of[0]["gates"]:
+                values = [r["gates"][key] for r in of if r["gates"][key] is not None]
+                entry[key] = round(float(np.mean(values)), 4) if values else None
+        for label, peer in (("to_ease", "EASE (no gate)"), ("to_ranpac", "RanPAC (ridge on E0)")):
+            difference = last[name] - last[peer]
+            entry[label] = {"mean": round(float(difference.mean()), 4), "all": np.round(difference, 4).tolist()}
+        summary[name] = entry
+    return summary
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the study and writes its JSON, tables and pictures."""
+    from flexkern.experiments.gate_report import write
+
+    parser = argparse.ArgumentParser(
+        prog="python -m flexkern.experiments.gate_study", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument("--data", required=True, help="an archive of CIFAR-100, see flexkern.streams.image_pack")
+    parser.add_argument("--out", type=Path, default=Path("out/artsy"))
+    parser.add_argument("--kept", type=Path, default=Path("out/artsy/features"), help="folder for stored features")
+    defaults = StudyConfig(data="")
+    for name, value in asdict(defaults).items():
+        if name != "data":
+            parser.add_argument("--" + name.replace("_", "-"), type=type(value), default=value)
+    options = vars(parser.parse_args(arguments))
+    out, kept = options.pop("out"), options.pop("kept")
+    results = run(StudyConfig(**options), kept, lambda line: print(line, flush=True))
+    out.mkdir(parents=True, exist_ok=True)
+    for path in write(results, out):
+        print(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,198 @@
+"""Configurations of class-incremental runs: strict, and the shipped ones say what the papers say."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flexkern.experiments.incremental_config import (
+    CONFIGS,
+    Config,
+    find_config,
+    parse_config,
+    read_config,
+    shipped,
+)
+
+GOOD = """
+title = "Mine"
+seeds = [1, 2]
+[data]
+path = "x.npz"
+classes = [3, "50-52"]
+[stream]
+increment = 2
+[backbone]
+name = "folder"
+[learner]
+epochs = 7
+lr = 0.1
+[[methods]]
+name = "A"
+method = "artsy"
+lr = 0.2
+gate = { gate = "ridge" }
+paper = { average = 90, last = 80.5, source = "here", epochs = 20 }
+[[methods]]
+name = "B"
+method = "simplecil"
+"""
+
+
+def read(text: str, tmp_path: Path) -> Config:
+    path = tmp_path / "c.toml"
+    path.write_text(text)
+    return read_config(path)
+
+
+def test_a_configuration(tmp_path: Path) -> None:
+    config = read(GOOD, tmp_path)
+    assert (config.title, config.seeds, config.backbone, config.device) == ("Mine", (1, 2), "folder", "auto")
+    assert config.data.classes == (3, 50, 51, 52)
+    assert (config.stream.base, config.stream.seed) == (0, 1993)
+    first, second = config.methods
+    assert first.options == {
+        "epochs": 7,
+        "lr": 0.2,
+        "gate": {"gate": "ridge"},
+    }  # its own goes before the shared
+    assert second.options == {"epochs": 7, "lr": 0.1}
+    assert first.paper is not None
+    assert (first.paper.average, first.paper.last, first.paper.epochs) == (90, 80.5, 20)
+    assert second.paper is None
+    # What is written as JSON and read again is equal, or no run could go on.
+    assert json.loads(json.dumps(config.asdict(), allow_nan=False)) == config.asdict()
+
+
+def test_the_command_line_goes_first(tmp_path: Path) -> None:
+    config = read(GOOD, tmp_path)
+    changed = config.override(data="y.npz", backbone="small", seeds=[5], device="cpu", out="there")
+    assert (changed.data.path, changed.backbone, changed.seeds) == ("y.npz", "small", (5,))
+    assert (changed.device, changed.out) == ("cpu", "there")
+    assert changed.data.classes == config.data.classes
+    assert config.override() == config
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("title =", "titel =", r"unknown key 'titel' \(did you mean title\?\); allowed are backbone, data"),
+        ("path =", "pth =", r"\[data\]: unknown key 'pth' \(did you mean path\?\)"),
+        ("increment =", "incremnt =", r"\[stream\]: unknown key 'incremnt' \(did you mean increment\?\)"),
+        ('name = "folder"', 'path = "folder"', r"\[backbone\]: unknown key 'path'; allowed are name"),
+        ("average = 90,", "mean = 90,", r"methods, entry 1, paper\]: unknown key 'mean'"),
+        ("average = 90", "average = 900", "average must be an accuracy in percent"),
+        (
+            "increment = 2",
+            "increment = 0",
+            r"\[stream\]: increment must be a whole number of at least 1, got 0",
+        ),
+        ("increment = 2", "increment = 2.0", "increment must be a whole number"),
+        ("increment = 2", "increment = true", "increment must be a whole number"),
+        ("increment = 2", "base = 2", r"\[stream\]: increment is missing"),
+        ("increment = 2", 'increment = 2\nseed = "walk"', "seed must be a whole number of at least 0 or 'run'"),
+        ("increment = 2", "increment = 2\norder = [1, 1]", "order must name each class once"),
+        ("increment = 2", "increment = 2\norder = [1, 2]", "stream.order and data.classes exclude each other"),
+        ('path = "x.npz"', 'kind = "zip"', r"\[data\]: kind must be one of pack, folder, digits, got 'zip'"),
+        ('path = "x.npz"', 'kind = "folder"', r"\[data\]: size is needed for folders"),
+        ('path = "x.npz"', "path = 3", "path must be a text, got 3"),
+        ('"50-52"', '"52-50"', "classes: '52-50' is neither a number nor a range"),
+        ("seeds = [1, 2]", "seeds = [1, 1]", r"seeds must not occur twice, got \[1, 1\]"),
+        ("seeds = [1, 2]", "seeds = 3", "seeds must be a list of at least one number, got 3"),
+        ("seeds = [1, 2]", "seeds = []", "seeds must be a list"),
+        ('name = "B"', 'name = "A"', "methods: name must not occur twice"),
+        ('name = "B"', "", "methods, entry 2: name is missing"),
+        ("lr = 0.2", 'device = "cpu"', "methods, entry 1: device is not an option of a method"),
+        ("epochs = 7", "seed = 7", r"\[learner\]: seed has a place of its own"),
+        ("[[methods]]", "[[method]]", r"unknown key 'method' \(did you mean methods\?\)"),
+        ("increment = 2", "increment = = 2", "Invalid"),
+    ],
+)
+def test_mistakes_are_named(old: str, new: str, message: str, tmp_path: Path) -> None:
+    assert old in GOOD
+    with pytest.raises(ValueError, match=message) as caught:
+        read(GOOD.replace(old, new), tmp_path)
+    assert "c.toml" in str(caught.value)
+
+
+@pytest.mark.parametrize("missing", ["data", "stream", "methods"])
+def test_missing_sections_are_named(missing: str) -> None:
+    table: dict[str, Any] = {"data": {}, "stream": {"increment": 1}, "methods": [{"name": "a", "method": "b"}]}
+    assert parse_config(table).stream.increment == 1
+    del table[missing]
+    with pytest.raises(ValueError, match=rf"\[{missing}\]+ is missing"):
+        parse_config(table)
+
+
+def test_sections_must_be_tables() -> None:
+    good: dict[str, Any] = {"data": {}, "stream": {"increment": 1}, "methods": [{"name": "a", "method": "b"}]}
+    for change in ({"data": 3}, {"backbone": "small"}, {"learner": [1]}):
+        with pytest.raises(ValueError, match="must be a table"):
+            parse_config(good | change)
+    with pytest.raises(ValueError, match=r"methods must be a list of tables: \[\[methods\]\]"):
+        parse_config(good | {"methods": {"name": "a"}})
+    with pytest.raises(ValueError, match="methods, entry 1 must be a table"):
+        parse_config(good | {"methods": ["a"]})
+    with pytest.raises(ValueError, match="at least one entry"):
+        parse_config(good | {"methods": []})
+
+
+def test_python_310_without_tomli_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "tomllib", None)
+    monkeypatch.setitem(sys.modules, "tomli", None)
+    with pytest.raises(ImportError, match="pip install tomli"):
+        read(GOOD, tmp_path)
+
+
+# ----------------------------------------------------------------- shipped ones
+
+
+def test_shipped_ones_are_found_by_name() -> None:
+    assert find_config("digits") == CONFIGS / "digits.toml"
+    with pytest.raises(FileNotFoundError, match="did you mean 'cifar100_b0_inc10'"):
+        find_config("cifar100_b0_inc1")
+    with pytest.raises(FileNotFoundError, match="shipped ones are cifar100_b0_inc10, "):
+        find_config("nothing.toml")
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_shipped_ones_are_valid(name: str) -> None:
+    config = read_config(find_config(name))
+    assert config.out == f"out/{name}"
+    assert config.stream.seed == 1993
+    methods = {m.method for m in config.methods}
+    assert {"artsy", "ease", "simplecil", "finetune"} <= methods
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "stream", "figure"),
+    [
+        ("cifar100_b0_inc10", "artsy", (0, 10), (92.44, 87.94, "arXiv 2410.05899")),
+        ("cifar100_b0_inc5", "ease", (0, 5), (91.51, 85.80, "arXiv 2403.12030")),
+        ("tinyimagenet_5steps", "artsy", (100, 20), (87.30, 84.59, "arXiv 2410.05899")),
+    ],
+)
+def test_shipped_ones_are_the_papers(
+    name: str, method: str, stream: tuple[int, int], figure: tuple[float, float, str]
+) -> None:
+    config = read_config(find_config(name))
+    assert config.backbone == "google/vit-base-patch16-224-in21k"
+    assert (config.stream.base, config.stream.increment) == stream
+    (one,) = [m for m in config.methods if m.paper is not None]
+    assert one.method == method
+    assert one.paper is not None
+    assert (one.paper.average, one.paper.last, one.paper.source) == figure
+    recipe = {
+        "epochs": 20,
+        "lr": 0.025,
+        "weight_decay": 5e-4,
+        "batch_size": 48,
+        "crop": [0.05, 1.0],
+        "flip": 0.5,
+    }
+    assert {k: one.options[k] for k in recipe} == recipe
+    assert one.options["rank"] == 64
