@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from flexkern.learners.artsy import ArtsyViT
+from flexkern.learners.artsy import BEST, ArtsyViT
 from flexkern.learners.methods import METHODS, load_learner, make_learner
 from flexkern.learners.progress import Progress
+from flexkern.learners.training import Recipe
 from flexkern.learners.vit import ViTLearner
 from flexkern.streams import Experience, Stream
 
@@ -163,9 +164,9 @@ def test_cost_follows_the_open_synapses() -> None:
     rows = []
     original = one.adapted.features
 
-    def counted(trunk: Any, task: Any = None, sample: Any = None) -> Tensor:
+    def counted(trunk: Any, task: Any = None, sample: Any = None, **options: bool) -> Tensor:
         rows.append((len(trunk.x) if sample is None else len(sample), task is not None))
-        return original(trunk, task, sample)
+        return original(trunk, task, sample, **options)
 
     one.adapted.features = counted  # type: ignore[method-assign]
     one.evaluate(stream())
@@ -203,6 +204,33 @@ def test_the_global_generator_is_left_alone() -> None:
     torch.manual_seed(7)
     one.learn(stream()[0])
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_best_learns_and_comes_back(tmp_path: Path) -> None:
+    given = stream()
+    options = {"recipe": Recipe(**QUICK), "rank": 4, "gate": BEST["gate"] | {"features": 100}}
+    one = ArtsyViT.best(backbone(), **options)
+    for item in given:
+        one.learn(item)
+    assert one.evaluate(given).accuracies.mean() > 0.6
+    assert one.report["keeps_data"] == 0
+    assert one.report["open_per_sample"] == 2
+    path = tmp_path / "learner.safetensors"
+    one.save(path)
+    other = load_learner(path, backbone=backbone())
+    images = given[1].test_inputs
+    assert torch.equal(one.logits(images), other.logits(images))
+    with pytest.raises(ValueError, match="needs combine=.*ridge gate"):
+        ArtsyViT(backbone(), head="experts")
+
+
+def test_reports_say_what_the_gates_did() -> None:
+    one = learned(gate={"gate": "mlp", "negatives": "replay", "epochs": 30})
+    one.evaluate(stream())
+    assert one.report["keeps_data"] == 1
+    assert 0.5 < one.report["gate_auroc"] <= 1
+    assert len(one.gate_report["confusion"]) == 3
+    assert one.report["open_rate"] == pytest.approx(one.report["open_per_sample"] / 3)
 
 
 def test_errors(tmp_path: Path) -> None:

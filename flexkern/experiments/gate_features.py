@@ -27,7 +27,8 @@ class SpaceFeatures:
     Adapters do not change once their task is over, so what was known after task t is the first 1 + t subspaces.
 
     Args:
-        train, test: float32 [n, 1 + T, width]: E0, then the adapters in order.
+        train, test: float32 [n, 1 + T, width]: class tokens of E0, then of the adapters in order.
+        train_mean, test_mean: float32 [n, width]: means of E0's other tokens.
         train_labels, test_labels: int64 [n], classes in the order of learning.
         classes: how many each task brought, T numbers.
         seconds: of training each task's adapter.
@@ -37,6 +38,8 @@ class SpaceFeatures:
     train_labels: Tensor
     test: Tensor
     test_labels: Tensor
+    train_mean: Tensor
+    test_mean: Tensor
     classes: list[int]
     seconds: list[float]
 
@@ -44,6 +47,12 @@ class SpaceFeatures:
     def tasks(self) -> int:
         """T."""
         return len(self.classes)
+
+    def read(self, mean: bool) -> tuple[Tensor, Tensor]:
+        """What gates read of training and test images: E0's class token, with ``mean`` also the others' mean."""
+        if not mean:
+            return self.train[:, 0], self.test[:, 0]
+        return torch.cat([self.train[:, 0], self.train_mean], 1), torch.cat([self.test[:, 0], self.test_mean], 1)
 
     def task_of(self, labels: Tensor) -> Tensor:
         """The task that brought each class."""
@@ -98,7 +107,9 @@ def features_of_stream(
         progress(f"seed {seed}: task {item.number + 1} of {len(stream)}, {seconds[-1]:.0f} s")
     tensors: dict[str, Tensor] = {}
     for part in ("train", "test"):
-        tensors[part] = torch.cat([learner.spaces(getattr(e, f"{part}_inputs")).cpu() for e in stream])
+        images = [getattr(e, f"{part}_inputs") for e in stream]
+        tensors[part] = torch.cat([learner.spaces(x).cpu() for x in images])
+        tensors[f"{part}_mean"] = torch.cat([learner.means(x).cpu() for x in images])
         tensors[f"{part}_labels"] = torch.cat([getattr(e, f"{part}_labels") for e in stream])
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -41,8 +41,9 @@ class Variant:
         name: unique, for tables.
         group: the question that it belongs to.
         gate: options of :class:`flexkern.nn.SynapseGate`; None: no gate (a head on E0 alone).
-        head: "prototype" (the paper's), "expert" (:class:`flexkern.nn.ExpertHead`), "ridge" (RanPAC) or "simplecil".
+        head: "prototype" (the paper's), "experts" (:class:`flexkern.nn.ExpertHead`), "ridge" (RanPAC) or "simplecil".
         options: of the head.
+        mean: whether the gate and a ridge head read the mean of E0's other tokens, too.
     """
 
     name: str
@@ -50,8 +51,10 @@ class Variant:
     gate: dict[str, Any] | None = None
     head: str = "prototype"
     options: dict[str, Any] | None = None
+    mean: bool = False
 
 
+FEATURES = 2000  # of random projections: RanPAC's, and those of the gates that are built on it
 DETECTORS = ("mlp", "energy", "mahalanobis", "knn", "likelihood_ratio", "ridge")
 TOP1: dict[str, Any] = {"gating": "topk", "k": 1, "fill": True}
 TOP2: dict[str, Any] = {"gating": "topk", "k": 2, "fill": True}
@@ -97,9 +100,11 @@ def variants() -> list[Variant]:
 def _expert_variants() -> list[Variant]:
     """Beyond the paper: a ridge head says which tasks open, and experts decide within them."""
     found = []
-    for k, gating in ((0, "none"), (1, "one"), (2, "two")):
-        gate = {"gate": "ridge", "gating": "topk", "k": k, "fill": True} if k else {"gate": "closed"}
-        found.append(Variant(f"experts, {gating} open", "beyond the paper", gate, "expert", {}))
+    for mean, reads in ((False, "class token"), (True, "class and mean tokens")):
+        found.append(Variant(f"ridge on E0's {reads}, none open", "beyond the paper", head="ridge", mean=mean))
+        for k, opened in ((1, "one open"), (2, "two open")):
+            gate = {"gate": "ridge", "gating": "topk", "k": k, "fill": True}
+            found.append(Variant(f"experts, {reads}, {opened}", "beyond the paper", gate, "experts", mean=mean))
     return found
 
 
@@ -115,12 +120,13 @@ def replay(features: SpaceFeatures, variant: Variant, *, seed: int) -> dict[str,
     """
     head = _Head(features, variant, seed)
     train_task, test_task = features.task_of(features.train_labels), features.task_of(features.test_labels)
+    read_train, read_test = features.read(variant.mean)
     matrix, after = [], []
     for task in range(features.tasks):
         rows = train_task == task
-        head.learn(features.train[rows, : task + 2], features.train_labels[rows])
+        head.learn(read_train[rows], features.train[rows, : task + 2], features.train_labels[rows])
         seen = test_task <= task
-        answers = head.answer(features.test[seen, : task + 2], test_task[seen])
+        answers = head.answer(read_test[seen], features.test[seen, : task + 2], test_task[seen])
         right = (answers == features.test_labels[seen]).double()
         matrix.append([float(right[test_task[seen] == t].mean()) for t in range(task + 1)])
         after.append(float(right.mean()))
@@ -128,7 +134,7 @@ def replay(features: SpaceFeatures, variant: Variant, *, seed: int) -> dict[str,
         "matrix": [[round(a, 4) for a in row] for row in matrix],
         "average": round(float(np.mean(after)), 4),
         "last": round(after[-1], 4),
-        **head.report(features.test, test_task),
+        **head.report(read_test, test_task),
     }
 
 
@@ -137,45 +143,45 @@ class _Head:
 
     def __init__(self, features: SpaceFeatures, variant: Variant, seed: int) -> None:
         width = features.train.shape[2]
+        reads = width * (2 if variant.mean else 1)
         self.kind, options = variant.head, variant.options or {}
-        self.gate = SynapseGate(width, **variant.gate, seed=seed) if variant.gate is not None else None
+        self.gate = SynapseGate(reads, **variant.gate, seed=seed) if variant.gate is not None else None
         if self.kind == "prototype":
             self.head: Any = PrototypeClassifier(width, base=True, **({"base_weight": 0.1} | options))
         elif self.kind == "simplecil":
             self.head = PrototypeClassifier(width)
             self.head.add_subspace()
         elif self.kind == "ridge":
-            self.head = RidgeHead(width, **({"features": 2000} | options), seed=seed)
+            self.head = RidgeHead(reads, **({"features": FEATURES} | options), seed=seed)
         else:
-            self.head = ExpertHead(width, seed=seed, **options)
+            self.head = ExpertHead(width, **options)
 
-    def learn(self, spaces: Tensor, labels: Tensor) -> None:
-        h0 = spaces[:, 0]
+    def learn(self, read: Tensor, spaces: Tensor, labels: Tensor) -> None:
         if self.kind == "prototype":
             self.head.add_subspace()
             self.head.update(spaces, labels)
         elif self.kind == "simplecil":
             self.head.update(spaces[:, :1], labels)
         elif self.kind == "ridge":
-            self.head.update(h0, labels)
+            self.head.update(read, labels)
         else:
-            self.head.learn(spaces, labels)
+            self.head.learn(spaces[:, 0], spaces[:, -1], labels)
         if self.gate is not None:
-            self.gate.learn(h0, labels)
+            self.gate.learn(read, labels)
 
-    def answer(self, spaces: Tensor, task: Tensor) -> Tensor:
-        if self.kind in ("simplecil", "ridge"):
-            inputs = spaces[:, :1] if self.kind == "simplecil" else spaces[:, 0]
-            return self.head.logits(inputs).argmax(1)
-        assert self.gate is not None
-        openings = self.gate(spaces[:, 0], task)
+    def answer(self, read: Tensor, spaces: Tensor, task: Tensor) -> Tensor:
+        if self.gate is None:
+            return self.head.logits(spaces[:, :1] if self.kind == "simplecil" else read).argmax(1)
+        openings = self.gate(read, task)
+        if self.kind == "experts":
+            return self.head.logits(self.gate.class_scores(read), spaces, openings).argmax(1)
         openings = torch.cat([openings.new_ones((len(openings), 1)), openings], 1)
-        return self.head.logits(spaces * (openings > 0).unsqueeze(2), openings).argmax(1)
+        return self.head.logits(spaces, openings).argmax(1)
 
-    def report(self, spaces: Tensor, task: Tensor) -> dict[str, Any]:
+    def report(self, read: Tensor, task: Tensor) -> dict[str, Any]:
         if self.gate is None:
             return {"open_per_sample": 0.0, "keeps_data": False}
-        report = self.gate.report(spaces[:, 0], task)
+        report = self.gate.report(read, task)
         kept = {k: report[k] for k in ("open_rate", "open_rate_own", "open_rate_other", "auroc_mean", "best_right")}
         return {"open_per_sample": report["open_per_sample"], "keeps_data": self.gate.keeps_data, "gates": kept}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from flexkern.learners.training import CosineHead, Recipe, Training
 from flexkern.learners.vit import ViTLearner
 from flexkern.nn.adapted import Trunk, attach_adapters
 from flexkern.nn.adapter_bank import AdapterBank
+from flexkern.nn.experts import ExpertHead
 from flexkern.nn.gate_report import gate_report
 from flexkern.nn.gates import SynapseGate
 from flexkern.nn.prototype import PrototypeClassifier
@@ -20,6 +22,14 @@ from flexkern.nn.prototype import PrototypeClassifier
 __all__ = ["ArtsyViT"]
 
 COMBINES = ("concat", "sum")
+HEADS = ("prototype", "experts")
+EVIDENCE = ("class", "class+mean")
+# The gate, and the way to combine it with the adapters, that did best in docs/results/artsy.md.
+BEST: dict[str, Any] = {
+    "head": "experts",
+    "evidence": "class+mean",
+    "gate": {"gate": "ridge", "gating": "topk", "k": 2, "fill": True},
+}
 
 
 class ArtsyViT(ViTLearner):
@@ -39,6 +49,10 @@ class ArtsyViT(ViTLearner):
             E0(x) + the sum of open Et(x).
         alpha, reweighting: how much the subspaces of other tasks count, see :func:`flexkern.ops.prototype_logits`.
         base_weight: how much E0's subspace counts.
+        head: "prototype" (the paper's), or "experts", :class:`flexkern.nn.ExpertHead` on the scores of the ridge head
+            that a "ridge" gate has.
+        evidence: what of E0 the gate reads: "class", its class token, or "class+mean", and the mean of the other
+            tokens.
         gate: options of :class:`flexkern.nn.SynapseGate`, for example {"gate": "mlp", "gating": "hard"}; "none" is
             EASE, "oracle" opens the true task (an upper bound).
         images_per_pass, image_size, seed, device: as in :class:`flexkern.learners.vit.ViTLearner`.
@@ -61,22 +75,35 @@ class ArtsyViT(ViTLearner):
         alpha: float = 0.1,
         reweighting: str = "code",
         base_weight: float = 0.1,
+        head: str = "prototype",
+        evidence: str = "class",
         gate: Mapping[str, Any] | None = None,
         seed: int = 0,
         **common: Any,
     ) -> None:
-        if combine not in COMBINES:
-            raise ValueError(f"combine must be one of {COMBINES}, got {combine!r}")
+        for name, value, known in (
+            ("combine", combine, COMBINES), ("head", head, HEADS), ("evidence", evidence, EVIDENCE),
+        ):  # fmt: skip
+            if value not in known:
+                raise ValueError(f"{name} must be one of {known}, got {value!r}")
+        if head == "experts" and (combine != "concat" or (gate or {}).get("gate") != "ridge"):
+            raise ValueError(
+                'head="experts" needs combine="concat" and the scores of a ridge gate: pass gate={"gate": "ridge", ...}'
+            )
         options = {
             "rank": rank, "adapter_scale": adapter_scale, "dropout": dropout, "combine": combine, "alpha": alpha,
-            "reweighting": reweighting, "base_weight": base_weight, "gate": dict(gate or {}),
+            "reweighting": reweighting, "base_weight": base_weight, "head": head, "evidence": evidence,
+            "gate": dict(gate or {}),
         }  # fmt: skip
         super().__init__(backbone, recipe=recipe, seed=seed, **options, **common)
         depth = len(self._known_parts(self.backbone).points)
         bank = AdapterBank(depth, self.width, rank, scale=adapter_scale, dropout=dropout, device=self.device)
         self.adapted = attach_adapters(self.backbone, bank).eval()
         self.bank, self.combine = bank, combine
-        self.gate = SynapseGate(self.width, seed=seed, **options["gate"]).to(self.device)
+        self._mean = evidence == "class+mean"
+        reads = self.width * (2 if self._mean else 1)
+        self.gate = SynapseGate(reads, seed=seed, device=self.device, **options["gate"])
+        self.experts = ExpertHead(self.width, device=self.device) if head == "experts" else None
         concat = combine == "concat"
         self.prototypes = PrototypeClassifier(
             self.width, weight=alpha, reweighting=reweighting, base=concat, base_weight=base_weight,
@@ -89,6 +116,18 @@ class ArtsyViT(ViTLearner):
         self.gate_report: dict[str, Any] = {}
         """Of the last :meth:`evaluate`: open rates, AUROC and confusion of the gates, see
         :meth:`flexkern.nn.SynapseGate.report`."""
+
+    @classmethod
+    def best(cls, backbone: str | os.PathLike[str] | nn.Module = "small", **options: Any) -> ArtsyViT:
+        """The configuration that did best in our study (docs/results/artsy.md), which keeps no data.
+
+        A ridge head on E0's class and mean tokens opens the two most likely tasks' synapses, and within those the
+        experts of :class:`flexkern.nn.ExpertHead` decide. The paper's own configuration is the constructor's default.
+
+        Args:
+            options: arguments of the constructor, over what is chosen here.
+        """
+        return cls(backbone, **(BEST | options))
 
     # ------------------------------------------------------------------ learning
 
@@ -118,26 +157,34 @@ class ArtsyViT(ViTLearner):
     def _finish(self, images: Tensor, labels: Tensor) -> None:
         self.adapted.eval()
         self.bank.freeze()
-        if self.combine == "concat":
+        if self.combine == "concat" and self.experts is None:
             self.prototypes.add_subspace()
-        base = []
+        read, spaces = [], []
         for x, y in self._test_batches(images, labels):
             trunk = self._run_trunk(x)
-            h0 = self._run(self.adapted.features, trunk)
-            if self.combine == "concat":
-                every = torch.ones((len(x), self.bank.tasks), device=self.device)
+            h = self._base(trunk)
+            # Prototypes are taken in all subspaces; a sum, and experts, need the new one only.
+            every = torch.zeros((len(x), self.bank.tasks), device=self.device)
+            every[:, 0 if self.combine == "concat" and self.experts is None else -1 :] = 1
+            batch = self._spaces(trunk, h[:, : self.width], every)
+            if self.experts is None:
+                self.prototypes.update(batch, y)
             else:
-                every = torch.zeros((len(x), self.bank.tasks), device=self.device)
-                every[:, -1] = 1
-            self.prototypes.update(self._spaces(trunk, h0, every), y)
-            base.append(h0)
-        self.gate.learn(torch.cat(base), labels.to(self.device))
+                spaces.append(batch[:, [0, -1]])
+            read.append(h)
+        self.gate.learn(torch.cat(read), labels.to(self.device))
+        if self.experts is not None:
+            self.experts.learn(*torch.cat(spaces).unbind(1), labels.to(self.device))
 
     # ------------------------------------------------------------------ answering
 
     def _run_trunk(self, x: Tensor) -> Trunk:
         with self._network():
             return self.adapted.trunk(x)
+
+    def _base(self, trunk: Trunk) -> Tensor:
+        """What the gate reads: E0's class token, and behind it, if asked for, the mean of the others."""
+        return self._run(partial(self.adapted.features, mean=self._mean), trunk)
 
     def _spaces(self, trunk: Trunk, h0: Tensor, openings: Tensor) -> Tensor:
         """Features in all subspaces, [n, K, width]: of E0, and of each open adapter; 0 where it is closed.
@@ -161,13 +208,16 @@ class ArtsyViT(ViTLearner):
 
     def _logits(self, images: Tensor, task: Tensor | None) -> Tensor:
         trunk = self._run_trunk(images)
-        h0 = self._run(self.adapted.features, trunk)
+        h = self._base(trunk)
+        h0 = h[:, : self.width]
         # Of a task that is still to come an oracle opens the newest: no answer can be right there.
-        evidence = self.gate.evidence(h0, None if task is None else task.clamp(max=self.tasks_learned - 1))
+        evidence = self.gate.evidence(h, None if task is None else task.clamp(max=self.tasks_learned - 1))
         openings = self.gate.open(evidence)
         if self._counted is not None and task is not None:
             self._counted.append((evidence, openings, task))
         spaces = self._spaces(trunk, h0, openings)
+        if self.experts is not None:
+            return self.experts.logits(self.gate.class_scores(h), spaces, openings)
         if self.combine == "sum":
             return self.prototypes.logits(spaces)
         return self.prototypes.logits(spaces, torch.cat([openings.new_ones((len(h0), 1)), openings], 1))
@@ -181,6 +231,13 @@ class ArtsyViT(ViTLearner):
             every = torch.ones((len(x), self.bank.tasks), device=self.device)
             parts.append(self._spaces(trunk, self._run(self.adapted.features, trunk), every))
         return torch.cat(parts)
+
+    @torch.no_grad()
+    def means(self, images: Tensor) -> Tensor:
+        """Means of E0's tokens but the class token: float32 [n, width]."""
+        means = partial(self.adapted.features, mean=True)
+        batches = self._test_batches(images, torch.zeros(len(images)))
+        return torch.cat([self._run(means, self._run_trunk(x))[:, self.width :] for x, _ in batches])
 
     def _start_report(self) -> None:
         self._counted = []
@@ -207,12 +264,13 @@ class ArtsyViT(ViTLearner):
 
     def _modules(self) -> nn.ModuleDict:
         modules: dict[str, nn.Module] = {"bank": self.bank, "prototypes": self.prototypes, "gate": self.gate}
+        if self.experts is not None:
+            modules["experts"] = self.experts
         if self._head is not None:
             modules["head"] = self._head
         return nn.ModuleDict(modules)
 
     @property
     def parameters_added(self) -> int:
-        prototypes = self.prototypes.sums.numel()
-        gates = sum(t.numel() for t in self.gate.state_dict().values())
-        return self.bank.parameters_per_task * self.bank.tasks + prototypes + gates
+        head = self.prototypes.sums if self.experts is None else self.experts.weight
+        return self.bank.parameters_per_task * self.bank.tasks + head.numel() + self.gate.parameters_added

@@ -2,6 +2,7 @@
 
 from flexkern.nn.adapted import AdaptedModel, AdapterPoint, Parts, attach_adapters
 from flexkern.nn.adapter_bank import AdapterBank
+from flexkern.nn.experts import ExpertHead
 from flexkern.nn.gates import SynapseGate
 from flexkern.nn.linear import MetaplasticLinear
 from flexkern.nn.prototype import PrototypeClassifier
@@ -15,6 +16,7 @@ __all__ = [
     "AdapterBank",
     "AdapterPoint",
     "AdaptiveThreshold",
+    "ExpertHead",
     "FeatureStatistics",
     "MetaplasticLinear",
     "Parts",

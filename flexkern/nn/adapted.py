@@ -189,16 +189,19 @@ class AdaptedModel(nn.Module):
             tokens = parts.points[0].block(parts.embed(images))
             return Trunk(self._inputs[0], _tokens(tokens))
 
-    def features(self, trunk: Trunk, task: int | Tensor | None = None, sample: Tensor | None = None) -> Tensor:
+    def features(
+        self, trunk: Trunk, task: int | Tensor | None = None, sample: Tensor | None = None, *, mean: bool = False
+    ) -> Tensor:
         """The class token with the adapters of the tasks, from what :meth:`trunk` returned.
 
         Args:
             trunk: of N images.
             task: of all, or integers [P], the task of each pair (-1 for none, sorted for speed); None: no adapters.
             sample: integers [P], the image of each pair; None: pair p is image p.
+            mean: append the mean of the other tokens.
 
         Returns:
-            [P, width], or [N, width] without ``sample``.
+            [P, width], or [N, width] without ``sample``; twice as wide with ``mean``.
         """
         parts = self._known_parts()
         x, tokens = trunk if sample is None else (part.index_select(0, sample) for part in trunk)
@@ -207,4 +210,5 @@ class AdaptedModel(nn.Module):
         with self.tasks(task):
             for point in parts.points[1:]:
                 tokens = _tokens(point.block(tokens))
-        return parts.norm(tokens)[:, 0]
+        tokens = parts.norm(tokens)
+        return torch.cat([tokens[:, 0], tokens[:, 1:].mean(1)], 1) if mean else tokens[:, 0]

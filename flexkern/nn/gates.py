@@ -13,7 +13,7 @@ from flexkern.nn._gate_options import ALWAYS_OPEN, GATES, GateOptions, check_tas
 from flexkern.nn._groups import rank_in_class
 from flexkern.nn._growing import GrowingState, check_features, seeded
 from flexkern.nn.calibration import fit_platt, fit_softmax, softmax_logit
-from flexkern.nn.detectors import make_detector
+from flexkern.nn.detectors import Ridge, make_detector
 from flexkern.nn.gate_report import gate_report
 from flexkern.nn.gate_threshold import SlidingThreshold, quantile_threshold
 from flexkern.nn.mlp_gates import Scaling, StackedMLP
@@ -377,6 +377,16 @@ class SynapseGate(GrowingState):
             return torch.ones_like(value) if o.gating == "topk" and o.fill else value
         best = torch.zeros_like(over).scatter_(1, evidence.topk(o.k, dim=1).indices, True)
         return best.float() if o.gating == "topk" and o.fill else value * best
+
+    def class_scores(self, h0: Tensor) -> Tensor:
+        """Scores of all classes by the ridge gate's head, float32 [N, C], of features [N, width].
+
+        Raises:
+            RuntimeError: if ``gate`` is not "ridge", or before the first task.
+        """
+        if not isinstance(self.detector, Ridge):
+            raise RuntimeError(f"only gate='ridge' scores classes, this is gate={self.gate!r}")
+        return self.detector.head.logits(h0)
 
     def report(self, h0: Tensor, task: Tensor) -> dict[str, Any]:
         """Open rates, AUROC and confusion on features [N, width] of tasks int64 [N]; see

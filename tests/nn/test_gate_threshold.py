@@ -104,3 +104,15 @@ def test_adaptive_gates_move_to_the_target(kind: dict[str, Any], refresh: bool) 
     assert ((gate.theta_logit >= -3) & (gate.theta_logit <= 3)).all()
     narrow = taught(threshold="adaptive", target=0.01, low=-0.1, high=0.1, **options)
     assert narrow.theta_logit.abs().max() <= 0.1 + 2**-24
+
+
+@pytest.mark.parametrize("kind", [KINDS[0], KINDS[5]], ids=lambda k: k["gate"])
+def test_quantile_of_refreshed_gates_by_what_stands_for_their_data(kind: dict[str, Any]) -> None:
+    n, target = 400, 0.85
+    _, draw = make_tasks(TASKS, 2, n, apart=3.0)
+    gate = taught(n=n, apart=3.0, threshold="quantile", target=target, refresh=True, **kind)
+    for t in range(TASKS - 1):
+        x = draw(t, 1000)
+        rate = gate(x)[:, t].double().mean().item()
+        # As above, with 256 draws; they have the means of 800 samples, which moves the rate by less than 0.03.
+        assert abs(rate - target) <= 4 * math.sqrt(target * (1 - target) * (1 / 256 + 1 / len(x))) + 0.03

@@ -63,6 +63,14 @@ def test_without_refresh_only_the_newest_gate_is_trained() -> None:
         assert torch.equal(gate.mlp.hidden_weight[:t], before)
 
 
+@pytest.mark.parametrize("gate", ["ridge", "mahalanobis", "mlp"])
+def test_what_was_held_out_joins_the_sums(gate: str) -> None:
+    synapses = taught(gate=gate, threshold="quantile")
+    assert synapses.recall.statistics.count.tolist() == [60] * (2 * TASKS)
+    if gate == "ridge":
+        assert synapses.detector.head.count.tolist() == [60] * (2 * TASKS)
+
+
 def test_the_first_gate_is_open_until_there_is_another_task() -> None:
     data, _ = make_tasks(TASKS, 2, 60)
     for first in ("trained", "open"):

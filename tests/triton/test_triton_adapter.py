@@ -29,7 +29,7 @@ pytestmark = [
 
 # (S, L, d, r, T): one of each; odd; aligned, with more rows than a tile of 32; fewer samples than tasks, and
 # steps of d that do not divide it; a rank over 16 that is no power of two
-SIZES = [(1, 1, 1, 1, 1), (5, 3, 37, 5, 3), (7, 11, 72, 16, 2), (3, 13, 70, 8, 6), (4, 2, 9, 20, 2)]
+SIZES = [(1, 1, 1, 1, 1), (5, 3, 37, 5, 3), (5, 9, 72, 16, 2), (3, 5, 70, 8, 6), (4, 2, 9, 20, 2)]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
@@ -69,25 +69,27 @@ def test_passes(size: tuple[int, ...], dtype: torch.dtype, device: torch.device)
         assert_near(grad.cpu(), judged[name])
 
 
-@pytest.mark.parametrize("index", ["none", "one", "sorted", "mixed"])
-@pytest.mark.parametrize("index_dtype", [torch.int32, torch.int64], ids=str)
+@pytest.mark.parametrize(
+    ("index", "index_dtype"),
+    [("none", torch.int64), ("one", torch.int32), ("sorted", torch.int64), ("mixed", torch.int32)],
+    ids=str,
+)
 def test_indices(index: str, index_dtype: torch.dtype, device: torch.device) -> None:
     """Small multiples of 1/4 are exact in float32, whatever is summed first."""
-    case = make_case((9, 6, 16, 4, 4), index=index, exact=True)
+    case = make_case((7, 6, 16, 4, 3), index=index, exact=True)
     case = case._replace(index=case.index.to(index_dtype))
     there, grad_out = on(case, device), grad_like(case).mul(4).round().clamp(-4, 4) / 4
     out, hidden = forward(there)
     grads = backward(there, grad_out.to(device), hidden)
-    with torch.no_grad():
-        (expected, expected_hidden), exact = (judge_forward(case)), case.exact()
+    expected, expected_hidden = judge_forward(case)
+    judged = judge_backward(case, grad_out, hidden.cpu())
     assert torch.equal(out.cpu().double(), expected.value)
     assert torch.equal(hidden.cpu().double(), expected_hidden.value)
     for name, grad in zip(("x", *BANK), grads, strict=True):
-        assert torch.equal(grad.cpu().double(), judge_backward(case, grad_out, hidden.cpu())[name].value)
-    unused = [t for t in range(4) if t not in case.index]
+        assert torch.equal(grad.cpu().double(), judged[name].value)
+    unused = [t for t in range(3) if t not in case.index]
     for grad in grads[1:]:
         assert same_bits(grad[unused].cpu(), torch.zeros_like(grad[unused].cpu()))  # +0, not merely 0
-    assert exact.index is case.index
 
 
 def test_an_index_that_the_bank_does_not_have(device: torch.device) -> None:
@@ -111,22 +113,20 @@ def test_an_index_that_the_bank_does_not_have(device: torch.device) -> None:
     assert all(same_bits(mine.cpu(), other.cpu()) for mine, other in pairs)
 
 
-@pytest.mark.parametrize("rank", [4, 13, 24])
-@pytest.mark.parametrize("seed", [0, 2**63 + 5])
-def test_dropout_has_the_bits_of_the_reference(rank: int, seed: int, device: torch.device) -> None:
+@pytest.mark.parametrize(("rank", "seed", "p"), [(8, 0, 0.1), (13, 2**63 + 5, 0.5), (24, 1, 0.25)])
+def test_dropout_has_the_bits_of_the_reference(rank: int, seed: int, p: float, device: torch.device) -> None:
     """All units open: what is dropped is where hidden is 0, also past the first 16 units."""
     samples, length = 3, 17
     ones = torch.ones(samples, length, 8, device=device)
     bank = (torch.ones(1, 8, rank), torch.ones(1, rank), torch.ones(1, rank, 8), torch.ones(1, 8))
     index = torch.zeros(samples, dtype=torch.int64)
     drawn = torch.tensor([seed - 2**64 if seed >> 63 else seed])
-    for p in (0.1, 0.5):
-        arguments = [*bank, index, None, drawn]
-        there = [t if t is None else t.to(device) for t in arguments]
-        _, hidden = FORWARD.on("triton")(ones, *there, 1.0, p, True)
-        _, expected = FORWARD.on("reference")(ones.cpu(), *arguments, 1.0, p, True)
-        assert torch.equal(hidden.cpu() > 0, expected > 0)
-        assert 0 < (expected > 0).float().mean() < 1
+    arguments = [*bank, index, None, drawn]
+    there = [t if t is None else t.to(device) for t in arguments]
+    _, hidden = FORWARD.on("triton")(ones, *there, 1.0, p, True)
+    _, expected = FORWARD.on("reference")(ones.cpu(), *arguments, 1.0, p, True)
+    assert torch.equal(hidden.cpu() > 0, expected > 0)
+    assert 0 < (expected > 0).float().mean() < 1
 
 
 def test_the_same_bits_again_and_at_any_place_in_the_batch(device: torch.device) -> None:
@@ -202,7 +202,7 @@ def test_the_public_function_with_autograd(device: torch.device) -> None:
 def test_one_launch_forward_and_four_backward(device: torch.device, launches: Any) -> None:
     kernels = (forward_kernel, backward_kernel, order_kernel, part_kernel, total_kernel)
     seen = [launches(kernel) for kernel in kernels]
-    case = on(make_case((6, 3, 16, 8, 40)), device)
+    case = on(make_case((4, 3, 16, 8, 6)), device)
     _, hidden = forward(case)
     assert [len(of_kernel) for of_kernel in seen] == [1, 0, 0, 0, 0]
     backward(case, case.x, hidden)
@@ -228,26 +228,31 @@ def test_work_follows_the_tasks_in_a_tile_and_the_rows_in_use(
         return dot(*args)
 
     monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", counted)
-    case = make_case((8, 16, 64, 4, 12))  # 4 tiles, of two samples each
-    for index, tasks_of_tiles in (([11] * 8, 4), ([3, 3, 7, 7, 9, 9, 9, 9], 4), ([1, 2] * 4, 8), ([-1] * 8, 0)):
-        made.clear()
+    case = make_case((4, 16, 64, 4, 3))  # 2 tiles, of two samples each; one part for the bank's gradients
+    # index, tasks in all tiles, steps of up to 32 rows of a task
+    for index, tasks, steps in (
+        ([2, 2, 2, 2], 2, 2),
+        ([0, 0, 1, 2], 3, 3),
+        ([1, 2, 1, 2], 4, 2),
+        ([-1] * 4, 0, 0),
+    ):
         given = case._replace(index=torch.tensor(index))
+        made.clear()
         _, hidden = forward(given)
-        assert len(made) == 2 * tasks_of_tiles
+        assert len(made) == 2 * tasks
         made.clear()
         backward(given, case.x, hidden, bank=False)
-        assert len(made) == 2 * tasks_of_tiles
+        assert len(made) == 2 * tasks
         made.clear()
-        # 128 rows are 4 steps, in one part, and a piece of 64 rows of one task 2; each for down and for up.
         backward(given, case.x, hidden, x=False)
-        assert len(made) == tasks_of_tiles + (0 if index[0] == -1 else 8)
+        assert len(made) == tasks + 2 * steps  # of down and of up
 
 
 def test_parts_and_pieces_of_many_shapes(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     """Parts that end inside samples, many pieces in a part, one task over many parts; exact sums."""
     monkeypatch.setattr(adapter_bank, "MIN_STEPS", 1)  # parts of 32 rows
     generator = torch.Generator().manual_seed(4)
-    for samples, length, tasks in ((3, 30, 2), (20, 2, 5), (2, 40, 1), (3, 13, 6)):
+    for samples, length, tasks in ((3, 30, 2), (9, 4, 4), (2, 40, 1), (3, 13, 6)):
         case = make_case((samples, length, 5, 3, tasks), exact=True, seed=samples)
         case = case._replace(index=torch.randint(-1, tasks, (samples,), generator=generator))
         grad_out = make_case((samples, length, 5, 1, 1), exact=True, seed=2).x

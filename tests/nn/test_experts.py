@@ -1,0 +1,102 @@
+"""flexkern.nn.ExpertHead: probabilities as written out in loops, experts heard only where their synapse is open."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from flexkern.nn.experts import ExpertHead
+
+WIDTH, SIZES = 6, (3, 2, 4)
+
+
+def learned(**options: float) -> tuple[ExpertHead, list[tuple[Tensor, Tensor, Tensor]]]:
+    head = ExpertHead(WIDTH, **options)
+    data, first = [], 0
+    for classes in SIZES:
+        labels = torch.arange(first, first + classes).repeat(15)
+        centres = torch.randn(classes, 2, WIDTH) * 2
+        x = centres[labels - first] + torch.randn(len(labels), 2, WIDTH)
+        head.learn(x[:, 0], x[:, 1], labels)
+        data.append((x[:, 0], x[:, 1], labels))
+        first += classes
+    return head, data
+
+
+def test_equals_the_formula_in_loops() -> None:
+    head, _ = learned(temperature=3.0, expert_temperature=2.0)
+    n, tasks, classes = 5, len(SIZES), sum(SIZES)
+    scores, spaces = torch.randn(n, classes), torch.randn(n, 1 + tasks, WIDTH)
+    openings = torch.tensor([[1, 0, 0], [0, 1, 1], [0, 0, 0], [1, 1, 1], [0, 0, 0.3]])
+    result = head.logits(scores, spaces, openings)
+    ends = torch.tensor(SIZES).cumsum(0).tolist()
+    for i in range(n):
+        p = torch.softmax(3.0 * scores[i].double(), 0)
+        for t, end in enumerate(ends):
+            of = range(end - SIZES[t], end)
+            x = torch.cat([spaces[i, 0], spaces[i, 1 + t]]).double()
+            z = torch.stack([3.0 * scores[i, c] + 2.0 * (head.weight[c].double().flatten() @ x) for c in of])
+            expected = p[of].sum().log() + torch.log_softmax(z, 0) if openings[i, t] > 0 else p[of].log()
+            # Sums of 12 products of order 10, and exponentials of them: some 30 roundings of values under 100.
+            torch.testing.assert_close(result[i, of].double(), expected, rtol=0, atol=30 * 100 * 2**-24)
+        assert result[i].exp().sum().item() == pytest.approx(1, abs=1e-4)
+
+
+def test_closed_experts_change_nothing() -> None:
+    head, _ = learned()
+    scores = torch.randn(4, sum(SIZES))
+    spaces = torch.randn(4, 1 + len(SIZES), WIDTH)
+    closed = torch.zeros(4, len(SIZES))
+    expected = torch.log_softmax(20 * scores, 1)
+    torch.testing.assert_close(head.logits(scores, spaces, closed), expected)
+    one = closed.clone()
+    one[:, 1] = 1
+    other = spaces.clone()
+    other[:, [1, 3]] = 1e3  # what is in the closed subspaces does not matter
+    assert torch.equal(head.logits(scores, spaces, one)[:, :3], head.logits(scores, other, one)[:, :3])
+
+
+def test_an_expert_tells_its_classes_apart() -> None:
+    """The shared scores know the task but not the class: the expert does."""
+    head, data = learned()
+    for task, (h0, own, labels) in enumerate(data):
+        scores = torch.zeros(len(labels), sum(SIZES))
+        scores[:, head.class_task == task] = 1.0
+        spaces = torch.zeros(len(labels), 1 + len(SIZES), WIDTH)
+        spaces[:, 0], spaces[:, 1 + task] = h0, own
+        openings = torch.zeros(len(labels), len(SIZES))
+        openings[:, task] = 1
+        right = (head.logits(scores, spaces, openings).argmax(1) == labels).float().mean()
+        assert right > 0.9  # centres are 2 sqrt 12 = 7 standard deviations apart
+
+
+def test_impossible_tasks_are_not_nan() -> None:
+    head, _ = learned()
+    scores = torch.zeros(2, sum(SIZES))
+    scores[:, 0] = 1e4
+    spaces = torch.zeros(2, 1 + len(SIZES), WIDTH)
+    result = head.logits(scores, spaces, torch.ones(2, len(SIZES)))
+    assert bool(torch.isfinite(result).all())
+    assert result.argmax(1).tolist() == [0, 0]
+
+
+def test_state_goes_into_a_fresh_head() -> None:
+    head, _ = learned()
+    other = ExpertHead(WIDTH)
+    other.load_state_dict(head.state_dict())
+    scores, spaces = torch.randn(3, sum(SIZES)), torch.randn(3, 1 + len(SIZES), WIDTH)
+    openings = torch.ones(3, len(SIZES))
+    assert torch.equal(head.logits(scores, spaces, openings), other.logits(scores, spaces, openings))
+    with pytest.raises(ValueError, match="width 5"):
+        ExpertHead(5).load_state_dict(head.state_dict())
+
+
+def test_errors() -> None:
+    head, data = learned()
+    with pytest.raises(ValueError, match=r"next classes from 9 on.*got \[0, 1, 2\]"):
+        head.learn(*data[0])
+    with pytest.raises(ValueError, match=r"openings must be \[3, 3\], got \[3, 2\]"):
+        head.logits(torch.zeros(3, 9), torch.zeros(3, 4, WIDTH), torch.zeros(3, 2))
+    with pytest.raises(ValueError, match="temperature must be finite and > 0"):
+        ExpertHead(4, temperature=0.0)
