@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from bench_adapter import Adapters, check_agreement
 
+from bench_adapter import Adapters, check_agreement
 from harness import Row
 
 pytestmark = pytest.mark.gpu

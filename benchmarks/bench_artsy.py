@@ -1,4 +1,5 @@
-"""Artsy's inference, one batch of (image, open task) pairs, against EASE's: a whole pass of the network for each task."""
+"""Artsy's inference, one batch of (image, open task) pairs, against EASE's: a whole pass of the network for
+each task."""
 
 from __future__ import annotations
 
@@ -39,9 +40,13 @@ class EaseAdapter(nn.Module):
 class Artsy:
     """A network with adapters of ``tasks`` tasks, and a gate that opens ``opened`` of them for each image."""
 
-    def __init__(self, tasks: int, opened: int, *, size: str = "small", batch: int = BATCH, device: str = "cpu") -> None:
+    def __init__(
+        self, tasks: int, opened: int, *, size: str = "small", batch: int = BATCH, device: str = "cpu"
+    ) -> None:
         torch.manual_seed(0)
-        model = random_backbone(size, **({"attn_implementation": "eager"} if device == "cpu" else {})).to(device)
+        model = random_backbone(size, **({"attn_implementation": "eager"} if device == "cpu" else {})).to(
+            device
+        )
         depth, width = model.config.num_hidden_layers, model.config.hidden_size
         bank = AdapterBank(depth, width, 16 if size == "small" else 64, device=device)
         for _ in range(tasks):
@@ -102,7 +107,12 @@ def check_agreement(artsy: Artsy) -> None:
 def test_one_open_synapse(race: Callable[..., Row], tasks: int, goal: float) -> None:
     artsy = Artsy(tasks, 1)
     check_agreement(artsy)
-    row = Row(f"Artsy inference, {tasks} tasks, 1 open synapse an image", f"EASE, {tasks + 1} whole passes", goal, False)
+    row = Row(
+        f"Artsy inference, {tasks} tasks, 1 open synapse an image",
+        f"EASE, {tasks + 1} whole passes",
+        goal,
+        False,
+    )
     race(row, artsy.ours, artsy.passes, rounds=9 if tasks < 50 else 5, warm=1)
 
 
@@ -110,7 +120,9 @@ def test_one_open_synapse(race: Callable[..., Row], tasks: int, goal: float) -> 
 @pytest.mark.parametrize("tasks", [10, 50])
 def test_flat(race: Callable[..., Row], tasks: int) -> None:
     """With one open synapse an image the number of tasks does not matter."""
-    row = Row(f"Artsy inference, {tasks} tasks, 1 open synapse an image", "the same with 1 task", 1.15, at_most=True)
+    row = Row(
+        f"Artsy inference, {tasks} tasks, 1 open synapse an image", "the same with 1 task", 1.15, at_most=True
+    )
     race(row, Artsy(tasks, 1).ours, Artsy(1, 1).ours, rounds=15)
 
 

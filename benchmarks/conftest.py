@@ -22,7 +22,7 @@ ROWS: list[Row] = []
 
 
 def _family(request: pytest.FixtureRequest) -> str:
-    return request.module.__name__.rpartition("bench_")[2]
+    return request.module.__name__.rpartition("bench_")[2].removesuffix("_gpu")
 
 
 @pytest.fixture

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sys
 
-# What the `cli` extra brings; the package itself works without.
-_EXTRA = {"typer", "rich", "click", "matplotlib", "sklearn", "safetensors"}
+# What the `cli` and `vit` extras bring; the package itself works without.
+_EXTRA = {
+    "typer", "rich", "click", "matplotlib", "sklearn", "safetensors", "tomli", "transformers", "PIL",
+}  # fmt: skip
 
 
 def main() -> None:
@@ -19,7 +21,8 @@ def main() -> None:
         if missing not in _EXTRA:
             raise
         sys.exit(
-            f"flexkern: the command line needs {missing}, which is not installed: pip install 'flexkern[cli]'"
+            f"flexkern: the command line needs {missing}, which is not installed: "
+            "pip install 'flexkern[cli,vit]'"
         )
 
 

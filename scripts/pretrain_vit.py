@@ -2,10 +2,11 @@
 
     python scripts/pretrain_vit.py --cifar10 cifar10.npz --cifar100 cifar100.npz --out flexkern/backbones/small
 
-The archives are those of flexkern.streams.image_pack. Classes 0 to 49 of CIFAR-100 (in its own, alphabetical order)
-and all of CIFAR-10 make one problem of 60 classes; classes 50 to 99 are left for streams. Training images only. An
-interrupted run goes on from the last epoch. The result is a folder that transformers' ViTModel.from_pretrained reads:
-config.json, model.safetensors (float16), training.json (what was run, and the accuracy on test images).
+The archives are those of flexkern.streams.image_pack. Classes 0 to 49 of CIFAR-100 (in its own, alphabetical
+order) and all of CIFAR-10 make one problem of 60 classes; classes 50 to 99 are left for streams. Training
+images only. An interrupted run goes on from the last epoch. The result is a folder that transformers'
+ViTModel.from_pretrained reads: config.json, model.safetensors (float16), training.json (what was run, and the
+accuracy on test images).
 """
 
 from __future__ import annotations
@@ -117,17 +118,24 @@ def main() -> None:
             optimizer.step()
             schedule.step()
             total += loss.item()
-        history.append({"loss": round(total / (steps // arguments.epochs), 4), "seconds": round(time.time() - start)})
+        history.append(
+            {"loss": round(total / (steps // arguments.epochs), 4), "seconds": round(time.time() - start)}
+        )
         print(f"epoch {epoch + 1} of {arguments.epochs}: {history[-1]}", flush=True)
         state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-        torch.save(state | {"schedule": schedule.state_dict(), "epoch": epoch + 1, "history": history}, checkpoint)
+        torch.save(
+            state | {"schedule": schedule.state_dict(), "epoch": epoch + 1, "history": history}, checkpoint
+        )
 
     model.eval()
     test_images, test_labels = join(ten[1], hundred[1])
     with torch.no_grad(), torch.autocast(device, torch.bfloat16):
         answers = torch.cat([model(as_float(x.to(device))).argmax(1).cpu() for x in test_images.split(500)])
     right = (answers == test_labels).float()
-    accuracy = {"cifar10": right[test_labels < 10].mean().item(), "cifar100": right[test_labels >= 10].mean().item()}
+    accuracy = {
+        "cifar10": right[test_labels < 10].mean().item(),
+        "cifar100": right[test_labels >= 10].mean().item(),
+    }
     model.vit.config._attn_implementation = "sdpa"
     model.vit.half().save_pretrained(arguments.out)
     record = {

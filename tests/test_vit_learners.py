@@ -1,4 +1,5 @@
-"""Class-incremental learners on a tiny vision transformer with random weights, on patterns that it can tell apart."""
+"""Class-incremental learners on a tiny vision transformer with random weights, on patterns that it can tell
+apart."""
 
 from __future__ import annotations
 
@@ -38,13 +39,17 @@ def one_thread() -> Any:
     torch.set_num_threads(threads)
 
 
-def backbone() -> nn.Module:
-    torch.manual_seed(0)
-    sizes = {
-        "hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 48, "image_size": 16,
-        "patch_size": 8,
-    }  # fmt: skip
-    return transformers.ViTModel(transformers.ViTConfig(**sizes, initializer_range=0.2), add_pooling_layer=False)
+SIZES = {
+    "hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 48,
+    "image_size": 16, "patch_size": 8,
+}  # fmt: skip
+
+
+def backbone(weights: int = 0) -> nn.Module:
+    torch.manual_seed(weights)
+    return transformers.ViTModel(
+        transformers.ViTConfig(**SIZES, initializer_range=0.2), add_pooling_layer=False
+    )
 
 
 def stream(classes: int = CLASSES) -> Stream:
@@ -62,7 +67,9 @@ def stream(classes: int = CLASSES) -> Stream:
         train, test = own.repeat(TRAIN), own.repeat(TEST)
         rng.shuffle(train)
         experiences.append(
-            Experience(str(number), number, draw(train), torch.from_numpy(train), draw(test), torch.from_numpy(test))
+            Experience(
+                str(number), number, draw(train), torch.from_numpy(train), draw(test), torch.from_numpy(test)
+            )
         )
     return Stream(experiences, classes)
 
@@ -92,7 +99,7 @@ def test_learns_and_comes_back(method: str, tmp_path: Path) -> None:
     assert torch.equal(one.logits(images), other.logits(images))
 
 
-class Stop(Exception):
+class StopError(Exception):
     pass
 
 
@@ -110,9 +117,9 @@ def test_stopped_in_the_middle_goes_on_to_the_bit(method: str, tmp_path: Path) -
     def stop(now: Progress) -> None:
         stopped.save(path)
         if now.epoch == 1:
-            raise Stop
+            raise StopError
 
-    with pytest.raises(Stop):
+    with pytest.raises(StopError):
         stopped.learn(given[1], progress=stop)
     with pytest.raises(ValueError, match="'1' was begun and not ended"):
         stopped.learn(given[2].__class__("2", 2, *(getattr(given[1], f) for f in FIELDS)))
@@ -192,7 +199,9 @@ def test_a_pass_can_be_split() -> None:
     given = stream()
     a, b = learned(images_per_pass=7), learned(images_per_pass=1000)
     # Not to the bit: a product's blocks depend on the batch.
-    torch.testing.assert_close(a.logits(given[0].test_inputs), b.logits(given[0].test_inputs), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        a.logits(given[0].test_inputs), b.logits(given[0].test_inputs), rtol=1e-3, atol=1e-3
+    )
 
 
 def test_the_global_generator_is_left_alone() -> None:
@@ -220,7 +229,7 @@ def test_best_learns_and_comes_back(tmp_path: Path) -> None:
     other = load_learner(path, backbone=backbone())
     images = given[1].test_inputs
     assert torch.equal(one.logits(images), other.logits(images))
-    with pytest.raises(ValueError, match="needs combine=.*ridge gate"):
+    with pytest.raises(ValueError, match=r"needs combine=.*ridge gate"):
         ArtsyViT(backbone(), head="experts")
 
 
@@ -249,8 +258,5 @@ def test_errors(tmp_path: Path) -> None:
     one.learn(given[0])
     path = tmp_path / "one.safetensors"
     one.save(path)
-    torch.manual_seed(5)
-    config = transformers.ViTConfig(hidden_size=24, num_hidden_layers=3, num_attention_heads=2, intermediate_size=48,
-                                    image_size=16, patch_size=8)  # fmt: skip
     with pytest.raises(ValueError, match="backbone: not the one"):
-        load_learner(path, backbone=transformers.ViTModel(config, add_pooling_layer=False))
+        load_learner(path, backbone=backbone(weights=5))

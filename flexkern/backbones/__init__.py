@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +12,18 @@ from torch import nn
 
 __all__ = ["SMALL", "image_size", "load_backbone", "random_backbone", "width_of"]
 
-# Pre-trained by scripts/pretrain_vit.py on CIFAR-10 and the first 50 classes of CIFAR-100; see its training.json.
+# Pre-trained by scripts/pretrain_vit.py on CIFAR-10 and the first 50 classes of CIFAR-100; see its
+# training.json.
 SMALL = Path(__file__).parent / "small"
 
 # Sizes by name, for networks that are not pre-trained: benchmarks and tests need no weights.
 SIZES: dict[str, dict[str, int]] = {
-    "vit-b16": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072},
-    "vit-l16": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096},
+    "vit-b16": {
+        "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072,
+    },
+    "vit-l16": {
+        "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096,
+    },
     "small": {
         "hidden_size": 128, "num_hidden_layers": 6, "num_attention_heads": 4, "intermediate_size": 512,
         "image_size": 32, "patch_size": 4,
@@ -29,7 +36,8 @@ def _transformers() -> Any:
         import transformers
     except ImportError as error:
         raise ImportError(
-            "backbones need transformers, which is not installed: pip install 'flexkern[vit]'", name="transformers"
+            "backbones need transformers, which is not installed: pip install 'flexkern[vit]'",
+            name="transformers",
         ) from error
     return transformers
 
@@ -39,8 +47,9 @@ def load_backbone(source: str | os.PathLike[str] | nn.Module = "small") -> nn.Mo
 
     Args:
         source: "small" (the embedded one: 1.2 M parameters, images of 32 x 32), a folder that transformers'
-            ``save_pretrained`` wrote, a name on the Hugging Face hub such as "google/vit-base-patch16-224-in21k" (the
-            only case that uses the network), or a module, which is returned as it is.
+            ``save_pretrained`` wrote, a name on the Hugging Face hub such as
+            "google/vit-base-patch16-224-in21k" (the only case that uses the network), or a module, which is
+            returned as it is.
 
     Raises:
         ImportError: if transformers is not installed.
@@ -53,13 +62,22 @@ def load_backbone(source: str | os.PathLike[str] | nn.Module = "small") -> nn.Mo
     config = transformers.AutoConfig.from_pretrained(path)
     # The pooler is not part of the features; families without one do not know the option.
     options = {"add_pooling_layer": False} if config.model_type in ("vit", "deit") else {}
-    level = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()  # else it lists the head that is left out
+    with _quiet(transformers.utils.logging):
+        return transformers.AutoModel.from_pretrained(path, config=config, dtype="float32", **options).eval()
+
+
+@contextmanager
+def _quiet(logging: Any) -> Iterator[None]:
+    """Without transformers' bar for the weights, and its list of the weights of the head that is left out."""
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     try:
-        model = transformers.AutoModel.from_pretrained(path, config=config, dtype="float32", **options)
+        yield
     finally:
-        transformers.logging.set_verbosity(level)
-    return model.eval()
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def random_backbone(size: str = "small", **options: Any) -> nn.Module:
@@ -77,7 +95,10 @@ def image_size(model: nn.Module) -> int:
     Raises:
         ValueError: if the module does not say.
     """
-    for holder, name in ((getattr(model, "config", None), "image_size"), (getattr(model, "patch_embed", None), "img_size")):
+    for holder, name in (
+        (getattr(model, "config", None), "image_size"),
+        (getattr(model, "patch_embed", None), "img_size"),
+    ):
         size = getattr(holder, name, None)
         if size is not None:
             return int(size if isinstance(size, int) else size[0])

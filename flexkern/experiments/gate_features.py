@@ -1,4 +1,5 @@
-"""Features of a whole stream in E0 and in every adapter: trained once a seed, so that gates can be compared on them."""
+"""Features of a whole stream in E0 and in every adapter: trained once a seed, so that gates can be compared on
+them."""
 
 from __future__ import annotations
 
@@ -11,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flexkern.backbones import load_backbone
 from flexkern.learners import checkpoint
 from flexkern.learners.artsy import ArtsyViT
 from flexkern.learners.training import Recipe
@@ -49,10 +49,13 @@ class SpaceFeatures:
         return len(self.classes)
 
     def read(self, mean: bool) -> tuple[Tensor, Tensor]:
-        """What gates read of training and test images: E0's class token, with ``mean`` also the others' mean."""
+        """What gates read of training and test images: E0's class token, with ``mean`` also the others'
+        mean."""
         if not mean:
             return self.train[:, 0], self.test[:, 0]
-        return torch.cat([self.train[:, 0], self.train_mean], 1), torch.cat([self.test[:, 0], self.test_mean], 1)
+        return torch.cat([self.train[:, 0], self.train_mean], 1), torch.cat(
+            [self.test[:, 0], self.test_mean], 1
+        )
 
     def task_of(self, labels: Tensor) -> Tensor:
         """The task that brought each class."""
@@ -82,20 +85,24 @@ def features_of_stream(
         path: where the features are kept; what is there, made by the same arguments, is not made again.
         progress: called after each task.
     """
-    arguments = {"seed": seed, "recipe": asdict(recipe), "backbone": str(backbone), "rank": rank,
-                 "adapter_scale": adapter_scale, "names": stream.names}
-    arguments |= {"images": [len(e.train_labels) for e in stream], "tested": [len(e.test_labels) for e in stream]}
+    arguments = {
+        "seed": seed,
+        "recipe": asdict(recipe),
+        "backbone": str(backbone),
+        "rank": rank,
+        "adapter_scale": adapter_scale,
+        "names": stream.names,
+    }
+    arguments |= {
+        "images": [len(e.train_labels) for e in stream],
+        "tested": [len(e.test_labels) for e in stream],
+    }
     if path is not None and path.exists():
         tensors, record = checkpoint.read(path)
         if record["arguments"] == _plain(arguments):
             return SpaceFeatures(**tensors, classes=record["classes"], seconds=record["seconds"])
-    model = load_backbone(backbone)
-    if torch.cuda.is_available():
-        model = model.cuda()
-    elif hasattr(model, "set_attn_implementation"):
-        model.set_attn_implementation("eager")  # twice as fast in a backward pass on CPUs
     learner = ArtsyViT(
-        model, recipe=recipe, rank=rank, adapter_scale=adapter_scale, gate={"gate": "none"}, seed=seed,
+        backbone, recipe=recipe, rank=rank, adapter_scale=adapter_scale, gate={"gate": "none"}, seed=seed,
         device="cuda" if torch.cuda.is_available() else "cpu",
     )  # fmt: skip
     classes, seconds = [], []
@@ -113,7 +120,9 @@ def features_of_stream(
         tensors[f"{part}_labels"] = torch.cat([getattr(e, f"{part}_labels") for e in stream])
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        checkpoint.write(path, tensors, {"arguments": _plain(arguments), "classes": classes, "seconds": seconds})
+        checkpoint.write(
+            path, tensors, {"arguments": _plain(arguments), "classes": classes, "seconds": seconds}
+        )
     return SpaceFeatures(**tensors, classes=classes, seconds=seconds)
 
 

@@ -44,15 +44,15 @@ def _line(name: str, s: dict[str, Any]) -> str:
         return f"{100 * s[key]['mean']:+.1f}{same}"
 
     cells = [
-        name, percent("last"), percent("average"), f"{s['open_per_sample']['mean']:.2f}", share("open_rate_own"),
-        share("open_rate_other"), share("auroc_mean"), share("best_right"), difference("to_ease"),
-        difference("to_ranpac"), "yes" if s["keeps_data"] else "no",
+        name, percent("last"), percent("average"), f"{s['open_per_sample']['mean']:.2f}",
+        share("open_rate_own"), share("open_rate_other"), share("auroc_mean"), share("best_right"),
+        difference("to_ease"), difference("to_ranpac"), "yes" if s["keeps_data"] else "no",
     ]  # fmt: skip
     return f"| {' | '.join(cells)} |"
 
 
 def write(results: dict[str, Any], out: Path) -> list[Path]:
-    """Writes ``gates.json`` and pictures into ``out``, and the tables between their marks into the page beside it.
+    """Writes ``gates.json`` and pictures into ``out``, and the tables into the page beside it, between marks.
 
     Returns:
         The paths.
@@ -117,8 +117,14 @@ def _draw_thresholds(results: dict[str, Any], path: Path) -> None:
     for name, colour in (("mlp", "tab:blue"), ("ridge", "tab:red")):
         for kind, style in (("fixed", "o-"), ("quantile", "s--"), ("adaptive", "^:")):
             prefix = f"{name}, {kind} "
-            of = [v["name"] for v in results["variants"] if v["group"] == "threshold" and v["name"].startswith(prefix)]
-            points = sorted((summary[n]["open_per_sample"]["mean"], 100 * summary[n]["last"]["mean"]) for n in of)
+            of = [
+                v["name"]
+                for v in results["variants"]
+                if v["group"] == "threshold" and v["name"].startswith(prefix)
+            ]
+            points = sorted(
+                (summary[n]["open_per_sample"]["mean"], 100 * summary[n]["last"]["mean"]) for n in of
+            )
             left.plot(*zip(*points, strict=True), style, color=colour, label=prefix.strip(), markersize=4)
         of = [v["name"] for v in results["variants"] if v["name"].startswith(f"{name}, fixed ")]
         theta = [float(n.split()[-1]) for n in of]

@@ -1,8 +1,9 @@
 """Which gate should open an adapter? Gates, thresholds and ways to combine, compared on the same adapters.
 
-The paper (arXiv 2410.05899) leaves open whether its gate beats having none, which detector gates best, how thresholds
-should be set, and whether gates should be trained again. Adapters do not depend on gates, so they are trained once a
-seed; each variant then goes through the stream again on the stored features, task after task, as the learner does.
+The paper (arXiv 2410.05899) leaves open whether its gate beats having none, which detector gates best, how
+thresholds should be set, and whether gates should be trained again. Adapters do not depend on gates, so they
+are trained once a seed; each variant then goes through the stream again on the stored features, task after
+task, as the learner does.
 
     python -m flexkern.experiments.gate_study --data cifar100.npz --out docs/results/artsy
 
@@ -13,7 +14,6 @@ backbone has seen the others in its pre-training.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -41,7 +41,8 @@ class Variant:
         name: unique, for tables.
         group: the question that it belongs to.
         gate: options of :class:`flexkern.nn.SynapseGate`; None: no gate (a head on E0 alone).
-        head: "prototype" (the paper's), "experts" (:class:`flexkern.nn.ExpertHead`), "ridge" (RanPAC) or "simplecil".
+        head: "prototype" (the paper's), "experts" (:class:`flexkern.nn.ExpertHead`), "ridge" (RanPAC) or
+            "simplecil".
         options: of the head.
         mean: whether the gate and a ridge head read the mean of E0's other tokens, too.
     """
@@ -54,10 +55,17 @@ class Variant:
     mean: bool = False
 
 
-FEATURES = 2000  # of random projections: RanPAC's, and those of the gates that are built on it
+FEATURES = 2000  # of RanPAC's random projection, and that of the experts
+GATE_FEATURES = 500  # of the ridge gates that are compared with others: many are solved
 DETECTORS = ("mlp", "energy", "mahalanobis", "knn", "likelihood_ratio", "ridge")
 TOP1: dict[str, Any] = {"gating": "topk", "k": 1, "fill": True}
 TOP2: dict[str, Any] = {"gating": "topk", "k": 2, "fill": True}
+
+
+def _gate(name: str, **options: Any) -> dict[str, Any]:
+    """Options of a refreshed gate."""
+    small = {"features": GATE_FEATURES} if name == "ridge" else {}
+    return {"gate": name, "refresh": True, **small, **options}
 
 
 def variants() -> list[Variant]:
@@ -70,16 +78,22 @@ def variants() -> list[Variant]:
         Variant("paper: mlp, hard, fixed 0.5", "baseline", {"gate": "mlp"}),
     ]
     for name in DETECTORS:
-        found.append(Variant(f"{name}, hard", "detector", {"gate": name, "refresh": True}))
-        found.append(Variant(f"{name}, one open", "detector", {"gate": name, "refresh": True, **TOP1}))
+        found.append(Variant(f"{name}, hard", "detector", _gate(name)))
+        found.append(Variant(f"{name}, one open", "detector", _gate(name, **TOP1)))
+    for label, options in (
+        ("mlp on whitened features", {"gate": "mlp", "inputs": "whitened"}),
+        ("mahalanobis, softmax over tasks", {"gate": "mahalanobis", "calibration": "softmax"}),
+        ("likelihood_ratio, softmax over tasks", {"gate": "likelihood_ratio", "calibration": "softmax"}),
+    ):
+        found.append(Variant(f"{label}, hard", "detector", {"refresh": True, **options}))
+        found.append(Variant(f"{label}, one open", "detector", {"refresh": True, **options, **TOP1}))
     for theta in (0.1, 0.3, 0.5, 0.7, 0.9, 0.97):
         for name in ("mlp", "ridge"):
-            gate = {"gate": name, "refresh": True, "theta": theta}
-            found.append(Variant(f"{name}, fixed {theta}", "threshold", gate))
+            found.append(Variant(f"{name}, fixed {theta}", "threshold", _gate(name, theta=theta)))
     for kind, targets in (("quantile", (0.7, 0.9, 0.95, 0.99)), ("adaptive", (0.05, 0.1, 0.2, 0.4))):
         for target in targets:
             for name in ("mlp", "ridge"):
-                gate = {"gate": name, "refresh": True, "threshold": kind, "target": target}
+                gate = _gate(name, threshold=kind, target=target)
                 found.append(Variant(f"{name}, {kind} {target}", "threshold", gate))
     gatings: dict[str, dict[str, Any]] = {
         "hard": {}, "soft": {"gating": "soft"}, "one open": TOP1, "two open": TOP2,
@@ -87,7 +101,7 @@ def variants() -> list[Variant]:
     }  # fmt: skip
     for name in ("mlp", "ridge"):
         for gating, options in gatings.items():
-            found.append(Variant(f"{name}, {gating}", "gating", {"gate": name, "refresh": True, **options}))
+            found.append(Variant(f"{name}, {gating}", "gating", _gate(name, **options)))
     for refresh in (False, True):
         for negatives in ("gaussian", "replay"):
             for gating, options in (("hard", {}), ("one open", TOP1)):
@@ -115,8 +129,8 @@ def replay(features: SpaceFeatures, variant: Variant, *, seed: int) -> dict[str,
     """One variant through the stream: accuracies after each task, and how its gates did at the end.
 
     Returns:
-        Plain numbers: ``matrix`` [T][T] (row: after task, column: on task), ``average``, ``last``, ``gates`` (of
-        :meth:`flexkern.nn.SynapseGate.report`), ``open_per_sample``, ``keeps_data``.
+        Plain numbers: ``matrix`` [T][T] (row: after task, column: on task), ``average``, ``last``, ``gates``
+        (of :meth:`flexkern.nn.SynapseGate.report`), ``open_per_sample``, ``keeps_data``.
     """
     head = _Head(features, variant, seed)
     train_task, test_task = features.task_of(features.train_labels), features.task_of(features.test_labels)
@@ -182,7 +196,9 @@ class _Head:
         if self.gate is None:
             return {"open_per_sample": 0.0, "keeps_data": False}
         report = self.gate.report(read, task)
-        kept = {k: report[k] for k in ("open_rate", "open_rate_own", "open_rate_other", "auroc_mean", "best_right")}
+        kept = {
+            k: report[k] for k in ("open_rate", "open_rate_own", "open_rate_other", "auroc_mean", "best_right")
+        }
         return {"open_per_sample": report["open_per_sample"], "keeps_data": self.gate.keeps_data, "gates": kept}
 
 
@@ -249,7 +265,9 @@ def run(config: StudyConfig, kept: Path, progress: Callable[[str], None]) -> dic
             result = replay(features, variant, seed=seed)
             seconds = round(time.perf_counter() - began, 2)
             runs.append({"seed": seed, "variant": variant.name, "seconds": seconds, **result})
-            progress(f"seed {seed}: {variant.name}: last {result['last']:.1%}, open {result['open_per_sample']:.2f}")
+            progress(
+                f"seed {seed}: {variant.name}: last {result['last']:.1%}, open {result['open_per_sample']:.2f}"
+            )
     return {
         "experiment": "gates compared on the same adapters",
         "source": "arXiv 2410.05899",
@@ -263,7 +281,8 @@ def run(config: StudyConfig, kept: Path, progress: Callable[[str], None]) -> dic
 
 
 def summarise(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Mean and sample standard deviation over seeds of each variant, and paired differences to EASE and RanPAC."""
+    """Mean and sample standard deviation over seeds of each variant, and paired differences to EASE and
+    RanPAC."""
     by: dict[str, list[dict[str, Any]]] = {}
     for r in sorted(runs, key=lambda r: r["seed"]):
         by.setdefault(r["variant"], []).append(r)
@@ -292,9 +311,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m flexkern.experiments.gate_study", description=__doc__.split("\n")[0]
     )
-    parser.add_argument("--data", required=True, help="an archive of CIFAR-100, see flexkern.streams.image_pack")
+    parser.add_argument(
+        "--data", required=True, help="an archive of CIFAR-100, see flexkern.streams.image_pack"
+    )
     parser.add_argument("--out", type=Path, default=Path("out/artsy"))
-    parser.add_argument("--kept", type=Path, default=Path("out/artsy/features"), help="folder for stored features")
+    parser.add_argument(
+        "--kept", type=Path, default=Path("out/artsy/features"), help="folder for stored features"
+    )
     defaults = StudyConfig(data="")
     for name, value in asdict(defaults).items():
         if name != "data":

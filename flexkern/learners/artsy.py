@@ -1,4 +1,4 @@
-"""Artsy: a frozen vision transformer, an adapter a task, and synapses that open by threshold (arXiv 2410.05899)."""
+"""Artsy: a frozen vision transformer, an adapter a task, synapses that open by threshold (arXiv 2410.05899)."""
 
 from __future__ import annotations
 
@@ -35,26 +35,28 @@ BEST: dict[str, Any] = {
 class ArtsyViT(ViTLearner):
     """A frozen pre-trained transformer E0; for each task an adapter sub-network, and a synapse that opens it.
 
-    Learning a task trains its adapters with a cosine head over its own classes, which is thrown away, then takes
-    the class means of its images in all subspaces (E0's and each adapter's), completes the means of earlier classes in
-    the new subspace (EASE), and trains the task's synapse on E0's features. An answer costs one pass for E0, which also
-    decides what opens, and one pass for each *open* synapse, whatever the number of tasks: all (image, open task) pairs
-    go through the network as one batch. What comes before the first adapter runs once an image.
+    Learning a task trains its adapters with a cosine head over its own classes, which is thrown away, then
+    takes the class means of its images in all subspaces (E0's and each adapter's), completes the means of
+    earlier classes in the new subspace (EASE), and trains the task's synapse on E0's features. An answer costs
+    one pass for E0, which also decides what opens, and one pass for each *open* synapse, whatever the number of
+    tasks: all (image, open task) pairs go through the network as one batch. What comes before the first adapter
+    runs once an image.
 
     Args:
         backbone: as :func:`flexkern.backbones.load_backbone` takes it.
         recipe: of an adapter's training; the default is EASE's.
         rank, adapter_scale, dropout: of the adapters, see :class:`flexkern.nn.AdapterBank`.
-        combine: "concat": a subspace for E0 and each adapter, and prototypes in all of them; "sum": one feature,
-            E0(x) + the sum of open Et(x).
-        alpha, reweighting: how much the subspaces of other tasks count, see :func:`flexkern.ops.prototype_logits`.
+        combine: "concat": a subspace for E0 and each adapter, and prototypes in all of them; "sum": one
+            feature, E0(x) + the sum of open Et(x).
+        alpha, reweighting: how much the subspaces of other tasks count, see
+            :func:`flexkern.ops.prototype_logits`.
         base_weight: how much E0's subspace counts.
-        head: "prototype" (the paper's), or "experts", :class:`flexkern.nn.ExpertHead` on the scores of the ridge head
-            that a "ridge" gate has.
-        evidence: what of E0 the gate reads: "class", its class token, or "class+mean", and the mean of the other
-            tokens.
-        gate: options of :class:`flexkern.nn.SynapseGate`, for example {"gate": "mlp", "gating": "hard"}; "none" is
-            EASE, "oracle" opens the true task (an upper bound).
+        head: "prototype" (the paper's), or "experts", :class:`flexkern.nn.ExpertHead` on the scores of the
+            ridge head that a "ridge" gate has.
+        evidence: what of E0 the gate reads: "class", its class token, or "class+mean", and the mean of the
+            other tokens.
+        gate: options of :class:`flexkern.nn.SynapseGate`, for example {"gate": "mlp", "gating": "hard"}; "none"
+            is EASE, "oracle" opens the true task (an upper bound).
         images_per_pass, image_size, seed, device: as in :class:`flexkern.learners.vit.ViTLearner`.
 
     Raises:
@@ -88,12 +90,13 @@ class ArtsyViT(ViTLearner):
                 raise ValueError(f"{name} must be one of {known}, got {value!r}")
         if head == "experts" and (combine != "concat" or (gate or {}).get("gate") != "ridge"):
             raise ValueError(
-                'head="experts" needs combine="concat" and the scores of a ridge gate: pass gate={"gate": "ridge", ...}'
+                'head="experts" needs combine="concat" and the scores of a ridge gate: pass '
+                'gate={"gate": "ridge", ...}'
             )
         options = {
-            "rank": rank, "adapter_scale": adapter_scale, "dropout": dropout, "combine": combine, "alpha": alpha,
-            "reweighting": reweighting, "base_weight": base_weight, "head": head, "evidence": evidence,
-            "gate": dict(gate or {}),
+            "rank": rank, "adapter_scale": adapter_scale, "dropout": dropout, "combine": combine,
+            "alpha": alpha, "reweighting": reweighting, "base_weight": base_weight, "head": head,
+            "evidence": evidence, "gate": dict(gate or {}),
         }  # fmt: skip
         super().__init__(backbone, recipe=recipe, seed=seed, **options, **common)
         depth = len(self._known_parts(self.backbone).points)
@@ -121,8 +124,9 @@ class ArtsyViT(ViTLearner):
     def best(cls, backbone: str | os.PathLike[str] | nn.Module = "small", **options: Any) -> ArtsyViT:
         """The configuration that did best in our study (docs/results/artsy.md), which keeps no data.
 
-        A ridge head on E0's class and mean tokens opens the two most likely tasks' synapses, and within those the
-        experts of :class:`flexkern.nn.ExpertHead` decide. The paper's own configuration is the constructor's default.
+        A ridge head on E0's class and mean tokens opens the two most likely tasks' synapses, and within those
+        the experts of :class:`flexkern.nn.ExpertHead` decide. The paper's own configuration is the
+        constructor's default.
 
         Args:
             options: arguments of the constructor, over what is chosen here.
@@ -132,7 +136,8 @@ class ArtsyViT(ViTLearner):
     # ------------------------------------------------------------------ learning
 
     def _begin(self, classes: int) -> None:
-        # The bank draws from a generator of its own, so that a task's first weights do not depend on the others.
+        # The bank draws from a generator of its own, so that a task's first weights do not depend on the
+        # others.
         self.bank.add_task(generator=self._generator(0))
         super()._begin(classes)
 
@@ -224,7 +229,7 @@ class ArtsyViT(ViTLearner):
 
     @torch.no_grad()
     def spaces(self, images: Tensor) -> Tensor:
-        """Features of images in all subspaces, every synapse open: float32 [n, 1 + tasks, width] (for "concat")."""
+        """Features of images in all subspaces, every synapse open: float32 [n, 1 + tasks, width]."""
         parts = []
         for x, _ in self._test_batches(images, torch.zeros(len(images))):
             trunk = self._run_trunk(x)

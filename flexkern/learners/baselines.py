@@ -1,4 +1,5 @@
-"""What any learner is compared with: prototypes and a ridge head on the frozen features, fine-tuning, joint training."""
+"""What any learner is compared with: prototypes and a ridge head on the frozen features, fine-tuning, joint
+training."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ class SimpleCIL(ViTLearner):
     """Nearest class mean on the frozen backbone's features, by cosine; nothing is trained (arXiv 2303.07338).
 
     Args:
-        backbone, recipe, images_per_pass, image_size, seed, device: as in :class:`flexkern.learners.vit.ViTLearner`.
+        backbone, recipe, images_per_pass, image_size, seed, device: as in
+            :class:`flexkern.learners.vit.ViTLearner`.
     """
 
     method = "simplecil"
@@ -56,7 +58,8 @@ class RanPAC(ViTLearner):
     Args:
         features: of the random projection; the paper has 10,000. The sums are features x features numbers.
         ridge: the head's regularisation, or "auto".
-        backbone, recipe, images_per_pass, image_size, seed, device: as in :class:`flexkern.learners.vit.ViTLearner`.
+        backbone, recipe, images_per_pass, image_size, seed, device: as in
+            :class:`flexkern.learners.vit.ViTLearner`.
     """
 
     method = "ranpac"
@@ -86,17 +89,20 @@ class RanPAC(ViTLearner):
 
     @property
     def parameters_added(self) -> int:
-        return sum(b.numel() for b in self.head.buffers())
+        return (
+            self.head.cross.numel()
+        )  # as many as the head's weights; the projection is drawn anew from its seed
 
 
 class FinetuneViT(ViTLearner):
     """The whole backbone and a linear head, trained on one task after the other: the lower bound.
 
-    The cross-entropy is over all classes seen so far, so that a task's images drive earlier classes out (Avalanche
-    calls it naive; PILOT's baseline of this name leaves earlier classes out of the sum).
+    The cross-entropy is over all classes seen so far, so that a task's images drive earlier classes out
+    (Avalanche calls it naive; PILOT's baseline of this name leaves earlier classes out of the sum).
 
     Args:
-        backbone, recipe, images_per_pass, image_size, seed, device: as in :class:`flexkern.learners.vit.ViTLearner`.
+        backbone, recipe, images_per_pass, image_size, seed, device: as in
+            :class:`flexkern.learners.vit.ViTLearner`.
     """
 
     method = "finetune"
@@ -171,7 +177,8 @@ class _Kept(nn.Module):
 
 
 class JointViT(FinetuneViT):
-    """Keeps all images, and at each task trains the network on all of them: the upper bound, not a continual learner.
+    """Keeps all images, and at each task trains the network on all of them: the upper bound, not a continual
+    learner.
 
     Each task goes on from the network of the one before, for the recipe's epochs over everything seen so far.
 

@@ -39,7 +39,8 @@ def make_learner(
         method: one of ``METHODS``; "ease" is Artsy without gates (all adapters run, for every image).
         backbone: as :func:`flexkern.backbones.load_backbone` takes it.
         seed, device: of the learner.
-        options: fields of :class:`flexkern.learners.Recipe` (epochs, lr, ...) and arguments of the method's class.
+        options: fields of :class:`flexkern.learners.Recipe` (epochs, lr, ...) and arguments of the method's
+            class.
 
     Raises:
         ValueError: if the method or an option is not known, or a value is outside its range.
@@ -52,7 +53,9 @@ def make_learner(
     known = _RECIPE + kind.options()
     unknown = sorted(set(options) - set(known))
     if unknown:
-        raise ValueError(f"method {method!r} has no option {', '.join(map(repr, unknown))}; it has {sorted(known)}")
+        raise ValueError(
+            f"method {method!r} has no option {', '.join(map(repr, unknown))}; it has {sorted(known)}"
+        )
     recipe = replace(kind.default_recipe(), **{k: options.pop(k) for k in _RECIPE if k in options})
     return kind(backbone, recipe=recipe, seed=seed, device=device, **options)
 

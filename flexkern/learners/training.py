@@ -68,7 +68,8 @@ def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
 
 
 def test_view(images: Tensor, size: int) -> Tensor:
-    """Images as they are tested: in [0, 1], resized by 256 / 224 and cropped to ``size``, or as they are if they fit."""
+    """Images as they are tested: in [0, 1], resized by 256 / 224 and cropped to ``size``, or as they are if
+    they fit."""
     x = as_float(images)
     return x if x.shape[-2:] == (size, size) else center_crop(resize(x, round(size * 256 / 224)), size)
 
@@ -101,8 +102,8 @@ class Training:
         logits: from augmented images, float [b, 3, size, size], to task-local logits.
         recipe: how.
         size: pixels of the images that the network takes.
-        seed: a few integers that no other training has: they decide the order, the crops and the dropout of each epoch,
-            so that there is no generator to save.
+        seed: a few integers that no other training has: they decide the order, the crops and the dropout of
+            each epoch, so that there is no generator to save.
         device: where the network is.
     """
 
@@ -124,7 +125,8 @@ class Training:
         )
 
     def epoch(self, images: Tensor, labels: Tensor) -> float:
-        """One pass over the images, uint8 [n, 3, h, w], and task-local labels; returns the mean cross-entropy."""
+        """One pass over the images, uint8 [n, 3, h, w], and task-local labels; returns the mean
+        cross-entropy."""
         recipe = self.recipe
         seed = int(np.random.SeedSequence([*self.seed, self.epochs_done]).generate_state(1, np.uint64)[0] >> 1)
         generator = torch.Generator().manual_seed(seed)

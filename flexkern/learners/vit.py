@@ -37,7 +37,8 @@ class ViTLearner(ABC):
     Args:
         backbone: as :func:`flexkern.backbones.load_backbone` takes it.
         recipe: how each task is trained.
-        images_per_pass: images (or pairs of an image and a task) that go through the network at once: bounds memory.
+        images_per_pass: images (or pairs of an image and a task) that go through the network at once: bounds
+            memory.
         image_size: pixels of each side; None asks the backbone.
         seed: of everything that is random.
         device: where to compute.
@@ -61,12 +62,19 @@ class ViTLearner(ABC):
         self.recipe = recipe or self.default_recipe()
         self.images_per_pass, self.seed, self.device = images_per_pass, seed, torch.device(device)
         self.backbone = backbones.load_backbone(backbone).to(self.device).requires_grad_(False)
+        attention = getattr(self.backbone, "set_attn_implementation", None)
+        if attention is not None and self.device.type == "cpu" and self.recipe.precision == "bfloat16":
+            attention(
+                "eager"
+            )  # torch's fused attention has a slow backward pass in bfloat16 on CPUs: half the speed
         self.image_size = image_size or backbones.image_size(self.backbone)
         self.width = backbones.width_of(self.backbone)
         self.classes_seen = self.tasks_learned = 0
         self.report: dict[str, float] = {}
         self._training: Training | None = None
-        self._begun: dict[str, Any] | None = None  # name, first and last class of the task that is being learned
+        self._begun: dict[str, Any] | None = (
+            None  # name, first and last class of the task that is being learned
+        )
         self._options = {"images_per_pass": images_per_pass, "image_size": image_size, "seed": seed, **options}
 
     @classmethod
@@ -83,15 +91,17 @@ class ViTLearner(ABC):
 
     # ------------------------------------------------------------------ what a method fills in
 
-    def _reserve(self, classes: int) -> None:
-        """Makes the modules that exist only while a task of so many classes is learned (0: none is), unfilled."""
+    def _reserve(self, classes: int) -> None:  # noqa: B027 - most methods need nothing
+        """Makes the modules that exist only while a task of so many classes is learned (0: none is),
+        unfilled."""
 
     def _begin(self, classes: int) -> None:
         """A task begins: adds what it needs, deterministically."""
         self._reserve(classes)
 
     def _make_training(self) -> Training | None:
-        """The training of the task that has begun, from the modules as they are; None where no network is trained."""
+        """The training of the task that has begun, from the modules as they are; None where no network is
+        trained."""
         return None
 
     def _epoch(self, training: Training, images: Tensor, labels: Tensor) -> float:
@@ -104,7 +114,8 @@ class ViTLearner(ABC):
 
     @abstractmethod
     def _logits(self, images: Tensor, task: Tensor | None) -> Tensor:
-        """[n, classes_seen] for images as they are tested; ``task``, the true one of each, is for oracles only."""
+        """[n, classes_seen] for images as they are tested; ``task``, the true one of each, is for oracles
+        only."""
 
     @abstractmethod
     def _modules(self) -> nn.ModuleDict:
@@ -120,7 +131,8 @@ class ViTLearner(ABC):
     def learn(self, experience: Experience, *, progress: Callable[[Progress], None] | None = None) -> None:
         """Learns the classes of one experience.
 
-        After an exception out of ``progress``, or when loaded from a checkpoint that ``progress`` wrote, call it with
+        After an exception out of ``progress``, or when loaded from a checkpoint that ``progress`` wrote, call
+        it with
         the same experience again: it goes on with the next epoch.
 
         Args:
@@ -152,14 +164,16 @@ class ViTLearner(ABC):
         """How many classes the experience brings."""
         if experience.train_inputs.dim() != 4 or experience.train_inputs.shape[1] != 3:
             raise ValueError(
-                f"experience: inputs must be images [n, 3, height, width], got {tuple(experience.train_inputs.shape)}"
+                "experience: inputs must be images [n, 3, height, width], got "
+                f"{tuple(experience.train_inputs.shape)}"
             )
         present = experience.train_labels.unique()
         expected = torch.arange(self.classes_seen, self.classes_seen + len(present))
         if not len(present) or not torch.equal(present, expected):
             raise ValueError(
-                f"experience: its labels must be the classes from {self.classes_seen} on, numbered in the order of "
-                f"learning without gaps, got {present.tolist()}; flexkern.streams.class_incremental numbers them so"
+                f"experience: its labels must be the classes from {self.classes_seen} on, numbered in the "
+                f"order of learning without gaps, got {present.tolist()}; flexkern.streams.class_incremental "
+                "numbers them so"
             )
         if self._begun is not None and self._begun != {"name": experience.name, "classes": len(present)}:
             raise ValueError(
@@ -204,11 +218,14 @@ class ViTLearner(ABC):
     def evaluate(self, stream: Sequence[Experience]) -> Evaluation:
         """Accuracy on the test images of each experience, and the confusion matrix over all of them.
 
-        ``report`` then has what else is worth telling: seconds, and of gated methods how many synapses were open.
+        ``report`` then has what else is worth telling: seconds, and of gated methods how many synapses were
+            open.
         """
         self._start_report()
         start, accuracies, images = time.perf_counter(), [], 0
-        classes = max([self.classes_seen, *(int(e.test_labels.max()) + 1 for e in stream if len(e.test_labels))])
+        classes = max(
+            [self.classes_seen, *(int(e.test_labels.max()) + 1 for e in stream if len(e.test_labels))]
+        )
         confusion = np.zeros((classes, classes), dtype=np.int64)
         for experience in stream:
             task = torch.full((len(experience.test_labels),), experience.number)
@@ -220,7 +237,7 @@ class ViTLearner(ABC):
         self.report = self._end_report() | {"seconds_per_image": (time.perf_counter() - start) / max(images, 1)}
         return Evaluation(np.array(accuracies), confusion)
 
-    def _start_report(self) -> None:
+    def _start_report(self) -> None:  # noqa: B027 - most methods count nothing
         """Evaluation begins: forget what was counted."""
 
     def _end_report(self) -> dict[str, float]:
@@ -234,7 +251,8 @@ class ViTLearner(ABC):
         return {"recipe": asdict(self.recipe), **self._options}
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes everything but the backbone to one safetensors file, whole or not at all (tensors and JSON only).
+        """Writes everything but the backbone to one safetensors file, whole or not at all (tensors and JSON
+        only).
 
         Raises:
             ImportError: if safetensors is not installed.
@@ -271,8 +289,8 @@ class ViTLearner(ABC):
         tensors, record = checkpoint.read(path)
         if record.get("learner") != cls.__name__ or record.get("format") != _FORMAT:
             raise ValueError(
-                f"path: {os.fspath(path)!r} holds {record.get('learner')!r} in format {record.get('format')!r}; this "
-                f"version reads {cls.__name__!r} in format {_FORMAT}"
+                f"path: {os.fspath(path)!r} holds {record.get('learner')!r} in format "
+                f"{record.get('format')!r}; this version reads {cls.__name__!r} in format {_FORMAT}"
             )
         configuration = dict(record["configuration"])
         recipe = Recipe(**configuration.pop("recipe"))
@@ -303,8 +321,8 @@ class ViTLearner(ABC):
         parts = parts_of(network)
         if parts is None:
             raise ValueError(
-                f"backbone: {type(network).__name__} is not a vision transformer of a known family (Hugging Face ViT, "
-                "DeiT, DINOv2; timm VisionTransformer)"
+                f"backbone: {type(network).__name__} is not a vision transformer of a known family (Hugging "
+                "Face ViT, DeiT, DINOv2; timm VisionTransformer)"
             )
         return parts
 

@@ -1,4 +1,5 @@
-"""Layers whose synapses are metaplastic, silent or functional; adapters, gates and heads for frozen transformers."""
+"""Layers whose synapses are metaplastic, silent or functional; adapters, gates and heads for frozen
+transformers."""
 
 from flexkern.nn.adapted import AdaptedModel, AdapterPoint, Parts, attach_adapters
 from flexkern.nn.adapter_bank import AdapterBank

@@ -84,10 +84,12 @@ def attach_adapters(
     """Puts the bank's adapters in parallel to the MLP of every block of ``model``, and freezes ``model``.
 
     Args:
-        model: a Hugging Face ``ViTModel``, ``DeiTModel`` or ``Dinov2Model``, a timm ``VisionTransformer``, or any
-            module by ``points``. It is called as before; adapters run inside :meth:`AdaptedModel.tasks` only.
+        model: a Hugging Face ``ViTModel``, ``DeiTModel`` or ``Dinov2Model``, a timm ``VisionTransformer``, or
+            any module by ``points``. It is called as before; adapters run inside :meth:`AdaptedModel.tasks`
+            only.
         bank: one layer a block.
-        points: where the adapters go, for other models; with :class:`Parts`, the shared passes work for those too.
+        points: where the adapters go, for other models; with :class:`Parts`, the shared passes work for those
+            too.
 
     Raises:
         ValueError: if the model is of no known family and no points are given, or the bank has another depth.
@@ -95,11 +97,12 @@ def attach_adapters(
     parts = points if isinstance(points, Parts) else parts_of(model) if points is None else None
     if points is None and parts is None:
         raise ValueError(
-            f"model: {type(model).__name__} is not a vision transformer of a known family (Hugging Face ViT, DeiT, "
-            "DINOv2; timm VisionTransformer); pass points=[AdapterPoint(block, norm), ...]"
+            f"model: {type(model).__name__} is not a vision transformer of a known family (Hugging Face ViT, "
+            "DeiT, DINOv2; timm VisionTransformer); pass points=[AdapterPoint(block, norm), ...]"
         )
     places = parts.points if parts is not None else points
-    assert places is not None and not isinstance(places, Parts)
+    assert places is not None
+    assert not isinstance(places, Parts)
     if len(places) != bank.layers:
         raise ValueError(f"bank has {bank.layers} layers, but there are {len(places)} places for adapters")
     return AdaptedModel(model, bank, places, parts)
@@ -108,9 +111,10 @@ def attach_adapters(
 class AdaptedModel(nn.Module):
     """A frozen model with a bank of adapters; made by :func:`attach_adapters`.
 
-    Two ways to use it. Call the model itself (or this) within ``with adapted.tasks(t):``, with a task or the task of
-    each sample. Or, at less cost, :meth:`trunk` once for a batch of images, then :meth:`features` from there for any
-    (sample, task) pairs: the embedding and the first block, which come before the first adapter, run once.
+    Two ways to use it. Call the model itself (or this) within ``with adapted.tasks(t):``, with a task or the
+    task of each sample. Or, at less cost, :meth:`trunk` once for a batch of images, then :meth:`features` from
+    there for any (sample, task) pairs: the embedding and the first block, which come before the first adapter,
+    run once.
     """
 
     def __init__(
@@ -159,7 +163,8 @@ class AdaptedModel(nn.Module):
 
     @contextmanager
     def tasks(self, task: int | Tensor | None) -> Iterator[None]:
-        """In this block the model runs with adapters: of one task, or [batch] integers, -1 for none; None: without."""
+        """In this block the model runs with adapters: of one task, or [batch] integers, -1 for none; None:
+        without."""
         before = self._task, self._reads
         self._task, self._reads = task, task is not None
         try:
@@ -190,13 +195,19 @@ class AdaptedModel(nn.Module):
             return Trunk(self._inputs[0], _tokens(tokens))
 
     def features(
-        self, trunk: Trunk, task: int | Tensor | None = None, sample: Tensor | None = None, *, mean: bool = False
+        self,
+        trunk: Trunk,
+        task: int | Tensor | None = None,
+        sample: Tensor | None = None,
+        *,
+        mean: bool = False,
     ) -> Tensor:
         """The class token with the adapters of the tasks, from what :meth:`trunk` returned.
 
         Args:
             trunk: of N images.
-            task: of all, or integers [P], the task of each pair (-1 for none, sorted for speed); None: no adapters.
+            task: of all, or integers [P], the task of each pair (-1 for none, sorted for speed); None: no
+                adapters.
             sample: integers [P], the image of each pair; None: pair p is image p.
             mean: append the mean of the other tokens.
 

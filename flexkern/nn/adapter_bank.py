@@ -40,8 +40,9 @@ class AdapterBank(nn.Module):
     """One ReLU bottleneck a layer and task: ``scale * (dropout(relu(x @ down + b)) @ up + c)``.
 
     Each layer's adapters lie in one tensor for all tasks, [capacity, ...], which the kernel
-    :func:`flexkern.ops.gated_adapter` indexes by the task of each sample. Each row is a parameter of its own, so an
-    optimizer gets one task's parameters (:meth:`parameters_of`), and frozen tasks get no gradient. When the capacity is
+    :func:`flexkern.ops.gated_adapter` indexes by the task of each sample. Each row is a parameter of its own,
+    so an optimizer gets one task's parameters (:meth:`parameters_of`), and frozen tasks get no gradient. When
+    the capacity is
     used up it doubles: the rows move, and the parameters that optimizers hold stay the same objects.
 
     Args:
@@ -83,7 +84,10 @@ class AdapterBank(nn.Module):
         shapes = {"down": (width, rank), "down_bias": (rank,), "up": (rank, width), "up_bias": (width,)}
         # Not buffers: the rows, which are parameters, are the state.
         self._memory = [
-            {kind: torch.zeros((capacity, *shape), dtype=dtype, device=device) for kind, shape in shapes.items()}
+            {
+                kind: torch.zeros((capacity, *shape), dtype=dtype, device=device)
+                for kind, shape in shapes.items()
+            }
             for _ in range(layers)
         ]
 
@@ -107,8 +111,8 @@ class AdapterBank(nn.Module):
     def add_task(self, *, generator: torch.Generator | None = None) -> int:
         """Makes adapters for one more task, trainable, freezes all others, and returns its number.
 
-        Their output is 0 at first: the up-projection and the biases are 0, the down-projection is Kaiming-uniform with
-        a = sqrt(5), drawn from ``generator`` (of the CPU), as in EASE.
+        Their output is 0 at first: the up-projection and the biases are 0, the down-projection is
+        Kaiming-uniform with a = sqrt(5), drawn from ``generator`` (of the CPU), as in EASE.
         """
         task = self.tasks
         if task == self.capacity:
@@ -148,16 +152,14 @@ class AdapterBank(nn.Module):
 
     # ------------------------------------------------------------------ computing
 
-    def forward(
-        self, layer: int, x: Tensor, task: int | Tensor, residual: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, layer: int, x: Tensor, task: int | Tensor, residual: Tensor | None = None) -> Tensor:
         """``residual`` plus the adapters' output at one layer.
 
         Args:
             layer: which block.
             x: [S, L, width], what the block's MLP (and the norm before it) reads.
-            task: of all samples, or integers [S] with the task of each, -1 for none; samples of one task should stand
-                together.
+            task: of all samples, or integers [S] with the task of each, -1 for none; samples of one task should
+                stand together.
             residual: [S, L, width], what to add to; None for 0.
 
         Returns:

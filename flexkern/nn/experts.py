@@ -19,10 +19,10 @@ class ExpertHead(GrowingState):
     """``log p(c | x) = log p(t | x) + log p(c | t, x)``, with t the task of class c; this package's own.
 
     Scores of all classes by E0's features, such as those of a :class:`flexkern.nn.RidgeHead`, say which task:
-    ``p(t | x)`` is the sum of ``softmax(temperature * scores)`` over its classes. They also say which class of the
-    task, and where the task's synapse is open an expert is heard too: a ridge head on [E0(x), Et(x)], which the task's
-    own images fit in closed form when it is learned. So an adapter is only asked what it was trained for, to tell its
-    own classes apart, and no data and no features of other tasks are needed.
+    ``p(t | x)`` is the sum of ``softmax(temperature * scores)`` over its classes. They also say which class of
+    the task, and where the task's synapse is open an expert is heard too: a ridge head on [E0(x), Et(x)], which
+    the task's own images fit in closed form when it is learned. So an adapter is only asked what it was trained
+    for, to tell its own classes apart, and no data and no features of other tasks are needed.
 
     Args:
         width: of E0(x) and of each Et(x).
@@ -83,7 +83,9 @@ class ExpertHead(GrowingState):
         check_labels(labels, len(h0))
         seen = labels.unique().tolist()
         if not seen or seen != list(range(self.classes, self.classes + len(seen))):
-            raise ValueError(f"labels must be the next classes from {self.classes} on without a gap, got {seen[:10]}")
+            raise ValueError(
+                f"labels must be the next classes from {self.classes} on without a gap, got {seen[:10]}"
+            )
         expert = RidgeHead(2 * self.width, device=self.weight.device)
         expert.update(torch.cat([h0, own], 1), labels - self.classes)
         task = self.tasks
@@ -120,7 +122,8 @@ class ExpertHead(GrowingState):
             return torch.where(is_open, task + within, per_class)
 
     def _experts(self, spaces: Tensor) -> Tensor:
-        """Scores [n, C] of each class by its own task's expert: one product, with 0 for the other tasks' spaces."""
+        """Scores [n, C] of each class by its own task's expert: one product, with 0 for the other tasks'
+        spaces."""
         weight = self.weight.new_zeros((self.classes, spaces.shape[1], self.width))
         weight[:, 0] = self.weight[:, 0]
         rows = torch.arange(self.classes, device=weight.device)

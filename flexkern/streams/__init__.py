@@ -1,7 +1,22 @@
 """Streams of experiences: what a continual learner meets, one item after the other."""
 
 from flexkern.streams.base import Experience, Stream
+from flexkern.streams.class_incremental import class_incremental, class_order
+from flexkern.streams.datasets import images_of
 from flexkern.streams.digits import bundled_digits, mnist
+from flexkern.streams.packs import Images, image_folder, image_pack
 from flexkern.streams.two_digit import two_digit_stream
 
-__all__ = ["Experience", "Stream", "bundled_digits", "mnist", "two_digit_stream"]
+__all__ = [
+    "Experience",
+    "Images",
+    "Stream",
+    "bundled_digits",
+    "class_incremental",
+    "class_order",
+    "image_folder",
+    "image_pack",
+    "images_of",
+    "mnist",
+    "two_digit_stream",
+]

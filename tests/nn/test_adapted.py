@@ -1,4 +1,5 @@
-"""flexkern.nn.attach_adapters: known families and given places; passes that share a trunk equal whole passes."""
+"""flexkern.nn.attach_adapters: known families and given places; passes that share a trunk equal whole
+passes."""
 
 from __future__ import annotations
 
@@ -12,8 +13,8 @@ from flexkern.nn.adapter_bank import AdapterBank
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
 SIZES = {
-    "hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 48, "image_size": 16,
-    "patch_size": 8,
+    "hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 48,
+    "image_size": 16, "patch_size": 8,
 }  # fmt: skip
 # Some hundred additions of values of order 1 in another order, through three blocks.
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
@@ -71,7 +72,8 @@ def test_without_a_task_the_model_is_as_before(family: str) -> None:
 
 
 def test_adapters_are_parallel_to_the_mlp() -> None:
-    """Written out for one block, as EASE has it: x + MLP(norm(x)) + adapter(x), where x is what attention left."""
+    """Written out for one block, as EASE has it: x + MLP(norm(x)) + adapter(x), where x is what attention
+    left."""
     model = adapted()
     images = torch.rand(2, 3, 16, 16)
     vit = model.model
@@ -165,7 +167,8 @@ def test_any_module_by_given_places() -> None:
 
 
 class Timm(nn.Module):
-    """The parts of timm's VisionTransformer that are looked at; timm itself does not import without torchvision."""
+    """The parts of timm's VisionTransformer that are looked at; timm itself does not import without
+    torchvision."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,5 @@
-"""flexkern.nn.AdapterBank: rows of one memory, parameters that optimizers keep, gradients of trainable rows only."""
+"""flexkern.nn.AdapterBank: rows of one memory, parameters that optimizers keep, gradients of trainable rows
+only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""flexkern.nn.ExpertHead: probabilities as written out in loops, experts heard only where their synapse is open."""
+"""flexkern.nn.ExpertHead: probabilities as written out in loops, experts heard only where their synapse is
+open."""
 
 from __future__ import annotations
 

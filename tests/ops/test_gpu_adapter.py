@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from judge_adapter import BANK, Case, assert_near, judge_backward, judge_forward, make_case
 from test_gpu import kernel_launches
 from torch import Tensor
 
@@ -14,6 +13,7 @@ import flexkern
 from flexkern import ops
 from flexkern.ops.adapter import BACKWARD, FORWARD
 from judge import same_bits
+from judge_adapter import BANK, Case, assert_near, judge_backward, judge_forward, make_case
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("triton_backend")]
 

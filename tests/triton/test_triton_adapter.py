@@ -9,7 +9,6 @@ import torch
 
 pytest.importorskip("triton")
 
-from judge_adapter import BANK, Case, assert_near, judge_backward, judge_forward, make_case
 from torch import Tensor
 
 from flexkern import ops
@@ -19,6 +18,7 @@ from flexkern.triton_kernels.adapter_bank import order_kernel, part_kernel, tota
 from flexkern.triton_kernels.adapter_pass import backward_kernel, forward_kernel
 from flexkern.triton_kernels.product import INTERPRETED
 from judge import same_bits
+from judge_adapter import BANK, Case, assert_near, judge_backward, judge_forward, make_case
 
 # The padding between the sections of partial sums is never written; it is added up and thrown away.
 pytestmark = [
