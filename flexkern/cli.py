@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,9 +21,11 @@ from rich.progress import (
 from rich.table import Table
 
 from flexkern import cli_run
+from flexkern.cli_run import show
 from flexkern.environment import environment
 from flexkern.experiments import demo as demo_experiment
 from flexkern.experiments.demo import DemoConfig
+from flexkern.experiments.incremental_config import find_config, read_config
 
 app = typer.Typer(
     help="Networks that learn one thing after the other and do not forget.",
@@ -62,13 +65,15 @@ def demo(
     lr: Annotated[float, typer.Option(help="Learning rate.")] = DEFAULTS.lr,
     scale: Annotated[str, typer.Option(help="How fast synapses get stiff: a number, or 'auto'.")] = "auto",
     first_seed: Annotated[int, typer.Option(min=0, help="The runs have this seed and those after it.")] = 0,
-    out: Annotated[Path, typer.Option(help="Folder for results.json, memory.png and awakening.png.")] = Path(
-        "out/demo"
-    ),
+    artsy: Annotated[
+        bool, typer.Option("--artsy/--no-artsy", help="Also show Artsy on digits, two classes at a time.")
+    ] = True,
+    out: Annotated[Path, typer.Option(help="Folder for results and pictures.")] = Path("out/demo"),
 ) -> None:
     """Trains three networks on a stream of two-digit items and shows which of them remember.
 
-    And one with a reserve of silent synapses, to show a layer coming alive.
+    And one with a reserve of silent synapses, to show a layer coming alive. Then Artsy, EASE, SimpleCIL and
+    fine-tuning learn digits two classes at a time on a small pre-trained transformer.
     """
     import matplotlib  # noqa: F401 - if it is missing, say so now and not after the training
 
@@ -103,6 +108,25 @@ def demo(
     console.print(_awakening(results["awakening"]), highlight=False)
     for path in written:
         console.print(f"wrote {path}", markup=False)
+    if artsy:
+        _artsy(out / "artsy")
+
+
+def _artsy(out: Path) -> None:
+    """The shipped configuration for digits, and what Artsy's inference costs against EASE's."""
+    if find_spec("transformers") is None:
+        console.print("Artsy needs transformers: pip install 'flexkern[vit]', then run the demo again")
+        return
+    config = read_config(find_config("digits")).override(out=str(out))
+    try:
+        summary = show(config, restart=True, keep=False)["summary"]
+    except (ValueError, OSError, RuntimeError) as error:
+        errors.print(f"flexkern demo: {error}", style="red", markup=False)
+        raise typer.Exit(1) from error
+    for name in ("Artsy", "Artsy, best", "EASE"):
+        s = summary[name]
+        passes, seconds = s["report"]["passes"]["mean"][-1], s["report"]["seconds_per_image"]["mean"][-1]
+        console.print(f"{name}: {passes:.1f} passes and {1e3 * seconds:.1f} ms an image", highlight=False)
 
 
 def _table(results: dict[str, Any]) -> Table:

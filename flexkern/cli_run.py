@@ -72,7 +72,7 @@ def class_incremental(
     }
     changes["seeds"] = _seeds(seeds)
     try:
-        _show(read_config(find_config(config)).override(**changes), restart=restart, keep=keep)
+        show(read_config(find_config(config)).override(**changes), restart=restart, keep=keep)
     except (ValueError, OSError, RuntimeError, ImportError) as error:
         if isinstance(error, ImportError) and "pip install" not in str(error):
             raise  # main() says what to install
@@ -83,8 +83,8 @@ def class_incremental(
         raise typer.Exit(130) from None
 
 
-def _show(config: Config, *, restart: bool, keep: bool) -> None:
-    """Runs it, with a bar for all tasks of all methods and one for the epochs of a task."""
+def show(config: Config, *, restart: bool, keep: bool) -> dict[str, Any]:
+    """Runs a configuration, with a bar for all tasks and one for the epochs of a task; returns the results."""
     # matplotlib too: if it is missing, say so now and not after the training.
     from flexkern.experiments import incremental_plots, incremental_report
     from flexkern.experiments.class_incremental import Event, run
@@ -128,3 +128,4 @@ def _show(config: Config, *, restart: bool, keep: bool) -> None:
         console.print(note, markup=False, highlight=False)
     for path in (folder / "results.json", folder / "picture.png"):
         console.print(f"wrote {path}", markup=False)
+    return results

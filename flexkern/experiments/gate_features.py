@@ -105,14 +105,15 @@ def features_of_stream(
         backbone, recipe=recipe, rank=rank, adapter_scale=adapter_scale, gate={"gate": "none"}, seed=seed,
         device="cuda" if torch.cuda.is_available() else "cpu",
     )  # fmt: skip
-    classes, seconds = [], []
+    classes: list[int] = []
+    seconds: list[float] = []
     for item in stream:
         start = time.perf_counter()
         learner.learn(item)
         seconds.append(round(time.perf_counter() - start, 2))
         classes.append(learner.classes_seen - sum(classes))
         progress(f"seed {seed}: task {item.number + 1} of {len(stream)}, {seconds[-1]:.0f} s")
-    tensors: dict[str, Tensor] = {}
+    tensors = {}
     for part in ("train", "test"):
         images = [getattr(e, f"{part}_inputs") for e in stream]
         tensors[part] = torch.cat([learner.spaces(x).cpu() for x in images])

@@ -14,6 +14,7 @@ backbone has seen the others in its pre-training.
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -260,14 +261,18 @@ def run(config: StudyConfig, kept: Path, progress: Callable[[str], None]) -> dic
             stream, seed, config.recipe, backbone=config.backbone, rank=config.rank,
             adapter_scale=config.adapter_scale, path=kept / f"seed{seed}.safetensors", progress=progress,
         )  # fmt: skip
+        notes = kept / f"seed{seed}.json"  # a study that was stopped goes on with the next variant
+        done = json.loads(notes.read_text()) if notes.exists() else {}
         for variant in variants():
-            began = time.perf_counter()
-            result = replay(features, variant, seed=seed)
-            seconds = round(time.perf_counter() - began, 2)
-            runs.append({"seed": seed, "variant": variant.name, "seconds": seconds, **result})
-            progress(
-                f"seed {seed}: {variant.name}: last {result['last']:.1%}, open {result['open_per_sample']:.2f}"
-            )
+            key = json.dumps(asdict(variant), sort_keys=True)
+            if key not in done:
+                began = time.perf_counter()
+                result = replay(features, variant, seed=seed)
+                done[key] = {"seconds": round(time.perf_counter() - began, 2), **result}
+                notes.write_text(json.dumps(done))
+            runs.append({"seed": seed, "variant": variant.name, **done[key]})
+            last, opened = done[key]["last"], done[key]["open_per_sample"]
+            progress(f"seed {seed}: {variant.name}: last {last:.1%}, open {opened:.2f}")
     return {
         "experiment": "gates compared on the same adapters",
         "source": "arXiv 2410.05899",
@@ -292,11 +297,12 @@ def summarise(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
         entry: dict[str, Any] = {"keeps_data": of[0]["keeps_data"]}
         for key in ("last", "average", "open_per_sample"):
             values = np.array([r[key] for r in of])
-            entry[key] = {"mean": round(float(values.mean()), 4), "std": round(float(values.std(ddof=1)), 4)}
+            std = float(values.std(ddof=1)) if len(values) > 1 else 0.0
+            entry[key] = {"mean": round(float(values.mean()), 4), "std": round(std, 4)}
         if "gates" in of[0]:
             for key in of[0]["gates"]:
-                values = [r["gates"][key] for r in of if r["gates"][key] is not None]
-                entry[key] = round(float(np.mean(values)), 4) if values else None
+                known = [r["gates"][key] for r in of if r["gates"][key] is not None]
+                entry[key] = round(float(np.mean(known)), 4) if known else None
         for label, peer in (("to_ease", "EASE (no gate)"), ("to_ranpac", "RanPAC (ridge on E0)")):
             difference = last[name] - last[peer]
             entry[label] = {"mean": round(float(difference.mean()), 4), "all": np.round(difference, 4).tolist()}

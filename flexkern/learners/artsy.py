@@ -93,7 +93,7 @@ class ArtsyViT(ViTLearner):
                 'head="experts" needs combine="concat" and the scores of a ridge gate: pass '
                 'gate={"gate": "ridge", ...}'
             )
-        options = {
+        options: dict[str, Any] = {
             "rank": rank, "adapter_scale": adapter_scale, "dropout": dropout, "combine": combine,
             "alpha": alpha, "reweighting": reweighting, "base_weight": base_weight, "head": head,
             "evidence": evidence, "gate": dict(gate or {}),
@@ -164,13 +164,14 @@ class ArtsyViT(ViTLearner):
         self.bank.freeze()
         if self.combine == "concat" and self.experts is None:
             self.prototypes.add_subspace()
+        # Prototypes are taken in all subspaces; a sum, and experts, need the new one only.
+        first = 0 if self.combine == "concat" and self.experts is None else -1
         read, spaces = [], []
         for x, y in self._test_batches(images, labels):
             trunk = self._run_trunk(x)
             h = self._base(trunk)
-            # Prototypes are taken in all subspaces; a sum, and experts, need the new one only.
             every = torch.zeros((len(x), self.bank.tasks), device=self.device)
-            every[:, 0 if self.combine == "concat" and self.experts is None else -1 :] = 1
+            every[:, first:] = 1
             batch = self._spaces(trunk, h[:, : self.width], every)
             if self.experts is None:
                 self.prototypes.update(batch, y)
@@ -179,7 +180,8 @@ class ArtsyViT(ViTLearner):
             read.append(h)
         self.gate.learn(torch.cat(read), labels.to(self.device))
         if self.experts is not None:
-            self.experts.learn(*torch.cat(spaces).unbind(1), labels.to(self.device))
+            h0, own = torch.cat(spaces).unbind(1)
+            self.experts.learn(h0, own, labels.to(self.device))
 
     # ------------------------------------------------------------------ answering
 

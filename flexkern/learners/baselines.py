@@ -161,6 +161,9 @@ class FinetuneViT(ViTLearner):
 class _Kept(nn.Module):
     """Images and labels that a learner keeps; a part of its checkpoint."""
 
+    images: Tensor
+    labels: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("images", torch.zeros((0, 3, 1, 1), dtype=torch.uint8))

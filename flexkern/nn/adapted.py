@@ -52,8 +52,9 @@ class Trunk(NamedTuple):
     tokens: Tensor
 
 
-def parts_of(model: nn.Module) -> Parts | None:
+def parts_of(network: nn.Module) -> Parts | None:
     """The parts of a Hugging Face ViT, DeiT or DINOv2 model or of a timm VisionTransformer; None of others."""
+    model: Any = network  # of no class that is known here
     if hasattr(model, "patch_embed") and hasattr(model, "blocks"):  # timm
         points = [AdapterPoint(b, b.norm2) for b in model.blocks]
         return Parts(lambda x: model.norm_pre(model._pos_embed(model.patch_embed(x))), points, model.norm)
@@ -64,10 +65,9 @@ def parts_of(model: nn.Module) -> Parts | None:
     if layers is None or not hasattr(model, "embeddings") or not hasattr(model, "layernorm"):
         return None
     names = ("layernorm_after", "norm2")  # before the MLP: of ViT and DeiT, of DINOv2
-    norms = [next((getattr(layer, n) for n in names if hasattr(layer, n)), None) for layer in layers]
-    if None in norms:
+    points = [AdapterPoint(layer, getattr(layer, n)) for layer in layers for n in names if hasattr(layer, n)]
+    if len(points) != len(layers):
         return None
-    points = [AdapterPoint(*pair) for pair in zip(layers, norms, strict=True)]
     return Parts(model.embeddings, points, model.layernorm)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -145,10 +145,13 @@ class AdapterBank(nn.Module):
 
     def _tie(self) -> None:
         """Makes each parameter a view of its row again."""
-        for task, rows in enumerate(self.rows):
+        for task in range(self.tasks):
             for layer, memory in enumerate(self._memory):
                 for kind in KINDS:
-                    rows.row(kind, layer).data = memory[kind][task]
+                    self._row(task, kind, layer).data = memory[kind][task]
+
+    def _row(self, task: int, kind: str, layer: int) -> nn.Parameter:
+        return cast(_Task, self.rows[task]).row(kind, layer)
 
     # ------------------------------------------------------------------ computing
 
@@ -166,21 +169,23 @@ class AdapterBank(nn.Module):
             [S, L, width]. Gradients reach ``x``, ``residual`` and the trainable rows.
         """
         if isinstance(task, int):
-            rows = self.rows[task]
-            bank = [rows.row(kind, layer).unsqueeze(0) for kind in KINDS]
+            bank: list[Tensor] = [self._row(task, kind, layer).unsqueeze(0) for kind in KINDS]
             index = torch.zeros(len(x), dtype=torch.int32, device=x.device)
         else:
             bank = [self._bank(kind, layer) for kind in KINDS]
             index = task
+        down, down_bias, up, up_bias = bank
         p = self.dropout if self.training else 0.0
-        return gated_adapter(x, *bank, index, scale=self.scale, residual=residual, dropout_p=p)
+        return gated_adapter(
+            x, down, down_bias, up, up_bias, index, scale=self.scale, residual=residual, dropout_p=p
+        )
 
     def _bank(self, kind: str, layer: int) -> Tensor:
         bank = self._memory[layer][kind][: self.tasks]
-        trainable = [t for t, rows in enumerate(self.rows) if rows.row(kind, layer).requires_grad]
+        trainable = [t for t in range(self.tasks) if self._row(t, kind, layer).requires_grad]
         if not trainable or not torch.is_grad_enabled():
             return bank
-        return _Rows.apply(bank, trainable, *(self.rows[t].row(kind, layer) for t in trainable))
+        return _Rows.apply(bank, trainable, *(self._row(t, kind, layer) for t in trainable))
 
     # ------------------------------------------------------------------ moving, saving
 
