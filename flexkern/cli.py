@@ -125,8 +125,10 @@ def _artsy(out: Path) -> None:
         raise typer.Exit(1) from error
     for name in ("Artsy", "Artsy, best", "EASE"):
         s = summary[name]
-        passes, seconds = s["report"]["passes"]["mean"][-1], s["report"]["seconds_per_image"]["mean"][-1]
-        console.print(f"{name}: {passes:.1f} passes and {1e3 * seconds:.1f} ms an image", highlight=False)
+        passes, seconds = s["report"]["passes"]["mean"][-1], s["cost"]["predict_seconds"]["mean"]
+        console.print(
+            f"{name}: {passes:.1f} passes an image at the end, {seconds:.1f} s for all tests", highlight=False
+        )
 
 
 def _table(results: dict[str, Any]) -> Table:

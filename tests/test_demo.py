@@ -149,8 +149,9 @@ def invoke(*arguments: str) -> Any:
 
 def test_the_command_prints_a_table_and_writes_files(tmp_path: Path) -> None:
     options = ["--seeds", "1", "--items", "3", "--epochs", "1", "--train-per-item", "30", "--width", "16"]
-    result = invoke(*options, "--out", str(tmp_path))
+    result = invoke(*options, "--no-artsy", "--out", str(tmp_path))
     assert result.exit_code == 0, result.output
+    assert not (tmp_path / "artsy").exists()
     for word in ("conventional", "hybrid", "stable", "average", "memorised"):
         assert word in result.output
     results = json.loads((tmp_path / "results.json").read_text())
@@ -159,6 +160,24 @@ def test_the_command_prints_a_table_and_writes_files(tmp_path: Path) -> None:
     assert (tmp_path / "memory.png").stat().st_size > 10_000
     assert (tmp_path / "awakening.png").stat().st_size > 10_000
     assert "A reserve comes alive" in result.output
+
+
+@pytest.mark.slow
+def test_the_command_shows_artsy(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    options = ["--seeds", "1", "--items", "3", "--epochs", "1", "--train-per-item", "30", "--width", "16"]
+    result = invoke(*options, "--out", str(tmp_path))
+    assert result.exit_code == 0, result.output
+    summary = json.loads((tmp_path / "artsy" / "results.json").read_text())["summary"]
+    last = {name: s["last"]["mean"] for name, s in summary.items()}
+    assert set(last) == {"Artsy", "Artsy, best", "EASE", "RanPAC", "SimpleCIL", "fine-tuning"}
+    # docs/results/demo/artsy: 95 % against 76 and 77; fine-tuning keeps about its last two digits of ten.
+    assert last["Artsy, best"] > max(last["EASE"], last["SimpleCIL"]) + 0.1
+    assert last["fine-tuning"] < 0.3
+    assert summary["Artsy, best"]["report"]["passes"]["mean"][-1] == 3
+    assert summary["EASE"]["report"]["passes"]["mean"][-1] == 6
+    assert "Artsy, best: 3.0 passes an image at the end" in " ".join(result.output.split())
+    assert (tmp_path / "artsy" / "picture.png").stat().st_size > 10_000
 
 
 @pytest.mark.parametrize(

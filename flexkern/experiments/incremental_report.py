@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from flexkern.experiments.incremental_config import Config
@@ -25,9 +26,12 @@ def task_table(run: dict[str, Any]) -> Table:
     table = Table(
         title=f"{run['method']}, seed {run['seed']}",
         title_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
     )
-    columns = ["task", "classes", "accuracy", "average", "forgetting", *(["open"] if gated else [])]
-    for column in (*columns, "learn s", "test s", "MiB", "added"):
+    # Short heads and no frame: it fits a terminal of 80 columns.
+    columns = ["task", "cls", "acc", "avg", "forgot", *(["open"] if gated else [])]
+    for column in (*columns, "learn s", "test s", "MiB", "+M"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("each task", overflow="fold")
     for t in tasks:
@@ -56,24 +60,16 @@ def method_table(config: Config, results: dict[str, Any]) -> Table:
     table = Table(
         title=config.title,
         title_justify="left",
-        caption="accuracies in percent, over all test images of the classes seen so far; average: their mean "
-        "over the tasks; open: share of synapses, and passes: runs of the network for one image, after the "
-        "last task; s: seconds to learn and to test a whole stream; MiB: peak memory; added: parameters",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        caption="accuracies in percent, over all test images of the classes seen so far; avg: their mean over "
+        "the tasks; open: share of synapses, and passes: runs of the network for one image, after the "
+        "last task; s: seconds to learn and to test a whole stream; MiB: peak memory; +M: million parameters "
+        "added",
         caption_justify="left",
     )
-    table.add_column("method")
-    for column in (
-        "seeds",
-        "average",
-        "last",
-        "forgetting",
-        "open",
-        "passes",
-        "learn s",
-        "test s",
-        "MiB",
-        "added",
-    ):
+    table.add_column("method", no_wrap=True)
+    for column in ("seeds", "avg", "last", "forgot", "open", "passes", "learn s", "test s", "MiB", "+M"):
         table.add_column(column, justify="right", no_wrap=True)
     for method in config.methods:
         if method.name in summary:
@@ -86,7 +82,7 @@ def method_table(config: Config, results: dict[str, Any]) -> Table:
                 _last(s, "passes", ".1f"),
                 *(f"{s['cost'][key]['mean']:.1f}" for key in ("learn_seconds", "predict_seconds")),
                 "-" if s["mib"] is None else f"{s['mib']:.0f}",
-                f"{s['parameters_added'] / _MILLION:.2f} M",
+                f"{s['parameters_added'] / _MILLION:.2f}",
             )
         if method.paper is not None:
             figures = f"{method.paper.average:.2f}", f"{method.paper.last:.2f}"
