@@ -27,7 +27,7 @@ def table(results: dict[str, Any], group: str) -> str:
     ]
     for variant in results["variants"]:
         if variant["group"] == group:
-            lines.append(_line(variant["name"], results["summary"][variant["name"]]))
+            lines.append(_line(variant["name"], results["summary"][variant["key"]]))
     return "\n".join(lines)
 
 
@@ -96,9 +96,10 @@ def _draw_open(results: dict[str, Any], path: Path) -> None:
     figure, axes = _figure(8, 5)
     summary = results["summary"]
     for group, colour in COLOURS.items():
-        names = [v["name"] for v in results["variants"] if v["group"] == group]
-        x = [summary[n]["open_per_sample"]["mean"] for n in names]
-        y = [100 * summary[n]["last"]["mean"] for n in names]
+        of = [v for v in results["variants"] if v["group"] == group]
+        names = [v["name"] for v in of]
+        x = [summary[v["key"]]["open_per_sample"]["mean"] for v in of]
+        y = [100 * summary[v["key"]]["last"]["mean"] for v in of]
         axes.scatter(x, y, s=28, color=colour, label=group, zorder=3)
         if group in ("baseline", "beyond the paper"):
             for name, a, b in zip(names, x, y, strict=True):
@@ -116,19 +117,16 @@ def _draw_thresholds(results: dict[str, Any], path: Path) -> None:
     summary = results["summary"]
     for name, colour in (("mlp", "tab:blue"), ("ridge", "tab:red")):
         for kind, style in (("fixed", "o-"), ("quantile", "s--"), ("adaptive", "^:")):
-            prefix = f"{name}, {kind} "
-            of = [
-                v["name"]
-                for v in results["variants"]
-                if v["group"] == "threshold" and v["name"].startswith(prefix)
-            ]
+            prefix = f"threshold: {name}, {kind} "
+            of = [v["key"] for v in results["variants"] if v["key"].startswith(prefix)]
             points = sorted(
-                (summary[n]["open_per_sample"]["mean"], 100 * summary[n]["last"]["mean"]) for n in of
+                (summary[k]["open_per_sample"]["mean"], 100 * summary[k]["last"]["mean"]) for k in of
             )
-            left.plot(*zip(*points, strict=True), style, color=colour, label=prefix.strip(), markersize=4)
-        of = [v["name"] for v in results["variants"] if v["name"].startswith(f"{name}, fixed ")]
-        theta = [float(n.split()[-1]) for n in of]
-        right.plot(theta, [summary[n]["open_per_sample"]["mean"] for n in of], "o-", color=colour, label=name)
+            label = prefix.removeprefix("threshold: ").strip()
+            left.plot(*zip(*points, strict=True), style, color=colour, label=label, markersize=4)
+        of = [v["key"] for v in results["variants"] if v["key"].startswith(f"threshold: {name}, fixed ")]
+        theta = [float(k.split()[-1]) for k in of]
+        right.plot(theta, [summary[k]["open_per_sample"]["mean"] for k in of], "o-", color=colour, label=name)
     left.set_xlabel("open synapses a sample")
     left.set_ylabel("last accuracy, %")
     right.set_xlabel("fixed threshold")
@@ -142,11 +140,10 @@ def _draw_thresholds(results: dict[str, Any], path: Path) -> None:
 def _draw_curves(results: dict[str, Any], path: Path) -> None:
     """Accuracy over the classes seen so far, task after task, mean over seeds."""
     figure, axes = _figure(7, 4.2)
-    shown = [v["name"] for v in results["variants"] if v["group"] in ("baseline", "beyond the paper")]
-    for name in shown:
-        curves = [_seen(r["matrix"]) for r in results["runs"] if r["variant"] == name]
+    for variant in (v for v in results["variants"] if v["group"] in ("baseline", "beyond the paper")):
+        curves = [_seen(r["matrix"]) for r in results["runs"] if r["variant"] == variant["key"]]
         mean = [sum(c) / len(c) for c in zip(*curves, strict=True)]
-        axes.plot(range(1, len(mean) + 1), [100 * m for m in mean], "o-", markersize=3, label=name)
+        axes.plot(range(1, len(mean) + 1), [100 * m for m in mean], "o-", markersize=3, label=variant["name"])
     axes.set_xlabel("tasks learned")
     axes.set_ylabel("accuracy on all classes seen, %")
     axes.grid(alpha=0.3)

@@ -39,7 +39,7 @@ class Variant:
     """One way to answer from the stored features.
 
     Args:
-        name: unique, for tables.
+        name: for tables, unique within its group.
         group: the question that it belongs to.
         gate: options of :class:`flexkern.nn.SynapseGate`; None: no gate (a head on E0 alone).
         head: "prototype" (the paper's), "experts" (:class:`flexkern.nn.ExpertHead`), "ridge" (RanPAC) or
@@ -54,6 +54,11 @@ class Variant:
     head: str = "prototype"
     options: dict[str, Any] | None = None
     mean: bool = False
+
+    @property
+    def key(self) -> str:
+        """Unique: in the results it stands for the variant."""
+        return f"{self.group}: {self.name}"
 
 
 FEATURES = 2000  # of RanPAC's random projection, and that of the experts
@@ -270,14 +275,14 @@ def run(config: StudyConfig, kept: Path, progress: Callable[[str], None]) -> dic
                 result = replay(features, variant, seed=seed)
                 done[key] = {"seconds": round(time.perf_counter() - began, 2), **result}
                 notes.write_text(json.dumps(done))
-            runs.append({"seed": seed, "variant": variant.name, **done[key]})
+            runs.append({"seed": seed, "variant": variant.key, **done[key]})
             last, opened = done[key]["last"], done[key]["open_per_sample"]
             progress(f"seed {seed}: {variant.name}: last {last:.1%}, open {opened:.2f}")
     return {
         "experiment": "gates compared on the same adapters",
         "source": "arXiv 2410.05899",
         "configuration": asdict(replace(config, data=Path(config.data).name)),
-        "variants": [asdict(v) for v in variants()],
+        "variants": [{"key": v.key, **asdict(v)} for v in variants()],
         "summary": summarise(runs),
         "runs": runs,
         "versions": environment()["versions"],
@@ -303,7 +308,10 @@ def summarise(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
             for key in of[0]["gates"]:
                 known = [r["gates"][key] for r in of if r["gates"][key] is not None]
                 entry[key] = round(float(np.mean(known)), 4) if known else None
-        for label, peer in (("to_ease", "EASE (no gate)"), ("to_ranpac", "RanPAC (ridge on E0)")):
+        for label, peer in (
+            ("to_ease", "baseline: EASE (no gate)"),
+            ("to_ranpac", "baseline: RanPAC (ridge on E0)"),
+        ):
             difference = last[name] - last[peer]
             entry[label] = {"mean": round(float(difference.mean()), 4), "all": np.round(difference, 4).tolist()}
         summary[name] = entry
