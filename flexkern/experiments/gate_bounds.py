@@ -31,9 +31,8 @@ __all__ = ["as_one_task", "main", "run"]
 def as_one_task(stream: Stream) -> Stream:
     """The whole stream as a single experience."""
     parts = ("train_inputs", "train_labels", "test_inputs", "test_labels")
-    return Stream(
-        [Experience("all", 0, *(torch.cat([getattr(e, p) for e in stream]) for p in parts))], stream.classes
-    )
+    whole: dict[str, Any] = {p: torch.cat([getattr(e, p) for e in stream]) for p in parts}
+    return Stream([Experience("all", 0, **whole)], stream.classes)
 
 
 def run(config: StudyConfig, epochs: int, joint_epochs: int, progress: Callable[[str], None]) -> dict[str, Any]:
