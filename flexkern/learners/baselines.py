@@ -94,6 +94,25 @@ class RanPAC(ViTLearner):
         )  # as many as the head's weights; the projection is drawn anew from its seed
 
 
+class _GrowingHead(nn.Module):
+    """A linear layer that begins without a class."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros((0, width)))
+        self.bias = nn.Parameter(torch.zeros(0))
+
+    def grow(self, classes: int, generator: torch.Generator) -> None:
+        """Appends classes, with weights as :class:`torch.nn.Linear` draws them and zero bias."""
+        width = self.weight.shape[1]
+        new = (torch.rand((classes, width), generator=generator) * 2 - 1) / math.sqrt(width)
+        self.weight = nn.Parameter(torch.cat([self.weight.detach(), new.to(self.weight)]))
+        self.bias = nn.Parameter(torch.cat([self.bias.detach(), self.bias.new_zeros(classes)]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.weight, self.bias)
+
+
 class FinetuneViT(ViTLearner):
     """The whole backbone and a linear head, trained on one task after the other: the lower bound.
 
@@ -116,20 +135,14 @@ class FinetuneViT(ViTLearner):
         super().__init__(backbone, **common)
         self.network = copy.deepcopy(self.backbone).requires_grad_(True)
         self._parts = self._known_parts(self.network)
-        self.head = nn.utils.skip_init(nn.Linear, self.width, 0, device=self.device)  # no class yet
+        self.head = _GrowingHead(self.width).to(self.device)
 
     def _reserve(self, classes: int) -> None:
         """The head gets rows for new classes, and keeps those it has."""
-        have, need = self.head.out_features, self.classes_seen + classes
-        if need <= have:
-            return
-        generator = torch.Generator().manual_seed(self.seed * 100_003 + have)
-        bound = 1 / math.sqrt(self.width)
-        new = (torch.rand((need - have, self.width), generator=generator) * 2 - 1) * bound
-        old, self.head = self.head, nn.utils.skip_init(nn.Linear, self.width, need, device=self.device)
-        with torch.no_grad():
-            self.head.weight.copy_(torch.cat([old.weight, new.to(self.device)]))
-            self.head.bias.copy_(torch.cat([old.bias, torch.zeros(need - have, device=self.device)]))
+        have = len(self.head.bias)
+        new = self.classes_seen + classes - have
+        if new > 0:
+            self.head.grow(new, torch.Generator().manual_seed(self.seed * 100_003 + have))
 
     def _make_training(self) -> Training:
         parameters = [*self.network.parameters(), *self.head.parameters()]
