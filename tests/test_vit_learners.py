@@ -7,21 +7,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from flexkern.learners.artsy import BEST, ArtsyViT
 from flexkern.learners.methods import METHODS, load_learner, make_learner
 from flexkern.learners.progress import Progress
 from flexkern.learners.training import Recipe
 from flexkern.learners.vit import ViTLearner
-from flexkern.streams import Experience, Stream
+from tiny_vit import CLASSES, TEST, backbone, stream
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
-CLASSES, PER_TASK, TRAIN, TEST = 6, 2, 24, 10
 QUICK: dict[str, Any] = {"epochs": 2, "batch_size": 16, "crop": (0.6, 1.0)}
 OPTIONS: dict[str, dict[str, Any]] = {
     "artsy": {"rank": 4, "gate": {"gate": "ridge", "gating": "topk", "k": 1, "fill": True}},
@@ -37,41 +35,6 @@ def one_thread() -> Any:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-SIZES = {
-    "hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 48,
-    "image_size": 16, "patch_size": 8,
-}  # fmt: skip
-
-
-def backbone(weights: int = 0) -> nn.Module:
-    torch.manual_seed(weights)
-    return transformers.ViTModel(
-        transformers.ViTConfig(**SIZES, initializer_range=0.2), add_pooling_layer=False
-    )
-
-
-def stream(classes: int = CLASSES) -> Stream:
-    """Each class has a colour of its own for each quarter of the image, with noise."""
-    rng = np.random.default_rng(0)
-    patterns = rng.integers(30, 226, (classes, 3, 2, 2)).repeat(8, 2).repeat(8, 3)
-
-    def draw(labels: np.ndarray) -> Tensor:
-        noisy = patterns[labels] + rng.normal(0, 25, (len(labels), 3, 16, 16))
-        return torch.from_numpy(noisy.clip(0, 255).astype(np.uint8))
-
-    experiences = []
-    for number, first in enumerate(range(0, classes, PER_TASK)):
-        own = np.arange(first, first + PER_TASK)
-        train, test = own.repeat(TRAIN), own.repeat(TEST)
-        rng.shuffle(train)
-        experiences.append(
-            Experience(
-                str(number), number, draw(train), torch.from_numpy(train), draw(test), torch.from_numpy(test)
-            )
-        )
-    return Stream(experiences, classes)
 
 
 def learner(method: str, **options: Any) -> ViTLearner:
