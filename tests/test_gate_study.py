@@ -1,4 +1,4 @@
-"""The gate study: going through stored features again answers as the learner does; tables, pictures, resuming."""
+"""The gate study: replaying stored features answers as the learner does; tables, pictures, resuming."""
 
 from __future__ import annotations
 
