@@ -493,6 +493,9 @@ def test_tables_and_notes(whole: dict[str, Any]) -> None:
     for part in ("backbone small (there vit)", "20 training images a class", "10 test images a class"):
         assert part in note
     assert "epochs" not in note  # the learner's default is what the paper had
+    report_of = whole["summary"]["Local rows"]["report"] | {"keeps_data": {"mean": [0.0, 1.0, 1.0]}}
+    keeps = whole | {"summary": {"Local rows": summary | {"report": report_of}}}
+    assert "Local rows: keeps features of training images." in report.notes(config, keeps)
     twice = whole | {"environments": [{"torch": "1"}, {"torch": "2"}]}
     assert "other versions" in report.notes(config, twice)[-1]
 

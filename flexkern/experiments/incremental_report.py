@@ -64,19 +64,18 @@ def method_table(config: Config, results: dict[str, Any]) -> Table:
         padding=(0, 1, 0, 0),
         caption="accuracies in percent, over all test images of the classes seen so far; avg: their mean over "
         "the tasks; open: share of synapses, and passes: runs of the network for one image, after the "
-        "last task; s: seconds to learn and to test a whole stream; MiB: peak memory; +M: million parameters "
+        "last task; learn, test: seconds for a whole stream; MiB: peak memory; +M: million parameters "
         "added",
         caption_justify="left",
     )
     table.add_column("method", no_wrap=True)
-    for column in ("seeds", "avg", "last", "forgot", "open", "passes", "learn s", "test s", "MiB", "+M"):
+    for column in ("avg", "last", "forgot", "open", "passes", "learn", "test", "MiB", "+M"):
         table.add_column(column, justify="right", no_wrap=True)
     for method in config.methods:
         if method.name in summary:
             s = summary[method.name]
             table.add_row(
                 method.name,
-                str(s["seeds"]),
                 *(_percent(s[key], s["seeds"]) for key in ("average", "last", "forgetting")),
                 _last(s, "open_rate", ".2f"),
                 _last(s, "passes", ".1f"),
@@ -87,7 +86,7 @@ def method_table(config: Config, results: dict[str, Any]) -> Table:
         if method.paper is not None:
             figures = f"{method.paper.average:.2f}", f"{method.paper.last:.2f}"
             source = f"  {method.name}, {method.paper.source}"
-            table.add_row(source, "", *figures, *[""] * 7, style="italic")
+            table.add_row(source, *figures, *[""] * 7, style="italic")
     return table
 
 
@@ -124,6 +123,10 @@ def notes(config: Config, results: dict[str, Any]) -> list[str]:
             differs.append("another class order (there that of seed 1993)")
         what = ", ".join(differs) or "neither backbone, epochs nor images, as far as this configuration knows"
         said.append(f"{method.name}: what differs from {paper.source}: {what}.")
+    for name, summary in results["summary"].items():
+        kept = summary["report"].get("keeps_data")
+        if kept is not None and kept["mean"][-1]:
+            said.append(f"{name}: keeps features of training images.")
     if any(t["cost"]["resumed"] for r in results["runs"] for t in r["tasks"]):
         said.append("*: the task was interrupted; its seconds are those of the parts that were noted.")
     if len(results["environments"]) > 1:
