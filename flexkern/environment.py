@@ -21,7 +21,11 @@ OPERATORS = (
     "flexibility_field",
     "pack_mask",
     "unpack_mask",
+    "synapse_step_",
+    "linear_step_",
+    "gated_adapter",
 )
+_WITHOUT_CUDA = ("linear_step_", "gated_adapter")  # on GPUs Triton serves them
 
 
 def _version(package: str) -> str | None:
@@ -86,6 +90,7 @@ def environment() -> dict[str, Any]:
 
 def _taken(op: str, device: torch.device) -> str:
     try:
-        return choose(op, device, lambda name: None)
+        without = "it has no CUDA C++ kernel" if op in _WITHOUT_CUDA else None
+        return choose(op, device, lambda name: without if name == "cuda" else None)
     except RuntimeError as error:
         return f"none: {error}"
