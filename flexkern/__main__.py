@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import sys
 
-# What the `cli` and `vit` extras bring; the package itself works without.
-_EXTRA = {
-    "typer", "rich", "click", "matplotlib", "sklearn", "safetensors", "tomli", "transformers", "PIL",
-}  # fmt: skip
+# What the extras bring; the package itself works without.
+_CLI = ("typer", "rich", "click", "matplotlib", "sklearn", "safetensors", "tomli")
+_EXTRA = dict.fromkeys(_CLI, "cli") | dict.fromkeys(("transformers", "PIL"), "vit")
 
 
 def main() -> None:
@@ -22,7 +21,7 @@ def main() -> None:
             raise
         sys.exit(
             f"flexkern: the command line needs {missing}, which is not installed: "
-            "pip install 'flexkern[cli,vit]'"
+            f"pip install 'flexkern[{_EXTRA[missing]}]'"
         )
 
 
