@@ -108,7 +108,7 @@ def gated_adapter(
     rows, rank, precision = samples * length, padded_rank(r), _precision(x.dtype)
     wide = [out, x, up, up_bias] if residual is None else [out, x, up, up_bias, residual]
     columns, rank_units, *aligned = size_units(d, r, wide, [hidden, down, down_bias])
-    tile = tile_for(device_target(x.device), x.dtype, precision, rank)
+    tile = tile_for(device_target(x.device), x.dtype, precision, rank, all(aligned))
     tensors = (out, hidden, x, residual, down, down_bias, up, up_bias, index, seed)
     with torch.cuda.device_of(x):
         forward_kernel[(triton.cdiv(rows, tile.rows),)](
@@ -163,7 +163,7 @@ def gated_adapter_backward(
     columns, rank_units, *aligned = size_units(
         d, r, [grad_out, up, *[grad_x] * need_x], [hidden, down, *[grad_hidden] * need_bank]
     )
-    tile = tile_for(target, x.dtype, precision, rank)
+    tile = tile_for(target, x.dtype, precision, rank, all(aligned))
     tensors = (grad_x, grad_hidden, grad_out, hidden, down, up, index)
     with torch.cuda.device_of(x):
         backward_kernel[(triton.cdiv(rows, tile.rows),)](

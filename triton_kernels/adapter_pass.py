@@ -58,8 +58,11 @@ class Tile(NamedTuple):
 # told to, but only for sm_90.
 # float32 without tf32 has no tensor cores: 9.9 GFLOP are 150 us at 67 TFLOP/s, so the products set the pace.
 # Higher ranks have fewer rows, so that the hidden units stay in registers. gfx942 has 64 KB of shared memory.
-def tile_for(target: str, dtype: torch.dtype, precision: str, rank: int) -> Tile:
-    """The tile of a pass on ``target``, see device_target; ``rank`` is that of padded_rank."""
+def tile_for(target: str, dtype: torch.dtype, precision: str, rank: int, aligned: bool) -> Tile:
+    """The tile of a pass on ``target``, see device_target; ``rank`` is that of padded_rank.
+
+    With ``aligned`` rows are read 16 bytes at a time; without, addresses take too many registers to bound them.
+    """
     if target == "interpreter":
         return Tile(32, 64, 1, 1)
     if dtype is torch.float32 and precision == IEEE:
@@ -68,7 +71,7 @@ def tile_for(target: str, dtype: torch.dtype, precision: str, rank: int) -> Tile
     if target.startswith("hip"):
         return Tile(64 if rank <= 256 else 32, min(widest, max(16, units // 2 // rank)), 4, 2)
     rows, step = 128 if rank <= 64 else 64 if rank <= 256 else 32, min(widest, max(16, units // rank))
-    fits = target == "cuda:90" and rank <= 64 and dtype is not torch.float32
+    fits = aligned and target == "cuda:90" and rank <= 64 and dtype is not torch.float32
     return Tile(rows, step, 8, 3 if rank <= 256 else 2, 128 if fits else None)
 
 

@@ -67,7 +67,7 @@ class Variant:
             part = adapter_bank.tile_for(target, *self.product, rank)
             constants = self.constants | {"ROWS": part.rows, "COLUMNS": part.columns}
             return replace(self, constants=constants, num_warps=part.num_warps, num_stages=part.num_stages)
-        tile = adapter_pass.tile_for(target, *self.product, rank)
+        tile = adapter_pass.tile_for(target, *self.product, rank, self.constants["ALIGNED"])
         constants = self.constants | {"ROWS": tile.rows, "STEP": tile.step}
         if self.kernel is adapter_pass.forward_kernel:
             constants["STAGES"] = tile.num_stages

@@ -268,7 +268,7 @@ def test_tiles_fit_their_targets() -> None:
     for dtype, precision in ((torch.bfloat16, "ieee"), (torch.float32, "tf32"), (torch.float32, "ieee")):
         for rank in (16, 32, 64, 128, 256, 512):
             for target, limit in (("cuda:80", 160 * 1024), ("cuda:90", 227 * 1024), ("hip", 64 * 1024)):
-                tile = adapter_pass.tile_for(target, dtype, precision, rank)
+                tile = adapter_pass.tile_for(target, dtype, precision, rank, True)
                 part = adapter_bank.tile_for(target, dtype, precision, rank)
                 for number in (tile.rows, tile.step, part.rows, part.columns):
                     assert number >= 16
