@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bench_adapter import Modules
 from flexkern.backbones import random_backbone
 from flexkern.nn import AdapterBank, attach_adapters
 from flexkern.nn.adapted import parts_of
@@ -18,23 +19,16 @@ CPU_ONLY = pytest.mark.skipif(torch.cuda.is_available(), reason="the CPU rows ar
 BATCH = 64
 
 
-class EaseAdapter(nn.Module):
-    """One task's adapter in one block as its authors write it: linear, ReLU, dropout, linear, scale."""
-
-    def __init__(self, bank: AdapterBank, task: int, layer: int) -> None:
-        super().__init__()
-        rows = bank.rows[task]
-        self.down = nn.Linear(bank.width, bank.rank, device=rows.row("down", layer).device)
-        self.up = nn.Linear(bank.rank, bank.width, device=self.down.weight.device)
-        self.scale = bank.scale
-        with torch.no_grad():
-            self.down.weight.copy_(rows.row("down", layer).T)
-            self.down.bias.copy_(rows.row("down_bias", layer))
-            self.up.weight.copy_(rows.row("up", layer).T)
-            self.up.bias.copy_(rows.row("up_bias", layer))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.up(torch.dropout(torch.relu(self.down(x)), 0.1, self.training)) * self.scale
+def ease_adapter(bank: AdapterBank, task: int, layer: int) -> Modules:
+    """One task's adapter in one block as its authors write it, with the bank's weights."""
+    rows = bank.rows[task]
+    modules = Modules(bank.width, bank.rank).to(rows.row("down", layer).device)
+    with torch.no_grad():
+        modules.down.weight.copy_(rows.row("down", layer).T)
+        modules.down.bias.copy_(rows.row("down_bias", layer))
+        modules.up.weight.copy_(rows.row("up", layer).T)
+        modules.up.bias.copy_(rows.row("up_bias", layer))
+    return modules
 
 
 class Artsy:
@@ -55,7 +49,7 @@ class Artsy:
             for p in bank.parameters():
                 p.normal_(std=0.05)
         self.peers = nn.ModuleList(
-            nn.ModuleList(EaseAdapter(bank, t, layer) for layer in range(depth)) for t in range(tasks)
+            nn.ModuleList(ease_adapter(bank, t, layer) for layer in range(depth)) for t in range(tasks)
         ).eval()
         self.parts = parts_of(model)
         self.adapted = attach_adapters(model, bank).eval()
@@ -91,7 +85,7 @@ class Artsy:
                 tokens = block(tokens)
                 hook.remove()
                 if task >= 0:
-                    tokens = tokens + self.peers[task][layer](kept[0])
+                    tokens = self.peers[task][layer](kept[0], tokens)
             features = self.parts.norm(tokens)[:, 0]
             outputs.append(features if task < 0 else features * self.openings[:, task : task + 1])
         return torch.stack(outputs, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,10 @@ def test_the_study_writes_tables_and_pictures_and_goes_on(
     monkeypatch.setattr(gate_study, "replay", None)  # all is noted: nothing is done again
     again = gate_study.run(gate_study.StudyConfig(data="x/y.npz"), kept, lambda line: None)
     assert again["runs"] == results["runs"]
+    others = dataclasses.replace(features, test=features.test + 1)  # what is noted was not found on these
+    monkeypatch.setattr(gate_study, "features_of_stream", lambda *args, **options: others)
+    with pytest.raises(TypeError, match="not callable"):
+        gate_study.run(gate_study.StudyConfig(data="x/y.npz"), kept, lambda line: None)
     out = tmp_path / "artsy"
     out.mkdir()
     paths = gate_report.write(results, out)

@@ -76,19 +76,10 @@ COLOURS = {"baseline": "black", "detector": "tab:blue", "threshold": "tab:grey",
 
 
 def _figure(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
-
-    return plt.subplots(1, columns, figsize=(width, height), constrained_layout=True)
-
-
-def _save(figure: Any, path: Path) -> None:
-    import matplotlib.pyplot as plt
-
-    figure.savefig(path, dpi=110, metadata={"Software": None})
-    plt.close(figure)
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(1, columns)
 
 
 def _draw_open(results: dict[str, Any], path: Path) -> None:
@@ -116,7 +107,7 @@ def _draw_open(results: dict[str, Any], path: Path) -> None:
     axes.set_ylabel("last accuracy, %")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="lower right")
-    _save(figure, path)
+    figure.savefig(path, dpi=110, metadata={"Software": None})
 
 
 def _draw_thresholds(results: dict[str, Any], path: Path) -> None:
@@ -142,7 +133,7 @@ def _draw_thresholds(results: dict[str, Any], path: Path) -> None:
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.legend(fontsize=7)
-    _save(figure, path)
+    figure.savefig(path, dpi=110, metadata={"Software": None})
 
 
 def _draw_curves(results: dict[str, Any], path: Path) -> None:
@@ -156,7 +147,7 @@ def _draw_curves(results: dict[str, Any], path: Path) -> None:
     axes.set_ylabel("accuracy on all classes seen, %")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=7)
-    _save(figure, path)
+    figure.savefig(path, dpi=110, metadata={"Software": None})
 
 
 def _seen(matrix: Sequence[Sequence[float]]) -> list[float]:

@@ -268,8 +268,9 @@ def run(config: StudyConfig, kept: Path, progress: Callable[[str], None]) -> dic
         )  # fmt: skip
         notes = kept / f"seed{seed}.json"  # a study that was stopped goes on with the next variant
         done = json.loads(notes.read_text()) if notes.exists() else {}
+        digest = features.digest()
         for variant in variants():
-            key = json.dumps(asdict(variant), sort_keys=True)
+            key = json.dumps({"features": digest, **asdict(variant)}, sort_keys=True)
             if key not in done:
                 began = time.perf_counter()
                 result = replay(features, variant, seed=seed)

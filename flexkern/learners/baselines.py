@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from flexkern.learners.training import Recipe, Training
 from flexkern.learners.vit import ViTLearner
+from flexkern.nn._growing import GrowingState
 from flexkern.nn.prototype import PrototypeClassifier
 from flexkern.nn.ridge import RidgeHead
 
@@ -171,7 +172,7 @@ class FinetuneViT(ViTLearner):
         return sum(p.numel() for p in self._modules().parameters())
 
 
-class _Kept(nn.Module):
+class _Kept(GrowingState):
     """Images and labels that a learner keeps; a part of its checkpoint."""
 
     images: Tensor
@@ -185,11 +186,6 @@ class _Kept(nn.Module):
     def add(self, images: Tensor, labels: Tensor) -> None:
         kept = self.images if len(self.images) else images[:0]
         self.images, self.labels = torch.cat([kept, images]), torch.cat([self.labels, labels])
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        for name in ("images", "labels"):
-            setattr(self, name, torch.empty_like(state_dict[prefix + name]))
-        super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
 class JointViT(FinetuneViT):
