@@ -23,6 +23,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from flexkern.experiments import measure
 from flexkern.experiments.class_incremental import Event, Learners, run
 from flexkern.experiments.incremental_config import (
     Config,
@@ -440,6 +441,19 @@ def test_measuring() -> None:
             pass
         assert after.mib is not None
         assert after.mib <= spent.mib - 100  # it began anew
+
+
+def test_no_peak_is_told_where_the_system_takes_the_request_and_does_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(measure, "_clear_peak", lambda: None)
+    measure._peak_can_begin_anew.cache_clear()
+    try:
+        with Measure("cpu") as spent:
+            pass
+        assert spent.mib is None
+    finally:
+        measure._peak_can_begin_anew.cache_clear()
 
 
 # ----------------------------------------------------------------- mistakes
