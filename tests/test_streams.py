@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flexkern.streams import Experience, Stream, mnist, two_digit_stream
+from flexkern.streams import Experience, Stream, mnist, two_digit_items, two_digit_stream
 from flexkern.streams.two_digit import CLASSES, compose, wrong_labels
 
 Coded = tuple[torch.Tensor, torch.Tensor]
@@ -127,6 +127,22 @@ def test_a_longer_stream_begins_with_the_shorter_one(coded_digits: Coded) -> Non
     for s, e in zip(short, long, strict=False):
         assert torch.equal(s.test_inputs, e.test_inputs)
         assert torch.equal(s.train_inputs[:40], e.train_inputs[:40])
+    head = two_digit_items(*coded_digits, seed=5, **(SMALL | {"items": 9})).head(5)
+    assert digest(head.stream()) == digest(short)
+
+
+def test_items_with_features_make_the_stream_of_features(coded_digits: Coded) -> None:
+    """A training set gathered from features is the features of the gathered training set."""
+    items = two_digit_items(*coded_digits, seed=3, **SMALL)
+    of_features = items.map(lambda x: x.flatten(1)[:, ::3] * 2)
+    for i, e in enumerate(items.stream()):
+        mapped = of_features.experience(i)
+        assert torch.equal(mapped.train_inputs, e.train_inputs.flatten(1)[:, ::3] * 2)
+        assert torch.equal(mapped.test_inputs, e.test_inputs.flatten(1)[:, ::3] * 2)
+        assert torch.equal(mapped.train_labels, e.train_labels)
+        assert mapped.name == e.name
+    with pytest.raises(ValueError, match=r"items must be in \[3, 5\], got 6"):
+        items.head(6)
 
 
 @given(st.lists(st.integers(1, 12), min_size=2, max_size=6), st.integers(0, 2**32))

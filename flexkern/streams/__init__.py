@@ -5,12 +5,13 @@ from flexkern.streams.class_incremental import class_incremental, class_order
 from flexkern.streams.datasets import images_of
 from flexkern.streams.digits import bundled_digits, mnist
 from flexkern.streams.packs import Images, image_folder, image_pack
-from flexkern.streams.two_digit import two_digit_stream
+from flexkern.streams.two_digit import TwoDigitItems, two_digit_items, two_digit_stream
 
 __all__ = [
     "Experience",
     "Images",
     "Stream",
+    "TwoDigitItems",
     "bundled_digits",
     "class_incremental",
     "class_order",
@@ -18,5 +19,6 @@ __all__ = [
     "image_pack",
     "images_of",
     "mnist",
+    "two_digit_items",
     "two_digit_stream",
 ]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,7 +12,7 @@ from torch import Tensor
 
 from flexkern.streams.base import Experience, Stream
 
-__all__ = ["compose", "two_digit_stream", "wrong_labels"]
+__all__ = ["TwoDigitItems", "compose", "two_digit_items", "two_digit_stream", "wrong_labels"]
 
 CLASSES = tuple((i, j) for i in range(10) for j in range(i + 1, 10))  # 45 pairs of two different digits
 # What a random generator is for: the first number of its seed, so that no two uses share random numbers.
@@ -51,7 +53,58 @@ def wrong_labels(own: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return labels
 
 
-def two_digit_stream(
+class TwoDigitItems:
+    """The images of each two-digit item once, from which the items' training sets are put together.
+
+    A training set has the item's own images and, with wrong labels, images that are the other items' own. A
+    :class:`Stream` holds them twice; here they are gathered when a set is asked for. And features can stand in
+    place of images (:meth:`map`), computed once for each.
+
+    Args:
+        names: of the items, in the order of the stream.
+        train, test: for each item its own training and test inputs, [n, ...] and [m, ...]; the same n for all.
+        seed: chooses the others' images and shuffles their labels.
+    """
+
+    def __init__(
+        self, names: Sequence[str], train: Sequence[Tensor], test: Sequence[Tensor], seed: int
+    ) -> None:
+        self.names, self.train, self.test, self.seed = tuple(names), tuple(train), tuple(test), seed
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> TwoDigitItems:
+        """The same items with ``function(inputs)`` in place of inputs, for example their features."""
+        return TwoDigitItems(
+            self.names, [function(x) for x in self.train], [function(x) for x in self.test], self.seed
+        )
+
+    def head(self, items: int) -> TwoDigitItems:
+        """The first ``items`` of them (at least 3): the shorter stream of the same seed."""
+        if not 3 <= items <= len(self):
+            raise ValueError(f"items must be in [3, {len(self)}], got {items}")
+        return TwoDigitItems(self.names[:items], self.train[:items], self.test[:items], self.seed)
+
+    def experience(self, number: int) -> Experience:
+        """Item ``number``: its own inputs and those of others with shuffled wrong labels."""
+        own, test = self.train[number], self.test[number]
+        others, other_labels = _others(self.train, number, self.seed)
+        return Experience(
+            name=self.names[number],
+            number=number,
+            train_inputs=torch.cat([own, others]),
+            train_labels=torch.cat([torch.full((len(own),), number), other_labels]),
+            test_inputs=test,
+            test_labels=torch.full((len(test),), number),
+        )
+
+    def stream(self) -> Stream:
+        """All items as a stream."""
+        return Stream([self.experience(i) for i in range(len(self))], classes=len(self))
+
+
+def two_digit_items(
     images: Tensor,
     labels: Tensor,
     *,
@@ -62,8 +115,8 @@ def two_digit_stream(
     test_fraction: float = 0.25,
     test_images: Tensor | None = None,
     test_labels: Tensor | None = None,
-) -> Stream:
-    """A stream of two-digit items, composed from images of single digits.
+) -> TwoDigitItems:
+    """Two-digit items, composed from images of single digits.
 
     There are 45 classes, the pairs i < j. ``items`` of them, chosen and ordered by the seed, make the
     stream; the label of an item is its place in it. An item's training set is ``train_per_item`` images of
@@ -117,23 +170,15 @@ def two_digit_stream(
         _composites(train_digits, c, train_per_item, "train_per_item", [_TRAIN, seed, int(c)]) for c in order
     ]
     test = [_composites(test_digits, c, test_per_item, "test_per_item", [_TEST, seed, int(c)]) for c in order]
-    experiences = []
-    for number, c in enumerate(order):
-        others, other_labels = _others(train, number, seed)
-        experiences.append(
-            Experience(
-                name=f"{CLASSES[c][0]} {CLASSES[c][1]}",
-                number=number,
-                train_inputs=torch.cat([train[number], others]),
-                train_labels=torch.cat([torch.full((train_per_item,), number), other_labels]),
-                test_inputs=test[number],
-                test_labels=torch.full((test_per_item,), number),
-            )
-        )
-    return Stream(experiences, classes=items)
+    return TwoDigitItems([f"{CLASSES[c][0]} {CLASSES[c][1]}" for c in order], train, test, seed)
 
 
-def _others(train: list[Tensor], target: int, seed: int) -> tuple[Tensor, Tensor]:
+def two_digit_stream(images: Tensor, labels: Tensor, **options: Any) -> Stream:
+    """The stream of :func:`two_digit_items`, with the same arguments."""
+    return two_digit_items(images, labels, **options).stream()
+
+
+def _others(train: Sequence[Tensor], target: int, seed: int) -> tuple[Tensor, Tensor]:
     """Images of all items but the target, and their shuffled wrong labels."""
     rng = np.random.default_rng([_OTHERS, seed, target])
     each = math.floor(len(train[0]) / (len(train) - 1) + 0.5)  # the release rounds halves up
