@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import mmap
 import re
 import time
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
 from types import TracebackType
 
@@ -63,28 +61,10 @@ class Measure:
 
 
 def _reset_resident_peak() -> bool:
-    if not _peak_can_begin_anew():
-        return False
-    _clear_peak()
-    return True
-
-
-@cache
-def _peak_can_begin_anew() -> bool:
-    """Tried, not asked: some kernels of containers accept the request and count on from the old peak."""
-    size = 16 * _MIB
-    with mmap.mmap(-1, size) as block:
-        for page in range(0, size, mmap.PAGESIZE):
-            block[page] = 1
-    before = _resident_peak()  # at least 16 MiB above what is resident now
-    _clear_peak()
-    after = _resident_peak()
-    return before is not None and after is not None and after <= before - 8
-
-
-def _clear_peak() -> None:
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # 5: the peak of resident memory begins anew
+        return True
+    return False
 
 
 def _resident_peak() -> float | None:
