@@ -427,8 +427,8 @@ def test_measuring() -> None:
     with Measure("cpu") as before:
         pass
     with Measure("cpu") as spent:
-        # Asked of the system itself: malloc may serve a tensor from memory that earlier tests have freed and that
-        # is still resident, and then the peak rightly does not rise.
+        # Asked of the system itself: malloc may serve a tensor from memory that earlier tests have freed and
+        # that is still resident, and then the peak rightly does not rise.
         with mmap.mmap(-1, 120 * 2**20) as block:
             block.write(bytes(120 * 2**20))
         time.sleep(0.02)
