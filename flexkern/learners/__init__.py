@@ -4,19 +4,28 @@ from flexkern.learners.artsy import ArtsyViT
 from flexkern.learners.baselines import FinetuneViT, JointViT, RanPAC, SimpleCIL
 from flexkern.learners.metaplastic import MetaplasticMLP
 from flexkern.learners.methods import METHODS, load_learner, make_learner
+from flexkern.learners.mlp_baselines import MLP_METHODS, load_mlp
+from flexkern.learners.mlp_penalties import ElasticMLP, IntelligentMLP
+from flexkern.learners.mlp_rehearsal import JointMLP, ReplayMLP
 from flexkern.learners.progress import Progress
 from flexkern.learners.training import Recipe
 
 __all__ = [
     "METHODS",
+    "MLP_METHODS",
     "ArtsyViT",
+    "ElasticMLP",
     "FinetuneViT",
+    "IntelligentMLP",
+    "JointMLP",
     "JointViT",
     "MetaplasticMLP",
     "Progress",
     "RanPAC",
     "Recipe",
+    "ReplayMLP",
     "SimpleCIL",
     "load_learner",
+    "load_mlp",
     "make_learner",
 ]

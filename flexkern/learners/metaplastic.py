@@ -124,7 +124,7 @@ class MetaplasticMLP:
         self.items_learned = 0
         self._epochs_done = 0  # of the item that is being learned
         self._item_name: str | None = None  # its name, while it is being learned
-        self._configuration = {
+        self._configuration: dict[str, Any] = {
             "input_shape": list(self.input_shape),
             "classes": classes,
             "widths": list(widths),
@@ -187,25 +187,30 @@ class MetaplasticMLP:
         if epochs < 1:
             raise ValueError(f"epochs must be at least 1, got {epochs}")
         self._check(experience)
-        inputs = self._features_of(experience.train_inputs)
-        labels = experience.train_labels.to(self.device)
+        inputs, labels = self._training_set(
+            self._features_of(experience.train_inputs), experience.train_labels.to(self.device)
+        )
         self._item_name = experience.name
         for epoch in range(self._epochs_done, epochs):
             loss = self._epoch(inputs, labels, self._order(len(labels), epoch))
             self._epochs_done = epoch + 1
             if progress is not None:
                 progress(Progress(self.items_learned, epoch + 1, epochs, loss))
+        self._after_item(inputs, labels)
         self.optimizer.consolidate()
         self.items_learned += 1
         self._epochs_done, self._item_name = 0, None
 
     def _epoch(self, inputs: Tensor, labels: Tensor, order: Tensor) -> float:
         total = torch.zeros((), device=self.device)
-        for batch in order.split(self.batch_size):
+        for step, batch in enumerate(order.split(self.batch_size)):
+            x, y = self._batch(inputs[batch], labels[batch], step)
             self.optimizer.zero_grad()
-            loss = nn.functional.cross_entropy(self.model(inputs[batch]), labels[batch])
+            loss = nn.functional.cross_entropy(self.model(x), y)
             loss.backward()
+            self._before_step()
             self.optimizer.step()
+            self._after_step()
             total += loss.detach() * len(batch)
         return total.item() / len(labels)
 
@@ -213,6 +218,32 @@ class MetaplasticMLP:
         """The order of the inputs: seed, item and epoch decide it, so there is no generator to save."""
         rng = np.random.default_rng([self.seed, self.items_learned, epoch])
         return torch.from_numpy(rng.permutation(count)).to(self.device)
+
+    # ------------------------------------------------------------------ what other methods do differently
+
+    def _training_set(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """What an item is trained on. It is asked again when an item goes on, so it changes nothing."""
+        return inputs, labels
+
+    def _batch(self, inputs: Tensor, labels: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """What a step is taken on; ``step`` counts from 0 in each epoch."""
+        return inputs, labels
+
+    def _before_step(self) -> None:
+        """Parameters have their gradients, and the optimizer has not seen them."""
+
+    def _after_step(self) -> None:
+        """The optimizer has moved the parameters; their gradients are still there."""
+
+    def _after_item(self, inputs: Tensor, labels: Tensor) -> None:
+        """All epochs over this training set are done; ``items_learned`` does not count the item yet."""
+
+    def _extra_state(self) -> dict[str, Tensor]:
+        """Tensors that learning depends on besides model and optimizer, for the checkpoint."""
+        return {}
+
+    def _load_extra_state(self, state: dict[str, Tensor]) -> None:
+        """Takes back what :meth:`_extra_state` gave; tensors are on the learner's device."""
 
     # ------------------------------------------------------------------ answering
 
@@ -267,6 +298,7 @@ class MetaplasticMLP:
         """
         state = self.model.state_dict()
         tensors = {f"model.{name}": value for name, value in state.items() if isinstance(value, Tensor)}
+        tensors |= {f"extra.{name}": value for name, value in self._extra_state().items()}
         optimizer_tensors, optimizer = checkpoint.split_optimizer(self.optimizer.state_dict())
         record = {
             "format": _FORMAT,
@@ -314,16 +346,17 @@ class MetaplasticMLP:
                 "same module, with the same weights and calibration"
             )
         configuration = dict(record["configuration"])
-        if configuration["network"] not in NETWORKS:
+        if "network" in configuration and configuration["network"] not in NETWORKS:
             # The flexibility comes back with the optimizer's state, in whatever form it had.
             configuration["network"] = "hybrid"
         if isinstance(configuration.get("threshold"), dict):
             configuration["threshold"] = AdaptiveThreshold(**configuration["threshold"])
         learner = cls(**configuration, features=features, device=device)
         learner._configuration = record["configuration"]
-        of_model = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
-        learner.model.load_state_dict(of_model | record.get("model", {}))
+        learner.model.load_state_dict(_under(tensors, "model.") | record.get("model", {}))
         learner.optimizer.load_state_dict(checkpoint.join_optimizer(tensors, record["optimizer"]))
+        extra = _under(tensors, "extra.")
+        learner._load_extra_state({name: value.to(learner.device) for name, value in extra.items()})
         learner.items_learned = record["items_learned"]
         learner._epochs_done = record["epochs_done"]
         learner._item_name = record["item_name"]
@@ -359,3 +392,7 @@ class MetaplasticMLP:
                 f"experience: item {self._item_name!r} was begun ({self._epochs_done} epochs are done) and not "
                 f"ended; learn it to its end before {experience.name!r}"
             )
+
+
+def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Any]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
