@@ -1,4 +1,4 @@
-"""``flexkern run``: experiments from configurations."""
+"""``flexkern run``: experiments."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from flexkern import cli_memory
 from flexkern.experiments.incremental_config import Config, find_config, read_config
 from flexkern.experiments.incremental_config import shipped as shipped_configurations
 
-app = typer.Typer(help="Runs an experiment from a configuration.", no_args_is_help=True)
+app = typer.Typer(help="Runs an experiment.", no_args_is_help=True)
 console = Console()
 errors = Console(stderr=True)
 
 
 @app.callback()
 def _run() -> None:
-    """Runs an experiment from a configuration."""
+    """Runs an experiment: class-incremental learning, or a figure of the metaplasticity paper."""
 
 
 def _seeds(text: str | None) -> tuple[int, ...] | None:
@@ -129,3 +130,6 @@ def show(config: Config, *, restart: bool, keep: bool) -> dict[str, Any]:
     for path in (folder / "results.json", folder / "picture.png"):
         console.print(f"wrote {path}", markup=False)
     return results
+
+
+cli_memory.add_to(app)

@@ -15,6 +15,7 @@ pytest.importorskip("matplotlib")
 stats = pytest.importorskip("scipy.stats")
 
 from flexkern.experiments import silent_reserve  # noqa: E402 - after the checks that it can be imported
+from flexkern.experiments.memory.statistics import paired  # noqa: E402
 from flexkern.experiments.reserve_report import BY_HAND, page, write  # noqa: E402
 from flexkern.experiments.silent_reserve import (  # noqa: E402
     CONTROL,
@@ -23,7 +24,6 @@ from flexkern.experiments.silent_reserve import (  # noqa: E402
     StudyConfig,
     condition,
     measures,
-    paired,
     run,
     summarise,
 )

@@ -6,9 +6,7 @@ less than a minute on two idle cores: scikit-learn's bundled digits, one frozen 
 
 from __future__ import annotations
 
-import json
 import platform
-import re
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -21,6 +19,7 @@ import torch
 
 import flexkern
 from flexkern.experiments import awakening
+from flexkern.experiments.json_file import write_json
 from flexkern.features import RandomConvolutions, extract
 from flexkern.learners import MetaplasticMLP
 from flexkern.metrics import AccuracyMatrix, memorised
@@ -189,10 +188,7 @@ def write(results: dict[str, Any], out: Path) -> tuple[Path, Path, Path]:
 
     out.mkdir(parents=True, exist_ok=True)
     paths = out / "results.json", out / "memory.png", out / "awakening.png"
-    text = json.dumps(results, indent=1, allow_nan=False)
-    # A list of numbers on one line: it is a row of a matrix or of a map.
-    text = re.sub(r"\[[-\d.e,\s]+\]", lambda row: " ".join(row[0].split()), text)
-    paths[0].write_text(text + "\n")
+    write_json(paths[0], results)
     draw_memory(results, paths[1])
     draw_awakening(results["awakening"], paths[2])
     return paths

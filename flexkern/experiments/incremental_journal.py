@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from flexkern.experiments.incremental_config import Config
+from flexkern.experiments.json_file import write_json
 
 __all__ = ["Journal", "differences"]
 
@@ -94,21 +93,7 @@ class Journal:
 
     def write(self) -> None:
         """Puts the results in place in one step: who reads them finds the old file or the new one."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(self.results, indent=1, allow_nan=False)
-        # A list of numbers on one line: it is a row of a matrix.
-        text = re.sub(r"\[[-\d.e,\s]+\]", lambda row: " ".join(row[0].split()), text)
-        descriptor, temporary = tempfile.mkstemp(dir=self.folder, prefix=".results", suffix=".tmp")
-        try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                file.write(text + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, self.path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            raise
+        write_json(self.path, self.results)
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

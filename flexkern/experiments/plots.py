@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["draw_memory"]
+__all__ = ["GREY", "LABELS", "PANEL_TITLE", "STYLES", "curves", "draw_memory", "frame", "name_ends"]
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart, and line styles for print without colour.
 STYLES: dict[str, dict[str, Any]] = {
@@ -59,13 +60,8 @@ def draw_memory(results: dict[str, Any], path: Path) -> None:
     right.set_ylabel("memorised items (p < 0.05)")
     right.yaxis.set_major_locator(MaxNLocator(integer=True))
 
-    for axes, upper in ((left, 1.0), (right, items)):
-        axes.set_xlim(0.6, items + 0.4)
-        axes.set_ylim(-0.035 * upper, 1.035 * upper)
-        axes.set_xticks(x if items <= 15 else np.arange(5, items + 1, 5))
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(axis="y", color="#E6E6E6", linewidth=0.8)
-        axes.set_axisbelow(True)
+    frame(left, items, 1.0)
+    frame(right, items, items)
     figure.text(
         0.018, 0.935, f"{items} two-digit items, learned one after the other", fontsize=17, weight="bold"
     )
@@ -87,21 +83,85 @@ def _curves(
     axes: Axes, x: np.ndarray, summary: dict[str, Any], key: str, upper: float, reference: tuple[str, float]
 ) -> None:
     """A line with its band for each network; they and the reference line are named at their right ends."""
-    ends = {reference[0]: reference[1]}
-    for name, values in sorted(summary.items(), key=lambda item: item[0] == "hybrid"):  # it goes on top
-        mean, std = np.array(values[key]["mean"]), np.array(values[key]["std"])
-        style = STYLES[name]
-        low, high = (mean - std).clip(0, upper), (mean + std).clip(0, upper)
-        axes.fill_between(x, low, high, color=style["color"], alpha=0.12, linewidth=0)
-        axes.plot(x, mean, linewidth=2.2, markersize=5.5, clip_on=False, zorder=3, **style)
-        ends[name] = mean[-1]
-    for name, y in _apart(ends, 0.125 * upper, reference[0]).items():
-        network = name in STYLES
+    values = {name: of[key] for name, of in summary.items()}
+    curves(axes, x, values, upper)
+    ends = {name: value["mean"][-1] for name, value in values.items()}
+    name_ends(axes, x[-1] + 0.4, ends, 0.125 * upper, reference)
+
+
+def curves(
+    axes: Axes,
+    x: np.ndarray,
+    values: Mapping[str, Mapping[str, Sequence[float]]],
+    upper: float,
+    styles: Mapping[str, Mapping[str, Any]] = STYLES,
+    *,
+    bands: bool = True,
+    **changes: Any,
+) -> None:
+    """A line for each name, with a band of one standard deviation around it.
+
+    Args:
+        axes: to draw on.
+        x: [points].
+        values: under each name "mean" and "std", [points].
+        upper: the largest value there can be; bands are cut at 0 and there.
+        styles: of each name's line; its colour is the band's too.
+        bands: whether to draw them.
+        changes: to what the lines look like, for all of them.
+    """
+    for name, value in sorted(values.items(), key=lambda item: item[0] == "hybrid"):  # it goes on top
+        mean, std = np.array(value["mean"]), np.array(value["std"])
+        look = {"linewidth": 2.2, "markersize": 5.5, **styles[name], **changes}
+        if bands:
+            low, high = (mean - std).clip(0, upper), (mean + std).clip(0, upper)
+            axes.fill_between(x, low, high, color=look["color"], alpha=0.12, linewidth=0)
+        axes.plot(x, mean, clip_on=False, zorder=3, label=name, **look)
+
+
+def name_ends(
+    axes: Axes,
+    x: float,
+    ends: Mapping[str, float],
+    gap: float,
+    reference: tuple[str, float],
+    styles: Mapping[str, Mapping[str, Any]] = STYLES,
+    labels: Mapping[str, str] = LABELS,
+) -> None:
+    """Names lines at their right ends, and one reference line in grey.
+
+    Args:
+        axes: with the lines.
+        x: where they end.
+        ends: the heights of their ends, by name.
+        gap: that two names need between them.
+        reference: name and height.
+        styles: of the lines.
+        labels: to write instead of names.
+    """
+    for name, y in _apart({reference[0]: reference[1], **ends}, gap, reference[0]).items():
+        drawn = name in ends
         axes.annotate(
-            LABELS.get(name, name), (x[-1] + 0.4, y), xytext=(5, 0), textcoords="offset points", va="center",
-            color=STYLES[name]["color"] if network else GREY, fontsize=10 if network else 9,
+            labels.get(name, name), (x, y), xytext=(5, 0), textcoords="offset points", va="center",
+            color=styles[name]["color"] if drawn else GREY, fontsize=10 if drawn else 9,
             linespacing=1.3, annotation_clip=False,
         )  # fmt: skip
+
+
+def frame(axes: Axes, items: int, upper: float) -> None:
+    """Limits, ticks and grid of axes along which items are counted.
+
+    Args:
+        axes: to change.
+        items: how many.
+        upper: the largest value there can be.
+    """
+    axes.set_xlim(0.6, items + 0.4)
+    axes.set_ylim(-0.035 * upper, 1.035 * upper)
+    axes.set_xticks(np.arange(1, items + 1) if items <= 15 else np.arange(5, items + 1, 5))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="#E6E6E6", linewidth=0.8)
+    axes.set_axisbelow(True)
 
 
 def _apart(ends: dict[str, float], gap: float, short: str) -> dict[str, float]:

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from flexkern.experiments.memory.statistics import paired
 from flexkern.features import RandomConvolutions, extract
 from flexkern.learners import MetaplasticMLP
 from flexkern.metrics import AccuracyMatrix
@@ -38,7 +39,6 @@ __all__ = [
     "condition",
     "main",
     "measures",
-    "paired",
     "run",
     "summarise",
 ]
@@ -258,16 +258,6 @@ def measures(record: dict[str, Any]) -> dict[str, float]:
     end, learned = matrix[-1], np.diag(matrix)
     values = (end[:half], end[half:], end, learned, learned[half:])
     return {name: float(v.mean()) for name, v in zip(MEASURES, values, strict=True)}
-
-
-def paired(difference: NDArray[np.float64]) -> dict[str, float]:
-    """Mean, standard deviation and 95 % confidence interval (Student's t) of paired differences, at least 2."""
-    from scipy.stats import t  # comes with scikit-learn
-
-    mean, std = float(difference.mean()), float(difference.std(ddof=1))
-    half = float(t.ppf(0.975, len(difference) - 1)) * std / len(difference) ** 0.5
-    rounded = {"mean": mean, "std": std, "low": mean - half, "high": mean + half}
-    return {name: round(value, 4) for name, value in rounded.items()}
 
 
 def summarise(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -62,14 +63,14 @@ class TwoDigitItems:
 
     Args:
         names: of the items, in the order of the stream.
-        train, test: for each item its own training and test inputs, [n, ...] and [m, ...]; the same n for all.
+        train, tests: for each item its own training and test inputs, [n, ...] and [m, ...]; the same n for all.
         seed: chooses the others' images and shuffles their labels.
     """
 
     def __init__(
-        self, names: Sequence[str], train: Sequence[Tensor], test: Sequence[Tensor], seed: int
+        self, names: Sequence[str], train: Sequence[Tensor], tests: Sequence[Tensor], seed: int
     ) -> None:
-        self.names, self.train, self.test, self.seed = tuple(names), tuple(train), tuple(test), seed
+        self.names, self.train, self.tests, self.seed = tuple(names), tuple(train), tuple(tests), seed
 
     def __len__(self) -> int:
         return len(self.names)
@@ -77,27 +78,30 @@ class TwoDigitItems:
     def map(self, function: Callable[[Tensor], Tensor]) -> TwoDigitItems:
         """The same items with ``function(inputs)`` in place of inputs, for example their features."""
         return TwoDigitItems(
-            self.names, [function(x) for x in self.train], [function(x) for x in self.test], self.seed
+            self.names, [function(x) for x in self.train], [function(x) for x in self.tests], self.seed
         )
 
     def head(self, items: int) -> TwoDigitItems:
         """The first ``items`` of them (at least 3): the shorter stream of the same seed."""
         if not 3 <= items <= len(self):
             raise ValueError(f"items must be in [3, {len(self)}], got {items}")
-        return TwoDigitItems(self.names[:items], self.train[:items], self.test[:items], self.seed)
+        return TwoDigitItems(self.names[:items], self.train[:items], self.tests[:items], self.seed)
 
     def experience(self, number: int) -> Experience:
         """Item ``number``: its own inputs and those of others with shuffled wrong labels."""
-        own, test = self.train[number], self.test[number]
+        own = self.train[number]
         others, other_labels = _others(self.train, number, self.seed)
-        return Experience(
-            name=self.names[number],
-            number=number,
+        return dataclasses.replace(
+            self.test(number),
             train_inputs=torch.cat([own, others]),
             train_labels=torch.cat([torch.full((len(own),), number), other_labels]),
-            test_inputs=test,
-            test_labels=torch.full((len(test),), number),
         )
+
+    def test(self, number: int) -> Experience:
+        """Item ``number`` with its test inputs and no training inputs."""
+        test = self.tests[number]
+        labels = torch.full((len(test),), number)
+        return Experience(self.names[number], number, test[:0], labels[:0], test, labels)
 
     def stream(self) -> Stream:
         """All items as a stream."""
