@@ -31,6 +31,10 @@ def ease_adapter(bank: AdapterBank, task: int, layer: int) -> Modules:
     return modules
 
 
+def _count(tasks: int) -> str:
+    return "1 task" if tasks == 1 else f"{tasks} tasks"
+
+
 class Artsy:
     """A network with adapters of ``tasks`` tasks, and a gate that opens ``opened`` of them for each image."""
 
@@ -102,7 +106,7 @@ def test_one_open_synapse(race: Callable[..., Row], tasks: int, goal: float) -> 
     artsy = Artsy(tasks, 1)
     check_agreement(artsy)
     row = Row(
-        f"Artsy inference, {tasks} tasks, 1 open synapse an image",
+        f"Artsy inference, {_count(tasks)}, 1 open synapse an image",
         f"EASE, {tasks + 1} whole passes",
         goal,
         False,
@@ -115,7 +119,7 @@ def test_one_open_synapse(race: Callable[..., Row], tasks: int, goal: float) -> 
 def test_flat(race: Callable[..., Row], tasks: int) -> None:
     """With one open synapse an image the number of tasks does not matter."""
     row = Row(
-        f"Artsy inference, {tasks} tasks, 1 open synapse an image", "the same with 1 task", 1.15, at_most=True
+        f"Artsy inference, {_count(tasks)}, 1 open synapse an image", "the same with 1 task", 1.15, at_most=True
     )
     race(row, Artsy(tasks, 1).ours, Artsy(1, 1).ours, rounds=15)
 
