@@ -109,9 +109,9 @@ def check_agreement(width: int) -> None:
         learner.learn(make_item(seed), epochs=1)
         theirs = [t[seed] for pair in zip(batched.weights, batched.biases, strict=True) for t in pair]
         for before, p, q in zip(start, learner.model.parameters(), theirs, strict=True):
-            # Sums in another order differ by some 1e-6 of what they add. But of the 4 million times that a ReLU
-            # is asked, about one finds its unit so near 0 that this decides; then one of 1,024 inputs counts for
-            # one unit more or less: up to 1 % of what the weights moved.
+            # Sums in another order differ by some 1e-6 of what they add. But of the 4 million times that a
+            # ReLU is asked, about one finds its unit so near 0 that this decides; then one of 1,024 inputs
+            # counts for one unit more or less: up to 1 % of what the weights moved.
             assert (p - q.view_as(p)).norm() <= 0.01 * (p - before).norm()
 
 

@@ -21,7 +21,7 @@ from flexkern.experiments.memory.rivals import Rivals
 from flexkern.experiments.memory.serial_position import SerialPosition, memory_measures
 from flexkern.experiments.memory.statistics import check, claim, describe, paired, spearman
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 PAGE = ROOT / "docs" / "results" / "metaplasticity.md"
 
 
