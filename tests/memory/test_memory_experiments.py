@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -234,3 +239,30 @@ def test_the_command_runs_shows_and_resumes(tmp_path: Path) -> None:
     assert "scale must be a number or 'auto', got 'fast'" in wrong.output
     wrong = _invoke(*arguments[:-4], "--lengths=a,b", f"--out={out}")
     assert "lengths must be numbers with commas between them" in wrong.output
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_all_processes_and_the_command_goes_on(tmp_path: Path) -> None:
+    tiny = TINY | {"seeds": 3, "train_per_item": 300, "batch_size": 20, "epochs": 5}
+    command = [sys.executable, "-m", "flexkern", "run", "hebb-repetition", "--passes=3", "--jobs=2"]
+    command += [f"--{k.replace('_', '-')}={v}" for k, v in tiny.items()]
+    out = tmp_path / "stopped"
+    process = subprocess.Popen(
+        [*command, f"--out={out}"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+    )
+    deadline = time.monotonic() + 120
+    while not list((out / "units").glob("*.json")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it: to the command and its workers
+    said, _ = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert b"the same command goes on where it was" in said
+    done = len(list((out / "units").glob("*.json")))
+    assert 0 < done < 9
+    results = {}
+    for folder in (out, tmp_path / "whole"):
+        subprocess.run([*command, f"--out={folder}"], check=True, capture_output=True)
+        results[folder] = json.loads((folder / "results.json").read_text())
+    stopped, whole = results.values()
+    for a, b in zip(stopped["runs"], whole["runs"], strict=True):
+        assert {**a, "seconds": 0} == {**b, "seconds": 0}

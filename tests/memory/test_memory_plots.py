@@ -25,8 +25,8 @@ from flexkern.experiments.plots import curves  # noqa: E402
 
 THREE = ("conventional", "hybrid", "stable")
 METHODS = (
-    "hybrid", "hybrid, tuned, scale 30000", "plain SGD", "EWC, strength 10000", "SI, strength 1000",
-    "replay of 200", "joint",
+    "hybrid", "hybrid, tuned, scale 30000", "all alike, tuned, scale 10000", "plain SGD",
+    "EWC, strength 10000", "SI, strength 1000", "replay of 200", "joint",
 )  # fmt: skip
 ATTACKS = ("clean", "deranged labels", "50% flipped labels", "50% foreign images", "noise of 1 spread")
 LENGTHS = (10, 30)

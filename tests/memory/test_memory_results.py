@@ -187,8 +187,12 @@ def test_rivals_are_tuned_on_seeds_that_are_not_reported() -> None:
         for seed in range(3)
     ]
     summary = rivals.summarise(records, protocol)
-    hybrid = "hybrid, tuned, scale 1"  # both are alike, and the first one is taken
-    assert summary["chosen"] == {"hybrid, tuned": hybrid, "EWC": "EWC, strength 1", "SI": "SI, strength 1"}
+    assert summary["chosen"] == {
+        "hybrid, tuned": "hybrid, tuned, scale 1",  # both scales do equally well, and the first is taken
+        "all alike, tuned": "all alike, tuned, scale 1",
+        "EWC": "EWC, strength 1",
+        "SI": "SI, strength 1",
+    }
     assert "EWC, strength 10" not in summary["measures"]
     assert summary["measures"]["EWC, strength 1"]["final"] == {"mean": [0.2] * 3, "std": [0.0] * 3, "n": 2}
 

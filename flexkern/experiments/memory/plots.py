@@ -45,6 +45,7 @@ MORE_STYLES: list[dict[str, Any]] = [
     {"color": "#007F5F", "linestyle": (0, (7, 2)), "marker": "P"},
     {"color": "#222222", "linestyle": (0, (1, 2.5)), "marker": "X"},
     {"color": "#56B4E9", "linestyle": (0, (5, 1, 1, 1, 1, 1)), "marker": "o"},
+    {"color": "#7A5195", "linestyle": (0, (4, 2)), "marker": "h"},
 ]
 WORST: dict[str, Any] = {"linestyle": (0, (4, 2)), "linewidth": 1.4, "markerfacecolor": "white"}
 END: dict[str, Any] = {"color": GREY, "linewidth": 1, "linestyle": (0, (6, 3)), "zorder": 1.5}
@@ -278,7 +279,7 @@ def _rivals(results: dict[str, Any]) -> Figure:
     chance = 1 / (100 - options["first_class"]) if "first_class" in options else 1 / items
     left.axhline(chance, **CHANCE)
     ends = {name: value["mean"][-1] for name, value in final.items()}
-    name_ends(left, items + 0.4, ends, 0.075, ("chance", chance), styles, labels={})
+    name_ends(left, items + 0.4, ends, 0.09, ("chance", chance), styles, labels={})
     name_panel(left, "What is left of each item", ORDER, ACCURACY)
     bars(right, average, [styles[name]["color"] for name in average], "{:.0%}", upper=1)
     right.xaxis.set_major_formatter(PercentFormatter(1.0))

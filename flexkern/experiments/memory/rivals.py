@@ -18,8 +18,9 @@ from flexkern.streams import TwoDigitItems
 
 __all__ = ["Rivals"]
 
-HYBRID, TUNED_HYBRID, CONVENTIONAL, JOINT = "hybrid", "hybrid, tuned", "plain SGD", "joint"
-_TUNED = (TUNED_HYBRID, "EWC", "SI")
+HYBRID, CONVENTIONAL, JOINT = "hybrid", "plain SGD", "joint"
+TUNED_HYBRID, ALIKE = "hybrid, tuned", "all alike, tuned"
+_TUNED = (TUNED_HYBRID, ALIKE, "EWC", "SI")
 
 
 @dataclass(frozen=True)
@@ -28,17 +29,18 @@ class Rivals(Experiment):
 
     EWC and SI have a strength, which is chosen for them: the best one on the first ``pilot`` seeds, on which
     nothing else is reported. The hybrid network has the protocol's scale, and beside it one with a scale that
-    is chosen in the same way.
+    is chosen in the same way. So has the network whose synapses are all alike (f = 0.5; another f is another
+    scale): what a mixture is worth is seen against that one, not against one at the mixture's scale.
 
     Args:
         pilot: seeds on which strengths are chosen; there must be more seeds than these.
-        scales: of the tuned hybrid network, those that are tried.
+        scales: of the tuned hybrid network and of the one of synapses all alike, those that are tried.
         ewc, si: strengths that are tried.
         memory: training inputs that replay keeps.
     """
 
     pilot: int = 2
-    scales: tuple[float, ...] = (1e2, 3e2, 1e3, 3e3, 1e4, 3e4)
+    scales: tuple[float, ...] = (1e2, 3e2, 1e3, 3e3, 1e4, 3e4, 1e5)
     ewc: tuple[float, ...] = (100.0, 300.0, 1000.0, 3000.0, 10000.0)
     si: tuple[float, ...] = (10.0, 30.0, 100.0, 300.0, 1000.0)
     memory: int = 200
@@ -58,6 +60,7 @@ class Rivals(Experiment):
         return {
             HYBRID: Network(),
             **{f"{TUNED_HYBRID}, scale {s:g}": Network(changes=(("scale", s),)) for s in self.scales},
+            **{f"{ALIKE}, scale {s:g}": Network(flexibility=0.5, changes=(("scale", s),)) for s in self.scales},
             CONVENTIONAL: Network(flexibility="conventional"),
             **{f"EWC, strength {s:g}": Network("ewc", options=(("strength", s),)) for s in self.ewc},
             **{f"SI, strength {s:g}": Network("si", options=(("strength", s),)) for s in self.si},

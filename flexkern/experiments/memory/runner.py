@@ -26,7 +26,9 @@ __all__ = ["default_jobs", "read", "run", "units"]
 
 _FORMAT = 1
 _FREE = ("seeds", "first_seed", "device")  # may change between two calls that fill the same folder
-_queue: Any = None  # in a worker, its way to the parent
+# In a worker: its way to the parent, and whether Ctrl-C has come, which reaches parent and workers alike.
+_queue: Any = None
+_interrupted = False
 
 
 def units(experiment: Experiment, protocol: Protocol, out: Path, cache: Path) -> list[Unit]:
@@ -214,7 +216,14 @@ def _begin(queue: Any) -> None:
 
 
 def _work(unit: Unit) -> dict[str, Any]:
-    return unit.run(lambda share, what: _queue.put((unit.stem, share, what)))
+    global _interrupted
+    if _interrupted:  # the pool hands out one unit in advance
+        raise KeyboardInterrupt
+    try:
+        return unit.run(lambda share, what: _queue.put((unit.stem, share, what)))
+    except KeyboardInterrupt:
+        _interrupted = True
+        raise
 
 
 @contextlib.contextmanager

@@ -107,43 +107,49 @@ class Unit:
         done = learner.items_learned - before
         for column in rows.values():
             del column[done:]
-        start, saved = time.perf_counter(), time.perf_counter()
+        known = set() if first is None else {shown.item for shown in first.shown}
+        known |= set(rows["items"])
+        start = time.perf_counter()
         for number in range(done, len(part.shown)):
-            shown = part.shown[number]
-            by_epoch: list[list[float]] = []
-            losses: list[float] = []
-
-            def after_epoch(
-                progress: Progress, by_epoch: list[list[float]] = by_epoch, losses: list[float] = losses
-            ) -> None:
-                losses.append(round(progress.loss, 5))
-                if part.by_epoch and progress.epoch < progress.epochs:
-                    by_epoch.append(_accuracies(learner.evaluate(tests[: part.tested])))
-
-            learner.learn(shown.experience(), epochs=self.protocol.epochs, progress=after_epoch)
-            evaluation = learner.evaluate(tests[: part.tested])
-            known = {s.item for p in (first, part) if p is not None for s in p.shown[: number + 1]}
-            if first is not None:
-                known |= {s.item for s in first.shown}
-            row = _accuracies(evaluation)
-            rows["items"].append(shown.item)
-            rows["turns"].append(shown.turn)
-            rows["accuracy"].append(row)
-            rows["memorised"].append(_memorised(evaluation, tests[: part.tested], sorted(known)))
-            rows["epochs"].append([*by_epoch, row] if part.by_epoch else [])
-            rows["losses"].append(losses)
-            now = time.perf_counter()
-            last = number == len(part.shown) - 1
-            if last or now - saved > _SAVE_EVERY:
+            known.add(part.shown[number].item)
+            for column, value in self._present(learner, part, number, tests[: part.tested], known).items():
+                rows[column].append(value)
+            last, now = number == len(part.shown) - 1, time.perf_counter()
+            if last or now - start > _SAVE_EVERY:
                 record["seconds"] = round(record["seconds"] + now - start, 2)
                 record["scale"] = _scale(learner)
                 write_json(self.path, record)
-                if not last or first is None:
+                if not last or first is None:  # the end of a first part is where the others begin
                     learner.save(self._checkpoint(part))
-                start = saved = time.perf_counter()
-            shown_so_far = sum(len(p["items"]) for p in record["parts"].values())
+                start = time.perf_counter()
+            done_of_all = sum(len(p["items"]) for p in record["parts"].values())
             what = f"{self.name}, seed {self.seed}, {part.name} {number + 1}/{len(part.shown)}"
-            notify(shown_so_far / total, what)
+            notify(done_of_all / total, what)
+
+    def _present(
+        self, learner: Any, part: Part, number: int, tests: list[Experience], known: set[int]
+    ) -> dict[str, Any]:
+        """One presentation and the test after it: an entry for each of ``_COLUMNS``."""
+        shown = part.shown[number]
+        epochs: list[list[float]] = []
+        losses: list[float] = []
+
+        def after_epoch(progress: Progress) -> None:
+            losses.append(round(progress.loss, 5))
+            if part.by_epoch and progress.epoch < progress.epochs:
+                epochs.append(_accuracies(learner.evaluate(tests)))
+
+        learner.learn(shown.experience(), epochs=self.protocol.epochs, progress=after_epoch)
+        evaluation = learner.evaluate(tests)
+        row = _accuracies(evaluation)
+        return {
+            "items": shown.item,
+            "turns": shown.turn,
+            "accuracy": row,
+            "memorised": _memorised(evaluation, tests, sorted(known)),
+            "epochs": [*epochs, row] if part.by_epoch else [],
+            "losses": losses,
+        }
 
     def _learner(self, part: Part, first: Part | None, input_shape: tuple[int, ...]) -> Any:
         for path in (self._checkpoint(part), None if first is None else self._checkpoint(first)):
