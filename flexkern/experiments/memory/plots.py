@@ -271,7 +271,7 @@ def _rivals(results: dict[str, Any]) -> Figure:
     drawing, (left, right) = sheet(
         results, (1.35, 1), headline=f"Accuracy on average after item {items}: {listed(untuned)}.",
         drawn=("Lines and bars", "band (hybrid) and error bars"), seeds=_seeds(measures, "final"),
-        size=(14.4, 5.9), margins=(0.85, 0.55), gap=0.7,
+        size=(15.4, 5.9), margins=(0.85, 0.55), gap=0.85,
     )  # fmt: skip
     by_item(left, {n: final[n] for n in final if n != "hybrid"}, styles=styles, bands=False, linewidth=1.8)
     by_item(left, {"hybrid": final["hybrid"]}, styles=styles)
@@ -279,7 +279,7 @@ def _rivals(results: dict[str, Any]) -> Figure:
     chance = 1 / (100 - options["first_class"]) if "first_class" in options else 1 / items
     left.axhline(chance, **CHANCE)
     ends = {name: value["mean"][-1] for name, value in final.items()}
-    name_ends(left, items + 0.4, ends, 0.09, ("chance", chance), styles, labels={})
+    name_ends(left, items + 0.4, ends, 0.075, ("chance", chance), styles, labels={})
     name_panel(left, "What is left of each item", ORDER, ACCURACY)
     bars(right, average, [styles[name]["color"] for name in average], "{:.0%}", upper=1)
     right.xaxis.set_major_formatter(PercentFormatter(1.0))
