@@ -46,11 +46,6 @@ SMALL: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("features")
-
-
-@pytest.fixture(scope="module")
 def items(cache: Path) -> TwoDigitItems:
     return load_items(protocol_for(**TINY), 0, cache, items=9)
 
