@@ -15,7 +15,7 @@ RELEASE: dict[str, Any] = {"width": 4096, "lr": 1e-4}
 RELEASE_SCALES = {10: 4e5, 30: 2e5}
 # A learning rate and a scale mean something only with the features that they were found for. These are for
 # random convolutions, whose features have mean square 1, and for a width that suits two processor cores.
-OF_RANDOM: dict[str, Any] = {"width": 512, "lr": 0.02, "scale": "auto"}
+OF_RANDOM: dict[str, Any] = {"width": 256, "lr": 0.02, "scale": "auto"}
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Protocol:
     lr: float = 1e-4
     scale: float | str = 4e5
     width: int = 4096
-    seeds: int = 5
+    seeds: int = 3
     first_seed: int = 0
     device: str = "cpu"
 
@@ -84,7 +84,7 @@ def protocol_for(**given: Any) -> Protocol:
     """A protocol: what is given, else what suits the features, else the release's values.
 
     With SqueezeNet's features the release's width, learning rate, and scale: 4e5 for streams of up to 10
-    items, 2e5 for longer ones. With random convolutions width 512, lr 0.02, scale "auto": at the release's
+    items, 2e5 for longer ones. With random convolutions width 256, lr 0.02, scale "auto": at the release's
     values features of that size would not be learned at all.
 
     Args:
