@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-FAMILIES = ("metaplastic", "synapse", "linear", "learner", "adapter", "artsy")
+FAMILIES = ("metaplastic", "synapse", "linear", "learner", "adapter", "artsy", "seeds")
 RESULTS = [ROOT / "benchmarks" / "results" / f"{family}_cpu.json" for family in FAMILIES]
 START, END = "<!-- benchmarks:", "<!-- /benchmarks -->"
 

@@ -60,9 +60,9 @@ def run(
 ) -> dict[str, Any]:
     """Runs, or goes on with, an experiment.
 
-    Each network is trained in one process on one thread: on two cores ten networks of width 512 take 0.6 of the
-    time that they take one after the other with both cores for each. So its bits do not depend on how many are
-    trained at a time.
+    Each network is trained in one process on one thread. On a CPU that is faster than one after the other on
+    all cores, and than all as one batched network (``benchmarks/bench_seeds.py``), and the bits do not depend
+    on how many are trained at a time.
 
     Args:
         experiment: which.

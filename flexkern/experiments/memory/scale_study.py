@@ -48,7 +48,7 @@ class ScaleStudy(Experiment):
     """
 
     lengths: tuple[int, ...] = (10, 30)
-    scales: tuple[float, ...] = tuple(float(f"{10**e:.3g}") for e in np.arange(2.0, 6.51, 0.5))
+    scales: tuple[float, ...] = tuple(float(f"{10**e:.3g}") for e in np.arange(2.0, 5.6, 0.5))
     widths: tuple[float, ...] = (0.25,)
     lrs: tuple[float, ...] = (0.2,)
 
