@@ -1,0 +1,13 @@
+"""The stream that these tests learn."""
+
+from __future__ import annotations
+
+import pytest
+
+from flexkern.streams import Stream
+from mlp_blobs import blobs
+
+
+@pytest.fixture(scope="module")
+def stream() -> Stream:
+    return blobs(3)
