@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from typer.testing import CliRunner
 
 from flexkern.experiments.memory.figures import EXPERIMENTS
@@ -114,7 +113,6 @@ def test_a_stopped_unit_goes_on_to_the_same_record(
     def plain(record: dict[str, Any]) -> dict[str, Any]:
         return {k: v for k, v in record.items() if k != "seconds"}
 
-    torch.set_num_threads(1)
     whole = plain(unit("whole").run())
 
     def stop_after(count: int) -> Callable[[float, str], None]:
