@@ -241,7 +241,12 @@ def test_ctrl_c_stops_all_processes_and_the_command_goes_on(tmp_path: Path) -> N
     command += [f"--{k.replace('_', '-')}={v}" for k, v in tiny.items()]
     out = tmp_path / "stopped"
     process = subprocess.Popen(
-        [*command, f"--out={out}"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+        [*command, f"--out={out}"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        # What runs in the background of a shell ignores Ctrl-C, and so would all that it starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 120
     while not list((out / "units").glob("*.json")) and time.monotonic() < deadline:
