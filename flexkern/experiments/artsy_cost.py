@@ -21,6 +21,7 @@ from torch import Tensor
 
 from flexkern.backbones import random_backbone
 from flexkern.environment import environment
+from flexkern.experiments.json_file import write_json
 from flexkern.nn import AdaptedModel, AdapterBank, attach_adapters
 
 __all__ = ["main", "measure"]
@@ -117,8 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=5)
     given = parser.parse_args(arguments)
     results = measure(rounds=given.rounds)
-    given.out.mkdir(parents=True, exist_ok=True)
-    (given.out / "cost.json").write_text(json.dumps(results, indent=1) + "\n")
+    write_json(given.out / "cost.json", results)
     _draw(results, given.out / "cost.png")
     print(json.dumps(results["rows"], indent=1))
 

@@ -10,7 +10,6 @@ network.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -22,6 +21,7 @@ import torch
 
 from flexkern.environment import environment
 from flexkern.experiments.gate_study import StudyConfig, streams
+from flexkern.experiments.json_file import write_json
 from flexkern.learners import FinetuneViT, JointViT, Recipe
 from flexkern.streams import Experience, Stream
 
@@ -80,9 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     config = StudyConfig(data=given.data, seeds=given.seeds)
     results = run(config, given.epochs, given.joint_epochs, lambda line: print(line, flush=True))
-    given.out.mkdir(parents=True, exist_ok=True)
     path = given.out / "bounds.json"
-    path.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
+    write_json(path, results)
     print(f"wrote {path}")
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from flexkern.experiments.json_file import write_json
 
 __all__ = ["table", "tables", "write"]
 
@@ -58,7 +59,7 @@ def write(results: dict[str, Any], out: Path) -> list[Path]:
         The paths.
     """
     paths = [out / "gates.json", out / "open_synapses.png", out / "thresholds.png", out / "curves.png"]
-    paths[0].write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
+    write_json(paths[0], results)
     _draw_open(results, paths[1])
     _draw_thresholds(results, paths[2])
     _draw_curves(results, paths[3])

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from flexkern.experiments.plots import GREY, PANEL_TITLE
+from flexkern.experiments.plots import GREY, PANEL_TITLE, plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -76,9 +76,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
         axes.set_xlim(0, classes * 1.02)
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(axis="y", color="#E6E6E6", linewidth=0.8)
-        axes.set_axisbelow(True)
+        plain(axes, "y")
         axes.legend(frameon=False, fontsize=8.5)
     figure.text(0.018, 0.925, configuration["title"], fontsize=16, weight="bold")
     seeds = max(s["seeds"] for s in summary.values())

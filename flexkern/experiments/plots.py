@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["GREY", "LABELS", "PANEL_TITLE", "STYLES", "curves", "draw_memory", "frame", "name_ends"]
+__all__ = ["GREY", "LABELS", "PANEL_TITLE", "STYLES", "curves", "draw_memory", "frame", "name_ends", "plain"]
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart, and line styles for print without colour.
 STYLES: dict[str, dict[str, Any]] = {
@@ -159,8 +159,13 @@ def frame(axes: Axes, items: int, upper: float) -> None:
     axes.set_xlim(0.6, items + 0.4)
     axes.set_ylim(-0.035 * upper, 1.035 * upper)
     axes.set_xticks(np.arange(1, items + 1) if items <= 15 else np.arange(5, items + 1, 5))
+    plain(axes, "y")
+
+
+def plain(axes: Axes, grid: Any) -> None:
+    """No frame, and a light grid along the axis ``grid``, "x" or "y"."""
     axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color="#E6E6E6", linewidth=0.8)
+    axes.grid(axis=grid, color="#E6E6E6", linewidth=0.8)
     axes.set_axisbelow(True)
 
 

@@ -9,10 +9,9 @@ from typing import Any, ClassVar
 from flexkern.experiments.memory.flexibility import DISTRIBUTIONS
 from flexkern.experiments.memory.protocol import Network, Protocol
 from flexkern.experiments.memory.records import accuracy, by_network, held
-from flexkern.experiments.memory.schedule import Experiment, Part, in_order
+from flexkern.experiments.memory.schedule import Experiment
 from flexkern.experiments.memory.serial_position import memory_measures
 from flexkern.experiments.memory.statistics import check, claim
-from flexkern.streams import TwoDigitItems
 
 __all__ = ["FlexibilityDistribution"]
 
@@ -28,9 +27,6 @@ class FlexibilityDistribution(Experiment):
 
     def networks(self, protocol: Protocol) -> Mapping[str, Network]:
         return {name: Network(flexibility=value) for name, value in DISTRIBUTIONS.items()}
-
-    def schedule(self, items: TwoDigitItems, protocol: Protocol, seed: int) -> Sequence[Part]:
-        return [Part("stream", in_order(items, range(len(items))), len(items))]
 
     def summarise(self, records: Sequence[dict[str, Any]], protocol: Protocol) -> dict[str, Any]:
         networks = by_network(records)

@@ -11,15 +11,15 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from flexkern.experiments.memory.report import source
-from flexkern.experiments.plots import GREY, LABELS, PANEL_TITLE, STYLES, curves, frame
+from flexkern.experiments.plots import GREY, LABELS, PANEL_TITLE, STYLES, curves, frame, plain
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
 
 __all__ = [
-    "CHANCE", "Value", "bars", "by_item", "grouped_bars", "line", "listed", "name_panel", "networks", "plain",
-    "reach", "sheet",
+    "CHANCE", "Value", "bars", "by_item", "grouped_bars", "line", "listed", "name_panel", "networks", "reach",
+    "sheet",
 ]  # fmt: skip
 
 Value = Mapping[str, Any]  # of `describe`: mean, std, n
@@ -104,13 +104,6 @@ def name_panel(axes: Axes, title: str, x: str = "", y: str = "") -> None:
     axes.set_title(title, **PANEL_TITLE)
     axes.set_xlabel(x)
     axes.set_ylabel(y)
-
-
-def plain(axes: Axes, grid: Any) -> None:
-    """No frame, and a light grid along the axis ``grid``, "x" or "y"."""
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis=grid, color="#E6E6E6", linewidth=0.8)
-    axes.set_axisbelow(True)
 
 
 def by_item(

@@ -23,12 +23,11 @@ from flexkern.experiments.memory.panels import (
     listed,
     name_panel,
     networks,
-    plain,
     reach,
     sheet,
 )
 from flexkern.experiments.memory.poisoning import CLEAN, DERANGED
-from flexkern.experiments.plots import GREY, STYLES, curves, name_ends
+from flexkern.experiments.plots import GREY, STYLES, curves, name_ends, plain
 
 __all__ = ["draw", "figure"]
 

@@ -105,7 +105,7 @@ class Network:
 
     method: of :data:`flexkern.learners.mlp_baselines.MLP_METHODS`.
     flexibility: of a metaplastic network: "conventional", "hybrid", "stable", a number, or a distribution that
-        :func:`flexkern.experiments.memory.flexibility.draw` knows.
+        :func:`flexkern.experiments.memory.flexibility.flexibility` knows.
     options: further arguments of the learner.
     changes: settings of the protocol that are other ones for this network.
     """

@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 
 from flexkern.experiments.memory.protocol import Network, Protocol
 from flexkern.experiments.memory.records import accuracy, by_network
-from flexkern.experiments.memory.schedule import Experiment, Part, in_order
+from flexkern.experiments.memory.schedule import Experiment
 from flexkern.experiments.memory.serial_position import memory_measures
 from flexkern.experiments.memory.statistics import check, claim
-from flexkern.streams import TwoDigitItems
 
 __all__ = ["Rivals"]
 
@@ -67,9 +66,6 @@ class Rivals(Experiment):
             f"replay of {self.memory}": Network("replay", options=(("memory", self.memory),)),
             JOINT: Network("joint"),
         }
-
-    def schedule(self, items: TwoDigitItems, protocol: Protocol, seed: int) -> Sequence[Part]:
-        return [Part("stream", in_order(items, range(len(items))), len(items))]
 
     def summarise(self, records: Sequence[dict[str, Any]], protocol: Protocol) -> dict[str, Any]:
         pilot, reported = set(protocol.seed_list[: self.pilot]), set(protocol.seed_list[self.pilot :])

@@ -12,9 +12,8 @@ import numpy as np
 
 from flexkern.experiments.memory.protocol import Network, Protocol
 from flexkern.experiments.memory.records import accuracy, by_network
-from flexkern.experiments.memory.schedule import Experiment, Part, in_order
+from flexkern.experiments.memory.schedule import Experiment
 from flexkern.experiments.memory.statistics import check, claim, describe
-from flexkern.streams import TwoDigitItems
 
 __all__ = ["ScaleStudy", "Setting"]
 
@@ -69,9 +68,6 @@ class ScaleStudy(Experiment):
             for setting in self.settings(protocol)
             for scale in (*self.scales, AUTO)
         }
-
-    def schedule(self, items: TwoDigitItems, protocol: Protocol, seed: int) -> Sequence[Part]:
-        return [Part("stream", in_order(items, range(len(items))), len(items))]
 
     def summarise(self, records: Sequence[dict[str, Any]], protocol: Protocol) -> dict[str, Any]:
         of = by_network(records)

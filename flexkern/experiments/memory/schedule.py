@@ -79,8 +79,8 @@ class Experiment:
         raise NotImplementedError
 
     def schedule(self, items: Any, protocol: settings.Protocol, seed: int) -> Sequence[Part]:
-        """What each network is shown; ``items`` are those of :meth:`load`."""
-        raise NotImplementedError
+        """What each network is shown; ``items`` are those of :meth:`load`. By default all of them, once."""
+        return [Part("stream", in_order(items, range(len(items))), len(items))]
 
     def summarise(self, records: Sequence[dict[str, Any]], protocol: settings.Protocol) -> dict[str, Any]:
         """Numbers for tables and pictures, and under "claims" the paper's claims."""

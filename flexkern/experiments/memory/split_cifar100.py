@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import ClassVar
 
@@ -17,7 +18,7 @@ from flexkern.experiments.memory.rivals import Rivals
 from flexkern.experiments.memory.sources import cached
 from flexkern.features import extract_from
 from flexkern.learners.training import test_view
-from flexkern.streams import Experience, Stream, class_incremental, image_pack
+from flexkern.streams import Experience, Images, Stream, class_incremental, image_pack
 
 __all__ = ["SplitCIFAR100", "TokenFeatures"]
 
@@ -57,7 +58,7 @@ class SplitCIFAR100(Rivals):
         if count % tasks:
             raise ValueError(f"items must divide the {count} classes of the stream, got {tasks}")
         stream = class_incremental(
-            *image_pack(protocol.data),
+            *_pack(protocol.data),
             increment=count // tasks,
             classes=range(self.first_class, 100),
             seed=seed,
@@ -66,6 +67,12 @@ class SplitCIFAR100(Rivals):
         )
         what = f"seed {seed}: features of {tasks} tasks"
         return _Tasks(_features(stream, protocol, self.backbone, cache, lambda: progress(what)))
+
+
+@lru_cache(maxsize=1)
+def _pack(path: str) -> tuple[Images, Images]:
+    """Decoded once for all units of a process: 60,000 images take longer than a network on their features."""
+    return image_pack(path)
 
 
 class TokenFeatures(nn.Module):
