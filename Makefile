@@ -21,9 +21,10 @@ lint: $(VENV)/.dev
 	$(BIN)/clang-format --dry-run --Werror $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 	$(BIN)/mypy
 
-# Writes benchmarks/results/*_cpu.json and prints the table of ratios.
+# Writes a results file into benchmarks/results, then the table of this page and docs/results/benchmarks from it.
 bench: $(VENV)/.test
-	$(BIN)/pytest benchmarks -o python_files='bench_*.py' -m "not gpu" --benchmark-columns=median,iqr,rounds
+	$(BIN)/flexkern bench
+	$(BIN)/python -m flexkern.benchmarks.publish
 
 # On a machine with an NVIDIA GPU, with the torch that is there and no network: see scripts/gpu_check.py.
 gpu-check:

@@ -3,48 +3,61 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 
-import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from flexkern.ops.adapter import gated_adapter
-from harness import Row
+from flexkern import ops
+from flexkern.benchmarks.case import CPU, GPU, Contest, Goal, Peer, Setting, Work, case, faster
+from flexkern.benchmarks.peers.adapters import EaseAdapter, loop_over_tasks, lora
 
 SCALE = 0.1
 DROPOUT = 0.1
-# (samples, positions, d, rank): the input of a block of ViT-B/16 at a batch of 32, and of the small ViT.
-VIT_B = (32, 197, 768, 64)
-SMALL = (128, 65, 128, 16)
-CPU_ONLY = pytest.mark.skipif(torch.cuda.is_available(), reason="the CPU rows are measured on a CPU machine")
-Size = tuple[int, int, int, int]
+PEFT = "LoRA of peft"
+ANOTHER_RULE = "LoRA is another rule: no ReLU, no biases"
+# Speed-up that is wanted in forward, and in forward with backward; on a CPU and on a GPU. The products are the
+# same library's in ours and the peers on a CPU: what can be won there is all that is between them.
+GOALS: dict[str, dict[str, tuple[float, float]]] = {
+    "modules": {CPU: (1.3, 1.3), GPU: (2.5, 1.8)},
+    "torch.compile of the modules": {CPU: (1.0, 1.0), GPU: (1.3, 1.2)},
+    "loop over tasks": {CPU: (1.3, 1.3), GPU: (2.5, 1.8)},
+}
+Forward = Callable[[], Tensor]
 
 
-class Modules(nn.Module):
-    """One adapter in parallel to an MLP, as EASE has it."""
+@dataclass(frozen=True)
+class Size:
+    """The input of a block of a transformer: [samples, positions, d], and the adapter's rank."""
 
-    def __init__(self, d: int, rank: int) -> None:
-        super().__init__()
-        self.down, self.relu, self.dropout = nn.Linear(d, rank), nn.ReLU(), nn.Dropout(DROPOUT)
-        self.up = nn.Linear(rank, d)
+    name: str
+    samples: int
+    positions: int
+    d: int
+    rank: int
 
-    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
-        return residual + SCALE * self.up(self.dropout(self.relu(self.down(x))))
+
+VIT_B = Size("ViT-B/16", 32, 197, 768, 64)
+VIT_B_256 = Size("ViT-B/16, 256 images", 256, 197, 768, 64)
+SMALL = Size("small ViT", 128, 65, 128, 16)
+QUICK = Size("quick size", 20, 5, 32, 8)
 
 
 class Adapters:
     """The same weights as a bank and as modules; a batch whose samples are of ``tasks`` tasks, in order."""
 
-    def __init__(self, size: Size, tasks: int, *, training: bool, dtype: torch.dtype = torch.float32) -> None:
-        samples, positions, d, rank = size
+    def __init__(self, size: Size, tasks: int, dtype: torch.dtype, device: str, *, training: bool) -> None:
         torch.manual_seed(tasks)
-        self.modules = [Modules(d, rank).to(dtype).train(training) for _ in range(tasks)]
-        self.calls: Sequence[Callable[[Tensor, Tensor], Tensor]] = self.modules
-        self.x = torch.randn(samples, positions, d, dtype=dtype)
-        self.residual = torch.randn_like(self.x)
-        self.grad_out = torch.randn_like(self.x)
-        self.index = torch.arange(samples) * tasks // samples
+        self.modules = [EaseAdapter(size.d, size.rank, scale=SCALE, dropout=DROPOUT) for _ in range(tasks)]
+        for module in self.modules:
+            module.to(device, dtype).train(training)
+        self.compiled = torch.compile(self.modules[0])
+        shape = (size.samples, size.positions, size.d)
+        self.x, self.residual, self.grad_out = (torch.randn(shape, dtype=dtype, device=device) for _ in range(3))
+        self.index = torch.arange(size.samples, device=device) * tasks // size.samples
         self.counts = torch.bincount(self.index).tolist()
+        self.training = training
         self.dropout_p = DROPOUT if training else 0.0
         with torch.no_grad():
             self.bank = [
@@ -53,101 +66,187 @@ class Adapters:
                 torch.stack([m.up.weight.T for m in self.modules]),
                 torch.stack([m.up.bias for m in self.modules]),
             ]
-        self.leaves = [self.x, self.residual]
-        for tensor in (*self.leaves, *self.bank):
+        self.lora = lora(size.d, size.rank, tasks, scale=SCALE, dropout=DROPOUT)
+        if self.lora is not None:
+            self.lora.to(device, dtype).train(training)
+        self.names = [str(t) for t in self.index.tolist()]
+        self.inputs = [self.x, self.residual]
+        for tensor in (*self.inputs, *self.bank):
             tensor.requires_grad_(training)
 
-    def compile(self) -> None:
-        """The modules by torch.compile, from here on."""
-        self.calls = [torch.compile(module) for module in self.modules]
-
     def fused(self) -> Tensor:
-        return gated_adapter(
+        return ops.gated_adapter(
             self.x, *self.bank, self.index, scale=SCALE, residual=self.residual, dropout_p=self.dropout_p
         )
 
     def unfused(self) -> Tensor:
-        if len(self.calls) == 1:
-            return self.calls[0](self.x, self.residual)
-        parts = zip(self.calls, self.x.split(self.counts), self.residual.split(self.counts), strict=True)
-        return torch.cat([call(x, residual) for call, x, residual in parts])
+        return loop_over_tasks(self.modules, self.counts, self.x, self.residual)
 
-    def train_fused(self) -> None:
-        self._train(self.fused, self.bank)
+    def unfused_compiled(self) -> Tensor:
+        return self.compiled(self.x, self.residual)
 
-    def train_unfused(self) -> None:
-        self._train(self.unfused, [p for m in self.modules for p in m.parameters()])
+    def peft(self) -> Tensor:
+        assert self.lora is not None
+        if len(self.modules) == 1:
+            return self.lora(self.x, self.residual)
+        return self.lora(self.x, self.residual, adapter_names=self.names)
 
-    def _train(self, forward: Callable[[], Tensor], parameters: Sequence[Tensor]) -> None:
-        forward().backward(self.grad_out)
-        for tensor in (*self.leaves, *parameters):
-            tensor.grad = None
+    def weights(self, forward: Forward) -> list[Tensor]:
+        """What is trained by a way forward."""
+        if forward == self.fused:
+            return self.bank
+        modules = [self.lora] if forward == self.peft else self.modules
+        return [p for m in modules if m is not None for p in m.parameters() if p.requires_grad]
+
+    def call(self, forward: Forward) -> Callable[[], object]:
+        """``forward``, with the backward pass if this is training."""
+        if not self.training:
+            return partial(_without_grad, forward)
+        return partial(_train, forward, self.grad_out, [*self.inputs, *self.weights(forward)])
+
+    def gradients(self, forward: Forward) -> list[Tensor]:
+        """Of x, the residual, and the four tensors of the bank, whichever way they are kept."""
+        weights = self.weights(forward)
+        grads = torch.autograd.grad(forward(), [*self.inputs, *weights], self.grad_out)
+        if forward == self.fused:
+            return list(grads)
+        of = dict(zip(weights, grads[2:], strict=True))
+        return [
+            *grads[:2],
+            torch.stack([of[m.down.weight].T for m in self.modules]),
+            torch.stack([of[m.down.bias] for m in self.modules]),
+            torch.stack([of[m.up.weight].T for m in self.modules]),
+            torch.stack([of[m.up.bias] for m in self.modules]),
+        ]
 
 
-def check_agreement(case: Adapters) -> None:
-    """Both ways give the same results without dropout, to the rounding of sums of d and of rank terms."""
-    modes = [module.training for module in case.modules]
-    p, case.dropout_p = case.dropout_p, 0.0
-    for module in case.modules:
+def _without_grad(forward: Forward) -> Tensor:
+    with torch.no_grad():
+        return forward()
+
+
+def _train(forward: Forward, grad_out: Tensor, leaves: Sequence[Tensor]) -> None:
+    forward().backward(grad_out)
+    for tensor in leaves:
+        tensor.grad = None
+
+
+def check_agreement(adapters: Adapters, peer: Forward) -> None:
+    """Both ways give the same results without dropout, and in training the same gradients."""
+    p, adapters.dropout_p = adapters.dropout_p, 0.0
+    for module in adapters.modules:
         module.eval()
     with torch.no_grad():
-        ours, theirs = case.fused(), case.unfused()
-    d, rank = case.bank[0].shape[1:]
-    unit = 2.0**-24 if case.x.dtype is torch.float32 else 2.0**-8
-    # Bounds by the sizes of all terms: |h| <= sum |x| |down| + |bias|, and so on.
-    x, down, down_bias = case.x.double().abs(), case.bank[0].double().abs(), case.bank[1].double().abs()
-    up, up_bias = case.bank[2].double().abs(), case.bank[3].double().abs()
-    for task in range(len(case.modules)):
-        own = case.index == task
-        hidden = x[own] @ down[task] + down_bias[task]
-        terms = SCALE * (hidden @ up[task] + up_bias[task]) + case.residual[own].double().abs()
-        roundings = (d + rank) * 2.0**-24 + 8 * unit
-        assert bool(((ours[own] - theirs[own]).abs() <= 2 * roundings * terms).all())
-    case.dropout_p = p
-    for module, mode in zip(case.modules, modes, strict=True):
-        module.train(mode)
+        pairs = [(adapters.fused(), peer())]
+    if adapters.training:
+        pairs += zip(adapters.gradients(adapters.fused), adapters.gradients(peer), strict=True)
+    names = ("the result", "the gradient of x", "of the residual", "of down", "of down_bias", "of up", "of up_bias")
+    for name, (ours, theirs), bound in zip(names, pairs, bounds(adapters), strict=False):
+        assert bool(((ours.double() - theirs.double()).abs() <= bound).all()), name
+    adapters.dropout_p = p
+    for module in adapters.modules:
+        module.train(adapters.training)
 
 
-@CPU_ONLY
-@pytest.mark.parametrize("size", [VIT_B, SMALL], ids=str)
-@pytest.mark.parametrize("peer", ["modules", "torch.compile of the modules"])
-@pytest.mark.parametrize("training", [False, True], ids=["forward", "forward + backward"])
-def test_one_task(race: Callable[..., Row], training: bool, peer: str, size: Size) -> None:
-    case = Adapters(size, 1, training=training)
-    check_agreement(case)
-    if peer != "modules":
-        case.compile()
-    measure(race, case, size, peer, training=training)
+@torch.no_grad()
+def bounds(adapters: Adapters) -> list[Tensor]:
+    """How far two computations of the result, and of each gradient, may be apart, in float64.
+
+    Counted from sizes of terms: a sum of n products in float32 is off by at most n 2^-24 of the sum of their
+    sizes, a rounding to the dtype by its unit; twice, as two are compared. A hidden unit so near 0 that rounding
+    decides whether the ReLU is open may be open in one of the two only: its whole gradient counts as error.
+    """
+    unit = 2.0**-24 if adapters.x.dtype is torch.float32 else 2.0**-8
+    d, rank = adapters.bank[0].shape[1:]
+
+    def error(terms: int, roundings: int = 8) -> float:
+        return 2 * (terms * 2.0**-24 + roundings * unit)
+
+    out = torch.empty_like(adapters.x, dtype=torch.float64)
+    grad_x = torch.empty_like(out)
+    bank = [torch.zeros_like(tensor, dtype=torch.float64) for tensor in adapters.bank]
+    for task in range(len(adapters.modules)):
+        own = adapters.index == task
+        x, grad_out = (t[own].flatten(0, 1).double() for t in (adapters.x, adapters.grad_out))
+        down, down_bias, up, up_bias = (tensor[task].double() for tensor in adapters.bank)
+        size_x, size_down, size_up, size_g = x.abs(), down.abs(), up.abs(), SCALE * grad_out.abs()
+        hidden = size_x @ size_down + down_bias.abs()
+        undecided = (x @ down + down_bias).abs() <= error(d) * hidden
+        shape = (-1, *adapters.x.shape[1:])
+        terms = SCALE * (hidden @ size_up + up_bias.abs()) + adapters.residual[own].flatten(0, 1).double().abs()
+        out[own] = (error(d + rank) * terms).view(shape)
+        back = size_g @ size_up.T  # of the hidden units' gradients
+        doubt = error(d) * back + undecided * back
+        n = len(x)
+        grad_x[own] = (doubt @ size_down.T + error(rank) * (back @ size_down.T)).view(shape)
+        bank[0][task] = size_x.T @ doubt + error(n) * (size_x.T @ back)
+        bank[1][task] = doubt.sum(0) + error(n) * back.sum(0)
+        bank[2][task] = error(n + d) * (hidden.T @ size_g)
+        bank[3][task] = error(n) * size_g.sum(0)
+    return [out, grad_x, torch.zeros_like(out), *bank]
 
 
-@CPU_ONLY
-@pytest.mark.parametrize("size", [VIT_B, SMALL], ids=str)
-@pytest.mark.parametrize("training", [False, True], ids=["forward", "forward + backward"])
-def test_ten_tasks(race: Callable[..., Row], training: bool, size: Size) -> None:
-    case = Adapters(size, 10, training=training)
-    check_agreement(case)
-    measure(race, case, size, "loop over tasks", training=training)
+def work(size: Size, tasks: int, dtype: torch.dtype, *, training: bool) -> Work:
+    """Forward: x, residual and out, in training hidden too. Backward: to x, grad_out, hidden, its gradient and
+    grad_x; to the bank x and grad_out again, and hidden and its gradient. Two products, and four of the same
+    size backward."""
+    rows = size.samples * size.positions
+    bank = tasks * (2 * size.d * size.rank + size.d + size.rank)
+    elements = rows * (7 * size.d + 5 * size.rank) + 3 * bank if training else 3 * rows * size.d + bank
+    operations = (12 if training else 4) * rows * size.d * size.rank
+    name = "bfloat16" if dtype is torch.bfloat16 else "float32"
+    return Work(dtype.itemsize * elements, operations, name)
 
 
-@CPU_ONLY
-@pytest.mark.parametrize("training", [False, True], ids=["forward", "forward + backward"])
-def test_one_task_in_bfloat16(race: Callable[..., Row], training: bool) -> None:
-    case = Adapters(VIT_B, 1, training=training, dtype=torch.bfloat16)
-    check_agreement(case)
-    measure(race, case, VIT_B, "modules", training=training)
+def goal(peer: str, at: Setting, *, training: bool) -> Goal:
+    return faster(GOALS[peer][at.device][training])
 
 
-def measure(race: Callable[..., Row], case: Adapters, size: Size, peer: str, *, training: bool) -> None:
-    what = "fwd + bwd" if training else "fwd"
-    where = "ViT-B/16" if size is VIT_B else "small ViT"
-    dtype = ", bf16" if case.x.dtype is torch.bfloat16 else ""
-    name = f"gated_adapter {what}, {where}, T = {len(case.modules)}{dtype}"
-    row = Row(name, peer, GOALS[peer], at_most=False)
-    row.note = f"x {list(size[:3])}, rank {size[3]}" + (", with dropout" if training else "")
-    ours, theirs = (case.train_fused, case.train_unfused) if training else (case.fused, case.unfused)
-    with torch.set_grad_enabled(training):
-        race(row, ours, theirs, rounds=40 if size is VIT_B else 200)
+def build(size: Size, tasks: int, dtype: torch.dtype, training: bool, at: Setting) -> Contest:
+    if at.device == GPU and size is VIT_B:
+        size = VIT_B_256
+    shape = QUICK if at.quick else size
+    adapters = Adapters(shape, tasks, dtype, at.device, training=training)
+
+    def peer(name: str, forward: Forward) -> Peer:
+        check = partial(check_agreement, adapters, forward)
+        return Peer(name, adapters.call(forward), check, goal(name, at, training=training))
+
+    if tasks == 1:
+        peers = [
+            peer("modules", adapters.unfused),
+            peer("torch.compile of the modules", adapters.unfused_compiled),
+        ]
+    else:
+        peers = [peer("loop over tasks", adapters.unfused)]
+    notes = [f"x {[shape.samples, shape.positions, shape.d]}, rank {shape.rank}"]
+    if training:
+        notes.append("with dropout")
+    if tasks == 1 or not training:  # peft mixes tasks in a batch in inference only
+        if adapters.lora is None:
+            notes.append("peft is not installed: no LoRA beside it")
+        else:
+            peers.append(Peer(PEFT, adapters.call(adapters.peft), ANOTHER_RULE))
+    what = "forward and backward" if training else "forward"
+    kind = ", bf16" if dtype is torch.bfloat16 else ""
+    return Contest(
+        f"gated_adapter {what}, {shape.name}, T = {tasks}{kind}{at.suffix()}",
+        adapters.call(adapters.fused),
+        peers,
+        work(shape, tasks, dtype, training=training),
+        note=", ".join(notes),
+    )
 
 
-# Peer / ours. The products are the same library's in both: what can be won is all that is between them.
-GOALS = {"modules": 1.3, "torch.compile of the modules": 1.0, "loop over tasks": 1.3}
+def register(name: str, size: Size, tasks: int, dtype: torch.dtype, devices: tuple[str, ...]) -> None:
+    for what in ("forward", "train"):
+        full = f"adapter/{name}-{tasks}-{'task' if tasks == 1 else 'tasks'}-{what}"
+        case(full, devices=devices, backends=("triton",))(partial(build, size, tasks, dtype, what == "train"))
+
+
+for _tasks in (1, 10):
+    register("vit-b", VIT_B, _tasks, torch.float32, (CPU,))
+    register("small", SMALL, _tasks, torch.float32, (CPU,))
+register("vit-b-bf16", VIT_B, 1, torch.bfloat16, (CPU, GPU))
+for _tasks in (10, 50):
+    register("vit-b-bf16", VIT_B, _tasks, torch.bfloat16, (GPU,))

@@ -1,40 +1,51 @@
-"""The flexible update against its peers: the first rows of the CPU and GPU budgets.
-
-Run by ``make bench`` (CPU) and ``make gpu-check``; every case checks that ours and the peer agree first.
-"""
+"""The flexible update against its peers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
 
-import pytest
 import torch
 from torch import Tensor
 
 from flexkern import Field, ops
+from flexkern.benchmarks.case import (
+    CPU,
+    GPU,
+    Contest,
+    Peer,
+    Rotating,
+    Setting,
+    Work,
+    at_most,
+    case,
+    faster,
+    rotation,
+)
+from flexkern.benchmarks.peers import formula
 from flexkern.fields import Purpose
-from harness import Rotating, Row, rotation
 
-ELEMENTS = 1 << 24  # 16.7 M float32
 LR, SCALE = 1e-4, 4e5
 SPREAD = 1e-6  # |w - a|: alpha spans (0, 1) at this scale
+BACKENDS = ("cuda", "triton")
+COMPILED, EAGER = "torch.compile of the formula", "the formula in eager PyTorch"
+COPY = "device-to-device copy of as many bytes"
+ANOTHER_RULE = "plain SGD is another rule, and the least that a step can cost"
 
-Buffers = tuple[Tensor, Tensor, Tensor, Tensor]
-
-
-def formula(w: Tensor, g: Tensor, a: Tensor, f: Tensor) -> None:
-    """The update as the paper writes it, in place."""
-    k = SCALE * (1 - f) / f * (w - a).abs()
-    w.sub_(LR * (1 - torch.tanh(k) ** 2) * g)
+Buffers = tuple[Tensor, Tensor, Tensor, Tensor]  # weight, gradient, anchor, flexibility
+Update = Callable[[Tensor, Tensor, Tensor, Tensor], object]
 
 
 def ours(w: Tensor, g: Tensor, a: Tensor, f: Tensor) -> None:
     ops.metaplastic_sgd_(w, g, a, f, lr=LR, scale=SCALE)
 
 
-def make_buffers(count: int, elements: int = ELEMENTS, device: str = "cpu") -> list[Buffers]:
-    """Sets of weight, gradient, anchor and flexibility on fresh random values."""
+def eager(w: Tensor, g: Tensor, a: Tensor, f: Tensor) -> None:
+    formula.update(w, g, a, f, LR, SCALE)
+
+
+def make_buffers(count: int, elements: int, device: str) -> list[Buffers]:
+    """Sets of buffers on fresh random values."""
     generator = torch.Generator(device).manual_seed(count)
 
     def normal(std: float) -> Tensor:
@@ -48,143 +59,177 @@ def make_buffers(count: int, elements: int = ELEMENTS, device: str = "cpu") -> l
     return sets
 
 
-def check_agreement(peer: Callable[..., Any], device: str = "cpu") -> None:
+def agrees(peer: Update, device: str) -> None:
     """Ours and the peer take the same step, up to the cancellation of 1 - tanh^2 in the peer's formula."""
-    (w, g, a, f) = make_buffers(1, 100_000, device)[0]
+    ((w, g, a, f),) = make_buffers(1, 100_000, device)
     theirs = w.clone()
     ours(w, g, a, f)
     peer(theirs, g, a, f)
     # 1 - tanh^2 is off by a few ulp of 1 (4 * 2^-24); then one rounding of w each.
     bound = LR * g.abs() * 8 * 2**-24 + 2 * w.abs() * 2**-24
     assert bool(((w - theirs).abs() <= bound).all())
+    assert not torch.equal(w, a)
 
 
-def fused_sgd(weights: list[Tensor], grads: list[Tensor]) -> torch.optim.SGD:
-    params = [torch.nn.Parameter(w) for w in weights]
-    for p, g in zip(params, grads, strict=True):
-        p.grad = g
-    return torch.optim.SGD(params, lr=LR, fused=True)
+def on_sets(update: Update, sets: list[Buffers]) -> Rotating:
+    return Rotating([partial(update, *buffers) for buffers in sets])
 
 
-def sgd_calls(count: int, device: str = "cpu", elements: int = ELEMENTS) -> list[Callable[[], Any]]:
-    generator = torch.Generator(device).manual_seed(0)
-    calls: list[Callable[[], Any]] = []
-    for _ in range(count):
+def plain_sgd(elements: int, device: str) -> Peer:
+    """The cheapest of peers, on buffers of its own: 12 bytes a parameter."""
+    calls = []
+    for i in range(rotation(8 * elements, most=8 if device == CPU else 1)):
+        generator = torch.Generator(device).manual_seed(i)
         w, g = (torch.randn(elements, generator=generator, device=device) for _ in range(2))
-        calls.append(fused_sgd([w], [g]).step)
-    return calls
+        calls.append(formula.fused_sgd([w], [g], LR).step)
+    return Peer("torch.optim.SGD(fused=True)", Rotating(calls), ANOTHER_RULE)
 
 
-@pytest.fixture(scope="module")
-def stored() -> list[Buffers]:
-    return make_buffers(rotation(16 * ELEMENTS))
+@case("metaplastic/step", devices=(CPU, GPU), backends=BACKENDS, small_pages=True, budget=True)
+def step(at: Setting) -> Contest:
+    on_gpu = at.device == GPU
+    elements = at.size(1 << 28 if on_gpu else 1 << 24, 1 << 16)
+    sets = make_buffers(1 if on_gpu else rotation(16 * elements), elements, at.device)
+    compiled = torch.compile(eager)
+    sgd = plain_sgd(elements, at.device)
+    peers = [
+        Peer(COMPILED, on_sets(compiled, sets), lambda: agrees(compiled, at.device), faster(2.2)),
+        Peer(EAGER, on_sets(eager, sets), lambda: agrees(eager, at.device)),
+        sgd,
+    ]
+    if on_gpu:
+        source = torch.randn(5 * elements // 2, device=at.device)
+        target = torch.empty_like(source)  # 20 bytes a parameter, read and written, as the step moves
+        peers.append(Peer(COPY, lambda: target.copy_(source), "a copy is no step", at_most(1 / 0.92)))
+    else:
+        peers[1].goal = faster(25)
+        sgd.goal = at_most(1.8)  # bytes alone say 20 / 12 = 1.67
+    title = f"step, stored f, {count(elements)} float32{at.suffix()}"
+    return Contest(title, on_sets(ours, sets), peers, Work(20 * elements))
 
 
-@pytest.fixture(scope="module")
-def plain_sgd() -> list[Callable[[], Any]]:
-    return sgd_calls(rotation(8 * ELEMENTS))
-
-
-def step_calls(step: Callable[..., Any], sets: list[Buffers]) -> Rotating:
-    return Rotating([lambda s=s: step(*s) for s in sets])
-
-
-CPU_ONLY = pytest.mark.skipif(torch.cuda.is_available(), reason="the CPU rows are measured on a CPU machine")
-
-
-@CPU_ONLY
-def test_step_against_compiled_formula(race: Callable[..., Row], stored: list[Buffers]) -> None:
-    compiled = torch.compile(formula)
-    check_agreement(compiled)
-    row = Row("step, stored f, 16.7 M float32", "torch.compile of the formula", 2.2, at_most=False)
-    row.bytes_ours = 20 * ELEMENTS
-    race(row, step_calls(ours, stored), step_calls(compiled, stored), rounds=40)
-
-
-@CPU_ONLY
-def test_step_against_eager_formula(race: Callable[..., Row], stored: list[Buffers]) -> None:
-    check_agreement(formula)
-    row = Row("step, stored f, 16.7 M float32", "the formula in eager PyTorch", 25.0, at_most=False)
-    row.bytes_ours = 20 * ELEMENTS
-    race(row, step_calls(ours, stored), step_calls(formula, stored), rounds=8)
-
-
-@CPU_ONLY
-def test_step_against_sgd(
-    race: Callable[..., Row], stored: list[Buffers], plain_sgd: list[Callable[[], Any]]
-) -> None:
-    row = Row("step, stored f, 16.7 M float32", "torch.optim.SGD(fused=True)", 1.8, at_most=True)
-    row.bytes_ours = 20 * ELEMENTS
-    row.note = "20 against 12 bytes a parameter: 1.67 by bytes alone"
-    race(row, step_calls(ours, stored), Rotating(plain_sgd), rounds=60)
-
-
-@CPU_ONLY
-def test_gated_step_against_sgd(
-    race: Callable[..., Row], stored: list[Buffers], plain_sgd: list[Callable[[], Any]]
-) -> None:
+@case("metaplastic/gated-step", devices=(CPU, GPU), backends=BACKENDS, small_pages=True, budget=True)
+def gated_step(at: Setting) -> Contest:
+    on_gpu = at.device == GPU
+    elements = at.size(1 << 28 if on_gpu else 1 << 24, 1 << 16)
     # The flexibility buffers serve as stored alphas: any values in (0, 1) do.
-    gated = [lambda s=s: ops.gated_sgd_(s[0], s[1], s[3], lr=LR) for s in stored]
-    row = Row("item-gated step, 16.7 M float32", "torch.optim.SGD(fused=True)", 1.4, at_most=True)
-    row.bytes_ours = 16 * ELEMENTS
-    row.note = "16 against 12 bytes a parameter: 1.33 by bytes alone"
-    race(row, Rotating(gated), Rotating(plain_sgd), rounds=60)
+    sets = make_buffers(1 if on_gpu else rotation(12 * elements), elements, at.device)
 
+    def gated(w: Tensor, g: Tensor, _: Tensor, alpha: Tensor) -> None:
+        ops.gated_sgd_(w, g, alpha, lr=LR)
 
-GPU_ELEMENTS = 1 << 28  # 256 M parameters
-BACKENDS = ("cuda", "triton")
+    def addcmul(w: Tensor, g: Tensor, _: Tensor, alpha: Tensor) -> None:
+        w.addcmul_(alpha, g, value=-LR)
 
+    def check() -> None:
+        ((w, g, a, f),) = make_buffers(1, 100_000, at.device)
+        theirs = w.clone()
+        gated(w, g, a, f)
+        addcmul(theirs, g, a, f)
+        # Two roundings of the step, one of w, in either.
+        assert bool(((w - theirs).abs() <= 4 * 2**-24 * (LR * g.abs() + w.abs())).all())
 
-@pytest.mark.gpu
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_gpu_step_against_copy(gpu_race: Callable[..., Row], gpu_backend: None, backend: str) -> None:
-    check_agreement(formula, "cuda")
-    sets = make_buffers(1, GPU_ELEMENTS, "cuda")
-    source = torch.randn(5 * GPU_ELEMENTS // 2, device="cuda")
-    target = torch.empty_like(source)  # 20 bytes a parameter, read and written, as the step moves
-    row = Row(
-        f"step, stored, 256 M ({backend})", "device-to-device copy of as many bytes", 1 / 0.92, at_most=True
+    sgd = plain_sgd(elements, at.device)
+    sgd.goal = at_most(1.4)  # bytes alone say 16 / 12 = 1.33
+    return Contest(
+        f"item-gated step, {count(elements)} float32{at.suffix()}",
+        on_sets(gated, sets),
+        [sgd, Peer("torch.addcmul_", on_sets(addcmul, sets), check)],
+        Work(16 * elements),
     )
-    row.bytes_ours = 20 * GPU_ELEMENTS
-    gpu_race(row, step_calls(ours, sets), lambda: target.copy_(source))
 
 
-@pytest.mark.gpu
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_gpu_procedural_step_against_sgd(gpu_race: Callable[..., Row], gpu_backend: None, backend: str) -> None:
+@case("metaplastic/procedural-step", devices=(CPU, GPU), backends=BACKENDS, budget=True)
+def procedural_step(at: Setting) -> Contest:
+    on_gpu = at.device == GPU
+    elements = at.size(1 << 28 if on_gpu else 1 << 24, 1 << 16)
     f, a = Field.uniform(1), Field.normal(1, std=0.02, purpose=Purpose.ANCHOR)
-    w = ops.materialize(a, (GPU_ELEMENTS,), device="cuda")
-    g = torch.randn(GPU_ELEMENTS, device="cuda")
-    row = Row(f"step, procedural f and a, 256 M ({backend})", "torch.optim.SGD(fused=True)", 1.05, at_most=True)
-    row.bytes_ours = 12 * GPU_ELEMENTS
-    peer = fused_sgd([torch.randn(GPU_ELEMENTS, device="cuda")], [torch.randn(GPU_ELEMENTS, device="cuda")])
-    gpu_race(row, lambda: ops.metaplastic_sgd_(w, g, a, f, lr=LR, scale=SCALE), peer.step)
+    stored_f = ops.materialize(f, (elements,), device=at.device)
+    stored_a = ops.materialize(a, (elements,), device=at.device)
+    w = ops.materialize(a, (elements,), device=at.device)
+    g = torch.randn(elements, device=at.device)
+
+    def procedural(w: Tensor, g: Tensor) -> None:
+        ops.metaplastic_sgd_(w, g, a, f, lr=LR, scale=SCALE)
+
+    def stored(w: Tensor, g: Tensor) -> None:
+        ours(w, g, stored_a, stored_f)
+
+    def check() -> None:
+        mine, theirs = w.clone(), w.clone()
+        procedural(mine, g)
+        stored(theirs, g)
+        # The same bits, but for anchors that a GPU draws with other roundings: an ulp of the anchor.
+        assert torch.allclose(mine, theirs, rtol=4 * 2**-24, atol=0)
+
+    sgd = plain_sgd(elements, at.device)
+    if on_gpu:
+        sgd.goal = at_most(1.05)
+    return Contest(
+        f"step, procedural f and a, {count(elements)} float32{at.suffix()}",
+        partial(procedural, w, g),
+        [sgd, Peer("ours with both stored", partial(stored, w, g), check)],
+        Work(12 * elements),
+    )
 
 
-@pytest.mark.gpu
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_gpu_small_tensors_against_foreach(
-    gpu_race: Callable[..., Row], gpu_backend: None, backend: str
-) -> None:
-    count, elements = 200, 4096
-    sets = make_buffers(count, elements, "cuda")
-    weights, grads, anchors, fs = (list(column) for column in zip(*sets, strict=True))
+@case("metaplastic/small-tensors", devices=(CPU, GPU), backends=BACKENDS)
+def small_tensors(at: Setting) -> Contest:
+    tensors, elements = at.size(200, 8), 4096
 
-    def foreach() -> None:
-        d = torch._foreach_sub(weights, anchors)
-        torch._foreach_abs_(d)
-        k = torch._foreach_neg(fs)
-        torch._foreach_add_(k, 1.0)
-        torch._foreach_mul_(k, SCALE)
-        torch._foreach_div_(k, fs)
-        torch._foreach_mul_(k, d)
-        torch._foreach_tanh_(k)
-        torch._foreach_mul_(k, k)
-        torch._foreach_mul_(k, -1.0)
-        torch._foreach_add_(k, 1.0)
-        torch._foreach_mul_(k, grads)
-        torch._foreach_add_(weights, k, alpha=-LR)
+    def columns(seed_count: int) -> list[list[Tensor]]:
+        return [list(column) for column in zip(*make_buffers(seed_count, elements, at.device), strict=True)]
 
-    row = Row(f"step, 200 tensors of 4096 ({backend})", "the formula with torch._foreach_*", 3.0, at_most=False)
-    row.bytes_ours = 20 * count * elements
-    gpu_race(row, lambda: ops.metaplastic_sgd_(weights, grads, anchors, fs, lr=LR, scale=SCALE), foreach)
+    def listed(ws: list[Tensor], gs: list[Tensor], anchors: list[Tensor], fs: list[Tensor]) -> None:
+        ops.metaplastic_sgd_(ws, gs, anchors, fs, lr=LR, scale=SCALE)
+
+    def foreach(ws: list[Tensor], gs: list[Tensor], anchors: list[Tensor], fs: list[Tensor]) -> None:
+        formula.update_foreach(ws, gs, anchors, fs, LR, SCALE)
+
+    def check() -> None:
+        mine, theirs = columns(3), columns(3)
+        listed(*mine)
+        foreach(*theirs)
+        for w, v, g in zip(mine[0], theirs[0], mine[1], strict=True):
+            assert bool(((w - v).abs() <= LR * g.abs() * 8 * 2**-24 + 2 * w.abs() * 2**-24).all())
+
+    buffers = columns(tensors)
+    return Contest(
+        f"step, {tensors} tensors of {elements}{at.suffix()}",
+        partial(listed, *buffers),
+        [Peer("the formula with torch._foreach_*", partial(foreach, *buffers), check, faster(3))],
+        Work(20 * tensors * elements),
+        graph=True,
+    )
+
+
+@case("metaplastic/gate", devices=(CPU, GPU), backends=BACKENDS)
+def gate(at: Setting) -> Contest:
+    on_gpu = at.device == GPU
+    elements = at.size(1 << 28 if on_gpu else 1 << 24, 1 << 16)
+    sets = make_buffers(1 if on_gpu else rotation(16 * elements), elements, at.device)
+
+    def alpha(w: Tensor, _: Tensor, a: Tensor, f: Tensor) -> Tensor:
+        return ops.metaplastic_gate(w, a, f, SCALE)
+
+    def written(w: Tensor, _: Tensor, a: Tensor, f: Tensor) -> Tensor:
+        return formula.gate(w, a, f, SCALE)
+
+    compiled = torch.compile(written)
+
+    def check() -> None:
+        (buffers,) = make_buffers(1, 100_000, at.device)
+        # 1 - tanh^2 is off by a few ulp of 1.
+        assert float((alpha(*buffers) - compiled(*buffers)).abs().max()) <= 8 * 2**-24
+
+    return Contest(
+        f"alpha of {count(elements)} float32, once an item{at.suffix()}",
+        on_sets(alpha, sets),
+        [Peer(COMPILED, on_sets(compiled, sets), check, faster(1.0))],
+        Work(16 * elements),
+    )
+
+
+def count(elements: int) -> str:
+    """For titles: 16.8 M."""
+    return f"{elements / 1e6:.1f} M" if elements >= 1 << 20 else f"{elements}"

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
-import pytest
 import torch
 from torch import Tensor
 
 from flexkern import ops
-from harness import Rotating, Row, rotation
+from flexkern.benchmarks.case import CPU, GPU, Contest, Peer, Rotating, Setting, Work, at_most, case, faster, rotation
+from flexkern.benchmarks.peers import formula
 
-UNITS = 4096
 LR, SCALE = 1e-4, 4e5
-SPREAD = 1e-6
+SPREAD = 1e-6  # |w - a|: alpha spans (0, 1) at this scale
 SILENT = 1 / 3
 THRESHOLD = 0.999  # activities are uniform on (0, 1): about one silent synapse in two million converts
-CPU_ONLY = pytest.mark.skipif(torch.cuda.is_available(), reason="the CPU rows are measured on a CPU machine")
 
 
 class Layer(NamedTuple):
@@ -25,13 +24,13 @@ class Layer(NamedTuple):
     grad: Tensor
     anchor: Tensor
     flexibility: Tensor
-    mask: Tensor  # the peer's
+    mask: Tensor  # the peers'
     words: Tensor  # packed, ours
     pre: Tensor
     post: Tensor
 
 
-def make_layer(seed: int, device: str = "cpu", units: int = UNITS) -> Layer:
+def make_layer(seed: int, units: int, device: str) -> Layer:
     generator = torch.Generator(device).manual_seed(seed)
 
     def uniform(*shape: int) -> Tensor:
@@ -54,50 +53,53 @@ def ours(layer: Layer) -> Tensor:
     return ops.synapse_step_(w, g, a, f, words, pre, post, threshold=THRESHOLD, lr=LR, scale=SCALE).converted
 
 
-def formula(layer: Layer) -> Tensor:
-    """The peer. Its mask is float32, 1: silent, and there is no torch.where: from a bool mask torch 2.13 makes
+def written(layer: Layer) -> Tensor:
+    """The peers. Their mask is float32, 1: silent, and there is no torch.where: from a bool mask torch 2.13 makes
     code that takes almost three times as long. Silent weights are 0, so they may be subtracted from."""
     w, g, a, f, silent, _, pre, post = layer
-    alpha = 1 - torch.tanh(SCALE * (1 - f) / f * (w - a).abs()) ** 2
     converts = silent * (post[:, None] * pre >= THRESHOLD)
-    w.sub_((1 - silent) * (LR * alpha * g) - converts * a)
+    w.sub_((1 - silent) * (LR * formula.gate(w, a, f, SCALE) * g) - converts * a)
     silent.sub_(converts)
     return converts.sum()
 
 
-def check_agreement(peer: Callable[[Layer], Tensor], device: str = "cpu") -> None:
-    mine, theirs = (make_layer(99, device) for _ in range(2))
+def check_agreement(peer: Callable[[Layer], Tensor], units: int, device: str) -> None:
+    mine, theirs = (make_layer(99, units, device) for _ in range(2))
+    for layer in (mine, theirs):  # so that many convert: a quarter of the units are as active as can be
+        layer.pre[: units // 4] = 1.0
+        layer.post[: units // 4] = 1.0
+    before = mine.weight.clone()
     count = int(ours(mine).sum())
     assert count == int(peer(theirs)) > 0
-    assert torch.equal(ops.unpack_mask(mine.words, UNITS), theirs.mask != 0)
+    assert torch.equal(ops.unpack_mask(mine.words, units), theirs.mask != 0)
     # 1 - tanh^2 is off by a few ulp of 1 (4 * 2^-24); then one rounding of w each.
     bound = LR * mine.grad.abs() * 8 * 2**-24 + 2 * mine.anchor.abs() * 2**-24 + 2**-40
     assert bool(((mine.weight - theirs.weight).abs() <= bound).all())
+    moved = (mine.weight != before).float().mean()
+    assert float(moved) > 0.5, f"only {float(moved):.0%} of the weights moved: there is little to compare"
 
 
-@CPU_ONLY
-def test_synapse_step(race: Callable[..., Row]) -> None:
-    compiled: Callable[[Layer], Any] = torch.compile(formula)
-    check_agreement(compiled)
-    layers = [make_layer(i) for i in range(rotation(16 * UNITS**2))]
-    row = Row("synapse_step_, 4096 x 4096, a third silent", "torch.compile of the formula", 2.2, at_most=False)
-    row.bytes_ours = 20 * UNITS**2
-    race(
-        row,
-        Rotating([lambda x=x: ours(x) for x in layers]),
-        Rotating([lambda x=x: compiled(x) for x in layers]),
-        rounds=40,
-    )
+@case("synapse/step", devices=(CPU, GPU), backends=("cuda", "triton"))
+def step(at: Setting) -> Contest:
+    on_gpu = at.device == GPU
+    units = at.size(16384 if on_gpu else 4096, 128)
+    layers = [make_layer(i, units, at.device) for i in range(1 if on_gpu else rotation(16 * units**2, most=4))]
+    compiled = torch.compile(written)
 
+    def on_layers(call: Callable[[Layer], object]) -> Rotating:
+        return Rotating([partial(call, layer) for layer in layers])
 
-@pytest.mark.gpu
-@pytest.mark.parametrize("backend", ["cuda", "triton"])
-def test_gpu_synapse_step(gpu_race: Callable[..., Row], gpu_backend: None, backend: str) -> None:
-    compiled: Callable[[Layer], Any] = torch.compile(formula)
-    check_agreement(compiled, "cuda")
-    layer, theirs = (make_layer(1, "cuda", 4 * UNITS) for _ in range(2))
-    row = Row(
-        f"synapse_step_, 16384 x 16384, a third silent ({backend})", "torch.compile of the formula", 1.0, True
-    )
-    row.bytes_ours = 20 * layer.weight.numel()
-    gpu_race(row, lambda: ours(layer), lambda: compiled(theirs))
+    peers = [
+        Peer(
+            "torch.compile of the formula",
+            on_layers(compiled),
+            partial(check_agreement, compiled, units, at.device),
+            at_most(1.0) if on_gpu else faster(2.2),
+        ),
+        Peer(
+            "the formula in eager PyTorch", on_layers(written), partial(check_agreement, written, units, at.device)
+        ),
+    ]
+    title = f"synapse_step_, {units} x {units}, a third silent{at.suffix()}"
+    # A random third leaves no cache line without a functional synapse: w, g, a and f are read, w written.
+    return Contest(title, on_layers(ours), peers, Work(20 * units**2 + units**2 // 8))

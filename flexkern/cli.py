@@ -1,4 +1,4 @@
-"""The command line: ``flexkern demo``, ``flexkern run`` and ``flexkern info``."""
+"""The command line: ``flexkern demo``, ``flexkern run``, ``flexkern bench`` and ``flexkern info``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from flexkern import cli_run
+from flexkern import cli_bench, cli_run
 from flexkern.cli_run import show
 from flexkern.environment import environment
 from flexkern.experiments import demo as demo_experiment
@@ -37,6 +37,7 @@ console = Console()
 errors = Console(stderr=True)
 DEFAULTS = DemoConfig()
 app.add_typer(cli_run.app, name="run")
+app.add_typer(cli_bench.app, name="bench")
 
 
 @app.callback()

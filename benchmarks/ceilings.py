@@ -1,0 +1,62 @@
+"""What this machine can do at best, measured: the roof of the roofline."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+
+import torch
+
+from flexkern.benchmarks.case import GPU, Setting
+from flexkern.benchmarks.timing import race
+
+__all__ = ["Ceilings", "measure_ceilings", "tf32"]
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """Bytes a second (read and written) of a copy, and operations a second of the library's matrix product.
+
+    Attributes:
+        copy: the faster of a copy into another tensor and an update in place: a CPU reads a line before it
+            overwrites it, which a copy counts for nothing.
+        product: by dtype; a fused multiply-add counts as two operations.
+    """
+
+    copy: float
+    product: dict[str, float]
+
+    def as_dict(self) -> dict[str, object]:
+        return asdict(self)
+
+
+def measure_ceilings(setting: Setting) -> Ceilings:
+    """Measures both; a few seconds."""
+    device = setting.device
+    elements = setting.size((1 << 29) if device == GPU else (1 << 26), 1 << 20)
+    source, target = (torch.rand(elements, device=device) for _ in range(2))
+    times = race([lambda: target.copy_(source), lambda: target.mul_(1.0)], device, seconds=3.0)
+    copy = 8 * elements / min(float(torch.tensor(t).median()) for t in times)
+    n = setting.size(8192 if device == GPU else 2048, 256)
+    names = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    if device == GPU:
+        names["tf32"] = torch.float32
+    product = {}
+    for name, dtype in names.items():
+        a, b = (torch.rand(n, n, device=device).to(dtype) for _ in range(2))
+        with tf32(name == "tf32"):
+            (spent,) = race([lambda a=a, b=b: a @ b], device, seconds=3.0)
+        product[name] = 2 * n**3 / float(torch.tensor(spent).median())
+    return Ceilings(copy, product)
+
+
+@contextmanager
+def tf32(allowed: bool) -> Iterator[None]:
+    """Whether products of float32 on a GPU may take tf32, inside the block."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before

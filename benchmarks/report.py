@@ -1,0 +1,134 @@
+"""Results as text: lines for a terminal, the table of README.md, and the page of all cases."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+__all__ = ["heading", "page", "row_lines", "table", "with_table"]
+
+START, END = "<!-- benchmarks:", "<!-- /benchmarks -->"
+DEVICES = {"cpu": "CPU", "cuda": "GPU"}
+
+
+def heading() -> str:
+    """Over the lines of :func:`row_lines`."""
+    head = f"{'case':<56} {'against':<44} {'ours ms':>9} {'peer ms':>9} {'speed-up':>17}  goal"
+    return f"{head}\n{'-' * len(head)}"
+
+
+def row_lines(part: dict[str, Any]) -> list[str]:
+    """A row, or a series, as lines for a terminal; nothing for the machine."""
+    for what in ("skipped", "failed"):
+        if what in part:
+            return [f"{part.get('case') or part.get('series')}: {what}: {part[what]}"]
+    if "lines" in part:
+        return [
+            f"{part['title']}: {line}, {part['y']} {_ends(points)}" for line, points in part["lines"].items()
+        ]
+    if "ours" not in part:
+        return []
+    return [
+        f"{_name(part):<56} {peer['name']:<44} {part['ours']['median_ms']:9.4f} {peer['median_ms']:9.4f} "
+        f"{peer['speedup']:5.2f} ({peer['speedup_q1']:.2f}-{peer['speedup_q3']:.2f})  {_verdict(peer)}"
+        for peer in part["peers"]
+    ]
+
+
+def _name(row: dict[str, Any]) -> str:
+    return row["title"] + (
+        ", small pages" if row.get("pages") == "small" and row.get("device") == "cpu" else ""
+    )
+
+
+def _verdict(peer: dict[str, Any]) -> str:
+    if peer["goal"] is None:
+        return ""
+    return f"{peer['goal']}, {'met' if peer['met'] else 'NOT MET'}"
+
+
+def _ends(points: list[list[float]]) -> str:
+    (x0, _, y0, _), (x1, _, y1, _) = points[0], points[-1]
+    return f"{y0:.3g} at {x0:g}, {y1:.3g} at {x1:g}"
+
+
+def table(run: dict[str, Any], *, budget: bool = False) -> str:
+    """The rows of a run as a Markdown table: all, or those of the budget that have a goal."""
+    lines = [
+        "| ours | against | speed-up (quartiles) | goal | of the copy | of the product | memory, MB |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in run["rows"]:
+        if "ours" not in row or (budget and not row["budget"]):
+            continue
+        for peer in row["peers"]:
+            if budget and peer["goal"] is None:
+                continue
+            speedup = f"**{peer['speedup']:.2f}** ({peer['speedup_q1']:.2f} to {peer['speedup_q3']:.2f})"
+            verdict = _verdict(peer).replace("NOT MET", "**not met**")
+            cells = [
+                _name(row), peer["name"], speedup, verdict, _share(row, "share_of_copy", "bytes"),
+                _share(row, "share_of_product", "operations"), _memory(row, peer),
+            ]  # fmt: skip
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _share(row: dict[str, Any], share: str, what: str) -> str:
+    return f"{row['work'][share]:.0%}" if row["work"].get(what) and share in row["work"] else ""
+
+
+def _memory(row: dict[str, Any], peer: dict[str, Any]) -> str:
+    ours, theirs = row["ours"]["peak_mb"], peer["peak_mb"]
+    return "" if ours is None or theirs is None else f"{ours:.0f} / {theirs:.0f}"
+
+
+def _where(run: dict[str, Any], path: Path) -> str:
+    machine = run["machine"]
+    processor = machine["gpus"][0]["name"] if run["device"] == "cuda" else machine["cpu"]
+    build = machine["build"]["instruction_set"] if machine["build"] else "no extension"
+    ceilings = run["ceilings"].get("huge") or run["ceilings"]["small"]
+    products = ", ".join(f"{dtype} {rate / 1e9:,.0f} GFLOP/s" for dtype, rate in ceilings["product"].items())
+    pages = "" if run["device"] == "cuda" else "huge pages for all where nothing else is said, "
+    return (
+        f"{processor}, {machine['cores']} cores, {build}, torch {machine['versions']['torch']}, {pages}"
+        f"{machine['date'][:10]}, commit {machine['commit'][:7]}: `benchmarks/results/{path.name}`. "
+        f"Ceilings measured in the same run: copy {ceilings['copy'] / 1e9:.1f} GB/s, product {products}."
+    )
+
+
+HOW = (
+    "A speed-up is the peer's time over ours: the median (and quartiles) over rounds in which all take turns, "
+    "after their outputs were compared. Goals on time are goals on its inverse. `of the copy` is the share of "
+    "the bytes a second that a copy reaches, `of the product` the share of the operations a second of the "
+    "library's matrix product. Memory is what a call needs beside its operands, ours / the peer's."
+)
+
+
+def with_table(readme: str, runs: Mapping[Path, dict[str, Any]]) -> str:
+    """``readme`` with what stands between the two marks replaced by the rows of the budget."""
+    before, rest = readme.split(START, 1)
+    mark, rest = rest.split("\n", 1)
+    after = rest.split(END, 1)[1]
+    tables = [f"{table(run, budget=True)}\n\n{_where(run, path)}" for path, run in runs.items()]
+    joined = "\n\n".join([*tables, HOW])
+    return f"{before}{START}{mark}\n{joined}\n{END}{after}"
+
+
+def page(runs: Mapping[Path, dict[str, Any]]) -> str:
+    """All cases and series of the newest runs, as a page of Markdown."""
+    parts = ["# Benchmarks", "Written by `python -m flexkern.benchmarks.publish`.", HOW]
+    for path, run in runs.items():
+        parts += [f"## {DEVICES[run['device']]}", _where(run, path), table(run)]
+        parts += [f"![{what}]({run['device']}/{what}.png)" for what in ("speedups", "roofline", "growth")]
+        missing = [
+            f"- {line}" for part in run["rows"] + run["series"] if _missing(part) for line in row_lines(part)
+        ]
+        if missing:
+            parts.append("Not measured:\n\n" + "\n".join(missing))
+    return "\n\n".join(parts) + "\n"
+
+
+def _missing(part: dict[str, Any]) -> bool:
+    return "skipped" in part or "failed" in part
