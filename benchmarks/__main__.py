@@ -56,8 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(json.dumps(part), flush=True)
         return 0
     print(heading())
-    run = worker.collect(_shown(worker.run(options)), options)
-    print(f"written: {record.write(run, given.results or record.default_folder())}")
+    folder = given.results or record.default_folder()
+    run = worker.collect(_shown(worker.run(options)), options, lambda run: record.keep_draft(run, folder))
+    print(f"written: {record.write(run, folder)}")
     return int(any("failed" in part for part in run["rows"] + run["series"]))
 
 

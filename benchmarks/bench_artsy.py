@@ -1,17 +1,22 @@
-"""Artsy's inference: one pass for E0 and one batch of (image, open task) pairs, against EASE's pass for each task."""
+"""Artsy's inference, one pass for E0 and one batch of (image, open task) pairs, against EASE's passes."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from flexkern import backbones
-from flexkern.benchmarks.case import CPU, GPU, Contest, Goal, Peer, Setting, Skip, at_most, case, faster
+from flexkern.benchmarks.case import CPU, GPU, Contest, Goal, Peer, Setting, Skip, Work, at_most, case, faster
 from flexkern.benchmarks.peers.ease import Ease
 from flexkern.nn import AdapterBank, attach_adapters
 
-__all__ = ["Inference", "backbone"]
+__all__ = ["Inference", "agree", "backbone", "precision", "shape"]
 
+BACKENDS = ("triton",)  # adapters have no CUDA C++ kernel
 RANKS = {"small": 16, "vit-b16": 64}
 
 
@@ -71,7 +76,7 @@ class Inference:
 
     @torch.no_grad()
     def ours(self) -> Tensor:
-        """[batch, 1 + tasks, width]: features of E0 and of each open sub-network; 0 where a synapse is silent."""
+        """[batch, 1 + tasks, width]: features of E0 and of each open sub-network; 0 where one is silent."""
         trunk = self.adapted.trunk(self.images)
         h0 = self.adapted.features(trunk)
         task, image = self.openings.T.nonzero(as_tuple=True)
@@ -91,3 +96,122 @@ class Inference:
         spaces = ease(self.images)
         spaces[:, 1:] *= self.openings[:, :, None].to(spaces)
         return spaces
+
+    def work(self) -> Work:
+        """Operations of the passes that are needed: products and attention of the network, and adapters."""
+        config, bank = self.adapted.model.config, self.bank
+        tokens, d = 1 + (config.image_size // config.patch_size) ** 2, config.hidden_size
+        block = 2 * tokens * (4 * d * d + 2 * d * config.intermediate_size) + 4 * tokens * tokens * d
+        adapter = 4 * tokens * d * bank.rank
+        embedding = 2 * (tokens - 1) * d * 3 * config.patch_size**2
+        images, pairs = len(self.images), int(self.openings.sum())
+        operations = images * (embedding + bank.layers * block)
+        operations += pairs * ((bank.layers - 1) * block + bank.layers * adapter)
+        return Work(0, operations, "bfloat16" if self._device == GPU else "float32")
+
+
+def shape(at: Setting) -> tuple[str, int]:
+    """Network and batch: the small one and 64 images on a CPU; ViT-B/16 and 128 on a GPU."""
+    return ("vit-b16", 128) if at.device == GPU and not at.quick else ("small", at.size(64, 6))
+
+
+def precision(at: Setting) -> AbstractContextManager[object]:
+    """Mixed precision on a GPU."""
+    return torch.autocast("cuda", torch.bfloat16) if at.device == GPU else nullcontext()
+
+
+def described(at: Setting) -> str:
+    size, batch = shape(at)
+    return f"{'ViT-B/16, bf16' if size == 'vit-b16' else 'small ViT'}, {batch} images{at.suffix()}"
+
+
+def make(at: Setting, tasks: int, opened: int = 1) -> Inference:
+    size, batch = shape(at)
+    return Inference(tasks, opened, size=size, batch=batch, device=at.device)
+
+
+def mixed(at: Setting, call: Callable[[], object]) -> Callable[[], object]:
+    """The call in the precision of the case."""
+
+    def run() -> object:
+        with precision(at):
+            return call()
+
+    return run if at.device == GPU else call
+
+
+def agree(ours: Tensor, theirs: Tensor) -> None:
+    """Two ways through the network, both in float32, after its last norm: values of order 1.
+
+    Sums of d to 4 d values in another order, about ten in each block, a block's errors on top of the last's:
+    10 * 12 * sqrt(3072) * 2^-24 = 4e-4 for the largest network.
+    """
+    torch.testing.assert_close(ours, theirs, rtol=4e-4, atol=4e-4)
+    assert bool((ours[:, 1:] != 0).any())
+
+
+def ease_name(tasks: int) -> str:
+    return f"EASE, {tasks + 1} whole passes"
+
+
+def inference(at: Setting, tasks: int, goal: Goal) -> Contest:
+    ours = make(at, tasks)
+    ease = ours.ease()
+    passes = partial(ours.passes, ease)
+    count = "1 task" if tasks == 1 else f"{tasks} tasks"
+    return Contest(
+        f"Artsy inference, {count}, 1 open synapse an image, {described(at)}",
+        mixed(at, ours.ours),
+        [Peer(ease_name(tasks), mixed(at, passes), lambda: agree(ours.ours(), passes()), goal)],
+        ours.work(),
+    )
+
+
+def goal_at(at: Setting, cpu: float, gpu: float) -> Goal:
+    return faster(gpu if at.device == GPU else cpu)
+
+
+@case("artsy/inference-1")
+def inference_1(at: Setting) -> Contest:
+    return inference(at, 1, faster(0.9))
+
+
+@case("artsy/inference-10", devices=(CPU, GPU), backends=BACKENDS, budget=True)
+def inference_10(at: Setting) -> Contest:
+    return inference(at, at.size(10, 3), goal_at(at, 4.0, 4.5))
+
+
+@case("artsy/inference-50", devices=(CPU, GPU), backends=BACKENDS, budget=True)
+def inference_50(at: Setting) -> Contest:
+    return inference(at, at.size(50, 5), goal_at(at, 16.0, 20.0))
+
+
+@case("artsy/flat", devices=(CPU, GPU), backends=BACKENDS)
+def flat(at: Setting) -> Contest:
+    many, one = make(at, at.size(50, 5)), make(at, 1)
+    return Contest(
+        f"Artsy inference, {many.tasks} tasks, 1 open synapse an image, {described(at)}",
+        mixed(at, many.ours),
+        [Peer("the same with 1 task", mixed(at, one.ours), "other adapters", at_most(1.15))],
+        many.work(),
+    )
+
+
+@case("artsy/open-5", devices=(CPU, GPU), backends=BACKENDS)
+def open_5(at: Setting) -> Contest:
+    five, one = make(at, at.size(10, 6), 5), make(at, at.size(10, 6), 1)
+    ease = five.ease()
+    return Contest(
+        f"Artsy inference, {five.tasks} tasks, 5 open synapses an image, {described(at)}",
+        mixed(at, five.ours),
+        [
+            Peer("the same with 1 open", mixed(at, one.ours), "it answers less", at_most(3.3)),
+            Peer(
+                ease_name(five.tasks),
+                mixed(at, partial(five.passes, ease)),
+                lambda: agree(five.ours(), five.passes(ease)),
+            ),
+        ],
+        five.work(),
+        note=f"work alone says {five.work().operations / one.work().operations:.2f} times that of one open",
+    )

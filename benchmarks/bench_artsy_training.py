@@ -1,1 +1,158 @@
-"""To come."""
+"""An epoch of training a task's adapters, as Artsy's learner runs it, against EASE's in plain PyTorch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, replace
+
+import torch
+from torch import Tensor, nn
+
+from flexkern.benchmarks.bench_artsy import RANKS, backbone
+from flexkern.benchmarks.case import CPU, GPU, Contest, Peer, Setting, Work, case
+from flexkern.benchmarks.peers.ease import Ease
+from flexkern.benchmarks.peers.vit_training import CosineHead, EaseTraining
+from flexkern.learners import ArtsyViT
+from flexkern.learners.training import Recipe, Training
+
+__all__ = ["Epochs"]
+
+CLASSES, SEED = 10, 0
+
+
+class Epochs:
+    """A task's images, and learners and peers that begin to train its adapters with the same weights.
+
+    Args:
+        at: full size: the small transformer and 480 images on a CPU; ViT-B/16 in bf16 and 480 on a GPU. Batches
+            of 48, as in EASE.
+
+    Raises:
+        Skip: if transformers is not installed.
+    """
+
+    def __init__(self, at: Setting) -> None:
+        self.at = at
+        on_gpu = at.device == GPU and not at.quick
+        self.size = "vit-b16" if on_gpu else "small"
+        self.recipe = Recipe(
+            precision="bfloat16" if on_gpu else "float32", batch_size=at.size(48, 4), epochs=20
+        )
+        pixels = backbone(self.size, CPU).config.image_size
+        generator = torch.Generator().manual_seed(1)
+        count = at.size(480, 8)
+        self.images = torch.randint(0, 256, (count, 3, pixels, pixels), dtype=torch.uint8, generator=generator)
+        self.labels = torch.randint(CLASSES, (count,), generator=generator)
+
+    def title(self) -> str:
+        name = "ViT-B/16, bf16" if self.size == "vit-b16" else "small ViT"
+        return (
+            f"Artsy training, an epoch of a task's adapters and head with augmentation, {name}, "
+            f"{len(self.labels)} images, batch {self.recipe.batch_size}{self.at.suffix()}"
+        )
+
+    def learner(self, dropout: float = 0.1, precision: str | None = None) -> ArtsyViT:
+        """Whose first task has begun."""
+        recipe = replace(self.recipe, precision=precision or self.recipe.precision)
+        network = backbone(self.size, self.at.device)
+        learner = ArtsyViT(
+            network, recipe=recipe, rank=RANKS[self.size], dropout=dropout, seed=SEED, device=self.at.device
+        )
+        learner._begin(CLASSES)
+        return learner
+
+    def training(self, learner: ArtsyViT) -> Training:
+        """The learner's own training of the task that has begun."""
+        training = learner._make_training()
+        assert training is not None
+        return training
+
+    def plain(self, learner: ArtsyViT, adapters: Callable[[Ease], None] | None = None) -> EaseTraining:
+        """A peer that begins where ``learner`` stands.
+
+        Args:
+            adapters: puts others in the place of the modules.
+        """
+        assert learner._head is not None
+        ease = Ease(backbone(self.size, self.at.device), learner.bank)
+        if adapters is not None:
+            adapters(ease)
+        options = asdict(learner.recipe) | {"size": learner.image_size, "seed": [SEED, 0]}
+        return EaseTraining(ease, CosineHead(learner._head.weight), **options)
+
+    def again(self, training: Training | EaseTraining) -> Callable[[], float]:
+        """The first epoch, again and again: the rate does not fall, and the adapters go on learning."""
+
+        def run() -> float:
+            training.epochs_done = 0
+            return training.epoch(self.images, self.labels)
+
+        return run
+
+    def work(self) -> Work:
+        """Operations: forward through all; backward by what is computed on, and by the adapters' weights."""
+        config, rank = backbone(self.size, CPU).config, RANKS[self.size]
+        tokens, d = 1 + (config.image_size // config.patch_size) ** 2, config.hidden_size
+        depth = config.num_hidden_layers
+        block = 2 * tokens * (4 * d * d + 2 * d * config.intermediate_size) + 4 * tokens * tokens * d
+        adapter = 4 * tokens * d * rank
+        embedding = 2 * (tokens - 1) * d * 3 * config.patch_size**2
+        # Attention's two products cost twice as much backward as forward; what comes before the first adapter
+        # has no backward pass.
+        backward = (depth - 1) * (block + 4 * tokens * tokens * d) + (2 * depth - 1) * adapter
+        an_image = embedding + depth * (block + adapter) + backward
+        return Work(0, len(self.labels) * an_image, self.recipe.precision)
+
+    def agrees(self, adapters: Callable[[Ease], None] | None = None) -> None:
+        """The same losses and weights after two epochs, in float32 and without dropout (whose draws differ).
+
+        A step's gradient comes out of sums of up to 4 d values, ten in a block, there and back, whose errors
+        are independent: a relative error of sqrt(20 * depth) * sqrt(4 d) * 2^-24. So far may each step be
+        apart, by the length of all of them. (Adapters begin with weights other than 0: so all are trained.)
+        """
+        learner = self.learner(dropout=0.0, precision="float32")
+        with torch.no_grad():
+            for p in learner.bank.parameters_of(0):
+                p.normal_(std=0.05)
+        plain = self.plain(learner, adapters)
+        training = self.training(learner)
+        ours = [*learner.bank.parameters_of(0), *learner._head.parameters()]  # type: ignore[union-attr]
+        before = [p.detach().clone() for p in ours]
+        config = learner.backbone.config
+        unit = math.sqrt(20 * config.num_hidden_layers * 4 * config.hidden_size) * 2**-24
+        steps = 2 * math.ceil(len(self.labels) / self.recipe.batch_size)
+        for _ in range(2):
+            mine, theirs = training.epoch(self.images, self.labels), plain.epoch(self.images, self.labels)
+            assert abs(mine - theirs) <= unit * steps * mine, f"loss {mine} and {theirs}"
+        for start, p, q in zip(before, ours, same_shape(plain), strict=True):
+            moved = (p.detach() - start).norm()
+            assert moved > 0
+            apart = float((p.detach() - q).norm() / moved)
+            assert apart <= unit * steps, f"{apart:.1e} of the way apart, {unit * steps:.1e} allowed"
+
+
+def same_shape(plain: EaseTraining) -> list[Tensor]:
+    """Its parameters as a bank has them: down, its bias, up, its bias of each block; then the head's."""
+    own: list[Tensor] = []
+    for adapter in plain.ease.adapters[-1]:
+        for name in ("down", "up"):
+            linear = getattr(adapter, name)
+            if isinstance(linear, nn.Linear):
+                own += [linear.weight.detach().T, linear.bias.detach()]
+            else:
+                own += [linear.detach(), getattr(adapter, f"{name}_bias").detach()]
+    return [*own, *(p.detach() for p in plain.head.parameters())]
+
+
+@case("artsy/training", devices=(CPU, GPU), backends=("triton",))
+def training(at: Setting) -> Contest:
+    epochs = Epochs(at)
+    learner = epochs.learner()
+    return Contest(
+        epochs.title(),
+        epochs.again(epochs.training(learner)),
+        [Peer("EASE's, adapters as modules", epochs.again(epochs.plain(learner)), epochs.agrees)],
+        epochs.work(),
+        note="both without what comes after: gates, prototypes",
+    )

@@ -27,6 +27,9 @@ from flexkern.fields import Purpose
 
 LR, SCALE = 1e-4, 4e5
 SPREAD = 1e-6  # |w - a|: alpha spans (0, 1) at this scale
+# Standard deviation of gradients: so small that after a whole race alpha still spans (0, 1).
+# With 1 all gates shut, and what is left is subnormal: torch.compile's formula then takes twice its time.
+GRADIENT = 1e-4
 BACKENDS = ("cuda", "triton")
 COMPILED, EAGER = "torch.compile of the formula", "the formula in eager PyTorch"
 COPY = "device-to-device copy of as many bytes"
@@ -44,8 +47,8 @@ def eager(w: Tensor, g: Tensor, a: Tensor, f: Tensor) -> None:
     formula.update(w, g, a, f, LR, SCALE)
 
 
-def make_buffers(count: int, elements: int, device: str) -> list[Buffers]:
-    """Sets of buffers on fresh random values."""
+def make_buffers(count: int, elements: int, device: str, gradient: float = GRADIENT) -> list[Buffers]:
+    """Sets of buffers on fresh random values, with gradients of this standard deviation."""
     generator = torch.Generator(device).manual_seed(count)
 
     def normal(std: float) -> Tensor:
@@ -55,13 +58,13 @@ def make_buffers(count: int, elements: int, device: str) -> list[Buffers]:
     for i in range(count):
         w = normal(0.02)
         a = w + normal(SPREAD)
-        sets.append((w, normal(1.0), a, ops.flexibility_field((elements,), seed=i, device=device)))
+        sets.append((w, normal(gradient), a, ops.flexibility_field((elements,), seed=i, device=device)))
     return sets
 
 
 def agrees(peer: Update, device: str) -> None:
     """Ours and the peer take the same step, up to the cancellation of 1 - tanh^2 in the peer's formula."""
-    ((w, g, a, f),) = make_buffers(1, 100_000, device)
+    ((w, g, a, f),) = make_buffers(1, 100_000, device, gradient=1.0)
     theirs = w.clone()
     ours(w, g, a, f)
     peer(theirs, g, a, f)
@@ -122,7 +125,7 @@ def gated_step(at: Setting) -> Contest:
         w.addcmul_(alpha, g, value=-LR)
 
     def check() -> None:
-        ((w, g, a, f),) = make_buffers(1, 100_000, at.device)
+        ((w, g, a, f),) = make_buffers(1, 100_000, at.device, gradient=1.0)
         theirs = w.clone()
         gated(w, g, a, f)
         addcmul(theirs, g, a, f)
@@ -147,7 +150,7 @@ def procedural_step(at: Setting) -> Contest:
     stored_f = ops.materialize(f, (elements,), device=at.device)
     stored_a = ops.materialize(a, (elements,), device=at.device)
     w = ops.materialize(a, (elements,), device=at.device)
-    g = torch.randn(elements, device=at.device)
+    g = torch.randn(elements, device=at.device).mul_(GRADIENT)
 
     def procedural(w: Tensor, g: Tensor) -> None:
         ops.metaplastic_sgd_(w, g, a, f, lr=LR, scale=SCALE)
@@ -157,8 +160,8 @@ def procedural_step(at: Setting) -> Contest:
 
     def check() -> None:
         mine, theirs = w.clone(), w.clone()
-        procedural(mine, g)
-        stored(theirs, g)
+        procedural(mine, g / GRADIENT)
+        stored(theirs, g / GRADIENT)
         # The same bits, but for anchors that a GPU draws with other roundings: an ulp of the anchor.
         assert torch.allclose(mine, theirs, rtol=4 * 2**-24, atol=0)
 
@@ -177,8 +180,8 @@ def procedural_step(at: Setting) -> Contest:
 def small_tensors(at: Setting) -> Contest:
     tensors, elements = at.size(200, 8), 4096
 
-    def columns(seed_count: int) -> list[list[Tensor]]:
-        return [list(column) for column in zip(*make_buffers(seed_count, elements, at.device), strict=True)]
+    def columns(sets: list[Buffers]) -> list[list[Tensor]]:
+        return [list(column) for column in zip(*sets, strict=True)]
 
     def listed(ws: list[Tensor], gs: list[Tensor], anchors: list[Tensor], fs: list[Tensor]) -> None:
         ops.metaplastic_sgd_(ws, gs, anchors, fs, lr=LR, scale=SCALE)
@@ -187,13 +190,13 @@ def small_tensors(at: Setting) -> Contest:
         formula.update_foreach(ws, gs, anchors, fs, LR, SCALE)
 
     def check() -> None:
-        mine, theirs = columns(3), columns(3)
+        mine, theirs = (columns(make_buffers(3, elements, at.device, gradient=1.0)) for _ in range(2))
         listed(*mine)
         foreach(*theirs)
         for w, v, g in zip(mine[0], theirs[0], mine[1], strict=True):
             assert bool(((w - v).abs() <= LR * g.abs() * 8 * 2**-24 + 2 * w.abs() * 2**-24).all())
 
-    buffers = columns(tensors)
+    buffers = columns(make_buffers(tensors, elements, at.device))
     return Contest(
         f"step, {tensors} tensors of {elements}{at.suffix()}",
         partial(listed, *buffers),

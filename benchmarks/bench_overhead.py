@@ -85,9 +85,7 @@ def synapse_step(device: str) -> Call:
 
 def linear_step(device: str) -> Call:
     at = Layer(device)
-    return lambda: ops.linear_step_(
-        at.weight, at.x, at.grad_out, at.anchor, at.flexibility, lr=LR, scale=SCALE
-    )
+    return lambda: ops.linear_step_(at.weight, at.x, at.grad_out, at.anchor, at.flexibility, lr=LR, scale=SCALE)
 
 
 def adapter(device: str) -> Call:

@@ -10,6 +10,7 @@ import multiprocessing
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, wait
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -48,7 +49,7 @@ class Task:
     def operations(self) -> int:
         """Of an item of all networks: the products forward, and to the gradients of weights and inputs."""
         sizes = (self.features, self.width, self.width, CLASSES)
-        products = [a * b for a, b in zip(sizes, sizes[1:], strict=False)]
+        products = [a * b for a, b in pairwise(sizes)]
         return NETWORKS * 2 * self.inputs * (3 * sum(products) - products[0])  # the inputs need no gradient
 
 

@@ -32,7 +32,8 @@ __all__ = [
 # The modules that register cases and series when they are imported, in the order of the table.
 MODULES = (
     "bench_metaplastic", "bench_synapse", "bench_linear", "bench_adapter", "bench_overhead", "bench_learner",
-    "bench_artsy", "bench_artsy_training", "bench_seeds", "growth_optimizer", "growth_items", "growth_tasks",
+    "bench_artsy", "bench_artsy_training", "causes", "bench_seeds", "growth_optimizer", "growth_items",
+    "growth_tasks",
 )  # fmt: skip
 CPU, GPU = "cpu", "cuda"
 # More than any last-level cache that a few cores can keep to themselves: the buffers of a case add up to this.
@@ -146,6 +147,8 @@ class Contest:
             otherwise one would write back what the other left changed in the cache.
         graph: on a GPU, both are captured in CUDA graphs and replayed: for calls shorter than their launches.
         memory: whether peak memory is measured too (not where the work is done by other processes).
+        profile: whether it is told where each call spends its time, see
+            :func:`flexkern.benchmarks.profiling.profiles`.
         note: for the table's reader.
         close: called at the end, to give back what is not memory.
     """
@@ -157,6 +160,7 @@ class Contest:
     steady: bool = False
     graph: bool = False
     memory: bool = True
+    profile: bool = False
     note: str = ""
     close: Callable[[], object] = field(default=lambda: None)
 

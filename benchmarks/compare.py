@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import statistics
@@ -101,16 +102,16 @@ def measure_revisions(
     """Builds each revision in a folder of its own and measures them in turns, so that noise meets all alike."""
     commits = {name: _commit(name) for name in revisions}
     with tempfile.TemporaryDirectory(prefix="flexkern-compare-") as scratch:
-        sites = {}
-        for name, commit in commits.items():
-            say(f"building {name} ({commit[:7]})")
-            sites[name] = _build(commit, Path(scratch), options.device)
+        sites: dict[str, Path] = {}
+        for commit in dict.fromkeys(commits.values()):
+            say(f"building {commit[:7]}")
+            sites[commit] = _build(commit, Path(scratch), options.device)
         runs: dict[str, list[dict[str, Any]]] = {name: [] for name in revisions}
         for turn in range(turns):
-            for name, site in sites.items():
+            for name, commit in commits.items():
                 say(f"measuring {name}, {turn + 1} of {turns}")
-                environment = {"PYTHONPATH": str(site), "FLEXKERN_COMMIT": commits[name]}
-                parts = worker.stream(options, environment=environment, folder=str(site))
+                environment = {"PYTHONPATH": str(sites[commit]), "FLEXKERN_COMMIT": commit}
+                parts = worker.stream(options, environment=environment, folder=str(sites[commit]))
                 runs[name].append(worker.collect(parts, options))
     return runs
 
@@ -155,10 +156,11 @@ def _build(commit: str, folder: Path, device: str) -> Path:
         environment = dict(os.environ)
         if device == CPU:
             environment["FLEXKERN_CUDA"] = "0"  # minutes of nvcc, for kernels that are not measured
-        command = [
-            sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation",
-            "--target", str(site), str(tree),
-        ]  # fmt: skip
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(site)]
+        modules = all(importlib.util.find_spec(name) for name in ("pybind11", "setuptools"))
+        if modules and all(shutil.which(tool) for tool in ("cmake", "ninja")):
+            command.append("--no-build-isolation")  # all it needs is here: no network
+        command.append(str(tree))
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
         shutil.rmtree(site, ignore_errors=True)

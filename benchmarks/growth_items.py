@@ -131,6 +131,7 @@ def item_number(at: Setting) -> Iterator[Point]:
 def item_memory(at: Setting) -> Iterator[Point]:
     """Over what there was before the learner was made, quartiles over a stretch; one learner after another."""
     size = Size(at)
+    size.inputs = size.batch  # how many steps an item has makes no difference to what is held
     items = make_items(size)
     stretches = np.array_split(np.arange(1, size.items + 1), size.points)
     values: list[dict[str, tuple[float, float, float]]] = [{} for _ in stretches]

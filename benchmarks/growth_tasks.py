@@ -32,7 +32,7 @@ def precision(at: Setting) -> AbstractContextManager[object]:
 def make(tasks: int, at: Setting) -> tuple[Inference, Ease, dict[str, Callable[[], Tensor]]]:
     """One open synapse an image, and EASE with the same weights: made, compared, and ready to be called."""
     on_gpu = at.device == GPU
-    size, batch = ("vit-b16", 128) if on_gpu and not at.quick else ("small", at.size(32, 4))
+    size, batch = ("vit-b16", 128) if on_gpu and not at.quick else ("small", at.size(16, 4))
     inference = Inference(tasks, size=size, batch=batch, device=at.device)
     ease = inference.ease()
     calls: dict[str, Callable[[], Tensor]] = {OURS: inference.ours, EASE: partial(inference.passes, ease)}
@@ -49,11 +49,11 @@ def make(tasks: int, at: Setting) -> tuple[Inference, Ease, dict[str, Callable[[
     devices=(CPU, GPU),
 )
 def tasks_time(at: Setting) -> Iterator[Point]:
-    """32 images and a small ViT; on a GPU 128 images, ViT-B/16, bfloat16."""
+    """16 images and a small ViT; on a GPU 128 images, ViT-B/16, bfloat16."""
     for tasks in task_counts(at):
         _, _, calls = make(tasks, at)
         with torch.no_grad(), precision(at):
-            yield point(tasks, calls, at.device)
+            yield point(tasks, calls, at.device, seconds=at.size(1, 0))
 
 
 @series(
@@ -80,7 +80,7 @@ def tasks_memory(at: Setting) -> Iterator[Point]:
         values = {}
         for line, call in calls.items():
             with torch.no_grad(), precision(at):
-                peaks = [peak_mb(call, at.device) for _ in range(at.size(5, 3))]
+                peaks = [peak_mb(call, at.device) for _ in range(3)]
             known = [peak for peak in peaks if peak is not None]
             if len(known) < len(peaks):
                 raise Skip("this system does not tell how much memory a call takes")

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-__all__ = ["default_folder", "newest_runs", "read", "write"]
+__all__ = ["default_folder", "keep_draft", "newest_runs", "read", "write"]
 
 FORMAT = 1
 
@@ -17,8 +17,18 @@ def default_folder() -> Path:
     return beside if beside.is_dir() else Path("out/bench")
 
 
+def keep_draft(run: dict[str, Any], folder: Path) -> None:
+    """Writes what there is of a run that goes on, so that it is not lost when the run is killed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _draft(run, folder).write_text(json.dumps({"format": FORMAT, **run}, indent=1) + "\n")
+
+
+def _draft(run: dict[str, Any], folder: Path) -> Path:
+    return folder / f"unfinished-{run['device']}.json"
+
+
 def write(run: dict[str, Any], folder: Path) -> Path:
-    """Writes a run to a new file of ``folder`` and returns its path."""
+    """Writes a run to a new file of ``folder``, in place of its draft, and returns its path."""
     machine = run["machine"]
     stamp = machine["date"].replace("-", "").replace(":", "").replace("T", "-")
     name = f"{stamp}-{run['device']}-{(machine['commit'] or 'unknown')[:7]}"
@@ -31,6 +41,7 @@ def write(run: dict[str, Any], folder: Path) -> Path:
         count += 1
         path = folder / f"{name}-{count}.json"
     path.write_text(json.dumps({"format": FORMAT, **run}, indent=1) + "\n")
+    _draft(run, folder).unlink(missing_ok=True)
     return path
 
 

@@ -13,6 +13,7 @@ import flexkern
 from flexkern.benchmarks.case import GPU, Case, Contest, Peer, Point, Series, Setting, Skip
 from flexkern.benchmarks.ceilings import Ceilings
 from flexkern.benchmarks.memory import peak_mb
+from flexkern.benchmarks.profiling import profiles
 from flexkern.benchmarks.timing import captured, quartiles, race
 
 __all__ = ["forget", "measure_case", "measure_series", "verify", "weigh"]
@@ -60,9 +61,10 @@ def measure_case(
             peaks: list[float | None] = [None] * len(calls)
             if contest.memory:
                 peaks = [peak_mb(call, setting.device) for call in calls]
+            spent = {"profile": profiles(contest, setting.device)} if contest.profile else {}
         finally:
             contest.close()
-    return weigh(contest, times, peaks, ceilings)
+    return weigh(contest, times, peaks, ceilings) | spent
 
 
 def weigh(

@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -89,10 +89,15 @@ def run(options: Options) -> Iterator[dict[str, Any]]:
         yield from stream(options, small_pages=True)
 
 
-def collect(parts: Iterator[dict[str, Any]], options: Options) -> dict[str, Any]:
-    """A run as its results file has it."""
+def collect(
+    parts: Iterator[dict[str, Any]],
+    options: Options,
+    keep: Callable[[dict[str, Any]], object] = lambda run: None,
+) -> dict[str, Any]:
+    """A run as its results file has it; ``keep`` is given what there is of it after each part."""
     kept: dict[str, Any] = {
-        "device": options.device, "quick": options.quick, "only": list(options.only), "rows": [], "series": [],
+        "device": options.device, "quick": options.quick, "only": list(options.only), "complete": False,
+        "rows": [], "series": [],
     }  # fmt: skip
     for part in parts:
         if "machine" in part:
@@ -100,6 +105,7 @@ def collect(parts: Iterator[dict[str, Any]], options: Options) -> dict[str, Any]
             kept.setdefault("ceilings", {})["huge" if part["huge_pages"] else "small"] = part["ceilings"]
         else:
             kept["series" if "series" in part else "rows"].append(part)
+        keep(kept)
     missing = any("failed" in p or "late" in p for p in kept["rows"] + kept["series"])
     kept["complete"] = not (options.quick or options.only or missing)
     return kept

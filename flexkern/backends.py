@@ -15,13 +15,22 @@ from typing import NamedTuple
 
 import torch
 
-__all__ = ["BackendError", "Status", "backends", "choose", "requested", "use_backend"]
+from flexkern.triton_kernels.tuning import fastest
+
+__all__ = [
+    "BackendError",
+    "Status",
+    "backends",
+    "choose",
+    "prefers_compiled_cpu",
+    "requested",
+    "use_backend",
+]
 
 LIBRARY_DIR = Path(__file__).parent / "lib"
 NAMES = ("reference", "cpu", "cuda", "triton")
 # What `auto` tries on each device, first choice first. On CUDA the compiled kernels come first because they
 # step a whole parameter list from kernel arguments, with no table to copy; no measurement on a GPU yet.
-_ORDER = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
 _REINSTALL = "reinstall with `pip install --no-cache-dir --force-reinstall --no-deps flexkern`"
 
 
@@ -139,6 +148,14 @@ def _serves(name: str, device: torch.device) -> str | None:
     return None
 
 
+def _order(op: str, device: torch.device) -> tuple[str, ...]:
+    """The backends to try before the reference, the fastest first. No cache: torch.compile traces this."""
+    if device.type != "cuda":
+        return (device.type,) if device.type == "cpu" else ()
+    major, minor = torch.cuda.get_device_capability(device)
+    return fastest(op, f"sm_{10 * major + minor}")
+
+
 def choose(op: str, device: torch.device, supported: Callable[[str], str | None]) -> str:
     """The backend that runs ``op`` on tensors of ``device``.
 
@@ -155,7 +172,12 @@ def choose(op: str, device: torch.device, supported: Callable[[str], str | None]
         if why is not None:
             raise BackendError(f"{op}: backend {_requested!r} cannot serve: {why}")
         return _requested
-    for name in _ORDER.get(device.type, ("reference",)):
-        if _serves(name, device) is None and supported(name) is None:
+    for name in _order(op, device):
+        if _STATUS[name].available and supported(name) is None:
             return name
     return "reference"
+
+
+def prefers_compiled_cpu() -> bool:
+    """Whether :func:`choose` takes the compiled kernels for what they can do with CPU tensors."""
+    return _requested in ("auto", "cpu") and _STATUS["cpu"].available

@@ -79,8 +79,10 @@ def bench(
         return
     if plot:
         import matplotlib  # noqa: F401 - if it is missing, say so now and not after the measurement
-    run = worker.collect(_shown(worker.run(options), quiet=as_json), options)
-    path = record.write(run, out or record.default_folder())
+    folder = out or record.default_folder()
+    parts = _shown(worker.run(options), quiet=as_json)
+    run = worker.collect(parts, options, lambda run: record.keep_draft(run, folder))
+    path = record.write(run, folder)
     if as_json:
         print(json.dumps(run))
     else:

@@ -362,3 +362,53 @@ def test_bfloat16_gradients_in_float32() -> None:
     # One rounding of lr, of the product and of the difference; a bfloat16 weight would not have moved.
     assert (optimizer.state[p]["master"].double() - (1 - 1e-4 * 0.3)).abs().max() <= 2.0**-24 * (1 + 3e-5 * 2)
     assert (p == 1).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_alpha_held_in_bfloat16(dtype: torch.dtype) -> None:
+    kept = {}
+    for alpha_dtype in (torch.float32, torch.bfloat16):
+        params = make_parameters(dtype)
+        optimizer = MetaplasticSGD(params, lr=0.05, scale=3.0, alpha_dtype=alpha_dtype)
+        run(optimizer, params, items=1)
+        before = [exact(optimizer, p) for p in params]
+        set_grads(params, 7)
+        optimizer.step()
+        kept[alpha_dtype] = [
+            (optimizer.state[p].get("alpha"), exact(optimizer, p) - b, b)
+            for p, b in zip(params, before, strict=True)
+        ]
+    for (wide, step, b), (held, rounded, _) in zip(*kept.values(), strict=True):
+        if wide is None:
+            assert held is None  # it moves freely
+            assert np.array_equal(step, rounded)
+            continue
+        assert held.dtype is (torch.float64 if dtype is torch.float64 else torch.bfloat16)
+        assert torch.equal(held, wide.to(held.dtype))
+        # alpha is off by 2^-8 of itself at most; then five roundings of the step and one of each new weight.
+        u = 2.0**-53 if dtype is torch.float64 else 2.0**-24
+        off = 0.0 if dtype is torch.float64 else 2.0**-8
+        new = np.abs(b) + np.abs(step)
+        assert (np.abs(rounded - step) <= (off + 10 * u) * 1.01 * np.abs(step) + 2 * u * new).all()
+
+
+def test_alpha_dtype_survives_a_checkpoint() -> None:
+    params = make_parameters()
+    optimizer = MetaplasticSGD(params, lr=0.05, scale=3.0, alpha_dtype=torch.bfloat16)
+    run(optimizer, params, items=1)
+    set_grads(params, 7)
+    optimizer.step()
+    state = optimizer.state_dict()
+    assert state["param_groups"][0]["alpha_dtype"] == "bfloat16"
+    copies = [Parameter(p.detach().clone()) for p in params]
+    restored = MetaplasticSGD(copies, lr=1.0, scale=1.0)
+    restored.load_state_dict(state)
+    assert restored.state[copies[0]]["alpha"].dtype is torch.bfloat16
+    run(optimizer, params, items=2)
+    run(restored, copies, items=2)
+    assert same_bits(params, copies)
+
+
+def test_alpha_dtype_is_checked() -> None:
+    with pytest.raises(ValueError, match="alpha_dtype must be one of"):
+        MetaplasticSGD(make_parameters(), lr=0.1, scale=1.0, alpha_dtype=torch.float16)

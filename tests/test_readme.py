@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from pathlib import Path
 
 import pytest
+
+from flexkern.benchmarks import record, report
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -21,9 +22,11 @@ def test_code(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_table_is_that_of_the_results_file() -> None:
-    spec = importlib.util.spec_from_file_location("readme_table", ROOT / "benchmarks" / "readme_table.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    assert module.with_table(README.read_text()) == README.read_text()
+    runs = record.newest_runs(ROOT / "benchmarks" / "results")
+    assert report.with_table(README.read_text(), runs) == README.read_text()
+    assert (ROOT / "docs" / "results" / "benchmarks" / "README.md").read_text() == report.page(runs)
+
+
+def test_pictures_and_pages_exist() -> None:
+    for link in re.findall(r"\]\(((?!http)[^)#]+)\)", README.read_text()):
+        assert (ROOT / link).exists(), link

@@ -9,13 +9,14 @@ from torch import Tensor
 from flexkern.triton_kernels.adapter_bank import (
     INDEX_DTYPES,
     bank_gradients,
-    device_target,
     padded_rank,
     size_units,
+    variant_of,
 )
-from flexkern.triton_kernels.adapter_pass import backward_kernel, forward_kernel, tile_for
+from flexkern.triton_kernels.adapter_pass import backward_kernel, forward_kernel
 from flexkern.triton_kernels.linear import _precision
 from flexkern.triton_kernels.metaplastic import TRITON_DTYPES
+from flexkern.triton_kernels.tuning import architecture, config, launch_options
 
 __all__ = ["LARGEST_RANK", "gated_adapter", "gated_adapter_backward"]
 
@@ -108,15 +109,15 @@ def gated_adapter(
     rows, rank, precision = samples * length, padded_rank(r), _precision(x.dtype)
     wide = [out, x, up, up_bias] if residual is None else [out, x, up, up_bias, residual]
     columns, rank_units, *aligned = size_units(d, r, wide, [hidden, down, down_bias])
-    tile = tile_for(device_target(x.device), x.dtype, precision, rank, all(aligned))
+    variant = variant_of(x.dtype, precision, rank)
+    cut = config("adapter forward", variant, architecture(x.device), bounded=all(aligned))
     tensors = (out, hidden, x, residual, down, down_bias, up, up_bias, index, seed)
     with torch.cuda.device_of(x):
-        forward_kernel[(triton.cdiv(rows, tile.rows),)](
+        forward_kernel[(triton.cdiv(rows, cut["rows"]),)](
             *(0 if t is None else t.data_ptr() for t in tensors), rows, length, tasks, columns, rank_units,
             scale, dropout_p, 1 / (1 - dropout_p), TRITON_DTYPES[x.dtype], INDEX_DTYPES[index.dtype], precision,
-            residual is not None, seed is not None, keep_hidden, *aligned, rank, tile.rows, tile.step,
-            tile.num_stages,
-            **tile.options(), enable_fp_fusion=False,
+            residual is not None, seed is not None, keep_hidden, *aligned, rank, cut["rows"],
+            cut["step"], cut["num_stages"], **launch_options(cut), enable_fp_fusion=False,
         )  # fmt: skip
     return out, hidden
 
@@ -153,24 +154,19 @@ def gated_adapter_backward(
     bank = tuple(x.new_zeros(shape) if empty else x.new_empty(shape) for shape in shapes)
     if x.numel() == 0 or not (need_x or need_bank):
         return grad_x, *bank
-    rows, rank, precision, target = (
-        samples * length,
-        padded_rank(r),
-        _precision(x.dtype),
-        device_target(x.device),
-    )
+    rows, rank, precision = samples * length, padded_rank(r), _precision(x.dtype)
+    target = architecture(x.device)
     grad_hidden = torch.empty_like(hidden) if need_bank else hidden.new_empty(0)
     columns, rank_units, *aligned = size_units(
         d, r, [grad_out, up, *[grad_x] * need_x], [hidden, down, *[grad_hidden] * need_bank]
     )
-    tile = tile_for(target, x.dtype, precision, rank, all(aligned))
+    cut = config("adapter backward", variant_of(x.dtype, precision, rank), target, bounded=all(aligned))
     tensors = (grad_x, grad_hidden, grad_out, hidden, down, up, index)
     with torch.cuda.device_of(x):
-        backward_kernel[(triton.cdiv(rows, tile.rows),)](
+        backward_kernel[(triton.cdiv(rows, cut["rows"]),)](
             *(t.data_ptr() for t in tensors), rows, length, tasks, columns, rank_units, scale / (1 - dropout_p),
             TRITON_DTYPES[x.dtype], INDEX_DTYPES[index.dtype], precision, need_x, need_bank, *aligned, rank,
-            tile.rows, tile.step,
-            **tile.options(), enable_fp_fusion=False,
+            cut["rows"], cut["step"], **launch_options(cut), enable_fp_fusion=False,
         )  # fmt: skip
         if need_bank and not empty:
             bank_gradients(bank, x, grad_hidden, grad_out, hidden, index, scale, target, precision)

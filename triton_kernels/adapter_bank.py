@@ -11,7 +11,6 @@ Which rows meet in a sum depends on ``index`` and the shapes only: the same bits
 # ruff: noqa: ANN001, ANN201, ANN202, RUF100, SIM300 - device functions: Triton infers the types of arguments
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 import triton
@@ -21,14 +20,14 @@ from torch import Tensor
 from flexkern.triton_kernels.memory import ALIGNMENT, from_float32, typed
 from flexkern.triton_kernels.metaplastic import TRITON_DTYPES
 from flexkern.triton_kernels.operand import operand, read
-from flexkern.triton_kernels.product import IEEE, INTERPRETED, UNIT
+from flexkern.triton_kernels.product import UNIT, arithmetic
+from flexkern.triton_kernels.tuning import config, launch_options
 
-__all__ = ["INDEX_DTYPES", "bank_gradients", "device_target", "padded_rank", "size_units"]
+__all__ = ["INDEX_DTYPES", "bank_gradients", "padded_rank", "size_units", "variant_of"]
 
 INDEX_DTYPES = {torch.int32: tl.int32, torch.int64: tl.int64}
-# Programs that the parts of the first stage give: a few for each multiprocessor, and the same number on each
-# GPU, so that all give the same sums. A part has at least MIN_STEPS steps, so that its sums weigh little.
-PROGRAMS = 512
+# The parts of the first stage give the table's number of programs, a few for each multiprocessor; another
+# number gives other sums. A part has at least MIN_STEPS steps, so that its sums weigh little.
 MIN_STEPS = 4
 ORDER_BLOCK = 1024
 # The second stage: elements a program, and parts that it reads at once.
@@ -37,41 +36,11 @@ SUM_PARTS = 8
 SECTION = tl.constexpr(64)  # float32 that the sections of a slot begin at multiples of
 
 
-class Tile(NamedTuple):
-    """How the first stage is cut: ``rows`` a step, ``columns`` of d a program; the compiler's options."""
-
-    rows: int
-    columns: int
-    num_warps: int
-    num_stages: int
-
-
-# Chosen ahead of time, by registers, stack and shared memory of the compiled kernels, not by time. A program
-# reads its columns of x or grad_out once, and all of the hidden units (or their gradient) from the L2 cache: at
-# rank 64 half as many bytes as 128 columns. For sm_90 it has 128 registers or less, so two programs are on a
-# multiprocessor, and two steps of 24 KB under way: of five stages, as the rows' numbers are read two stages
-# before the rows.
-def tile_for(target: str, dtype: torch.dtype, precision: str, rank: int) -> Tile:
-    """The tile of the first stage on ``target``, see device_target; ``rank`` is that of padded_rank."""
-    if target == "interpreter":
-        return Tile(32, 64, 1, 1)
-    if dtype is torch.float32 and precision == IEEE:
-        return Tile(16, min(64, max(16, 4096 // rank)), 8, 2)
-    widest, units = (64, 8192) if dtype is torch.float32 else (128, 16384)
-    columns = min(widest, max(32, units // 2 // rank))
-    if target.startswith("hip"):
-        return Tile(32, columns, 8, 2)
-    return Tile(64 if rank <= 64 and dtype is not torch.float32 else 32, columns, 8, 5)
-
-
-def device_target(device: torch.device) -> str:
-    """What kernels are cut for: "interpreter", "hip", or "cuda:" and the compute capability, as "cuda:90"."""
-    if INTERPRETED.value:
-        return "interpreter"
-    if torch.version.hip is not None:
-        return "hip"
-    major, minor = torch.cuda.get_device_capability(device)
-    return f"cuda:{10 * major + minor}"
+# How the first stage is cut: ROWS a step, COLUMNS of d a program. tuning_table.py has it by GPU, arithmetic and
+# rank. A program reads its columns of x or grad_out once, and all of the hidden units (or their gradient) from
+# the L2 cache: at rank 64 half as many bytes as 128 columns. For sm_90 it has 128 registers or less, so two
+# programs are on a multiprocessor, and two steps of 24 KB under way: of five stages, as the rows' numbers are
+# read two stages before the rows.
 
 
 # --------------------------------------------------------------------------- the order of the samples
@@ -344,15 +313,16 @@ def bank_gradients(
     """Writes the gradients of down [T, d, r], down_bias, up and up_bias to ``grads``; waits for nothing.
 
     ``x`` and ``grad_out`` are [S, L, d], ``grad_hidden`` (before ReLU) and ``hidden`` [S, L, r]; there are rows
-    and tasks. All are contiguous and fit together.
+    and tasks. All are contiguous and fit together. ``target`` is that of :func:`tuning.architecture`.
     """
     samples, length, d = x.shape
     tasks, _, r = grads[0].shape
     rows, rank = samples * length, padded_rank(r)
-    tile = tile_for(target, x.dtype, precision, rank)
-    blocks = 2 * triton.cdiv(d, tile.columns)
-    parts = max(1, min(PROGRAMS // blocks, rows // (tile.rows * MIN_STEPS)))
-    part_rows = triton.cdiv(triton.cdiv(rows, parts), tile.rows) * tile.rows
+    units = size_units(d, r, [x, grad_out], [grad_hidden, hidden])
+    cut = config("adapter bank", variant_of(x.dtype, precision, rank), target, bounded=all(units[2:]))
+    blocks = 2 * triton.cdiv(d, cut["columns"])
+    parts = max(1, min(cut["programs"] // blocks, rows // (cut["rows"] * MIN_STEPS)))
+    part_rows = triton.cdiv(triton.cdiv(rows, parts), cut["rows"]) * cut["rows"]
     parts = triton.cdiv(rows, part_rows)
     sections = [triton.cdiv(count, SECTION.value) for count in (d * r, r, d * r, d)]
     down_bias_at, up_at, up_bias_at, stride = (sum(sections[: i + 1]) for i in range(4))
@@ -363,7 +333,6 @@ def bank_gradients(
     partial = torch.empty(count * stride * SECTION.value, dtype=torch.float32, device=x.device)
     lists = [order.data_ptr(), bounds.data_ptr()]
     inputs = [t.data_ptr() for t in (x, grad_hidden, grad_out, hidden)]
-    units = size_units(d, r, [x, grad_out], [grad_hidden, hidden])
     slots = (down_bias_at, up_at, up_bias_at, stride)
     order_kernel[(tasks,)](
         *lists,
@@ -377,8 +346,8 @@ def bank_gradients(
     )
     part_kernel[(count * blocks,)](
         partial.data_ptr(), *lists, *inputs, length, tasks, part_rows, int(by_task), *units[:2], *slots, scale,
-        TRITON_DTYPES[x.dtype], precision, *units[2:], rank, tile.rows, tile.columns,
-        num_warps=tile.num_warps, num_stages=tile.num_stages, enable_fp_fusion=False,
+        TRITON_DTYPES[x.dtype], precision, *units[2:], rank, cut["rows"], cut["columns"],
+        **launch_options(cut), enable_fp_fusion=False,
     )  # fmt: skip
     total_kernel[(tasks * triton.cdiv(stride * SECTION.value, SUM_BLOCK),)](
         *(t.data_ptr() for t in grads), partial.data_ptr(), bounds.data_ptr(), length, part_rows, int(by_task),
@@ -389,6 +358,11 @@ def bank_gradients(
 def padded_rank(r: int) -> int:
     """The rank as the kernels compute with it: a power of two that the tensor cores take."""
     return max(16, triton.next_power_of_2(r))
+
+
+def variant_of(dtype: torch.dtype, precision: str, rank: int) -> str:
+    """The variant of an adapter's kernels in the tuning table; ``rank`` is that of padded_rank."""
+    return f"{arithmetic(dtype, precision)}-{max(64, rank)}"
 
 
 def size_units(d: int, r: int, wide: Sequence[Tensor], narrow: Sequence[Tensor]) -> tuple[int, int, bool, bool]:

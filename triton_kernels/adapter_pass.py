@@ -6,9 +6,6 @@ times a matrix [r, d]. Backward, up^T comes first and down^T second.
 
 # ruff: noqa: ANN001, ANN201, ANN202, RUF100, SIM300 - device functions: Triton infers the types of arguments
 
-from typing import NamedTuple
-
-import torch
 import triton
 import triton.language as tl
 
@@ -16,9 +13,9 @@ from flexkern.fields import Purpose
 from flexkern.triton_kernels.field import UNIFORM, computed_rows
 from flexkern.triton_kernels.memory import typed
 from flexkern.triton_kernels.operand import as_operand, operand, read, read_wide, rounded
-from flexkern.triton_kernels.product import IEEE, UNIT
+from flexkern.triton_kernels.product import UNIT
 
-__all__ = ["Tile", "backward_kernel", "forward_kernel", "tile_for"]
+__all__ = ["backward_kernel", "forward_kernel"]
 
 
 _DROPOUT = tl.constexpr(int(Purpose.DROPOUT))
@@ -29,50 +26,16 @@ _ABSENT = tl.constexpr(-3)  # the row is past the end
 _LAST = tl.constexpr(2**31 - 1)  # after all tasks
 
 
-class Tile(NamedTuple):
-    """How a pass is cut: ``rows`` a program, ``step`` of d at once in both products; the compiler's options.
-
-    ``max_registers`` is a bound that the compiler keeps to, or None.
-    """
-
-    rows: int
-    step: int
-    num_warps: int
-    num_stages: int
-    max_registers: int | None = None
-
-    def options(self) -> dict[str, int]:
-        """For a launch."""
-        bound = {} if self.max_registers is None else {"maxnreg": self.max_registers}
-        return {"num_warps": self.num_warps, "num_stages": self.num_stages, **bound}
-
-
-# Chosen ahead of time; what was measured is only registers, stack and shared memory of the compiled kernels
-# (python -m flexkern.triton_kernels.aot), not time. For ViT-B/16 (256 x 197 rows of 768, rank 64, bf16) on
-# Hopper: a pass forward moves 232 MB (x, residual and out), 54 us at 4.3 TB/s, and computes 9.9 GFLOP, 10 us:
-# memory sets the pace. Each program reads the bank of its task from the L2 cache, 197 KB: 78 MB for tiles of
-# 128 rows, and 155 MB, as much as x and the residual, for 64. Little's law wants 26 KB in flight on each
-# multiprocessor (see memory.py): a program has two steps of 16 KB under way. Two programs are on a
-# multiprocessor, so that one reads while the other begins or ends a product, if a thread has at most 128
-# registers: the compiler takes 174 for the variant with dropout, and keeps to 128 without a spill when it is
-# told to, but only for sm_90.
-# float32 without tf32 has no tensor cores: 9.9 GFLOP are 150 us at 67 TFLOP/s, so the products set the pace.
-# Higher ranks have fewer rows, so that the hidden units stay in registers. gfx942 has 64 KB of shared memory.
-def tile_for(target: str, dtype: torch.dtype, precision: str, rank: int, aligned: bool) -> Tile:
-    """The tile of a pass on ``target``, see device_target; ``rank`` is that of padded_rank.
-
-    With ``aligned`` rows are read 16 bytes at a time; without, addresses take too many registers to bound them.
-    """
-    if target == "interpreter":
-        return Tile(32, 64, 1, 1)
-    if dtype is torch.float32 and precision == IEEE:
-        return Tile(min(64, max(16, 4096 // rank)), min(32, max(16, 2048 // rank)), 8, 2)
-    widest, units = (32, 4096) if dtype is torch.float32 else (64, 8192)
-    if target.startswith("hip"):
-        return Tile(64 if rank <= 256 else 32, min(widest, max(16, units // 2 // rank)), 4, 2)
-    rows, step = 128 if rank <= 64 else 64 if rank <= 256 else 32, min(widest, max(16, units // rank))
-    fits = aligned and target == "cuda:90" and rank <= 64 and dtype is not torch.float32
-    return Tile(rows, step, 8, 3 if rank <= 256 else 2, 128 if fits else None)
+# How a pass is cut: ROWS a program, STEP of d at once in both products. tuning_table.py has it by GPU,
+# arithmetic and rank. For ViT-B/16 (256 x 197 rows of 768, rank 64, bf16) on Hopper: a pass forward moves 232
+# MB (x, residual and out), 54 us at 4.3 TB/s, and computes 9.9 GFLOP, 10 us: memory sets the pace. Each program
+# reads the bank of its task from the L2 cache, 197 KB: 78 MB for tiles of 128 rows, and 155 MB, as much as x
+# and the residual, for 64. Little's law wants 26 KB in flight on each multiprocessor (see memory.py): a program
+# has two steps of 16 KB under way. Two programs are on a multiprocessor, so that one reads while the other
+# begins or ends a product, if a thread has at most 128 registers: the compiler takes 174 for the variant with
+# dropout, and keeps to 128 without a spill when it is told to, but only for sm_90. float32 without tf32 has no
+# tensor cores: 9.9 GFLOP are 150 us at 67 TFLOP/s, so the products set the pace. Higher ranks have fewer rows,
+# so that the hidden units stay in registers. gfx942 has 64 KB of shared memory.
 
 
 # --------------------------------------------------------------------------- the kernels

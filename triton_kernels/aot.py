@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,21 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
 
 from flexkern.fields import Kind
-from flexkern.triton_kernels import adapter_bank, adapter_pass, linear, mask, memory, metaplastic, synapse
+from flexkern.triton_kernels import (
+    adapter_bank,
+    adapter_pass,
+    linear,
+    mask,
+    memory,
+    metaplastic,
+    synapse,
+    tuning,
+)
+from flexkern.triton_kernels.adapter_bank import variant_of
 from flexkern.triton_kernels.field import fill_kernel
+from flexkern.triton_kernels.product import arithmetic
 
-__all__ = ["TARGETS", "VARIANTS", "Resources", "Variant", "compile_variant", "resources"]
+__all__ = ["TARGETS", "VARIANTS", "Resources", "Variant", "compile_variant", "resources", "resources_of"]
 
 TARGETS = {
     "cuda:80": GPUTarget("cuda", 80, 32),
@@ -37,53 +48,53 @@ TARGETS = {
 }
 
 
+def architecture_of(target: str) -> str:
+    """A target, one of TARGETS, as the tuning table names it."""
+    kind, _, chip = target.partition(":")
+    return f"sm_{chip}" if kind == "cuda" else chip
+
+
 @dataclass(frozen=True)
 class Variant:
-    """A kernel with its constexpr arguments: what one compilation at run time makes."""
+    """A kernel with its constexpr arguments: what one compilation at run time makes.
+
+    Args:
+        name: for reports.
+        kernel: a triton.JITFunction.
+        constants: its constexpr arguments, but for those that :meth:`at` adds.
+        tuned: kernel and variant in the tuning table; None: ``options`` are all there is.
+        options: what the compiler is told.
+    """
 
     name: str
-    kernel: Any  # triton.JITFunction
+    kernel: Any
     constants: dict[str, Any]
-    num_warps: int
-    num_stages: int | None = None  # None: Triton's own
-    product: tuple[torch.dtype, str] | None = None  # dtype and precision of a product, which choose the tile
-    max_registers: int | None = None  # None: the compiler's choice
+    tuned: tuple[str, str] | None = None
+    options: dict[str, int] = field(default_factory=dict)
 
     def at(self, target: str) -> "Variant":
         """This variant as it is launched on a target, one of TARGETS."""
-        if self.product is None:
+        if self.tuned is None:
             return self
-        if self.kernel is linear.linear_kernel:
-            tile = linear.tile_for(target.split(":")[0], *self.product)
-            constants = self.constants | {"OUT": tile.out, "BATCH": tile.batch}
-            return replace(self, constants=constants, num_warps=tile.num_warps, num_stages=tile.num_stages)
-        return self._adapter_at(target)
+        aligned = self.constants.get("ALIGNED", True)
+        return self.cut(tuning.config(*self.tuned, architecture_of(target), bounded=aligned))
 
-    def _adapter_at(self, target: str) -> "Variant":
-        """As `at`, of a pass through adapters or of the sums over their rows."""
-        assert self.product is not None
-        rank = self.constants["RANK"]
-        if self.kernel is adapter_bank.part_kernel:
-            part = adapter_bank.tile_for(target, *self.product, rank)
-            constants = self.constants | {"ROWS": part.rows, "COLUMNS": part.columns}
-            return replace(self, constants=constants, num_warps=part.num_warps, num_stages=part.num_stages)
-        tile = adapter_pass.tile_for(target, *self.product, rank, self.constants["ALIGNED"])
-        constants = self.constants | {"ROWS": tile.rows, "STEP": tile.step}
-        if self.kernel is adapter_pass.forward_kernel:
-            constants["STAGES"] = tile.num_stages
+    def cut(self, configuration: dict[str, int]) -> "Variant":
+        """This variant in a configuration as the tuning table has them."""
+        wanted = {p.name for p in self.kernel.params if p.is_constexpr} - self.constants.keys()
+        cuts = {name.upper(): value for name, value in configuration.items() if name.upper() in wanted}
+        if "STAGES" in wanted:
+            cuts["STAGES"] = configuration["num_stages"]
         return replace(
-            self, constants=constants, num_warps=tile.num_warps, num_stages=tile.num_stages,
-            max_registers=tile.max_registers,
-        )  # fmt: skip
-
-    def options(self) -> dict[str, int]:
-        """What the compiler is told, as at a launch."""
-        given = {"num_warps": self.num_warps, "num_stages": self.num_stages, "maxnreg": self.max_registers}
-        return {name: value for name, value in given.items() if value is not None}
+            self, constants=self.constants | cuts, options=tuning.launch_options(configuration), tuned=None
+        )
 
     def signature(self) -> dict[str, str]:
         """Parameter name to type. All are annotated and none is specialised, so a variant is compiled once."""
         return {p.name: "constexpr" if p.is_constexpr else p.annotation_type for p in self.kernel.params}
+
+
+FOUR_WARPS = {"num_warps": 4}
 
 
 @dataclass(frozen=True)
@@ -121,7 +132,7 @@ def _sgd_variants() -> Iterable[Variant]:
     for (w, g), has_momentum, (name, mode) in product(pairs, (False, True), sources.items()):
         constants = {"WEIGHT_DTYPE": w, "GRAD_DTYPE": g, "HAS_MOMENTUM": has_momentum, "SOURCES": mode.value}
         full_name = f"sgd-{name}-{w}-{g}{'-momentum' if has_momentum else ''}"
-        yield Variant(full_name, metaplastic.sgd_kernel, constants | {"TILE": memory.TILE}, memory.NUM_WARPS)
+        yield Variant(full_name, metaplastic.sgd_kernel, constants, ("sgd", name))
 
 
 # held, and the kinds of anchor and flexibility
@@ -158,9 +169,9 @@ def _synapse_variant(
 ) -> Variant:
     constants = {
         "WEIGHT_DTYPE": dtype, "GRAD_DTYPE": dtype, "HAS_MOMENTUM": momentum, **_layer_constants(sources),
-        "RATE": rate, "HEBBIAN": hebbian, "ALIGNED": aligned, "WORDS": synapse.WORDS,
+        "RATE": rate, "HEBBIAN": hebbian, "ALIGNED": aligned,
     }  # fmt: skip
-    return Variant(f"synapse-{name}", synapse.synapse_kernel, constants, memory.NUM_WARPS)
+    return Variant(f"synapse-{name}", synapse.synapse_kernel, constants, ("synapse", sources))
 
 
 PRODUCTS = {
@@ -188,9 +199,12 @@ def _linear_variant(
     constants = {
         "WEIGHT_DTYPE": weight, "X_DTYPE": metaplastic.TRITON_DTYPES[dtype], "PRECISION": precision,
         "HAS_MOMENTUM": False, **layer, "DRIVE": drive, "INSERTS_C": False, "ALIGNED": True,
-        "ALIGNED_ROWS": True, "GROUP": linear.GROUP,
+        "ALIGNED_ROWS": True,
     }  # fmt: skip
-    return Variant(f"linear-{name}", linear.linear_kernel, constants, 0, None, of_product)
+    silent = "" if drive == linear.NOBODY.value else "-silent"
+    return Variant(
+        f"linear-{name}", linear.linear_kernel, constants, ("linear", arithmetic(dtype, precision) + silent)
+    )
 
 
 def _adapter_variants() -> Iterable[Variant]:
@@ -208,20 +222,20 @@ def _adapter_variants() -> Iterable[Variant]:
         }  # fmt: skip
         by_sample = sizes | {"INDEX_DTYPE": tl.int64}
         forward_kernel, backward_kernel = adapter_pass.forward_kernel, adapter_pass.backward_kernel
-        yield Variant(f"adapter-{name}", forward_kernel, by_sample | training, 0, None, (dtype, precision))
+        tuned = variant_of(dtype, precision, rank)
+        forward = ("adapter forward", tuned)
+        yield Variant(f"adapter-{name}", forward_kernel, by_sample | training, forward)
         if rank == 64:
-            yield Variant(
-                f"adapter-inference-{name}", forward_kernel, by_sample | inference, 0, None, (dtype, precision)
-            )
+            yield Variant(f"adapter-inference-{name}", forward_kernel, by_sample | inference, forward)
         yield Variant(
-            f"adapter-backward-{name}", backward_kernel, by_sample | backward, 0, None, (dtype, precision)
+            f"adapter-backward-{name}", backward_kernel, by_sample | backward, ("adapter backward", tuned)
         )
-        yield Variant(f"adapter-parts-{name}", adapter_bank.part_kernel, sizes, 0, None, (dtype, precision))
+        yield Variant(f"adapter-parts-{name}", adapter_bank.part_kernel, sizes, ("adapter bank", tuned))
     order = {"INDEX_DTYPE": tl.int64, "BLOCK": adapter_bank.ORDER_BLOCK}
-    yield Variant("adapter-order", adapter_bank.order_kernel, order, memory.NUM_WARPS)
+    yield Variant("adapter-order", adapter_bank.order_kernel, order, options=FOUR_WARPS)
     for dtype in metaplastic.TRITON_DTYPES.values():
         total = {"DTYPE": dtype, "BLOCK": adapter_bank.SUM_BLOCK, "PARTS": adapter_bank.SUM_PARTS}
-        yield Variant(f"adapter-total-{dtype}", adapter_bank.total_kernel, total, memory.NUM_WARPS)
+        yield Variant(f"adapter-total-{dtype}", adapter_bank.total_kernel, total, options=FOUR_WARPS)
 
 
 def _variants() -> Iterable[Variant]:
@@ -230,12 +244,11 @@ def _variants() -> Iterable[Variant]:
     yield from _linear_variants()
     yield from _adapter_variants()
     for name, mode in (("stored", metaplastic.STORED), ("mixed", metaplastic.MIXED)):
-        constants = {"SOURCES": mode.value, "TILE": memory.TILE}
-        yield Variant(f"gate-{name}", metaplastic.gate_kernel, constants, memory.NUM_WARPS)
-    yield Variant("fill", fill_kernel, {"TILE": memory.TILE}, memory.NUM_WARPS)
+        yield Variant(f"gate-{name}", metaplastic.gate_kernel, {"SOURCES": mode.value}, ("gate", name))
+    yield Variant("fill", fill_kernel, {}, ("fill", "any"))
     for kernel, unit in product((mask.pack_kernel, mask.unpack_kernel), (1, memory.ALIGNMENT)):
         name = f"{kernel.__name__.removesuffix('_kernel')}{'-aligned' if unit > 1 else ''}"
-        yield Variant(name, kernel, {"WORDS": mask.WORDS, "UNIT": unit}, mask.NUM_WARPS)
+        yield Variant(name, kernel, {"WORDS": mask.WORDS, "UNIT": unit}, options={"num_warps": mask.NUM_WARPS})
 
 
 VARIANTS: dict[str, Variant] = {variant.name: variant for variant in _variants()}
@@ -244,7 +257,7 @@ VARIANTS: dict[str, Variant] = {variant.name: variant for variant in _variants()
 def compile_variant(variant: Variant, target: GPUTarget) -> CompiledKernel:
     """Compiles exactly what a launch of the variant would on such a GPU."""
     source = ASTSource(variant.kernel, variant.signature(), variant.constants)
-    return triton.compile(source, target=target, options={**variant.options(), "enable_fp_fusion": False})
+    return triton.compile(source, target=target, options={**variant.options, "enable_fp_fusion": False})
 
 
 def _nvidia_tool(name: str) -> str:
@@ -274,7 +287,12 @@ def _wide(asm: str, operation: str) -> int:
 
 def resources(name: str, target: str) -> Resources:
     """Compiles a variant by name and reads what it needs from the binary."""
-    compiled = compile_variant(VARIANTS[name].at(target), TARGETS[target])
+    return resources_of(VARIANTS[name].at(target), target)
+
+
+def resources_of(variant: Variant, target: str) -> Resources:
+    """As resources, of any variant in a configuration."""
+    compiled = compile_variant(variant, TARGETS[target])
     shared = compiled.metadata.shared
     if target.startswith("cuda"):
         usage = _cuobjdump(compiled.asm["cubin"], "--dump-resource-usage")
@@ -287,7 +305,7 @@ def resources(name: str, target: str) -> Resources:
         stack = _find(r"\.private_segment_fixed_size:\s+(\d+)", asm)
     tensor_core = len(re.findall(r"\bHGMMA\b|\bUTC\w*MMA\b|\bHMMA\b|\bv_mfma_", asm))
     wide = _wide(asm, "load"), _wide(asm, "store"), len(re.findall(r"\bLDGSTS\.E\S*\.128\b", asm))
-    return Resources(name, target, registers, spills, stack, shared, *wide, tensor_core)
+    return Resources(variant.name, target, registers, spills, stack, shared, *wide, tensor_core)
 
 
 def _table(reports: Sequence[Resources]) -> str:

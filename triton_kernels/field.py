@@ -13,8 +13,9 @@ import triton.language as tl
 from torch import Tensor
 
 from flexkern.fields import SOURCE_FLOATS, SOURCE_INTS, Kind
-from flexkern.triton_kernels.memory import NUM_WARPS, TILE, full_tiles, load_float32, store_float32
+from flexkern.triton_kernels.memory import full_tiles, load_float32, store_float32
 from flexkern.triton_kernels.philox import random_words, random_words_of_rows
+from flexkern.triton_kernels.tuning import architecture, config, launch_options
 
 __all__ = ["computed_rows", "fill_field_", "source_row", "source_tile"]
 
@@ -207,8 +208,10 @@ def fill_field_(out: Tensor, source: Sequence[int], parameters: Sequence[float])
     numel, address = out.numel(), out.data_ptr()
     if numel == 0:
         return
+    cut = config("fill", "any", architecture(out.device))
+    tile = cut["tile"]
     with torch.cuda.device_of(out):
-        fill_kernel[(triton.cdiv(numel, TILE),)](
-            address, numel, full_tiles([address], numel), *ints, *floats, TILE,
-            num_warps=NUM_WARPS, enable_fp_fusion=False,
+        fill_kernel[(triton.cdiv(numel, tile),)](
+            address, numel, full_tiles([address], numel, tile), *ints, *floats, tile,
+            **launch_options(cut), enable_fp_fusion=False,
         )  # fmt: skip

@@ -46,6 +46,10 @@ def check_units(tensor: Tensor, name: str, weight: Tensor, units: int) -> None:
         raise ValueError(f"{name} must be on the device of weight, {weight.device}, got {tensor.device}")
 
 
+def _listed(tensor: Tensor | None) -> list[Tensor]:
+    return [] if tensor is None else [tensor]
+
+
 def check_layer(weight: Tensor, given: LayerArguments, inputs: Sequence[Tensor]) -> None:
     """Checks a weight [out, in] and its state; ``inputs`` are the operator's other tensors.
 
@@ -60,31 +64,31 @@ def check_layer(weight: Tensor, given: LayerArguments, inputs: Sequence[Tensor])
         raise ValueError(f"weight must be a matrix [out, in], got shape {tuple(weight.shape)}")
     one = [weight]
     check_tensors(one, "weight", one, weight.dtype)
-    check_tensors(given.master, "master", [] if weight.dtype is torch.float32 else one, torch.float32)
-    buffer = given.momentum_buffer
+    check_tensors(_listed(given.master), "master", [] if weight.dtype is torch.float32 else one, torch.float32)
+    buffer = _listed(given.momentum_buffer)
     check_tensors(buffer, "momentum_buffer", one if buffer else [], torch.float32)
     (a_ints, a_floats), (f_ints, f_floats) = _source_rows(given)
-    check_sources(given.anchor, "anchor", one, a_ints, a_floats)
-    if given.alpha:
-        check_tensors(given.alpha, "alpha", one, torch.float32)
+    check_sources(_listed(given.anchor), "anchor", one, a_ints, a_floats)
+    if given.alpha is not None:
+        check_tensors([given.alpha], "alpha", one, torch.float32)
     else:
-        check_sources(given.flexibility, "flexibility", one, f_ints, f_floats)
-    if given.silent:
+        check_sources(_listed(given.flexibility), "flexibility", one, f_ints, f_floats)
+    if given.silent is not None:
         rows, words = weight.shape[0], triton.cdiv(weight.shape[1], 32)
-        (mask,) = given.silent
+        mask = given.silent
         if mask.dtype is not torch.int32 or tuple(mask.shape) != (rows, words):
             raise ValueError(f"silent must be int32 [{rows}, {words}], got {mask.dtype} {tuple(mask.shape)}")
         if not mask.is_contiguous() or mask.device != weight.device:
             raise ValueError(f"silent must be contiguous and on {weight.device}, got {mask.device}")
-        if given.hebbian and not given.anchor:
+        if given.hebbian and given.anchor is None:
             raise ValueError("anchor must be a tensor: Hebbian insertion writes it")
     check_memory(given.written(weight), [*inputs, *given.read()])
 
 
 def layer_addresses(weight: Tensor, given: LayerArguments) -> list[int]:
     """Addresses of weight, master, momentum, alpha and silent; 0 for what is not there."""
-    lists = ([weight], given.master, given.momentum_buffer, given.alpha, given.silent)
-    return [tensors[0].data_ptr() if tensors else 0 for tensors in lists]
+    tensors = (weight, given.master, given.momentum_buffer, given.alpha, given.silent)
+    return [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
 
 
 def threshold_arguments(weight: Tensor, given: LayerArguments) -> tuple[float, int, int]:
@@ -124,12 +128,12 @@ def source_arguments(given: LayerArguments) -> tuple[Source, Source]:
     """The sources of anchor and flexibility, as in :func:`field.source_tile`."""
     a_rows, f_rows = _source_rows(given)
     a = _source(given.anchor, *a_rows)
-    return a, NOTHING if given.alpha else _source(given.flexibility, *f_rows)
+    return a, NOTHING if given.alpha is not None else _source(given.flexibility, *f_rows)
 
 
-def _source(stored: Sequence[Tensor], sources: Sequence[int], parameters: Sequence[float]) -> Source:
-    if stored:
-        return (int(Kind.STORED), stored[0].data_ptr(), 0, 0, 0, 0, 0.0, 0.0)
+def _source(stored: Tensor | None, sources: Sequence[int], parameters: Sequence[float]) -> Source:
+    if stored is not None:
+        return (int(Kind.STORED), stored.data_ptr(), 0, 0, 0, 0, 0.0, 0.0)
     (kind, seed, stream, offset, purpose), (p0, p1) = source_row(
         sources[:SOURCE_INTS], parameters[:SOURCE_FLOATS]
     )

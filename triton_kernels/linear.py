@@ -27,18 +27,17 @@ from flexkern.triton_kernels.matrix import existing, groups, load_synapses, load
 from flexkern.triton_kernels.memory import ALIGNMENT
 from flexkern.triton_kernels.metaplastic import TRITON_DTYPES
 from flexkern.triton_kernels.product import (
-    GROUP,
     IEEE,
     IN,
-    INTERPRETED,
     LARGEST,
     TF32,
     UNIT,
+    arithmetic,
     parts,
     product,
-    tile_for,
 )
 from flexkern.triton_kernels.synapse import activity, drive, load_theta, step_tile
+from flexkern.triton_kernels.tuning import architecture, config, launch_options
 from flexkern.triton_kernels.update import number
 
 __all__ = ["linear_step_"]
@@ -274,12 +273,6 @@ def linear_kernel(
 # --------------------------------------------------------------------------- the host's side
 
 
-def _target() -> str:
-    if INTERPRETED.value:
-        return "interpreter"
-    return "cuda" if torch.version.hip is None else "hip"
-
-
 def _precision(dtype: torch.dtype) -> str:
     """How float32 is multiplied: as torch would, which is "none" (its default, ieee), "ieee" or "tf32"."""
     tf32 = dtype is torch.float32 and torch.backends.cuda.matmul.fp32_precision == TF32
@@ -322,7 +315,7 @@ def linear_step_(weight: Tensor, x: Tensor, grad_out: Tensor, *arguments: Any) -
     given = LayerArguments(*arguments)
     check_layer(weight, given, [x, grad_out])
     rows, columns = weight.shape
-    how = NOBODY if not given.silent else HEBBIAN if len(given.drive) == 1 else RATE
+    how = NOBODY if given.silent is None else HEBBIAN if len(given.drive) == 1 else RATE
     batches = [x, grad_out, *given.drive] if how is HEBBIAN else [x, grad_out]
     _check_batch(
         batches, ("x", "grad_out", "post")[: len(batches)], (columns, rows, rows)[: len(batches)], weight
@@ -341,24 +334,24 @@ def linear_step_(weight: Tensor, x: Tensor, grad_out: Tensor, *arguments: Any) -
         pre, post = x.clamp(min=0), given.drive[0].clamp(min=0)
     addresses = layer_addresses(weight, given)
     a, f = source_arguments(given)
-    if not given.silent and (given.alpha or _is_unit(1.0, f)):
+    if given.silent is None and (given.alpha is not None or _is_unit(1.0, f)):
         a = NOTHING  # alpha is there, or 1 whatever the anchor: it is neither read nor drawn
     drives = [0 if t is None else t.data_ptr() for t in (pre, post)]
     batch_addresses = [x.data_ptr(), grad_out.data_ptr()]
     aligned = columns % UNIT.value == 0 and is_aligned([*addresses, batch_addresses[0], drives[0]], a, f)
     aligned_rows = rows % UNIT.value == 0 and not any(at % ALIGNMENT for at in (batch_addresses[1], drives[1]))
     precision = _precision(x.dtype)
-    tile = tile_for(_target(), x.dtype, precision)
-    programs = triton.cdiv(rows, tile.out) * triton.cdiv(columns, IN.value)
+    variant = arithmetic(x.dtype, precision) + ("" if given.silent is None else "-silent")
+    cut = config("linear", variant, architecture(weight.device), bounded=aligned and aligned_rows)
+    programs = triton.cdiv(rows, cut["out"]) * triton.cdiv(columns, IN.value)
     with torch.cuda.device_of(weight):
         linear_kernel[(programs,)](
             *addresses, counts.data_ptr(), *batch_addresses, *drives, len(x),
             rows // UNIT.value if aligned_rows else rows, columns // UNIT.value if aligned else columns,
             1.0 / len(x) if len(x) else math.nan, *theta, float(given.eta), float(given.prune),
             *rule, *a[1:], *f[1:],
-            TRITON_DTYPES[weight.dtype], TRITON_DTYPES[x.dtype], precision, bool(given.momentum_buffer),
-            bool(given.alpha), a[0], f[0], how.value, bool(given.silent) and given.hebbian, aligned,
-            aligned_rows, tile.out, tile.batch, GROUP,
-            num_warps=tile.num_warps, num_stages=tile.num_stages, enable_fp_fusion=False,
+            TRITON_DTYPES[weight.dtype], TRITON_DTYPES[x.dtype], precision, given.momentum_buffer is not None,
+            given.alpha is not None, a[0], f[0], how.value, "anchor" in given.writes(), aligned,
+            aligned_rows, cut["out"], cut["batch"], cut["group"], **launch_options(cut), enable_fp_fusion=False,
         )  # fmt: skip
     return counts

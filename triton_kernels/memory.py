@@ -7,8 +7,6 @@ import triton.language as tl
 
 __all__ = [
     "ALIGNMENT",
-    "NUM_WARPS",
-    "TILE",
     "from_float32",
     "full_tiles",
     "load_float32",
@@ -17,19 +15,18 @@ __all__ = [
     "typed",
 ]
 
-# Elements that a program steps, with 128 threads: 8 a thread, so 2 independent 16-byte loads of each float32
-# array. By Little's law 4.3 TB/s at about 800 ns of loaded latency want 3.4 MB in flight, 26 KB on each of 132
-# multiprocessors. The stored step has 4 arrays x 8 elements x 4 bytes = 128 bytes a thread in flight, so 210
-# threads are enough; 64 registers allow 1024. What is left over hides the table lookups that each program
-# begins with. Larger tiles would leave more of a small tensor to the masked tail.
-TILE = 1024
-NUM_WARPS = 4
+# A program steps TILE elements, 1024 with 128 threads: 8 a thread, so 2 independent 16-byte loads of each
+# float32 array (tuning_table.py has it by kernel and GPU). By Little's law 4.3 TB/s at about 800 ns of loaded
+# latency want 3.4 MB in flight, 26 KB on each of 132 multiprocessors. The stored step has 4 arrays x 8 elements
+# x 4 bytes = 128 bytes a thread in flight, so 210 threads are enough; 64 registers allow 1024. What is left
+# over hides the table lookups that each program begins with. Larger tiles would leave more of a small tensor to
+# the masked tail.
 ALIGNMENT = 16  # bytes: the widest access of a thread
 
 
-def full_tiles(addresses: list[int], numel: int) -> int:
+def full_tiles(addresses: list[int], numel: int, tile: int) -> int:
     """How many leading tiles of a tensor can go without a mask and in wide accesses, given its addresses."""
-    return 0 if any(address % ALIGNMENT for address in addresses) else numel // TILE
+    return 0 if any(address % ALIGNMENT for address in addresses) else numel // tile
 
 
 @triton.jit

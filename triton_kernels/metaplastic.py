@@ -12,8 +12,9 @@ from torch import Tensor
 from flexkern.fields import SOURCE_INTS, Kind
 from flexkern.triton_kernels.arguments import check_sources, check_tensors, device_number
 from flexkern.triton_kernels.field import source_row, source_tile
-from flexkern.triton_kernels.memory import NUM_WARPS, TILE, full_tiles, load_float32, store_float32
+from flexkern.triton_kernels.memory import full_tiles, load_float32, store_float32
 from flexkern.triton_kernels.table import NOTHING, Row, TableCache, load_row, source_columns
+from flexkern.triton_kernels.tuning import architecture, config, launch_options
 from flexkern.triton_kernels.update import gate, number, sgd
 
 __all__ = ["metaplastic_gate", "metaplastic_sgd_"]
@@ -23,6 +24,7 @@ STORED = tl.constexpr(0)  # anchor and flexibility are tensors
 MIXED = tl.constexpr(1)  # anchor and flexibility of each tensor are what its row says
 HELD = tl.constexpr(2)  # alpha is a tensor
 
+_VARIANTS = {STORED.value: "stored", MIXED.value: "mixed", HELD.value: "held"}  # in the tuning table
 TRITON_DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 _tables = TableCache()
 
@@ -225,14 +227,14 @@ def metaplastic_sgd_(
     grad: Sequence[Tensor],
     anchor: Sequence[Tensor],
     flexibility: Sequence[Tensor],
+    lr: float,
+    scale: float,
     alpha: Sequence[Tensor],
     sources: Sequence[int],
     parameters: Sequence[float],
     momentum_buffer: Sequence[Tensor],
     master: Sequence[Tensor],
-    lr: float,
     lr_tensor: Tensor | None,
-    scale: float,
     scale_tensor: Tensor | None,
     weight_decay: float,
     momentum: float,
@@ -275,25 +277,28 @@ def metaplastic_sgd_(
         all(map(Tensor.is_contiguous, tensors)), *map(Tensor.data_ptr, tensors), *map(Tensor.numel, tensors),
         *sources, *parameters,
     )  # fmt: skip
+    mode = HELD.value if alpha else _mode(sources)
+    cut = config("sgd", _VARIANTS[mode], architecture(weight[0].device))
+    tile = cut["tile"]
     with torch.cuda.device_of(weight[0]):
-        table = _tables.get(key, weight[0].device, rows)
+        table = _tables.get((tile, *key), weight[0].device, rows, tile)
         if table.programs == 0:
             return
         sgd_kernel[(table.programs,)](
             table.data, table.tensors, lr_number, lr_address, scale_number, scale_address, float(weight_decay),
             float(momentum), 1.0 - dampening, -1.0 if maximize else 1.0, int(nesterov), int(skip_nonfinite),
             TRITON_DTYPES[weight[0].dtype], TRITON_DTYPES[grad[0].dtype], bool(momentum_buffer),
-            HELD.value if alpha else _mode(sources), TILE, num_warps=NUM_WARPS, enable_fp_fusion=False,
+            mode, tile, **launch_options(cut), enable_fp_fusion=False,
         )  # fmt: skip
 
 
 def metaplastic_gate(
     weight: Tensor,
-    anchor: Sequence[Tensor],
-    flexibility: Sequence[Tensor],
+    anchor: Tensor | None,
+    flexibility: Tensor | None,
+    scale: float,
     sources: Sequence[int],
     parameters: Sequence[float],
-    scale: float,
     scale_tensor: Tensor | None,
 ) -> Tensor:
     """The Triton implementation of ``flexkern::metaplastic_gate``: alpha of a float32 weight.
@@ -303,8 +308,9 @@ def metaplastic_gate(
     """
     half_ints, half_floats = len(sources) // 2, len(parameters) // 2
     check_tensors([weight], "weight", [weight], torch.float32)
-    check_sources(anchor, "anchor", [weight], sources[:half_ints], parameters[:half_floats])
-    check_sources(flexibility, "flexibility", [weight], sources[half_ints:], parameters[half_floats:])
+    a_stored, f_stored = ([] if t is None else [t] for t in (anchor, flexibility))
+    check_sources(a_stored, "anchor", [weight], sources[:half_ints], parameters[:half_floats])
+    check_sources(f_stored, "flexibility", [weight], sources[half_ints:], parameters[half_floats:])
     a = _gate_source(anchor, sources[:half_ints], parameters[:half_floats])
     f = _gate_source(flexibility, sources[half_ints:], parameters[half_floats:])
     scale_number, scale_address = device_number(scale, scale_tensor, "scale_tensor", weight)
@@ -312,18 +318,21 @@ def metaplastic_gate(
     numel = weight.numel()
     if numel == 0:
         return out
-    full = full_tiles([weight.data_ptr(), out.data_ptr(), a[1], f[1]], numel)
+    mode = _mode(sources)
+    cut = config("gate", _VARIANTS[mode], architecture(weight.device))
+    tile = cut["tile"]
+    full = full_tiles([weight.data_ptr(), out.data_ptr(), a[1], f[1]], numel, tile)
     with torch.cuda.device_of(weight):
-        gate_kernel[(triton.cdiv(numel, TILE),)](
+        gate_kernel[(triton.cdiv(numel, tile),)](
             weight.data_ptr(), out.data_ptr(), numel, full, scale_number, scale_address, *a, *f,
-            _mode(sources), TILE, num_warps=NUM_WARPS, enable_fp_fusion=False,
+            mode, tile, **launch_options(cut), enable_fp_fusion=False,
         )  # fmt: skip
     return out
 
 
-def _gate_source(stored: Sequence[Tensor], sources: Sequence[int], parameters: Sequence[float]) -> tuple:
+def _gate_source(stored: Tensor | None, sources: Sequence[int], parameters: Sequence[float]) -> tuple:
     """kind, address, seed, stream, offset, purpose, p0, p1."""
-    if stored:
-        return (int(Kind.STORED), stored[0].data_ptr(), 0, 0, 0, 0, 0.0, 0.0)
+    if stored is not None:
+        return (int(Kind.STORED), stored.data_ptr(), 0, 0, 0, 0, 0.0, 0.0)
     (kind, *position), floats = source_row(sources, parameters)
     return (kind, 0, *position, *floats)

@@ -2,15 +2,13 @@
 
 # ruff: noqa: ANN001, ANN201, ANN202, RUF100, SIM300 - device functions: Triton infers the types of arguments
 
-from typing import NamedTuple
-
 import torch
 import triton
 import triton.language as tl
 
 from flexkern.triton_kernels.memory import to_float32, typed
 
-__all__ = ["GROUP", "IN", "INTERPRETED", "LARGEST", "UNIT", "Tile", "parts", "product", "tile_for"]
+__all__ = ["IN", "INTERPRETED", "LARGEST", "UNIT", "arithmetic", "parts", "product"]
 
 INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
 IN = tl.constexpr(128)  # columns of a tile: four words
@@ -20,19 +18,11 @@ UNIT = tl.constexpr(8)
 LARGEST = 2**24
 
 
-class Tile(NamedTuple):
-    """How a product is cut: OUT x 128 weights a program, BATCH samples a step, and the compiler's options."""
-
-    out: int
-    batch: int
-    num_warps: int
-    num_stages: int
-
-
-# Tiles by target and arithmetic, chosen ahead of time; what was measured is only registers, stack and shared
-# memory of the compiled kernels (python -m flexkern.triton_kernels.aot), not time.
+# A tile is OUT x 128 weights, a step BATCH samples of it; tiles go in groups of GROUP rows of tiles, so that
+# what is read of x and grad_out stays in the L2 cache (with 8, 8 x 128 rows of grad_out and 132 / 8 tiles of x
+# are in use at a time). tuning_table.py has them by target and arithmetic; how they were chosen for Hopper:
 #
-# Hopper, 16-bit inputs. A step of a 128 x 128 tile over 64 samples: 2.1 MFLOP, 0.28 us of a multiprocessor's
+# 16-bit inputs. A step of a 128 x 128 tile over 64 samples: 2.1 MFLOP, 0.28 us of a multiprocessor's
 # tensor cores at 990 TFLOP/s / 132, and 32 KB from the L2 cache. A tile's state, stored and float32: 16 bytes x
 # 16,384 = 262 KB, 8 us of its share of 4.3 TB/s. So a batch of 1024 (16 steps, 4.5 us) is half as long in the
 # product as in the state, and the state can hide the product only if two programs are on a multiprocessor: 2 x
@@ -47,19 +37,12 @@ class Tile(NamedTuple):
 # hide; with bank conflicts of four or more they set the pace, at 1000 cycles or more a step.
 # ieee: no tensor cores; 1024 FFMA a thread for 16 samples. 67 TFLOP/s are a 7th of the peak of tf32, so the
 # product sets the pace. With 64 rows, or 16 warps, the compiler did worse: a stack of up to 40 bytes, or slow.
-# Ampere and Blackwell: as Hopper. gfx942 has 64 KB of shared memory: two steps of 32 samples.
 HALF, TF32, IEEE = "half", "tf32", "ieee"
-TILES = {
-    "cuda": {HALF: Tile(128, 64, 8, 3), TF32: Tile(128, 32, 8, 3), IEEE: Tile(128, 16, 8, 3)},
-    "hip": {HALF: Tile(128, 32, 8, 2), TF32: Tile(128, 16, 8, 2), IEEE: Tile(128, 16, 8, 2)},
-    "interpreter": dict.fromkeys((HALF, TF32, IEEE), Tile(64, 16, 1, 1)),
-}
-GROUP = 8  # rows of tiles in a group: 8 x 128 rows of grad_out and 132 / 8 tiles of x are in use at a time
 
 
-def tile_for(target: str, dtype: torch.dtype, precision: str) -> Tile:
-    """The tile of a product of ``dtype`` on ``target``: "cuda", "hip" or "interpreter"."""
-    return TILES[target][precision if dtype is torch.float32 else HALF]
+def arithmetic(dtype: torch.dtype, precision: str) -> str:
+    """What a product of ``dtype`` computes in: 16 bits, tf32 or float32; the table's variants begin with it."""
+    return precision if dtype is torch.float32 else HALF
 
 
 @triton.jit

@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from flexkern.fields import Kind
 from flexkern.layer_arguments import LayerArguments
 from flexkern.triton_kernels.arguments import check_tensors
 from flexkern.triton_kernels.layer import (
@@ -32,14 +33,11 @@ from flexkern.triton_kernels.matrix import (
     store_rounded,
     store_synapses,
 )
-from flexkern.triton_kernels.memory import NUM_WARPS
 from flexkern.triton_kernels.metaplastic import TRITON_DTYPES
+from flexkern.triton_kernels.tuning import architecture, config, launch_options
 from flexkern.triton_kernels.update import finite, gate, number, sgd
 
 __all__ = ["activity", "drive", "load_theta", "step_tile", "synapse_step_"]
-
-# Words of a program: 1024 synapses, 8 for each of 128 threads, as in memory.py and by its arithmetic.
-WORDS = 32
 
 
 @triton.jit
@@ -295,14 +293,18 @@ def synapse_step_(weight: Tensor, grad: Tensor, *arguments: Any) -> Tensor:
     driven = [t.data_ptr() for t in given.drive]
     drives = [0, *driven] if rate else [*driven, 0, 0]
     aligned = columns % 4 == 0 and is_aligned([*addresses, grad.data_ptr(), *drives[:2]], a, f)
-    programs = triton.cdiv(rows * triton.cdiv(columns, 32), WORDS)
+    stored = a[0] == f[0] == Kind.STORED
+    variant = "held" if given.alpha is not None else "stored" if stored else "mixed"
+    cut = config("synapse", variant, architecture(weight.device))
+    words = cut["words"]  # of a program: 32 are 1024 synapses, 8 a thread, by the arithmetic of memory.py
+    programs = triton.cdiv(rows * triton.cdiv(columns, 32), words)
     with torch.cuda.device_of(weight):
         synapse_kernel[(programs,)](
             addresses[0], grad.data_ptr(), *addresses[1:], counts.data_ptr(), *drives, rows,
             columns // 4 if aligned else columns, *theta,
             float(given.eta), float(given.prune), *rule, *a[1:], *f[1:],
-            TRITON_DTYPES[weight.dtype], TRITON_DTYPES[grad.dtype], bool(given.momentum_buffer),
-            bool(given.alpha), a[0], f[0], rate, given.hebbian, aligned, WORDS,
-            num_warps=NUM_WARPS, enable_fp_fusion=False,
+            TRITON_DTYPES[weight.dtype], TRITON_DTYPES[grad.dtype], given.momentum_buffer is not None,
+            given.alpha is not None, a[0], f[0], rate, given.hebbian, aligned, words,
+            **launch_options(cut), enable_fp_fusion=False,
         )  # fmt: skip
     return counts

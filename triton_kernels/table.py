@@ -17,7 +17,7 @@ from torch import Tensor
 
 from flexkern.fields import SOURCE_FLOATS, SOURCE_INTS, Kind
 from flexkern.triton_kernels.field import source_row
-from flexkern.triton_kernels.memory import TILE, full_tiles
+from flexkern.triton_kernels.memory import full_tiles
 
 __all__ = ["Row", "Table", "TableCache", "load_row", "source_columns"]
 
@@ -27,6 +27,7 @@ __all__ = ["Row", "Table", "TableCache", "load_row", "source_columns"]
 ANCHOR = tl.constexpr(8)
 FLEXIBILITY = tl.constexpr(16)
 COLUMNS = tl.constexpr(24)
+SPARES = 4  # that are kept of each size: as many lists of one length can be new in one capture
 SEARCH = tl.constexpr(128)  # first programs that are compared at once: one a thread
 
 
@@ -113,16 +114,16 @@ class Row:
             self.anchor = _ZERO
 
 
-def _host_table(rows: Sequence[Row]) -> tuple[np.ndarray, int]:
-    """The table as one array, and the number of programs."""
+def _host_table(rows: Sequence[Row], tile: int) -> tuple[np.ndarray, int]:
+    """The table as one array, and the number of programs, each of which steps ``tile`` elements."""
     firsts: list[int] = []
     body: list[int] = []
     programs = 0
     for row in rows:
-        full = full_tiles([*row.addresses, row.anchor[1], row.flexibility[1]], row.numel)
+        full = full_tiles([*row.addresses, row.anchor[1], row.flexibility[1]], row.numel, tile)
         firsts.append(programs)
         body += [*row.addresses, row.numel, programs, full, *row.anchor, *row.flexibility]
-        programs += triton.cdiv(row.numel, TILE)
+        programs += triton.cdiv(row.numel, tile)
     return np.array(firsts + body, dtype=np.int64), programs
 
 
@@ -143,9 +144,11 @@ class TableCache:
 
     CUDA graphs: a table that is already there when a capture begins, as after a warm-up step on the same
     tensors, is read by the replays where it lies, and is kept from then on. Otherwise the copy is captured too:
-    its source in pinned host memory is kept, and every replay copies it again. So captured steps are right
-    either way, as long as the tensors keep their addresses, as a graph needs anyway. The capture must begin
-    with an idle device, as ``torch.cuda.graph`` makes sure.
+    its source in pinned host memory is kept, and every replay copies it again. That memory comes from spares
+    that steps outside of captures leave, because it should not be allocated in one: torch's allocator may then
+    look at events, which ends the capture. So captured steps are right either way, as long as the tensors keep
+    their addresses, as a graph needs anyway. The capture must begin with an idle device, which
+    ``torch.cuda.graph`` makes sure of.
 
     Args:
         limit: number of tables to keep; the least recently used one goes first.
@@ -155,34 +158,49 @@ class TableCache:
         self._limit = limit
         self._tables: dict[Hashable, Table] = {}
         self._captured_sources: list[Tensor] = []
+        self._spares: dict[int, list[Tensor]] = {}  # pinned memory, by its number of elements
         self._lock = threading.Lock()
 
-    def get(self, key: Hashable, device: torch.device, rows: Callable[[], list[Row]]) -> Table:
-        """The table of ``key``, made from ``rows()`` and copied to the (current) device if it is not there."""
+    def get(self, key: Hashable, device: torch.device, rows: Callable[[], list[Row]], tile: int) -> Table:
+        """The table of ``key``, made from ``rows()`` and copied to the (current) device if it is not there.
+
+        ``tile``, the number of elements of a program, is part of the key.
+        """
         on_gpu = device.type == "cuda"
         capturing = on_gpu and torch.cuda.is_current_stream_capturing()
         with self._lock:
             table = self._tables.pop(key, None)
             if table is None:
-                table = self._upload(rows(), device, capturing)
+                table = self._upload(rows(), tile, device, capturing)
                 if capturing:  # it holds nothing before the graph runs, so no other step may find it
                     return table
             table.captured |= capturing
             self._tables[key] = table  # now the most recently used
             self._evict()
         if on_gpu and not capturing:
+            self._keep_spare(table.data.numel())
             stream = torch.cuda.current_stream(device)
             if stream.cuda_stream != table.stream and table.ready is not None:
                 stream.wait_event(table.ready)
                 table.data.record_stream(stream)
         return table
 
-    def _upload(self, rows: list[Row], device: torch.device, capturing: bool) -> Table:
-        array, programs = _host_table(rows)
+    def _keep_spare(self, count: int) -> None:
+        """A later capture of a step like this one will find pinned memory."""
+        spares = self._spares.setdefault(count, [])
+        if count and len(spares) < SPARES:
+            spares.append(torch.empty(count, dtype=torch.int64, pin_memory=True))
+
+    def _pinned(self, host: Tensor, capturing: bool) -> Tensor:
+        spares = self._spares.get(host.numel()) if capturing else None
+        return spares.pop().copy_(host) if spares else host.pin_memory()
+
+    def _upload(self, rows: list[Row], tile: int, device: torch.device, capturing: bool) -> Table:
+        array, programs = _host_table(rows, tile)
         host = torch.from_numpy(array)
         if device.type != "cuda" or not rows:
             return Table(host, len(rows), programs)
-        host = host.pin_memory()
+        host = self._pinned(host, capturing)
         table = Table(host.to(device, non_blocking=True), len(rows), programs)
         if capturing:
             self._captured_sources.append(host)

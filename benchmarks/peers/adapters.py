@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-__all__ = ["EaseAdapter", "lora", "loop_over_tasks"]
+__all__ = ["EaseAdapter", "loop_over_tasks", "lora"]
 
 
 class EaseAdapter(nn.Module):

@@ -1,7 +1,7 @@
-"""A frozen vision transformer with an adapter a task, as EASE's authors run it (arXiv 2403.12030): in plain PyTorch.
+"""A frozen vision transformer with an adapter a task, as EASE runs it (arXiv 2403.12030), in plain PyTorch.
 
-Of flexkern it takes only :func:`flexkern.nn.adapted.parts_of`, which knows how the transformers of several libraries
-name their blocks.
+Of flexkern it takes only :func:`flexkern.nn.adapted.parts_of`, which knows how the transformers of several
+libraries name their blocks.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ class Adapter(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
         """[n, L, d] from two of these."""
-        return torch.add(residual, self.up(self.dropout(self.relu(self.down(x)))), alpha=self.scale)
+        with torch.profiler.record_function("adapter"):
+            return torch.add(residual, self.up(self.dropout(self.relu(self.down(x)))), alpha=self.scale)
 
     @torch.no_grad()
     def take(self, bank: AdapterBank, task: int, layer: int) -> Adapter:

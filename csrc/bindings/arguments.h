@@ -7,8 +7,8 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/Exception.h>
 
-#include <initializer_list>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "flexkern/update.h"
@@ -19,6 +19,9 @@ using torch::headeronly::DeviceType;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Tensors = std::vector<Tensor>;
+using OptionalTensors = std::optional<Tensors>;
+using OptionalInts = std::optional<std::vector<int64_t>>;
+using OptionalFloats = std::optional<std::vector<double>>;
 
 // Numbers for each source in the operators' `sources` and `parameters`; flexkern.fields has the same.
 constexpr int64_t kSourceInts = 5;
@@ -26,24 +29,108 @@ constexpr int64_t kSourceFloats = 2;
 
 Dtype dtype_of(const Tensor& tensor, const char* name);
 
-// Contiguous, on `device`, of `dtype`, with as many elements as the weight.
+// Contiguous, on `device`, of `dtype`, with the shape of the weight.
 void check_like(const Tensor& tensor, const char* name, const Tensor& weight, DeviceType device, ScalarType dtype);
 
-// A one-element float32 tensor, or nothing.
-void check_number(const std::optional<Tensor>& tensor, const char* name);
+// A number in [0, 1e38]: kernels compute in float32, and with a few times the scale. NaN is not.
+void check_range(double value, const char* name);
 
-Source field_source(const std::vector<int64_t>& row, const std::vector<double>& parameters);
+Source field_source(const int64_t* row, const double* parameters);
 
-// The sources of `count` tensors. `like` has their weights; `stored` the tensors of stored sources, in order.
-// `first` is where their rows begin in `sources` and `parameters`; those are empty if all sources are stored.
-std::vector<Source> decode_sources(const Tensors& like, const Tensors& stored, const char* name,
-                                   const std::vector<int64_t>& sources, const std::vector<double>& parameters,
-                                   size_t first, DeviceType device);
+// Anchors and flexibilities that are not stored: a row for the anchor of each of `count` weights, then one for the
+// flexibility of each; both are empty if all are stored.
+struct SourceRows {
+  std::vector<int64_t> ints;
+  std::vector<double> floats;
+  void check(size_t count) const;
+  bool is_stored(size_t row) const;
+  Source field(size_t row) const { return field_source(&ints[row * kSourceInts], &floats[row * kSourceFloats]); }
+};
 
-// No written tensor shares memory with another argument.
-void check_memory(std::initializer_list<const Tensors*> written, std::initializer_list<const Tensors*> read);
+// A stored source.
+Source stored_source(const Tensor& tensor, const char* name, const Tensor& weight, DeviceType device);
 
-// All arguments of flexkern::metaplastic_sgd_ but what check_memory looks at (see flexkern/ops/metaplastic.py).
+// Looks for a written tensor that shares memory with another argument.
+class MemoryCheck {
+ public:
+  void writes(const Tensor& tensor) { add(tensor, true); }
+  void reads(const Tensor& tensor) { add(tensor, false); }
+  void writes(const Tensors& tensors);
+  void reads(const Tensors& tensors);
+  void writes(const std::optional<Tensor>& tensor) {
+    if (tensor.has_value()) add(*tensor, true);
+  }
+  void reads(const std::optional<Tensor>& tensor) {
+    if (tensor.has_value()) add(*tensor, false);
+  }
+  void finish();
+
+ private:
+  struct Extent {
+    const char* begin;
+    const char* end;
+    bool written;
+  };
+  void add(const Tensor& tensor, bool written);
+  std::vector<Extent> extents_;
+};
+
+// The numbers of a step. A tensor takes the place of its number; `needs_scale`: the gate's formula is used.
+struct RuleArguments {
+  double lr;
+  const std::optional<Tensor>& lr_tensor;
+  double scale;
+  const std::optional<Tensor>& scale_tensor;
+  double weight_decay, momentum, dampening;
+  bool nesterov, maximize, skip_nonfinite;
+};
+SgdRule decode_rule(const RuleArguments& given, bool needs_scale);
+
+// What a step knows of one weight; null: not given.
+struct TensorArguments {
+  const Tensor& weight;
+  const Tensor& grad;
+  const Tensor* alpha;
+  const Tensor* momentum_buffer;
+  const Tensor* master;
+};
+// Everything but the sources.
+SgdTensor decode_tensor(const TensorArguments& given, ScalarType weight, ScalarType grad, DeviceType device);
+void set_sources(SgdTensor& tensor, const Source& anchor, const Source& flexibility);
+void check_grad_dtype(Dtype grad, Dtype weight);
+
+// All arguments of flexkern::metaplastic_sgd_ (see flexkern/ops/metaplastic.py). A list that is not given is empty.
+struct SgdArguments {
+  Tensors weight, grad, anchor, flexibility;
+  double lr, scale;
+  Tensors alpha;
+  SourceRows sources;
+  Tensors momentum_buffer, master;
+  std::optional<Tensor> lr_tensor, scale_tensor;
+  double weight_decay, momentum, dampening;
+  bool nesterov, maximize, skip_nonfinite;
+};
+
+// The dispatcher passes arguments one by one. `Some` is Tensors, or Tensor where there is one weight.
+#define FLEXKERN_SGD_PARAMETERS(Some)                                                                              \
+  Some weight, Some grad, std::optional<Some> anchor, std::optional<Some> flexibility, double lr, double scale,    \
+      std::optional<Some> alpha, OptionalInts sources, OptionalFloats parameters,                                  \
+      std::optional<Some> momentum_buffer, std::optional<Some> master, std::optional<Tensor> lr_tensor,            \
+      std::optional<Tensor> scale_tensor, double weight_decay, double momentum, double dampening, bool nesterov,   \
+      bool maximize, bool skip_nonfinite
+#define FLEXKERN_SGD_ARGUMENTS                                                                     \
+  {listed(weight), listed(grad), listed(anchor), listed(flexibility), lr, scale,                   \
+   listed(alpha), {listed(sources), listed(parameters)}, listed(momentum_buffer), listed(master),  \
+   lr_tensor, scale_tensor, weight_decay, momentum, dampening, nesterov, maximize, skip_nonfinite}
+
+inline Tensors listed(Tensors& list) { return std::move(list); }
+inline Tensors listed(Tensor& tensor) { return {tensor}; }
+template <class T>
+std::vector<T> listed(std::optional<std::vector<T>>& list) {
+  return list.has_value() ? std::move(*list) : std::vector<T>{};
+}
+inline Tensors listed(std::optional<Tensor>& tensor) { return tensor.has_value() ? Tensors{*tensor} : Tensors{}; }
+
 struct SgdCall {
   std::vector<SgdTensor> tensors;
   SgdRule rule;
@@ -51,12 +138,7 @@ struct SgdCall {
   Dtype grad = Dtype::kFloat32;
 };
 
-SgdCall decode_sgd(const Tensors& weight, const Tensors& grad, const Tensors& anchor, const Tensors& flexibility,
-                   const Tensors& alpha, const std::vector<int64_t>& sources, const std::vector<double>& parameters,
-                   const Tensors& momentum_buffer, const Tensors& master, double lr,
-                   const std::optional<Tensor>& lr_tensor, double scale, const std::optional<Tensor>& scale_tensor,
-                   double weight_decay, double momentum, double dampening, bool nesterov, bool maximize,
-                   bool skip_nonfinite, DeviceType device);
+SgdCall decode_sgd(const SgdArguments& given, DeviceType device);
 
 // All arguments of flexkern::metaplastic_gate.
 struct GateCall {
@@ -65,9 +147,13 @@ struct GateCall {
   const float* scale_pointer = nullptr;
 };
 
-GateCall decode_gate(const Tensor& weight, const Tensors& anchor, const Tensors& flexibility,
-                     const std::vector<int64_t>& sources, const std::vector<double>& parameters, double scale,
+GateCall decode_gate(const Tensor& weight, const std::optional<Tensor>& anchor,
+                     const std::optional<Tensor>& flexibility, double scale, const SourceRows& sources,
                      const std::optional<Tensor>& scale_tensor, DeviceType device);
+
+// The anchor and the flexibility of one weight, of which those that are stored are given.
+Source one_source(const std::optional<Tensor>& stored, const char* name, const Tensor& weight,
+                  const SourceRows& sources, size_t row, DeviceType device);
 
 // Check the argument of pack_mask or unpack_mask and return the words a row has.
 int64_t check_mask(const Tensor& mask, DeviceType device);

@@ -9,35 +9,32 @@ namespace {
 
 constexpr DeviceType kCpu = DeviceType::CPU;
 
-void sgd(Tensors weight, Tensors grad, Tensors anchor, Tensors flexibility, Tensors alpha,
-         std::vector<int64_t> sources, std::vector<double> parameters, Tensors momentum_buffer, Tensors master,
-         double lr, std::optional<Tensor> lr_tensor, double scale, std::optional<Tensor> scale_tensor,
-         double weight_decay, double momentum, double dampening, bool nesterov, bool maximize,
-         bool skip_nonfinite) {
-  SgdCall call = decode_sgd(weight, grad, anchor, flexibility, alpha, sources, parameters, momentum_buffer, master,
-                            lr, lr_tensor, scale, scale_tensor, weight_decay, momentum, dampening, nesterov,
-                            maximize, skip_nonfinite, kCpu);
-  check_memory({&weight, &momentum_buffer, &master}, {&grad, &anchor, &flexibility, &alpha});
+void step(const SgdArguments& given) {
+  SgdCall call = decode_sgd(given, kCpu);
   read_numbers(call.rule);
   // All tensors are laid end to end, in units, so that one parallel region serves the whole list.
   std::vector<int64_t> first(call.tensors.size() + 1, 0);
   for (size_t i = 0; i < call.tensors.size(); ++i) first[i + 1] = first[i] + units(call.tensors[i].numel);
-  const auto step = cpu::kernels().sgd;
-  torch::stable::parallel_for(0, first.back(), kGrain, [&](int64_t begin, int64_t end) {
+  const auto kernel = cpu::kernels().sgd;
+  torch::stable::parallel_for(0, first.back(), step_grain(call.tensors), [&](int64_t begin, int64_t end) {
     size_t i = std::upper_bound(first.begin(), first.end(), begin) - first.begin() - 1;
     for (; i < call.tensors.size() && first[i] < end; ++i) {
       const SgdTensor& tensor = call.tensors[i];
-      step(tensor, call.rule, call.weight, call.grad, std::max<int64_t>(begin - first[i], 0) * kUnit,
+      kernel(tensor, call.rule, call.weight, call.grad, std::max<int64_t>(begin - first[i], 0) * kUnit,
            std::min((end - first[i]) * kUnit, tensor.numel));
     }
   });
 }
 
-Tensor gate(Tensor weight, Tensors anchor, Tensors flexibility, std::vector<int64_t> sources,
-            std::vector<double> parameters, double scale, std::optional<Tensor> scale_tensor) {
-  const GateCall call = decode_gate(weight, anchor, flexibility, sources, parameters, scale, scale_tensor, kCpu);
+void sgd(FLEXKERN_SGD_PARAMETERS(Tensors)) { step(FLEXKERN_SGD_ARGUMENTS); }
+void sgd_one(FLEXKERN_SGD_PARAMETERS(Tensor)) { step(FLEXKERN_SGD_ARGUMENTS); }
+
+Tensor gate(Tensor weight, std::optional<Tensor> anchor, std::optional<Tensor> flexibility, double scale,
+            OptionalInts sources, OptionalFloats parameters, std::optional<Tensor> scale_tensor) {
+  const GateCall call =
+      decode_gate(weight, anchor, flexibility, scale, {listed(sources), listed(parameters)}, scale_tensor, kCpu);
   const float s = call.scale_pointer != nullptr ? *call.scale_pointer : call.scale;
-  Tensor alpha = torch::stable::empty_like(weight);
+  Tensor alpha = new_tensor(weight.sizes(), ScalarType::Float);
   const float* w = static_cast<const float*>(weight.data_ptr());
   float* out = static_cast<float*>(alpha.data_ptr());
   const auto kernel = cpu::kernels().gate;
@@ -49,7 +46,9 @@ Tensor gate(Tensor weight, Tensors anchor, Tensors flexibility, std::vector<int6
 
 void fill_field(Tensor out, std::vector<int64_t> source, std::vector<double> parameters) {
   check_like(out, "out", out, kCpu, ScalarType::Float);
-  const Source field = field_source(source, parameters);
+  STD_TORCH_CHECK(source.size() == kSourceInts && parameters.size() == kSourceFloats, "a source is ", kSourceInts,
+                  " integers and ", kSourceFloats, " numbers");
+  const Source field = field_source(source.data(), parameters.data());
   float* values = static_cast<float*>(out.data_ptr());
   const auto kernel = cpu::kernels().fill_field;
   parallel_elements(out.numel(), [&](int64_t begin, int64_t end) { kernel(field, values, begin, end); });
@@ -58,7 +57,7 @@ void fill_field(Tensor out, std::vector<int64_t> source, std::vector<double> par
 Tensor pack_mask(Tensor mask) {
   const int64_t per_row = check_mask(mask, kCpu);
   const int64_t rows = mask.size(0), columns = mask.size(1);
-  Tensor words = torch::stable::new_empty(mask, {rows, per_row}, ScalarType::Int);
+  Tensor words = new_tensor({rows, per_row}, ScalarType::Int);
   const uint8_t* in = static_cast<const uint8_t*>(mask.data_ptr());
   int32_t* out = static_cast<int32_t*>(words.data_ptr());
   const auto kernel = cpu::kernels().pack_mask;
@@ -70,7 +69,7 @@ Tensor pack_mask(Tensor mask) {
 Tensor unpack_mask(Tensor words, int64_t columns) {
   check_words(words, columns, kCpu);
   const int64_t rows = words.size(0);
-  Tensor mask = torch::stable::new_empty(words, {rows, columns}, ScalarType::Bool);
+  Tensor mask = new_tensor({rows, columns}, ScalarType::Bool);
   const int32_t* in = static_cast<const int32_t*>(words.data_ptr());
   uint8_t* out = static_cast<uint8_t*>(mask.data_ptr());
   const auto kernel = cpu::kernels().unpack_mask;
@@ -83,6 +82,7 @@ Tensor unpack_mask(Tensor words, int64_t columns) {
 
 STABLE_TORCH_LIBRARY_IMPL(flexkern, CPU, m) {
   m.impl("metaplastic_sgd_", TORCH_BOX(&sgd));
+  m.impl("metaplastic_sgd_.one", TORCH_BOX(&sgd_one));
   m.impl("metaplastic_gate", TORCH_BOX(&gate));
   m.impl("fill_field_", TORCH_BOX(&fill_field));
   m.impl("pack_mask", TORCH_BOX(&pack_mask));

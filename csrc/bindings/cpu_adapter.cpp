@@ -2,6 +2,7 @@
 // to those rows while they are in the cache. The schemas are defined in flexkern/ops/adapter.py.
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
 
+#include <cmath>
 #include <cstring>
 #include <tuple>
 
@@ -169,6 +170,7 @@ std::tuple<Tensor, Tensor> gated_adapter(Tensor x, Tensor down, Tensor down_bias
   check_tensor(up_bias, "up_bias", x, {sizes.tasks, sizes.d});
   if (residual.has_value()) check_tensor(*residual, "residual", x, {sizes.samples, sizes.positions, sizes.d});
   check_dropout(dropout_p);
+  check_range(std::abs(scale), "the size of scale");
   STD_TORCH_CHECK(seed.has_value() == (dropout_p > 0), "seed must be given for dropout, and only then");
   AdapterHidden dropout;
   if (seed.has_value()) {
@@ -181,8 +183,8 @@ std::tuple<Tensor, Tensor> gated_adapter(Tensor x, Tensor down, Tensor down_bias
   }
   const std::vector<Rows> parts = split_runs(find_runs(index, sizes), rows_at_a_time(x, sizes));
 
-  const Tensor out = torch::stable::new_empty(x, {sizes.samples, sizes.positions, sizes.d});
-  Tensor hidden = torch::stable::new_empty(x, {sizes.samples, sizes.positions, sizes.r});
+  const Tensor out = new_tensor({sizes.samples, sizes.positions, sizes.d}, x.scalar_type());
+  Tensor hidden = new_tensor({sizes.samples, sizes.positions, sizes.r}, x.scalar_type());
   const Matrix inputs = matrix(x), units = matrix(hidden), results = matrix(out);
   const cpu::Kernels& kernels = cpu::kernels();
   for_each_part(parts, [&](const Rows& rows, int64_t) {
@@ -209,7 +211,7 @@ std::tuple<Tensor, Tensor> gated_adapter(Tensor x, Tensor down, Tensor down_bias
     kernels.adapter_out(
         {y.data, row_of_task(up_bias, rows.task), skip, y.rows, y.columns, static_cast<float>(scale)}, dtype);
   });
-  if (!keep_hidden) hidden = torch::stable::new_empty(x, {0});
+  if (!keep_hidden) hidden = new_tensor({0}, x.scalar_type());
   return {out, hidden};
 }
 

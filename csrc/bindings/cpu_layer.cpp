@@ -22,12 +22,20 @@ void step_rows(const LayerCall& call, int64_t begin, int64_t end) {
   });
 }
 
+Tensor new_cpu_counts(SynapseLayer& layer) {
+  Tensor counts = new_tensor({2, layer.rows}, ScalarType::Int);
+  std::fill_n(static_cast<int32_t*>(counts.data_ptr()), 2 * layer.rows, 0);
+  set_counts(layer, counts);
+  return counts;
+}
+
 Tensor synapse_step(const Tensor& weight, const Tensor& grad, const LayerArguments& arguments) {
-  LayerCall call = decode_layer(weight, grad, {grad}, arguments, kCpu);
-  STD_TORCH_CHECK(!arguments.silent.empty(), "silent is missing");
+  LayerCall call = decode_layer(weight, grad, arguments, kCpu);
+  STD_TORCH_CHECK(arguments.silent.has_value(), "silent is missing");
   decode_drive(call.layer, weight, arguments.drive, kCpu);
+  check_layer_memory(weight, {&grad}, arguments);
   read_numbers(call.rule);
-  Tensor counts = new_counts(weight, call.layer);
+  Tensor counts = new_cpu_counts(call.layer);
   step_rows(call, 0, call.layer.rows);
   return counts;
 }
@@ -45,8 +53,7 @@ int64_t block_rows(int64_t rows, int64_t columns) {
 // end each time.
 class Scratch {
  public:
-  Tensor matrix(int64_t rows, int64_t columns) {
-    const int64_t needed = rows * columns;
+  float* floats(int64_t needed) {
     if (needed > size_) {
       constexpr size_t kHugePage = 2 << 20;
       const size_t bytes = (needed * sizeof(float) + kHugePage - 1) / kHugePage * kHugePage;
@@ -55,7 +62,7 @@ class Scratch {
       STD_TORCH_CHECK(data_ != nullptr, "linear_step_: no memory for ", bytes, " bytes of the gradient");
       madvise(data_.get(), bytes, MADV_HUGEPAGE);  // only advice: what comes of it does not matter
     }
-    return torch::stable::from_blob(data_.get(), {rows, columns}, {columns, 1}, {kCpu, 0}, ScalarType::Float);
+    return data_.get();
   }
 
  private:
@@ -81,13 +88,17 @@ Tensor activities(const Tensor& batch) {
   return result;
 }
 
-// Rows [begin, end) of left^T right, which are [batch, ...], by the library; `out` begins with row `first`.
-void product_rows(const Tensor& out, int64_t first, const Tensor& left, const Tensor& right, int64_t begin,
-                  int64_t end) {
-  const int64_t count = end - begin;
-  Tensor some = left, block = out;
-  some = torch::stable::transpose(torch::stable::narrow(some, 1, begin, count), 0, 1);
-  block = torch::stable::narrow(block, 0, begin - first, count);
+// A float32 matrix in somebody's memory. (A view of a tensor goes through the dispatcher: 1 us.)
+Tensor view(float* data, int64_t rows, int64_t columns, int64_t row_stride, int64_t column_stride) {
+  const int64_t sizes[] = {rows, columns}, strides[] = {row_stride, column_stride};
+  return torch::stable::from_blob(data, {sizes, 2}, {strides, 2}, {kCpu, 0}, ScalarType::Float);
+}
+
+// Rows [begin, end) of left^T right, which are contiguous [batch, ...], by the library; `out` begins with row `first`.
+void product_rows(float* out, int64_t first, const Tensor& left, const Tensor& right, int64_t begin, int64_t end) {
+  const int64_t count = end - begin, batch = left.size(0), rows = left.size(1), columns = right.size(1);
+  const Tensor some = view(static_cast<float*>(left.data_ptr()) + begin, count, batch, 1, rows);
+  const Tensor block = view(out + (begin - first) * columns, count, columns, columns, 1);
   TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mm_out(block.get(), some.get(), right.get()));
 }
 
@@ -98,7 +109,7 @@ bool any_silent(const SynapseLayer& layer, int64_t begin, int64_t end) {
 }
 
 // Coincidences of the rows [begin, end), a block, but only of the 128 at a time that have silent synapses.
-void coincidence_rows(const SynapseLayer& layer, const Tensor& out, const Tensor& post, const Tensor& pre,
+void coincidence_rows(const SynapseLayer& layer, float* out, const Tensor& post, const Tensor& pre,
                       int64_t begin, int64_t end) {
   constexpr int64_t kTile = 128;
   int64_t first = begin;  // of a run of such rows
@@ -112,37 +123,40 @@ void coincidence_rows(const SynapseLayer& layer, const Tensor& out, const Tensor
 }
 
 Tensor linear_step(const Tensor& weight, const Tensor& x, const Tensor& grad_out, const LayerArguments& arguments) {
-  LayerCall call = decode_layer(weight, weight, {x, grad_out}, arguments, kCpu);
+  const NoGrad guard;
+  LayerCall call = decode_layer(weight, weight, arguments, kCpu);
   SynapseLayer& layer = call.layer;
   check_batch(x, "x", layer.columns, x, kCpu);
   check_batch(grad_out, "grad_out", layer.rows, x, kCpu);
   const bool hebbian = arguments.drive.size() == 1;
   if (hebbian) check_batch(arguments.drive[0], "post", layer.rows, x, kCpu);
-  STD_TORCH_CHECK(arguments.silent.empty() == arguments.drive.empty(), "drive and silent must come together");
+  STD_TORCH_CHECK(arguments.silent.has_value() != arguments.drive.empty(), "drive and silent must come together");
   if (!hebbian && !arguments.drive.empty()) decode_drive(layer, weight, arguments.drive, kCpu);
+  check_layer_memory(weight, {&x, &grad_out}, arguments);
   read_numbers(call.rule);
-  Tensor counts = new_counts(weight, layer);
+  Tensor counts = new_cpu_counts(layer);
   if (weight.numel() == 0) return counts;
 
   const int64_t batch = x.size(0), step = block_rows(layer.rows, layer.columns);
   const Tensor inputs = widen(x), errors = widen(grad_out);
   static thread_local Scratch grad_memory, coincidence_memory;
-  const Tensor grad = grad_memory.matrix(step, layer.columns);
+  float* const grad = grad_memory.floats(step * layer.columns);
   call.grad = Dtype::kFloat32;
-  layer.synapses.grad = grad.data_ptr();
-  std::optional<Tensor> pre, post, coincidence;
+  layer.synapses.grad = grad;
+  std::optional<Tensor> pre, post;
+  float* coincidence = nullptr;
   if (hebbian && any_silent(layer, 0, layer.rows)) {
     pre = activities(inputs);
     post = activities(widen(arguments.drive[0]));
-    coincidence = coincidence_memory.matrix(step, layer.columns);
-    layer.coincidence = static_cast<const float*>(coincidence->data_ptr());
+    coincidence = coincidence_memory.floats(step * layer.columns);
+    layer.coincidence = coincidence;
     layer.coincidence_scale = 1.0f / static_cast<float>(batch);
   }
   for (int64_t row = 0; row < layer.rows; row += step) {
     const int64_t end = std::min(row + step, layer.rows);
     layer.first_row = row;
     product_rows(grad, row, errors, inputs, row, end);
-    if (coincidence.has_value()) coincidence_rows(layer, *coincidence, *post, *pre, row, end);
+    if (coincidence != nullptr) coincidence_rows(layer, coincidence, *post, *pre, row, end);
     step_rows(call, row, end);
   }
   return counts;

@@ -34,26 +34,21 @@ void resolve(const std::optional<Tensor>& tensor, float& value, const float*& po
   pointer = nullptr;
 }
 
-void sgd(Tensors weight, Tensors grad, Tensors anchor, Tensors flexibility, Tensors alpha,
-         std::vector<int64_t> sources, std::vector<double> parameters, Tensors momentum_buffer, Tensors master,
-         double lr, std::optional<Tensor> lr_tensor, double scale, std::optional<Tensor> scale_tensor,
-         double weight_decay, double momentum, double dampening, bool nesterov, bool maximize,
-         bool skip_nonfinite) {
-  SgdCall call = decode_sgd(weight, grad, anchor, flexibility, alpha, sources, parameters, momentum_buffer, master,
-                            lr, lr_tensor, scale, scale_tensor, weight_decay, momentum, dampening, nesterov,
-                            maximize, skip_nonfinite, kCuda);
-  check_memory({&weight, &momentum_buffer, &master}, {&grad, &anchor, &flexibility, &alpha});
+void sgd(FLEXKERN_SGD_PARAMETERS(Tensors)) {
+  const SgdArguments given = FLEXKERN_SGD_ARGUMENTS;
+  SgdCall call = decode_sgd(given, kCuda);
   if (call.tensors.empty()) return;
   resolve(lr_tensor, call.rule.lr, call.rule.lr_pointer);
   resolve(scale_tensor, call.rule.scale, call.rule.scale_pointer);
-  const Where at = where(weight[0]);
+  const Where at = where(given.weight[0]);
   check_launch("metaplastic_sgd_", cuda::sgd(call.tensors.data(), static_cast<int>(call.tensors.size()), call.rule,
                                              call.weight, call.grad, at.device, at.stream));
 }
 
-Tensor gate(Tensor weight, Tensors anchor, Tensors flexibility, std::vector<int64_t> sources,
-            std::vector<double> parameters, double scale, std::optional<Tensor> scale_tensor) {
-  GateCall call = decode_gate(weight, anchor, flexibility, sources, parameters, scale, scale_tensor, kCuda);
+Tensor gate(Tensor weight, std::optional<Tensor> anchor, std::optional<Tensor> flexibility, double scale,
+            OptionalInts sources, OptionalFloats parameters, std::optional<Tensor> scale_tensor) {
+  GateCall call =
+      decode_gate(weight, anchor, flexibility, scale, {listed(sources), listed(parameters)}, scale_tensor, kCuda);
   resolve(scale_tensor, call.scale, call.scale_pointer);
   const Where at = where(weight);
   Tensor alpha = torch::stable::empty_like(weight);
@@ -66,22 +61,26 @@ Tensor gate(Tensor weight, Tensors anchor, Tensors flexibility, std::vector<int6
 
 Tensor synapse(Tensor weight, Tensor grad, FLEXKERN_LAYER_PARAMETERS) {
   const LayerArguments arguments = FLEXKERN_LAYER_ARGUMENTS;
-  LayerCall call = decode_layer(weight, grad, {grad}, arguments, kCuda);
-  STD_TORCH_CHECK(!silent.empty(), "silent is missing");
-  decode_drive(call.layer, weight, drive, kCuda);
+  LayerCall call = decode_layer(weight, grad, arguments, kCuda);
+  STD_TORCH_CHECK(arguments.silent.has_value(), "silent is missing");
+  decode_drive(call.layer, weight, arguments.drive, kCuda);
+  check_layer_memory(weight, {&grad}, arguments);
   resolve(lr_tensor, call.rule.lr, call.rule.lr_pointer);
   resolve(scale_tensor, call.rule.scale, call.rule.scale_pointer);
   const Where at = where(weight);
-  Tensor counts = new_counts(weight, call.layer);
+  Tensor counts = torch::stable::new_zeros(weight, {2, call.layer.rows}, ScalarType::Int);
+  set_counts(call.layer, counts);
   check_launch("synapse_step_", cuda::synapse(call.layer, call.rule, call.weight, call.grad, at.device, at.stream));
   return counts;
 }
 
 void fill_field(Tensor out, std::vector<int64_t> source, std::vector<double> parameters) {
   check_like(out, "out", out, kCuda, ScalarType::Float);
+  STD_TORCH_CHECK(source.size() == kSourceInts && parameters.size() == kSourceFloats, "a source is ", kSourceInts,
+                  " integers and ", kSourceFloats, " numbers");
   const Where at = where(out);
   check_launch("fill_field_",
-               cuda::fill_field(field_source(source, parameters), static_cast<float*>(out.data_ptr()), out.numel(),
+               cuda::fill_field(field_source(source.data(), parameters.data()), static_cast<float*>(out.data_ptr()), out.numel(),
                                 at.device, at.stream));
 }
 

@@ -2,39 +2,19 @@
 
 namespace flexkern::bindings {
 
-LayerCall decode_layer(const Tensor& weight, const Tensor& grad, const Tensors& inputs,
-                       const LayerArguments& arguments, DeviceType device) {
-  const LayerArguments& given = arguments;
-  STD_TORCH_CHECK(weight.dim() == 2, "weight must be a matrix");
-  const SgdCall sgd =
-      decode_sgd({weight}, {grad}, given.alpha.empty() ? given.anchor : Tensors{}, given.flexibility, given.alpha,
-                 given.sources, given.parameters, given.momentum_buffer, given.master, given.lr, given.lr_tensor,
-                 given.scale, given.scale_tensor, given.weight_decay, given.momentum, given.dampening,
-                 given.nesterov, given.maximize, given.skip_nonfinite, device);
-  LayerCall call;
-  call.rule = sgd.rule;
-  call.weight = sgd.weight;
-  call.grad = sgd.grad;
-  SynapseLayer& layer = call.layer;
-  layer.synapses = sgd.tensors[0];
-  layer.rows = weight.size(0);
-  layer.columns = weight.size(1);
-  // A gate that does not look at the anchor (held, or f = 1) needs it none the less, for what converts.
-  layer.synapses.anchor =
-      decode_sources({weight}, given.anchor, "anchor", given.sources, given.parameters, 0, device)[0];
-  if (!given.silent.empty()) {
-    const Tensor& words = given.silent[0];
-    STD_TORCH_CHECK(given.silent.size() == 1 && words.size(0) == layer.rows,
-                    "silent must be one mask of as many "
-                    "rows as weight");
-    check_words(words, layer.columns, device);
-    layer.silent = static_cast<int32_t*>(words.data_ptr());
-  }
+namespace {
+
+const Tensor* pointer(const std::optional<Tensor>& tensor) { return tensor.has_value() ? &*tensor : nullptr; }
+
+void decode_silent(SynapseLayer& layer, const LayerArguments& given, DeviceType device) {
+  const Tensor& words = *given.silent;
+  STD_TORCH_CHECK(words.size(0) == layer.rows, "silent must be a mask of as many rows as weight");
+  check_words(words, layer.columns, device);
+  layer.silent = static_cast<int32_t*>(words.data_ptr());
   if (given.hebbian) {
     STD_TORCH_CHECK(layer.synapses.anchor.kind == Kind::kStored, "Hebbian insertion needs a stored anchor");
-    layer.anchor = static_cast<float*>(given.anchor[0].data_ptr());
+    layer.anchor = static_cast<float*>(given.anchor->data_ptr());
   }
-  layer.threshold = static_cast<float>(given.threshold);
   if (given.threshold_tensor.has_value()) {
     const Tensor& theta = *given.threshold_tensor;
     STD_TORCH_CHECK(theta.scalar_type() == ScalarType::Float && theta.is_contiguous() &&
@@ -43,30 +23,82 @@ LayerCall decode_layer(const Tensor& weight, const Tensor& grad, const Tensors& 
                     "operator's device");
     layer.thetas = static_cast<const float*>(theta.data_ptr());
     layer.one_theta = theta.numel() == 1;
+  } else {
+    check_range(given.threshold, "threshold");
   }
+  check_range(given.eta, "eta");
+  check_range(given.prune, "prune");
+  layer.threshold = static_cast<float>(given.threshold);
   layer.eta = static_cast<float>(given.eta);
   layer.prune = static_cast<float>(given.prune);
-  const Tensors weights{weight}, none;
-  const Tensors thetas = given.threshold_tensor.has_value() ? Tensors{*given.threshold_tensor} : none;
-  check_memory(
-      {&weights, &given.momentum_buffer, &given.master, &given.silent, given.hebbian ? &given.anchor : &none},
-      {&inputs, &given.drive, &given.flexibility, &given.alpha, &thetas, given.hebbian ? &none : &given.anchor});
+}
+
+}  // namespace
+
+LayerCall decode_layer(const Tensor& weight, const Tensor& grad, const LayerArguments& given, DeviceType device) {
+  STD_TORCH_CHECK(weight.dim() == 2, "weight must be a matrix");
+  LayerCall call;
+  call.weight = dtype_of(weight, "weight");
+  call.grad = dtype_of(grad, "grad");
+  check_grad_dtype(call.grad, call.weight);
+  given.sources.check(1);
+  const bool held = given.alpha.has_value(), low = call.weight != Dtype::kFloat32;
+  call.rule = decode_rule(
+      {given.lr, given.lr_tensor, given.scale, given.scale_tensor, given.weight_decay, given.momentum,
+       given.dampening, given.nesterov, given.maximize, given.skip_nonfinite},
+      !held);
+  STD_TORCH_CHECK(given.momentum == 0 || given.momentum_buffer.has_value(), "momentum_buffer is missing");
+  STD_TORCH_CHECK(!low || given.master.has_value(), "master is missing");
+  SynapseLayer& layer = call.layer;
+  layer.rows = weight.size(0);
+  layer.columns = weight.size(1);
+  layer.synapses = decode_tensor({weight, grad, pointer(given.alpha),
+                                  given.momentum != 0 ? pointer(given.momentum_buffer) : nullptr,
+                                  low ? pointer(given.master) : nullptr},
+                                 weight.scalar_type(), grad.scalar_type(), device);
+  STD_TORCH_CHECK(layer.synapses.gate != Gate::kStoredBFloat16, "alpha of a layer must be float32");
+  // A gate that does not look at the anchor (held, or f = 1) needs it none the less, for what converts.
+  layer.synapses.anchor = one_source(given.anchor, "anchor", weight, given.sources, 0, device);
+  if (!held) {
+    set_sources(layer.synapses, layer.synapses.anchor,
+                one_source(given.flexibility, "flexibility", weight, given.sources, 1, device));
+  }
+  if (given.silent.has_value()) decode_silent(layer, given, device);
   return call;
 }
 
-Tensor new_counts(const Tensor& weight, SynapseLayer& layer) {
-  Tensor counts = torch::stable::new_zeros(weight, {2, layer.rows}, ScalarType::Int);
+void check_layer_memory(const Tensor& weight, std::initializer_list<const Tensor*> inputs,
+                        const LayerArguments& given) {
+  MemoryCheck memory;
+  memory.writes(weight);
+  memory.writes(given.momentum_buffer);
+  memory.writes(given.master);
+  memory.writes(given.silent);
+  if (given.writes_anchor()) {
+    memory.writes(given.anchor);
+  } else {
+    memory.reads(given.anchor);
+  }
+  for (const Tensor* input : inputs) memory.reads(*input);
+  memory.reads(given.drive);
+  memory.reads(given.flexibility);
+  memory.reads(given.alpha);
+  memory.reads(given.threshold_tensor);
+  memory.finish();
+}
+
+void set_counts(SynapseLayer& layer, const Tensor& counts) {
   layer.converted = static_cast<int32_t*>(counts.data_ptr());
   layer.pruned = layer.converted + layer.rows;
-  return counts;
 }
 
 void decode_drive(SynapseLayer& layer, const Tensor& weight, const Tensors& drive, DeviceType device) {
   STD_TORCH_CHECK(drive.size() == 1 || drive.size() == 2, "drive must be a coincidence matrix, or pre and post");
   const bool rate = drive.size() == 2;
   for (size_t i = 0; i < drive.size(); ++i) {
-    const int64_t elements = !rate ? weight.numel() : i == 0 ? layer.columns : layer.rows;
-    STD_TORCH_CHECK(drive[i].numel() == elements && drive[i].scalar_type() == ScalarType::Float &&
+    const bool fits = rate ? drive[i].dim() == 1 && drive[i].size(0) == (i == 0 ? layer.columns : layer.rows)
+                           : drive[i].dim() == 2 && drive[i].size(0) == layer.rows && drive[i].size(1) == layer.columns;
+    STD_TORCH_CHECK(fits && drive[i].scalar_type() == ScalarType::Float &&
                         drive[i].is_contiguous() && drive[i].device().type() == device &&
                         drive[i].get_device_index() == weight.get_device_index(),
                     "drive must be contiguous float32 on the weight's device, a coincidence of its size or one "

@@ -3,31 +3,45 @@
 namespace flexkern {
 inline namespace FLEXKERN_ISA {
 
-// kLanes / 2 Philox counters at a time give 2 * kLanes values. In the words of counter i, lanes r0 and r1 share
-// one 64-bit lane, r2 and r3 another, so that interleaving 64-bit lanes puts the values in order.
+// Counter vectors that go through Philox side by side: one alone waits for its multiplications.
+constexpr int kSets = 2;
+static_assert(kOverhang == kSets * 2 * kLanes);
+
+// kLanes / 2 Philox counters a vector give 2 * kLanes values. In the words of counter i, lanes r0 and r1 share one
+// 64-bit lane, r2 and r3 another, so that interleaving 64-bit lanes puts the values in order.
 template <Kind kKind>
 static void generate(const Source& source, uint64_t block, int64_t values, float* out) {
+  constexpr uint64_t kLow = 0xffffffffu;
+  const PhiloxKeys<words> keys(source.seed);
   words lane;
   for (int i = 0; i < kLanes / 2; ++i) lane[i] = i;
-  for (int64_t done = 0; done < values; done += 2 * kLanes, block += kLanes / 2) {
-    const words counter = lane + block;
-    words c[4] = {counter, counter >> 32, words{} + source.stream, words{} + source.purpose};
-    philox(c, source.seed);
-    constexpr uint64_t kLow = 0xffffffffu;
-    const words a = (c[0] & kLow) | (c[1] << 32);
-    const words b = (c[2] & kLow) | (c[3] << 32);
+  for (int64_t done = 0; done < values; done += kSets * 2 * kLanes, block += kSets * kLanes / 2) {
+    words c[kSets][4];
+    for (int i = 0; i < kSets; ++i) {
+      const words counter = lane + (block + i * kLanes / 2);
+      c[i][0] = counter;
+      c[i][1] = counter >> 32;
+      c[i][2] = words{} + source.stream;
+      c[i][3] = words{} + source.purpose;
+    }
+    philox(c, keys);
+    for (int i = 0; i < kSets; ++i) {
+      const words a = (c[i][0] & kLow) | (c[i][1] << 32);
+      const words b = (c[i][2] & kLow) | (c[i][3] << 32);
 #if defined(__AVX512F__)
-    const words first = __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
-    const words second = __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
+      const words first = __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
+      const words second = __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
 #elif defined(__AVX2__)
-    const words first = __builtin_shufflevector(a, b, 0, 4, 1, 5);
-    const words second = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+      const words first = __builtin_shufflevector(a, b, 0, 4, 1, 5);
+      const words second = __builtin_shufflevector(a, b, 2, 6, 3, 7);
 #else
-    const words first = __builtin_shufflevector(a, b, 0, 2);
-    const words second = __builtin_shufflevector(a, b, 1, 3);
+      const words first = __builtin_shufflevector(a, b, 0, 2);
+      const words second = __builtin_shufflevector(a, b, 1, 3);
 #endif
-    store(out + done, field_value<floats>((int32s)first, kKind, source.p0, source.p1));
-    store(out + done + kLanes, field_value<floats>((int32s)second, kKind, source.p0, source.p1));
+      float* const to = out + done + i * 2 * kLanes;
+      store(to, field_value<floats>((int32s)first, kKind, source.p0, source.p1));
+      store(to + kLanes, field_value<floats>((int32s)second, kKind, source.p0, source.p1));
+    }
   }
 }
 

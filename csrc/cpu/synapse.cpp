@@ -82,6 +82,8 @@ Convert choose_convert(Gate gate, bool momentum) {
   switch (gate) {
     case Gate::kFormula: return momentum ? convert<Gate::kFormula, true> : convert<Gate::kFormula, false>;
     case Gate::kStored: return momentum ? convert<Gate::kStored, true> : convert<Gate::kStored, false>;
+    case Gate::kStoredBFloat16:
+      return momentum ? convert<Gate::kStoredBFloat16, true> : convert<Gate::kStoredBFloat16, false>;
     default: return momentum ? convert<Gate::kFree, true> : convert<Gate::kFree, false>;
   }
 }

@@ -28,7 +28,7 @@ __device__ __forceinline__ void step4(const SgdTensor& tensor, int64_t begin, bo
   load4(static_cast<const G*>(tensor.grad) + begin, whole, count, g);
   if (tensor.momentum != nullptr) load4(tensor.momentum + begin, whole, count, m);
   if (tensor.gate == Gate::kStored) {
-    load4(tensor.alpha + begin, whole, count, alpha);
+    load4(static_cast<const float*>(tensor.alpha) + begin, whole, count, alpha);
   } else if (tensor.gate == Gate::kFormula) {
     float a[4], f[4];
     source4(tensor.anchor, begin, whole, count, a);

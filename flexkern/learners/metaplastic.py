@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from flexkern.features import extract_from, fingerprint
 from flexkern.learners import checkpoint
+from flexkern.learners.captured import Step, captured_steps, check_capture
 from flexkern.learners.network import build, linear_layers
 from flexkern.learners.progress import Progress
 from flexkern.metrics import Evaluation, confusion_matrix
@@ -73,6 +74,10 @@ class MetaplasticMLP:
         fused_step: whether the backward pass steps the weights
             (:func:`flexkern.optim.fuse_into_backward`): the same weights up to rounding, and no gradient of a
             weight in memory.
+        cuda_graph: whether steps on an NVIDIA GPU are replayed from a CUDA graph: the same bits, without the
+            time of the Python that launches kernels, which counts where layers are small. The first two steps
+            of an item run as ever, and so do a last smaller batch, two steps after a change of lr, and all of
+            the first item with ``scale="auto"``. Not saved.
 
     Raises:
         TypeError, ValueError: naming the argument.
@@ -100,6 +105,7 @@ class MetaplasticMLP:
         eta: float = 1.0,
         prune: float = 0.0,
         fused_step: bool = False,
+        cuda_graph: bool = False,
     ) -> None:
         if isinstance(network, str) and network not in {*NETWORKS, "uniform", "biased_high", "biased_low"}:
             raise ValueError(f"network must be one of {tuple(NETWORKS)} or a flexibility, got {network!r}")
@@ -165,6 +171,7 @@ class MetaplasticMLP:
         )
         if fused_step:
             fuse_into_backward(self.model, self.optimizer)
+        self._cuda_graph = check_capture(cuda_graph, self.device, type(self), MetaplasticMLP)
 
     # ------------------------------------------------------------------ learning
 
@@ -191,8 +198,10 @@ class MetaplasticMLP:
             self._features_of(experience.train_inputs), experience.train_labels.to(self.device)
         )
         self._item_name = experience.name
+        # A new one for each item: alpha lies elsewhere, and all synapses may have become functional.
+        take_step = captured_steps(self._take_step, self.optimizer, self.device) if self._cuda_graph else None
         for epoch in range(self._epochs_done, epochs):
-            loss = self._epoch(inputs, labels, self._order(len(labels), epoch))
+            loss = self._epoch(inputs, labels, self._order(len(labels), epoch), take_step)
             self._epochs_done = epoch + 1
             if progress is not None:
                 progress(Progress(self.items_learned, epoch + 1, epochs, loss))
@@ -201,18 +210,22 @@ class MetaplasticMLP:
         self.items_learned += 1
         self._epochs_done, self._item_name = 0, None
 
-    def _epoch(self, inputs: Tensor, labels: Tensor, order: Tensor) -> float:
+    def _epoch(self, inputs: Tensor, labels: Tensor, order: Tensor, take_step: Step | None = None) -> float:
         total = torch.zeros((), device=self.device)
         for step, batch in enumerate(order.split(self.batch_size)):
             x, y = self._batch(inputs[batch], labels[batch], step)
-            self.optimizer.zero_grad()
-            loss = nn.functional.cross_entropy(self.model(x), y)
-            loss.backward()
-            self._before_step()
-            self.optimizer.step()
-            self._after_step()
-            total += loss.detach() * len(batch)
+            total += (take_step or self._take_step)(x, y) * len(batch)
         return total.item() / len(labels)
+
+    def _take_step(self, x: Tensor, y: Tensor) -> Tensor:
+        """One step of training on a batch; the mean loss before it. Nothing in it waits for the device."""
+        self.optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(self.model(x), y)
+        loss.backward()
+        self._before_step()
+        self.optimizer.step()
+        self._after_step()
+        return loss.detach()
 
     def _order(self, count: int, epoch: int) -> Tensor:
         """The order of the inputs: seed, item and epoch decide it, so there is no generator to save."""
@@ -220,6 +233,10 @@ class MetaplasticMLP:
         return torch.from_numpy(rng.permutation(count)).to(self.device)
 
     # ------------------------------------------------------------------ what other methods do differently
+
+    # Whether _before_step and _after_step of a subclass only launch kernels, the same ones in each step of an
+    # item and on the same memory, so that a CUDA graph of the step may hold them.
+    _captures_hooks: ClassVar[bool] = False
 
     def _training_set(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """What an item is trained on. It is asked again when an item goes on, so it changes nothing."""
@@ -320,6 +337,7 @@ class MetaplasticMLP:
         *,
         features: nn.Module | None = None,
         device: torch.device | str = "cpu",
+        cuda_graph: bool = False,
     ) -> MetaplasticMLP:
         """The learner that :meth:`save` wrote; on the same device it goes on to the bit as if never stopped.
 
@@ -327,6 +345,7 @@ class MetaplasticMLP:
             path: of the checkpoint.
             features: the extractor that the learner was made with, if it had one.
             device: where to compute.
+            cuda_graph: as the learner takes it; the bits are the same with and without.
 
         Raises:
             FileNotFoundError: if there is no such file.
@@ -352,6 +371,7 @@ class MetaplasticMLP:
         if isinstance(configuration.get("threshold"), dict):
             configuration["threshold"] = AdaptiveThreshold(**configuration["threshold"])
         learner = cls(**configuration, features=features, device=device)
+        learner._cuda_graph = check_capture(cuda_graph, learner.device, cls, MetaplasticMLP)
         learner._configuration = record["configuration"]
         learner.model.load_state_dict(_under(tensors, "model.") | record.get("model", {}))
         learner.optimizer.load_state_dict(checkpoint.join_optimizer(tensors, record["optimizer"]))

@@ -28,6 +28,7 @@ class ConventionalMLP(MetaplasticMLP):
         batch_size: int = 50,
         seed: int = 0,
         device: torch.device | str = "cpu",
+        cuda_graph: bool = False,
     ) -> None:
         super().__init__(
             input_shape,
@@ -41,6 +42,7 @@ class ConventionalMLP(MetaplasticMLP):
             batch_size=batch_size,
             seed=seed,
             device=device,
+            cuda_graph=cuda_graph,
         )
         own = ("input_shape", "classes", "widths", "lr", "momentum", "batch_size", "seed")
         self._configuration = {name: self._configuration[name] for name in own}

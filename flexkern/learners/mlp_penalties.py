@@ -29,6 +29,7 @@ class _AnchoredMLP(ConventionalMLP):
     """
 
     _FACTOR: float  # stiffness = _FACTOR * strength * importance
+    _captures_hooks = True  # anchors and importance are others in each item only
 
     def __init__(self, *args: Any, **common: Any) -> None:
         super().__init__(*args, **common)

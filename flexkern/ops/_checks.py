@@ -7,8 +7,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from flexkern.fields import SOURCE_FLOATS, STORED_SOURCE, Field, constant_source
-
 __all__ = [
     "FLOAT_DTYPES",
     "as_list",
@@ -19,7 +17,6 @@ __all__ = [
     "check_number",
     "check_writable",
     "contiguous",
-    "encode_sources",
     "native_dtypes",
 ]
 
@@ -148,27 +145,6 @@ def check_finite(grads: Sequence[Tensor], name: str = "grad") -> None:
 def contiguous(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Each tensor, or a dense row-major copy of it where it is not one."""
     return [t if t.is_contiguous() else t.contiguous() for t in tensors]
-
-
-def encode_sources(
-    values: Sequence[Tensor | Field | float],
-) -> tuple[list[Tensor], list[list[int]], list[list[float]]]:
-    """Splits sources into the stored tensors, in order, and one row of integers and of floats for each."""
-    stored: list[Tensor] = []
-    ints: list[list[int]] = []
-    floats: list[list[float]] = []
-    for value in values:
-        if isinstance(value, Tensor):
-            stored.append(value if value.is_contiguous() else value.contiguous())
-            row = STORED_SOURCE
-        elif isinstance(value, Field):
-            row = value.source()
-        else:
-            row = constant_source(float(value))
-        ints.append(list(row[0]))
-        floats.append(list(row[1]))
-    assert all(len(row) == SOURCE_FLOATS for row in floats)
-    return stored, ints, floats
 
 
 def native_dtypes(backend: str, dtype: torch.dtype) -> str | None:

@@ -12,13 +12,20 @@ from flexkern import reference
 from flexkern.fields import Field
 from flexkern.layer_arguments import LayerArguments
 from flexkern.ops import _checks
+from flexkern.ops._define import Operator
 from flexkern.ops._step import (
+    PLAIN_RULE,
+    QUICK_NONFINITE,
+    Rule,
+    are_numbers,
+    are_plain,
     check_source,
     check_writes,
     encode,
     exact_dtype,
     in_place,
     number,
+    quick_sources,
     reference_sources,
     split,
 )
@@ -26,17 +33,21 @@ from flexkern.ops.mask import words_in_row
 
 __all__ = [
     "Conversions",
-    "Layer",
+    "Gate",
     "check_dense",
     "check_layers",
     "check_matrix",
     "check_silent",
-    "make_layer",
+    "layer_arguments",
+    "make_gate",
     "reference_step",
-    "split_threshold",
+    "run_layer",
+    "try_layer",
 ]
 
 INSERTS = ("init", "hebbian")
+# hebbian, eta, prune, the rule and skip_nonfinite, where all have their defaults
+PLAIN_NUMBERS = (False, 1.0, 0.0, *PLAIN_RULE, True)
 
 
 class Conversions(NamedTuple):
@@ -50,60 +61,31 @@ class Conversions(NamedTuple):
     pruned: Tensor
 
 
-class Layer(NamedTuple):
-    """What is known of the synapses of a weight [out, in]; each list is empty or has one tensor.
-
-    ``sources`` and ``parameters`` have a row for the anchor and one for the flexibility; empty: both are
-    stored. With a stored ``alpha`` the flexibility's row is there but unused.
-    """
-
-    weight: Tensor
-    anchor: list[Tensor]
-    flexibility: list[Tensor]
-    alpha: list[Tensor]
-    sources: list[int]
-    parameters: list[float]
-    momentum_buffer: list[Tensor]
-    master: list[Tensor]
-    silent: list[Tensor]
-    writes_anchor: bool
-
-    def _written(self) -> list[str]:
-        names = ["momentum_buffer", "master", "silent"]
-        return [*names, "anchor"] if self.writes_anchor else names
-
-    def written(self) -> list[Tensor]:
-        """The tensors that a pass updates."""
-        return [self.weight, *(t for name in self._written() for t in getattr(self, name))]
-
-    def read(self) -> list[Tensor]:
-        """The tensors that a pass only reads."""
-        anchor = [] if self.writes_anchor else self.anchor
-        return [*anchor, *self.flexibility, *self.alpha]
-
-    def run(self, call: Callable[..., Tensor]) -> Conversions:
-        """Runs ``call(weight, *state)`` in place, after check_layers."""
-
-        def on_dense(dense: list[Tensor]) -> Tensor:
-            rest = iter(dense[1:])
-            new: dict[str, Any] = {name: [next(rest) for _ in getattr(self, name)] for name in self._written()}
-            weight, *state, _ = self._replace(weight=dense[0], **new)
-            return call(weight, *state)
-
-        return Conversions(*in_place(self.written(), on_dense).unbind(0))
-
-
-def check_layers(layers: Sequence[Layer], inputs: Sequence[Tensor]) -> None:
-    """No tensor that a pass over these layers writes shares memory with another, or with ``inputs``.
+def check_layers(layers: Sequence[tuple[Tensor, LayerArguments]], inputs: Sequence[Tensor]) -> None:
+    """No tensor that a pass over these weights writes shares memory with another, or with ``inputs``, which the
+    operators take before LayerArguments.
 
     Raises:
         ValueError, RuntimeError: naming what does not fit.
     """
-    written = [t for layer in layers for t in layer.written()]
-    read = [*inputs, *(t for layer in layers for t in layer.read())]
+    written = [t for weight, arguments in layers for t in arguments.written(weight)]
+    read = [*inputs, *(t for _, arguments in layers for t in arguments.read())]
     check_writes(written, read, "weight, momentum_buffer, master, silent or anchor")
     if len(layers) > 1 and not torch.compiler.is_compiling():  # one layer: the operator looks itself
         _checks.check_memory(*([t for t in tensors if t.is_contiguous()] for tensors in (written, read)))
+
+
+def run_layer(
+    operator: Callable[..., Tensor], weight: Tensor, inputs: Sequence[Tensor], arguments: LayerArguments
+) -> Conversions:
+    """Runs ``operator`` in place, after check_layers; ``inputs`` are its arguments before LayerArguments."""
+
+    def on_dense(dense: list[Tensor]) -> Tensor:
+        state: dict[str, Any] = dict(zip(arguments.writes(), dense[1:], strict=True))
+        replaced = arguments._replace(**state)
+        return operator(dense[0], *inputs, *replaced)
+
+    return Conversions(*in_place(arguments.written(weight), on_dense).unbind(0))
 
 
 def check_matrix(weight: Tensor) -> None:
@@ -118,17 +100,24 @@ def check_dense(tensor: Tensor, name: str) -> None:
         raise TypeError(f"{name} must be a dense tensor, got layout {tensor.layout}; call .to_dense() first")
 
 
-def make_layer(
+class Gate(NamedTuple):
+    """The part of :class:`LayerArguments` that alpha comes from."""
+
+    anchor: Tensor | None
+    flexibility: Tensor | None
+    alpha: Tensor | None
+    sources: list[int]
+    parameters: list[float]
+
+
+def make_gate(
     weight: Tensor,
     anchor: Tensor | Field,
     flexibility: Tensor | Field | float | None,
     alpha: Tensor | None,
     scale: float | Tensor | None,
-    momentum_buffer: list[Tensor],
-    master: list[Tensor],
-    silent: list[Tensor],
-    insert: str,
-) -> Layer:
+    writes_anchor: bool,
+) -> Gate:
     """Checks anchor, flexibility or alpha, and scale of a matrix.
 
     Raises:
@@ -144,12 +133,11 @@ def make_layer(
     else:
         check_source(flexibility, "flexibility", weight, exact)
         _checks.check_number(scale, "scale", weight, positive=True)
-    a, f, sources, parameters = encode([anchor], [flexibility])
-    held = [] if alpha is None else _checks.contiguous([alpha])
-    writes_anchor = bool(silent) and insert == "hebbian"
+    stored_a, stored_f, sources, parameters = encode([anchor], [flexibility])
+    a, f = (stored[0] if stored else None for stored in (stored_a, stored_f))
     if writes_anchor:
-        a = [anchor]  # type: ignore[list-item] # check_silent has seen that it is a tensor; written in its layout
-    return Layer(weight, a, f, held, sources, parameters, momentum_buffer, master, silent, writes_anchor)
+        a = anchor  # type: ignore[assignment] # check_silent has seen that it is a tensor; written in its layout
+    return Gate(a, f, None if alpha is None else alpha.contiguous(), sources, parameters)
 
 
 def check_silent(
@@ -191,9 +179,85 @@ def check_silent(
     _check_threshold(threshold, weight)
 
 
-def split_threshold(threshold: float | Tensor) -> tuple[float, Tensor | None]:
-    """As the operators have it: a number, or a contiguous tensor."""
-    return split(threshold.contiguous() if isinstance(threshold, Tensor) else threshold)
+def layer_arguments(
+    gate: Gate,
+    silent: Tensor | None,
+    drive: Sequence[Tensor],
+    threshold: float | Tensor,
+    lr: float | Tensor,
+    scale: float | Tensor | None,
+    momentum_buffer: Tensor | None,
+    master: Tensor | None,
+    insert: str,
+    eta: float,
+    prune: float,
+    rule: Rule,
+    nonfinite: str,
+) -> LayerArguments:
+    """All of them, once they have been checked."""
+    theta = split(threshold.contiguous() if isinstance(threshold, Tensor) else threshold)
+    lr_number, lr_tensor = split(lr)
+    scale_number, scale_tensor = split(0.0 if scale is None else scale)
+    return LayerArguments(
+        gate.anchor, gate.flexibility, silent, drive, theta[0], lr_number, scale_number, gate.alpha,
+        gate.sources, gate.parameters, momentum_buffer, master, theta[1], lr_tensor, scale_tensor,
+        insert == "hebbian", float(eta), float(prune), *rule, nonfinite != "propagate",
+    )  # fmt: skip
+
+
+def try_layer(
+    operator: Operator,
+    inputs: tuple[Any, ...],
+    gate: tuple[Any, Any, Any],
+    silent: Any,
+    drive: tuple[Any, ...] | None,
+    threshold: Any,
+    lr: Any,
+    scale: Any,
+    momentum_buffer: Any,
+    master: Any,
+    insert: str,
+    eta: Any,
+    prune: Any,
+    rule: Rule,
+    nonfinite: str,
+) -> Conversions | None:
+    """Takes the step if the compiled operator does not refuse, after tries_compiled; else nothing has changed.
+
+    ``inputs``: weight and what comes before LayerArguments; ``gate``: anchor, flexibility and alpha.
+    """
+    weight = inputs[0]
+    anchor, flexibility, alpha = gate
+    held = alpha is not None
+    if held:
+        scale = 0.0
+    hebbian = insert == "hebbian" and silent is not None
+    buffer = momentum_buffer if rule[1] else None
+    exact = None if master is None or getattr(weight, "dtype", None) is torch.float32 else master
+    written = [t for t in (weight, silent, buffer, exact, anchor if hebbian else None) if t is not None]
+    if not (
+        are_plain(written)
+        and are_numbers((lr, scale, threshold, eta, prune))
+        and insert in INSERTS
+        and nonfinite in QUICK_NONFINITE
+    ):
+        return None
+    sources = quick_sources(anchor, 1.0 if held else flexibility)
+    if sources is None:
+        return None
+    a, f, ints, floats = sources
+    arguments: tuple[Any, ...] = (
+        a, f, silent, drive, threshold, lr, scale, alpha, ints, floats, buffer, exact
+    )  # fmt: skip
+    numbers = (hebbian, eta, prune, *rule, nonfinite == "skip")
+    if numbers != PLAIN_NUMBERS:
+        arguments = (*arguments, None, None, None, *numbers)
+    try:
+        counts = operator.compiled(*inputs, *arguments)
+    except RuntimeError:  # the checks say why
+        return None
+    torch.autograd.graph.increment_version(written)
+    return Conversions(*counts.unbind(0))
 
 
 def _check_threshold(threshold: float | Tensor, weight: Tensor) -> None:
@@ -222,12 +286,13 @@ def reference_step(weight: Tensor, inputs: Sequence[Tensor], given: LayerArgumen
         ValueError: if a written tensor shares memory with another argument, or with one of ``inputs``.
     """
     _checks.check_memory(given.written(weight), [*inputs, *given.read()])
-    exact = given.master[0] if given.master else weight
-    if given.alpha:
+    exact = weight if given.master is None else given.master
+    stored_a, stored_f = ([] if t is None else [t] for t in (given.anchor, given.flexibility))
+    if given.alpha is not None:
         rows = given.sources[: len(given.sources) // 2], given.parameters[: len(given.parameters) // 2]
-        anchor, alpha = reference.sources_to_tensors(given.anchor, *rows, [exact])[0], given.alpha[0]
+        anchor, alpha = reference.sources_to_tensors(stored_a, *rows, [exact])[0], given.alpha
     else:
-        a, f = reference_sources([exact], given.anchor, given.flexibility, given.sources, given.parameters)
+        a, f = reference_sources([exact], stored_a, stored_f, given.sources, given.parameters)
         anchor, alpha = a[0], reference.gate(exact, a[0], f[0], number(given.scale, given.scale_tensor, weight))
     theta = given.threshold if given.threshold_tensor is None else given.threshold_tensor
     rule = reference.SgdRule(
@@ -238,7 +303,7 @@ def reference_step(weight: Tensor, inputs: Sequence[Tensor], given: LayerArgumen
         anchor,
         alpha,
         reference.Insertion(theta, given.hebbian, given.eta, given.prune),
-        given.momentum_buffer[0] if given.momentum_buffer else None,
-        given.master[0] if given.master else None,
+        given.momentum_buffer,
+        given.master,
         rule,
     )

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
-from itertools import chain
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from flexkern import reference
-from flexkern.fields import Field
+from flexkern.backends import prefers_compiled_cpu
+from flexkern.fields import STORED_SOURCE, Field, constant_source
 from flexkern.ops import _checks
 
 __all__ = [
     "NONFINITE",
+    "PLAIN_RULE",
+    "QUICK_NONFINITE",
+    "Rule",
+    "Sources",
+    "are_numbers",
+    "are_plain",
     "check_rule",
     "check_source",
     "check_step",
@@ -24,12 +31,91 @@ __all__ = [
     "in_place",
     "momentum_and_master",
     "number",
+    "quick_sources",
     "reference_sources",
     "split",
+    "tries_compiled",
 ]
 
 NONFINITE = ("raise", "skip", "propagate")
 _T = TypeVar("_T")
+
+
+# Types of what may be tried first: a subclass of Tensor may mean anything, and True is no number.
+_TENSORS = frozenset({Tensor, torch.nn.Parameter})
+_NUMBERS = frozenset({int, float})
+# weight_decay, momentum, dampening, nesterov, maximize
+Rule = tuple[float, float, float, bool, bool]
+PLAIN_RULE: Rule = (0.0, 0.0, 0.0, False, False)
+QUICK_NONFINITE = ("skip", "propagate")  # "raise" looks at the gradients first
+# Of one weight, or of a list: the stored anchor and flexibility, then a row of integers and of floats for each
+# source; None: all are stored.
+Sources = tuple[Any, Any, list[int] | None, list[float] | None]
+
+
+def are_numbers(values: Sequence[object]) -> bool:
+    """Whether all are of type int or float."""
+    return _NUMBERS.issuperset(map(type, values))
+
+
+def tries_compiled() -> bool:
+    """Whether to try the compiled CPU operator before the checks in Python, if ``are_plain`` agrees.
+
+    The checks take several times as long as the operator with a small tensor, and it makes sure itself, before
+    it writes, of all that they look at but for types, a few words and inference tensors. Where it refuses, the
+    checks find out why, and say so.
+    """
+    return not torch.compiler.is_compiling() and prefers_compiled_cpu()
+
+
+def are_plain(written: Sequence[Any]) -> bool:
+    """Whether these are tensors on the CPU that may be updated at once: none is of a subclass (fake tensors
+    are), none an inference tensor, and none float64, which is the reference's. The operator looks at all
+    devices."""
+    for tensor in written:
+        if type(tensor) not in _TENSORS or tensor.is_inference():
+            return False
+    return len(written) > 0 and written[0].is_cpu and written[0].dtype is not torch.float64
+
+
+@functools.lru_cache(maxsize=4096, typed=True)
+def _row(source: Field | float, name: str) -> tuple[Sequence[int], Sequence[float]]:
+    """The row of a source that is not stored, after its check."""
+    if not isinstance(source, (Field, int, float)):
+        raise TypeError
+    check_source(source, name, torch.empty(0), torch.float32)
+    return source.source() if isinstance(source, Field) else constant_source(float(source))
+
+
+def quick_sources(anchor: Any, flexibility: Any) -> Sources | None:
+    """Sources as the operators take them, after tries_compiled; None if the checks must look at them first."""
+    if type(anchor) in _TENSORS and type(flexibility) in _TENSORS:
+        return anchor, flexibility, None, None
+    several = type(anchor) is list
+    columns = (anchor, flexibility) if several else ([anchor], [flexibility])
+    if type(columns[1]) is not list:
+        return None
+    stored: tuple[list[Tensor], list[Tensor]] = ([], [])
+    ints: list[int] = []
+    floats: list[float] = []
+    try:
+        for values, tensors, name in zip(columns, stored, ("anchor", "flexibility"), strict=True):
+            for value in values:
+                row = STORED_SOURCE
+                if type(value) in _TENSORS:
+                    tensors.append(value)
+                else:
+                    row = _row(value, name)
+                ints += row[0]
+                floats += row[1]
+    except (TypeError, ValueError):
+        return None
+    if len(stored[0]) == len(columns[0]) and len(stored[1]) == len(columns[1]):
+        return anchor, flexibility, None, None
+    if several:
+        return *stored, ints, floats
+    a, f = (tensors[0] if tensors else None for tensors in stored)
+    return a, f, ints, floats
 
 
 def exact_dtype(weight: Tensor) -> torch.dtype:
@@ -73,11 +159,23 @@ def check_source(value: object, name: str, like: Tensor, dtype: torch.dtype) -> 
 def encode(
     anchor: Sequence[Tensor | Field], flexibility: Sequence[Tensor | Field | float]
 ) -> tuple[list[Tensor], list[Tensor], list[int], list[float]]:
-    if all(isinstance(v, Tensor) for v in (*anchor, *flexibility)):
-        return _checks.contiguous(anchor), _checks.contiguous(flexibility), [], []  # type: ignore[arg-type]
-    stored_a, ints_a, floats_a = _checks.encode_sources(anchor)
-    stored_f, ints_f, floats_f = _checks.encode_sources(flexibility)
-    return stored_a, stored_f, list(chain(*ints_a, *ints_f)), list(chain(*floats_a, *floats_f))
+    """The stored tensors of each, then one row of integers and of floats for each source, anchors first; no
+    rows where all are stored."""
+    tensors: tuple[list[Tensor], list[Tensor]] = ([], [])
+    ints: list[int] = []
+    floats: list[float] = []
+    for values, stored in zip((anchor, flexibility), tensors, strict=True):
+        for value in values:
+            row = STORED_SOURCE
+            if isinstance(value, Tensor):
+                stored.append(value if value.is_contiguous() else value.contiguous())
+            else:
+                row = value.source() if isinstance(value, Field) else constant_source(float(value))
+            ints += row[0]
+            floats += row[1]
+    if len(tensors[0]) == len(anchor) and len(tensors[1]) == len(flexibility):
+        return *tensors, [], []
+    return *tensors, ints, floats
 
 
 def split(value: float | Tensor) -> tuple[float, Tensor | None]:

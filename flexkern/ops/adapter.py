@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from flexkern import reference_adapter
 from flexkern.backends import choose
 from flexkern.ops import _checks
 from flexkern.ops._define import Operator
+from flexkern.ops._step import are_numbers, are_plain, tries_compiled
 
 __all__ = ["gated_adapter"]
 
@@ -48,6 +49,7 @@ FORWARD = Operator(
     fake=_forward_fake,
     reference=_forward_reference,
     triton=_forward_triton,
+    recorded=True,
 )
 
 
@@ -90,6 +92,7 @@ BACKWARD = Operator(
     fake=_backward_fake,
     reference=_backward_reference,
     triton=_backward_triton,
+    recorded=True,
 )
 
 
@@ -253,6 +256,10 @@ def _dropout_seed(seed: object, x: Tensor, dropout_p: float) -> Tensor | None:
     return torch.full((1,), signed, dtype=torch.int64, device=x.device)
 
 
+def _needs_grad(tensors: Sequence[Tensor | None]) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
 def gated_adapter(
     x: Tensor,
     down: Tensor,
@@ -295,6 +302,13 @@ def gated_adapter(
 
     Source: arXiv 2403.12030 (EASE), section 4.1; arXiv 2410.05899 (Artsy).
     """
+    floats: tuple[Tensor | None, ...] = (x, down, down_bias, up, up_bias, residual)
+    if tries_compiled() and are_plain((x,)) and are_numbers((scale,)) and dropout_p == 0 and seed is None:
+        try:
+            if not (torch.is_autocast_enabled("cpu") or _needs_grad(floats)):
+                return FORWARD.compiled(*floats[:5], index, residual, None, scale, 0.0, False)[0]
+        except (AttributeError, RuntimeError):  # the checks say why
+            pass
     if isinstance(x, Tensor):
         device = x.device.type
         x, down, down_bias, up, up_bias, residual = (  # type: ignore[assignment]
@@ -311,7 +325,7 @@ def gated_adapter(
         residual = residual.contiguous()
     floats = (x, down, down_bias, up, up_bias, residual)
     with _no_autocast(x.device.type):
-        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in floats):
+        if _needs_grad(floats):
             return _GatedAdapter.apply(*floats, index, drawn, scale, dropout_p, backend)[0]
         operator = FORWARD.on(backend)
         return operator(*floats[:5], index, residual, drawn, scale, dropout_p, False)[0]

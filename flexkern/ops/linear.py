@@ -20,11 +20,13 @@ from flexkern.ops._layer import (
     check_layers,
     check_matrix,
     check_silent,
-    make_layer,
+    layer_arguments,
+    make_gate,
     reference_step,
-    split_threshold,
+    run_layer,
+    try_layer,
 )
-from flexkern.ops._step import check_rule, exact_dtype, momentum_and_master, split
+from flexkern.ops._step import check_rule, exact_dtype, momentum_and_master, tries_compiled
 
 __all__ = ["linear_step_"]
 
@@ -39,8 +41,8 @@ def _linear_reference(weight: Tensor, x: Tensor, grad_out: Tensor, *arguments: A
     given = LayerArguments(*arguments)
     anchor, alpha, *rest = reference_step(weight, [x, grad_out], given)
     silent = c = None
-    if given.silent:
-        silent = given.silent[0]
+    if given.silent is not None:
+        silent = given.silent
         # The Hebbian rule has the post activity of the batch only: pre is x.
         pair = given.drive if len(given.drive) == 2 else (x, given.drive[0])
         c = reference.coincidence(*(activity.to(anchor.dtype) for activity in pair))
@@ -149,16 +151,25 @@ def linear_step_(
 
     Source: arXiv 2407.07133, section 2; arXiv 2410.05899; the fusion is this package's own.
     """
+    numbers = (weight_decay, momentum, dampening, nesterov, maximize)
+    if tries_compiled() and (silent is None or rule == "hebbian"):
+        done = try_layer(
+            LINEAR, (weight, x, grad_out), (anchor, flexibility, alpha), silent,
+            None if silent is None else (post,), threshold, lr, scale,
+            momentum_buffer, master, insert, eta, prune, numbers, nonfinite,
+        )  # fmt: skip
+        if done is not None:
+            return done
     _checks.check_matches(weight, "weight", weight, _checks.FLOAT_DTYPES)
     _checks.check_writable(weight, "weight")
     check_matrix(weight)
     check_rule(weight, lr, weight_decay, momentum, dampening, nesterov, nonfinite)
-    buffers, masters = momentum_and_master(momentum_buffer, master, [weight], momentum)
-    words = []
+    state = momentum_and_master(momentum_buffer, master, [weight], momentum)
+    buffer, exact_weight = (tensors[0] if tensors else None for tensors in state)
     if silent is not None:
         check_silent(silent, weight, anchor, threshold, insert, eta, prune)
-        words = [silent]
-    layer = make_layer(weight, anchor, flexibility, alpha, scale, buffers, masters, words, insert)
+    writes_anchor = silent is not None and insert == "hebbian"
+    gate = make_gate(weight, anchor, flexibility, alpha, scale, writes_anchor)
     out, units_in = weight.shape
     _check_batch(x, "x", weight, None, units_in)
     _check_batch(grad_out, "grad_out", weight, x, out)
@@ -174,16 +185,12 @@ def linear_step_(
     if nonfinite == "raise":
         _checks.check_finite([x], "x")
         _checks.check_finite([grad_out], "grad_out")
-    batch = _checks.contiguous([x, grad_out, *drive])
-    theta = split_threshold(threshold)
-    check_layers([layer], batch if theta[1] is None else [*batch, theta[1]])
-    operator = LINEAR.on(backend)
-    numbers = (
-        *theta, insert == "hebbian", float(eta), float(prune), *split(lr),
-        *split(0.0 if scale is None else scale), weight_decay, momentum, dampening, nesterov, maximize,
-        nonfinite != "propagate",
-    )  # fmt: skip
-    return layer.run(lambda w, *state: operator(w, *batch[:2], *state, batch[2:], *numbers))
+    x, grad_out, *drive = _checks.contiguous([x, grad_out, *drive])
+    arguments = layer_arguments(
+        gate, silent, drive, threshold, lr, scale, buffer, exact_weight, insert, eta, prune, numbers, nonfinite
+    )
+    check_layers([(weight, arguments)], [x, grad_out])
+    return run_layer(LINEAR.on(backend), weight, [x, grad_out], arguments)
 
 
 def _serves(backend: str, dtype: torch.dtype) -> str | None:

@@ -20,11 +20,13 @@ from flexkern.ops._layer import (
     check_layers,
     check_matrix,
     check_silent,
-    make_layer,
+    layer_arguments,
+    make_gate,
     reference_step,
-    split_threshold,
+    run_layer,
+    try_layer,
 )
-from flexkern.ops._step import check_step, exact_dtype, momentum_and_master, split
+from flexkern.ops._step import check_step, exact_dtype, momentum_and_master, tries_compiled
 
 __all__ = ["Conversions", "synapse_step_"]
 
@@ -35,9 +37,10 @@ def _synapse_fake(weight: Tensor, *rest: object) -> Tensor:
 
 def _synapse_reference(weight: Tensor, grad: Tensor, *arguments: Any) -> Tensor:
     given = LayerArguments(*arguments)
+    assert given.silent is not None
     anchor, alpha, *rest = reference_step(weight, [grad], given)
     c = given.drive[0] if len(given.drive) == 1 else reference.coincidence(given.drive[0], given.drive[1])
-    return reference.synapse_step_(weight, grad, anchor, alpha, given.silent[0], c, *rest)
+    return reference.synapse_step_(weight, grad, anchor, alpha, given.silent, c, *rest)
 
 
 def _triton_synapse() -> Callable[..., Any]:
@@ -143,6 +146,15 @@ def synapse_step_(
 
     Source: arXiv 2407.07133, section 2, for the update; arXiv 2410.05899 for silent and functional synapses.
     """
+    rule = (weight_decay, momentum, dampening, nesterov, maximize)
+    if tries_compiled() and (coincidence is None or (pre is None and post is None)):
+        drives = (pre, post) if coincidence is None else (coincidence,)
+        done = try_layer(
+            SYNAPSE, (weight, grad), (anchor, flexibility, alpha), silent, drives, threshold, lr, scale,
+            momentum_buffer, master, insert, eta, prune, rule, nonfinite,
+        )  # fmt: skip
+        if done is not None:
+            return done
     weights, grads = check_step(weight, grad, lr, weight_decay, momentum, dampening, nesterov, nonfinite)
     several = isinstance(weight, (list, tuple))
     if not weights:
@@ -166,31 +178,22 @@ def synapse_step_(
         strict=True,
     )
     buffers, masters = momentum_and_master(momentum_buffer, master, weights, momentum)
-    layers, drives, thresholds = [], [], []
+    layers = []
     for i, (w, a, f, words, pre_i, post_i, c, theta, held) in enumerate(per_layer):
         check_matrix(w)
         check_silent(words, w, a, theta, insert, eta, prune)
-        layers.append(make_layer(w, a, f, held, scale, buffers[i : i + 1], masters[i : i + 1], [words], insert))
-        drives.append(_check_drive(w, pre_i, post_i, c))
-        thresholds.append(theta)
+        gate = make_gate(w, a, f, held, scale, insert == "hebbian")
+        drive = _check_drive(w, pre_i, post_i, c)
+        buffer, exact = (state[i] if state else None for state in (buffers, masters))
+        arguments = layer_arguments(
+            gate, words, drive, theta, lr, scale, buffer, exact, insert, eta, prune, rule, nonfinite
+        )
+        layers.append((w, arguments))
     dtype = weights[0].dtype
     backend = choose("synapse_step_", weights[0].device, lambda name: _checks.native_dtypes(name, dtype))
     if nonfinite == "raise":
         _checks.check_finite(grads)
-    thetas = [split_threshold(theta) for theta in thresholds]
-    inputs = [*grads, *(t for drive in drives for t in drive), *(t for _, t in thetas if t is not None)]
-    check_layers(layers, inputs)
-    numbers = (*split(lr), *split(0.0 if scale is None else scale), weight_decay, momentum, dampening, nesterov)
-    results = []
-    for layer, g, drive, theta in zip(layers, _checks.contiguous(grads), drives, thetas, strict=True):
-        arguments = (
-            drive, *theta, insert == "hebbian", float(eta), float(prune), *numbers, maximize,
-            nonfinite != "propagate",
-        )  # fmt: skip
-        call = _with(SYNAPSE.on(backend), g, arguments)
-        results.append(layer.run(call))
+    check_layers(layers, grads)
+    operator, grads = SYNAPSE.on(backend), _checks.contiguous(grads)
+    results = [run_layer(operator, w, [g], given) for (w, given), g in zip(layers, grads, strict=True)]
     return results if several else results[0]
-
-
-def _with(operator: Callable[..., Tensor], grad: Tensor, arguments: tuple[Any, ...]) -> Callable[..., Tensor]:
-    return lambda weight, *state: operator(weight, grad, *state, *arguments)

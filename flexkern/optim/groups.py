@@ -34,6 +34,7 @@ __all__ = [
 Flexibility = Tensor | Field | float
 STORED = "stored"  # stands in a group for a flexibility tensor, which lives in its parameter's state
 GATES = ("item", "step")
+ALPHA_DTYPES = (torch.float32, torch.bfloat16)
 DISTRIBUTIONS: dict[str, Callable[[int, int], Field]] = {
     "uniform": Field.uniform,
     "biased_high": Field.biased_high,
@@ -87,6 +88,8 @@ def check_group(group: dict[str, Any]) -> None:
     for name, allowed in (("gate", GATES), ("nonfinite", NONFINITE)):
         if group[name] not in allowed:
             raise ValueError(f"{name} must be one of {allowed}, got {group[name]!r}")
+    if group["alpha_dtype"] not in ALPHA_DTYPES:
+        raise ValueError(f"alpha_dtype must be one of {ALPHA_DTYPES}, got {group['alpha_dtype']!r}")
     for i, p in enumerate(group["params"]):
         if p.dtype not in _checks.FLOAT_DTYPES or p.layout is not torch.strided:
             raise TypeError(
@@ -308,12 +311,12 @@ def _field_from_dict(plain: dict[str, Any]) -> Field:
 
 
 def encode_group(group: dict[str, Any]) -> dict[str, Any]:
-    """A group with its Fields written as dictionaries of plain data."""
+    """A group with its Fields and dtypes written as plain data."""
     lists = {
         name: [_field_to_dict(v) if isinstance(v, Field) else v for v in group[name]]
         for name in ("flexibility", "anchor")
     }
-    return {**group, **lists}
+    return {**group, **lists, "alpha_dtype": str(group["alpha_dtype"]).removeprefix("torch.")}
 
 
 def decode_group(plain: dict[str, Any]) -> dict[str, Any]:
@@ -331,4 +334,5 @@ def decode_group(plain: dict[str, Any]) -> dict[str, Any]:
         name: [_field_from_dict(v) if isinstance(v, dict) else v for v in plain[name]]
         for name in ("flexibility", "anchor")
     }
-    return {**plain, **lists}
+    # Checkpoints of before there was a choice held alpha in float32.
+    return {**plain, **lists, "alpha_dtype": getattr(torch, plain.get("alpha_dtype", "float32"))}

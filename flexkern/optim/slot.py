@@ -113,12 +113,17 @@ class Slot:
         if first:
             # Here w = a: alpha is 1 at any scale, except 0 where f = 0.
             w = self.weight()
-            state["alpha"] = None if groups.is_never_zero(f) else ops.metaplastic_gate(w, w, f, 1.0)
+            state["alpha"] = None if groups.is_never_zero(f) else self._held(ops.metaplastic_gate(w, w, f, 1.0))
         elif "alpha" not in state:
             # An unmeasured group never comes here: it has its first alpha until it is measured.
             scale = groups.scale_in_force(self.group)
-            state["alpha"] = ops.metaplastic_gate(self._resting(), self.anchor(), f, scale)
+            state["alpha"] = self._held(ops.metaplastic_gate(self._resting(), self.anchor(), f, scale))
         return "free" if state["alpha"] is None else "held"
+
+    def _held(self, alpha: Tensor) -> Tensor:
+        """alpha as it is kept through an item."""
+        rounds = alpha.dtype is torch.float32 and alpha.device.type == "cpu" and self.synapses is None
+        return alpha.to(self.group["alpha_dtype"]) if rounds else alpha
 
     def _silent(self) -> Tensor | None:
         """bool, where synapses are silent; None where the parameter has none that could be."""
@@ -144,7 +149,8 @@ class Slot:
         if kind == "free":
             return {"anchor": anchor, "flexibility": 1.0, "scale": 1.0}
         if kind == "held":
-            return {"anchor": anchor, "flexibility": None, "alpha": self.state["alpha"]}
+            alpha = self.state["alpha"].to(exact_dtype(self.param))
+            return {"anchor": anchor, "flexibility": None, "alpha": alpha}
         return {
             "anchor": anchor,
             "flexibility": self.flexibility(),

@@ -30,8 +30,8 @@ UNIFORM, NORMAL = Field.uniform(1, 2).source(), Field.normal(3, 4, offset=5).sou
 def gate_arguments(procedural: bool) -> tuple:
     x = make_inputs((5, 7), 1)
     if procedural:
-        return x.weight, [], [], NORMAL[0] + UNIFORM[0], NORMAL[1] + UNIFORM[1], 20.0, None
-    return x.weight, [x.anchor], [x.flexibility], [], [], 0.0, torch.tensor([20.0])
+        return x.weight, None, None, 20.0, NORMAL[0] + UNIFORM[0], NORMAL[1] + UNIFORM[1]
+    return x.weight, x.anchor, x.flexibility, 0.0, None, None, torch.tensor([20.0])
 
 
 def sgd_arguments(dtype: torch.dtype, gate: str, momentum: float) -> tuple:
@@ -46,9 +46,9 @@ def sgd_arguments(dtype: torch.dtype, gate: str, momentum: float) -> tuple:
         sources = STORED + NORMAL[0] * 2 + STORED + UNIFORM[0] * 2
         parameters = [0.0, 0.0] + NORMAL[1] * 2 + [0.0, 0.0] + UNIFORM[1] * 2
     return (
-        weight, grad, anchor, flexibility, alpha, sources, parameters,
-        buffer if momentum else [], [] if dtype is torch.float32 else master,
-        0.1, None if momentum else torch.tensor([0.1]), 20.0, torch.tensor([20.0]) if momentum else None,
+        weight, grad, anchor, flexibility, 0.1, 20.0, alpha, sources, parameters,
+        buffer if momentum else None, None if dtype is torch.float32 else master,
+        None if momentum else torch.tensor([0.1]), torch.tensor([20.0]) if momentum else None,
         0.1, momentum, 0.0, bool(momentum), False, True,
     )  # fmt: skip
 
@@ -211,7 +211,7 @@ class Recorder(TorchDispatchMode):
         self, func: object, types: object, args: tuple = (), kwargs: dict | None = None
     ) -> object:
         if func.namespace == "flexkern":
-            self.names.add(func.name())
+            self.names.add(func.name().removesuffix(".one"))
         return func(*args, **(kwargs or {}))
 
 

@@ -116,7 +116,12 @@ WRONG = [
 ]
 ONLY_GATED = [
     ("alpha", 1.0, TypeError, r"alpha must be a torch.Tensor, got float"),
-    ("alpha", tensor(torch.bfloat16), TypeError, r"alpha must be torch.float32, got torch.bfloat16"),
+    (
+        "alpha",
+        tensor(torch.float16),
+        TypeError,
+        r"alpha must be torch.float32 or torch.bfloat16, got torch.float16",
+    ),
     ("alpha", tensor(shape=(6, 4)), ValueError, r"alpha must have the shape of weight"),
     ("alpha", tensor().to("meta"), ValueError, r"alpha must be on the device of weight"),
     ("alpha", [tensor(), tensor()], ValueError, r"alpha has 2 entries but weight has 1"),

@@ -10,6 +10,7 @@ import torch
 import flexkern
 import judge
 from flexkern import Field, ops
+from flexkern.backends import BackendError
 from judge import Rule, make_inputs, same_bits
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -65,6 +66,59 @@ def test_a_held_gate(backend: str, rule: Rule, shape: tuple[int, ...]) -> None:
     judge.assert_within(x.weight, judged.weight, judged.weight_bound)
     if buffer is not None:
         judge.assert_within(buffer, judged.buffer, judged.buffer_bound)
+
+
+def serves_bfloat16_alpha(backend: str) -> bool:
+    return backend in ("cpu", "reference")
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (17,), (33, 65), (9001,)], ids=str)
+@pytest.mark.parametrize("rule", [Rule(), Rule(momentum=0.9, weight_decay=0.1, dampening=0.2)], ids=str)
+def test_a_gate_held_in_bfloat16(backend: str, rule: Rule, shape: tuple[int, ...]) -> None:
+    x = make_inputs(shape, seed=6)
+    alpha = x.flexibility.bfloat16()
+    buffer = x.buffer if rule.momentum else None
+    if not serves_bfloat16_alpha(backend):
+        with pytest.raises(BackendError, match="bfloat16"):
+            ops.gated_sgd_(x.weight, x.grad, alpha, momentum_buffer=buffer, **sgd_arguments(rule))
+        return
+    # bfloat16 has 8 significant bits: rounded to the nearest, alpha is off by 2^-8 of itself at most (none of
+    # these is subnormal).
+    judged = judge.judge_step(
+        x.weight, x.grad, x.flexibility.double(), 2.0**-8 * x.flexibility.double(), rule, buffer
+    )
+    wide = x.weight.clone()
+    ops.gated_sgd_(
+        wide,
+        x.grad,
+        alpha.float(),
+        momentum_buffer=None if buffer is None else buffer.clone(),
+        **sgd_arguments(rule),
+    )
+    ops.gated_sgd_(x.weight, x.grad, alpha, momentum_buffer=buffer, **sgd_arguments(rule))
+    judge.assert_within(x.weight, judged.weight, judged.weight_bound)
+    assert same_bits(x.weight, wide)  # widening is exact, so it is the step with that alpha in float32
+    if buffer is not None:
+        judge.assert_within(buffer, judged.buffer, judged.buffer_bound)
+
+
+def test_a_list_may_mix_the_dtypes_of_alpha(backend: str) -> None:
+    if not serves_bfloat16_alpha(backend):
+        pytest.skip("takes no bfloat16 alpha")
+    a, b = make_inputs((100,), seed=1), make_inputs((77,), seed=2)
+    alphas = [a.flexibility.bfloat16(), b.flexibility]
+    alone = [a.weight.clone(), b.weight.clone()]
+    ops.gated_sgd_([a.weight, b.weight], [a.grad, b.grad], alphas, lr=0.1)
+    for w, x, alpha in zip(alone, (a, b), alphas, strict=True):
+        ops.gated_sgd_(w, x.grad, alpha.float(), lr=0.1)
+        assert same_bits(w, x.weight)
+
+
+def test_float64_takes_no_bfloat16_alpha() -> None:
+    w = torch.ones(3, dtype=torch.float64)
+    with pytest.raises(TypeError, match=r"alpha must be torch\.float64"):
+        ops.gated_sgd_(w, w.clone(), torch.ones(3, dtype=torch.bfloat16), lr=0.1)
+    assert bool((w == 1).all())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)

@@ -45,26 +45,26 @@ def entry(
     """Arguments of the dispatcher's entry."""
     layer, batch = make_layer(SHAPE, 1, dtype), make_batch(8, SHAPE, 2, dtype, exact=False)
     layer.grad.nan_to_num_(0.5)  # opcheck compares with a tolerance, where NaN is not NaN
-    anchor, flexibility, alpha = [layer.anchor], [layer.flexibility], []
-    sources: list[int] = []
-    parameters: list[float] = []
+    anchor, flexibility, alpha = layer.anchor, layer.flexibility, None
+    sources = parameters = None
     if gate == "held":
-        flexibility, alpha = [], [torch.rand(SHAPE)]
+        flexibility, alpha = None, torch.rand(SHAPE)
         sources, parameters = [*STORED, int(Kind.CONSTANT), 0, 0, 0, 0], [0.0, 0.0, 1.0, 0.0]
     if gate == "procedural":
-        anchor, flexibility = [], []
+        anchor, flexibility = None, None
         sources, parameters = NORMAL[0] + UNIFORM[0], NORMAL[1] + UNIFORM[1]
     drives = {
         "rate": [eighths((37,), 1), eighths((5,), 2)],
         "hebbian": [batch.post] if linear else [torch.rand(SHAPE)],
-        "none": [],
+        "none": None,
     }
     return (
         layer.weight, *((batch.x, batch.grad_out) if linear else (layer.grad,)),
-        anchor, flexibility, alpha, sources, parameters, [layer.buffer] if momentum else [],
-        [] if dtype is torch.float32 else [layer.master], [] if drive == "none" else [layer.silent],
-        drives[drive], 0.3, threshold, hebbian, 0.5, 0.1, 0.1, None if momentum else torch.tensor([0.1]), 20.0,
-        torch.tensor([20.0]) if momentum else None, 0.1, momentum, 0.0, bool(momentum), False, True,
+        anchor, flexibility, None if drive == "none" else layer.silent, drives[drive], 0.3, 0.1, 20.0, alpha,
+        sources, parameters, layer.buffer if momentum else None,
+        None if dtype is torch.float32 else layer.master, threshold,
+        None if momentum else torch.tensor([0.1]), torch.tensor([20.0]) if momentum else None, hebbian, 0.5,
+        0.1, 0.1, momentum, 0.0, bool(momentum), False, True,
     )  # fmt: skip
 
 

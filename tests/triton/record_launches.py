@@ -21,7 +21,7 @@ from flexkern.ops.linear import LINEAR
 from flexkern.ops.mask import PACK, UNPACK
 from flexkern.ops.metaplastic import GATE, SGD
 from flexkern.ops.synapse import SYNAPSE
-from flexkern.triton_kernels import adapter, aot, mask
+from flexkern.triton_kernels import adapter, aot, field, linear, mask, metaplastic, synapse
 
 TARGET = "cuda:90"
 recorded: list[tuple[Any, tuple, dict[str, Any]]] = []
@@ -46,7 +46,7 @@ def compiled_for(kernel: Any, args: tuple, options: dict[str, Any]) -> str:
 
 
 def expected_for(variant: aot.Variant) -> str:
-    options: dict[str, Any] = variant.options()
+    options: dict[str, Any] = dict(variant.options)
     if variant.kernel not in (mask.pack_kernel, mask.unpack_kernel):  # these compute with integers
         options["enable_fp_fusion"] = False
     constants = {p.name: variant.constants[p.name] for p in variant.kernel.params if p.is_constexpr}
@@ -57,7 +57,7 @@ def step_all() -> None:
     dtypes = (torch.float32, torch.bfloat16, torch.float16)
     pairs = [(w, g) for w in dtypes for g in dict.fromkeys((w, torch.float32))]
     uniform, normal = Field.uniform(1).source(), Field.normal(2**64 - 1, offset=2**40).source()
-    mixed = ([], [], [], uniform[0] + normal[0], uniform[1] + normal[1])
+    mixed = (uniform[0] + normal[0], uniform[1] + normal[1])
     # 0, 1 and multiples of 16 are what Triton makes variants for where it may
     for (w, g), momentum, numel, number in itertools.product(
         pairs, (False, True), (1, 16, 1040), (0.0, 1.0, 0.3)
@@ -65,16 +65,19 @@ def step_all() -> None:
         ones = [torch.ones(numel) for _ in range(4)]
         weight, grad = torch.ones(numel, dtype=w), torch.ones(numel, dtype=g)
         states = {
-            "stored": ([ones[0]], [ones[1]], [], [], []),
-            "mixed": mixed,
-            "held": ([], [], [ones[0]], [], []),
+            "stored": ([ones[0]], [ones[1]], number, number),
+            "mixed": (None, None, number, number, None, *mixed),
+            "held": (None, None, number, number, [ones[0]]),
         }
         for state in states.values():
             SGD.on("triton")(
-                [weight], [grad], *state, [ones[2]] if momentum else [],
-                [] if w is torch.float32 else [ones[3]], number, torch.ones(1) if number == 1 else None, number,
-                torch.ones(1) if number == 0 else None, number, number, 0.0,
-                number == 1, number == 0, number == 1,
+                [weight], [grad], *state,
+                momentum_buffer=[ones[2]] if momentum else None,
+                master=None if w is torch.float32 else [ones[3]],
+                lr_tensor=torch.ones(1) if number == 1 else None,
+                scale_tensor=torch.ones(1) if number == 0 else None,
+                weight_decay=number, momentum=number, nesterov=number == 1, maximize=number == 0,
+                skip_nonfinite=number == 1,
             )  # fmt: skip
 
 
@@ -83,9 +86,9 @@ def fill_pack_and_gate() -> None:
         memory = torch.ones(numel + 1)[offset:][:numel]
         FILL.on("triton")(memory, *Field.uniform(offset, offset).source())
         FILL.on("triton")(memory, [int(Kind.CONSTANT), 0, 0, 0, 0], [1.0, 0.0])
-        GATE.on("triton")(memory, [memory.clone()], [memory.clone()], [], [], float(offset), None)
+        GATE.on("triton")(memory, memory.clone(), memory.clone(), float(offset))
         uniform = Field.uniform(1).source()
-        GATE.on("triton")(memory, [], [], uniform[0] * 2, uniform[1] * 2, 1.0, torch.ones(1))
+        GATE.on("triton")(memory, None, None, 1.0, uniform[0] * 2, uniform[1] * 2, torch.ones(1))
     for rows, columns in itertools.product((1, 16), (1, 15, 16, 48, 4096)):
         mask = torch.ones(rows, columns, dtype=torch.bool)
         UNPACK.on("triton")(PACK.on("triton")(mask), columns)
@@ -99,23 +102,34 @@ def step_layers() -> None:
 
 def step_layer(rows: int, columns: int, number: float) -> None:
     uniform, normal = Field.uniform(1).source(), Field.normal(2**64 - 1, offset=2**40).source()
-    mixed = ([], [], [], normal[0] + uniform[0], normal[1] + uniform[1])
+    mixed = {
+        "anchor": None, "flexibility": None,
+        "sources": normal[0] + uniform[0], "parameters": normal[1] + uniform[1],
+    }  # fmt: skip
     bf16, fp16, fp32 = torch.bfloat16, torch.float16, torch.float32
     shape = (rows, columns)
     one = [torch.ones(shape) for _ in range(4)]
-    stored = ([one[0]], [one[1]], [], [], [])
-    held = ([one[0]], [], [one[1]], [0] * 5 + [1, 0, 0, 0, 0], [0.0, 0.0, 1.0, 0.0])
+    stored = {"anchor": one[0], "flexibility": one[1]}
+    held = {
+        "anchor": one[0], "flexibility": None, "alpha": one[1],
+        "sources": [0] * 5 + [1, 0, 0, 0, 0], "parameters": [0.0, 0.0, 1.0, 0.0],
+    }  # fmt: skip
     words = torch.zeros((rows, -(-columns // 32)), dtype=torch.int32)
     units = [torch.ones(columns), torch.ones(rows)]
     c = [torch.ones(shape)]
     tensor = torch.ones(1) if number == 1 else None
     theta = torch.ones(rows) if number == 0 else None
-    rest = (number, tensor, number, tensor, number, number, 0.0, number == 1, number == 0, number == 1)
+    rest = {
+        "threshold": number, "lr": number, "scale": number, "threshold_tensor": theta, "lr_tensor": tensor,
+        "scale_tensor": tensor, "eta": number, "prune": number, "weight_decay": number, "momentum": number,
+        "nesterov": number == 1, "maximize": number == 0, "skip_nonfinite": number == 1,
+    }  # fmt: skip
 
     def synapse(dtype: Any, state: Any, drive: Any, momentum: bool = False, hebbian: bool = False) -> None:
         SYNAPSE.on("triton")(
-            torch.zeros(shape, dtype=dtype), torch.ones(shape, dtype=dtype), *state, [one[2]] * momentum,
-            [one[3]] * (dtype is not fp32), [words], drive, number, theta, hebbian, number, number, *rest,
+            torch.zeros(shape, dtype=dtype), torch.ones(shape, dtype=dtype), **state, silent=words, drive=drive,
+            momentum_buffer=one[2] if momentum else None, master=None if dtype is fp32 else one[3],
+            hebbian=hebbian, **rest,
         )  # fmt: skip
 
     for dtype, state, drive in itertools.product((fp32, bf16), (stored, mixed), (units, c)):
@@ -125,8 +139,7 @@ def step_layer(rows: int, columns: int, number: float) -> None:
     synapse(bf16, stored, c, hebbian=True)
     odd = torch.zeros(rows, 37), torch.ones(rows, 37)
     SYNAPSE.on("triton")(
-        *odd, *mixed, [], [], [torch.zeros(rows, 2, dtype=torch.int32)], [torch.ones(37), units[1]], number,
-        theta, False, number, number, *rest,
+        *odd, **mixed, silent=torch.zeros(rows, 2, dtype=torch.int32), drive=[torch.ones(37), units[1]], **rest
     )  # fmt: skip
     if rows % 8:
         return
@@ -136,9 +149,8 @@ def step_layer(rows: int, columns: int, number: float) -> None:
         x, post = torch.ones(batch, columns, dtype=dtype), [torch.ones(batch, rows, dtype=dtype)]
         drives = {None: [], "hebbian": post, "rate": units}[drive]
         LINEAR.on("triton")(
-            torch.zeros(shape, dtype=weight), x, torch.ones(batch, rows, dtype=dtype), *state, [],
-            [one[3]] * (weight is not fp32), [words] if drive else [], drives, number, theta, False, number,
-            number, *rest,
+            torch.zeros(shape, dtype=weight), x, torch.ones(batch, rows, dtype=dtype), **state,
+            silent=words if drive else None, drive=drives, master=None if weight is fp32 else one[3], **rest,
         )  # fmt: skip
 
     for precision in ("ieee", "tf32"):
@@ -178,10 +190,11 @@ def pass_adapter(dtype: torch.dtype, number: float, samples: int, tasks: int, d:
 
 def main() -> None:
     jit.JITFunction.run = record
+    for module in (adapter, field, linear, metaplastic, synapse):  # there is no device to ask
+        module.architecture = lambda device: aot.architecture_of(TARGET)
     step_all()
     fill_pack_and_gate()
     step_layers()
-    adapter.device_target = lambda device: TARGET  # there is no device to ask
     pass_adapters()
     registry = {expected_for(variant.at(TARGET)): name for name, variant in aot.VARIANTS.items()}
     calls = [compiled_for(*launch) for launch in recorded]

@@ -10,10 +10,11 @@ pytest.importorskip("triton")
 from flexkern import Field, Purpose, ops, reference
 from flexkern.fields import Kind
 from flexkern.ops.field import FILL
-from flexkern.triton_kernels.memory import TILE
+from flexkern.triton_kernels.tuning import config
 from judge import same_bits
 
 pytestmark = pytest.mark.usefixtures("triton_backend")
+TILE = config("fill", "any", "interpreter")["tile"]
 FIELDS = {
     "uniform": Field.uniform(0),
     "uniform_bounds": Field.uniform(2**63 + 5, 2**32 - 1, low=-0.3, high=1.7, purpose=Purpose.ANCHOR, offset=1),

@@ -16,9 +16,10 @@ import judge
 from flexkern import Field, ops
 from flexkern.ops.metaplastic import GATE, SGD
 from flexkern.triton_kernels import metaplastic
-from flexkern.triton_kernels.memory import TILE, full_tiles
+from flexkern.triton_kernels.memory import full_tiles
 from flexkern.triton_kernels.metaplastic import HELD, MIXED, STORED, gate_kernel, sgd_kernel
 from flexkern.triton_kernels.table import Row, TableCache
+from flexkern.triton_kernels.tuning import config
 from judge import Inputs, make_inputs, same_bits
 
 pytestmark = [
@@ -28,6 +29,7 @@ pytestmark = [
 ]
 
 Watch = Callable[[Any], list[dict[str, Any]]]
+TILE = config("sgd", "stored", "interpreter")["tile"]
 SIZES = [(3,), (33, 5), (0,), (TILE,), (TILE + 1,), (2,)]
 
 
@@ -84,10 +86,9 @@ def test_sources_that_are_all_stored_take_the_stored_variant(device: torch.devic
     x = Inputs(*(t.to(device) for t in make_inputs((10,), 1)))
     stored = [0, 0, 0, 0, 0] * 2
     SGD.on("triton")(
-        [x.weight], [x.grad], [x.anchor], [x.flexibility], [], stored, [0.0] * 4, [], [],
-        0.1, None, 20.0, None, 0.0, 0.0, 0.0, False, False, True,
+        [x.weight], [x.grad], [x.anchor], [x.flexibility], 0.1, 20.0, None, stored, [0.0] * 4
     )  # fmt: skip
-    GATE.on("triton")(x.weight, [x.anchor], [x.flexibility], stored, [0.0] * 4, 20.0, None)
+    GATE.on("triton")(x.weight, x.anchor, x.flexibility, 20.0, stored, [0.0] * 4)
     assert [launch["SOURCES"] for of_kernel in seen for launch in of_kernel] == [STORED.value] * 2
 
 
@@ -163,7 +164,7 @@ def test_the_oldest_table_goes_first_but_not_one_that_a_graph_reads(device: torc
             made.append(key)
             return [Row(1, [0] * 5, [0] * 8, [0] * 8)]
 
-        return cache.get(key, torch.device("cpu"), rows)
+        return cache.get(key, torch.device("cpu"), rows, TILE)
 
     for key in "abab":
         get(key)
@@ -181,10 +182,7 @@ def test_shared_memory_is_found_also_when_the_table_is_there(device: torch.devic
     weight, grad = torch.ones(8, device=device), torch.ones(8, device=device)
     for _ in range(2):
         with pytest.raises(ValueError, match="shares memory"):
-            SGD.on("triton")(
-                [weight], [weight], [grad], [grad], [], [], [], [], [],
-                0.1, None, 1.0, None, 0.0, 0.0, 0.0, False, False, True,
-            )  # fmt: skip
+            SGD.on("triton")([weight], [weight], [grad], [grad], 0.1, 1.0)
     assert (weight == 1).all()
 
 
@@ -192,10 +190,10 @@ def test_shared_memory_is_found_also_when_the_table_is_there(device: torch.devic
 
 
 def test_full_tiles() -> None:
-    assert full_tiles([16, 32, 0], 2 * TILE + 1) == 2
-    assert full_tiles([16, 32], 2 * TILE) == 2
-    assert full_tiles([16], TILE - 1) == 0
-    assert full_tiles([16, 36], 2 * TILE) == 0
+    assert full_tiles([16, 32, 0], 2 * TILE + 1, TILE) == 2
+    assert full_tiles([16, 32], 2 * TILE, TILE) == 2
+    assert full_tiles([16], TILE - 1, TILE) == 0
+    assert full_tiles([16, 36], 2 * TILE, TILE) == 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -230,9 +228,9 @@ def raw_step(x: Inputs, **changes: Any) -> None:
     """The dispatcher's entry, which the public functions' checks do not protect."""
     arguments = {
         "weight": [x.weight], "grad": [x.grad], "anchor": [x.anchor], "flexibility": [x.flexibility],
+        "lr": 0.1, "scale": 1.0,
         "alpha": [], "sources": [], "parameters": [], "momentum_buffer": [], "master": [],
-        "lr": 0.1, "lr_tensor": None,
-        "scale": 1.0, "scale_tensor": None, "weight_decay": 0.0, "momentum": 0.0, "dampening": 0.0,
+        "lr_tensor": None, "scale_tensor": None, "weight_decay": 0.0, "momentum": 0.0, "dampening": 0.0,
         "nesterov": False, "maximize": False, "skip_nonfinite": True,
     }  # fmt: skip
     SGD.on("triton")(*(arguments | changes).values())

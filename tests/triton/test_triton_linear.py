@@ -20,7 +20,9 @@ from torch import Tensor
 from flexkern import Field, ops, reference
 from flexkern.ops.linear import LINEAR
 from flexkern.triton_kernels import linear
-from flexkern.triton_kernels.linear import HEBBIAN, INTERPRETED, NOBODY, RATE, linear_kernel, tile_for
+from flexkern.triton_kernels.linear import HEBBIAN, NOBODY, RATE, linear_kernel
+from flexkern.triton_kernels.product import INTERPRETED
+from flexkern.triton_kernels.tuning import config
 from judge import Rule, same_bits
 from triton_layer import Layer, check_layer, eighths, make_layer, step_arguments
 
@@ -191,8 +193,8 @@ def test_the_second_product_is_made_only_where_synapses_are_silent(
         return dot(*args)
 
     monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", counted)
-    tile = tile_for("interpreter", torch.float32, "ieee")
-    batch = Batch(2 * tile.batch + 1, (5, 160), torch.float32, device)
+    tile = config("linear", "ieee", "interpreter")
+    batch = Batch(2 * tile["batch"] + 1, (5, 160), torch.float32, device)
     for silent in ([], [(4, 150)]):
         made.clear()
         mask = torch.zeros(5, 160, dtype=torch.bool)
@@ -240,8 +242,8 @@ def test_operands_that_do_not_fit(device: torch.device) -> None:
     i, (x, grad_out, post) = layer.inputs, batch.on_device
     names = [a.name for a in LINEAR.on("triton")._schema.arguments]
     values = [
-        i.weight, x, grad_out, [i.anchor], [i.flexibility], [], [], [], [], [], [layer.words], [post], 0.1,
-        None, False, 1.0, 0.0, 0.1, None, 1.0, None, 0.0, 0.0, 0.0, False, False, True,
+        i.weight, x, grad_out, i.anchor, i.flexibility, layer.words, [post], 0.1, 0.1, 1.0, None, None, None,
+        None, None, None, None, None, False, 1.0, 0.0, 0.0, 0.0, 0.0, False, False, True,
     ]  # fmt: skip
     good = dict(zip(names, values, strict=True))
     before = i.weight.clone()
@@ -253,7 +255,7 @@ def test_operands_that_do_not_fit(device: torch.device) -> None:
         ({"grad_out": grad_out.t().contiguous().t()}, "grad_out must be contiguous"),
         ({"drive": [x]}, r"post must be \[4, 2\]"),
         ({"drive": [post[0], post[0]]}, "pre must have 3 elements"),
-        ({"silent": [layer.words.long()]}, "silent must be int32"),
+        ({"silent": layer.words.long()}, "silent must be int32"),
         ({"x": i.weight}, "shares memory"),
     ):
         with pytest.raises((TypeError, ValueError), match=message):

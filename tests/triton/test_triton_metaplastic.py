@@ -13,7 +13,7 @@ from torch import Tensor
 
 import judge
 from flexkern import Field, Purpose, ops, reference
-from flexkern.triton_kernels.memory import TILE
+from flexkern.triton_kernels.tuning import config
 from judge import Inputs, Rule, make_inputs, same_bits
 
 # Masked lanes hold 0 / 0 in the interpreter.
@@ -24,6 +24,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning"),
 ]
 
+TILE = config("sgd", "stored", "interpreter")["tile"]
 SHAPES = [(), (0,), (1,), (TILE - 1,), (TILE + 1,), (33, 65)]
 DTYPES = [
     (torch.float32, torch.float32),

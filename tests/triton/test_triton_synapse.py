@@ -212,8 +212,8 @@ def test_operands_that_do_not_fit(device: torch.device) -> None:
     names = [a.name for a in SYNAPSE.on("triton")._schema.arguments]
     units = [torch.ones(3, device=device), torch.ones(2, device=device)]
     values = [
-        i.weight, i.grad, [i.anchor], [i.flexibility], [], [], [], [], [], [x.words], units, 0.1, None,
-        False, 1.0, 0.0, 0.1, None, 1.0, None, 0.0, 0.0, 0.0, False, False, True,
+        i.weight, i.grad, i.anchor, i.flexibility, x.words, units, 0.1, 0.1, 1.0, None, None, None, None, None,
+        None, None, None, False, 1.0, 0.0, 0.0, 0.0, 0.0, False, False, True,
     ]  # fmt: skip
     good = dict(zip(names, values, strict=True))
     before = i.weight.clone()
@@ -221,13 +221,13 @@ def test_operands_that_do_not_fit(device: torch.device) -> None:
         ({"weight": i.weight.double()}, "weight must be one of"),
         ({"grad": i.grad.half()}, "grad must be torch.float32"),
         ({"grad": i.grad[:1]}, "grad has 3 elements"),
-        ({"silent": [x.words[:1]]}, r"silent must be int32 \[2, 1\]"),
+        ({"silent": x.words[:1]}, r"silent must be int32 \[2, 1\]"),
         ({"drive": units[::-1]}, "pre must have 3 elements"),
         ({"drive": [units[0]]}, "coincidence has 3 elements"),
         ({"threshold_tensor": torch.ones(3, device=device)}, "threshold_tensor must have 2 elements"),
-        ({"momentum_buffer": [i.buffer[:1]]}, "momentum_buffer has 3 elements"),
-        ({"sources": [2, 0, 0, 0, 0] * 2, "parameters": [0.0] * 4, "hebbian": True, "anchor": [],
-          "flexibility": []}, "anchor must be a tensor"),
+        ({"momentum_buffer": i.buffer[:1]}, "momentum_buffer has 3 elements"),
+        ({"sources": [2, 0, 0, 0, 0] * 2, "parameters": [0.0] * 4, "hebbian": True, "anchor": None,
+          "flexibility": None}, "anchor must be a tensor"),
         ({"grad": i.weight}, "shares memory"),
     ):  # fmt: skip
         with pytest.raises((TypeError, ValueError), match=message):

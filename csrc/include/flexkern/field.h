@@ -81,11 +81,12 @@ FLEXKERN_FN F field_value(ints<F> word, Kind kind, float p0, float p1) {
 
 // The four values at index 4 * block .. 4 * block + 3 of an unsharded tensor.
 FLEXKERN_FN void field_block(const Source& source, uint64_t block, float (&values)[4]) {
-  uint32_t c[4] = {static_cast<uint32_t>(block), static_cast<uint32_t>(block >> 32), source.stream, source.purpose};
-  philox(c, source.seed);
+  uint32_t c[1][4] = {
+      {static_cast<uint32_t>(block), static_cast<uint32_t>(block >> 32), source.stream, source.purpose}};
+  philox(c, PhiloxKeys<uint32_t>(source.seed));
   FLEXKERN_UNROLL
   for (int i = 0; i < 4; ++i)
-    values[i] = field_value<float>(static_cast<int32_t>(c[i]), source.kind, source.p0, source.p1);
+    values[i] = field_value<float>(static_cast<int32_t>(c[0][i]), source.kind, source.p0, source.p1);
 }
 
 }  // namespace FLEXKERN_ISA

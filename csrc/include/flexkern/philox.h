@@ -6,21 +6,40 @@
 namespace flexkern {
 inline namespace FLEXKERN_ISA {
 
-// Four counter words become four random words.
+constexpr int kPhiloxRounds = 10;
+
+// The keys of the rounds: they depend on the seed alone, so a loop over counters makes them once.
 template <class Word>
-FLEXKERN_FN void philox(Word (&c)[4], uint64_t seed) {
-  uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
+struct PhiloxKeys {
+  Word k0[kPhiloxRounds], k1[kPhiloxRounds];
+
+  FLEXKERN_FN explicit PhiloxKeys(uint64_t seed) {
+    uint32_t low = static_cast<uint32_t>(seed), high = static_cast<uint32_t>(seed >> 32);
+    FLEXKERN_UNROLL
+    for (int round = 0; round < kPhiloxRounds; ++round) {
+      k0[round] = Word{} + low;
+      k1[round] = Word{} + high;
+      low += 0x9E3779B9u;
+      high += 0xBB67AE85u;
+    }
+  }
+};
+
+// Four counter words become four random words; kSets of them at a time.
+template <int kSets, class Word>
+FLEXKERN_FN void philox(Word (&c)[kSets][4], const PhiloxKeys<Word>& keys) {
   FLEXKERN_UNROLL
-  for (int round = 0; round < 10; ++round) {
-    Word high0, low0, high1, low1;
-    multiply(c[0], 0xD2511F53u, high0, low0);
-    multiply(c[2], 0xCD9E8D57u, high1, low1);
-    c[0] = high1 ^ c[1] ^ k0;
-    c[1] = low1;
-    c[2] = high0 ^ c[3] ^ k1;
-    c[3] = low0;
-    k0 += 0x9E3779B9u;
-    k1 += 0xBB67AE85u;
+  for (int round = 0; round < kPhiloxRounds; ++round) {
+    FLEXKERN_UNROLL
+    for (int i = 0; i < kSets; ++i) {
+      Word high0, low0, high1, low1;
+      multiply(c[i][0], 0xD2511F53u, high0, low0);
+      multiply(c[i][2], 0xCD9E8D57u, high1, low1);
+      c[i][0] = high1 ^ c[i][1] ^ keys.k0[round];
+      c[i][1] = low1;
+      c[i][2] = high0 ^ c[i][3] ^ keys.k1[round];
+      c[i][3] = low0;
+    }
   }
 }
 

@@ -7,8 +7,9 @@ namespace flexkern {
 
 enum class Dtype : int32_t { kFloat32, kBFloat16, kFloat16 };
 
-// Where alpha comes from: the formula, a stored tensor, or 1 for synapses that move freely.
-enum class Gate : int32_t { kFormula, kStored, kFree };
+// Where alpha comes from: the formula, a stored tensor (float32, or bfloat16: in the CPU kernels only), or 1 for
+// synapses that move freely.
+enum class Gate : int32_t { kFormula, kStored, kStoredBFloat16, kFree };
 
 // One tensor of a step. All arrays are contiguous and have `numel` elements.
 struct SgdTensor {
@@ -16,7 +17,7 @@ struct SgdTensor {
   const void* grad = nullptr;
   float* master = nullptr;  // float32 copy that a low-precision weight is rounded from
   float* momentum = nullptr;
-  const float* alpha = nullptr;
+  const void* alpha = nullptr;  // of the dtype that the gate says
   Source anchor, flexibility;
   int64_t numel = 0;
   Gate gate = Gate::kFormula;

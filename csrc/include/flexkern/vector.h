@@ -89,12 +89,15 @@ FLEXKERN_FN int32s lanes_of(uint32_t bits) {
 FLEXKERN_FN void multiply(words x, uint32_t m, words& high, words& low) {
 #if defined(__AVX512F__)
   low = (words)_mm512_mul_epu32((__m512i)x, _mm512_set1_epi64(m));
+  // Not a shift: it would take the one port that multiplies.
+  high = (words)_mm512_shuffle_epi32((__m512i)low, _MM_PERM_DDBB);
 #elif defined(__AVX2__)
   low = (words)_mm256_mul_epu32((__m256i)x, _mm256_set1_epi64x(m));
+  high = low >> 32;
 #else
   low = (x & 0xffffffffu) * static_cast<uint64_t>(m);
-#endif
   high = low >> 32;
+#endif
 }
 
 // While it lives, results under 2^-126 become 0 on this thread. A gate that is almost shut makes such steps, and

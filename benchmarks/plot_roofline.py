@@ -1,0 +1,212 @@
+"""How near operators come to what the machine can do: to a copy's bytes a second, or to the roofline."""
+
+from __future__ import annotations
+
+import math
+import string
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from flexkern.benchmarks.plot_bars import MET, THEIRS, Bar, Panel, add_axes, draw_bars, write_head
+from flexkern.benchmarks.plot_growth import spread
+from flexkern.benchmarks.plot_speedups import OVERHEAD, title_of
+from flexkern.experiments.plots import GREY, PANEL_TITLE, plain
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["Dot", "dots", "draw_roofline", "shares"]
+
+COLOURS = {"float32": "#0072B2", "bfloat16": "#007F5F", "tf32": "#CC79A7"}
+WIDTH, TOP, BOTTOM, GAP = 7.3, 1.0, 0.3, 0.9
+ROOF, LINE, FONT = 4.6, 0.175, 8.0  # height of the roofline's axes; of a line of its key
+
+
+@dataclass(frozen=True)
+class Dot:
+    """One way to do a case's work: ``key`` "3" is ours, with its number in the picture, "3a" its first peer."""
+
+    key: str
+    name: str
+    intensity: float  # operations a byte
+    rate: float  # operations a second
+    share: float | None  # of the roof over it
+    dtype: str
+
+
+def draw_roofline(run: dict[str, Any], about: str) -> Figure | None:
+    """The picture, or None if no case says how many bytes or operations it has.
+
+    Args:
+        run: as :func:`flexkern.benchmarks.record.read` gives it.
+        about: the line under the title.
+    """
+    panel, points, ceilings = shares(run), dots(run), ceilings_of(run)
+    boxes = [panel.height if panel.groups else 0, ROOF + 1.1 if points else 0]
+    if not any(boxes):
+        return None
+    sides = sum(1 for box in boxes if box)
+    lines = math.ceil(len(points) / sides)
+    height = TOP + BOTTOM + max(boxes) + LINE * (lines + 1 if lines else 0)
+    figure = Figure(figsize=(0.3 + sides * WIDTH + (sides - 1) * GAP + 0.3, height), dpi=120)
+    if boxes[0]:
+        axes = draw_bars(figure, panel, 0.3, TOP, WIDTH)
+        axes.axvline(1, color="#333333", linewidth=1.2, linestyle=(0, (4, 2)), zorder=1)
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    if boxes[1]:
+        left = 0.3 + (WIDTH + GAP if boxes[0] else 0) + 0.6
+        _roofs(add_axes(figure, left, TOP + 0.42, WIDTH - 0.6, ROOF), points, ceilings)
+        for number in range(sides):
+            part = points[number * lines : (number + 1) * lines]
+            _key(figure, part, 0.65 + number * (WIDTH + GAP), TOP + max(boxes) + LINE)
+    if points:
+        about += " Filled: flexkern; rings: peers that do the same work."
+    write_head(figure, "How much of the machine is used", about)
+    return figure
+
+
+def ceilings_of(run: dict[str, Any]) -> dict[str, Any]:
+    """Those with huge pages, where both were measured."""
+    return run["ceilings"].get("huge") or run["ceilings"]["small"]
+
+
+def _same(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """The peers whose result is ours: they have done the same work."""
+    return [peer for peer in row["peers"] if peer["agreed"] == "yes"]
+
+
+def shares(run: dict[str, Any]) -> Panel:
+    """Cases without a product: bytes that must be moved a second, as a share of what a copy moves."""
+    panel = Panel(
+        "operators without a product: bytes a second", False,
+        "of a copy's bytes a second in the same run; bytes: each operand once",
+    )  # fmt: skip
+    for row in run["rows"]:
+        work = row.get("work", {})
+        if not work.get("bytes") or work["operations"] or row["case"].startswith(OVERHEAD):
+            continue
+        if "share_of_copy" not in work:
+            continue
+        copy = work["bytes_per_s"] / work["share_of_copy"]
+
+        def bar(name: str, of: dict[str, Any], colour: str, work: Any = work, copy: float = copy) -> Bar:
+            share, low, high = (
+                work["bytes"] / (of[key] / 1e3) / copy for key in ("median_ms", "q3_ms", "q1_ms")
+            )
+            return Bar(name, share, low, high, f"{share:.0%}", colour)
+
+        bars = [bar("flexkern", row["ours"], MET), *(bar(p["name"], p, THEIRS) for p in _same(row))]
+        panel.groups.append((title_of(row), bars))
+    return panel
+
+
+def dots(run: dict[str, Any]) -> list[Dot]:
+    """Cases with a product: ours, and the peers whose work is the same."""
+    found: list[Dot] = []
+    count = 0
+    ceilings = ceilings_of(run)
+    for row in run["rows"]:
+        work = row.get("work", {})
+        if not work.get("operations") or not work.get("bytes") or row.get("pages") == _other_pages(run):
+            continue
+        count += 1
+        intensity = work["operations"] / work["bytes"]
+        product = ceilings["product"].get(work["dtype"])
+        roof = None if product is None else min(product, ceilings["copy"] * intensity)
+        ways = [(str(count), title_of(row), row["ours"]["median_ms"])]
+        ways += [
+            (f"{count}{letter}", peer["name"], peer["median_ms"])
+            for letter, peer in zip(string.ascii_lowercase, _same(row), strict=False)
+        ]
+        for key, name, milliseconds in ways:
+            rate = work["operations"] / (milliseconds / 1e3)
+            found.append(Dot(key, name, intensity, rate, None if roof is None else rate / roof, work["dtype"]))
+    return found
+
+
+def _other_pages(run: dict[str, Any]) -> str | None:
+    """Rows with these are not drawn, because the roofs are those of the others."""
+    return "small" if run["ceilings"].get("huge") and run["ceilings"].get("small") else None
+
+
+def _roofs(axes: Axes, points: list[Dot], ceilings: dict[str, Any]) -> None:
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    copy, products = ceilings["copy"], ceilings["product"]
+    x = [dot.intensity for dot in points]
+    ridges = [rate / copy for rate in products.values()]
+    low, high = min(*x, *ridges) / 4, max(*x, *ridges) * 6
+    rates = [dot.rate for dot in points]
+    axes.set_xlim(low, high)
+    axes.set_ylim(min(*rates, copy * low) / 1.5, max(*rates, *products.values()) * 2.5)
+    for dtype, rate in products.items():
+        colour = COLOURS.get(dtype, GREY)
+        axes.plot([rate / copy, high], [rate, rate], color=colour, linewidth=1.5, zorder=2)
+        axes.annotate(
+            f"library's product, {dtype}: {rate / 1e9:,.0f} GFLOP/s", (high, rate), xytext=(-2, 3),
+            textcoords="offset points", ha="right", va="bottom", fontsize=FONT, color=colour,
+        )  # fmt: skip
+    ridge = max(ridges)
+    axes.plot([low, ridge], [copy * low, copy * ridge], color="#333333", linewidth=1.5, zorder=2)
+    axes.annotate(
+        f"copy: {copy / 1e9:,.1f} GB/s", (low, copy * low), xytext=(10, 0), textcoords="offset points",
+        ha="left", va="top", fontsize=FONT, color="#333333",
+    )  # fmt: skip
+    for dot in points:
+        ours = dot.key.isdigit()
+        colour = COLOURS.get(dot.dtype, GREY)
+        if ours:
+            same = [other.rate for other in points if other.key.rstrip(string.ascii_lowercase) == dot.key]
+            axes.vlines(dot.intensity, min(same), max(same), color=colour, linewidth=0.8, zorder=3)
+        axes.plot(
+            [dot.intensity], [dot.rate], "o", markersize=6 if ours else 5, color=colour,
+            markerfacecolor=colour if ours else "white", zorder=5 if ours else 4, label=dot.key,
+        )  # fmt: skip
+    _number(axes, [dot for dot in points if dot.key.isdigit()])
+    axes.set_title("operators with a product: the roofline", **{**PANEL_TITLE, "pad": 5})
+    axes.set_xlabel("operations a byte (each operand counted once)", fontsize=FONT + 0.5)
+    axes.set_ylabel("operations a second", fontsize=FONT + 0.5)
+    axes.tick_params(labelsize=FONT)
+    plain(axes, "both")
+
+
+def _number(axes: Axes, points: list[Dot]) -> None:
+    """Numbers right of dots; where dots are near each other, one above the other with thin lines."""
+    place = axes.transData + axes.transAxes.inverted()
+    at = {dot.key: place.transform((dot.intensity, dot.rate)) for dot in points}
+    near, row = 0.045, 11 / 72 / ROOF  # shares of the axes' width and height
+    groups: list[list[str]] = []
+    for key in sorted(at, key=lambda key: at[key][0]):
+        if groups and at[key][0] - at[groups[-1][-1]][0] < near:
+            groups[-1].append(key)
+        else:
+            groups.append([key])
+    for group in groups:
+        order = sorted(group, key=lambda key: at[key][1])
+        edge = max(at[key][0] for key in group)
+        heights = spread([at[key][1] for key in order], [row] * len(order))
+        for key, height in zip(order, heights, strict=True):
+            axes.annotate(
+                key, tuple(at[key]), xycoords="axes fraction", xytext=(edge + 0.022, height),
+                textcoords="axes fraction", va="center", fontsize=FONT - 0.5, zorder=6,
+                arrowprops={"arrowstyle": "-", "color": "#AAAAAA", "lw": 0.5, "shrinkA": 0, "shrinkB": 3},
+            )  # fmt: skip
+
+
+def _key(figure: Figure, points: list[Dot], left: float, top: float) -> None:
+    width, height = np.asarray(figure.get_size_inches())
+    for number, dot in enumerate(points):
+        y = 1 - (top + LINE * number) / height
+        ours = dot.key.isdigit()
+        share = "" if dot.share is None else f": {dot.share:.{0 if dot.share >= 0.1 else 1}%} of its roof"
+        figure.text(
+            (left - 0.12) / width, y, dot.key if ours else "○", fontsize=FONT, ha="right", va="baseline",
+            weight="bold" if ours else "normal", color=COLOURS.get(dot.dtype, GREY),
+        )  # fmt: skip
+        figure.text(
+            left / width, y, dot.name + share, fontsize=FONT, va="baseline", color="black" if ours else GREY
+        )

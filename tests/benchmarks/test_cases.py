@@ -1,0 +1,196 @@
+"""Every case of the registry at quick size on the CPU: it builds, its peers agree with ours, all of it runs."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from flexkern import backends
+from flexkern.benchmarks import bench_metaplastic, bench_seeds, bench_synapse
+from flexkern.benchmarks.__main__ import main
+from flexkern.benchmarks.case import CPU, GPU, MODULES, Case, Contest, Series, Setting, Skip, cases
+from flexkern.benchmarks.peers import adapters, formula
+from flexkern.benchmarks.run import forget, verify
+
+ENTRIES = cases()
+ON_CPU = [entry for entry in ENTRIES if isinstance(entry, Case) and CPU in entry.devices]
+# Their processes import torch, each, before anything is measured.
+STARTS_PROCESSES = ("seeds/",)
+
+
+def params(entries: list[Case]) -> list[Any]:
+    return [
+        pytest.param(entry, id=entry.name, marks=[pytest.mark.slow] * entry.name.startswith(STARTS_PROCESSES))
+        for entry in entries
+    ]
+
+
+@pytest.fixture(autouse=True)
+def _captured_only(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """torch.compile captures what it is given and does not generate code, which takes a minute in all; the slow
+    test at the end of this file does."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    yield
+    forget()
+
+
+def build(name: str) -> Contest:
+    (entry,) = (entry for entry in ON_CPU if entry.name == name)
+    try:
+        return entry.build(Setting(CPU, quick=True))
+    except Skip as reason:
+        pytest.skip(str(reason))
+
+
+@pytest.mark.parametrize("entry", params(ON_CPU))
+def test_builds_agrees_and_runs(entry: Case) -> None:
+    contest = build(entry.name)
+    try:
+        check_description(contest)
+        verify(contest)
+        contest.ours()
+        for peer in contest.peers:
+            peer.call()
+    finally:
+        contest.close()
+
+
+def check_description(contest: Contest) -> None:
+    assert contest.title
+    assert contest.title == contest.title.strip()
+    assert contest.peers, "a case needs something to be compared with"
+    names = [peer.name for peer in contest.peers]
+    assert len(set(names)) == len(names), names
+    assert min(contest.work.bytes, contest.work.operations) >= 0
+    assert contest.work.dtype in ("float32", "bfloat16", "tf32")  # measure_ceilings has these
+    for peer in contest.peers:
+        assert peer.name
+        assert peer.check if isinstance(peer.check, str) else callable(peer.check)
+        if peer.goal is not None:
+            assert peer.goal.figure in ("speed-up", "time", "seconds")
+            # A bound beyond these would be a slip of units.
+            low, high = (1e-7, 60.0) if peer.goal.figure == "seconds" else (0.05, 100.0)
+            assert low <= peer.goal.bound <= high, str(peer.goal)
+
+
+def test_names_are_unique_and_say_their_family() -> None:
+    names = [entry.name for entry in ENTRIES]
+    assert len(set(names)) == len(names)
+    for name in names:
+        assert re.fullmatch(r"[a-z0-9-]+/[a-z0-9_-]+", name), name
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_each_module_registers(module: str) -> None:
+    importlib.import_module(f"flexkern.benchmarks.{module}")
+    makers = [entry.measure if isinstance(entry, Series) else entry.build for entry in ENTRIES]
+    homes = {getattr(maker, "func", maker).__module__ for maker in makers}  # func: of a partial
+    assert f"flexkern.benchmarks.{module}" in homes, f"{module} has no case and no series"
+
+
+def test_devices_and_backends_exist() -> None:
+    for entry in ENTRIES:
+        assert entry.devices, entry.name
+        assert set(entry.devices) <= {CPU, GPU}, entry.name
+        if isinstance(entry, Case):
+            assert set(entry.backends) <= {"auto", *backends()}, entry.name
+            assert entry.settings("another device", quick=True) == []
+
+
+def twice_the_step(*arguments: Any) -> None:
+    w, g, a, f, lr, scale = arguments
+    w.sub_(2 * lr * formula.gate(w, a, f, scale) * g)
+
+
+def half_the_stiffness(w: torch.Tensor, a: torch.Tensor, f: torch.Tensor, scale: float) -> torch.Tensor:
+    return 1 - torch.tanh(0.5 * scale * (1 - f) / f * (w - a).abs()) ** 2
+
+
+def without_relu(self: adapters.EaseAdapter, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+    return residual + self.scale * self.up(self.dropout(self.down(x)))
+
+
+def tasks_swapped(modules: Any, counts: Any, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+    parts = zip([*modules[1:], modules[0]], x.split(counts), residual.split(counts), strict=True)
+    return torch.cat([module(part, rest) for module, part, rest in parts])
+
+
+# Case, what of the peers is replaced, by what, and the first peer that then differs from ours.
+WRONG = [
+    ("metaplastic/step", formula, "update", twice_the_step, "torch.compile of the formula"),
+    ("metaplastic/gate", formula, "gate", half_the_stiffness, "torch.compile of the formula"),
+    ("synapse/step", formula, "gate", half_the_stiffness, "torch.compile of the formula"),
+    ("synapse/step", bench_synapse, "written", lambda layer: layer.mask.sum(), "torch.compile of the formula"),
+    ("linear/step-256-4096-4096", formula, "update", twice_the_step, "product, torch.compile of the update"),
+    ("adapter/vit-b-1-task-forward", adapters.EaseAdapter, "forward", without_relu, "modules"),
+    ("adapter/vit-b-bf16-1-task-forward", adapters.EaseAdapter, "forward", without_relu, "modules"),
+    ("adapter/vit-b-10-tasks-train", None, "loop_over_tasks", tasks_swapped, "loop over tasks"),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "owner", "attribute", "wrong", "peer"), WRONG, ids=[f"{w[0]}-{w[2]}" for w in WRONG]
+)
+def test_a_wrong_peer_is_found(
+    name: str, owner: Any, attribute: str, wrong: Any, peer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner = owner or importlib.import_module("flexkern.benchmarks.bench_adapter")
+    monkeypatch.setattr(owner, attribute, wrong)
+    with pytest.raises(AssertionError, match=re.escape(peer)):
+        verify(build(name))
+
+
+def test_a_wrong_gradient_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Right results with a wrong backward pass: a peer that holds its down-projection back."""
+
+    def right_forward(self: adapters.EaseAdapter, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        hidden = self.dropout(self.relu(self.down(x)))
+        return residual + self.scale * self.up(0.5 * hidden + 0.5 * hidden.detach())
+
+    contest = build("adapter/small-1-task-train")
+    verify(contest)
+    monkeypatch.setattr(adapters.EaseAdapter, "forward", right_forward)
+    with pytest.raises(AssertionError, match="modules does not agree with ours; the gradient of x"):
+        verify(contest)
+
+
+def test_ours_wrong_is_found_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    contest = build("metaplastic/step")
+    right = bench_metaplastic.ours
+    monkeypatch.setattr(bench_metaplastic, "ours", lambda w, g, a, f: right(w, g, a.clone().add_(1e-6), f))
+    with pytest.raises(AssertionError, match="does not agree with ours"):
+        verify(contest)
+
+
+def test_networks_trained_as_one_are_those_trained_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check of the cases that start processes, without processes."""
+    task = bench_seeds.Task(64, Setting(CPU, quick=True))
+    bench_seeds.check_agreement(task)
+
+    def without_relu(self: bench_seeds.Batched, x: torch.Tensor) -> torch.Tensor:
+        for w, b in zip(self.weights, self.biases, strict=True):
+            x = torch.baddbmm(b, x, w.mT)
+        return x
+
+    monkeypatch.setattr(bench_seeds.Batched, "forward", without_relu)
+    with pytest.raises(AssertionError, match="network 0"):
+        bench_seeds.check_agreement(task)
+
+
+@pytest.mark.slow
+def test_the_whole_run_at_quick_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One command, in processes of its own, where torch.compile generates code; takes some minutes."""
+    assert main(["--quick", "--device", CPU, "--seconds", "0", "--results", str(tmp_path)]) == 0
+    (path,) = tmp_path.iterdir()
+    run = json.loads(path.read_text())
+    measured = {row["case"] for row in run["rows"]}
+    assert measured == {entry.name for entry in ON_CPU}
+    assert "written: " in capsys.readouterr().out

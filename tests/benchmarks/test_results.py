@@ -1,0 +1,128 @@
+"""Results files and tables, from a run of numbers that are made up here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flexkern.benchmarks import record, report
+from flexkern.benchmarks.case import Contest, Peer, Work, at_most, faster
+from flexkern.benchmarks.ceilings import Ceilings
+from flexkern.benchmarks.run import weigh
+
+README = "Before.\n<!-- benchmarks: by a command -->\nold table\n<!-- /benchmarks -->\nAfter.\n"
+
+
+def nothing() -> None:
+    return None
+
+
+def made_run(date: str = "2026-01-02T03:04:05", device: str = "cpu", **rest: Any) -> dict[str, Any]:
+    """A run as ``flexkern bench`` keeps it."""
+    peers = [
+        Peer("a slow one", nothing, nothing, faster(2.0)),
+        Peer("a quick one", nothing, nothing, at_most(0.25)),
+        Peer("a yardstick", nothing, "it is no step"),
+    ]
+    work = Work(bytes=1000, operations=0)
+    ceilings = Ceilings(copy=4e9, product={"float32": 123456.789e9})
+    times = [[1e-6] * 3, [2e-6, 2e-6, 4e-6], [3e-6] * 3, [1e-6] * 3]
+    row = weigh(Contest("ours, 10 of 10", nothing, peers, work), times, [22.0, 69.0, None, 1.0], ceilings)
+    where = {"device": device, "pages": "huge", "backend": "auto"}
+    rows = [
+        {"case": "made/up", "budget": True, **where, **row},
+        {"case": "made/more", "budget": False, **where, **row, "pages": "small"},
+        {"case": "made/skipped", "budget": True, **where, "skipped": "peft is not installed"},
+    ]
+    machine = {
+        "cpu": "A Processor", "cores": 2, "gpus": [{"name": "A GPU"}], "build": {"instruction_set": "avx2"},
+        "versions": {"torch": "9.9"}, "commit": "0123456789", "changed_files": 0, "date": date,
+    }  # fmt: skip
+    run = {
+        "device": device, "quick": False, "only": [], "complete": True, "machine": machine,
+        "ceilings": {"huge": ceilings.as_dict()}, "rows": rows, "series": [],
+    }  # fmt: skip
+    return run | rest
+
+
+def test_results_files_are_never_overwritten(tmp_path: Path) -> None:
+    folder = tmp_path / "not" / "there yet"
+    runs = [made_run(note=str(i)) for i in range(3)]
+    paths = [record.write(run, folder) for run in runs]
+    assert [path.name for path in paths] == [
+        "20260102-030405-cpu-0123456.json",
+        "20260102-030405-cpu-0123456-2.json",
+        "20260102-030405-cpu-0123456-3.json",
+    ]
+    assert [record.read(path)["note"] for path in paths] == ["0", "1", "2"]
+    assert record.write(made_run(complete=False), folder).name.endswith("-part.json")
+    assert record.write(made_run(complete=False, quick=True), folder).name.endswith("-quick.json")
+
+
+def test_the_newest_complete_run_of_each_device(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no results file of a run of all cases"):
+        record.newest_runs(tmp_path)
+    record.write(made_run("2026-01-01T00:00:00"), tmp_path)
+    on_gpu = record.write(made_run("2025-05-05T00:00:00", "cuda"), tmp_path)
+    newest = record.write(made_run("2026-01-02T00:00:00"), tmp_path)
+    record.write(made_run("2026-01-03T00:00:00", complete=False), tmp_path)
+    assert list(record.newest_runs(tmp_path)) == [newest, on_gpu]
+
+
+@pytest.mark.parametrize("text", ["", "no JSON", "[1]", '{"format": 0, "rows": []}', '{"format": 1}'])
+def test_what_is_not_a_results_file_is_said(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "20260102-cpu.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"20260102-cpu\.json is not a results file"):
+        record.read(path)
+
+
+def test_the_table_of_the_readme(tmp_path: Path) -> None:
+    path = record.write(made_run(), tmp_path)
+    text = report.with_table(README, record.newest_runs(tmp_path))
+    assert text.startswith("Before.\n<!-- benchmarks: by a command -->\n| ours | against |")
+    assert text.endswith("\n<!-- /benchmarks -->\nAfter.\n")
+    assert "old table" not in text
+    rows = [line for line in text.splitlines() if line.startswith("| ours, 10")]
+    # 1000 bytes in 1 us are a quarter of 4 GB/s; no product, no share of it. Ours needs 22 MB, the peer 69.
+    assert rows == [
+        f"| ours, 10 of 10 | {what} | 25% |  | {memory} |"
+        for what, memory in (
+            ("a slow one | **2.00** (2.00 to 3.00) | speed-up at least 2, met", "22 / 69"),
+            ("a quick one | **3.00** (3.00 to 3.00) | time at most 0.25, **not met**", ""),
+        )
+    ]
+    for part in ("A Processor", "2 cores", "avx2", "torch 9.9", "2026-01-02", "commit 0123456", path.name):
+        assert part in text, part
+    assert "copy 4.0 GB/s, product float32 123,457 GFLOP/s" in text
+    # Written over itself it stays as it is.
+    assert report.with_table(text, record.newest_runs(tmp_path)) == text
+
+
+def test_the_page_has_all_rows_and_what_is_missing(tmp_path: Path) -> None:
+    record.write(made_run(), tmp_path)
+    record.write(made_run(device="cuda"), tmp_path)
+    page = report.page(record.newest_runs(tmp_path))
+    cpu, gpu = page.split("## GPU")
+    assert cpu.count("| ours, 10 of 10 |") == cpu.count("| ours, 10 of 10, small pages |") == 3
+    assert gpu.count("| ours, 10 of 10 |") == 6  # a GPU's case has no pages to speak of
+    assert "a yardstick" in cpu
+    assert "made/skipped: skipped: peft is not installed" in cpu
+    assert "A GPU, 2 cores" in gpu
+
+
+def test_lines_for_a_terminal() -> None:
+    first, second, skipped = made_run()["rows"]
+    slow, quick, yardstick = report.row_lines(first)
+    assert "0.0010    0.0020  2.00 (2.00-3.00)  speed-up at least 2, met" in slow
+    assert quick.endswith("time at most 0.25, NOT MET")
+    assert yardstick.split()[-1] == "(1.00-1.00)"
+    assert len(report.heading().splitlines()) == 2
+    assert report.row_lines(second)[0].startswith("ours, 10 of 10, small pages ")
+    assert report.row_lines(skipped) == ["made/skipped: skipped: peft is not installed"]
+    assert report.row_lines({"machine": {}}) == []
+    points = {"ours": [[1.0, 0.1, 0.25, 0.3], [1000.0, 0.1, 0.5, 0.7]]}
+    line = {"series": "s", "title": "Time", "y": "seconds", "lines": points}
+    assert report.row_lines(line) == ["Time: ours, seconds 0.25 at 1, 0.5 at 1000"]

@@ -1,0 +1,316 @@
+"""The tuning table, and scripts/tune.py, in Triton's interpreter with a stopwatch of ours."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from flexkern.triton_kernels import tuning, tuning_table
+from flexkern.triton_kernels.tuning_candidates import CANDIDATES, candidates
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+TABLE, BACKENDS = tuning_table.CONFIGURATIONS, tuning_table.BACKENDS
+NVIDIA, AMD = ("sm_80", "sm_90", "sm_100", "sm_120"), ("gfx942", "gfx950")
+
+
+@pytest.fixture(scope="module")
+def tune() -> Any:
+    spec = importlib.util.spec_from_file_location("tune", ROOT / "scripts" / "tune.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+# --------------------------------------------------------------------------- the table
+
+
+def test_the_file_is_what_as_source_writes() -> None:
+    assert Path(tuning_table.__file__).read_text() == tuning.as_source(TABLE, BACKENDS)
+
+
+def test_every_gpu_has_every_kernel() -> None:
+    for kernel, variants in TABLE.items():
+        for variant in variants:
+            for architecture in (*NVIDIA, *AMD, "interpreter"):
+                if variant == "interpreter" and architecture != "interpreter":
+                    continue
+                config = tuning.config(kernel, variant, architecture)
+                assert config.keys() == tuning.config(kernel, variant, "sm_80").keys() | (
+                    {"maxnreg"} & config.keys()
+                )
+                sizes = [
+                    config[name]
+                    for name in config
+                    if name in ("out", "batch", "rows", "step", "columns", "tile")
+                ]
+                assert all(size >= 16 and size & (size - 1) == 0 for size in sizes), (kernel, variant)
+                assert 1 <= config["num_warps"] <= 16
+
+
+def test_every_entry_has_a_reason() -> None:
+    for variants in TABLE.values():
+        for name, entries in variants.items():
+            for _, reason in entries.values():
+                assert reason.startswith("small" if name == "interpreter" else ("predicted: ", "measured: "))
+    for entries in BACKENDS.values():
+        for order, reason in entries.values():
+            assert set(order) <= {"cuda", "triton"}
+            assert reason
+
+
+def test_what_is_not_known_falls_back_to_its_family() -> None:
+    assert tuning.config("adapter forward", "half-64", "sm_90")["maxnreg"] == 128
+    assert "maxnreg" not in tuning.config("adapter forward", "half-64", "sm_121")
+    assert "maxnreg" not in tuning.config("adapter forward", "half-64", "sm_90", bounded=False)
+    assert tuning.config("linear", "half", "gfx1100") == TABLE["linear"]["half"]["hip"][0]
+    assert tuning.fastest("linear_step_", "sm_90") == ("cuda", "triton")
+    assert tuning.fastest("metaplastic_sgd_", "gfx942") == ("triton",)
+    with pytest.raises(KeyError):
+        tuning.config("linear", "no such", "sm_90")
+
+
+def test_operands_fit_in_shared_memory() -> None:
+    """What is under way at once, num_stages - 1 steps of it, fits the least that a family's GPUs have."""
+    limits = {"sm_80": 163, "sm_90": 227, "sm_120": 99, "gfx942": 64}
+    sizes = {"half": 2, "tf32": 4, "ieee": 4}
+    for architecture, kilobytes in limits.items():
+        for arithmetic, bytes_each in sizes.items():
+            for rank in (64, 128, 256, 512):
+                for kernel in ("adapter forward", "adapter backward"):
+                    c = tuning.config(kernel, f"{arithmetic}-{rank}", architecture)
+                    held = max(1, c["num_stages"] - 1)
+                    assert bytes_each * held * c["step"] * (c["rows"] + rank) <= kilobytes * 1024, (
+                        architecture,
+                        c,
+                    )
+            c = tuning.config("linear", arithmetic, architecture)
+            assert bytes_each * max(1, c["num_stages"] - 1) * c["batch"] * (c["out"] + 128) <= kilobytes * 1024
+
+
+def test_trials_end() -> None:
+    before = tuning.config("sgd", "stored", "sm_90")
+    with tuning.trial("sgd", "stored", {"tile": 512, "num_warps": 4}):
+        with tuning.trial("sgd", "stored", {"tile": 256, "num_warps": 2}):
+            assert tuning.config("sgd", "stored", "sm_90")["tile"] == 256
+        assert tuning.config("sgd", "stored", "gfx942")["tile"] == 512
+    assert tuning.config("sgd", "stored", "sm_90") is before
+
+
+def test_the_table_is_read_without_triton() -> None:
+    code = "import sys, flexkern.triton_kernels.tuning; print('triton' in sys.modules)"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert process.stdout.strip() == "False"
+
+
+# --------------------------------------------------------------------------- the tuner
+
+
+def stopwatch(tune: Any, cost: Callable[[dict[str, int]], float], kernel: str, variant: str) -> Any:
+    """Says that a run took what ``cost`` says of the configuration. The check of results has made a call."""
+
+    def prepare(calls: Sequence[Callable[[], object]]) -> Callable[[], object]:
+        configuration = tuning.config(kernel, variant, "interpreter")
+
+        def run() -> None:
+            return None
+
+        run.seconds = cost(configuration)  # type: ignore[attr-defined]
+        return run
+
+    return tune.Stopwatch(prepare, lambda run: run.seconds)  # type: ignore[attr-defined]
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch, tune: Any, triton_backend: None) -> Callable[..., dict[str, Any]]:
+    """``quick(kernel, variant, cost)``: a race on the small shape."""
+    monkeypatch.setattr(tune, "ROUNDS", 3)
+
+    def race(kernel: str, variant: str, cost: Callable[[dict[str, int]], float], **more: Any) -> dict[str, Any]:
+        watch = stopwatch(tune, cost, kernel, variant)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return tune.measure(device, only=[f"{kernel} {variant}"], shapes="tiny", stopwatch=watch, **more)
+
+    return race
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize(
+    ("kernel", "variant"),
+    [
+        ("sgd", "stored"), ("sgd", "held"), ("synapse", "stored"), ("gate", "stored"),
+        ("adapter forward", "half-64"), ("adapter backward", "half-64"),
+        *(
+            pytest.param(kernel, variant, marks=pytest.mark.slow)
+            for kernel, variant in (
+                ("sgd", "mixed"), ("fill", "any"), ("synapse", "mixed"), ("linear", "half"), ("linear", "tf32"),
+                ("linear", "half-silent"), ("adapter bank", "half-64"),
+            )
+        ),
+    ],
+)  # fmt: skip
+def test_every_candidate_gives_the_right_results(
+    quick: Callable[..., dict[str, Any]], tune: Any, kernel: str, variant: str
+) -> None:
+    """And the one that the stopwatch calls quickest goes into the table, with the reason."""
+    wanted = CANDIDATES[kernel, variant][-1]
+    measured = quick(kernel, variant, lambda c: 1e-6 if c == wanted else 2e-6)
+    (race,) = measured["kernels"]
+    assert [e["skipped"] for e in race["candidates"]] == [None] * len(race["candidates"])
+    assert race["chosen"] == wanted
+    configurations, _, changes = tune.entered(measured)
+    assert len(changes) == (wanted != tuning.config(kernel, variant, "sm_80"))  # the same family
+    (value, reason) = configurations[kernel][variant][measured["machine"]["architecture"]]
+    assert value == wanted
+    assert reason.startswith("measured: ")
+    namespace: dict[str, Any] = {}
+    exec(tuning.as_source(configurations, BACKENDS), namespace)
+    assert namespace["CONFIGURATIONS"] == configurations
+    assert f"{race['candidates'][0]['us'][0]:.1f} us" in tune.table(measured)
+
+
+def test_a_little_faster_is_not_worth_a_change(quick: Callable[..., dict[str, Any]], tune: Any) -> None:
+    present = tuning.config("sgd", "stored", "interpreter")
+    measured = quick("sgd", "stored", lambda c: 1e-6 if c == present else 0.985e-6)
+    assert measured["kernels"][0]["chosen"] == present
+    assert tune.entered(measured)[2] == []
+
+
+def test_what_does_not_run_or_is_wrong_is_dropped(
+    quick: Callable[..., dict[str, Any]], tune: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(CANDIDATES, ("sgd", "stored"), [{"tile": 1000, "num_warps": 4}, {"num_warps": 4}])
+    (race,) = quick("sgd", "stored", lambda c: 1e-6)["kernels"]
+    present, odd, empty = race["candidates"]
+    assert present["us"] == [1.0]
+    assert odd["us"] is None
+    assert odd["skipped"]
+    assert "tile" in empty["skipped"]
+    one = torch.ones(4)
+    assert tune._difference([one], [one.clone()], 0.0) is None
+    assert "bits" in tune._difference([one], [one + 2**-20], 0.0)
+    assert tune._difference([one], [one + 2**-20], 1e-3) is None
+    assert "allowed" in tune._difference([one], [one + 0.1], 1e-3)
+    assert "allowed" in tune._difference([one * float("nan")], [one], 1e-3)
+
+
+def test_it_keeps_to_its_budget(quick: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert quick("sgd", "stored", lambda c: 1e-6, budget=-1.0)["not_reached"] == ["sgd stored"]
+    now = [0.0]
+
+    def cost(_: object) -> float:
+        now[0] += 10.0
+        return 1e-6
+
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    (race,) = quick("sgd", "stored", cost, budget=15.0)["kernels"]
+    assert [e["skipped"] for e in race["candidates"]][:3] == [None, None, "not reached"]
+
+
+def test_measurements_of_a_file_are_entered(tune: Any, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    present, wins = tuning.config("sgd", "held", "sm_90"), {"tile": 2048, "num_warps": 8}
+    measured = {
+        "machine": {"device": "a GPU", "architecture": "sm_90", "torch": "2", "triton": "3", "date": "today"},
+        "kernels": [
+            {
+                "kernel": "sgd", "variant": "held", "what": "work", "chosen": wins,
+                "candidates": [
+                    {"config": present, "us": [20.0], "skipped": None},
+                    {"config": wins, "us": [10.0], "skipped": None},
+                    {"config": {"tile": 512, "num_warps": 4}, "us": None, "skipped": "spills 8 bytes"},
+                ],
+            }
+        ],
+        "backends": [
+            {
+                "operator": "gated_sgd_", "what": "work", "chosen": "triton",
+                "candidates": [
+                    {"config": "cuda", "us": [12.0], "skipped": None},
+                    {"config": "triton", "us": [10.0], "skipped": None},
+                ],
+            }
+        ],
+        "not_reached": ["fill any"],
+    }  # fmt: skip
+    (tmp_path / "in.json").write_text(json.dumps(measured))
+    assert tune.main(["--from", str(tmp_path / "in.json"), "--table", str(tmp_path / "table.py")]) == 0
+    said = capsys.readouterr().out
+    assert "spills 8 bytes" in said
+    assert "not reached: fill any" in said
+    namespace: dict[str, Any] = {}
+    exec((tmp_path / "table.py").read_text(), namespace)
+    value, reason = namespace["CONFIGURATIONS"]["sgd"]["held"]["sm_90"]
+    assert value == wins
+    assert reason == "measured: 10.0 us for work; tile 1024, num_warps 4 20.0 (a GPU, torch 2, Triton 3, today)"
+    order, reason = namespace["BACKENDS"]["gated_sgd_"]["sm_90"]
+    assert order == ("triton", "cuda")
+    assert "cuda 12.0" in reason
+    assert namespace["CONFIGURATIONS"]["sgd"]["held"]["any"] == TABLE["sgd"]["held"]["any"]
+
+
+# --------------------------------------------------------------------------- ahead of time
+
+COMPILE = """
+import json, sys
+sys.path.insert(0, {scripts!r})
+from concurrent.futures import ThreadPoolExecutor
+import tune_cases
+from flexkern.triton_kernels import tuning
+from flexkern.triton_kernels.tuning_candidates import candidates
+for case in tune_cases.KERNEL_CASES:
+    if {only!r} and f"{{case.kernel}} {{case.variant}}" not in {only!r}:
+        continue
+    for c in candidates(case.kernel, case.variant, tuning.config(case.kernel, case.variant, "sm_90")):
+        for name in case.compiles:
+            print(json.dumps([name, c, tune_cases.compiled(name, c, "sm_90")]))
+"""
+
+
+def compile_candidates(*only: str) -> list[tuple[str, dict[str, int], dict[str, Any]]]:
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "OMP_NUM_THREADS": "1"}
+    code = COMPILE.format(scripts=str(ROOT / "scripts"), only=only)
+    process = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False
+    )
+    assert process.returncode == 0, process.stderr[-2000:]
+    return [json.loads(line) for line in process.stdout.splitlines()]
+
+
+def check(reports: list[tuple[str, dict[str, int], dict[str, Any]]]) -> None:
+    assert reports
+    for name, configuration, report in reports:
+        assert report["spills"] == 0, (name, configuration, report)
+        assert report["stack"] <= 16, (name, configuration, report)
+        assert report["shared"] <= 227 * 1024, (name, configuration, report)
+        # What a GPU can start at all: 65,536 registers, given out to warps in steps of 8 a thread.
+        registers = -(-report["registers"] // 8) * 8
+        assert registers * 32 * configuration["num_warps"] <= 65536, (name, configuration, report)
+
+
+def test_candidates_of_a_kernel_compile() -> None:
+    check(compile_candidates("sgd held"))
+
+
+@pytest.mark.slow
+def test_every_candidate_compiles_without_spills() -> None:
+    check(compile_candidates())
+
+
+def test_the_present_configuration_takes_part() -> None:
+    present = {"tile": 512, "num_warps": 4}
+    raced = candidates("sgd", "stored", present)
+    assert raced[0] is present
+    assert raced.count(present) == 1
