@@ -65,7 +65,8 @@ Source stored_source(const Tensor& tensor, const char* name, const Tensor& weigh
 Source one_source(const std::optional<Tensor>& stored, const char* name, const Tensor& weight,
                   const SourceRows& sources, size_t row, DeviceType device) {
   const bool is_stored = sources.is_stored(row);
-  STD_TORCH_CHECK(stored.has_value() == is_stored, name, " must be given where its source is stored, and only there");
+  STD_TORCH_CHECK(stored.has_value() == is_stored, name,
+                  " must be given where its source is stored, and only there");
   return is_stored ? stored_source(*stored, name, weight, device) : sources.field(row);
 }
 
@@ -210,10 +211,9 @@ SgdCall decode_sgd(const SgdArguments& given, DeviceType device) {
   check_grad_dtype(call.grad, call.weight);
   given.sources.check(count);
   const bool held = !given.alpha.empty();
-  call.rule = decode_rule(
-      {given.lr, given.lr_tensor, given.scale, given.scale_tensor, given.weight_decay, given.momentum,
-       given.dampening, given.nesterov, given.maximize, given.skip_nonfinite},
-      !held);
+  call.rule = decode_rule({given.lr, given.lr_tensor, given.scale, given.scale_tensor, given.weight_decay,
+                           given.momentum, given.dampening, given.nesterov, given.maximize, given.skip_nonfinite},
+                          !held);
 
   std::vector<Source> anchors, flexibilities;
   if (!held) {
@@ -226,10 +226,10 @@ SgdCall decode_sgd(const SgdArguments& given, DeviceType device) {
   for (size_t i = 0; i < count; ++i) {
     STD_TORCH_CHECK(weight[i].get_device_index() == weight[0].get_device_index(),
                     "weights of one call must be on one device");
-    call.tensors[i] = decode_tensor({weight[i], given.grad[i], item(given.alpha, i),
-                                     has_momentum ? &given.momentum_buffer[i] : nullptr,
-                                     has_master ? &given.master[i] : nullptr},
-                                    weight_type, grad_type, device);
+    call.tensors[i] =
+        decode_tensor({weight[i], given.grad[i], item(given.alpha, i),
+                       has_momentum ? &given.momentum_buffer[i] : nullptr, has_master ? &given.master[i] : nullptr},
+                      weight_type, grad_type, device);
     if (!held) set_sources(call.tensors[i], anchors[i], flexibilities[i]);
   }
   MemoryCheck memory;

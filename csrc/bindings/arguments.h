@@ -112,16 +112,31 @@ struct SgdArguments {
 };
 
 // The dispatcher passes arguments one by one. `Some` is Tensors, or Tensor where there is one weight.
-#define FLEXKERN_SGD_PARAMETERS(Some)                                                                              \
-  Some weight, Some grad, std::optional<Some> anchor, std::optional<Some> flexibility, double lr, double scale,    \
-      std::optional<Some> alpha, OptionalInts sources, OptionalFloats parameters,                                  \
-      std::optional<Some> momentum_buffer, std::optional<Some> master, std::optional<Tensor> lr_tensor,            \
-      std::optional<Tensor> scale_tensor, double weight_decay, double momentum, double dampening, bool nesterov,   \
+#define FLEXKERN_SGD_PARAMETERS(Some)                                                                            \
+  Some weight, Some grad, std::optional<Some> anchor, std::optional<Some> flexibility, double lr, double scale,  \
+      std::optional<Some> alpha, OptionalInts sources, OptionalFloats parameters,                                \
+      std::optional<Some> momentum_buffer, std::optional<Some> master, std::optional<Tensor> lr_tensor,          \
+      std::optional<Tensor> scale_tensor, double weight_decay, double momentum, double dampening, bool nesterov, \
       bool maximize, bool skip_nonfinite
-#define FLEXKERN_SGD_ARGUMENTS                                                                     \
-  {listed(weight), listed(grad), listed(anchor), listed(flexibility), lr, scale,                   \
-   listed(alpha), {listed(sources), listed(parameters)}, listed(momentum_buffer), listed(master),  \
-   lr_tensor, scale_tensor, weight_decay, momentum, dampening, nesterov, maximize, skip_nonfinite}
+#define FLEXKERN_SGD_ARGUMENTS            \
+  {listed(weight),                        \
+   listed(grad),                          \
+   listed(anchor),                        \
+   listed(flexibility),                   \
+   lr,                                    \
+   scale,                                 \
+   listed(alpha),                         \
+   {listed(sources), listed(parameters)}, \
+   listed(momentum_buffer),               \
+   listed(master),                        \
+   lr_tensor,                             \
+   scale_tensor,                          \
+   weight_decay,                          \
+   momentum,                              \
+   dampening,                             \
+   nesterov,                              \
+   maximize,                              \
+   skip_nonfinite}
 
 inline Tensors listed(Tensors& list) { return std::move(list); }
 inline Tensors listed(Tensor& tensor) { return {tensor}; }

@@ -21,7 +21,7 @@ void step(const SgdArguments& given) {
     for (; i < call.tensors.size() && first[i] < end; ++i) {
       const SgdTensor& tensor = call.tensors[i];
       kernel(tensor, call.rule, call.weight, call.grad, std::max<int64_t>(begin - first[i], 0) * kUnit,
-           std::min((end - first[i]) * kUnit, tensor.numel));
+             std::min((end - first[i]) * kUnit, tensor.numel));
     }
   });
 }

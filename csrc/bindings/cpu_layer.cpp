@@ -94,7 +94,8 @@ Tensor view(float* data, int64_t rows, int64_t columns, int64_t row_stride, int6
   return torch::stable::from_blob(data, {sizes, 2}, {strides, 2}, {kCpu, 0}, ScalarType::Float);
 }
 
-// Rows [begin, end) of left^T right, which are contiguous [batch, ...], by the library; `out` begins with row `first`.
+// Rows [begin, end) of left^T right, which are contiguous [batch, ...], by the library; `out` begins with row
+// `first`.
 void product_rows(float* out, int64_t first, const Tensor& left, const Tensor& right, int64_t begin, int64_t end) {
   const int64_t count = end - begin, batch = left.size(0), rows = left.size(1), columns = right.size(1);
   const Tensor some = view(static_cast<float*>(left.data_ptr()) + begin, count, batch, 1, rows);
@@ -109,8 +110,8 @@ bool any_silent(const SynapseLayer& layer, int64_t begin, int64_t end) {
 }
 
 // Coincidences of the rows [begin, end), a block, but only of the 128 at a time that have silent synapses.
-void coincidence_rows(const SynapseLayer& layer, float* out, const Tensor& post, const Tensor& pre,
-                      int64_t begin, int64_t end) {
+void coincidence_rows(const SynapseLayer& layer, float* out, const Tensor& post, const Tensor& pre, int64_t begin,
+                      int64_t end) {
   constexpr int64_t kTile = 128;
   int64_t first = begin;  // of a run of such rows
   for (int64_t row = begin; row < end; row += kTile) {

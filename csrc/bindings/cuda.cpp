@@ -80,8 +80,8 @@ void fill_field(Tensor out, std::vector<int64_t> source, std::vector<double> par
                   " integers and ", kSourceFloats, " numbers");
   const Where at = where(out);
   check_launch("fill_field_",
-               cuda::fill_field(field_source(source.data(), parameters.data()), static_cast<float*>(out.data_ptr()), out.numel(),
-                                at.device, at.stream));
+               cuda::fill_field(field_source(source.data(), parameters.data()), static_cast<float*>(out.data_ptr()),
+                                out.numel(), at.device, at.stream));
 }
 
 Tensor pack_mask(Tensor mask) {

@@ -43,19 +43,18 @@ LayerCall decode_layer(const Tensor& weight, const Tensor& grad, const LayerArgu
   check_grad_dtype(call.grad, call.weight);
   given.sources.check(1);
   const bool held = given.alpha.has_value(), low = call.weight != Dtype::kFloat32;
-  call.rule = decode_rule(
-      {given.lr, given.lr_tensor, given.scale, given.scale_tensor, given.weight_decay, given.momentum,
-       given.dampening, given.nesterov, given.maximize, given.skip_nonfinite},
-      !held);
+  call.rule = decode_rule({given.lr, given.lr_tensor, given.scale, given.scale_tensor, given.weight_decay,
+                           given.momentum, given.dampening, given.nesterov, given.maximize, given.skip_nonfinite},
+                          !held);
   STD_TORCH_CHECK(given.momentum == 0 || given.momentum_buffer.has_value(), "momentum_buffer is missing");
   STD_TORCH_CHECK(!low || given.master.has_value(), "master is missing");
   SynapseLayer& layer = call.layer;
   layer.rows = weight.size(0);
   layer.columns = weight.size(1);
-  layer.synapses = decode_tensor({weight, grad, pointer(given.alpha),
-                                  given.momentum != 0 ? pointer(given.momentum_buffer) : nullptr,
-                                  low ? pointer(given.master) : nullptr},
-                                 weight.scalar_type(), grad.scalar_type(), device);
+  layer.synapses = decode_tensor(
+      {weight, grad, pointer(given.alpha), given.momentum != 0 ? pointer(given.momentum_buffer) : nullptr,
+       low ? pointer(given.master) : nullptr},
+      weight.scalar_type(), grad.scalar_type(), device);
   STD_TORCH_CHECK(layer.synapses.gate != Gate::kStoredBFloat16, "alpha of a layer must be float32");
   // A gate that does not look at the anchor (held, or f = 1) needs it none the less, for what converts.
   layer.synapses.anchor = one_source(given.anchor, "anchor", weight, given.sources, 0, device);
@@ -96,10 +95,11 @@ void decode_drive(SynapseLayer& layer, const Tensor& weight, const Tensors& driv
   STD_TORCH_CHECK(drive.size() == 1 || drive.size() == 2, "drive must be a coincidence matrix, or pre and post");
   const bool rate = drive.size() == 2;
   for (size_t i = 0; i < drive.size(); ++i) {
-    const bool fits = rate ? drive[i].dim() == 1 && drive[i].size(0) == (i == 0 ? layer.columns : layer.rows)
-                           : drive[i].dim() == 2 && drive[i].size(0) == layer.rows && drive[i].size(1) == layer.columns;
-    STD_TORCH_CHECK(fits && drive[i].scalar_type() == ScalarType::Float &&
-                        drive[i].is_contiguous() && drive[i].device().type() == device &&
+    const bool fits =
+        rate ? drive[i].dim() == 1 && drive[i].size(0) == (i == 0 ? layer.columns : layer.rows)
+             : drive[i].dim() == 2 && drive[i].size(0) == layer.rows && drive[i].size(1) == layer.columns;
+    STD_TORCH_CHECK(fits && drive[i].scalar_type() == ScalarType::Float && drive[i].is_contiguous() &&
+                        drive[i].device().type() == device &&
                         drive[i].get_device_index() == weight.get_device_index(),
                     "drive must be contiguous float32 on the weight's device, a coincidence of its size or one "
                     "activity for each column and each row");

@@ -23,18 +23,37 @@ struct LayerArguments {
 };
 
 // The dispatcher passes arguments one by one; both operators end with those of LayerArguments.
-#define FLEXKERN_LAYER_PARAMETERS                                                                                  \
-  std::optional<Tensor> anchor, std::optional<Tensor> flexibility, std::optional<Tensor> silent,                   \
-      OptionalTensors drive, double threshold, double lr, double scale, std::optional<Tensor> alpha,               \
-      OptionalInts sources, OptionalFloats parameters, std::optional<Tensor> momentum_buffer,                      \
-      std::optional<Tensor> master, std::optional<Tensor> threshold_tensor, std::optional<Tensor> lr_tensor,       \
-      std::optional<Tensor> scale_tensor, bool hebbian, double eta, double prune, double weight_decay,             \
+#define FLEXKERN_LAYER_PARAMETERS                                                                            \
+  std::optional<Tensor> anchor, std::optional<Tensor> flexibility, std::optional<Tensor> silent,             \
+      OptionalTensors drive, double threshold, double lr, double scale, std::optional<Tensor> alpha,         \
+      OptionalInts sources, OptionalFloats parameters, std::optional<Tensor> momentum_buffer,                \
+      std::optional<Tensor> master, std::optional<Tensor> threshold_tensor, std::optional<Tensor> lr_tensor, \
+      std::optional<Tensor> scale_tensor, bool hebbian, double eta, double prune, double weight_decay,       \
       double momentum, double dampening, bool nesterov, bool maximize, bool skip_nonfinite
-#define FLEXKERN_LAYER_ARGUMENTS                                                              \
-  {anchor, flexibility, silent, listed(drive), threshold, lr, scale, alpha,                   \
-   {listed(sources), listed(parameters)}, momentum_buffer, master, threshold_tensor,          \
-   lr_tensor, scale_tensor, hebbian, eta, prune, weight_decay, momentum, dampening, nesterov, \
-   maximize, skip_nonfinite}
+#define FLEXKERN_LAYER_ARGUMENTS          \
+  {anchor,                                \
+   flexibility,                           \
+   silent,                                \
+   listed(drive),                         \
+   threshold,                             \
+   lr,                                    \
+   scale,                                 \
+   alpha,                                 \
+   {listed(sources), listed(parameters)}, \
+   momentum_buffer,                       \
+   master,                                \
+   threshold_tensor,                      \
+   lr_tensor,                             \
+   scale_tensor,                          \
+   hebbian,                               \
+   eta,                                   \
+   prune,                                 \
+   weight_decay,                          \
+   momentum,                              \
+   dampening,                             \
+   nesterov,                              \
+   maximize,                              \
+   skip_nonfinite}
 
 struct LayerCall {
   SynapseLayer layer;

@@ -34,7 +34,9 @@ FLEXKERN_FN void store_some(float* p, floats v, int64_t count) {
 constexpr int64_t kAhead = 512, kStagger = 128;
 enum Stream { kWeightStream, kGradStream, kAnchorStream, kFlexibilityStream, kMomentumStream };
 template <class T>
-FLEXKERN_FN void prefetch(const T* p, Stream stream) { __builtin_prefetch(p + kAhead + stream * kStagger, 0); }
+FLEXKERN_FN void prefetch(const T* p, Stream stream) {
+  __builtin_prefetch(p + kAhead + stream * kStagger, 0);
+}
 FLEXKERN_FN void prefetch_write(const float* p, Stream stream) {
   __builtin_prefetch(p + kAhead + stream * kStagger, 1);
 }
