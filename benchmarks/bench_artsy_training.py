@@ -25,7 +25,7 @@ class Epochs:
     """A task's images, and learners and peers that begin to train its adapters with the same weights.
 
     Args:
-        at: full size: the small transformer and 480 images on a CPU; ViT-B/16 in bf16 and 480 on a GPU. Batches
+        at: full size: the small transformer and 192 images on a CPU; ViT-B/16 in bf16 and 480 on a GPU. Batches
             of 48, as in EASE.
 
     Raises:
@@ -41,7 +41,7 @@ class Epochs:
         )
         pixels = backbone(self.size, CPU).config.image_size
         generator = torch.Generator().manual_seed(1)
-        count = at.size(480, 8)
+        count = at.size(480 if on_gpu else 192, 8)
         self.images = torch.randint(0, 256, (count, 3, pixels, pixels), dtype=torch.uint8, generator=generator)
         self.labels = torch.randint(CLASSES, (count,), generator=generator)
 
