@@ -10,6 +10,11 @@ from torch import Tensor
 __all__ = ["fused_sgd", "gate", "update", "update_foreach"]
 
 
+# torch's tanh on the CPU is MKL's, which chooses its code at the first call. Where two threads made that call
+# at once, half of its values were good to 1e-4 only (torch 2.13); so one thread makes it, here.
+torch.tanh(torch.zeros(1))
+
+
 def gate(w: Tensor, a: Tensor, f: Tensor, scale: float) -> Tensor:
     """alpha = 1 - tanh(k)^2, k = scale (1 - f) / f |w - a|."""
     return 1 - torch.tanh(scale * (1 - f) / f * (w - a).abs()) ** 2
