@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from flexkern.benchmarks.causes import CAUSES, split
+
 __all__ = ["heading", "page", "row_lines", "table", "with_table"]
 
 START, END = "<!-- benchmarks:", "<!-- /benchmarks -->"
@@ -127,7 +129,29 @@ def page(runs: Mapping[Path, dict[str, Any]]) -> str:
         ]
         if missing:
             parts.append("Not measured:\n\n" + "\n".join(missing))
+        ladders = [row for row in run["rows"] if row["case"] in CAUSES and "ours" in row]
+        if ladders:
+            parts += ["### Where the speed-up comes from", LADDERS, *(_ladder(row) for row in ladders)]
     return "\n\n".join(parts) + "\n"
+
+
+LADDERS = (
+    "From the usual way to ours one thing changes at a time, all in one run; the factors multiply to the whole. "
+    "Then where a call of the first and of ours spends its time, by torch's profiler, which costs many small "
+    "operators more than a few large ones."
+)
+
+
+def _ladder(row: dict[str, Any]) -> str:
+    """Causes and their factors, then milliseconds by category."""
+    lines = [f"{row['title']}: **{row['peers'][0]['speedup']:.2f}** times as fast.", ""]
+    lines += ["| what changes | factor |", "| --- | --- |"]
+    lines += [f"| {cause} | {factor:.2f} |" for cause, factor in split(row)]
+    first, ours = row["profile"][row["peers"][0]["name"]], row["profile"]["ours"]
+    lines += ["", f"| ms | {row['peers'][0]['name']} | ours |", "| --- | --- | --- |"]
+    spent = [(what, 1e3 * first[what], 1e3 * ours[what]) for what in first]
+    lines += [f"| {what} | {before:.1f} | {after:.1f} |" for what, before, after in spent if before or after]
+    return "\n".join(lines)
 
 
 def _missing(part: dict[str, Any]) -> bool:
