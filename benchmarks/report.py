@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flexkern.benchmarks.causes import CAUSES, split
+from flexkern.benchmarks.ladders import CAUSES, split
 
 __all__ = ["heading", "page", "row_lines", "table", "with_table"]
 
@@ -136,9 +136,9 @@ def page(runs: Mapping[Path, dict[str, Any]]) -> str:
 
 
 LADDERS = (
-    "From the usual way to ours one thing changes at a time, all in one run; the factors multiply to the whole. "
-    "Then where a call of the first and of ours spends its time, by torch's profiler, which costs many small "
-    "operators more than a few large ones."
+    "From the usual way to ours one thing changes at a time, in one run; the factors multiply to the whole. "
+    "Then where a call of either spends its time, by torch's profiler, which costs many small operators more "
+    "than a few large ones."
 )
 
 

@@ -14,7 +14,8 @@ from flexkern.benchmarks.bench_artsy import Inference, agree
 from flexkern.benchmarks.bench_artsy_training import Epochs
 from flexkern.benchmarks.bench_learner import Items, sgd
 from flexkern.benchmarks.case import CPU, Contest, Setting
-from flexkern.benchmarks.causes import CAUSES, Rungs, as_written, one_operator, one_pass, split
+from flexkern.benchmarks.causes import Rungs, as_written, one_operator, one_pass
+from flexkern.benchmarks.ladders import CAUSES, split
 from flexkern.benchmarks.peers import formula
 from flexkern.benchmarks.peers.ease import Ease
 from flexkern.benchmarks.peers.mlp import update_by_hand
