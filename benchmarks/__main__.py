@@ -14,12 +14,13 @@ import torch
 
 from flexkern.benchmarks import record, worker
 from flexkern.benchmarks.case import CPU, GPU, Case, Series, Setting, cases
-from flexkern.benchmarks.ceilings import measure_ceilings
+from flexkern.benchmarks.ceilings import Calm, measure_ceilings
 from flexkern.benchmarks.machine import huge_pages, machine
 from flexkern.benchmarks.report import heading, row_lines
 from flexkern.benchmarks.run import forget, measure_case, measure_series
 from flexkern.benchmarks.worker import Options
 
+PATIENCE = "seconds to wait before a case, at most, where others take the memory's bandwidth"
 LATE = {"skipped": "the time given was used up", "late": True}
 
 
@@ -30,6 +31,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="small sizes: to see that everything runs")
     parser.add_argument("--seconds", type=float, default=12.0, help="for the rounds of each case")
     parser.add_argument("--budget-seconds", type=float, help="begin no case after this many seconds")
+    parser.add_argument("--patience", type=float, default=20.0, help=PATIENCE)
     parser.add_argument("--results", type=Path, help="folder for the results file")
     parser.add_argument("--stream", action="store_true", help="measure in this process, and print JSON lines")
     parser.add_argument("--small-pages", action="store_true", help="only what is measured with small pages too")
@@ -42,7 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.device == GPU and not torch.cuda.is_available():
         print("--device cuda needs an NVIDIA GPU that torch sees; torch.cuda.is_available() is False here.")
         return 2
-    options = Options(given.device, given.only, given.quick, given.seconds, given.budget_seconds)
+    options = Options(
+        given.device, given.only, given.quick, given.seconds, given.budget_seconds, given.patience
+    )
     try:
         chosen = [entry for entry in cases(options.only) if options.device in entry.devices]
     except ValueError as error:
@@ -67,6 +71,7 @@ def measure(chosen: Sequence[Case | Series], options: Options) -> Iterator[dict[
     begun = time.perf_counter()
     ceilings = measure_ceilings(Setting(options.device, quick=options.quick))
     yield {"machine": machine(), "ceilings": ceilings.as_dict(), "huge_pages": huge_pages()}
+    calm = Calm(ceilings, options.patience) if options.device == CPU and not options.quick else None
     for entry in chosen:
         late = options.budget is not None and time.perf_counter() - begun > options.budget
         if isinstance(entry, Series):
@@ -79,6 +84,8 @@ def measure(chosen: Sequence[Case | Series], options: Options) -> Iterator[dict[
                     "case": entry.name, "device": options.device, "backend": setting.backend,
                     "pages": "huge" if huge_pages() else "small", "budget": entry.budget,
                 }  # fmt: skip
+                if calm is not None and not late:
+                    name["calm"] = calm.wait()
                 row = LATE if late else _guarded(
                     name, lambda e=entry, s=setting: measure_case(e, s, ceilings, options.seconds)
                 )  # fmt: skip

@@ -17,15 +17,15 @@ def publish(root: Path) -> list[Path]:
     """Writes the table of ``root``/README.md, and the page with all cases and its pictures; returns the files.
 
     Raises:
-        ValueError: if there is no run of all cases in ``root``/benchmarks/results.
+        ValueError: if there are no results in ``root``/benchmarks/results.
     """
-    runs = record.newest_runs(root / "benchmarks" / "results")
+    runs = record.newest(root / "benchmarks" / "results")
     readme = root / "README.md"
     readme.write_text(with_table(readme.read_text(), runs))
     folder = root / "docs" / "results" / "benchmarks"
     written = [readme]
-    for run in runs.values():
-        written += draw(run, folder / run["device"])
+    for device, run in runs.items():
+        written += draw(run, folder / device)
     (folder / "README.md").write_text(page(runs))
     return [*written, folder / "README.md"]
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-__all__ = ["default_folder", "keep_draft", "newest_runs", "read", "write"]
+__all__ = ["default_folder", "keep_draft", "newest", "read", "write"]
 
 FORMAT = 1
 
@@ -60,21 +60,47 @@ def read(path: Path) -> dict[str, Any]:
     return run
 
 
-def _all(folder: Path) -> list[Path]:
-    return sorted(folder.glob("[0-9]*-*.json"))  # names begin with the date
+def newest(folder: Path) -> dict[str, dict[str, Any]]:
+    """For each device what was measured last on the machine of its newest run, case by case.
 
+    A run of some cases (``--only``) thus takes the place of these rows in the runs before it.
 
-def newest_runs(folder: Path) -> dict[Path, dict[str, Any]]:
-    """The newest run of all cases on each device that has one, by path: the CPU first.
+    Returns:
+        Device to a run as :func:`write` has it, the CPU first; ``files`` are the names of those it is from.
 
     Raises:
         ValueError: if there is none at all.
     """
-    newest: dict[str, tuple[Path, dict[str, Any]]] = {}
+    runs: dict[str, dict[str, dict[str, Any]]] = {}
     for path in sorted(folder.glob("[0-9]*-*.json")):  # names begin with the date
         run = read(path)
-        if run["complete"]:
-            newest[run["device"]] = path, run
-    if not newest:
-        raise ValueError(f"{folder} has no results file of a run of all cases; `flexkern bench` writes one")
-    return dict(newest[device] for device in sorted(newest))
+        if not run["quick"]:
+            runs.setdefault(run["device"], {})[path.name] = run
+    if not runs:
+        raise ValueError(f"{folder} has no results file; `flexkern bench` writes one")
+    return {device: _merged(runs[device]) for device in sorted(runs)}
+
+
+def _merged(runs: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    def where(run: dict[str, Any]) -> tuple[Any, ...]:
+        machine = run["machine"]
+        return machine["cpu"], machine["cores"], [gpu["name"] for gpu in machine["gpus"]]
+
+    last = list(runs.values())[-1]
+    same = {name: run for name, run in runs.items() if where(run) == where(last)}
+    merged: dict[str, Any] = {}
+    files = set()
+    for what in ("rows", "series"):
+        longest = max(same.values(), key=lambda run: len(run[what]))
+        kept = {_key(part): (part, "") for part in longest[what]}  # for the order
+        for name, run in same.items():
+            for part in run[what]:
+                if "ours" in part or "lines" in part or not kept.get(_key(part), ("", ""))[1]:
+                    kept[_key(part)] = part, name
+        merged[what] = [part for part, _ in kept.values()]
+        files |= {name for _, name in kept.values()}
+    return {**last, **merged, "files": sorted(files)}
+
+
+def _key(part: dict[str, Any]) -> tuple[Any, ...]:
+    return part.get("case"), part.get("series"), part.get("backend"), part.get("pages")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from flexkern.benchmarks.ladders import CAUSES, split
@@ -86,17 +85,18 @@ def _memory(row: dict[str, Any], peer: dict[str, Any]) -> str:
     return "" if ours is None or theirs is None else f"{ours:.0f} / {theirs:.0f}"
 
 
-def _where(run: dict[str, Any], path: Path) -> str:
+def _where(run: dict[str, Any]) -> str:
     machine = run["machine"]
     processor = machine["gpus"][0]["name"] if run["device"] == "cuda" else machine["cpu"]
     build = machine["build"]["instruction_set"] if machine["build"] else "no extension"
     ceilings = run["ceilings"].get("huge") or run["ceilings"]["small"]
     products = ", ".join(f"{dtype} {rate / 1e9:,.0f} GFLOP/s" for dtype, rate in ceilings["product"].items())
+    files = ", ".join(f"`benchmarks/results/{name}`" for name in run["files"])
     pages = "" if run["device"] == "cuda" else "huge pages for all where nothing else is said, "
     return (
         f"{processor}, {machine['cores']} cores, {build}, torch {machine['versions']['torch']}, {pages}"
-        f"{machine['date'][:10]}, commit {machine['commit'][:7]}: `benchmarks/results/{path.name}`. "
-        f"Ceilings measured in the same run: copy {ceilings['copy'] / 1e9:.1f} GB/s, product {products}."
+        f"{machine['date'][:10]}, commit {machine['commit'][:7]}: {files}. "
+        f"Ceilings measured in the last of these: copy {ceilings['copy'] / 1e9:.1f} GB/s, product {products}."
     )
 
 
@@ -108,22 +108,22 @@ HOW = (
 )
 
 
-def with_table(readme: str, runs: Mapping[Path, dict[str, Any]]) -> str:
+def with_table(readme: str, runs: Mapping[str, dict[str, Any]]) -> str:
     """``readme`` with what stands between the two marks replaced by the rows of the budget."""
     before, rest = readme.split(START, 1)
     mark, rest = rest.split("\n", 1)
     after = rest.split(END, 1)[1]
-    tables = [f"{table(run, budget=True)}\n\n{_where(run, path)}" for path, run in runs.items()]
+    tables = [f"{table(run, budget=True)}\n\n{_where(run)}" for run in runs.values()]
     joined = "\n\n".join([*tables, HOW])
     return f"{before}{START}{mark}\n{joined}\n{END}{after}"
 
 
-def page(runs: Mapping[Path, dict[str, Any]]) -> str:
-    """All cases and series of the newest runs, as a page of Markdown."""
+def page(runs: Mapping[str, dict[str, Any]]) -> str:
+    """All cases and series, of each device what :func:`flexkern.benchmarks.record.newest` has, as Markdown."""
     parts = ["# Benchmarks", "Written by `python -m flexkern.benchmarks.publish`.", HOW]
-    for path, run in runs.items():
-        parts += [f"## {DEVICES[run['device']]}", _where(run, path), table(run)]
-        parts += [f"![{what}]({run['device']}/{what}.png)" for what in ("speedups", "roofline", "growth")]
+    for device, run in runs.items():
+        parts += [f"## {DEVICES[device]}", _where(run), table(run)]
+        parts += [f"![{what}]({device}/{what}.png)" for what in ("speedups", "roofline", "growth")]
         missing = [
             f"- {line}" for part in run["rows"] + run["series"] if _missing(part) for line in row_lines(part)
         ]

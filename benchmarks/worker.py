@@ -27,6 +27,7 @@ class Options:
         quick: small sizes, to see that everything runs.
         seconds: for the rounds of each case.
         budget: begin no case after this many seconds; None: no limit.
+        patience: see :class:`flexkern.benchmarks.ceilings.Calm`; on a CPU.
     """
 
     device: str = CPU
@@ -34,10 +35,12 @@ class Options:
     quick: bool = False
     seconds: float = 12.0
     budget: float | None = None
+    patience: float = 20.0
 
     def arguments(self) -> list[str]:
         """For ``python -m flexkern.benchmarks``."""
         arguments = ["--device", self.device, "--seconds", str(self.seconds)]
+        arguments += ["--patience", str(self.patience)]
         arguments += [word for pattern in self.only for word in ("--only", pattern)]
         arguments += ["--quick"] * self.quick
         return arguments + ([] if self.budget is None else ["--budget-seconds", str(self.budget)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -57,6 +58,9 @@ def bench(
     device: Device = None,
     quick: Quick = False,
     seconds: Seconds = 12.0,
+    patience: Annotated[
+        float, typer.Option(min=0, help="Seconds to wait before a case while others take memory's bandwidth.")
+    ] = 20.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the run as JSON, and nothing else.")] = False,
     plot: Annotated[bool, typer.Option("--plot", help="Draw speed-ups, roofline and growth too.")] = False,
     out: Annotated[
@@ -72,7 +76,7 @@ def bench(
     """
     if context.invoked_subcommand is not None:
         return
-    options = _options(only, device, quick, seconds)
+    options = replace(_options(only, device, quick, seconds), patience=patience)
     if listed:
         for entry in cases(options.only):
             console.print(_line(entry))

@@ -22,7 +22,7 @@ def test_code(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_table_is_that_of_the_results_file() -> None:
-    runs = record.newest_runs(ROOT / "benchmarks" / "results")
+    runs = record.newest(ROOT / "benchmarks" / "results")
     assert report.with_table(README.read_text(), runs) == README.read_text()
     assert (ROOT / "docs" / "results" / "benchmarks" / "README.md").read_text() == report.page(runs)
 

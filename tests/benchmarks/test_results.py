@@ -61,14 +61,37 @@ def test_results_files_are_never_overwritten(tmp_path: Path) -> None:
     assert record.write(made_run(complete=False, quick=True), folder).name.endswith("-quick.json")
 
 
-def test_the_newest_complete_run_of_each_device(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no results file of a run of all cases"):
-        record.newest_runs(tmp_path)
-    record.write(made_run("2026-01-01T00:00:00"), tmp_path)
+def test_the_newest_of_each_case_counts(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="has no results file"):
+        record.newest(tmp_path)
+    first = record.write(made_run("2026-01-01T00:00:00"), tmp_path)
     on_gpu = record.write(made_run("2025-05-05T00:00:00", "cuda"), tmp_path)
-    newest = record.write(made_run("2026-01-02T00:00:00"), tmp_path)
-    record.write(made_run("2026-01-03T00:00:00", complete=False), tmp_path)
-    assert list(record.newest_runs(tmp_path)) == [newest, on_gpu]
+    part = made_run("2026-01-02T00:00:00", complete=False)
+    again, skipped = (
+        {**part["rows"][0], "title": "again"},
+        {"case": "made/more", "pages": "small", "backend": "auto"},
+    )
+    part["rows"] = [again, {**skipped, "skipped": "no time"}]
+    second = record.write(part, tmp_path)
+    quick = {**again, "title": "quick"}
+    record.write(made_run("2026-01-03T00:00:00", complete=False, quick=True, rows=[quick]), tmp_path)
+    newest = record.newest(tmp_path)
+    assert list(newest) == ["cpu", "cuda"]
+    assert newest["cuda"]["files"] == [on_gpu.name]
+    assert newest["cpu"]["files"] == [first.name, second.name]
+    titles = [(row["case"], row.get("title")) for row in newest["cpu"]["rows"]]
+    # Measured anew: in its place. Skipped this time: what was measured before. A quick run does not count.
+    assert titles == [("made/up", "again"), ("made/more", "ours, 10 of 10"), ("made/skipped", None)]
+
+
+def test_rows_of_another_machine_are_left_out(tmp_path: Path) -> None:
+    record.write(made_run("2026-01-01T00:00:00"), tmp_path)
+    other = made_run("2026-01-02T00:00:00", complete=False)
+    other["machine"]["cpu"] = "Another Processor"
+    del other["rows"][1:]
+    path = record.write(other, tmp_path)
+    newest = record.newest(tmp_path)["cpu"]
+    assert (newest["files"], len(newest["rows"])) == ([path.name], 1)
 
 
 @pytest.mark.parametrize("text", ["", "no JSON", "[1]", '{"format": 0, "rows": []}', '{"format": 1}'])
@@ -81,7 +104,7 @@ def test_what_is_not_a_results_file_is_said(tmp_path: Path, text: str) -> None:
 
 def test_the_table_of_the_readme(tmp_path: Path) -> None:
     path = record.write(made_run(), tmp_path)
-    text = report.with_table(README, record.newest_runs(tmp_path))
+    text = report.with_table(README, record.newest(tmp_path))
     assert text.startswith("Before.\n<!-- benchmarks: by a command -->\n| ours | against |")
     assert text.endswith("\n<!-- /benchmarks -->\nAfter.\n")
     assert "old table" not in text
@@ -98,13 +121,13 @@ def test_the_table_of_the_readme(tmp_path: Path) -> None:
         assert part in text, part
     assert "copy 4.0 GB/s, product float32 123,457 GFLOP/s" in text
     # Written over itself it stays as it is.
-    assert report.with_table(text, record.newest_runs(tmp_path)) == text
+    assert report.with_table(text, record.newest(tmp_path)) == text
 
 
 def test_the_page_has_all_rows_and_what_is_missing(tmp_path: Path) -> None:
     record.write(made_run(), tmp_path)
     record.write(made_run(device="cuda"), tmp_path)
-    page = report.page(record.newest_runs(tmp_path))
+    page = report.page(record.newest(tmp_path))
     cpu, gpu = page.split("## GPU")
     assert cpu.count("| ours, 10 of 10 |") == cpu.count("| ours, 10 of 10, small pages |") == 3
     assert gpu.count("| ours, 10 of 10 |") == 6  # a GPU's case has no pages to speak of
