@@ -13,7 +13,7 @@ import torch
 
 from flexkern.backends import backends, requested
 from flexkern.benchmarks import case as registry
-from flexkern.benchmarks import timing
+from flexkern.benchmarks import ceilings, timing
 from flexkern.benchmarks.case import (
     CPU,
     GPU,
@@ -373,3 +373,23 @@ def test_tf32_is_put_back() -> None:
             with pytest.raises(RuntimeError, match="inside"):
                 fail_inside(not before)
             assert products.allow_tf32 is before
+
+
+def test_a_case_waits_until_the_machine_is_calm(monkeypatch: pytest.MonkeyPatch) -> None:
+    shares: list[float] = []
+
+    def copy(call: object, device: str) -> float:
+        """Seconds of a copy that reaches the next share of 10 GB/s; nine copies make one look."""
+        return 8 * (1 << 24) / (shares.pop(0) * 10e9)
+
+    monkeypatch.setattr(ceilings, "sample", copy)
+    monkeypatch.setattr(ceilings.time, "sleep", lambda seconds: None)
+    machine = ceilings.Ceilings(copy=10e9, product={})
+    shares[:] = [0.5] * 9 + [0.7] * 9 + [0.9] * 9 + [1.0] * 9
+    assert ceilings.Calm(machine, patience=60).wait() == pytest.approx(0.9)
+    assert len(shares) == 9
+    shares[:] = [0.5] * 9
+    assert ceilings.Calm(machine, patience=0).wait() == pytest.approx(0.5)
+    calm = ceilings.Calm(machine, patience=0)
+    shares[:] = [2.0] * 9 + [1.0] * 9  # faster than was thought: from now on that is the measure
+    assert [calm.wait(), calm.wait()] == pytest.approx([1.0, 0.5])
