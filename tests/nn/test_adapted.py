@@ -102,6 +102,38 @@ def test_pairs_equal_their_own_passes() -> None:
             torch.testing.assert_close(pairs[row], alone, **CLOSE)
 
 
+def test_in_pieces_as_in_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where activations are large, a CPU takes a few pairs at a time."""
+    model = adapted(tasks=3)
+    images = torch.rand(5, 3, 16, 16)
+    task, sample = torch.tensor([-1, 0, 0, 1, 1, 2, 2]), torch.tensor([4, 0, 3, 1, 2, 4, 0])
+    sizes: list[int] = []
+    list(model.model.modules())[-1].register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
+
+    def run() -> list[Tensor]:
+        with torch.no_grad():
+            trunk = model.trunk(images)
+            return [*trunk, model.features(trunk, task, sample), model.features(trunk, 1, mean=True)]
+
+    whole = run()
+    assert max(sizes) == 7
+    sizes.clear()
+    an_image = 4 * whole[0][0].numel() * 4  # the MLP's activation: four times as wide, float32
+    monkeypatch.setattr("flexkern.nn.adapted._PIECE_BYTES", 2 * an_image)
+    pieces = run()
+    assert max(sizes) == 2
+    for a, b in zip(whole, pieces, strict=True):
+        torch.testing.assert_close(a, b, **CLOSE)
+
+
+def test_as_many_tasks_as_pairs() -> None:
+    model = adapted()
+    trunk = model.trunk(torch.rand(3, 3, 16, 16))
+    for sample in (None, torch.tensor([0, 1, 1])):
+        with torch.no_grad(), pytest.raises(ValueError, match="task must have one entry for each of 3 pairs"):
+            model.features(trunk, torch.tensor([0, 0, 1, 1]), sample)
+
+
 def test_gradients_equal_those_of_whole_passes() -> None:
     model = adapted()
     images = torch.rand(3, 3, 16, 16)
