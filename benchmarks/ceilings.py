@@ -52,6 +52,9 @@ def measure_ceilings(setting: Setting) -> Ceilings:
     return Ceilings(copy, product)
 
 
+ELEMENTS = 1 << 26  # of a copy: 256 MB, more than a large last-level cache
+
+
 class Calm:
     """Waits until the machine is as fast as it was at its best.
 
@@ -67,7 +70,7 @@ class Calm:
 
     def __init__(self, ceilings: Ceilings, patience: float) -> None:
         self._best, self._patience = ceilings.copy, patience
-        self._source, self._target = (torch.rand(1 << 24) for _ in range(2))
+        self._source, self._target = (torch.rand(ELEMENTS) for _ in range(2))
 
     def wait(self) -> float:
         """The copy's bytes a second when it ended, as a share of the best seen."""

@@ -380,7 +380,7 @@ def test_a_case_waits_until_the_machine_is_calm(monkeypatch: pytest.MonkeyPatch)
 
     def copy(call: object, device: str) -> float:
         """Seconds of a copy that reaches the next share of 10 GB/s; nine copies make one look."""
-        return 8 * (1 << 24) / (shares.pop(0) * 10e9)
+        return 8 * ceilings.ELEMENTS / (shares.pop(0) * 10e9)
 
     monkeypatch.setattr(ceilings, "sample", copy)
     monkeypatch.setattr(ceilings.time, "sleep", lambda seconds: None)
