@@ -10,13 +10,12 @@ import torch
 from torch import Tensor
 
 from flexkern import ops
+from flexkern.benchmarks.bench_metaplastic import LR, SCALE, SPREAD
 from flexkern.benchmarks.case import CPU, GPU, Contest, Peer, Setting, Work, at_most, case, faster
 from flexkern.benchmarks.ceilings import tf32
 from flexkern.benchmarks.memory import peak_mb
 from flexkern.benchmarks.peers import formula
 
-LR, SCALE = 1e-4, 4e5
-SPREAD = 1e-6  # |w - a|: alpha spans (0, 1) at this scale
 GRADIENT = 2.0**-13  # of grad_out: steps that leave alpha where it is, see bench_metaplastic
 # (batch, in, out). The second of the CPU's is the first layer of the paper's classifier.
 CPU_SHAPES = [(256, 4096, 4096), (1024, 3136, 4096)]

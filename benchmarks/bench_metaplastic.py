@@ -47,6 +47,14 @@ def eager(w: Tensor, g: Tensor, a: Tensor, f: Tensor) -> None:
     formula.update(w, g, a, f, LR, SCALE)
 
 
+def listed(ws: list[Tensor], gs: list[Tensor], anchors: list[Tensor], fs: list[Tensor]) -> None:
+    ops.metaplastic_sgd_(ws, gs, anchors, fs, lr=LR, scale=SCALE)
+
+
+def foreach(ws: list[Tensor], gs: list[Tensor], anchors: list[Tensor], fs: list[Tensor]) -> None:
+    formula.update_foreach(ws, gs, anchors, fs, LR, SCALE)
+
+
 def make_buffers(count: int, elements: int, device: str, gradient: float = GRADIENT) -> list[Buffers]:
     """Sets of buffers on fresh random values, with gradients of this standard deviation."""
     generator = torch.Generator(device).manual_seed(count)
@@ -182,12 +190,6 @@ def small_tensors(at: Setting) -> Contest:
 
     def columns(sets: list[Buffers]) -> list[list[Tensor]]:
         return [list(column) for column in zip(*sets, strict=True)]
-
-    def listed(ws: list[Tensor], gs: list[Tensor], anchors: list[Tensor], fs: list[Tensor]) -> None:
-        ops.metaplastic_sgd_(ws, gs, anchors, fs, lr=LR, scale=SCALE)
-
-    def foreach(ws: list[Tensor], gs: list[Tensor], anchors: list[Tensor], fs: list[Tensor]) -> None:
-        formula.update_foreach(ws, gs, anchors, fs, LR, SCALE)
 
     def check() -> None:
         mine, theirs = (columns(make_buffers(3, elements, at.device, gradient=1.0)) for _ in range(2))

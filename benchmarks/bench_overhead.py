@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from flexkern import Field, ops
+from flexkern.benchmarks.bench_metaplastic import LR, SCALE
 from flexkern.benchmarks.case import CPU, GPU, Contest, Peer, Setting, case, under
 from flexkern.benchmarks.peers import formula
 from flexkern.fields import Purpose
 from flexkern.optim import MetaplasticSGD
 
-LR, SCALE = 1e-4, 4e5
 UNITS, BATCH, RANK = 8, 4, 4
 AIM = 8e-6  # seconds, on a CPU
 ANOTHER_RULE = "an addition in place is another rule: what a call of torch itself costs"

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from flexkern import ops
+from flexkern.benchmarks.bench_metaplastic import GRADIENT, LR, SCALE, SPREAD
 from flexkern.benchmarks.case import (
     CPU,
     GPU,
@@ -26,9 +27,6 @@ from flexkern.benchmarks.case import (
 )
 from flexkern.benchmarks.peers import formula
 
-LR, SCALE = 1e-4, 4e5
-SPREAD = 1e-6  # |w - a|: alpha spans (0, 1) at this scale
-GRADIENT = 1e-4  # standard deviation: steps that leave alpha where it is, see bench_metaplastic
 SILENT = 1 / 3
 THRESHOLD = 0.999  # activities are uniform on (0, 1): about one silent synapse in two million converts
 

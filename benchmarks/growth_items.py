@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import itertools
-import re
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 import torch
 from torch import nn
 
 from flexkern.benchmarks.case import CPU, GPU, Point, Setting, Skip, series
+from flexkern.benchmarks.memory import held_mb
+from flexkern.benchmarks.peers.mlp import PlainMLP, PlainSGD
 from flexkern.benchmarks.timing import quartiles, sample
 from flexkern.learners import MetaplasticMLP
 from flexkern.streams import Experience
@@ -26,7 +26,7 @@ OURS, RESERVE, PLAIN = (
     "flexkern, half of it silent at first",
     "plain SGD, torch.optim.SGD(fused=True)",
 )
-Learn = Callable[[Experience], None]
+Learn = Callable[[Experience], object]
 
 
 class Size:
@@ -66,24 +66,11 @@ def ours(size: Size, silent_fraction: float = 0.0) -> Learn:
 
 def plain(size: Size) -> Learn:
     """The same network and the same number of steps in plain PyTorch."""
-    sizes = (size.features, *size.widths, CLASSES)
     torch.manual_seed(SEED)
-    layers: list[nn.Module] = []
-    for fan_in, fan_out in itertools.pairwise(sizes):
-        layers += [nn.Linear(fan_in, fan_out), nn.ReLU()]
-    model = nn.Sequential(*layers[:-1]).to(size.device)
-    optimizer = torch.optim.SGD(model.parameters(), lr=LR, fused=True)
-    rng = np.random.default_rng(SEED)
-
-    def learn(item: Experience) -> None:
-        inputs, labels = item.train_inputs.to(size.device), item.train_labels.to(size.device)
-        order = torch.from_numpy(rng.permutation(len(labels))).to(size.device)
-        for batch in order.split(size.batch):
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(model(inputs[batch]), labels[batch]).backward()
-            optimizer.step()
-
-    return learn
+    sizes = itertools.pairwise((size.features, *size.widths, CLASSES))
+    layers = [nn.Linear(fan_in, fan_out, device=size.device) for fan_in, fan_out in sizes]
+    network = PlainMLP(layers, partial(PlainSGD, lr=LR), seed=SEED, batch_size=size.batch)
+    return lambda item: network.learn(item.train_inputs.to(size.device), item.train_labels.to(size.device))
 
 
 LEARNERS: dict[str, Callable[[Size], Learn]] = {
@@ -137,30 +124,26 @@ def item_memory(at: Setting) -> Iterator[Point]:
     values: list[dict[str, tuple[float, float, float]]] = [{} for _ in stretches]
     for line, build in LEARNERS.items():
         gc.collect()
-        before = held_mb(at.device)
+        before = held(at.device)
         learn = build(size)
         for numbers, point in zip(stretches, values, strict=True):
-            held = []
+            values_held = []
             for number in numbers:
                 learn(items[number % len(items)])
-                held.append(held_mb(at.device) - before)
-            point[line] = quartiles(held)
+                values_held.append(held(at.device) - before)
+            point[line] = quartiles(values_held)
         del learn
     for numbers, point in zip(stretches, values, strict=True):
         yield Point(float(numbers.mean()), point)
 
 
-def held_mb(device: str) -> float:
-    """Memory in use now, in MiB: on a GPU what torch has allocated, on a CPU the process's resident memory.
+def held(device: str) -> float:
+    """Memory in use now, in MiB.
 
     Raises:
         Skip: where that cannot be told.
     """
-    if device == GPU:
-        return torch.cuda.memory_allocated() / 2**20
-    try:
-        ctypes.CDLL(None).malloc_trim(0)  # what was freed is not held
-        status = Path("/proc/self/status").read_text()
-    except (OSError, AttributeError) as error:
-        raise Skip("resident memory is read as Linux and the GNU C library tell it") from error
-    return int(re.search(r"VmRSS:\s+(\d+) kB", status).group(1)) / 1024  # type: ignore[union-attr]
+    held_now = held_mb(device)
+    if held_now is None:
+        raise Skip("resident memory is read as Linux and the GNU C library tell it")
+    return held_now

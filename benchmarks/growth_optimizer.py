@@ -10,7 +10,19 @@ import torch
 from torch import Tensor
 
 from flexkern import Field, ops
-from flexkern.benchmarks.bench_metaplastic import LR, SCALE, SPREAD, Buffers, agrees, eager, on_sets, ours
+from flexkern.benchmarks.bench_metaplastic import (
+    GRADIENT,
+    LR,
+    SCALE,
+    SPREAD,
+    Buffers,
+    agrees,
+    eager,
+    foreach,
+    listed,
+    on_sets,
+    ours,
+)
 from flexkern.benchmarks.case import CPU, GPU, ROTATION_BYTES, Point, Rotating, Setting, rotation, series
 from flexkern.benchmarks.peers import formula
 from flexkern.benchmarks.timing import point
@@ -19,19 +31,13 @@ from flexkern.fields import Purpose
 __all__ = ["parameters", "tensor_count"]
 
 F, A = Field.uniform(1), Field.normal(1, std=0.02, purpose=Purpose.ANCHOR)
-GRADIENT = 1e-4
 STORED, PROCEDURAL, LOOP = "flexkern, stored f and a", "flexkern, procedural f and a", "flexkern, a call each"
 EAGER, COMPILED, FOREACH = "formula, eager", "formula, torch.compile", "formula, torch._foreach_*"
 SGD = "torch.optim.SGD(fused=True)"
 
 
 def one_set(elements: int, device: str) -> Buffers:
-    """Weight, gradient, anchor and flexibility.
-
-    Gradients are so small that hundreds of steps leave alpha where it is. With large ones all weights would
-    soon be far from their anchors, where tanh as torch.compile has it meets subnormal numbers: it then takes
-    twice its time, and ours would look twice as good.
-    """
+    """Weight, gradient, anchor and flexibility, as bench_metaplastic has them."""
     a = ops.materialize(A, (elements,), device=device)
     noise = torch.randn(min(elements, 1 << 20), device=device)
     w, g = a.clone(), torch.empty_like(a)
@@ -126,17 +132,9 @@ def cut(whole: Tensor, tensors: int) -> list[Tensor]:
     return [part.clone() for part in whole.split(len(whole) // tensors)]
 
 
-def listed(ws: list[Tensor], gs: list[Tensor], anchors: list[Tensor], fs: list[Tensor]) -> None:
-    ops.metaplastic_sgd_(ws, gs, anchors, fs, lr=LR, scale=SCALE)
-
-
 def single_calls(ws: list[Tensor], gs: list[Tensor], anchors: list[Tensor], fs: list[Tensor]) -> None:
     for w, g, a, f in zip(ws, gs, anchors, fs, strict=True):
         ours(w, g, a, f)
-
-
-def foreach(ws: list[Tensor], gs: list[Tensor], anchors: list[Tensor], fs: list[Tensor]) -> None:
-    formula.update_foreach(ws, gs, anchors, fs, LR, SCALE)
 
 
 def _check_lists(device: str) -> None:

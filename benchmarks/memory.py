@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import torch
 
-from flexkern.benchmarks.case import GPU
+from flexkern.benchmarks.case import CPU, GPU
+from flexkern.experiments.measure import reset_resident_peak, resident_mib
 
-__all__ = ["peak_mb"]
+__all__ = ["held_mb", "peak_mb"]
 
 _MIB = 2**20
 
@@ -30,29 +29,37 @@ def peak_mb(call: Callable[[], object], device: str) -> float | None:
     gc.collect()
     if device == GPU:
         torch.cuda.synchronize()
-        before = torch.cuda.memory_allocated()
+        before = held_mb(GPU) or 0.0
         torch.cuda.reset_peak_memory_stats()
         call()
         torch.cuda.synchronize()
-        return (torch.cuda.max_memory_allocated() - before) / _MIB
-    try:
-        with ThreadPoolExecutor(1) as new_thread:
-            return max(_resident_peak(call), _resident_peak(lambda: new_thread.submit(call).result()))
-    except (OSError, AttributeError):  # not Linux, or another C library
-        return None
+        return torch.cuda.max_memory_allocated() / _MIB - before
+    with ThreadPoolExecutor(1) as new_thread:
+        rises = [_resident_rise(call), _resident_rise(lambda: new_thread.submit(call).result())]
+    known = [rise for rise in rises if rise is not None]
+    return max(known) if len(known) == len(rises) else None
 
 
-def _resident_peak(call: Callable[[], object]) -> float:
+def _resident_rise(call: Callable[[], object]) -> float | None:
     # Otherwise the call would be served from memory that an earlier one freed and that still counts.
-    ctypes.CDLL(None).malloc_trim(0)
-    before = _resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # counts the peak anew
+    before = held_mb(CPU)
+    if before is None or not reset_resident_peak():
+        return None
     call()
-    return max(0.0, _resident("VmHWM") - before)
+    peak = resident_mib("VmHWM")
+    return None if peak is None else max(0.0, peak - before)
 
 
-def _resident(key: str) -> float:
-    found = re.search(key + r":\s+(\d+) kB", Path("/proc/self/status").read_text())
-    if found is None:
-        raise OSError(f"/proc/self/status has no {key}")
-    return int(found.group(1)) / 1024
+def held_mb(device: str) -> float | None:
+    """Memory in use now, in MiB; None where it cannot be told (Linux and the GNU C library tell it).
+
+    On a GPU it is what torch has allocated, on a CPU the process's resident memory after freed memory was given
+    back to the system.
+    """
+    if device == GPU:
+        return torch.cuda.memory_allocated() / _MIB
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (OSError, AttributeError):
+        return None
+    return resident_mib("VmRSS")

@@ -11,9 +11,11 @@ import contextlib
 import functools
 import textwrap
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import torch
 
+from flexkern.triton_kernels import tuning_table
 from flexkern.triton_kernels.tuning_table import BACKENDS, CONFIGURATIONS, Backends, Configurations
 
 __all__ = ["architecture", "as_source", "config", "fastest", "known_as", "launch_options", "trial"]
@@ -94,7 +96,9 @@ def trial(kernel: str, variant: str, configuration: Mapping[str, int]) -> Iterat
 
 def as_source(configurations: Configurations, backends: Backends) -> str:
     """The text of tuning_table.py with these entries."""
-    lines = [_HEAD, "CONFIGURATIONS: Configurations = {"]
+    start = "CONFIGURATIONS: Configurations = {"
+    head = Path(tuning_table.__file__).read_text().partition(start)[0]  # its docstring and types stay
+    lines = [head + start]
     for kernel, variants in configurations.items():
         lines.append(f'    "{kernel}": {{')
         for variant, entries in variants.items():
@@ -121,21 +125,3 @@ def _entry(indent: int, name: str, body: str, reason: str) -> list[str]:
     first = f'{before}"{name}": ({body},'
     head = [first] if len(first) <= 112 else [f'{before}"{name}": (', f"{inside}{body},"]
     return [*head, f"{text}),"]
-
-
-_HEAD = '''"""The configurations of the kernels and the order of the backends, each with its reason.
-
-Written by ``python scripts/tune.py --update``, which replaces the entries that it has measured and keeps the
-others; it may be edited by hand too. tuning.py reads it. "cuda", "hip", "any": all GPUs of the kind that have
-no entry of their own.
-A reason that begins with "predicted" was found without a GPU: bytes, operations, and what the compiler says
-of registers and shared memory (``python -m flexkern.triton_kernels.aot``). "measured" comes with its numbers.
-
-rows and steps of adapters: see adapter_pass.py and adapter_bank.py; tiles of products: product.py; tiles and
-words of the passes over synapses: memory.py. Up to which rank of an adapter a variant goes is in its name.
-"""
-
-# fmt: off
-Configurations = dict[str, dict[str, dict[str, tuple[dict[str, int], str]]]]
-Backends = dict[str, dict[str, tuple[tuple[str, ...], str]]]
-'''

@@ -10,7 +10,7 @@ from types import TracebackType
 
 import torch
 
-__all__ = ["Measure"]
+__all__ = ["Measure", "reset_resident_peak", "resident_mib"]
 
 _MIB = 2**20
 
@@ -40,7 +40,7 @@ class Measure:
             torch.cuda.synchronize(self.device)
             torch.cuda.reset_peak_memory_stats(self.device)
         else:
-            self._counts = _reset_resident_peak()
+            self._counts = reset_resident_peak()
         self._start = time.perf_counter()
         return self
 
@@ -56,19 +56,21 @@ class Measure:
                 torch.cuda.synchronize(self.device)
             self.mib = torch.cuda.max_memory_allocated(self.device) / _MIB
         elif self._counts:
-            self.mib = _resident_peak()
+            self.mib = resident_mib("VmHWM")
         self.seconds = time.perf_counter() - self._start
 
 
-def _reset_resident_peak() -> bool:
+def reset_resident_peak() -> bool:
+    """Lets the system count the peak of this process's resident memory anew; whether it can (Linux)."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # 5: the peak of resident memory begins anew
         return True
     return False
 
 
-def _resident_peak() -> float | None:
+def resident_mib(what: str) -> float | None:
+    """Resident memory in MiB, now ("VmRSS") or at its peak ("VmHWM"); None where it cannot be told."""
     with suppress(OSError):
-        found = re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+        found = re.search(rf"^{what}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
         return int(found[1]) / 1024 if found else None
     return None

@@ -107,10 +107,10 @@ def test_two_revisions_are_built_and_measured_in_turns(monkeypatch: pytest.Monke
     monkeypatch.chdir(ROOT)
     said: list[str] = []
     options = Options(only=("metaplastic/gate",), quick=True, seconds=0.1)
-    first, second = compare.runs_of(("HEAD", "HEAD^0"), options, said.append, turns=1)
     head = subprocess.run(
         ["git", "rev-parse", "HEAD"], check=True, capture_output=True, text=True
     ).stdout.strip()
+    first, second = compare.runs_of(("HEAD", "HEAD^0"), options, said.append, turns=1)
     assert said == [
         f"building {head[:7]}", "measuring HEAD, 1 of 1", "measuring HEAD^0, 1 of 1",
     ]  # fmt: skip
