@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 sys.path.insert(0, str(Path(__file__).parent / "build_tools"))
@@ -60,4 +60,9 @@ class CMakeBuild(build_ext):
 
 # FLEXKERN_EXTENSION=0 installs the Python files only: every operator then runs in plain PyTorch or Triton.
 extensions = [] if os.environ.get("FLEXKERN_EXTENSION") == "0" else [Extension("flexkern._core", sources=[])]
-setup(ext_modules=extensions, cmdclass={"build_ext": CMakeBuild})
+# Two packages lie beside flexkern/ in the tree and inside it where they are installed (pyproject: package-dir).
+beside = {"flexkern.triton_kernels": "triton_kernels", "flexkern.benchmarks": "benchmarks"}
+packages = find_packages(include=["flexkern", "flexkern.*"])
+for name, folder in beside.items():
+    packages += [name, *(f"{name}.{inner}" for inner in find_packages(folder))]
+setup(packages=packages, ext_modules=extensions, cmdclass={"build_ext": CMakeBuild})

@@ -14,7 +14,7 @@ from flexkern.benchmarks.case import CPU, GPU, Contest, Peer, Setting, Work, cas
 from flexkern.benchmarks.peers.ease import Ease
 from flexkern.benchmarks.peers.vit_training import CosineHead, EaseTraining
 from flexkern.learners import ArtsyViT
-from flexkern.learners.training import Recipe, Training
+from flexkern.learners.vit.training import Recipe, Training
 
 __all__ = ["Epochs"]
 

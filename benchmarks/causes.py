@@ -24,7 +24,7 @@ from flexkern.benchmarks.peers import formula
 from flexkern.benchmarks.peers.ease import Adapter, Ease
 from flexkern.benchmarks.peers.mlp import update_by_hand
 from flexkern.nn import attach_adapters
-from flexkern.nn.adapted import AdaptedModel
+from flexkern.nn.adapters.adapted_model import AdaptedModel
 
 # ---------------------------------------------------------------------- the classifier
 

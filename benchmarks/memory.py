@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 from flexkern.benchmarks.case import CPU, GPU
-from flexkern.experiments.measure import reset_resident_peak, resident_mib
+from flexkern.runs.measure import reset_resident_peak, resident_mib
 
 __all__ = ["held_mb", "peak_mb"]
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-from flexkern.experiments.plots import GREY, PANEL_TITLE, plain
+from flexkern.runs.drawing import GREY, PANEL_TITLE, plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

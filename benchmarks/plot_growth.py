@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from flexkern.benchmarks.plot_bars import add_axes, write_head
-from flexkern.experiments.plots import PANEL_TITLE, plain
+from flexkern.runs.drawing import PANEL_TITLE, plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

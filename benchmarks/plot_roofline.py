@@ -14,7 +14,7 @@ from matplotlib.ticker import PercentFormatter
 from flexkern.benchmarks.plot_bars import MET, THEIRS, Bar, Panel, add_axes, draw_bars, write_head
 from flexkern.benchmarks.plot_growth import spread
 from flexkern.benchmarks.plot_speedups import OVERHEAD, title_of
-from flexkern.experiments.plots import GREY, PANEL_TITLE, plain
+from flexkern.runs.drawing import GREY, PANEL_TITLE, plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

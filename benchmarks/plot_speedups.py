@@ -20,7 +20,7 @@ from flexkern.benchmarks.plot_bars import (
     times,
     write_head,
 )
-from flexkern.experiments.plots import GREY
+from flexkern.runs.drawing import GREY
 
 __all__ = ["draw_speedups", "goal_as_speedup", "panels", "title_of"]
 

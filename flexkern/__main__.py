@@ -12,7 +12,7 @@ _EXTRA = dict.fromkeys(_CLI, "cli") | dict.fromkeys(("transformers", "PIL"), "vi
 def main() -> None:
     """Runs the command line, or says what to install for it."""
     try:
-        from flexkern.cli import app
+        from flexkern.cli.app import app
 
         app()
     except ImportError as error:

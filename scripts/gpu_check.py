@@ -115,7 +115,7 @@ def steps(options: argparse.Namespace, environment: dict[str, str], processors: 
         "no:cacheprovider", "-m", "gpu",
     ]  # fmt: skip
     # Only the files that need a GPU: the others import what may not be installed here.
-    files = sorted(map(str, ROOT.glob("tests/ops/test_gpu*.py")))
+    files = sorted(map(str, ROOT.glob("tests/gpu/test_*.py")))
     select = ["-k", options.select] if options.select else []
     only = ["--only", options.select] if options.select else []
     # Most of the time of the tests is Triton's compiler, which has one thread.

@@ -39,11 +39,11 @@ import tune_cases
 from tune_cases import BACKEND_CASES, KERNEL_CASES, Case
 
 from flexkern import backends, use_backend
-from flexkern.triton_kernels import tuning
+from flexkern.backends import tuning
+from flexkern.backends.tuning_table import BACKENDS, CONFIGURATIONS
 from flexkern.triton_kernels.tuning_candidates import candidates
-from flexkern.triton_kernels.tuning_table import BACKENDS, CONFIGURATIONS
 
-TABLE = Path(__file__).resolve().parent.parent / "triton_kernels" / "tuning_table.py"
+TABLE = Path(__file__).resolve().parent.parent / "flexkern" / "backends" / "tuning_table.py"
 ROUNDS = 15
 WORTH = 0.98  # a candidate takes the place of what is there if it takes at most this share of its time
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,9 +11,7 @@ import torch
 
 from flexkern import BackendError, Field, backends, ops, use_backend
 from flexkern.backends import NAMES, requested
-
-sys.path.insert(0, str(Path(__file__).parent / "ops"))
-from children import PACKAGE, run_python
+from helpers.children import PACKAGE, run_python
 
 needs_cpu = pytest.mark.skipif(not backends()["cpu"].available, reason=backends()["cpu"].reason)
 

@@ -24,18 +24,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from flexkern.experiments.class_incremental import Event, Learners, run
-from flexkern.experiments.incremental_config import (
+from flexkern.learners import Progress, checkpoint
+from flexkern.metrics import Evaluation, confusion_matrix
+from flexkern.runs.incremental.config import (
     Config,
     DataConfig,
     MethodConfig,
     Paper,
     StreamConfig,
 )
-from flexkern.experiments.incremental_data import load_images
-from flexkern.experiments.measure import Measure
-from flexkern.learners import Progress, checkpoint
-from flexkern.metrics import Evaluation, confusion_matrix
+from flexkern.runs.incremental.data import load_images
+from flexkern.runs.incremental.run import Event, Learners, run
+from flexkern.runs.measure import Measure
 from flexkern.streams import Experience
 
 EPOCHS = 3
@@ -167,7 +167,7 @@ def test_the_results_say_what_the_learners_did(whole: dict[str, Any]) -> None:
     assert ran == [("Local rows", 3), ("All rows", 3), ("Local rows", 4), ("All rows", 4)]
     record = whole["runs"][1]
     # The same by hand: the learner alone, on the stream of that configuration.
-    from flexkern.experiments.incremental_data import make_stream
+    from flexkern.runs.incremental.data import make_stream
 
     config = configuration(Path("unused"))
     stream = make_stream(config, *load_images(config.data), seed=0)
@@ -475,7 +475,7 @@ def test_mistakes_are_found_before_anything_is_trained(
 
 def test_tables_and_notes(whole: dict[str, Any]) -> None:
     rich = pytest.importorskip("rich.console")
-    from flexkern.experiments import incremental_report as report
+    from flexkern.runs.incremental import tables as report
 
     config = configuration(Path("unused"), seeds=(3, 4))
     console = rich.Console(width=160, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
@@ -505,7 +505,7 @@ def test_tables_and_notes(whole: dict[str, Any]) -> None:
 
 def test_the_picture(whole: dict[str, Any], tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    from flexkern.experiments.incremental_plots import draw
+    from flexkern.runs.incremental.pictures import draw
 
     draw(whole, tmp_path / "picture.png")
     header = (tmp_path / "picture.png").read_bytes()[:24]
@@ -519,7 +519,7 @@ def test_the_picture(whole: dict[str, Any], tmp_path: Path) -> None:
 
 def invoke(*arguments: str) -> Any:
     testing = pytest.importorskip("typer.testing")
-    from flexkern.cli import app
+    from flexkern.cli.app import app
 
     return testing.CliRunner().invoke(app, ["run", "class-incremental", *arguments])
 
@@ -539,7 +539,7 @@ lr = 0.3
 
 
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from flexkern.experiments import class_incremental
+    from flexkern.runs.incremental import run as class_incremental
 
     monkeypatch.setattr(class_incremental, "_shipped_learners", lambda: LEARNERS)
     (tmp_path / "mine.toml").write_text(TOML)

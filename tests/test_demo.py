@@ -18,8 +18,8 @@ pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 typer_testing = pytest.importorskip("typer.testing")
 
-from flexkern.experiments import plots  # noqa: E402 - after the checks that it can be imported
-from flexkern.experiments.demo import NETWORKS, DemoConfig, run, write  # noqa: E402
+from flexkern.runs import drawing as plots  # noqa: E402 - after the checks that it can be imported
+from flexkern.runs.demo import NETWORKS, DemoConfig, run, write  # noqa: E402
 
 TINY = DemoConfig(
     seeds=2, items=4, epochs=1, train_per_item=30, test_per_item=20, width=16, channels=4, grid=4, lr=0.05
@@ -142,7 +142,7 @@ def test_labels_are_kept_apart_and_in_order() -> None:
 
 
 def invoke(*arguments: str) -> Any:
-    from flexkern.cli import app
+    from flexkern.cli.app import app
 
     return typer_testing.CliRunner().invoke(app, ["demo", *arguments])
 

@@ -13,12 +13,13 @@ import torch
 pytest.importorskip("matplotlib")
 pytest.importorskip("transformers", reason="transformers is not installed")
 
-from flexkern.experiments import artsy_cost, gate_report, gate_study
-from flexkern.experiments.gate_bounds import as_one_task
-from flexkern.experiments.gate_features import SpaceFeatures, features_of_stream
-from flexkern.experiments.gate_study import TOP1, Variant, replay
 from flexkern.learners import ArtsyViT, Recipe
-from tiny_vit import backbone, stream
+from helpers.tiny_vit import backbone, stream
+from studies import artsy_cost, gate_study
+from studies import gate_tables as gate_report
+from studies.gate_bounds import as_one_task
+from studies.gate_features import SpaceFeatures, features_of_stream
+from studies.gate_study import TOP1, Variant, replay
 
 RECIPE = Recipe(epochs=1, batch_size=16, crop=(0.6, 1.0))
 RIDGE = {"gate": "ridge", "gating": "topk", "k": 2, "fill": True, "features": 40}

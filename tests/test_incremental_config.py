@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from flexkern.experiments.incremental_config import (
+from flexkern.runs.incremental.config import (
     CONFIGS,
     Config,
     find_config,

@@ -15,7 +15,7 @@ from flexkern import ops
 from flexkern.features import RandomConvolutions, extract
 from flexkern.learners import MetaplasticMLP, Progress
 from flexkern.nn import AdaptiveThreshold, MetaplasticLinear, SilentLinear
-from flexkern.stepped import SteppedGrad
+from flexkern.nn.fused.stepped_grad import SteppedGrad
 from flexkern.streams import Stream, two_digit_stream
 
 ITEMS, WIDTHS = 3, (24, 40)  # the second layer has a row of one word, the last of two

@@ -8,7 +8,6 @@ import platform
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -20,10 +19,8 @@ import flexkern
 from flexkern import Field, Purpose, reference
 from flexkern.backends import LIBRARY_DIR
 from flexkern.fields import Kind
-
-sys.path.insert(0, str(Path(__file__).parent / "ops"))
-import judge
-from children import run_python
+from helpers import judge
+from helpers.children import run_python
 
 status = flexkern.backends()["cpu"]
 pytestmark = pytest.mark.skipif(not status.available, reason=status.reason)

@@ -13,7 +13,7 @@ from torch.nn import Parameter
 
 from flexkern import Field, ops
 from flexkern.optim import MetaplasticSGD
-from flexkern.scale import AUTO_SCALE_C, AUTO_SCALE_FLOOR, FirstItem, auto_scale
+from flexkern.optim.scale import AUTO_SCALE_C, AUTO_SCALE_FLOOR, FirstItem, auto_scale
 
 SHAPES = ((6, 5), (5,), (3, 4, 2))
 ANCHORS = [Field.normal(2, i, std=0.3) for i in range(3)]

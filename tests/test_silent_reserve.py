@@ -14,10 +14,10 @@ pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 stats = pytest.importorskip("scipy.stats")
 
-from flexkern.experiments import silent_reserve  # noqa: E402 - after the checks that it can be imported
-from flexkern.experiments.memory.statistics import paired  # noqa: E402
-from flexkern.experiments.reserve_report import BY_HAND, page, write  # noqa: E402
-from flexkern.experiments.silent_reserve import (  # noqa: E402
+from flexkern.runs.metaplasticity.claims import paired  # noqa: E402
+from studies import silent_reserve  # noqa: E402 - after the checks that it can be imported
+from studies.reserve_tables import BY_HAND, page, write  # noqa: E402
+from studies.silent_reserve import (  # noqa: E402
     CONTROL,
     METHODS,
     NONE,

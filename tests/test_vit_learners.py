@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from flexkern.learners.artsy import BEST, ArtsyViT
-from flexkern.learners.methods import METHODS, load_learner, make_learner
 from flexkern.learners.progress import Progress
-from flexkern.learners.training import Recipe
-from flexkern.learners.vit import ViTLearner
-from tiny_vit import CLASSES, TEST, backbone, stream
+from flexkern.learners.registry import METHODS, load_learner, make_learner
+from flexkern.learners.vit.artsy import BEST, ArtsyViT
+from flexkern.learners.vit.base import ViTLearner
+from flexkern.learners.vit.training import Recipe
+from helpers.tiny_vit import CLASSES, TEST, backbone, stream
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 

@@ -6,6 +6,7 @@ import torch
 import triton
 from torch import Tensor
 
+from flexkern.backends.tuning import architecture, config, launch_options
 from flexkern.triton_kernels.adapter_bank import (
     INDEX_DTYPES,
     bank_gradients,
@@ -16,7 +17,6 @@ from flexkern.triton_kernels.adapter_bank import (
 from flexkern.triton_kernels.adapter_pass import backward_kernel, forward_kernel
 from flexkern.triton_kernels.linear import _precision
 from flexkern.triton_kernels.metaplastic import TRITON_DTYPES
-from flexkern.triton_kernels.tuning import architecture, config, launch_options
 
 __all__ = ["LARGEST_RANK", "gated_adapter", "gated_adapter_backward"]
 

@@ -17,11 +17,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from flexkern.backends.tuning import config, launch_options
 from flexkern.triton_kernels.memory import ALIGNMENT, from_float32, typed
 from flexkern.triton_kernels.metaplastic import TRITON_DTYPES
 from flexkern.triton_kernels.operand import operand, read
 from flexkern.triton_kernels.product import UNIT, arithmetic
-from flexkern.triton_kernels.tuning import config, launch_options
 
 __all__ = ["INDEX_DTYPES", "bank_gradients", "padded_rank", "size_units", "variant_of"]
 

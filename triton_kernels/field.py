@@ -12,10 +12,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from flexkern.backends.tuning import architecture, config, launch_options
 from flexkern.fields import SOURCE_FLOATS, SOURCE_INTS, Kind
 from flexkern.triton_kernels.memory import full_tiles, load_float32, store_float32
 from flexkern.triton_kernels.philox import random_words, random_words_of_rows
-from flexkern.triton_kernels.tuning import architecture, config, launch_options
 
 __all__ = ["computed_rows", "fill_field_", "source_row", "source_tile"]
 

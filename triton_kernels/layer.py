@@ -7,7 +7,7 @@ import triton
 from torch import Tensor
 
 from flexkern.fields import SOURCE_FLOATS, SOURCE_INTS, Kind
-from flexkern.layer_arguments import LayerArguments
+from flexkern.ops.layer_arguments import LayerArguments
 from flexkern.triton_kernels.arguments import check_sources, check_tensors, device_number
 from flexkern.triton_kernels.field import source_row
 from flexkern.triton_kernels.memory import ALIGNMENT

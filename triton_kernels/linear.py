@@ -11,8 +11,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from flexkern.backends.tuning import architecture, config, launch_options
 from flexkern.fields import Kind
-from flexkern.layer_arguments import LayerArguments
+from flexkern.ops.layer_arguments import LayerArguments
 from flexkern.triton_kernels.layer import (
     NOTHING,
     check_layer,
@@ -37,7 +38,6 @@ from flexkern.triton_kernels.product import (
     product,
 )
 from flexkern.triton_kernels.synapse import activity, drive, load_theta, step_tile
-from flexkern.triton_kernels.tuning import architecture, config, launch_options
 from flexkern.triton_kernels.update import number
 
 __all__ = ["linear_step_"]

@@ -9,12 +9,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from flexkern.backends.tuning import architecture, config, launch_options
 from flexkern.fields import SOURCE_INTS, Kind
 from flexkern.triton_kernels.arguments import check_sources, check_tensors, device_number
 from flexkern.triton_kernels.field import source_row, source_tile
 from flexkern.triton_kernels.memory import full_tiles, load_float32, store_float32
 from flexkern.triton_kernels.table import NOTHING, Row, TableCache, load_row, source_columns
-from flexkern.triton_kernels.tuning import architecture, config, launch_options
 from flexkern.triton_kernels.update import gate, number, sgd
 
 __all__ = ["metaplastic_gate", "metaplastic_sgd_"]

@@ -9,8 +9,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from flexkern.backends.tuning import architecture, config, launch_options
 from flexkern.fields import Kind
-from flexkern.layer_arguments import LayerArguments
+from flexkern.ops.layer_arguments import LayerArguments
 from flexkern.triton_kernels.arguments import check_tensors
 from flexkern.triton_kernels.layer import (
     check_layer,
@@ -34,7 +35,6 @@ from flexkern.triton_kernels.matrix import (
     store_synapses,
 )
 from flexkern.triton_kernels.metaplastic import TRITON_DTYPES
-from flexkern.triton_kernels.tuning import architecture, config, launch_options
 from flexkern.triton_kernels.update import finite, gate, number, sgd
 
 __all__ = ["activity", "drive", "load_theta", "step_tile", "synapse_step_"]

@@ -1,7 +1,7 @@
 """A frozen vision transformer with an adapter a task, as EASE runs it (arXiv 2403.12030), in plain PyTorch.
 
-Of flexkern it takes only :func:`flexkern.nn.adapted.parts_of`, which knows how the transformers of several
-libraries name their blocks.
+Of flexkern it takes only :func:`flexkern.nn.adapters.adapted_model.parts_of`, which knows how the
+transformers of several libraries name their blocks.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from flexkern.nn import AdapterBank
-from flexkern.nn.adapted import parts_of
+from flexkern.nn.adapters.adapted_model import parts_of
 
 __all__ = ["Adapter", "Ease"]
 

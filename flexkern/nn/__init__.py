@@ -1,16 +1,16 @@
 """Layers whose synapses are metaplastic, silent or functional; adapters, gates and heads for frozen
 transformers."""
 
-from flexkern.nn.adapted import AdaptedModel, AdapterPoint, Parts, attach_adapters
-from flexkern.nn.adapter_bank import AdapterBank
-from flexkern.nn.experts import ExpertHead
-from flexkern.nn.gates import SynapseGate
-from flexkern.nn.linear import MetaplasticLinear
-from flexkern.nn.prototype import PrototypeClassifier
-from flexkern.nn.ridge import RidgeHead
-from flexkern.nn.silent import SilentLinear
-from flexkern.nn.statistics import FeatureStatistics
-from flexkern.nn.threshold import AdaptiveThreshold
+from flexkern.nn.adapters.adapted_model import AdaptedModel, AdapterPoint, Parts, attach_adapters
+from flexkern.nn.adapters.bank import AdapterBank
+from flexkern.nn.feature_statistics import FeatureStatistics
+from flexkern.nn.fused.linear import MetaplasticLinear
+from flexkern.nn.gates.synapse_gate import SynapseGate
+from flexkern.nn.heads.experts import ExpertHead
+from flexkern.nn.heads.prototype import PrototypeClassifier
+from flexkern.nn.heads.ridge import RidgeHead
+from flexkern.nn.silent.linear import SilentLinear
+from flexkern.nn.silent.threshold import AdaptiveThreshold
 
 __all__ = [
     "AdaptedModel",

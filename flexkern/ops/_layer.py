@@ -10,7 +10,6 @@ from torch import Tensor
 
 from flexkern import reference
 from flexkern.fields import Field
-from flexkern.layer_arguments import LayerArguments
 from flexkern.ops import _checks
 from flexkern.ops._define import Operator
 from flexkern.ops._step import (
@@ -29,6 +28,7 @@ from flexkern.ops._step import (
     reference_sources,
     split,
 )
+from flexkern.ops.layer_arguments import LayerArguments
 from flexkern.ops.mask import words_in_row
 
 __all__ = [

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from flexkern import reference_adapter
 from flexkern.backends import choose
 from flexkern.ops import _checks
 from flexkern.ops._define import Operator
 from flexkern.ops._step import are_numbers, are_plain, tries_compiled
+from flexkern.reference import adapter as reference_adapter
 
 __all__ = ["gated_adapter"]
 

@@ -11,7 +11,6 @@ from torch import Tensor
 from flexkern import reference
 from flexkern.backends import choose
 from flexkern.fields import Field
-from flexkern.layer_arguments import LAYER_SCHEMA, LayerArguments
 from flexkern.ops import _checks
 from flexkern.ops._define import Operator
 from flexkern.ops._layer import (
@@ -27,6 +26,7 @@ from flexkern.ops._layer import (
     try_layer,
 )
 from flexkern.ops._step import check_rule, exact_dtype, momentum_and_master, tries_compiled
+from flexkern.ops.layer_arguments import LAYER_SCHEMA, LayerArguments
 
 __all__ = ["linear_step_"]
 

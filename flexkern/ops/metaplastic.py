@@ -165,7 +165,7 @@ def metaplastic_gate(
         TypeError, ValueError: if an argument does not fit; the message names it.
 
     Source: arXiv 2407.07133, section 2. Within ``(9 * 2k + 11) * 2**-24`` of alpha, relative, on the CPU
-    (roundings counted in tests/ops/judge.py), and within twice that on a GPU; alpha under 2**-123 may be 0.
+    (roundings counted in tests/helpers/judge.py), and within twice that on a GPU; alpha under 2**-123 may be 0.
     """
     if tries_compiled() and are_plain((weight,)) and are_numbers((scale,)):
         quick = quick_sources(anchor, flexibility)

@@ -1,7 +1,7 @@
 """Logits of a prototype classifier over subspaces, and prototypes of old classes in new subspaces (DESIGN 1.5).
 
 Both are a few library products, whatever the number of classes and tasks, and differentiable. What they compute
-is written out as loops in :mod:`flexkern.reference_prototype`.
+is written out as loops in :mod:`flexkern.reference.prototype`.
 """
 
 from __future__ import annotations

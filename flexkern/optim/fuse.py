@@ -6,8 +6,8 @@ from collections import defaultdict
 
 from torch import nn
 
-from flexkern.nn.linear import MetaplasticLinear, check_window
-from flexkern.nn.silent import SilentLinear
+from flexkern.nn.fused.linear import MetaplasticLinear, check_window
+from flexkern.nn.silent.linear import SilentLinear
 from flexkern.optim.sgd import MetaplasticSGD
 
 __all__ = ["fuse_into_backward"]

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from flexkern.fields import Field, Kind, Purpose
+from flexkern.nn.fused.stepped_grad import SteppedGrad
 from flexkern.ops import _checks
 from flexkern.ops._step import NONFINITE, exact_dtype
-from flexkern.stepped import SteppedGrad
 
 __all__ = [
     "STORED",

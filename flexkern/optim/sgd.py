@@ -12,13 +12,13 @@ from torch.optim import Optimizer
 
 from flexkern import ops
 from flexkern.fields import Field
+from flexkern.nn.fused.stepped_grad import SteppedGrad
+from flexkern.nn.silent.registry import silent_synapses
 from flexkern.ops import _checks
 from flexkern.optim import groups
 from flexkern.optim.groups import STORED, Flexibility, exact_dtype
+from flexkern.optim.scale import FirstItem, auto_scale
 from flexkern.optim.slot import Slot
-from flexkern.scale import FirstItem, auto_scale
-from flexkern.stepped import SteppedGrad
-from flexkern.synapses import silent_synapses
 
 __all__ = ["MetaplasticSGD"]
 
@@ -50,7 +50,7 @@ class MetaplasticSGD(Optimizer):
             unless ``flexible_vectors``.
         lr: learning rate, a number or a one-element tensor.
         scale: s > 0, a number or a one-element tensor, or "auto": measured over the first item, in which alpha
-            is 1 with either gate, by :func:`flexkern.scale.auto_scale`; the first :meth:`consolidate` sets it.
+            is 1 with either gate, by :func:`flexkern.optim.scale.auto_scale`; the first consolidate() sets it.
         flexibility: f in [0, 1], fixed for life. "uniform" (the hybrid network), "biased_high" or "biased_low"
             (the paper's supplement): procedural, drawn from ``seed`` and the parameter's position in the
             optimizer and never stored. A number for all (1: conventional, 0.3: the paper's stable network). A

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from flexkern import ops
 from flexkern.fields import Field
+from flexkern.nn.silent.registry import SilentSynapses, silent_synapses
 from flexkern.ops._checks import LOW_PRECISION
 from flexkern.optim import groups
 from flexkern.optim.groups import STORED, Flexibility, exact_dtype
-from flexkern.synapses import SilentSynapses, silent_synapses
 
 __all__ = ["Slot"]
 

@@ -12,7 +12,7 @@ from flexkern.benchmarks import __main__ as plain
 from flexkern.benchmarks import record
 from flexkern.benchmarks.case import CPU, Case, cases
 from flexkern.benchmarks.worker import Options, collect, stream
-from flexkern.cli import app
+from flexkern.cli.app import app
 
 CASE = "metaplastic/gated-step"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from flexkern.streams import Stream
-from mlp_blobs import blobs
+from helpers.mlp_blobs import blobs
 
 
 @pytest.fixture(scope="module")

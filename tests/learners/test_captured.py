@@ -2,7 +2,7 @@
 
 The stand-in does what a graph does: it records the operators of one step and undoes what they wrote; a replay
 runs these operators again, on the same tensors and with the same numbers, and no Python. What a GPU forbids
-while it records (looking at values, copying numbers from Python) raises. tests/ops/test_gpu_graph.py has real
+while it records (looking at values, copying numbers from Python) raises. tests/gpu/test_gpu_graph.py has real
 graphs.
 """
 
@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from flexkern.learners import ElasticMLP, IntelligentMLP, MetaplasticMLP, ReplayMLP, captured
+from flexkern.learners import ElasticMLP, IntelligentMLP, MetaplasticMLP, ReplayMLP
+from flexkern.learners.mlp import cuda_graph as captured
 from flexkern.nn import AdaptiveThreshold
 from flexkern.streams import Stream, two_digit_stream
 

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from flexkern.learners import MetaplasticMLP, Progress
-from flexkern.learners.mlp_baselines import MLP_METHODS, load_mlp
-from flexkern.learners.mlp_penalties import ElasticMLP, IntelligentMLP
-from flexkern.learners.mlp_rehearsal import JointMLP, ReplayMLP
+from flexkern.learners.mlp.baselines import MLP_METHODS, load_mlp
+from flexkern.learners.mlp.penalties import ElasticMLP, IntelligentMLP
+from flexkern.learners.mlp.rehearsal import JointMLP, ReplayMLP
 from flexkern.streams import Experience, Stream
-from mlp_blobs import SIZE, all_bits, bits, make
+from helpers.mlp_blobs import SIZE, all_bits, bits, make
 
 # ----------------------------------------------------------------- all of them
 

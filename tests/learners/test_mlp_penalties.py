@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from flexkern.learners import MetaplasticMLP, Progress
-from flexkern.learners.fisher import diagonal_fisher, draw_labels, mean_squared_gradients
-from flexkern.learners.mlp_penalties import ElasticMLP, IntelligentMLP
+from flexkern.learners.mlp.fisher import diagonal_fisher, draw_labels, mean_squared_gradients
+from flexkern.learners.mlp.penalties import ElasticMLP, IntelligentMLP
 from flexkern.streams import Stream
-from mlp_blobs import CLASSES, LR, SIZE, all_bits, bits, blobs, in_float64, make, order
+from helpers.mlp_blobs import CLASSES, LR, SIZE, all_bits, bits, blobs, in_float64, make, order
 
 # ----------------------------------------------------------------- elastic weight consolidation
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from flexkern.learners import MetaplasticMLP
-from flexkern.learners.mlp_rehearsal import JointMLP, ReplayMLP, _reservoir
+from flexkern.learners.mlp.rehearsal import JointMLP, ReplayMLP, _reservoir
 from flexkern.streams import Experience, Stream
-from mlp_blobs import CLASSES, bits, blobs, make
+from helpers.mlp_blobs import CLASSES, bits, blobs, make
 
 # ----------------------------------------------------------------- replay
 

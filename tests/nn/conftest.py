@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import flexkern
-from nets import HAS_KERNELS
+from helpers.nets import HAS_KERNELS
 
 
 @pytest.fixture(params=["cpu", "reference"], autouse=True)

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from flexkern.nn.adapted import AdaptedModel, AdapterPoint, Parts, attach_adapters
-from flexkern.nn.adapter_bank import AdapterBank
+from flexkern.nn.adapters.adapted_model import AdaptedModel, AdapterPoint, Parts, attach_adapters
+from flexkern.nn.adapters.bank import AdapterBank
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
@@ -119,7 +119,7 @@ def test_in_pieces_as_in_one(monkeypatch: pytest.MonkeyPatch) -> None:
     assert max(sizes) == 7
     sizes.clear()
     an_image = 4 * whole[0][0].numel() * 4  # the MLP's activation: four times as wide, float32
-    monkeypatch.setattr("flexkern.nn.adapted._PIECE_BYTES", 2 * an_image)
+    monkeypatch.setattr("flexkern.nn.adapters.adapted_model._PIECE_BYTES", 2 * an_image)
     pieces = run()
     assert max(sizes) == 2
     for a, b in zip(whole, pieces, strict=True):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from flexkern.nn.adapter_bank import KINDS, AdapterBank
+from flexkern.nn.adapters.bank import KINDS, AdapterBank
 
 LAYERS, WIDTH, RANK = 2, 12, 5
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from flexkern import Field, ops
 from flexkern.nn import MetaplasticLinear, SilentLinear
 from flexkern.optim import fuse_into_backward
-from nets import BATCH, mask_of, optimizer_of, silent_are_zero
+from helpers.nets import BATCH, mask_of, optimizer_of, silent_are_zero
 
 NEVER = 1e30  # a threshold that nothing reaches
 

@@ -13,18 +13,18 @@ from scipy.special import expit, logsumexp
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from flexkern.nn._groups import (
+from flexkern.nn.gates.calibration import fit_platt, fit_softmax, softmax_logit
+from flexkern.nn.gates.detectors import Energy, LikelihoodRatio, Mahalanobis, NearestNeighbours, Ridge
+from flexkern.nn.gates.negatives import Recall
+from flexkern.nn.heads.ridge import RidgeHead
+from flexkern.nn.task_scores import (
     class_sums,
     group_logsumexp,
     group_max,
     others_logsumexp,
     rank_in_class,
 )
-from flexkern.nn.calibration import fit_platt, fit_softmax, softmax_logit
-from flexkern.nn.detectors import Energy, LikelihoodRatio, Mahalanobis, NearestNeighbours, Ridge
-from flexkern.nn.recall import Recall
-from flexkern.nn.ridge import RidgeHead
-from gaussians import WIDTH, make_tasks
+from helpers.gaussians import WIDTH, make_tasks
 
 TASKS = 3
 U = 2.0**-24

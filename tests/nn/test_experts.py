@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from flexkern.nn.experts import ExpertHead
+from flexkern.nn.heads.experts import ExpertHead
 
 WIDTH, SIZES = 6, (3, 2, 4)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from flexkern import Field, Purpose, ops
 from flexkern.nn import AdaptiveThreshold, MetaplasticLinear, SilentLinear
 from flexkern.optim import MetaplasticSGD, fuse_into_backward
-from nets import batches, exact_weights, mlp, optimizer_of, rms, silent, train, trained
+from helpers.nets import batches, exact_weights, mlp, optimizer_of, rms, silent, train, trained
 
 RULES: dict[str, dict[str, Any]] = {
     "plain": {},

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from flexkern.nn.gate_report import auroc, gate_report
-from gaussians import TASKS, points, taught
+from flexkern.nn.gates.quality import auroc, gate_report
+from helpers.gaussians import TASKS, points, taught
 
 
 @pytest.fixture(autouse=True)

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flexkern.nn.gate_threshold import SlidingThreshold, quantile_threshold
-from gaussians import KINDS, TASKS, make_tasks, points, taught
+from flexkern.nn.gates.threshold import SlidingThreshold, quantile_threshold
+from helpers.gaussians import KINDS, TASKS, make_tasks, points, taught
 
 
 @pytest.fixture(autouse=True)

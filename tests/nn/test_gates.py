@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load, save
 from torch import nn
 
-from flexkern.nn.gates import ALWAYS_OPEN, SynapseGate
-from flexkern.nn.mlp_gates import Scaling, StackedMLP
-from gaussians import KINDS, TASKS, WIDTH, make_tasks, points, taught
+from flexkern.nn.gates.mlp import Scaling, StackedMLP
+from flexkern.nn.gates.synapse_gate import ALWAYS_OPEN, SynapseGate
+from helpers.gaussians import KINDS, TASKS, WIDTH, make_tasks, points, taught
 
 NAMES = ["-".join(str(v) for v in kind.values()) for kind in KINDS]
 

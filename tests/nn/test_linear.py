@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from flexkern.nn import MetaplasticLinear
 from flexkern.optim import fuse_into_backward
-from nets import BATCH, SIZES, batches, mlp, optimizer_of, plain, silent, train
+from helpers.nets import BATCH, SIZES, batches, mlp, optimizer_of, plain, silent, train
 
 
 def test_leading_dimensions_are_a_batch() -> None:

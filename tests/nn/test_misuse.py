@@ -16,7 +16,7 @@ from torch.nn.utils import clip_grad_norm_, clip_grad_value_, parametrizations, 
 
 from flexkern.nn import MetaplasticLinear, SilentLinear
 from flexkern.optim import MetaplasticSGD, fuse_into_backward
-from nets import batches, mlp, optimizer_of, train
+from helpers.nets import batches, mlp, optimizer_of, train
 
 INPUTS, LABELS = batches(1)[0]
 

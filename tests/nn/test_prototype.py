@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load, save
 
-from flexkern.nn.prototype import PrototypeClassifier
+from flexkern.nn.heads.prototype import PrototypeClassifier
 from flexkern.ops.prototype import complete_prototypes, prototype_logits
 
 DATA = Path(__file__).parents[1] / "data"

@@ -11,8 +11,8 @@ from safetensors.torch import load, save
 from sklearn.linear_model import Ridge
 from torch import Tensor
 
-from flexkern.nn.ridge import RidgeHead
-from gaussians import WIDTH, fresh, make_tasks
+from flexkern.nn.heads.ridge import RidgeHead
+from helpers.gaussians import WIDTH, fresh, make_tasks
 
 FEATURES = 40
 

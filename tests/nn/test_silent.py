@@ -13,9 +13,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from flexkern import Field, Purpose, ops, synapses
+from flexkern import Field, Purpose, ops
 from flexkern.nn import AdaptiveThreshold, SilentLinear
-from nets import SIZES, batches, mask_of, mlp, optimizer_of, silent, silent_are_zero, train
+from flexkern.nn.silent import registry as synapses
+from helpers.nets import SIZES, batches, mask_of, mlp, optimizer_of, silent, silent_are_zero, train
 
 NEVER = 1e30  # a threshold that nothing reaches
 

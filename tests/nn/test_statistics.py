@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load, save
 from torch import Tensor
 
-from flexkern.nn.statistics import FeatureStatistics
-from gaussians import WIDTH, make_tasks
+from flexkern.nn.feature_statistics import FeatureStatistics
+from helpers.gaussians import WIDTH, make_tasks
 
 
 @pytest.fixture(autouse=True)

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 import flexkern
-from flexkern import reference_adapter
 from flexkern.ops.adapter import BACKWARD, FORWARD, gated_adapter
-from judge import same_bits
-from judge_adapter import BANK, Case, assert_near, index_of, judge_backward, judge_forward, make_case
+from flexkern.reference import adapter as reference_adapter
+from helpers.judge import same_bits
+from helpers.judge_adapter import BANK, Case, assert_near, index_of, judge_backward, judge_forward, make_case
 
 # Triton's interpreter computes masked lanes as well.
 pytestmark = [

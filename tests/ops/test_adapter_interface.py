@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import flexkern
-from arguments import refuses
 from flexkern.ops.adapter import BACKWARD, FORWARD, LARGEST_TRITON_RANK, gated_adapter
-from judge import same_bits
-from judge_adapter import Case, make_case
+from helpers.arguments import refuses
+from helpers.judge import same_bits
+from helpers.judge_adapter import Case, make_case
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 

@@ -12,13 +12,13 @@ from torch.testing._internal.optests import OpCheckError
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import flexkern
-import judge
 from flexkern import Field, ops
 from flexkern.fields import Kind
 from flexkern.ops.field import FILL
 from flexkern.ops.mask import PACK, UNPACK
 from flexkern.ops.metaplastic import GATE, SGD
-from judge import make_inputs, same_bits
+from helpers import judge
+from helpers.judge import make_inputs, same_bits
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 

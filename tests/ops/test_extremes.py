@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-import judge
 from flexkern import Field, ops
-from judge import Rule, make_inputs, same_bits
+from helpers import judge
+from helpers.judge import Rule, make_inputs, same_bits
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

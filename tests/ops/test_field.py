@@ -14,7 +14,7 @@ from torch import Tensor
 from flexkern import Field, Purpose, ops, reference
 from flexkern.fields import Kind
 from flexkern.ops.field import FILL
-from judge import same_bits
+from helpers.judge import same_bits
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 
 import flexkern
-import judge
-import judge_layer
-from arguments import LAYOUTS, count_around, lay_out
 from flexkern import Field, ops
-from judge import Rule, same_bits
-from judge_layer import (
+from helpers import judge, judge_layer
+from helpers.arguments import LAYOUTS, count_around, lay_out
+from helpers.judge import Rule, same_bits
+from helpers.judge_layer import (
     LOW,
     RULES,
     Batch,

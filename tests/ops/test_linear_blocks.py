@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import flexkern
-from children import run_python
+from helpers.children import run_python
 
 pytestmark = [
     pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="MKL's log of its calls is what is read"),

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-import judge
-from arguments import SHAPE, gated, refuses, step_arguments
 from flexkern import ops
-from judge import make_inputs, same_bits
+from helpers import judge
+from helpers.arguments import SHAPE, gated, refuses, step_arguments
+from helpers.judge import make_inputs, same_bits
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 import flexkern
-import judge
 from flexkern import ops, reference
-from judge import Rule, make_inputs, same_bits
+from helpers import judge
+from helpers.judge import Rule, make_inputs, same_bits
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

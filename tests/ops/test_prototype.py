@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from flexkern import reference_prototype
 from flexkern.ops.prototype import complete_prototypes, prototype_logits
+from flexkern.reference import prototype as reference_prototype
 
 DATA = Path(__file__).parents[1] / "data"
 U = 2.0**-24  # unit roundoff of float32

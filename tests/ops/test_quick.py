@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from test_errors import NOT_GATED, ONLY_GATED, WRONG
 from torch import Tensor
 
 import flexkern
-from arguments import Arguments, gated, linear_arguments, refuses, step_arguments, synapse_arguments
 from flexkern import Field, ops
 from flexkern.ops import _step, adapter, linear, metaplastic, synapse
-from judge import same_bits
+from helpers.arguments import Arguments, gated, linear_arguments, refuses, step_arguments, synapse_arguments
+from helpers.judge import same_bits
+from helpers.refusals import NOT_GATED, ONLY_GATED, WRONG
 
 status = flexkern.backends()["cpu"]
 pytestmark = [

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 import flexkern
-import judge
 from flexkern import Field, ops
 from flexkern.backends import BackendError
-from judge import Rule, make_inputs, same_bits
+from helpers import judge
+from helpers.judge import Rule, make_inputs, same_bits
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 import flexkern
-from arguments import lay_out
 from flexkern import Field, ops
-from judge import Rule, same_bits
-from judge_layer import (
+from helpers.arguments import lay_out
+from helpers.judge import Rule, same_bits
+from helpers.judge_layer import (
     LOW,
     RULES,
     Layer,

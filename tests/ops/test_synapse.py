@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-import judge_layer
-from arguments import LAYOUTS, count_around, lay_out
 from flexkern import Field, Purpose, ops, reference
-from judge import Rule, same_bits
-from judge_layer import (
+from helpers import judge_layer
+from helpers.arguments import LAYOUTS, count_around, lay_out
+from helpers.judge import Rule, same_bits
+from helpers.judge_layer import (
     LOW,
     RULES,
     Layer,

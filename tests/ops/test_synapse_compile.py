@@ -9,14 +9,14 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import flexkern
-from arguments import Arguments, linear_arguments, synapse_arguments
 from flexkern import Field, ops
 from flexkern.fields import Kind
-from flexkern.layer_arguments import LayerArguments
+from flexkern.ops.layer_arguments import LayerArguments
 from flexkern.ops.linear import LINEAR
 from flexkern.ops.synapse import SYNAPSE
-from judge import same_bits
-from judge_layer import Layer, eighths, make_batch, make_layer
+from helpers.arguments import Arguments, linear_arguments, synapse_arguments
+from helpers.judge import same_bits
+from helpers.judge_layer import Layer, eighths, make_batch, make_layer
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from arguments import SHAPE, Arguments, linear_arguments, refuses, synapse_arguments
 from flexkern import BackendError, Field, backends, ops, use_backend
+from helpers.arguments import SHAPE, Arguments, linear_arguments, refuses, synapse_arguments
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from judge import Rule, same_bits
-from judge_layer import (
+from helpers.judge import Rule, same_bits
+from helpers.judge_layer import (
     RULES,
     Batch,
     Layer,

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from arguments import SHAPE, Arguments, linear_arguments, refuses, synapse_arguments
 from flexkern import ops
-from judge import Rule, same_bits
-from judge_layer import Opening, clone, eighths, make_layer, same_state, step_layer
+from helpers.arguments import SHAPE, Arguments, linear_arguments, refuses, synapse_arguments
+from helpers.judge import Rule, same_bits
+from helpers.judge_layer import Opening, clone, eighths, make_layer, same_state, step_layer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -19,8 +19,8 @@ from torch import Tensor
 
 import flexkern
 from flexkern import Field, ops, reference
-from judge import Rule
-from judge_layer import (
+from helpers.judge import Rule
+from helpers.judge_layer import (
     LOW,
     Batch,
     Layer,

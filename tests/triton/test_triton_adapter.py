@@ -17,8 +17,8 @@ from flexkern.triton_kernels import adapter, adapter_bank
 from flexkern.triton_kernels.adapter_bank import order_kernel, part_kernel, total_kernel
 from flexkern.triton_kernels.adapter_pass import backward_kernel, forward_kernel
 from flexkern.triton_kernels.product import INTERPRETED
-from judge import same_bits
-from judge_adapter import BANK, Case, assert_near, judge_backward, judge_forward, make_case
+from helpers.judge import same_bits
+from helpers.judge_adapter import BANK, Case, assert_near, judge_backward, judge_forward, make_case
 
 # The padding between the sections of partial sums is never written; it is added up and thrown away.
 pytestmark = [

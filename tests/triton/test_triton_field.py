@@ -8,10 +8,10 @@ import torch
 pytest.importorskip("triton")
 
 from flexkern import Field, Purpose, ops, reference
+from flexkern.backends.tuning import config
 from flexkern.fields import Kind
 from flexkern.ops.field import FILL
-from flexkern.triton_kernels.tuning import config
-from judge import same_bits
+from helpers.judge import same_bits
 
 pytestmark = pytest.mark.usefixtures("triton_backend")
 TILE = config("fill", "any", "interpreter")["tile"]

@@ -12,15 +12,15 @@ pytest.importorskip("triton")
 
 from torch import Tensor
 
-import judge
 from flexkern import Field, ops
+from flexkern.backends.tuning import config
 from flexkern.ops.metaplastic import GATE, SGD
 from flexkern.triton_kernels import metaplastic
 from flexkern.triton_kernels.memory import full_tiles
 from flexkern.triton_kernels.metaplastic import HELD, MIXED, STORED, gate_kernel, sgd_kernel
 from flexkern.triton_kernels.table import Row, TableCache
-from flexkern.triton_kernels.tuning import config
-from judge import Inputs, make_inputs, same_bits
+from helpers import judge
+from helpers.judge import Inputs, make_inputs, same_bits
 
 pytestmark = [
     pytest.mark.usefixtures("triton_backend"),

@@ -18,13 +18,13 @@ pytest.importorskip("triton")
 from torch import Tensor
 
 from flexkern import Field, ops, reference
+from flexkern.backends.tuning import config
 from flexkern.ops.linear import LINEAR
 from flexkern.triton_kernels import linear
 from flexkern.triton_kernels.linear import HEBBIAN, NOBODY, RATE, linear_kernel
 from flexkern.triton_kernels.product import INTERPRETED
-from flexkern.triton_kernels.tuning import config
-from judge import Rule, same_bits
-from triton_layer import Layer, check_layer, eighths, make_layer, step_arguments
+from helpers.judge import Rule, same_bits
+from helpers.triton_layer import Layer, check_layer, eighths, make_layer, step_arguments
 
 # Masked lanes hold 0 / 0 in the interpreter.
 pytestmark = [

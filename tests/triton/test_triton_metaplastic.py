@@ -11,10 +11,10 @@ pytest.importorskip("triton")
 
 from torch import Tensor
 
-import judge
 from flexkern import Field, Purpose, ops, reference
-from flexkern.triton_kernels.tuning import config
-from judge import Inputs, Rule, make_inputs, same_bits
+from flexkern.backends.tuning import config
+from helpers import judge
+from helpers.judge import Inputs, Rule, make_inputs, same_bits
 
 # Masked lanes hold 0 / 0 in the interpreter.
 pytestmark = [

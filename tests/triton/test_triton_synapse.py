@@ -11,11 +11,11 @@ pytest.importorskip("triton")
 
 from torch import Tensor
 
-import judge
 from flexkern import Field, ops, reference
 from flexkern.ops.synapse import SYNAPSE
-from judge import Rule, same_bits
-from triton_layer import Layer, check_layer, eighths, make_layer, step_arguments
+from helpers import judge
+from helpers.judge import Rule, same_bits
+from helpers.triton_layer import Layer, check_layer, eighths, make_layer, step_arguments
 
 # Masked lanes hold 0 / 0 in the interpreter.
 pytestmark = [

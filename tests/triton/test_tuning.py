@@ -17,7 +17,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from flexkern.triton_kernels import tuning, tuning_table
+from flexkern.backends import tuning, tuning_table
 from flexkern.triton_kernels.tuning_candidates import CANDIDATES, candidates
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -111,7 +111,7 @@ def test_trials_end() -> None:
 
 
 def test_the_table_is_read_without_triton() -> None:
-    code = "import sys, flexkern.triton_kernels.tuning; print('triton' in sys.modules)"
+    code = "import sys, flexkern.backends.tuning; print('triton' in sys.modules)"
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert process.stdout.strip() == "False"
 
@@ -268,7 +268,7 @@ import json, sys
 sys.path.insert(0, {scripts!r})
 from concurrent.futures import ThreadPoolExecutor
 import tune_cases
-from flexkern.triton_kernels import tuning
+from flexkern.backends import tuning
 from flexkern.triton_kernels.tuning_candidates import candidates
 for case in tune_cases.KERNEL_CASES:
     if {only!r} and f"{{case.kernel}} {{case.variant}}" not in {only!r}:

@@ -1,0 +1,149 @@
+"""The experiments of the metaplasticity paper as commands of ``flexkern run``."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+from flexkern.runs.metaplasticity.figures import EXPERIMENTS
+from flexkern.runs.metaplasticity.protocol import protocol_for
+from flexkern.runs.metaplasticity.runner import run
+from flexkern.runs.metaplasticity.schedule import Experiment
+
+__all__ = ["add_to"]
+
+console = Console()
+errors = Console(stderr=True)
+
+# What all of them take. None: what suits the features, see flexkern.runs.metaplasticity.protocol.
+_COMMON: dict[str, tuple[type, str]] = {
+    "data": (str, "'digits' (scikit-learn's, the default) or an MNIST archive (.npz)."),
+    "features": (str, "'random' convolutions (the default) or SqueezeNet's weights (.npz)."),
+    "items": (int, "Of the stream. Default: 10."),
+    "seeds": (int, "How many times everything is done. Default: 3."),
+    "first_seed": (int, "The runs have this seed and those after it. Default: 0."),
+    "width": (int, "Units of each hidden layer. Default: 4096 with SqueezeNet, else 256."),
+    "train_per_item": (int, "Images of an item. Default: 2000."),
+    "test_per_item": (int, "Test images of an item. Default: 1000."),
+    "epochs": (int, "Passes over an item's images. Default: 5."),
+    "batch_size": (int, "Images of a step. Default: 1024."),
+    "lr": (float, "Learning rate. Default: 1e-4 with SqueezeNet, else 0.02."),
+    "scale": (str, "How fast synapses get stiff: a number, or 'auto'. Default: 4e5 (over 10 items: 2e5) with "
+                   "SqueezeNet, else 'auto'."),
+    "device": (str, "cpu, cuda, cuda:1, ... Default: cpu."),
+}  # fmt: skip
+_RUNNING: dict[str, Any] = {
+    "jobs": Annotated[int | None, typer.Option(min=1, help="Networks trained at a time. Default: one a core.")],
+    "out": Annotated[Path | None, typer.Option(help="Folder for the results. Default: out/NAME.")],
+    "cache": Annotated[Path | None, typer.Option(help="Folder for features. Default: out/features.")],
+    "restart": Annotated[bool, typer.Option("--restart", help="Discard what the folder holds.")],
+}
+
+
+def add_to(app: typer.Typer) -> None:
+    """Adds one command for each experiment."""
+    for kind in EXPERIMENTS.values():
+        app.command(kind.name, help=_help(kind))(_command(kind))
+
+
+def _help(kind: type[Any]) -> str:
+    """What the class says of itself, less its arguments; a paragraph a line, for the terminal to fill."""
+    said = inspect.cleandoc(kind.__doc__ or "").split("\n\nArgs:")[0]
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in said.split("\n\n"))
+
+
+def _command(kind: type[Any]) -> Callable[..., None]:
+    """A function with an option for each setting, those of the experiment included."""
+    own = {f.name: f for f in dataclasses.fields(kind)}
+    annotations: dict[str, Any] = {}
+    for name, (type_, text) in _COMMON.items():
+        annotations[name] = Annotated[type_ | None, typer.Option(help=text)]  # type: ignore[valid-type]
+    for name, field in own.items():
+        default: Any = field.default
+        several = isinstance(default, tuple)
+        of = type(default[0] if several else default)
+        text = f"Default: {', '.join(f'{v:g}' for v in default) if several else default}."
+        option = typer.Option(help=f"Numbers with commas between them. {text}" if several else text)
+        annotations[name] = Annotated[(str if several else of) | None, option]  # type: ignore[valid-type]
+    annotations |= _RUNNING
+
+    def command(**given: Any) -> None:
+        running = {name: given.pop(name) for name in _RUNNING}
+        options = {name: given.pop(name) for name in own}
+        try:
+            experiment = kind(**{k: _value(k, v, own[k].default) for k, v in options.items() if v is not None})
+            show(experiment, given, **running)
+        except (ValueError, OSError, RuntimeError) as error:
+            errors.print(f"flexkern run {kind.name}: {error}", style="red", markup=False)
+            raise typer.Exit(1) from error
+        except KeyboardInterrupt:
+            errors.print("stopped; the same command goes on where it was", markup=False)
+            raise typer.Exit(130) from None
+
+    command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [
+            inspect.Parameter(
+                name, inspect.Parameter.KEYWORD_ONLY, default=False if name == "restart" else None, annotation=a
+            )
+            for name, a in annotations.items()
+        ]
+    )
+    command.__annotations__ = annotations
+    return command
+
+
+def _value(name: str, given: Any, default: Any) -> Any:
+    """An experiment's own option as its class takes it."""
+    if not isinstance(default, tuple):
+        return given
+    try:
+        return tuple(type(default[0])(part) for part in given.split(","))
+    except ValueError:
+        raise ValueError(f"{name} must be numbers with commas between them, got {given!r}") from None
+
+
+def show(
+    experiment: Experiment,
+    given: dict[str, Any],
+    *,
+    jobs: int | None,
+    out: Path | None,
+    cache: Path | None,
+    restart: bool,
+) -> None:
+    """Runs an experiment with a bar, then prints its tables and writes its picture."""
+    # matplotlib too: if it is missing, say so now and not after the training.
+    from flexkern.runs.metaplasticity import pictures as plots
+    from flexkern.runs.metaplasticity import tables as report
+
+    scale = given.pop("scale")
+    if scale is not None:
+        try:
+            given["scale"] = scale if scale == "auto" else float(scale)
+        except ValueError:
+            raise ValueError(f"scale must be a number or 'auto', got {scale!r}") from None
+    protocol = protocol_for(**given)
+    folder = Path("out") / experiment.name if out is None else out
+    columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("starting", total=None)
+
+        def observe(share: float, what: str) -> None:
+            bar.update(task, completed=share, total=1.0, description=f"{what:<50}")
+
+        results = run(
+            experiment, protocol, out=folder, cache=cache, jobs=jobs, restart=restart, observe=observe
+        )
+    picture = folder / "picture.png"
+    plots.draw(results, picture)
+    console.print(report.table(results))
+    console.print(report.claims_table(results))
+    for path in (folder / "results.json", picture):
+        console.print(f"wrote {path}", markup=False)

@@ -1,0 +1,136 @@
+"""``flexkern run``: experiments."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from flexkern.cli import metaplasticity as cli_memory
+from flexkern.runs.incremental.config import Config, find_config, read_config
+from flexkern.runs.incremental.config import shipped as shipped_configurations
+
+app = typer.Typer(help="Runs an experiment.", no_args_is_help=True)
+console = Console()
+errors = Console(stderr=True)
+
+
+@app.callback()
+def _run() -> None:
+    """Runs an experiment: class-incremental learning, or a figure of the metaplasticity paper."""
+
+
+def _seeds(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise typer.BadParameter(f"must be numbers with commas between them, got {text!r}") from None
+
+
+@app.command("class-incremental")
+def class_incremental(
+    config: Annotated[
+        str | None, typer.Argument(help="A TOML file, or the name of a shipped one.", show_default=False)
+    ] = None,
+    shipped: Annotated[bool, typer.Option("--list", help="Show the shipped configurations, and end.")] = False,
+    data: Annotated[str | None, typer.Option(help="Archive or folder of the images.")] = None,
+    backbone: Annotated[str | None, typer.Option(help="'small', a folder, or a name on the hub.")] = None,
+    seeds: Annotated[str | None, typer.Option(help="For example 0,1,2.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for results.json, picture.png, checkpoints.")] = None,
+    restart: Annotated[bool, typer.Option("--restart", help="Discard what the folder holds.")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep each learner when its run has ended.")] = False,
+) -> None:
+    """Learns a data set some classes at a time, by several methods, and compares them.
+
+    A run that was stopped goes on where it was when the same command is given again.
+    """
+    if shipped:
+        for name, path in shipped_configurations().items():
+            console.print(f"{name:<24}{read_config(path).title}", highlight=False, markup=False)
+        return
+    if config is None:
+        raise typer.BadParameter(
+            "name a TOML file, or a shipped configuration (see --list)", param_hint="CONFIG"
+        )
+    changes: dict[str, Any] = {
+        "data": data,
+        "backbone": backbone,
+        "device": device,
+        "out": None if out is None else str(out),
+    }
+    changes["seeds"] = _seeds(seeds)
+    try:
+        show(read_config(find_config(config)).override(**changes), restart=restart, keep=keep)
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
+        if isinstance(error, ImportError) and "pip install" not in str(error):
+            raise  # main() says what to install
+        errors.print(f"flexkern run class-incremental: {error}", style="red", markup=False)
+        raise typer.Exit(1) from error
+    except KeyboardInterrupt:
+        errors.print("stopped; the same command goes on from the last epoch", markup=False)
+        raise typer.Exit(130) from None
+
+
+def show(config: Config, *, restart: bool, keep: bool) -> dict[str, Any]:
+    """Runs a configuration, with a bar for all tasks and one for the epochs of a task; returns the results."""
+    # matplotlib too: if it is missing, say so now and not after the training.
+    from flexkern.runs.incremental import pictures as incremental_plots
+    from flexkern.runs.incremental import tables as incremental_report
+    from flexkern.runs.incremental.run import Event, run
+
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+        TimeElapsedColumn(), TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=console) as bar:
+        whole = bar.add_task("reading images", total=None)
+        task = bar.add_task("", total=None, visible=False)
+
+        def observe(event: Event) -> None:
+            if event.kind == "images":
+                bar.update(
+                    whole, total=event.tasks * len(config.methods) * len(config.seeds), description="tasks"
+                )
+                return
+            assert event.record is not None
+            name = f"{event.method}, seed {event.seed}, task {event.task + 1} of {event.tasks}"
+            if event.kind == "epoch":
+                what = f"{name}, loss {event.loss:.3f}"
+                bar.update(task, total=event.epochs, completed=event.epoch, description=what, visible=True)
+            elif event.kind == "task":
+                now = event.record["tasks"][-1]
+                bar.update(
+                    whole, advance=1, description=f"{name}: {now['seen']:.1%}, average {now['average']:.1%}"
+                )
+            else:
+                place = [m.name for m in config.methods].index(event.method)
+                place += len(config.methods) * config.seeds.index(event.seed)
+                bar.update(whole, completed=(place + 1) * event.tasks)  # tasks of an earlier call count too
+                console.print(incremental_report.task_table(event.record))
+
+        results = run(config, restart=restart, keep=keep, observe=observe)
+        bar.update(task, visible=False)
+    folder = Path(config.out)
+    incremental_plots.draw(results, folder / "picture.png")
+    console.print(incremental_report.method_table(config, results))
+    for note in incremental_report.notes(config, results):
+        console.print(note, markup=False, highlight=False)
+    for path in (folder / "results.json", folder / "picture.png"):
+        console.print(f"wrote {path}", markup=False)
+    return results
+
+
+cli_memory.add_to(app)

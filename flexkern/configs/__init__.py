@@ -1,0 +1,1 @@
+"""The papers' class-incremental runs, as TOML files."""

@@ -1,1 +1,0 @@
-"""Experiments: each trains networks on a stream and writes a JSON and a picture."""

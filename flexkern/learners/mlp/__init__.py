@@ -1,0 +1,1 @@
+"""Learners with the multi-layer perceptron of the metaplasticity paper."""

@@ -1,0 +1,141 @@
+"""A small replay memory, and joint training: training inputs are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flexkern.learners.mlp.conventional import ConventionalMLP, check_count
+from flexkern.learners.mlp.network import linear_layers
+
+__all__ = ["JointMLP", "ReplayMLP"]
+
+_RESERVOIR, _REPLAY = 2, 3  # what a random choice is for
+
+
+class _KeepingMLP(ConventionalMLP):
+    """Keeps training inputs, as features, with the labels that it was told."""
+
+    def __init__(self, *args: Any, **common: Any) -> None:
+        super().__init__(*args, **common)
+        self._inputs = torch.zeros((0, linear_layers(self.model)[0].in_features), device=self.device)
+        self._labels = torch.zeros(0, dtype=torch.int64, device=self.device)
+
+    @property
+    def inputs_kept(self) -> int:
+        """How many training inputs are kept now."""
+        return len(self._labels)
+
+    def _extra_state(self) -> dict[str, Tensor]:
+        return {"inputs": self._inputs, "labels": self._labels}
+
+    def _load_extra_state(self, state: dict[str, Tensor]) -> None:
+        self._inputs, self._labels = state["inputs"], state["labels"]
+
+
+class ReplayMLP(_KeepingMLP):
+    """Experience replay from a small memory (Chaudhry et al. 2019, arXiv 1902.10486, algorithm 1).
+
+    Each step's batch is joined with inputs drawn from memory, without repeats, and the step is taken on the
+    mean cross-entropy over both. The memory is a uniform sample of all training inputs of the items that have
+    ended (reservoir sampling: Vitter 1985, algorithm R), with the labels that the learner was told, so that
+    wrong labels are kept too. While an item is learned, the memory holds earlier items only.
+
+    Args:
+        memory: how many inputs are kept, at most.
+        replay_batch: how many a step draws; None: as many as its batch has. Never more than there are.
+        input_shape, classes, widths, features, lr, momentum, batch_size, seed, device: as in
+            :class:`flexkern.learners.MetaplasticMLP`.
+
+    Raises:
+        TypeError, ValueError: naming the argument.
+    """
+
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        classes: int,
+        *,
+        memory: int = 200,
+        replay_batch: int | None = None,
+        **common: Any,
+    ) -> None:
+        check_count("memory", memory)
+        if replay_batch is not None:
+            check_count("replay_batch", replay_batch)
+        super().__init__(input_shape, classes, **common)
+        self._configuration |= {"memory": memory, "replay_batch": replay_batch}
+        self._seen = 0  # inputs that the reservoir is a sample of
+
+    def _batch(self, inputs: Tensor, labels: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        count = min(self._configuration["replay_batch"] or len(labels), self.inputs_kept)
+        if count == 0:
+            return inputs, labels
+        rng = self._rng(_REPLAY, self._epochs_done, step)
+        drawn = torch.from_numpy(rng.choice(self.inputs_kept, count, replace=False)).to(self.device)
+        return torch.cat([inputs, self._inputs[drawn]]), torch.cat([labels, self._labels[drawn]])
+
+    def _after_item(self, inputs: Tensor, labels: Tensor) -> None:
+        rows, slots, size = _reservoir(
+            self._configuration["memory"], self._seen, len(labels), self._rng(_RESERVOIR)
+        )
+        kept_inputs, kept_labels = inputs.new_empty((size, inputs.shape[1])), labels.new_empty(size)
+        kept_inputs[: self.inputs_kept], kept_labels[: self.inputs_kept] = self._inputs, self._labels
+        to, of = (torch.from_numpy(x).to(self.device) for x in (slots, rows))
+        kept_inputs[to], kept_labels[to] = inputs[of], labels[of]
+        self._inputs, self._labels = kept_inputs, kept_labels
+        self._seen += len(labels)
+
+    def _extra_state(self) -> dict[str, Tensor]:
+        return super()._extra_state() | {"seen": torch.tensor(self._seen)}
+
+    def _load_extra_state(self, state: dict[str, Tensor]) -> None:
+        super()._load_extra_state(state)
+        self._seen = int(state["seen"])
+
+
+def _reservoir(
+    memory: int, seen: int, count: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """Which of ``count`` new inputs enter a reservoir that is a sample of ``seen``: Vitter's algorithm R.
+
+    Input number n, from 0, takes slot n while the reservoir fills, and then slot j with j uniform on 0..n, if
+    there is such a slot.
+
+    Returns:
+        The new inputs that are in it in the end, the slot of each, and how many slots are then full.
+    """
+    numbers = np.arange(seen, seen + count)
+    slots = np.where(numbers < memory, numbers, rng.integers(0, numbers + 1))
+    size = min(memory, seen + count)
+    rows = np.flatnonzero(slots < memory)
+    last = np.full(size, -1)
+    last[slots[rows]] = rows  # of several inputs for one slot NumPy keeps the last, as the algorithm does
+    taken = np.flatnonzero(last >= 0)
+    return last[taken], taken, size
+
+
+class JointMLP(_KeepingMLP):
+    """Keeps every training input, and at each item trains on all seen so far: the upper bound, not a continual
+    learner.
+
+    Each item goes on from the weights as they are, for its epochs over everything. An item that is shown again
+    is kept again. Memory, checkpoints and the time of an item grow with the stream.
+
+    Args:
+        input_shape, classes, widths, features, lr, momentum, batch_size, seed, device: as in
+            :class:`flexkern.learners.MetaplasticMLP`.
+
+    Raises:
+        TypeError, ValueError: naming the argument.
+    """
+
+    def _training_set(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.cat([self._inputs, inputs]), torch.cat([self._labels, labels])
+
+    def _after_item(self, inputs: Tensor, labels: Tensor) -> None:
+        self._inputs, self._labels = inputs, labels

@@ -1,0 +1,1 @@
+"""Learners on a frozen, pre-trained vision transformer."""

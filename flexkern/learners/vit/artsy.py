@@ -1,0 +1,283 @@
+"""Artsy: a frozen vision transformer, an adapter a task, synapses that open by threshold (arXiv 2410.05899)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flexkern.learners.vit.base import ViTLearner
+from flexkern.learners.vit.training import CosineHead, Recipe, Training
+from flexkern.nn.adapters.adapted_model import Trunk, attach_adapters
+from flexkern.nn.adapters.bank import AdapterBank
+from flexkern.nn.gates.quality import gate_report
+from flexkern.nn.gates.synapse_gate import SynapseGate
+from flexkern.nn.heads.experts import ExpertHead
+from flexkern.nn.heads.prototype import PrototypeClassifier
+
+__all__ = ["ArtsyViT"]
+
+COMBINES = ("concat", "sum")
+HEADS = ("prototype", "experts")
+EVIDENCE = ("class", "class+mean")
+# The gate, and the way to combine it with the adapters, that did best in docs/results/artsy.md.
+BEST: dict[str, Any] = {
+    "head": "experts",
+    "evidence": "class+mean",
+    "gate": {"gate": "ridge", "gating": "topk", "k": 2, "fill": True},
+}
+
+
+class ArtsyViT(ViTLearner):
+    """A frozen pre-trained transformer E0; for each task an adapter sub-network, and a synapse that opens it.
+
+    Learning a task trains its adapters with a cosine head over its own classes, which is thrown away, then
+    takes the class means of its images in all subspaces (E0's and each adapter's), completes the means of
+    earlier classes in the new subspace (EASE), and trains the task's synapse on E0's features. An answer costs
+    one pass for E0, which also decides what opens, and one pass for each *open* synapse, whatever the number of
+    tasks: all (image, open task) pairs go through the network as one batch. What comes before the first adapter
+    runs once an image.
+
+    Args:
+        backbone: as :func:`flexkern.backbones.load_backbone` takes it.
+        recipe: of an adapter's training; the default is EASE's.
+        rank, adapter_scale, dropout: of the adapters, see :class:`flexkern.nn.AdapterBank`.
+        combine: "concat": a subspace for E0 and each adapter, and prototypes in all of them; "sum": one
+            feature, E0(x) + the sum of open Et(x).
+        alpha, reweighting: how much the subspaces of other tasks count, see
+            :func:`flexkern.ops.prototype_logits`.
+        base_weight: how much E0's subspace counts.
+        head: "prototype" (the paper's), or "experts", :class:`flexkern.nn.ExpertHead` on the scores of the
+            ridge head that a "ridge" gate has.
+        evidence: what of E0 the gate reads: "class", its class token, or "class+mean", and the mean of the
+            other tokens.
+        gate: options of :class:`flexkern.nn.SynapseGate`, for example {"gate": "mlp", "gating": "hard"}; "none"
+            is EASE, "oracle" opens the true task (an upper bound).
+        images_per_pass, image_size, seed, device: as in :class:`flexkern.learners.vit.base.ViTLearner`.
+
+    Raises:
+        ValueError: if an option is outside its range.
+    """
+
+    method = "artsy"
+
+    def __init__(
+        self,
+        backbone: str | os.PathLike[str] | nn.Module = "small",
+        *,
+        recipe: Recipe | None = None,
+        rank: int = 64,
+        adapter_scale: float = 0.1,
+        dropout: float = 0.1,
+        combine: str = "concat",
+        alpha: float = 0.1,
+        reweighting: str = "code",
+        base_weight: float = 0.1,
+        head: str = "prototype",
+        evidence: str = "class",
+        gate: Mapping[str, Any] | None = None,
+        seed: int = 0,
+        **common: Any,
+    ) -> None:
+        for name, value, known in (
+            ("combine", combine, COMBINES), ("head", head, HEADS), ("evidence", evidence, EVIDENCE),
+        ):  # fmt: skip
+            if value not in known:
+                raise ValueError(f"{name} must be one of {known}, got {value!r}")
+        if head == "experts" and (combine != "concat" or (gate or {}).get("gate") != "ridge"):
+            raise ValueError(
+                'head="experts" needs combine="concat" and the scores of a ridge gate: pass '
+                'gate={"gate": "ridge", ...}'
+            )
+        options: dict[str, Any] = {
+            "rank": rank, "adapter_scale": adapter_scale, "dropout": dropout, "combine": combine,
+            "alpha": alpha, "reweighting": reweighting, "base_weight": base_weight, "head": head,
+            "evidence": evidence, "gate": dict(gate or {}),
+        }  # fmt: skip
+        super().__init__(backbone, recipe=recipe, seed=seed, **options, **common)
+        depth = len(self._known_parts(self.backbone).points)
+        bank = AdapterBank(depth, self.width, rank, scale=adapter_scale, dropout=dropout, device=self.device)
+        self.adapted = attach_adapters(self.backbone, bank).eval()
+        self.bank, self.combine = bank, combine
+        self._mean = evidence == "class+mean"
+        reads = self.width * (2 if self._mean else 1)
+        self.gate = SynapseGate(reads, seed=seed, device=self.device, **options["gate"])
+        self.experts = ExpertHead(self.width, device=self.device) if head == "experts" else None
+        concat = combine == "concat"
+        self.prototypes = PrototypeClassifier(
+            self.width, weight=alpha, reweighting=reweighting, base=concat, base_weight=base_weight,
+            device=self.device,
+        )  # fmt: skip
+        if not concat:
+            self.prototypes.add_subspace()
+        self._head: CosineHead | None = None
+        self._counted: list[tuple[Tensor, Tensor, Tensor]] | None = None
+        self.gate_report: dict[str, Any] = {}
+        """Of the last :meth:`evaluate`: open rates, AUROC and confusion of the gates, see
+        :meth:`flexkern.nn.SynapseGate.report`."""
+
+    @classmethod
+    def best(cls, backbone: str | os.PathLike[str] | nn.Module = "small", **options: Any) -> ArtsyViT:
+        """The configuration that did best in our study (docs/results/artsy.md), which keeps no data.
+
+        A ridge head on E0's class and mean tokens opens the two most likely tasks' synapses, and within those
+        the experts of :class:`flexkern.nn.ExpertHead` decide. The paper's own configuration is the
+        constructor's default.
+
+        Args:
+            options: arguments of the constructor, over what is chosen here.
+        """
+        return cls(backbone, **(BEST | options))
+
+    # ------------------------------------------------------------------ learning
+
+    def _begin(self, classes: int) -> None:
+        # The bank draws from a generator of its own, so that a task's first weights do not depend on the
+        # others.
+        self.bank.add_task(generator=self._generator(0))
+        super()._begin(classes)
+
+    def _reserve(self, classes: int) -> None:
+        self._head = CosineHead(self.width, classes, self._generator(1)).to(self.device) if classes else None
+
+    def _generator(self, purpose: int) -> torch.Generator:
+        return torch.Generator().manual_seed((self.seed * 1009 + self.tasks_learned) * 2 + purpose)
+
+    def _make_training(self) -> Training:
+        assert self._head is not None
+        task, head = self.tasks_learned, self._head
+        self.adapted.train()
+
+        def logits(x: Tensor) -> Tensor:
+            return head(self.adapted.features(self.adapted.trunk(x), task))
+
+        parameters = [*self.bank.parameters_of(task), *head.parameters()]
+        seed = [self.seed, task]
+        return Training(parameters, logits, self.recipe, size=self.image_size, seed=seed, device=self.device)
+
+    def _finish(self, images: Tensor, labels: Tensor) -> None:
+        self.adapted.eval()
+        self.bank.freeze()
+        if self.combine == "concat" and self.experts is None:
+            self.prototypes.add_subspace()
+        # Prototypes are taken in all subspaces; a sum, and experts, need the new one only.
+        first = 0 if self.combine == "concat" and self.experts is None else -1
+        read, spaces = [], []
+        for x, y in self._test_batches(images, labels):
+            trunk = self._run_trunk(x)
+            h = self._base(trunk)
+            every = torch.zeros((len(x), self.bank.tasks), device=self.device)
+            every[:, first:] = 1
+            batch = self._spaces(trunk, h[:, : self.width], every)
+            if self.experts is None:
+                self.prototypes.update(batch, y)
+            else:
+                spaces.append(batch[:, [0, -1]])
+            read.append(h)
+        self.gate.learn(torch.cat(read), labels.to(self.device))
+        if self.experts is not None:
+            h0, own = torch.cat(spaces).unbind(1)
+            self.experts.learn(h0, own, labels.to(self.device))
+
+    # ------------------------------------------------------------------ answering
+
+    def _run_trunk(self, x: Tensor) -> Trunk:
+        with self._network():
+            return self.adapted.trunk(x)
+
+    def _base(self, trunk: Trunk) -> Tensor:
+        """What the gate reads: E0's class token, and behind it, if asked for, the mean of the others."""
+        return self._run(partial(self.adapted.features, mean=self._mean), trunk)
+
+    def _spaces(self, trunk: Trunk, h0: Tensor, openings: Tensor) -> Tensor:
+        """Features in all subspaces, [n, K, width]: of E0, and of each open adapter; 0 where it is closed.
+
+        Args:
+            openings: [n, tasks]; what is 0 is not computed.
+        """
+        task, image = openings.T.nonzero(as_tuple=True)  # sorted by task, as the kernel likes it
+        parts = [
+            self._run(self.adapted.features, trunk, t.to(torch.int32), i)
+            for t, i in zip(task.split(self.images_per_pass), image.split(self.images_per_pass), strict=True)
+        ]
+        opened = torch.cat(parts) if parts else h0.new_zeros((0, self.width))
+        if self.combine == "sum":
+            weighted = opened * openings[image, task].unsqueeze(1)
+            return h0.index_add(0, image, weighted).unsqueeze(1)
+        spaces = h0.new_zeros((len(h0), 1 + openings.shape[1], self.width))
+        spaces[:, 0] = h0
+        spaces[image, 1 + task] = opened
+        return spaces
+
+    def _logits(self, images: Tensor, task: Tensor | None) -> Tensor:
+        trunk = self._run_trunk(images)
+        h = self._base(trunk)
+        h0 = h[:, : self.width]
+        # Of a task that is still to come an oracle opens the newest: no answer can be right there.
+        evidence = self.gate.evidence(h, None if task is None else task.clamp(max=self.tasks_learned - 1))
+        openings = self.gate.open(evidence)
+        if self._counted is not None and task is not None:
+            self._counted.append((evidence, openings, task))
+        spaces = self._spaces(trunk, h0, openings)
+        if self.experts is not None:
+            return self.experts.logits(self.gate.class_scores(h), spaces, openings)
+        if self.combine == "sum":
+            return self.prototypes.logits(spaces)
+        return self.prototypes.logits(spaces, torch.cat([openings.new_ones((len(h0), 1)), openings], 1))
+
+    @torch.no_grad()
+    def spaces(self, images: Tensor) -> Tensor:
+        """Features of images in all subspaces, every synapse open: float32 [n, 1 + tasks, width]."""
+        parts = []
+        for x, _ in self._test_batches(images, torch.zeros(len(images))):
+            trunk = self._run_trunk(x)
+            every = torch.ones((len(x), self.bank.tasks), device=self.device)
+            parts.append(self._spaces(trunk, self._run(self.adapted.features, trunk), every))
+        return torch.cat(parts)
+
+    @torch.no_grad()
+    def means(self, images: Tensor) -> Tensor:
+        """Means of E0's tokens but the class token: float32 [n, width]."""
+        means = partial(self.adapted.features, mean=True)
+        batches = self._test_batches(images, torch.zeros(len(images)))
+        return torch.cat([self._run(means, self._run_trunk(x))[:, self.width :] for x, _ in batches])
+
+    def _start_report(self) -> None:
+        self._counted = []
+
+    def _end_report(self) -> dict[str, float]:
+        counted, self._counted = self._counted, None
+        if not counted:
+            return {}
+        evidence, openings, task = (torch.cat(parts) for parts in zip(*counted, strict=True))
+        known = task < self.tasks_learned  # a stream may have tasks that are still to come
+        self.gate_report = gate_report(evidence[known], openings[known], task[known])
+        a_sample = float((openings > 0).sum(1).double().mean())
+        report = {
+            "open_per_sample": a_sample,
+            "open_rate": a_sample / self.tasks_learned,
+            "passes": 1 + a_sample,
+            "keeps_data": float(self.gate.keeps_data),
+            "best_gate_right": self.gate_report["best_right"],
+        }
+        area = self.gate_report["auroc_mean"]
+        return report if area is None else report | {"gate_auroc": area}
+
+    # ------------------------------------------------------------------ files
+
+    def _modules(self) -> nn.ModuleDict:
+        modules: dict[str, nn.Module] = {"bank": self.bank, "prototypes": self.prototypes, "gate": self.gate}
+        if self.experts is not None:
+            modules["experts"] = self.experts
+        if self._head is not None:
+            modules["head"] = self._head
+        return nn.ModuleDict(modules)
+
+    @property
+    def parameters_added(self) -> int:
+        head = self.prototypes.sums if self.experts is None else self.experts.weight
+        return self.bank.parameters_per_task * self.bank.tasks + head.numel() + self.gate.parameters_added

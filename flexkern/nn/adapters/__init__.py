@@ -1,0 +1,1 @@
+"""Adapters of all tasks, and the frozen transformer that they sit in."""

@@ -1,0 +1,287 @@
+"""Adapters in parallel to the MLPs of a vision transformer, and passes that share what tasks have in common."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from flexkern.nn.adapters.bank import AdapterBank
+
+__all__ = ["AdaptedModel", "AdapterPoint", "Parts", "Trunk", "attach_adapters", "parts_of"]
+
+# On a CPU, answers go through the network in pieces whose widest activation is at most this. glibc maps blocks
+# over 32 MB anew each time, and then each page faults: 320 pairs of the small transformer in one batch
+# have 360 faults a pair, which take 0.65 ms beside 2.3 ms of computing; in pieces there are none.
+_PIECE_BYTES = 16 << 20
+
+
+class AdapterPoint(NamedTuple):
+    """Where one adapter sits: it reads the input of ``norm`` and adds to the output of ``block``.
+
+    In a transformer ``norm`` is the one before the block's MLP, so the adapter is parallel to the MLP (EASE).
+    """
+
+    block: nn.Module
+    norm: nn.Module
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A vision transformer in parts: ``norm(blocks(embed(images)))[:, 0]`` are its features."""
+
+    embed: Callable[[Tensor], Tensor]
+    points: Sequence[AdapterPoint]
+    norm: nn.Module
+
+    def features(self, images: Tensor) -> Tensor:
+        """The class token of images, [N, width]."""
+        tokens = self.embed(images)
+        for point in self.points:
+            tokens = _tokens(point.block(tokens))
+        return self.norm(tokens)[:, 0]
+
+
+class Trunk(NamedTuple):
+    """What all tasks have in common: everything before the first adapter (the first block, run once).
+
+    x: [N, L, width], what the first adapter reads.
+    tokens: [N, L, width], what it adds to: the output of the first block.
+    """
+
+    x: Tensor
+    tokens: Tensor
+
+
+def parts_of(network: nn.Module) -> Parts | None:
+    """The parts of a Hugging Face ViT, DeiT or DINOv2 model or of a timm VisionTransformer; None of others."""
+    model: Any = network  # of no class that is known here
+    if hasattr(model, "patch_embed") and hasattr(model, "blocks"):  # timm
+        points = [AdapterPoint(b, b.norm2) for b in model.blocks]
+        return Parts(lambda x: model.norm_pre(model._pos_embed(model.patch_embed(x))), points, model.norm)
+    layers = getattr(model, "layers", None)  # ViT and DeiT
+    if layers is None:
+        encoder = getattr(model, "encoder", None)  # DINOv2, and transformers 4
+        layers = getattr(encoder, "layer", getattr(encoder, "layers", None))
+    if layers is None or not hasattr(model, "embeddings") or not hasattr(model, "layernorm"):
+        return None
+    names = ("layernorm_after", "norm2")  # before the MLP: of ViT and DeiT, of DINOv2
+    points = [AdapterPoint(layer, getattr(layer, n)) for layer in layers for n in names if hasattr(layer, n)]
+    if len(points) != len(layers):
+        return None
+    return Parts(model.embeddings, points, model.layernorm)
+
+
+def _tokens(output: Any) -> Tensor:
+    """What a block returns, alone or as the first of a tuple."""
+    return output if isinstance(output, Tensor) else output[0]
+
+
+def attach_adapters(
+    model: nn.Module,
+    bank: AdapterBank,
+    points: Sequence[AdapterPoint] | Parts | None = None,
+) -> AdaptedModel:
+    """Puts the bank's adapters in parallel to the MLP of every block of ``model``, and freezes ``model``.
+
+    Args:
+        model: a Hugging Face ``ViTModel``, ``DeiTModel`` or ``Dinov2Model``, a timm ``VisionTransformer``, or
+            any module by ``points``. It is called as before; adapters run inside :meth:`AdaptedModel.tasks`
+            only.
+        bank: one layer a block.
+        points: where the adapters go, for other models; with :class:`Parts`, the shared passes work for those
+            too.
+
+    Raises:
+        ValueError: if the model is of no known family and no points are given, or the bank has another depth.
+    """
+    parts = points if isinstance(points, Parts) else parts_of(model) if points is None else None
+    if points is None and parts is None:
+        raise ValueError(
+            f"model: {type(model).__name__} is not a vision transformer of a known family (Hugging Face ViT, "
+            "DeiT, DINOv2; timm VisionTransformer); pass points=[AdapterPoint(block, norm), ...]"
+        )
+    places = parts.points if parts is not None else points
+    assert places is not None
+    assert not isinstance(places, Parts)
+    if len(places) != bank.layers:
+        raise ValueError(f"bank has {bank.layers} layers, but there are {len(places)} places for adapters")
+    return AdaptedModel(model, bank, places, parts)
+
+
+class AdaptedModel(nn.Module):
+    """A frozen model with a bank of adapters; made by :func:`attach_adapters`.
+
+    Two ways to use it. Call the model itself (or this) within ``with adapted.tasks(t):``, with a task or the
+    task of each sample. Or, at less cost, :meth:`trunk` once for a batch of images, then :meth:`features` from
+    there for any (sample, task) pairs: the embedding and the first block, which come before the first adapter,
+    run once.
+    """
+
+    def __init__(
+        self, model: nn.Module, bank: AdapterBank, points: Sequence[AdapterPoint], parts: Parts | None
+    ) -> None:
+        super().__init__()
+        self.model = model.requires_grad_(False).eval()
+        self.bank = bank
+        self._parts = parts
+        self._points = list(points)
+        self._task: int | Tensor | None = None
+        self._inputs: dict[int, Tensor] = {}
+        self._reads = False  # whether norms keep what they read; not while the model runs by itself
+        self._hooks = []
+        for layer, point in enumerate(points):
+            self._hooks.append(point.norm.register_forward_pre_hook(self._reader(layer)))
+            self._hooks.append(point.block.register_forward_hook(self._adder(layer)))
+
+    def _reader(self, layer: int) -> Callable[..., None]:
+        def read(_norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            if self._reads:
+                self._inputs[layer] = inputs[0]
+
+        return read
+
+    def _adder(self, layer: int) -> Callable[..., Any]:
+        def add(_block: nn.Module, _inputs: Any, output: Any) -> Any:
+            if self._task is None:
+                return None
+            tokens = self.bank(layer, self._inputs.pop(layer), self._task, _tokens(output))
+            return tokens if isinstance(output, Tensor) else (tokens, *output[1:])
+
+        return add
+
+    def train(self, mode: bool = True) -> AdaptedModel:
+        """Only the adapters have a training mode (dropout); the frozen model stays as it answers."""
+        super().train(mode)
+        self.model.eval()
+        return self
+
+    def remove(self) -> None:
+        """Takes the adapters out of the model again; it is then as it was, but frozen."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+
+    @contextmanager
+    def tasks(self, task: int | Tensor | None) -> Iterator[None]:
+        """In this block the model runs with adapters: of one task, or [batch] integers, -1 for none; None:
+        without."""
+        before = self._task, self._reads
+        self._task, self._reads = task, task is not None
+        try:
+            yield
+        finally:
+            self._task, self._reads = before
+            self._inputs.clear()
+
+    def forward(self, *args: Any, task: int | Tensor | None = None, **kwargs: Any) -> Any:
+        """The model's own output, with the adapters of ``task``."""
+        with self.tasks(task):
+            return self.model(*args, **kwargs)
+
+    # ------------------------------------------------------------------ passes that share
+
+    def _known_parts(self) -> Parts:
+        if self._parts is None:
+            raise RuntimeError("passes that share a trunk need attach_adapters(model, bank, Parts(...))")
+        return self._parts
+
+    @torch.no_grad()
+    def trunk(self, images: Tensor) -> Trunk:
+        """Runs what comes before the first adapter. Nothing of it is trained, so it keeps no gradients."""
+        parts = self._known_parts()
+        embedded = parts.embed(images)
+        read, tokens = [], []
+        with self.tasks(None):
+            self._reads = True
+            for rows in _pieces(len(embedded), embedded):
+                tokens.append(_tokens(parts.points[0].block(embedded[rows])))
+                read.append(self._inputs.pop(0))
+        return Trunk(_joined(read), _joined(tokens))
+
+    def features(
+        self,
+        trunk: Trunk,
+        task: int | Tensor | None = None,
+        sample: Tensor | None = None,
+        *,
+        mean: bool = False,
+    ) -> Tensor:
+        """The class token with the adapters of the tasks, from what :meth:`trunk` returned.
+
+        Args:
+            trunk: of N images.
+            task: of all, or integers [P], the task of each pair (-1 for none, sorted for speed); None: no
+                adapters.
+            sample: integers [P], the image of each pair; None: pair p is image p.
+            mean: append the mean of the other tokens.
+
+        Returns:
+            [P, width], or [N, width] without ``sample``; twice as wide with ``mean``.
+
+        Raises:
+            ValueError: if there are not as many tasks as pairs.
+        """
+        parts = self._known_parts()
+        count = len(trunk.x) if sample is None else len(sample)
+        if isinstance(task, Tensor) and tuple(task.shape) != (count,):
+            raise ValueError(f"task must have one entry for each of {count} pairs, got {list(task.shape)}")
+        if torch.is_grad_enabled():
+            return self._piece(parts, trunk, task, sample, slice(0, count), mean)
+        pieces = _pieces(count, trunk.x)
+        return _joined([self._piece(parts, trunk, task, sample, rows, mean) for rows in pieces])
+
+    def _piece(
+        self,
+        parts: Parts,
+        trunk: Trunk,
+        task: int | Tensor | None,
+        sample: Tensor | None,
+        rows: slice,
+        mean: bool,
+    ) -> Tensor:
+        """The ``rows`` of what :meth:`features` returns."""
+        x, tokens = (part[rows] if sample is None else part.index_select(0, sample[rows]) for part in trunk)
+        if isinstance(task, Tensor):
+            task = task[rows]
+        if task is not None:
+            tokens = self.bank(0, x, task, tokens)
+        with self.tasks(task):
+            for point in parts.points[1:]:
+                tokens = _tokens(point.block(tokens))
+        tokens = parts.norm(tokens)
+        return torch.cat([tokens[:, 0], tokens[:, 1:].mean(1)], 1) if mean else tokens[:, 0]
+
+
+def _pieces(count: int, tokens: Tensor) -> Iterator[slice]:
+    """Splits ``count`` samples with such tokens, [., L, width], into what goes through the network at once."""
+    most = max(count, 1)
+    if tokens.device.type == "cpu":
+        _keep_freed_memory()
+        widest = 4 * tokens[:1].numel() * tokens.element_size()  # inside the MLPs, in all known families
+        most = max(1, _PIECE_BYTES // max(widest, 1))
+    pieces = max(1, math.ceil(count / most))
+    bounds = [count * i // pieces for i in range(pieces + 1)]
+    return map(slice, bounds[:-1], bounds[1:])
+
+
+def _joined(pieces: Sequence[Tensor]) -> Tensor:
+    return pieces[0] if len(pieces) == 1 else torch.cat(list(pieces))
+
+
+@functools.cache
+def _keep_freed_memory() -> None:
+    """Once a process: lets glibc keep up to 64 MB of freed memory, as in a process that has been at work.
+
+    It gives back what is free beyond twice the largest block that it has seen freed, up to 32 MB. Before it has
+    seen a large one, the network gives its activations back to the system block by block and faults them in
+    again: 64 images of the small transformer have 450 faults each. So it is shown one, which costs nothing: no
+    page of it is touched. Other libraries of C do not care.
+    """
+    torch.empty((32 << 20) - (1 << 16), dtype=torch.uint8)

@@ -1,0 +1,1 @@
+"""Linear layers whose backward pass steps the weight and writes no gradient."""

@@ -1,0 +1,169 @@
+"""``nn.Linear`` whose backward pass can step its weight (DESIGN 1.4)."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from flexkern.nn.fused.backward import FusedLinear, Waiting
+
+__all__ = ["MetaplasticLinear"]
+
+_UNSAVED = ("_optimizer", "_waiting")
+
+
+class MetaplasticLinear(nn.Linear):
+    """A drop-in for :class:`torch.nn.Linear` whose weight is stepped inside the backward pass.
+
+    With ``fused_step``, in training, the backward pass first computes the gradient of the input with the weight
+    as it is, then steps the weight by its :class:`flexkern.optim.MetaplasticSGD`, with
+    :func:`flexkern.ops.linear_step_`: the weight's gradient is never formed. ``optimizer.step()`` then leaves
+    this weight alone; it steps the bias and all others. Without ``fused_step``, in ``eval()``, under
+    ``torch.no_grad()`` and with a frozen weight it is ``nn.Linear``.
+    :func:`flexkern.optim.fuse_into_backward` tells the layer its optimizer, and turns existing models over::
+
+        optimizer = MetaplasticSGD(model.parameters(), lr=0.05, scale="auto")
+        fuse_into_backward(model, optimizer)
+        optimizer.zero_grad()
+        loss_function(model(x), y).backward()  # steps the weights of linear layers
+        optimizer.step()  # steps the rest
+
+    Both ways give the same weights up to the rounding of the gradient. What changes: learning rate and other
+    settings count as they are when backward runs; an exception in a backward pass leaves the layers after this
+    one stepped; in ``weight.grad`` stands a ``SteppedGrad``, which has no values.
+
+    **Windows.** With ``window=k`` the layer keeps inputs and output gradients of k backward passes and steps in
+    the k-th, with all of them. As in any gradient accumulation, divide each loss by k and call ``zero_grad()``
+    and ``step()`` once a window. This is what one batch of all k gives, up to rounding, if the loss is a mean
+    and the k are of one size; it is not where a layer treats a batch as a whole (BatchNorm). With unequal sizes
+    the gradient is what the losses say, and coincidences of silent synapses are means over all samples.
+
+    **Not possible**, and an error that says so: a weight used more than once in a graph or shared between
+    layers, a parametrized weight or one with hooks, double backward, a second backward through one graph,
+    gradient clipping, a GradScaler (use bfloat16), a second optimizer for the weight. DistributedDataParallel
+    has no gradient to reduce and does not work with it.
+
+    Args:
+        in_features, out_features, bias, device, dtype: as in :class:`torch.nn.Linear`.
+        fused_step: whether backward steps the weight; needs :func:`flexkern.optim.fuse_into_backward`.
+        window: how many backward passes make a step.
+
+    Raises:
+        TypeError, ValueError: if ``window`` is not an int of at least 1.
+
+    Source: arXiv 2407.07133, section 2, for the update; the fusion is this package's own.
+    """
+
+    fused_step: bool
+    window: int
+    _optimizer: Callable[[], Any] | None
+    _waiting: weakref.WeakSet[Waiting]
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        fused_step: bool = False,
+        window: int = 1,
+    ) -> None:
+        check_window(window)
+        super().__init__(in_features, out_features, bias, device, dtype)
+        self._begin(bool(fused_step), window)
+
+    def _begin(self, fused_step: bool, window: int) -> None:
+        """Sets what this class adds to nn.Linear; also for one that has just become of this class."""
+        self.fused_step, self.window = fused_step, window
+        self._optimizer, self._waiting = None, weakref.WeakSet()
+
+    def fuse(self, optimizer: Any, window: int) -> None:
+        """From now on backward steps the weight; :func:`flexkern.optim.fuse_into_backward` calls this."""
+        check_window(window)
+        self._begin(True, window)
+        self._optimizer = weakref.ref(optimizer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., in] to [..., out], as :func:`torch.nn.functional.linear`.
+
+        Raises:
+            RuntimeError: if this forward pass cannot be followed by a fused step, and why.
+        """
+        return self._fused(x, keep_post=False) if self._steps() else linear(x, self.weight, self.bias)
+
+    def _trains(self) -> bool:
+        return self.training and torch.is_grad_enabled() and self.weight.requires_grad
+
+    def _steps(self) -> bool:
+        return self.fused_step and self._trains()
+
+    def _fused(self, x: Tensor, keep_post: bool) -> Tensor:
+        self._check_fused(x)
+        if torch.is_autocast_enabled(x.device.type) and x.dtype is not torch.float64:  # as autocast itself does
+            x = x.to(torch.get_autocast_dtype(x.device.type))
+        return cast(Tensor, FusedLinear.apply(x, self.weight, self.bias, self, keep_post))
+
+    def _check_fused(self, x: Tensor) -> None:
+        weight, who = self.weight, f"{type(self).__name__}({self.in_features}, {self.out_features})"
+        if torch.compiler.is_compiling():
+            raise RuntimeError(f"{who}: a fused step cannot be compiled; it runs between compiled parts")
+        if torch._C._are_functorch_transforms_active():
+            raise RuntimeError(f"{who}: torch.func transforms cannot go through a fused step; use eval()")
+        if not weight.is_leaf:
+            raise RuntimeError(
+                f"{who}: its weight is computed (parametrized, weight or spectral norm), so a step of it would "
+                "be lost; set fused_step = False on the layer, or remove the parametrization"
+            )
+        if weight._backward_hooks or getattr(weight, "_post_accumulate_grad_hooks", None):
+            raise RuntimeError(
+                f"{who}: its weight has gradient hooks, but with fused_step there is no gradient; remove them, "
+                "or set fused_step = False on the layer"
+            )
+        if not self._stepping_optimizer().owns(weight):
+            raise RuntimeError(
+                f"{who}: the optimizer that it was fused with does not own its weight (any more); call "
+                "flexkern.optim.fuse_into_backward(model, optimizer) with the optimizer that does"
+            )
+        device = x.device.type
+        if torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) is torch.float16:
+            raise RuntimeError(
+                f"{who}: fused_step under float16 autocast: float16 gradients need a GradScaler, which would "
+                "have to look at gradients before the step; use torch.autocast(..., dtype=torch.bfloat16)"
+            )
+
+    def _stepping_optimizer(self) -> Any:
+        optimizer = None if self._optimizer is None else self._optimizer()
+        if optimizer is None:
+            raise RuntimeError(
+                f"{type(self).__name__}({self.in_features}, {self.out_features}) has fused_step but no "
+                "optimizer (none was given, it is gone, or this is a copy of a fused layer); call "
+                "flexkern.optim.fuse_into_backward(model, optimizer), or set fused_step = False on the layer"
+            )
+        return optimizer
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy, or what was pickled, has weights of its own, which this layer's optimizer does not own.
+        return {name: value for name, value in self.__dict__.items() if name not in _UNSAVED}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._begin(self.fused_step, self.window)
+
+    def extra_repr(self) -> str:
+        window = f", window={self.window}" if self.window > 1 else ""
+        return f"{super().extra_repr()}, fused_step={self.fused_step}{window}"
+
+
+def check_window(window: object) -> None:
+    """Raises TypeError or ValueError if ``window`` is not a number of micro-batches."""
+    if isinstance(window, bool) or not isinstance(window, int):
+        raise TypeError(f"window must be an int, got {window!r}")
+    if window < 1:
+        raise ValueError(f"window must be at least 1 micro-batch, got {window}")

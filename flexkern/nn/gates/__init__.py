@@ -1,0 +1,1 @@
+"""Artificial synapses: which task's adapter a sample opens."""

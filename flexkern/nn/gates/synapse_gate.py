@@ -1,0 +1,403 @@
+"""Artificial synapses that open a task's sub-network where a sample looks like the task (Artsy, arXiv
+2410.05899)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flexkern.nn.gates.calibration import fit_platt, fit_softmax, softmax_logit
+from flexkern.nn.gates.detectors import Ridge, make_detector
+from flexkern.nn.gates.mlp import Scaling, StackedMLP
+from flexkern.nn.gates.negatives import Recall, training_batches
+from flexkern.nn.gates.options import ALWAYS_OPEN, GATES, GateOptions, check_task, check_true_task
+from flexkern.nn.gates.quality import gate_report
+from flexkern.nn.gates.threshold import SlidingThreshold, quantile_threshold
+from flexkern.nn.growing import GrowingState, check_features, seeded
+from flexkern.nn.task_scores import rank_in_class
+
+__all__ = ["ALWAYS_OPEN", "GATES", "SynapseGate"]
+
+_INIT, _SPLIT, _KEEP, _TRAIN, _REHEARSE = range(5)  # what random numbers are drawn for
+_REHEARSED = 256  # features drawn of each task, to calibrate gates and set thresholds
+
+
+class SynapseGate(GrowingState):
+    """One synapse for each task, which is silent (0) or functional (> 0) for each sample, by its features h0 =
+    E0(x).
+
+    ``learn(h0, labels)`` adds a task; ``forward(h0)`` gives the openings [N, T]; ``evidence(h0)`` the logits
+    behind them. All T gates are evaluated together, without a loop over tasks. All state is in buffers; a fresh
+    object of the same options loads any state_dict.
+
+    **Gates** (``gate``): ``"mlp"``, a two-layer MLP a task, trained to tell the task's features (1) from those
+    of all other tasks so far (0); ``"none"``, all open (EASE); ``"oracle"``, the true task, an upper bound; the
+    detectors ``"energy"``, ``"mahalanobis"``, ``"knn"``, ``"likelihood_ratio"`` and ``"ridge"`` of
+    :mod:`flexkern.nn.gates.detectors`.
+
+    **The first task** has no other to be told from: its gate is open until a second task comes. Then it is
+    trained too, on what stands for its data (``first="trained"``), or, as the paper may be read, stays open
+    until a ``refresh`` (``first="open"``).
+
+    **Evidence** is a logit: 0 means that the own task and all others, with half the weight each, are as likely.
+    An MLP's output is one by training. Scores of detectors are made one by ``calibration``: ``"platt"``, a
+    logistic regression for each gate; ``"softmax"``, a softmax over the tasks with one temperature, so that
+    gates compete; ``"none"``, as they are. Default: softmax for ridge, platt for other detectors, none for mlp.
+    It is fitted on held-out data of the newest task and on what stands for the others.
+
+    Args:
+        width: of h0.
+        gate: see above.
+        gating: ``"hard"``: 1 where evidence >= threshold; ``"soft"``: sigmoid(evidence), thresholds not used;
+            ``"topk"``: hard, but only the ``k`` largest (lateral inhibition), or with ``fill`` the k largest
+            whether over their thresholds or not.
+        k: open synapses of a sample at most, for topk (default 2), and for soft (default: no limit; the others
+        are 0).
+        fill: see ``gating``.
+        negatives: what stands for other tasks' data, and for the own where that is gone: ``"gaussian"`` or
+            ``"replay"``, see :mod:`flexkern.nn.gates.negatives`. ``keeps_data`` says whether data is kept.
+        positives: for an MLP of the newest task with gaussian negatives: ``"data"``, or ``"gaussian"``, drawn
+            as the negatives are, so that it cannot learn to tell data from draws.
+        keep: features kept of each class, by replay and knn.
+        threshold: ``"fixed"``: ``theta``; ``"quantile"``: the largest that opens on ``target`` of held-out data
+            of the own task (default 0.95; later, when a gate changes, on what stands for that data);
+            ``"adaptive"``: slides until other tasks' data opens it at rate ``target`` (default 0.1), see
+            :class:`SlidingThreshold`: earlier gates slide on the data of each new task, the newest on what
+            stands for the earlier tasks' data.
+        theta: probability, in (0, 1).
+        target: see ``threshold``.
+        gain, low, high: of the adaptive threshold.
+        refresh: at each new task all gates are trained (from where they are), calibrated and, with
+            ``"quantile"``, set again, each against all other tasks. Without it only the newest is. Detectors
+            whose scores move with every task (mahalanobis, likelihood_ratio, ridge), and softmax, are
+            calibrated and set again in any case.
+        first: see above.
+        inputs: what an MLP sees while training: h0 ``"standard"``ised, or ``"whitened"``, see
+            :class:`flexkern.nn.gates.mlp.Scaling`.
+        hidden, epochs, lr, batch, weight_decay: of the MLPs and their training (AdamW, cosine to 0, as many
+            negatives as positives in each step).
+        holdout: share of each class's data held out of learning, where calibration or quantile needs it. It
+            joins the running sums afterwards.
+        calibration: see above; None for the default.
+        neighbours: of knn.
+        features, ridge: of the ridge head, see :class:`flexkern.nn.RidgeHead`.
+        shrinkage: of the shared covariance, see :class:`flexkern.nn.FeatureStatistics`.
+        seed: of everything that is drawn. The same seed and data give the same bits on the same device.
+        device: of the state.
+
+    Raises:
+        TypeError, ValueError: naming the argument.
+    """
+
+    ready: Tensor
+    theta_logit: Tensor
+    slope: Tensor
+    offset: Tensor
+    factor: Tensor
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        gate: str = "mlp",
+        gating: str = "hard",
+        k: int | None = None,
+        fill: bool = False,
+        negatives: str = "gaussian",
+        positives: str = "data",
+        keep: int = 20,
+        threshold: str = "fixed",
+        theta: float = 0.5,
+        target: float | None = None,
+        gain: float = 0.5,
+        low: float = -8.0,
+        high: float = 8.0,
+        refresh: bool = False,
+        first: str = "trained",
+        hidden: int = 64,
+        epochs: int = 2,
+        inputs: str = "standard",
+        lr: float = 1e-2,
+        batch: int = 48,
+        weight_decay: float = 1e-2,
+        holdout: float = 0.2,
+        calibration: str | None = None,
+        neighbours: int = 5,
+        features: int = 2000,
+        ridge: float | str = "auto",
+        shrinkage: float | str = "oas",
+        seed: int = 0,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        if target is None:
+            target = 0.95 if threshold == "quantile" else 0.1
+        self.options = GateOptions(
+            width=width, gate=gate, gating=gating, k=k, fill=fill, positives=positives, threshold=threshold,
+            theta=theta, target=target, refresh=refresh, first=first, hidden=hidden,
+            epochs=epochs, inputs=inputs, lr=lr, batch=batch, weight_decay=weight_decay, holdout=holdout,
+            calibration=calibration, neighbours=neighbours, seed=seed,
+        )  # fmt: skip
+        self.width, self.gate, self.gating = width, gate, gating
+        self.sliding = SlidingThreshold(target, gain, low, high) if threshold == "adaptive" else None
+        self.recall = Recall(width, negatives=negatives, keep=keep, shrinkage=shrinkage, device=device)
+        self.mlp = StackedMLP(width, hidden, device=device) if gate == "mlp" else None
+        self.detector = make_detector(
+            gate,
+            width,
+            neighbours=neighbours,
+            keep=keep,
+            features=features,
+            ridge=ridge,
+            seed=seed,
+            device=device,
+        )
+        self.register_buffer("ready", torch.zeros(0, dtype=torch.bool, device=device))
+        self.register_buffer("theta_logit", torch.zeros(0, device=device))
+        self.register_buffer("slope", torch.zeros(0, device=device))
+        self.register_buffer("offset", torch.zeros(0, device=device))
+        self.register_buffer("factor", torch.ones((), device=device))
+
+    # ------------------------------------------------------------------ what it is
+
+    @property
+    def tasks(self) -> int:
+        """T."""
+        return len(self.ready)
+
+    @property
+    def keeps_data(self) -> bool:
+        """Whether features of samples are kept: name it in every result."""
+        return self.recall.keeps_data or (self.detector is not None and self.detector.keeps_data)
+
+    @property
+    def theta(self) -> Tensor:
+        """Thresholds as probabilities, float32 [T]."""
+        return torch.sigmoid(self.theta_logit)
+
+    def set_theta(self, theta: float | Tensor) -> None:
+        """Sets the thresholds of all gates (a number), or of each (floating-point [T]), in [0, 1]."""
+        value = torch.as_tensor(theta, dtype=torch.float64).to(self.theta_logit.device)
+        if tuple(value.shape) not in ((), (self.tasks,)) or not bool(((value >= 0) & (value <= 1)).all()):
+            raise ValueError(f"theta must be a probability, or one for each of {self.tasks} tasks, got {theta}")
+        self.theta_logit = torch.logit(value).float().expand(self.tasks).clone()
+
+    @property
+    def parameters_added(self) -> int:
+        """Trained numbers of all gates: MLPs, or a detector's classifier; class statistics are not counted."""
+        if self.mlp is not None:
+            return sum(b.numel() for b in self.mlp.buffers())
+        return 0 if self.detector is None else self.detector.parameters_added
+
+    # ------------------------------------------------------------------ learning
+
+    @torch.no_grad()
+    def learn(self, h0: Tensor, labels: Tensor) -> None:
+        """A task comes.
+
+        Args:
+            h0: floating-point [n, width], finite, features of its data by the pre-trained network.
+            labels: integers [n]: its classes, which must be the next ones (classes are numbered 0, 1, 2, ... in
+                the order in which they are learned).
+
+        Raises:
+            TypeError, ValueError: naming the argument; nothing was learned.
+            RuntimeError: if the covariance of the features is singular; load the state from before.
+        """
+        task, first_class = self.tasks, self.recall.classes
+        least = 1 if self.detector is None else self.detector.least_classes
+        new = check_task(h0, labels, self.width, first_class, least)
+        labels, h0 = labels.to(self.recall.class_task), h0.to(self.theta_logit)
+        scored = self.mlp is not None or self.detector is not None
+        held = self._split(labels, new, task) if scored else torch.zeros_like(labels, dtype=torch.bool)
+        self.recall.add_classes(new, task)
+        self._append("ready", torch.tensor([not scored]))
+        self._append("theta_logit", torch.logit(torch.tensor([self.options.theta], dtype=torch.float64)))
+        self._append("slope", torch.ones(1))
+        self._append("offset", torch.zeros(1))
+        if not scored:
+            return
+        generator = self._generator(task, _KEEP)
+        self.recall.add(h0[~held], labels[~held], generator)
+        if self.detector is not None:
+            self.detector.learn(h0[~held], labels[~held], generator)
+        if self.mlp is not None:
+            self.mlp.add(self._generator(task, _INIT))
+        if task:
+            self._fit(h0[~held], h0[held], task)
+        self.recall.add(h0[held], labels[held], generator)
+        if self.detector is not None:
+            self.detector.absorb(h0[held], labels[held])
+
+    def _fit(self, train: Tensor, held: Tensor, task: int) -> None:
+        """Trains, calibrates and sets the thresholds of the gates that a new task changes."""
+        o, device = self.options, self.ready.device
+        everyone = torch.arange(task + 1, device=device)
+        all_anew = o.refresh or (task == 1 and o.first == "trained")
+        trained = everyone if all_anew else everyone[task:]
+        if self.mlp is not None:
+            self._train(trained, train, task)
+        moving = o.calibration == "softmax" or (self.detector is not None and self.detector.moving)
+        changed = everyone if moving else trained
+        self.ready[trained] = True
+        if o.first == "open" and not o.refresh:
+            changed = changed[changed > 0]
+        if o.calibration == "none" and o.threshold == "fixed":
+            return
+
+        # What stands for all tasks, with real data of the newest where some was held out.
+        generator = self._generator(task, _REHEARSE)
+        each = torch.eye(task + 1, dtype=torch.bool, device=device)
+        x = self.recall.draw(each, _REHEARSED, generator).flatten(0, 1)
+        own = everyone.repeat_interleave(_REHEARSED)
+        if len(held):
+            drawn = task * _REHEARSED
+            x = torch.cat([x[:drawn], held])
+            own = torch.cat([own[:drawn], own.new_full((len(held),), task)])
+        scores = self.scores(x)
+        if o.calibration == "platt":
+            slope, offset = fit_platt(scores[:, changed], own[:, None] == changed)
+            self.slope[changed], self.offset[changed] = slope, offset
+        elif o.calibration == "softmax":
+            self.factor.fill_(fit_softmax(scores, own))
+        evidence = self._evidence(scores)
+        if o.threshold == "quantile":
+            earlier = changed[changed < task]
+            if len(earlier):
+                of_task = evidence[: task * _REHEARSED].view(task, _REHEARSED, task + 1)
+                own_evidence = of_task[earlier, :, earlier].T
+                self.theta_logit[earlier] = quantile_threshold(own_evidence, o.target)
+            self.theta_logit[task:] = quantile_threshold(evidence[own == task][:, task:], o.target)
+        elif self.sliding is not None:
+            self._slide(evidence, own, train, task, generator)
+
+    def _slide(
+        self, evidence: Tensor, own: Tensor, train: Tensor, task: int, generator: torch.Generator
+    ) -> None:
+        """Adaptive thresholds: the newest on what stands for the others, the others on the new task's data."""
+        assert self.sliding is not None
+        others, new = evidence[own != task, task:], self.evidence(train)[:, :task]
+        for gates, met in ((slice(task, None), others), (slice(0, task), new)):
+            met = met[torch.randperm(len(met), generator=generator, device=met.device)]
+            slid = self.sliding.slide(self.theta_logit[gates], met, self.options.batch)
+            self.theta_logit[gates] = torch.where(self.ready[gates], slid, self.theta_logit[gates])
+
+    def _train(self, which: Tensor, train: Tensor, task: int) -> None:
+        assert self.mlp is not None
+        o = self.options
+        generator = self._generator(task, _TRAIN)
+        positives = train if o.positives == "data" else None
+        self.mlp.fit(
+            which,
+            training_batches(self.recall, which, positives, len(train), o.epochs, o.batch, generator),
+            o.epochs * math.ceil(len(train) / o.batch),
+            lr=o.lr,
+            weight_decay=o.weight_decay,
+            scaling=Scaling.of(self.recall.statistics, o.inputs),
+        )
+
+    def _split(self, labels: Tensor, classes: int, task: int) -> Tensor:
+        """bool [n]: which samples are held out of learning: the same share of each class."""
+        o = self.options
+        if o.threshold != "quantile" and o.calibration == "none":
+            return torch.zeros_like(labels, dtype=torch.bool)
+        in_task = labels - self.recall.classes
+        rank = rank_in_class(in_task, self._generator(task, _SPLIT))
+        held = rank < (torch.bincount(in_task, minlength=classes) * o.holdout).long()[in_task]
+        if not bool(held.any()) or int((~held).sum()) <= classes:
+            raise ValueError(
+                f"h0 has {len(labels)} samples of {classes} classes, too few to hold {o.holdout:.0%} of each "
+                "class out for calibration or thresholds; give more, or another holdout"
+            )
+        return held
+
+    def _generator(self, task: int, purpose: int) -> torch.Generator:
+        return seeded(self.ready.device, self.options.seed, task, purpose)
+
+    # ------------------------------------------------------------------ using
+
+    @torch.no_grad()
+    def scores(self, h0: Tensor) -> Tensor:
+        """Scores before calibration, float32 [N, T], of features [N, width]: MLP outputs or a detector's
+        scores."""
+        check_features(h0, self.width)
+        with torch.autocast(h0.device.type, enabled=False):
+            if self.mlp is not None:
+                return self.mlp(h0.float())
+            assert self.detector is not None, f"gate={self.gate!r} has no scores"
+            return self.detector.scores(h0.float(), self.recall, self.tasks)
+
+    def _evidence(self, scores: Tensor) -> Tensor:
+        if self.options.calibration == "platt":
+            scores = scores * self.slope + self.offset
+        elif self.options.calibration == "softmax" and scores.shape[1] > 1:
+            scores = softmax_logit(scores, self.factor)
+        return torch.where(self.ready, scores, ALWAYS_OPEN)
+
+    @torch.no_grad()
+    def evidence(self, h0: Tensor, task: Tensor | None = None) -> Tensor:
+        """Logits that a sample is of each task, float32 [N, T], of features [N, width].
+
+        ``ALWAYS_OPEN`` (its sigmoid is 1 in float32) of a gate without negatives, and of all for
+        ``gate="none"``; plus or minus that for ``"oracle"``, which needs the true ``task``, int64 [N].
+
+        Raises:
+            TypeError, ValueError: naming the argument; RuntimeError before the first task.
+        """
+        check_features(h0, self.width)
+        if not self.tasks:
+            raise RuntimeError("no task has been learned yet; call learn() first")
+        if self.gate == "oracle":
+            true = check_true_task(task, len(h0), self.tasks).to(h0.device)
+            own = torch.arange(self.tasks, device=h0.device) == true[:, None]
+            return torch.where(own, ALWAYS_OPEN, -ALWAYS_OPEN)
+        if self.gate == "none":
+            return torch.full((len(h0), self.tasks), ALWAYS_OPEN, device=h0.device)
+        return self._evidence(self.scores(h0))
+
+    def forward(self, h0: Tensor, task: Tensor | None = None) -> Tensor:
+        """How far each synapse is open, float32 [N, T] in [0, 1], 0 where it is silent; see the class.
+
+        Args, Raises: as :meth:`evidence`.
+        """
+        return self.open(self.evidence(h0, task))
+
+    @torch.no_grad()
+    def open(self, evidence: Tensor) -> Tensor:
+        """Openings [N, T] of evidence [N, T]."""
+        o = self.options
+        if self.gate == "none":
+            return torch.ones_like(evidence)
+        over = evidence >= self.theta_logit
+        value = torch.sigmoid(evidence) if o.gating == "soft" else over.float()
+        if o.k is None or o.k >= evidence.shape[1]:
+            return torch.ones_like(value) if o.gating == "topk" and o.fill else value
+        best = torch.zeros_like(over).scatter_(1, evidence.topk(o.k, dim=1).indices, True)
+        return best.float() if o.gating == "topk" and o.fill else value * best
+
+    def class_scores(self, h0: Tensor) -> Tensor:
+        """Scores of all classes by the ridge gate's head, float32 [N, C], of features [N, width].
+
+        Raises:
+            RuntimeError: if ``gate`` is not "ridge", or before the first task.
+        """
+        if not isinstance(self.detector, Ridge):
+            raise RuntimeError(f"only gate='ridge' scores classes, this is gate={self.gate!r}")
+        return self.detector.head.logits(h0)
+
+    def report(self, h0: Tensor, task: Tensor) -> dict[str, Any]:
+        """Open rates, AUROC and confusion on features [N, width] of tasks int64 [N]; see
+        :func:`flexkern.nn.gates.quality.gate_report`."""
+        task = check_true_task(task, len(h0), self.tasks).to(h0.device)
+        evidence = self.evidence(h0, task)
+        return gate_report(evidence, self.open(evidence), task)
+
+    def extra_repr(self) -> str:
+        o = self.options
+        return (
+            f"width={self.width}, gate={self.gate!r}, gating={self.gating!r}, threshold={o.threshold!r}, "
+            f"refresh={o.refresh}, tasks={self.tasks}, keeps_data={self.keeps_data}"
+        )

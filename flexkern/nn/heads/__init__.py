@@ -1,0 +1,1 @@
+"""Classifiers on features: prototypes, ridge regression, experts."""

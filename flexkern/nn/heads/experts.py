@@ -1,0 +1,147 @@
+"""Experts: a head that decides which task by E0's features, and within an open task also by its adapter's."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from flexkern.nn.growing import GrowingState, check_features, check_labels
+from flexkern.nn.heads.ridge import RidgeHead
+
+__all__ = ["ExpertHead"]
+
+
+class ExpertHead(GrowingState):
+    """``log p(c | x) = log p(t | x) + log p(c | t, x)``, with t the task of class c; this package's own.
+
+    Scores of all classes by E0's features, such as those of a :class:`flexkern.nn.RidgeHead`, say which task:
+    ``p(t | x)`` is the sum of ``softmax(temperature * scores)`` over its classes. They also say which class of
+    the task, and where the task's synapse is open an expert is heard too: a ridge head on [E0(x), Et(x)], which
+    the task's own images fit in closed form when it is learned. So an adapter is only asked what it was trained
+    for, to tell its own classes apart, and no data and no features of other tasks are needed.
+
+    Args:
+        width: of E0(x) and of each Et(x).
+        temperature: of the scores, > 0.
+        expert_temperature: of the experts' scores, > 0.
+        device: of the state.
+
+    Raises:
+        ValueError: naming the argument.
+    """
+
+    weight: Tensor
+    class_task: Tensor
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        temperature: float = 20.0,
+        expert_temperature: float = 10.0,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        if width < 1:
+            raise ValueError(f"width must be at least 1, got {width}")
+        for name, value in (("temperature", temperature), ("expert_temperature", expert_temperature)):
+            if not (math.isfinite(value) and value > 0):
+                raise ValueError(f"{name} must be finite and > 0, got {value}")
+        self.width, self.temperature, self.expert_temperature = width, temperature, expert_temperature
+        # For each class what its task's expert multiplies [E0(x), Et(x)] by.
+        self.register_buffer("weight", torch.zeros((0, 2, width), device=device))
+        self.register_buffer("class_task", torch.zeros(0, dtype=torch.int64, device=device))
+
+    @property
+    def classes(self) -> int:
+        """How many classes are known."""
+        return len(self.class_task)
+
+    @property
+    def tasks(self) -> int:
+        """How many experts there are."""
+        return int(self.class_task[-1]) + 1 if self.classes else 0
+
+    @torch.no_grad()
+    def learn(self, h0: Tensor, own: Tensor, labels: Tensor) -> None:
+        """A task comes: fits its expert.
+
+        Args:
+            h0: floating-point [n, width], E0 of the task's images.
+            own: [n, width], Et of them.
+            labels: integers [n]: the next classes.
+
+        Raises:
+            TypeError, ValueError: naming the argument; nothing was learned.
+        """
+        check_features(h0, self.width)
+        check_features(own, self.width, "own")
+        check_labels(labels, len(h0))
+        seen = labels.unique().tolist()
+        if not seen or seen != list(range(self.classes, self.classes + len(seen))):
+            raise ValueError(
+                f"labels must be the next classes from {self.classes} on without a gap, got {seen[:10]}"
+            )
+        expert = RidgeHead(2 * self.width, device=self.weight.device)
+        expert.update(torch.cat([h0, own], 1), labels - self.classes)
+        task = self.tasks
+        self._append("weight", expert.solve().T.reshape(len(seen), 2, self.width))
+        self._append("class_task", self.class_task.new_full((len(seen),), task))
+
+    @torch.no_grad()
+    def logits(self, scores: Tensor, spaces: Tensor, openings: Tensor) -> Tensor:
+        """Log probabilities, float32 [n, C].
+
+        Args:
+            scores: floating-point [n, C], of all classes, by E0's features.
+            spaces: [n, 1 + T, width], E0(x) and each Et(x); what is closed is not used.
+            openings: [n, T], open where > 0.
+
+        Raises:
+            ValueError: if the sizes do not fit.
+        """
+        n, tasks = len(scores), self.tasks
+        for name, tensor, shape in (
+            ("scores", scores, (n, self.classes)), ("spaces", spaces, (n, 1 + tasks, self.width)),
+            ("openings", openings, (n, tasks)),
+        ):  # fmt: skip
+            if tuple(tensor.shape) != shape:
+                raise ValueError(f"{name} must be {list(shape)}, got {list(tensor.shape)}")
+        with torch.autocast(scores.device.type, enabled=False):
+            shared = self.temperature * scores.float()
+            of_task = functional.one_hot(self.class_task, tasks).float()
+            per_class = torch.log_softmax(shared, 1)
+            # A task that no float32 holds any more is as good as impossible, not NaN.
+            task = (per_class.exp() @ of_task).clamp(min=1e-38).log()[:, self.class_task]
+            within = self._log_softmax_within(shared + self.expert_temperature * self._experts(spaces.float()))
+            is_open = (openings > 0)[:, self.class_task]
+            return torch.where(is_open, task + within, per_class)
+
+    def _experts(self, spaces: Tensor) -> Tensor:
+        """Scores [n, C] of each class by its own task's expert: one product, with 0 for the other tasks'
+        spaces."""
+        weight = self.weight.new_zeros((self.classes, spaces.shape[1], self.width))
+        weight[:, 0] = self.weight[:, 0]
+        rows = torch.arange(self.classes, device=weight.device)
+        weight[rows, 1 + self.class_task] = self.weight[:, 1]
+        return spaces.flatten(1) @ weight.flatten(1).T
+
+    def _log_softmax_within(self, x: Tensor) -> Tensor:
+        """log_softmax over the classes of each task."""
+        index = self.class_task.expand_as(x)
+        top = x.new_full((len(x), self.tasks), -math.inf).scatter_reduce(1, index, x, "amax")
+        shifted = x - top.gather(1, index)
+        total = x.new_zeros((len(x), self.tasks)).scatter_add(1, index, shifted.exp())
+        return shifted - total.log().gather(1, index)
+
+    def _check_state(self, state: dict[str, Any]) -> None:
+        weight = state.get("weight")
+        if weight is not None and tuple(weight.shape[1:]) != (2, self.width):
+            raise ValueError(f"the state has weights {tuple(weight.shape)}, and this head width {self.width}")
+
+    def extra_repr(self) -> str:
+        return f"width={self.width}, tasks={self.tasks}, classes={self.classes}, temperature={self.temperature}"

@@ -1,0 +1,194 @@
+"""The demo: three networks learn ten two-digit items one after the other; which still knows the first?
+
+The network and the rule are those of arXiv 2407.07133; data, features and sizes are small, so that it takes
+less than a minute on two idle cores: scikit-learn's bundled digits, one frozen layer of random convolutions.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import flexkern
+from flexkern.features import RandomConvolutions, extract
+from flexkern.learners import MetaplasticMLP
+from flexkern.metrics import AccuracyMatrix, memorised
+from flexkern.runs import awakening
+from flexkern.runs.json_file import write_json
+from flexkern.streams import Stream, bundled_digits, two_digit_stream
+
+__all__ = ["NETWORKS", "DemoConfig", "run", "write"]
+
+NETWORKS = ("conventional", "hybrid", "stable")
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """Sizes of the demo. A run with seed ``first_seed + i`` has its own items, their order, and networks.
+
+    Raises:
+        ValueError: naming the argument. (Items, epochs and the like are checked where they are used.)
+    """
+
+    seeds: int = 5
+    first_seed: int = 0
+    items: int = 10
+    epochs: int = 2
+    train_per_item: int = 500
+    test_per_item: int = 200
+    lr: float = 5e-3
+    batch_size: int = 50
+    width: int = 256
+    channels: int = 32
+    grid: int = 8
+    scale: float | str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.seeds < 1:
+            raise ValueError(f"seeds must be at least 1, got {self.seeds}")
+
+    @property
+    def steps(self) -> int:
+        """How often :func:`run` reports progress."""
+        # And once more through the first seed's stream, with a reserve.
+        return self.seeds * (1 + len(NETWORKS) * self.items) + self.items
+
+
+def run(config: DemoConfig, progress: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
+    """Trains all networks on all seeds, and one with a reserve of silent synapses on the first.
+
+    Args:
+        config: the sizes.
+        progress: called ``config.steps`` times with what was just done.
+
+    Returns:
+        What :func:`write` writes: plain lists and numbers.
+    """
+    start = time.perf_counter()
+    digits = bundled_digits()
+    runs: list[dict[str, Any]] = []
+    alive: dict[str, Any] = {}
+    for seed in range(config.first_seed, config.first_seed + config.seeds):
+        stream = two_digit_stream(
+            *digits,
+            items=config.items,
+            train_per_item=config.train_per_item,
+            test_per_item=config.test_per_item,
+            seed=seed,
+        )
+        extractor = RandomConvolutions(config.channels, grid=config.grid, seed=seed)
+        # Unlabelled images of the first item: nothing is known of the stream before it begins.
+        features = extract(stream, extractor.calibrate(stream[0].train_inputs))
+        progress(f"seed {seed}: features")
+        networks = {name: _learn(name, features, config, seed, progress) for name in NETWORKS}
+        if not runs:
+            options = _options(config, seed) | {"network": "hybrid"}
+            alive = awakening.run(features, config.epochs, progress, **options)
+        runs.append({"seed": seed, "items": stream.names, "networks": networks})
+    return {
+        "experiment": "two-digit items, bundled digits, frozen random convolutions",
+        "source": "arXiv 2407.07133",
+        "configuration": asdict(config),
+        "chance": 1 / config.items,
+        "versions": _versions(),
+        "seconds": round(time.perf_counter() - start, 1),
+        "summary": {name: _summary([r["networks"][name] for r in runs]) for name in NETWORKS},
+        "awakening": alive,
+        "runs": runs,
+    }
+
+
+def _options(config: DemoConfig, seed: int) -> dict[str, Any]:
+    """What all networks have in common."""
+    return {
+        "widths": (config.width, config.width),
+        "lr": config.lr,
+        "scale": config.scale,
+        "batch_size": config.batch_size,
+        "seed": seed,
+    }
+
+
+def _learn(
+    network: str, stream: Stream, config: DemoConfig, seed: int, progress: Callable[[str], None]
+) -> dict[str, Any]:
+    """One network through the stream: its accuracy matrix, and how many items it holds after each."""
+    learner = MetaplasticMLP(stream.input_shape, stream.classes, network=network, **_options(config, seed))
+    matrix = AccuracyMatrix()
+    held = []
+    for item in stream:
+        learner.learn(item, epochs=config.epochs)
+        evaluation = learner.evaluate(stream)
+        matrix.add(evaluation.accuracies)
+        held.append(int(memorised(evaluation.confusion, learned=range(item.number + 1)).sum()))
+        progress(f"seed {seed}: {network}, item {item.number + 1} of {len(stream)}")
+    return {
+        "accuracy": [[round(a, 4) for a in row] for row in matrix.tolist()],
+        "memorised": held,
+        "last": matrix.last,
+        "average": matrix.average,
+        "forgetting": matrix.forgetting,
+        "backward_transfer": matrix.backward_transfer,
+        "scale": learner.optimizer.scales()[0],
+    }
+
+
+def _summary(networks: list[dict[str, Any]]) -> dict[str, Any]:
+    """Mean and sample standard deviation over the seeds."""
+    values = {
+        "accuracy": [n["accuracy"][-1] for n in networks],
+        "memorised": [n["memorised"] for n in networks],
+        **{key: [n[key] for n in networks] for key in ("last", "average", "forgetting", "backward_transfer")},
+    }
+    spread = 1 if len(networks) > 1 else 0  # one seed has no spread: 0, not NaN
+    return {
+        key: {
+            "mean": np.round(np.mean(v, axis=0), 4).tolist(),
+            "std": np.round(np.std(v, axis=0, ddof=spread), 4).tolist(),
+        }
+        for key, v in values.items()
+    }
+
+
+def _versions() -> dict[str, str]:
+    def installed(package: str) -> str:
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            return "not installed"
+
+    return {
+        "flexkern": flexkern.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "scikit-learn": installed("scikit-learn"),
+        "machine": platform.machine(),
+        "threads": str(torch.get_num_threads()),
+        "backends": ", ".join(name for name, status in flexkern.backends().items() if status.available),
+    }
+
+
+def write(results: dict[str, Any], out: Path) -> tuple[Path, Path, Path]:
+    """Writes ``results.json``, ``memory.png`` and ``awakening.png`` into ``out`` and returns their paths.
+
+    Raises:
+        ModuleNotFoundError: if matplotlib is not installed.
+    """
+    from flexkern.runs.drawing import draw_memory
+    from flexkern.runs.reserve_pictures import draw_awakening
+
+    out.mkdir(parents=True, exist_ok=True)
+    paths = out / "results.json", out / "memory.png", out / "awakening.png"
+    write_json(paths[0], results)
+    draw_memory(results, paths[1])
+    draw_awakening(results["awakening"], paths[2])
+    return paths

@@ -1,0 +1,1 @@
+"""Class-incremental runs: methods on one stream, task after task."""

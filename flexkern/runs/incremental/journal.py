@@ -1,0 +1,119 @@
+"""What a class-incremental run has done so far: one JSON, and the checkpoints of its learners."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from flexkern.runs.incremental.config import Config
+from flexkern.runs.json_file import write_json
+
+__all__ = ["Journal", "differences"]
+
+_FORMAT = 1
+# May change between two calls of one run: where things lie, not what they are.
+_FREE = ("out", "data.path")
+_OWN = ("results.json", "picture.png", "checkpoints/*.safetensors")  # what --restart removes
+_TEMPORARY = (".results*.tmp", "checkpoints/.*.tmp")
+
+
+class Journal:
+    """``results.json`` in the folder ``config.out``.
+
+    Args:
+        config: the run. What a folder already holds must be of the same configuration, but for paths.
+        environment: versions and device, noted when they change.
+        restart: discard what the folder holds.
+
+    Raises:
+        ValueError: if the folder holds another run, or a file that is not one of ours.
+    """
+
+    def __init__(self, config: Config, environment: dict[str, Any], *, restart: bool = False) -> None:
+        self.folder = Path(config.out)
+        self.path = self.folder / "results.json"
+        # A process that was killed while it wrote leaves its temporary file.
+        for pattern in (*_TEMPORARY, *(_OWN if restart else ())):
+            for path in self.folder.glob(pattern):
+                path.unlink()
+        configuration = config.asdict()
+        self.results: dict[str, Any] = self._read() or {
+            "experiment": "class-incremental",
+            "format": _FORMAT,
+            "configuration": configuration,
+            "environments": [],
+            "finished": False,
+            "summary": {},
+            "runs": [],
+        }
+        changed = differences(self.results["configuration"], configuration)
+        if changed:
+            raise ValueError(
+                f"out: {os.fspath(self.folder)!r} holds a run of another configuration ({'; '.join(changed)}). "
+                "Give another folder with --out, or discard that run with --restart"
+            )
+        self.results["configuration"] = configuration
+        if self.results["environments"][-1:] != [environment]:
+            self.results["environments"].append(environment)
+
+    def _read(self) -> dict[str, Any] | None:
+        if not self.path.exists():
+            return None
+        try:
+            results = json.loads(self.path.read_text(encoding="utf-8"))
+            ours = results["experiment"] == "class-incremental" and results["format"] == _FORMAT
+        except (ValueError, KeyError, TypeError):
+            ours = False
+        if not ours:
+            raise ValueError(
+                f"out: {os.fspath(self.path)!r} was not written by this version of flexkern run "
+                "class-incremental. Give another folder with --out, or discard it with --restart"
+            )
+        return results
+
+    def run(self, method: str, seed: int) -> dict[str, Any]:
+        """The record of one method on one seed, new if there is none; :meth:`write` keeps what is put in it."""
+        for run in self.results["runs"]:
+            if run["method"] == method and run["seed"] == seed:
+                return run
+        self.results["runs"].append({"method": method, "seed": seed, "tasks": []})
+        return self.results["runs"][-1]
+
+    def checkpoint(self, method: str, seed: int) -> Path:
+        """Where the learner of that run is saved; the folder exists then."""
+        names = [m["name"] for m in self.results["configuration"]["methods"]]
+        # The number keeps apart what differs only in characters that a file name cannot have.
+        plain = re.sub(r"[^a-z0-9]+", "_", method.lower()).strip("_")
+        path = self.folder / "checkpoints" / f"{names.index(method)}_{plain}_seed{seed}.safetensors"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def write(self) -> None:
+        """Puts the results in place in one step: who reads them finds the old file or the new one."""
+        write_json(self.path, self.results)
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """What is not the same in two configurations, one phrase a key."""
+    before, now = _flat(old), _flat(new)
+    return [
+        f"{key} was {json.dumps(before.get(key))}, is {json.dumps(now.get(key))}"
+        for key in sorted(before.keys() | now.keys())
+        if key not in _FREE and before.get(key) != now.get(key)
+    ]
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested tables and lists of tables as one table with dotted keys."""
+    if isinstance(value, dict):
+        items = [(str(k), v) for k, v in value.items()]
+    elif isinstance(value, list) and any(isinstance(v, dict) for v in value):
+        items = [(str(i), v) for i, v in enumerate(value)]
+    else:
+        return {prefix: value}
+    return {
+        k: v for name, part in items for k, v in _flat(part, f"{prefix}.{name}" if prefix else name).items()
+    }

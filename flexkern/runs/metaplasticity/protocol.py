@@ -1,0 +1,120 @@
+"""How the experiments of the metaplasticity paper are run: data, sizes, and the release's values."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+__all__ = ["RELEASE", "Network", "Protocol", "protocol_for"]
+
+DIGITS, RANDOM = "digits", "random"
+# What the authors' code uses, with SqueezeNet's features of 18,432 values.
+RELEASE: dict[str, Any] = {"width": 4096, "lr": 1e-4}
+RELEASE_SCALES = {10: 4e5, 30: 2e5}
+# A learning rate and a scale mean something only with the features that they were found for. These are for
+# random convolutions, whose features have mean square 1, and for a width that suits two processor cores.
+OF_RANDOM: dict[str, Any] = {"width": 256, "lr": 0.02, "scale": "auto"}
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """The settings that all networks of an experiment share. Defaults are the release's.
+
+    data: "digits" (scikit-learn's 1,797) or the path of an MNIST archive.
+    features: "random" (frozen random convolutions) or the path of SqueezeNet's weights.
+    items: of the stream, 3 to 45.
+    train_per_item, test_per_item: images of an item; its training set has as many again from other items, with
+        wrong labels.
+    epochs, batch_size, lr: of training; plain SGD.
+    scale: how fast synapses get stiff, or "auto"; alpha is taken once an item.
+    width: units of each of the two hidden layers.
+    seeds, first_seed: how many times everything is done; a seed decides items, their order, features where
+        they are random, initial weights and flexibility.
+    device: where to compute.
+
+    Raises:
+        ValueError: naming the setting.
+    """
+
+    data: str = DIGITS
+    features: str = RANDOM
+    items: int = 10
+    train_per_item: int = 2000
+    test_per_item: int = 1000
+    epochs: int = 5
+    batch_size: int = 1024
+    lr: float = 1e-4
+    scale: float | str = 4e5
+    width: int = 4096
+    seeds: int = 3
+    first_seed: int = 0
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        for name in ("train_per_item", "test_per_item", "epochs", "batch_size", "width", "seeds"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 3 <= self.items <= 45:
+            raise ValueError(f"items must be in [3, 45], got {self.items}")
+        if self.first_seed < 0:
+            raise ValueError(f"first_seed must not be negative, got {self.first_seed}")
+        if not (math.isfinite(self.lr) and self.lr > 0):
+            raise ValueError(f"lr must be a finite number > 0, got {self.lr}")
+        if self.scale != "auto" and (isinstance(self.scale, str) or not self.scale > 0):
+            raise ValueError(f"scale must be a number > 0 or 'auto', got {self.scale!r}")
+        for name, known in (("data", DIGITS), ("features", RANDOM)):
+            value = getattr(self, name)
+            if value != known and not os.path.exists(value):
+                raise ValueError(f"{name} must be {known!r} or the path of an archive; there is no {value!r}")
+
+    @property
+    def seed_list(self) -> range:
+        """The seeds, in order."""
+        return range(self.first_seed, self.first_seed + self.seeds)
+
+    def asdict(self) -> dict[str, Any]:
+        """For JSON; paths by their names only, so that a folder can move."""
+        values = asdict(self)
+        return values | {name: os.path.basename(values[name]) for name in ("data", "features")}
+
+
+def protocol_for(**given: Any) -> Protocol:
+    """A protocol: what is given, else what suits the features, else the release's values.
+
+    With SqueezeNet's features the release's width, learning rate, and scale: 4e5 for streams of up to 10
+    items, 2e5 for longer ones. With random convolutions width 256, lr 0.02, scale "auto": at the release's
+    values features of that size would not be learned at all.
+
+    Args:
+        given: fields of :class:`Protocol`; None counts as not given.
+    """
+    known = {name: value for name, value in given.items() if value is not None}
+    if known.get("features", RANDOM) == RANDOM:
+        fitting = OF_RANDOM
+    else:
+        short, long = RELEASE_SCALES.values()
+        fitting = RELEASE | {"scale": short if known.get("items", 10) <= 10 else long}
+    return Protocol(**(fitting | known))
+
+
+@dataclass(frozen=True)
+class Network:
+    """One of the learners that an experiment compares.
+
+    method: of :data:`flexkern.learners.mlp.baselines.MLP_METHODS`.
+    flexibility: of a metaplastic network: "conventional", "hybrid", "stable", a number, or a distribution that
+        :func:`flexkern.runs.metaplasticity.flexibility.flexibility` knows.
+    options: further arguments of the learner.
+    changes: settings of the protocol that are other ones for this network.
+    """
+
+    method: str = "metaplastic"
+    flexibility: str | float = "hybrid"
+    options: tuple[tuple[str, Any], ...] = ()
+    changes: tuple[tuple[str, Any], ...] = ()
+
+    def protocol(self, protocol: Protocol) -> Protocol:
+        """The protocol as this network has it."""
+        return replace(protocol, **dict(self.changes))

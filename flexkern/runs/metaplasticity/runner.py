@@ -1,0 +1,236 @@
+"""All networks of an experiment on all seeds, several at a time, each in its own process."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flexkern.environment import environment
+from flexkern.runs.json_file import write_json
+from flexkern.runs.metaplasticity.protocol import Protocol
+from flexkern.runs.metaplasticity.schedule import Experiment
+from flexkern.runs.metaplasticity.unit import Unit
+
+__all__ = ["default_jobs", "read", "run", "units"]
+
+_FORMAT = 1
+_FREE = ("seeds", "first_seed", "device")  # may change between two calls that fill the same folder
+# In a worker: its way to the parent, and whether Ctrl-C has come, which reaches parent and workers alike.
+_queue: Any = None
+_interrupted = False
+
+
+def units(experiment: Experiment, protocol: Protocol, out: Path, cache: Path) -> list[Unit]:
+    """Every network on every seed. Seeds come first, so that no two at work want the same features made."""
+    return [
+        Unit(experiment, network.protocol(protocol), name, network, seed, out / "units", cache)
+        for name, network in experiment.networks(protocol).items()
+        for seed in protocol.seed_list
+    ]
+
+
+def default_jobs(protocol: Protocol, count: int) -> int:
+    """As many networks at a time as there are cores; on a GPU one."""
+    if torch.device(protocol.device).type != "cpu":
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores, count))
+
+
+def run(
+    experiment: Experiment,
+    protocol: Protocol,
+    *,
+    out: Path,
+    cache: Path | None = None,
+    jobs: int | None = None,
+    restart: bool = False,
+    observe: Callable[[float, str], None] = lambda *_: None,
+) -> dict[str, Any]:
+    """Runs, or goes on with, an experiment.
+
+    Each network is trained in one process on one thread. On a CPU that is faster than one after the other on
+    all cores, and than all as one batched network (``benchmarks/bench_seeds.py``), and the bits do not depend
+    on how many are trained at a time.
+
+    Args:
+        experiment: which.
+        protocol: its settings.
+        out: folder for ``results.json``, and for the units while they are not done.
+        cache: folder for features. Default: ``features`` beside ``out``.
+        jobs: networks that are trained at a time. Default: :func:`default_jobs`.
+        restart: discard what ``out`` holds.
+        observe: told, after each presentation of an item, the share of all work that is done, and what was
+            done; from another thread.
+
+    Returns:
+        What ``results.json`` holds.
+
+    Raises:
+        ValueError: naming the setting; or if ``out`` holds a run of other settings.
+    """
+    path = out / "results.json"
+    if restart:
+        for old in (path, *(out / "units").glob("*")):
+            old.unlink(missing_ok=True)
+    configuration = _plain({"options": asdict(experiment), **protocol.asdict()})  # type: ignore[call-overload]
+    known = read(path)
+    if known is not None:
+        _check_same(known, experiment.name, configuration, out)
+    for old in (out / "units").glob(".*.tmp"):  # of a process that was killed while it wrote
+        old.unlink()
+    results: dict[str, Any] = {
+        "experiment": experiment.name,
+        "title": experiment.title,
+        "format": _FORMAT,
+        "configuration": configuration,
+        "finished": False,
+    }
+    write_json(path, results if known is None else known | {"finished": False})
+    todo = units(experiment, protocol, out, out.parent / "features" if cache is None else cache)
+    kept = {(r["network"], r["seed"]): r for r in (known or {}).get("runs", [])}
+    left = [u for u in todo if (u.name, u.seed) not in kept]
+    jobs = default_jobs(protocol, len(left)) if jobs is None else jobs
+    done = _Done(len(todo), len(todo) - len(left), observe)
+    for record in _all(left, jobs, done):
+        kept[record["network"], record["seed"]] = record
+    records = [kept[u.name, u.seed] for u in todo]
+    results |= {
+        "finished": True,
+        "environment": _environment(protocol, jobs) if left or known is None else known["environment"],
+        "seconds": round(sum(r["seconds"] for r in records), 1),
+        "summary": experiment.summarise(records, protocol),
+        "runs": records,
+    }
+    write_json(path, results)
+    for unit in todo:
+        unit.path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        (out / "units").rmdir()
+    return results
+
+
+def read(path: Path) -> dict[str, Any] | None:
+    """Results that were written before, or None.
+
+    Raises:
+        ValueError: if the file is not of this format.
+    """
+    if not path.exists():
+        return None
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+        if results["format"] == _FORMAT and isinstance(results["experiment"], str):
+            return results
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise ValueError(f"out: {path} is not of this version of flexkern run; give another folder, or --restart")
+
+
+def _check_same(known: dict[str, Any], name: str, configuration: dict[str, Any], out: Path) -> None:
+    before, now = (
+        {k: v for k, v in c.items() if k not in _FREE} for c in (known["configuration"], configuration)
+    )
+    changed = [f"{k} was {before.get(k)}, is {now[k]}" for k in now if before.get(k) != now[k]]
+    if known["experiment"] != name:
+        changed.insert(0, f"it is of {known['experiment']}")
+    if changed:
+        raise ValueError(
+            f"out: {out} holds another run ({'; '.join(changed)}). Give another folder with --out, or discard "
+            "that run with --restart"
+        )
+
+
+def _plain(value: Any) -> Any:
+    """As JSON gives it back: lists for tuples."""
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def _environment(protocol: Protocol, jobs: int) -> dict[str, Any]:
+    here = environment()
+    device = torch.device(protocol.device)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else here["versions"]["platform"]
+    return {"versions": here["versions"], "device": name, "jobs": jobs, "threads": 1}
+
+
+# --------------------------------------------------------------------------- processes
+
+
+class _Done:
+    """How much of all work is done, from what the units say of themselves."""
+
+    def __init__(self, units: int, before: int, observe: Callable[[float, str], None]) -> None:
+        self.units, self.before, self.observe = units, before, observe
+        self.shares: dict[str, float] = {}
+
+    def say(self, unit: str, share: float, what: str) -> None:
+        self.shares[unit] = share
+        self.observe((self.before + sum(self.shares.values())) / self.units, what)
+
+
+def _all(todo: Sequence[Unit], jobs: int, done: _Done) -> Iterator[dict[str, Any]]:
+    """The records of all units, in the order in which they end."""
+    if jobs == 1 or len(todo) < 2:
+        with _one_thread():
+            for unit in todo:
+                yield unit.run(partial(done.say, unit.stem))
+        return
+    context = multiprocessing.get_context(
+        "spawn"
+    )  # a fork would copy torch's threads in whatever state they are
+    queue = context.SimpleQueue()
+    listener = threading.Thread(target=_listen, args=(queue, done), daemon=True)
+    listener.start()
+    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin, initargs=(queue,))
+    try:
+        for future in as_completed([pool.submit(_work, unit) for unit in todo]):
+            yield future.result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+        queue.put(None)
+        listener.join()
+
+
+def _listen(queue: Any, done: _Done) -> None:
+    while (news := queue.get()) is not None:
+        done.say(*news)
+
+
+def _begin(queue: Any) -> None:
+    global _queue
+    _queue = queue
+    torch.set_num_threads(1)
+
+
+def _work(unit: Unit) -> dict[str, Any]:
+    global _interrupted
+    if _interrupted:  # the pool hands out one unit in advance
+        raise KeyboardInterrupt
+    try:
+        return unit.run(lambda share, what: _queue.put((unit.stem, share, what)))
+    except KeyboardInterrupt:
+        _interrupted = True
+        raise
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -1,0 +1,163 @@
+"""Results as tables: for a terminal, and for the page of all figures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from flexkern.runs.metaplasticity.protocol import DIGITS, RANDOM
+
+__all__ = ["claims_table", "rows", "setting", "source", "table"]
+
+Rows = tuple[list[str], list[list[str]]]
+
+
+def rows(results: dict[str, Any]) -> Rows:
+    """Column heads and cells: a line for each network."""
+    return _ROWS[results["experiment"]](results["summary"])
+
+
+def table(results: dict[str, Any]) -> Table:
+    """The same for a terminal."""
+    heads, cells = rows(results)
+    shown = Table(
+        title=results["title"], title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0),
+        caption=f"accuracies in percent, mean ± standard deviation; {setting(results)}", caption_justify="left",
+    )  # fmt: skip
+    shown.add_column(heads[0])
+    for head in heads[1:]:
+        shown.add_column(head, justify="right")
+    for line in cells:
+        shown.add_row(*line)
+    return shown
+
+
+def claims_table(results: dict[str, Any]) -> Table:
+    """The paper's claims, each with its checks and its verdict."""
+    shown = Table(
+        title="Claims", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), caption_justify="left",
+        caption="mean over seeds and its 95 % confidence interval (Student's t); p: Wilcoxon's signed-rank "
+        "test. A check is met where the interval lies above 0.",
+    )  # fmt: skip
+    shown.add_column("claim, and what it takes", overflow="fold")
+    for head in ("mean", "95 %", "p", "found"):
+        shown.add_column(head, justify="right", no_wrap=True)
+    for claim in results["summary"]["claims"]:
+        shown.add_row(claim["claim"], "", "", "", claim["verdict"], style="bold")
+        for check in claim["checks"]:
+            interval = f"{check['low']:+.3f} {check['high']:+.3f}" if "low" in check else "-"
+            p = f"{check['p']:.2g}" if "p" in check else "-"
+            shown.add_row(f"  {check['what']}", f"{check['mean']:+.3f}", interval, p, check["found"])
+    return shown
+
+
+def source(results: dict[str, Any]) -> str:
+    """What was learned, and by which features, in one phrase."""
+    c = results["configuration"]
+    if "first_class" in c["options"]:
+        first, backbone = c["options"]["first_class"], c["options"]["backbone"]
+        return f"classes {first} to 99 of {c['data']}, features: the frozen transformer '{backbone}'"
+    data = "scikit-learn's handwritten digits" if c["data"] == DIGITS else c["data"]
+    features = "frozen random convolutions" if c["features"] == RANDOM else c["features"]
+    return f"two-digit items of {data}, features: {features}"
+
+
+def setting(results: dict[str, Any]) -> str:
+    """What was run, in one phrase."""
+    c = results["configuration"]
+    scale = c["scale"] if isinstance(c["scale"], str) else f"{c['scale']:g}"
+    of = "a class" if "first_class" in c["options"] else "an item"
+    seeds = f"{c['seeds']} seed{'s' if c['seeds'] > 1 else ''} from {c['first_seed']}"
+    return (
+        f"{seeds}, {source(results)}, {c['items']} items, {c['train_per_item']} + {c['test_per_item']} images "
+        f"{of}, {c['epochs']} epochs, batch "
+        f"{c['batch_size']}, lr {c['lr']:g}, scale {scale}, width {c['width']}; {results['seconds']:.0f} "
+        "seconds of one core"
+    )
+
+
+# --------------------------------------------------------------------------- one an experiment
+
+
+def _percent(value: dict[str, Any], at: int | None = None) -> str:
+    mean, std = (value[k] if at is None else value[k][at] for k in ("mean", "std"))
+    return f"{100 * mean:.1f} ± {100 * std:.1f}"
+
+
+def _count(value: dict[str, Any], at: int = -1) -> str:
+    return f"{value['mean'][at]:.1f} ± {value['std'][at]:.1f}"
+
+
+def _memory(summary: dict[str, Any]) -> Rows:
+    """Of all experiments that show a stream once."""
+    heads = ["network", "average", "memorised", "gross memory", "first item", "last item"]
+    longer = summary.get("longer", {})
+    if longer:
+        items = len(next(iter(longer.values()))["final"]["mean"])
+        heads += [f"average of {items}", f"memorised of {items}"]
+    cells = []
+    for name, m in summary["measures"].items():
+        line = [
+            name, _percent(m["average_memory"], -1), _count(m["memorised"]), _count(m["gross_memory"]),
+            _percent(m["final"], 0), _percent(m["final"], -1),
+        ]  # fmt: skip
+        if longer:
+            line += [_percent(longer[name]["average_memory"], -1), _count(longer[name]["memorised"])]
+        cells.append(line)
+    return heads, cells
+
+
+def _hebb(summary: dict[str, Any]) -> Rows:
+    passes = len(next(iter(summary["measures"].values()))["mean"]["mean"])
+    shown = [k for k in (1, 3, 6, 9) if k <= passes] or [passes]
+    heads = ["network", *(f"{what}, pass {k}" for what in ("mean", "worst item") for k in shown)]
+    return heads, [
+        [name, *(_percent(m[key], k - 1) for key in ("mean", "minimum") for k in shown)]
+        for name, m in summary["measures"].items()
+    ]
+
+
+def _poisoning(summary: dict[str, Any]) -> Rows:
+    attacks = list(next(iter(summary["measures"].values()))["after"])
+    return ["network", "before", *attacks], [
+        [name, _percent(m["before"]), *(_percent(m["after"][a]) for a in attacks)]
+        for name, m in summary["measures"].items()
+    ]
+
+
+def _frequency(summary: dict[str, Any]) -> Rows:
+    heads = ["network", "average", "shown once", "shown most", "rho with frequency", "rho with last seen"]
+    return heads, [
+        [
+            name, _percent(m["average"]), _percent(m["by_frequency"], 0), _percent(m["by_frequency"], -1),
+            *(f"{m[key]['mean']:+.2f} ± {m[key]['std']:.2f}"
+              for key in ("correlation with frequency", "correlation with last seen")),
+        ]
+        for name, m in summary["measures"].items()
+    ]  # fmt: skip
+
+
+def _scales(summary: dict[str, Any]) -> Rows:
+    heads = ["setting", "best scale", "its accuracy", "'auto' chose", "its accuracy", "of the best"]
+    return heads, [
+        [
+            name, f"{m['best_scale']:g}", f"{100 * m['best']:.1f}", f"{m['auto_scale']:g}",
+            _percent(m["auto"]), f"{m['auto']['mean'] / m['best']:.0%}",
+        ]
+        for name, m in summary["measures"].items()
+    ]  # fmt: skip
+
+
+_ROWS: dict[str, Callable[[dict[str, Any]], Rows]] = {
+    "serial-position": _memory,
+    "flexibility-distribution": _memory,
+    "rivals": _memory,
+    "split-cifar100": _memory,
+    "hebb-repetition": _hebb,
+    "poisoning": _poisoning,
+    "learning-frequency": _frequency,
+    "scale-study": _scales,
+}

@@ -1,0 +1,193 @@
+"""One network on one seed, shown its schedule: the unit of work, which can be stopped at any moment."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flexkern.learners import Progress
+from flexkern.learners.mlp.baselines import MLP_METHODS, load_mlp
+from flexkern.metrics import Evaluation, memorised
+from flexkern.runs.json_file import write_json
+from flexkern.runs.metaplasticity.flexibility import flexibility
+from flexkern.runs.metaplasticity.protocol import Network, Protocol
+from flexkern.runs.metaplasticity.schedule import Experiment, Part
+from flexkern.streams import Experience
+
+__all__ = ["Unit"]
+
+# Of a part's record, one entry a presentation: what was shown, and how the network did after it.
+_COLUMNS = ("items", "turns", "accuracy", "memorised", "epochs", "losses")
+_SAVE_EVERY = 30.0  # seconds of learning that may be lost; a checkpoint of a wide network takes a second or two
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One network on one seed.
+
+    Args:
+        experiment, protocol: what is done; the protocol as this network has it.
+        name, network: of :meth:`Experiment.networks`.
+        seed: of everything that is random.
+        folder: for the record and the checkpoints of this unit.
+        cache: for features.
+    """
+
+    experiment: Experiment
+    protocol: Protocol
+    name: str
+    network: Network
+    seed: int
+    folder: Path
+    cache: Path
+
+    @property
+    def stem(self) -> str:
+        """The name of its files, without an ending."""
+        plain = re.sub(r"[^a-z0-9.]+", "_", self.name.lower()).strip("_")
+        return f"{plain}_seed{self.seed}"
+
+    @property
+    def path(self) -> Path:
+        """Of its record."""
+        return self.folder / f"{self.stem}.json"
+
+    def record(self) -> dict[str, Any]:
+        """What has been written of it so far; an empty record if nothing has."""
+        with suppress(FileNotFoundError):
+            return json.loads(self.path.read_text(encoding="utf-8"))
+        return {"network": self.name, "seed": self.seed, "finished": False, "seconds": 0.0, "parts": {}}
+
+    def run(self, notify: Callable[[float, str], None] = lambda *_: None) -> dict[str, Any]:
+        """Does what has not been done yet, and returns the record.
+
+        Args:
+            notify: called after each presentation with the share of the unit that is done, and what was done.
+        """
+        record = self.record()
+        if record["finished"]:
+            return record
+        items = self.experiment.load(self.protocol, self.seed, self.cache, lambda what: notify(0.0, what))
+        # Test sets alone: their training sets are put together when it is their turn.
+        tests = [items.test(i) for i in range(len(items))]
+        parts = list(self.experiment.schedule(items, self.protocol, self.seed))
+        total = sum(len(part.shown) for part in parts)
+        for number, part in enumerate(parts):
+            self._part(part, parts[0] if number else None, tests, record, total, notify)
+        for part in parts:
+            self._checkpoint(part).unlink(missing_ok=True)
+        record["finished"] = True
+        write_json(self.path, record)
+        return record
+
+    def _part(
+        self,
+        part: Part,
+        first: Part | None,
+        tests: list[Experience],
+        record: dict[str, Any],
+        total: int,
+        notify: Callable[[float, str], None],
+    ) -> None:
+        new: dict[str, list[Any]] = {column: [] for column in _COLUMNS}
+        rows = record["parts"].setdefault(part.name, new)
+        if len(rows["items"]) == len(part.shown) and (first is not None or self._checkpoint(part).exists()):
+            return
+        before = 0 if first is None else len(first.shown)
+        learner = self._learner(part, first, tests[0].input_shape)
+        # The record is written first, so it may be ahead of the learner, and is cut back to what that knows.
+        done = learner.items_learned - before
+        for column in rows.values():
+            del column[done:]
+        known = set() if first is None else {shown.item for shown in first.shown}
+        known |= set(rows["items"])
+        start = time.perf_counter()
+        for number in range(done, len(part.shown)):
+            known.add(part.shown[number].item)
+            for column, value in self._present(learner, part, number, tests[: part.tested], known).items():
+                rows[column].append(value)
+            last, now = number == len(part.shown) - 1, time.perf_counter()
+            if last or now - start > _SAVE_EVERY:
+                record["seconds"] = round(record["seconds"] + now - start, 2)
+                record["scale"] = _scale(learner)
+                write_json(self.path, record)
+                if not last or first is None:  # the end of a first part is where the others begin
+                    learner.save(self._checkpoint(part))
+                start = time.perf_counter()
+            done_of_all = sum(len(p["items"]) for p in record["parts"].values())
+            what = f"{self.name}, seed {self.seed}, {part.name} {number + 1}/{len(part.shown)}"
+            notify(done_of_all / total, what)
+
+    def _present(
+        self, learner: Any, part: Part, number: int, tests: list[Experience], known: set[int]
+    ) -> dict[str, Any]:
+        """One presentation and the test after it: an entry for each of ``_COLUMNS``."""
+        shown = part.shown[number]
+        epochs: list[list[float]] = []
+        losses: list[float] = []
+
+        def after_epoch(progress: Progress) -> None:
+            losses.append(round(progress.loss, 5))
+            if part.by_epoch and progress.epoch < progress.epochs:
+                epochs.append(_accuracies(learner.evaluate(tests)))
+
+        learner.learn(shown.experience(), epochs=self.protocol.epochs, progress=after_epoch)
+        evaluation = learner.evaluate(tests)
+        row = _accuracies(evaluation)
+        return {
+            "items": shown.item,
+            "turns": shown.turn,
+            "accuracy": row,
+            "memorised": _memorised(evaluation, tests, sorted(known)),
+            "epochs": [*epochs, row] if part.by_epoch else [],
+            "losses": losses,
+        }
+
+    def _learner(self, part: Part, first: Part | None, input_shape: tuple[int, ...]) -> Any:
+        for path in (self._checkpoint(part), None if first is None else self._checkpoint(first)):
+            if path is not None and path.exists():
+                return load_mlp(path, device=self.protocol.device)
+        p, width, classes = self.protocol, self.protocol.width, self.experiment.classes(self.protocol)
+        options: dict[str, Any] = dict(self.network.options)
+        if self.network.method == "metaplastic":
+            sizes = (*input_shape, width, width, classes)
+            options |= {
+                "network": flexibility(self.network.flexibility, sizes, self.seed, p.device), "scale": p.scale
+            }  # fmt: skip
+        return MLP_METHODS[self.network.method](
+            input_shape, classes, widths=(width, width), lr=p.lr, batch_size=p.batch_size, seed=self.seed,
+            device=p.device, **options,
+        )  # fmt: skip
+
+    def _checkpoint(self, part: Part) -> Path:
+        plain = re.sub(r"[^a-z0-9.]+", "_", part.name.lower()).strip("_")
+        return self.folder / f"{self.stem}.{plain}.safetensors"
+
+
+def _accuracies(evaluation: Evaluation) -> list[float]:
+    return [round(float(a), 4) for a in evaluation.accuracies]
+
+
+def _memorised(evaluation: Evaluation, tests: list[Experience], known: list[int]) -> list[int]:
+    """The items that are remembered, of those shown so far; of several classes, as one of them."""
+    item_of = np.full(len(evaluation.confusion), len(tests))  # of a class that no tested item has: none
+    for test in tests:
+        item_of[test.test_labels.unique().numpy(force=True)] = test.number
+    counts = np.zeros((len(tests) + 1,) * 2, dtype=np.int64)
+    np.add.at(counts, (item_of[:, None], item_of[None, :]), evaluation.confusion)
+    if not counts[:, -1].any():  # nobody answered "none"
+        counts = counts[:-1, :-1]
+    return [int(i) for i in np.flatnonzero(memorised(counts, learned=known))]
+
+
+def _scale(learner: Any) -> float | None:
+    (scale,) = learner.optimizer.scales()
+    return None if scale is None else float(f"{float(scale):.6g}")

@@ -1,0 +1,1 @@
+"""One-off investigations, run from a checkout: ``python -m studies.NAME --help``. Not in the wheel."""

@@ -1,0 +1,268 @@
+"""How good is ``scale="auto"``? Against the best scale that can be found by trying, over many settings.
+
+Each setting is a stream of two-digit items, features, a width, a learning rate and so on. The hybrid network
+learns the stream with the automatic scale, and with that scale times powers of two; the best of these is the
+oracle, which nobody has in practice, because it is chosen by the accuracy after the stream. The rule has to
+come close to it everywhere, with one constant. For comparison: the conventional network, and the plain rule, a
+constant over the first layer's mean displacement, with the constant that suits these settings best.
+
+    python -m studies.auto_scale --out docs/results/auto_scale.json \\
+        --mnist mnist.npz --squeezenet squeezenet1_1_features.npz
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from flexkern.features import RandomConvolutions, extract
+from flexkern.learners import MetaplasticMLP
+from flexkern.runs.metaplasticity.squeezenet import SqueezeNet
+from flexkern.streams import Stream, bundled_digits, mnist, two_digit_stream
+
+__all__ = ["SETTINGS", "Setting", "main", "run"]
+
+FACTORS = tuple(2.0**e for e in range(-3, 4))  # times the automatic scale
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is learned, and how. ``centred``: features less their mean over the first item's images."""
+
+    data: str  # digits, mnist (both through random convolutions), squeezenet (MNIST through SqueezeNet)
+    lr: float
+    width: int = 256
+    centred: bool = True
+    epochs: int = 2
+    train_per_item: int = 500
+    batch_size: int = 50
+    items: int = 10
+    momentum: float = 0.0
+    gate: str = "item"
+
+    def __str__(self) -> str:
+        changed = [
+            f"{f.name} {getattr(self, f.name)}"
+            for f in dataclasses.fields(self)
+            if f.name not in ("data", "lr", "width") and getattr(self, f.name) != f.default
+        ]
+        return ", ".join([f"{self.data} lr {self.lr:g} width {self.width}", *changed])
+
+
+SETTINGS = (
+    *(Setting("digits", lr) for lr in (0.0015, 0.006, 0.025)),
+    *(Setting("digits", lr, width=512) for lr in (0.003, 0.012)),
+    Setting("digits", 0.01, width=64),
+    Setting("digits", 0.001, batch_size=10),
+    *(Setting("digits", lr, batch_size=200) for lr in (0.006, 0.025)),
+    Setting("digits", 0.006, epochs=5),
+    Setting("digits", 0.006, items=5),
+    Setting("digits", 0.006, items=20),
+    Setting("digits", 0.0006, momentum=0.9),
+    Setting("digits", 0.006, gate="step"),
+    Setting("digits", 0.006, centred=False),
+    *(Setting("mnist", lr) for lr in (0.003, 0.01, 0.03)),
+    Setting("mnist", 0.006, width=512),
+    Setting("mnist", 0.006, centred=False),
+    *(Setting("squeezenet", lr, train_per_item=250, epochs=4) for lr in (0.001, 0.003, 0.01)),
+    Setting("squeezenet", 1e-4, train_per_item=250, epochs=4, centred=False),
+)
+
+
+class _Sources:
+    """Streams with features, each made once."""
+
+    def __init__(self, mnist_path: str | None, squeezenet_path: str | None) -> None:
+        self.mnist_path, self.squeezenet_path = mnist_path, squeezenet_path
+        self._made: tuple[tuple[Any, ...], Stream] | None = None  # the last one only: they are large
+
+    def has(self, setting: Setting) -> bool:
+        needed = {
+            "digits": [],
+            "mnist": [self.mnist_path],
+            "squeezenet": [self.mnist_path, self.squeezenet_path],
+        }
+        return all(needed[setting.data])
+
+    def stream(self, setting: Setting, seed: int) -> Stream:
+        key = (setting.data, setting.centred, setting.items, setting.train_per_item, seed)
+        if self._made is None or self._made[0] != key:
+            self._made = (key, self._make(setting, seed))
+        return self._made[1]
+
+    def _make(self, setting: Setting, seed: int) -> Stream:
+        options: dict[str, Any] = {
+            "items": setting.items,
+            "train_per_item": setting.train_per_item,
+            "seed": seed,
+        }
+        if setting.data == "digits":
+            stream = two_digit_stream(*bundled_digits(), test_per_item=100, **options)
+        else:
+            assert self.mnist_path is not None
+            train, test = mnist(self.mnist_path)
+            stream = two_digit_stream(
+                *train, test_images=test.images, test_labels=test.labels, test_per_item=100, **options
+            )
+        if setting.data == "squeezenet":
+            assert self.squeezenet_path is not None
+            features = extract(stream, SqueezeNet(self.squeezenet_path), batch_size=32)
+            return _standardised(features) if setting.centred else features
+        extractor: nn.Module = RandomConvolutions(32 if setting.data == "digits" else 16, seed=seed)
+        features = extract(stream, extractor)
+        return _standardised(features, centre=setting.centred)
+
+
+def _standardised(stream: Stream, centre: bool = True) -> Stream:
+    """Features less their mean, over their root mean square, both over the first item's training images."""
+    first = stream[0].train_inputs
+    mean = first.mean(0) if centre else torch.zeros(first.shape[1])
+    size = (first - mean).square().mean().sqrt()
+
+    def apply(x: Tensor) -> Tensor:
+        return (x - mean) / size
+
+    parts = [
+        dataclasses.replace(e, train_inputs=apply(e.train_inputs), test_inputs=apply(e.test_inputs))
+        for e in stream
+    ]
+    return Stream(parts, stream.classes)
+
+
+def _learn(
+    setting: Setting, stream: Stream, seed: int, network: str, scale: float | str
+) -> tuple[float, dict[str, float]]:
+    """Accuracy after the stream; scale and first-layer displacement after the first item."""
+    learner = MetaplasticMLP(
+        stream.input_shape,
+        stream.classes,
+        widths=(setting.width, setting.width),
+        network=network,
+        lr=setting.lr,
+        scale=scale,
+        gate=setting.gate,
+        momentum=setting.momentum,
+        batch_size=setting.batch_size,
+        seed=seed,
+    )
+    first_layer = next(learner.model.parameters())
+    start = first_layer.detach().clone()
+    measured: dict[str, float] = {}
+    for item in stream:
+        learner.learn(item, epochs=setting.epochs)
+        if not measured:
+            measured["displacement"] = (first_layer.detach() - start).abs().mean().item()
+            measured["scale"] = float(learner.optimizer.scales()[0] or 0.0)
+    return float(learner.evaluate(stream).accuracies.mean()), measured
+
+
+def _one(setting: Setting, stream: Stream, seed: int) -> dict[str, Any]:
+    conventional, _ = _learn(setting, stream, seed, "conventional", 1.0)
+    auto, measured = _learn(setting, stream, seed, "hybrid", "auto")
+    curve = [
+        auto if factor == 1 else _learn(setting, stream, seed, "hybrid", factor * measured["scale"])[0]
+        for factor in FACTORS
+    ]
+    return {
+        "seed": seed,
+        "conventional": round(conventional, 4),
+        "auto": round(auto, 4),
+        "curve": [round(a, 4) for a in curve],
+        **{key: float(f"{value:.4g}") for key, value in measured.items()},
+    }
+
+
+def run(settings: Sequence[Setting], seeds: Sequence[int], sources: _Sources) -> Iterator[dict[str, Any]]:
+    """One record a setting, as soon as it is done."""
+    for setting in settings:
+        if sources.has(setting):
+            # SqueezeNet's 18,432 features make one seed of it as long as all seeds of the others.
+            of_setting = seeds[:1] if setting.data == "squeezenet" else seeds
+            runs = [_one(setting, sources.stream(setting, seed), seed) for seed in of_setting]
+            curve = np.mean([r["curve"] for r in runs], axis=0)
+            yield {
+                "setting": str(setting),
+                "conventional": round(float(np.mean([r["conventional"] for r in runs])), 4),
+                "auto": round(float(np.mean([r["auto"] for r in runs])), 4),
+                "oracle": round(float(curve.max()), 4),
+                "oracle_factor": FACTORS[int(curve.argmax())],
+                "runs": runs,
+                **asdict(setting),
+            }
+
+
+def _at(record: dict[str, Any], constant: float) -> float:
+    """Accuracy with scale = constant / displacement, read off the curves; linear in the log of the scale."""
+    values = []
+    for r in record["runs"]:
+        factor = constant / r["displacement"] / r["scale"]
+        values.append(np.interp(np.log2(factor), np.log2(FACTORS), r["curve"]))
+    return float(np.mean(values))
+
+
+def summarise(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Both rules relative to the oracle: the worst setting, and the mean."""
+    oracle = np.array([r["oracle"] for r in records])
+    auto = np.array([r["auto"] for r in records]) / oracle
+    plain = {c: np.array([_at(r, c) for r in records]) / oracle for c in 2.0 ** np.arange(-3, 5.5, 0.5)}
+    best = max(plain, key=lambda c: plain[c].min() + plain[c].mean())
+    for r, value in zip(records, plain[best] * oracle, strict=True):
+        r["plain"] = round(float(value), 4)
+    return {
+        "auto": {"worst": round(float(auto.min()), 3), "mean": round(float(auto.mean()), 3)},
+        "plain": {
+            "constant": round(float(best), 3),
+            "worst": round(float(plain[best].min()), 3),
+            "mean": round(float(plain[best].mean()), 3),
+        },
+        "conventional": {"mean": round(float(np.mean([r["conventional"] for r in records] / oracle)), 3)},
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the study and writes its JSON."""
+    parser = argparse.ArgumentParser(prog="python -m studies.auto_scale", description=__doc__.split("\n")[0])
+    parser.add_argument("--mnist", help="MNIST as .npz; without it only the bundled digits are used")
+    parser.add_argument("--squeezenet", help="weights of SqueezeNet 1.1 as .npz")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[10, 11], help="not those that the rule was found with"
+    )
+    parser.add_argument("--only", type=int, help="only this many settings, for a quick look")
+    parser.add_argument("--out", type=Path, default=Path("out/auto_scale.json"))
+    options = parser.parse_args(arguments)
+    sources = _Sources(options.mnist, options.squeezenet)
+    start = time.perf_counter()
+    records = []
+    print(f"{'setting':58} {'conv.':>6} {'auto':>6} {'oracle':>6}  oracle's scale / auto")
+    for record in run(SETTINGS[: options.only], options.seeds, sources):
+        records.append(record)
+        accuracies = " ".join(f"{record[key]:6.3f}" for key in ("conventional", "auto", "oracle"))
+        print(f"{record['setting']:58} {accuracies}  {record['oracle_factor']:g}", flush=True)
+    results = {
+        "experiment": "scale='auto' against the best scale",
+        "rule": "flexkern.optim.scale.auto_scale",
+        "factors": FACTORS,
+        "seeds": options.seeds,
+        "seconds": round(time.perf_counter() - start),
+        "torch": torch.__version__,
+        "summary": summarise(records),
+        "settings": records,
+    }
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(results, allow_nan=False)
+    options.out.write_text(text.replace('{"setting"', '\n{"setting"') + "\n")
+    print(json.dumps(results["summary"]), f"wrote {options.out}", sep="\n")
+
+
+if __name__ == "__main__":
+    main()

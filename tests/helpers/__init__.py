@@ -1,0 +1,1 @@
+"""What tests share: judges, random arguments, small networks."""
