@@ -1,4 +1,4 @@
-"""Procedural fields (DESIGN 1.2): flexkern/reference.py's operations in its order, each rounded once.
+"""Procedural fields (docs/design.md): the operations of flexkern/reference/field.py in its order, each rounded once.
 
 The kernels are compiled with enable_fp_fusion=False, so no product and sum becomes a fused multiply-add.
 """
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from flexkern.backends.tuning import architecture, config, launch_options
 from flexkern.fields import SOURCE_FLOATS, SOURCE_INTS, Kind
+from flexkern.spec.constants import NORMAL_CENTRE, NORMAL_TAIL, SQRT_HALF_BITS
 from flexkern.triton_kernels.memory import full_tiles, load_float32, store_float32
 from flexkern.triton_kernels.philox import random_words, random_words_of_rows
 
@@ -26,7 +27,8 @@ NORMAL = tl.constexpr(int(Kind.NORMAL))
 BIASED_HIGH = tl.constexpr(int(Kind.BIASED_HIGH))
 
 _LOG_2 = tl.constexpr(0.69314718246459961)  # the float32 nearest to it
-_SQRT_HALF_BITS = tl.constexpr(0x3F3504F3)
+_SQRT_HALF_BITS = tl.constexpr(SQRT_HALF_BITS)
+CENTRE, TAIL = tl.constexpr(NORMAL_CENTRE), tl.constexpr(NORMAL_TAIL)
 
 
 @triton.jit
@@ -42,28 +44,21 @@ def _log_unit(y):
 
 
 @triton.jit
+def _horner(t, COEFFICIENTS: tl.constexpr):
+    """A polynomial of degree 8, its lowest power first."""
+    p = COEFFICIENTS[8] * t + COEFFICIENTS[7]
+    for i in tl.static_range(7):
+        p = p * t + COEFFICIENTS[6 - i]
+    return p
+
+
+@triton.jit
 def _normal_quantile(u):
-    """Inverse CDF of the standard normal; reference.py says where the coefficients are from."""
+    """Inverse CDF of the standard normal; flexkern/spec/constants.py says where the coefficients are from."""
     x = 2.0 * u - 1.0
     w = -_log_unit((1.0 - x) * (1.0 + x))
-    t = w - 2.5
-    c = 3.9583209598959e-08 * t + 4.851791004512052e-07
-    c = c * t + -4.981194706488168e-06
-    c = c * t + -6.207880232977914e-06
-    c = c * t + 0.00030911510111764073
-    c = c * t + -0.001773041789419949
-    c = c * t + -0.00590812973678112
-    c = c * t + 0.34880268573760986
-    centre = c * t + 2.1233136653900146
-    t = tl.sqrt_rn(w) - 3.0
-    c = -0.0003547525266185403 * t + 0.00015645392704755068
-    c = c * t + 0.0020044303964823484
-    c = c * t + -0.0052047003991901875
-    c = c * t + 0.008076466619968414
-    c = c * t + -0.010778620839118958
-    c = c * t + 0.013353944756090641
-    c = c * t + 1.416581153869629
-    tail = c * t + 4.006434440612793
+    centre = _horner(w - 2.5, CENTRE)
+    tail = _horner(tl.sqrt_rn(w) - 3.0, TAIL)
     return x * tl.where(w < 5.0, centre, tail)
 
 

@@ -3,15 +3,16 @@
 from collections.abc import Sequence
 
 import torch
-import triton
 from torch import Tensor
 
 from flexkern.fields import SOURCE_FLOATS, SOURCE_INTS, Kind
-from flexkern.ops.layer_arguments import LayerArguments
+from flexkern.spec.layers import Layer
+from flexkern.spec.mask import words_in_row
 from flexkern.triton_kernels.arguments import check_sources, check_tensors, device_number
 from flexkern.triton_kernels.field import source_row
 from flexkern.triton_kernels.memory import ALIGNMENT
 from flexkern.triton_kernels.metaplastic import TRITON_DTYPES
+from flexkern.triton_kernels.rules import MOST_STATES, rule_numbers
 
 __all__ = [
     "NOTHING",
@@ -50,14 +51,13 @@ def _listed(tensor: Tensor | None) -> list[Tensor]:
     return [] if tensor is None else [tensor]
 
 
-def check_layer(weight: Tensor, given: LayerArguments, inputs: Sequence[Tensor]) -> None:
-    """Checks a weight [out, in] and its state; ``inputs`` are the operator's other tensors.
+def check_layer(given: Layer) -> None:
+    """Checks a weight [out, in] and its state.
 
     Raises:
         TypeError, ValueError: naming what does not fit.
     """
-    from flexkern.ops._checks import check_memory  # here, because flexkern.ops imports this package
-
+    weight = given.weight
     if weight.dtype not in TRITON_DTYPES:
         raise TypeError(f"weight must be one of {[str(d) for d in TRITON_DTYPES]}, got {weight.dtype}")
     if weight.dim() != 2:
@@ -65,8 +65,8 @@ def check_layer(weight: Tensor, given: LayerArguments, inputs: Sequence[Tensor])
     one = [weight]
     check_tensors(one, "weight", one, weight.dtype)
     check_tensors(_listed(given.master), "master", [] if weight.dtype is torch.float32 else one, torch.float32)
-    buffer = _listed(given.momentum_buffer)
-    check_tensors(buffer, "momentum_buffer", one if buffer else [], torch.float32)
+    for name, state in zip(type(given.rule).STATES, given.states, strict=True):
+        check_tensors(_listed(state), name, _listed(weight if state is not None else None), torch.float32)
     (a_ints, a_floats), (f_ints, f_floats) = _source_rows(given)
     check_sources(_listed(given.anchor), "anchor", one, a_ints, a_floats)
     if given.alpha is not None:
@@ -74,7 +74,7 @@ def check_layer(weight: Tensor, given: LayerArguments, inputs: Sequence[Tensor])
     else:
         check_sources(_listed(given.flexibility), "flexibility", one, f_ints, f_floats)
     if given.silent is not None:
-        rows, words = weight.shape[0], triton.cdiv(weight.shape[1], 32)
+        rows, words = weight.shape[0], words_in_row(weight.shape[1])
         mask = given.silent
         if mask.dtype is not torch.int32 or tuple(mask.shape) != (rows, words):
             raise ValueError(f"silent must be int32 [{rows}, {words}], got {mask.dtype} {tuple(mask.shape)}")
@@ -82,49 +82,49 @@ def check_layer(weight: Tensor, given: LayerArguments, inputs: Sequence[Tensor])
             raise ValueError(f"silent must be contiguous and on {weight.device}, got {mask.device}")
         if given.hebbian and given.anchor is None:
             raise ValueError("anchor must be a tensor: Hebbian insertion writes it")
-    check_memory(given.written(weight), [*inputs, *given.read()])
+    given.check_memory()
 
 
-def layer_addresses(weight: Tensor, given: LayerArguments) -> list[int]:
-    """Addresses of weight, master, momentum, alpha and silent; 0 for what is not there."""
-    tensors = (weight, given.master, given.momentum_buffer, given.alpha, given.silent)
+def layer_addresses(given: Layer) -> list[int]:
+    """Addresses of weight, master, alpha, the states and silent; 0 for what is not there."""
+    states = [*given.states, *[None] * (MOST_STATES - len(given.states))]
+    tensors = (given.weight, given.master, given.alpha, *states, given.silent)
     return [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
 
 
-def threshold_arguments(weight: Tensor, given: LayerArguments) -> tuple[float, int, int]:
+def threshold_arguments(given: Layer) -> tuple[float, int, int]:
     """The threshold as a number, the address of a tensor (0: the number counts), and its step from row to row.
 
     Raises:
         TypeError, ValueError: if the tensor does not fit.
     """
-    tensor = given.threshold_tensor
+    tensor, weight = given.threshold_tensor, given.weight
     if tensor is None:
         return float(given.threshold), 0, 0
     check_units(tensor, "threshold_tensor", weight, 1 if tensor.numel() == 1 else weight.shape[0])
     return 0.0, tensor.data_ptr(), int(tensor.numel() > 1)
 
 
-def rule_arguments(weight: Tensor, given: LayerArguments) -> tuple[float | int, ...]:
-    """lr, its address, scale, its address, and the rule's other numbers as :func:`update.sgd` takes them.
+def rule_arguments(given: Layer) -> tuple[float | int, ...]:
+    """lr, its address, scale, its address, the rule's numbers, and whether what is not finite is skipped.
 
     Raises:
         ValueError: if lr or scale is a tensor that does not fit.
     """
     return (
-        *device_number(given.lr, given.lr_tensor, "lr_tensor", weight),
-        *device_number(given.scale, given.scale_tensor, "scale_tensor", weight),
-        float(given.weight_decay), float(given.momentum), 1.0 - given.dampening,
-        -1.0 if given.maximize else 1.0, int(given.nesterov), int(given.skip_nonfinite),
+        *device_number(given.lr, given.lr_tensor, "lr_tensor", given.weight),
+        *device_number(given.scale, given.scale_tensor, "scale_tensor", given.weight),
+        *rule_numbers(given.rule), int(given.skip_nonfinite),
     )  # fmt: skip
 
 
-def _source_rows(given: LayerArguments) -> tuple[Rows, Rows]:
+def _source_rows(given: Layer) -> tuple[Rows, Rows]:
     """The rows of ``sources`` and ``parameters`` of the anchor, and those of the flexibility."""
     i, f = len(given.sources) // 2, len(given.parameters) // 2
     return (given.sources[:i], given.parameters[:f]), (given.sources[i:], given.parameters[f:])
 
 
-def source_arguments(given: LayerArguments) -> tuple[Source, Source]:
+def source_arguments(given: Layer) -> tuple[Source, Source]:
     """The sources of anchor and flexibility, as in :func:`field.source_tile`."""
     a_rows, f_rows = _source_rows(given)
     a = _source(given.anchor, *a_rows)

@@ -1,10 +1,9 @@
-"""The pass over a layer's synapses inside the product that makes their gradient (DESIGN 1.4)."""
+"""The pass over a layer's synapses inside the product that makes their gradient (docs/design.md, One pass)."""
 
 # ruff: noqa: ANN001, ANN201, ANN202, RUF100, SIM300 - device functions: Triton infers the types of arguments
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import triton
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from flexkern.backends.tuning import architecture, config, launch_options
 from flexkern.fields import Kind
-from flexkern.ops.layer_arguments import LayerArguments
+from flexkern.spec.linear import Linear
 from flexkern.triton_kernels.layer import (
     NOTHING,
     check_layer,
@@ -37,6 +36,7 @@ from flexkern.triton_kernels.product import (
     parts,
     product,
 )
+from flexkern.triton_kernels.rules import rule_of, state_bits
 from flexkern.triton_kernels.synapse import activity, drive, load_theta, step_tile
 from flexkern.triton_kernels.update import number
 
@@ -109,7 +109,8 @@ def _step(
     flexibility,
     prune,
     WEIGHT_DTYPE: tl.constexpr,
-    HAS_MOMENTUM: tl.constexpr,
+    RULE: tl.constexpr,
+    STATES: tl.constexpr,
     HELD: tl.constexpr,
     A_KIND: tl.constexpr,
     F_KIND: tl.constexpr,
@@ -118,25 +119,25 @@ def _step(
     OUT: tl.constexpr,
 ):
     """Steps a part. Its silent synapses are read again, so that no register holds them until now."""
-    weight, master, momentum, alpha, silent, counts = state
+    weight, master, alpha, state0, state1, state2, silent, counts = state
     tile = _tile(part, position, OUT)
     was_silent = tl.zeros((OUT // 2,), tl.uint32)
     if SILENT:
         was_silent = _load_silent(silent, tile, position[3])
     touched = groups((tile[4] & ~was_silent) | driven, ALIGNED)
     counts_of = counts.to(tl.int64).to(tl.pointer_type(tl.int32)) + tile[2]
-    addresses = (weight, master, momentum, alpha, _words(silent, tile, position[3]), counts_of)
+    addresses = (weight, master, alpha, state0, state1, state2, _words(silent, tile, position[3]), counts_of)
     step_tile(tile, grad, was_silent, driven, touched, addresses, scale, rule, anchor, flexibility, prune,
-              position[2], WEIGHT_DTYPE, HAS_MOMENTUM, HELD, A_KIND, F_KIND, SILENT, ALIGNED)  # fmt: skip
+              position[2], WEIGHT_DTYPE, RULE, STATES, HELD, A_KIND, F_KIND, SILENT, ALIGNED)  # fmt: skip
 
 
 @triton.jit(
     do_not_specialize=[
-        "weight", "master", "momentum", "alpha", "silent", "counts", "x", "grad_out", "pre", "post",
+        "weight", "master", "alpha", "state0", "state1", "state2", "silent", "counts", "x", "grad_out", "pre", "post",
         "batch", "row_units", "column_units", "inverse_batch",
         "threshold", "threshold_address", "threshold_step", "eta",
-        "prune", "lr", "lr_address", "scale", "scale_address", "weight_decay", "momentum_factor",
-        "grad_share", "sign", "nesterov", "skip_nonfinite",
+        "prune", "lr", "lr_address", "scale", "scale_address", "n0", "n1", "n2", "n3", "n4", "n5", "n6", "n7",
+        "skip_nonfinite",
         "a_address", "a_seed", "a_stream", "a_offset", "a_purpose", "a_p0", "a_p1",
         "f_address", "f_seed", "f_stream", "f_offset", "f_purpose", "f_p0", "f_p1",
     ]
@@ -144,8 +145,10 @@ def _step(
 def linear_kernel(
     weight: tl.int64,
     master: tl.int64,
-    momentum: tl.int64,
     alpha: tl.int64,
+    state0: tl.int64,
+    state1: tl.int64,
+    state2: tl.int64,
     silent: tl.int64,
     counts: tl.int64,
     x: tl.int64,
@@ -165,11 +168,14 @@ def linear_kernel(
     lr_address: tl.int64,
     scale: tl.float32,
     scale_address: tl.int64,
-    weight_decay: tl.float32,
-    momentum_factor: tl.float32,
-    grad_share: tl.float32,
-    sign: tl.float32,
-    nesterov: tl.int32,
+    n0: tl.float32,
+    n1: tl.float32,
+    n2: tl.float32,
+    n3: tl.float32,
+    n4: tl.float32,
+    n5: tl.float32,
+    n6: tl.float32,
+    n7: tl.float32,
     skip_nonfinite: tl.int32,
     a_address: tl.int64,
     a_seed: tl.int64,
@@ -188,7 +194,8 @@ def linear_kernel(
     WEIGHT_DTYPE: tl.constexpr,
     X_DTYPE: tl.constexpr,
     PRECISION: tl.constexpr,
-    HAS_MOMENTUM: tl.constexpr,
+    RULE: tl.constexpr,
+    STATES: tl.constexpr,
     HELD: tl.constexpr,
     A_KIND: tl.constexpr,
     F_KIND: tl.constexpr,
@@ -200,7 +207,7 @@ def linear_kernel(
     BATCH: tl.constexpr,
     GROUP: tl.constexpr,
 ):
-    """Steps a layer, a tile [OUT, 128] of its weight a program; see step_tile for the arguments' meaning."""
+    """Steps a layer, each program one tile [OUT, 128] of its weight; see step_tile for the arguments' meaning."""
     SILENT: tl.constexpr = DRIVE != NOBODY
     # As products, so that Triton knows that what a thread reads at once begins at multiples of 16 bytes.
     rows = row_units * (UNIT if ALIGNED_ROWS else 1)
@@ -250,22 +257,19 @@ def linear_kernel(
 
     gradient = product(grad_out, x, steps, batch, row, column, rows, columns, X_DTYPE, PRECISION, ALIGNED_ROWS,
                         ALIGNED, OUT, BATCH)  # fmt: skip
-    rule = (
-        number(lr, lr_address), tl.full((), weight_decay, tl.float32), tl.full((), momentum_factor, tl.float32),
-        tl.full((), grad_share, tl.float32), tl.full((), sign, tl.float32), nesterov, skip_nonfinite,
-    )  # fmt: skip
+    rule = (number(lr, lr_address), (n0, n1, n2, n3, n4, n5, n6, n7), skip_nonfinite)
     anchor = (a_address, a_seed, a_stream, a_offset, a_purpose,
               tl.full((), a_p0, tl.float32), tl.full((), a_p1, tl.float32))  # fmt: skip
     flexibility = (f_address, f_seed, f_stream, f_offset, f_purpose,
                    tl.full((), f_p0, tl.float32), tl.full((), f_p1, tl.float32))  # fmt: skip
     step_scale = number(scale, scale_address)
-    state = (weight, master, momentum, alpha, silent, counts)
+    state = (weight, master, alpha, state0, state1, state2, silent, counts)
     # A loop in which the parts move up, as registers cannot be indexed: unrolled it would be eight times the
     # code.
     g0, g1, g2, g3, g4, g5, g6, g7 = parts(gradient)
     for part in tl.range(0, 8, num_stages=1, disable_licm=True):
         _step(g0, d0, part, position, state, step_scale, rule, anchor, flexibility, prune,
-              WEIGHT_DTYPE, HAS_MOMENTUM, HELD, A_KIND, F_KIND, SILENT, ALIGNED, OUT)  # fmt: skip
+              WEIGHT_DTYPE, RULE, STATES, HELD, A_KIND, F_KIND, SILENT, ALIGNED, OUT)  # fmt: skip
         g0, g1, g2, g3, g4, g5, g6 = g1, g2, g3, g4, g5, g6, g7
         d0, d1, d2, d3, d4, d5, d6 = d1, d2, d3, d4, d5, d6, d7
 
@@ -300,7 +304,7 @@ def _is_unit(free: float, source: tuple) -> bool:
     return source[0] == Kind.CONSTANT and source[6] == free
 
 
-def linear_step_(weight: Tensor, x: Tensor, grad_out: Tensor, *arguments: Any) -> Tensor:
+def linear_step_(given: Linear) -> Tensor:
     """The Triton implementation of ``flexkern::linear_step_``: one launch, which nothing waits for.
 
     For the Hebbian rule the activities of x and post are two small launches more: their tiles then go from
@@ -312,8 +316,8 @@ def linear_step_(weight: Tensor, x: Tensor, grad_out: Tensor, *arguments: Any) -
     Raises:
         TypeError, ValueError: if the tensors do not fit together; nothing has been changed then.
     """
-    given = LayerArguments(*arguments)
-    check_layer(weight, given, [x, grad_out])
+    weight, x, grad_out = given.weight, given.x, given.grad_out
+    check_layer(given)
     rows, columns = weight.shape
     how = NOBODY if given.silent is None else HEBBIAN if len(given.drive) == 1 else RATE
     batches = [x, grad_out, *given.drive] if how is HEBBIAN else [x, grad_out]
@@ -325,14 +329,14 @@ def linear_step_(weight: Tensor, x: Tensor, grad_out: Tensor, *arguments: Any) -
         pre, post = given.drive
         check_units(pre, "pre", weight, columns)
         check_units(post, "post", weight, rows)
-    theta = threshold_arguments(weight, given)
-    rule = rule_arguments(weight, given)
+    theta = threshold_arguments(given)
+    rule = rule_arguments(given)
     counts = torch.zeros((2, rows), dtype=torch.int32, device=weight.device)
     if weight.numel() == 0:
         return counts
     if how is HEBBIAN:
         pre, post = x.clamp(min=0), given.drive[0].clamp(min=0)
-    addresses = layer_addresses(weight, given)
+    addresses = layer_addresses(given)
     a, f = source_arguments(given)
     if given.silent is None and (given.alpha is not None or _is_unit(1.0, f)):
         a = NOTHING  # alpha is there, or 1 whatever the anchor: it is neither read nor drawn
@@ -350,8 +354,8 @@ def linear_step_(weight: Tensor, x: Tensor, grad_out: Tensor, *arguments: Any) -
             rows // UNIT.value if aligned_rows else rows, columns // UNIT.value if aligned else columns,
             1.0 / len(x) if len(x) else math.nan, *theta, float(given.eta), float(given.prune),
             *rule, *a[1:], *f[1:],
-            TRITON_DTYPES[weight.dtype], TRITON_DTYPES[x.dtype], precision, given.momentum_buffer is not None,
-            given.alpha is not None, a[0], f[0], how.value, "anchor" in given.writes(), aligned,
+            TRITON_DTYPES[weight.dtype], TRITON_DTYPES[x.dtype], precision, rule_of(given.rule),
+            state_bits(given.states), given.alpha is not None, a[0], f[0], how.value, given.hebbian and given.silent is not None, aligned,
             aligned_rows, cut["out"], cut["batch"], cut["group"], **launch_options(cut), enable_fp_fusion=False,
         )  # fmt: skip
     return counts

@@ -1,4 +1,4 @@
-"""The flexible update (arXiv 2407.07133; DESIGN 1.1): the gate alpha, and one SGD step of a list of tensors."""
+"""The flexible update (arXiv 2407.07133; docs/design.md): the gate alpha, and one step of a list of tensors."""
 
 # ruff: noqa: ANN001, ANN201, ANN202, RUF100, SIM300 - device functions: Triton infers the types of arguments
 
@@ -11,13 +11,15 @@ from torch import Tensor
 
 from flexkern.backends.tuning import architecture, config, launch_options
 from flexkern.fields import SOURCE_INTS, Kind
+from flexkern.spec.metaplastic import Step
 from flexkern.triton_kernels.arguments import check_sources, check_tensors, device_number
 from flexkern.triton_kernels.field import source_row, source_tile
 from flexkern.triton_kernels.memory import full_tiles, load_float32, store_float32
+from flexkern.triton_kernels.rules import rule_numbers, rule_of, state_bits
 from flexkern.triton_kernels.table import NOTHING, Row, TableCache, load_row, source_columns
-from flexkern.triton_kernels.update import gate, number, sgd
+from flexkern.triton_kernels.update import gate, number, step
 
-__all__ = ["metaplastic_gate", "metaplastic_sgd_"]
+__all__ = ["metaplastic_gate", "metaplastic_step_"]
 
 # Where alpha comes from, a constexpr of the kernels: only MIXED has the code of procedural fields.
 STORED = tl.constexpr(0)  # anchor and flexibility are tensors
@@ -40,20 +42,26 @@ def _step_tile(
     flexibility,
     WEIGHT_DTYPE: tl.constexpr,
     GRAD_DTYPE: tl.constexpr,
-    HAS_MOMENTUM: tl.constexpr,
+    RULE: tl.constexpr,
+    STATES: tl.constexpr,
     SOURCES: tl.constexpr,
     FULL: tl.constexpr,
     TILE: tl.constexpr,
 ):
     """Steps one tile of a tensor. All loads come before what needs them, so that all are in flight at once."""
-    weight_address, grad_address, master_address, momentum_address, alpha_address = addresses
+    weight_address, grad_address, master_address, alpha_address, at0, at1, at2 = addresses
+    lr, numbers, skip_nonfinite = rule
     HAS_MASTER: tl.constexpr = WEIGHT_DTYPE != tl.float32
     exact_address = master_address if HAS_MASTER else weight_address
     weight = load_float32(exact_address, first, numel, tl.float32, FULL, TILE)
     grad = load_float32(grad_address, first, numel, GRAD_DTYPE, FULL, TILE)
-    buffer = weight
-    if HAS_MOMENTUM:
-        buffer = load_float32(momentum_address, first, numel, tl.float32, FULL, TILE)
+    s0, s1, s2 = weight, weight, weight
+    if STATES & 1:
+        s0 = load_float32(at0, first, numel, tl.float32, FULL, TILE)
+    if STATES & 2:
+        s1 = load_float32(at1, first, numel, tl.float32, FULL, TILE)
+    if STATES & 4:
+        s2 = load_float32(at2, first, numel, tl.float32, FULL, TILE)
     if SOURCES == HELD:
         alpha = load_float32(alpha_address, first, numel, tl.float32, FULL, TILE)
     else:
@@ -64,53 +72,58 @@ def _step_tile(
             a = source_tile(anchor, first, numel, FULL, TILE)
             f = source_tile(flexibility, first, numel, FULL, TILE)
         alpha = gate(weight, a, f, scale)
-    weight, buffer = sgd(weight, grad, alpha, buffer, rule, HAS_MOMENTUM)
+    weight, s0, s1, s2 = step(weight, grad, alpha, s0, s1, s2, lr, numbers, skip_nonfinite, RULE, STATES)
     if HAS_MASTER:
         store_float32(master_address, first, numel, weight, tl.float32, FULL, TILE)
     store_float32(weight_address, first, numel, weight, WEIGHT_DTYPE, FULL, TILE)
-    if HAS_MOMENTUM:
-        store_float32(momentum_address, first, numel, buffer, tl.float32, FULL, TILE)
+    if STATES & 1:
+        store_float32(at0, first, numel, s0, tl.float32, FULL, TILE)
+    if STATES & 2:
+        store_float32(at1, first, numel, s1, tl.float32, FULL, TILE)
+    if STATES & 4:
+        store_float32(at2, first, numel, s2, tl.float32, FULL, TILE)
 
 
 @triton.jit(
     do_not_specialize=[
         "table", "tensors", "lr", "lr_address", "scale", "scale_address",
-        "weight_decay", "momentum", "grad_share", "sign", "nesterov", "skip_nonfinite",
+        "n0", "n1", "n2", "n3", "n4", "n5", "n6", "n7", "skip_nonfinite",
     ]
 )  # fmt: skip
-def sgd_kernel(
+def step_kernel(
     table: tl.pointer_type(tl.int64),
     tensors: tl.int32,
     lr: tl.float32,
     lr_address: tl.int64,
     scale: tl.float32,
     scale_address: tl.int64,
-    weight_decay: tl.float32,
-    momentum: tl.float32,
-    grad_share: tl.float32,
-    sign: tl.float32,
-    nesterov: tl.int32,
+    n0: tl.float32,
+    n1: tl.float32,
+    n2: tl.float32,
+    n3: tl.float32,
+    n4: tl.float32,
+    n5: tl.float32,
+    n6: tl.float32,
+    n7: tl.float32,
     skip_nonfinite: tl.int32,
     WEIGHT_DTYPE: tl.constexpr,
     GRAD_DTYPE: tl.constexpr,
-    HAS_MOMENTUM: tl.constexpr,
+    RULE: tl.constexpr,
+    STATES: tl.constexpr,
     SOURCES: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """One SGD step of all tensors of ``table``, a tile a program."""
+    """One step of all tensors of ``table``, one tile for each program."""
     tile, numel, full, addresses, anchor, flexibility = load_row(table, tensors)
     first = tile * TILE
     step_scale = number(scale, scale_address)
-    rule = (
-        number(lr, lr_address), tl.full((), weight_decay, tl.float32), tl.full((), momentum, tl.float32),
-        tl.full((), grad_share, tl.float32), tl.full((), sign, tl.float32), nesterov, skip_nonfinite,
-    )  # fmt: skip
+    rule = (number(lr, lr_address), (n0, n1, n2, n3, n4, n5, n6, n7), skip_nonfinite)
     if tile < full:
         _step_tile(addresses, first, numel, step_scale, rule, anchor, flexibility,
-                   WEIGHT_DTYPE, GRAD_DTYPE, HAS_MOMENTUM, SOURCES, True, TILE)  # fmt: skip
+                   WEIGHT_DTYPE, GRAD_DTYPE, RULE, STATES, SOURCES, True, TILE)  # fmt: skip
     else:
         _step_tile(addresses, first, numel, step_scale, rule, anchor, flexibility,
-                   WEIGHT_DTYPE, GRAD_DTYPE, HAS_MOMENTUM, SOURCES, False, TILE)  # fmt: skip
+                   WEIGHT_DTYPE, GRAD_DTYPE, RULE, STATES, SOURCES, False, TILE)  # fmt: skip
 
 
 @triton.jit
@@ -169,7 +182,7 @@ def gate_kernel(
     SOURCES: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """alpha of one tensor, a tile a program; a_* is the source of its anchor and f_* of its flexibility."""
+    """alpha of one tensor, one tile for each program; a_* is the source of its anchor and f_* of its flexibility."""
     tile = tl.program_id(0).to(tl.int64)
     first = tile * TILE
     step_scale = number(scale, scale_address)
@@ -191,19 +204,8 @@ def _mode(sources: Sequence[int]) -> int:
     return STORED.value if stored else MIXED.value
 
 
-def _check_step(
-    weight: Sequence[Tensor],
-    grad: Sequence[Tensor],
-    anchor: Sequence[Tensor],
-    flexibility: Sequence[Tensor],
-    alpha: Sequence[Tensor],
-    sources: Sequence[int],
-    parameters: Sequence[float],
-    momentum_buffer: Sequence[Tensor],
-    master: Sequence[Tensor],
-) -> None:
-    from flexkern.ops._checks import check_memory  # here, because flexkern.ops imports this package
-
+def _check_step(given: Step) -> None:
+    weight, grad = given.weight, given.grad
     w_dtype, g_dtype = weight[0].dtype, grad[0].dtype if grad else None
     if w_dtype not in TRITON_DTYPES:
         raise TypeError(f"weight must be one of {[str(d) for d in TRITON_DTYPES]}, got {w_dtype}")
@@ -211,39 +213,28 @@ def _check_step(
         raise TypeError(f"grad must be {w_dtype} or torch.float32, got {g_dtype}")
     check_tensors(weight, "weight", weight, w_dtype)
     check_tensors(grad, "grad", weight, g_dtype)
-    check_tensors(master, "master", [] if w_dtype is torch.float32 else weight, torch.float32)
-    check_tensors(momentum_buffer, "momentum_buffer", weight if momentum_buffer else [], torch.float32)
-    if alpha:
-        check_tensors(alpha, "alpha", weight, torch.float32)
+    check_tensors(given.master, "master", [] if w_dtype is torch.float32 else weight, torch.float32)
+    for name, state in zip(type(given.rule).STATES, given.states, strict=True):
+        check_tensors(state, name, weight if state else [], torch.float32)
+    if given.alpha:
+        check_tensors(given.alpha, "alpha", weight, torch.float32)
     else:
-        half_ints, half_floats = len(sources) // 2, len(parameters) // 2
-        check_sources(anchor, "anchor", weight, sources[:half_ints], parameters[:half_floats])
-        check_sources(flexibility, "flexibility", weight, sources[half_ints:], parameters[half_floats:])
-    check_memory([*weight, *momentum_buffer, *master], [*grad, *anchor, *flexibility, *alpha])
+        (a_ints, a_floats), (f_ints, f_floats) = _halves(given.sources, given.parameters)
+        check_sources(given.anchor, "anchor", weight, a_ints, a_floats)
+        check_sources(given.flexibility, "flexibility", weight, f_ints, f_floats)
+    given.check_memory()
 
 
-def metaplastic_sgd_(
-    weight: Sequence[Tensor],
-    grad: Sequence[Tensor],
-    anchor: Sequence[Tensor],
-    flexibility: Sequence[Tensor],
-    lr: float,
-    scale: float,
-    alpha: Sequence[Tensor],
-    sources: Sequence[int],
-    parameters: Sequence[float],
-    momentum_buffer: Sequence[Tensor],
-    master: Sequence[Tensor],
-    lr_tensor: Tensor | None,
-    scale_tensor: Tensor | None,
-    weight_decay: float,
-    momentum: float,
-    dampening: float,
-    nesterov: bool,
-    maximize: bool,
-    skip_nonfinite: bool,
-) -> None:
-    """The Triton implementation of ``flexkern::metaplastic_sgd_``: one launch for all weights.
+def _halves(
+    sources: Sequence[int], parameters: Sequence[float]
+) -> tuple[tuple[Sequence[int], Sequence[float]], tuple[Sequence[int], Sequence[float]]]:
+    """The rows of the anchors, and those of the flexibilities."""
+    i, f = len(sources) // 2, len(parameters) // 2
+    return (sources[:i], parameters[:f]), (sources[i:], parameters[f:])
+
+
+def metaplastic_step_(given: Step) -> None:
+    """The Triton implementation of a step by any rule: one launch for all weights.
 
     Weights share dtype and device; bfloat16 and float16 ones have a float32 master. Never waits for the device,
     and can be captured in a CUDA graph: :class:`.table.TableCache` says what is promised.
@@ -251,44 +242,45 @@ def metaplastic_sgd_(
     Raises:
         TypeError, ValueError: if the tensors do not fit together; nothing has been changed then.
     """
+    weight = given.weight
     if not weight:
         return
-    lr_number, lr_address = device_number(lr, lr_tensor, "lr_tensor", weight[0])
-    scale_number, scale_address = device_number(scale, scale_tensor, "scale_tensor", weight[0])
+    lr_number, lr_address = device_number(given.lr, given.lr_tensor, "lr_tensor", weight[0])
+    scale_number, scale_address = device_number(given.scale, given.scale_tensor, "scale_tensor", weight[0])
+    arrays = (weight, given.grad, given.master, given.alpha, *given.states)
 
     def rows() -> list[Row]:
-        _check_step(weight, grad, anchor, flexibility, alpha, sources, parameters, momentum_buffer, master)
-        half_ints, half_floats = len(sources) // 2, len(parameters) // 2
+        _check_step(given)
         a = f = [NOTHING] * len(weight)
-        if not alpha:
-            a = source_columns(anchor, len(weight), sources[:half_ints], parameters[:half_floats])
-            f = source_columns(flexibility, len(weight), sources[half_ints:], parameters[half_floats:])
-        arrays = (weight, grad, master, momentum_buffer, alpha)
+        if not given.alpha:
+            (a_ints, a_floats), (f_ints, f_floats) = _halves(given.sources, given.parameters)
+            a = source_columns(given.anchor, len(weight), a_ints, a_floats)
+            f = source_columns(given.flexibility, len(weight), f_ints, f_floats)
         addresses = [[t.data_ptr() for t in tensors] or [0] * len(weight) for tensors in arrays]
         columns = zip(map(Tensor.numel, weight), zip(*addresses, strict=True), a, f, strict=True)
         return [Row(n, list(at), a_i, f_i) for n, at, a_i, f_i in columns if n]
 
     # All that the checks and the table look at, so both are done once for steps on the same tensors.
-    lists = (weight, grad, master, momentum_buffer, alpha, anchor, flexibility)
+    lists = (*arrays, given.anchor, given.flexibility)
     tensors = [t for of_name in lists for t in of_name]
-    dtypes = [frozenset(map(Tensor.dtype.__get__, of_name)) for of_name in lists]
+    dtypes = [frozenset(map(Tensor.dtype.__get__, of_name)) for of_name in lists]  # type: ignore[attr-defined]
     key = (
         weight[0].device, *map(len, lists), *dtypes,
         all(map(Tensor.is_contiguous, tensors)), *map(Tensor.data_ptr, tensors), *map(Tensor.numel, tensors),
-        *sources, *parameters,
+        *given.sources, *given.parameters,
     )  # fmt: skip
-    mode = HELD.value if alpha else _mode(sources)
+    mode = HELD.value if given.alpha else _mode(given.sources)
     cut = config("sgd", _VARIANTS[mode], architecture(weight[0].device))
     tile = cut["tile"]
     with torch.cuda.device_of(weight[0]):
         table = _tables.get((tile, *key), weight[0].device, rows, tile)
         if table.programs == 0:
             return
-        sgd_kernel[(table.programs,)](
-            table.data, table.tensors, lr_number, lr_address, scale_number, scale_address, float(weight_decay),
-            float(momentum), 1.0 - dampening, -1.0 if maximize else 1.0, int(nesterov), int(skip_nonfinite),
-            TRITON_DTYPES[weight[0].dtype], TRITON_DTYPES[grad[0].dtype], bool(momentum_buffer),
-            mode, tile, **launch_options(cut), enable_fp_fusion=False,
+        step_kernel[(table.programs,)](
+            table.data, table.tensors, lr_number, lr_address, scale_number, scale_address,
+            *rule_numbers(given.rule), int(given.skip_nonfinite),
+            TRITON_DTYPES[weight[0].dtype], TRITON_DTYPES[given.grad[0].dtype], rule_of(given.rule),
+            state_bits(given.states), mode, tile, **launch_options(cut), enable_fp_fusion=False,
         )  # fmt: skip
 
 

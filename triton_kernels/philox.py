@@ -5,7 +5,13 @@
 import triton
 import triton.language as tl
 
+from flexkern.spec.constants import PHILOX_MULTIPLIERS, PHILOX_ROUNDS, PHILOX_WEYL
+
 __all__ = ["random_words", "random_words_of_rows"]
+
+M0, M1 = (tl.constexpr(m) for m in PHILOX_MULTIPLIERS)
+W0, W1 = (tl.constexpr(w) for w in PHILOX_WEYL)
+ROUNDS = tl.constexpr(PHILOX_ROUNDS)
 
 
 @triton.jit
@@ -24,15 +30,15 @@ def _philox(block, seed, stream, purpose):
     c3 = purpose.to(tl.uint32)
     k0 = seed.to(tl.uint32)
     k1 = (seed >> 32).to(tl.uint32)
-    for _ in tl.static_range(10):
-        high0, low0 = _multiply(c0, 0xD2511F53)
-        high1, low1 = _multiply(c2, 0xCD9E8D57)
+    for _ in tl.static_range(ROUNDS):
+        high0, low0 = _multiply(c0, M0)
+        high1, low1 = _multiply(c2, M1)
         c0 = high1 ^ c1 ^ k0
         c1 = low1
         c2 = high0 ^ c3 ^ k1
         c3 = low0
-        k0 = tl.add(k0, 0x9E3779B9, sanitize_overflow=False)
-        k1 = tl.add(k1, 0xBB67AE85, sanitize_overflow=False)
+        k0 = tl.add(k0, W0, sanitize_overflow=False)
+        k1 = tl.add(k1, W1, sanitize_overflow=False)
     return c0, c1, c2, c3
 
 
@@ -49,7 +55,7 @@ def _straddle(w0, w1, w2, w3, shift, following):
 
 @triton.jit
 def random_words(first, seed, stream, purpose, TILE: tl.constexpr):
-    """Four uint32 [TILE // 4]: the random words of the positions ``first + 4 i + lane``, one tensor a lane.
+    """Four uint32 [TILE // 4]: the random words of the positions ``first + 4 i + lane``, one tensor for each lane.
 
     All arguments are int64.
     """

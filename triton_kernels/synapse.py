@@ -1,8 +1,6 @@
-"""One pass over the synapses of a layer (DESIGN 1.3, 1.4): functional ones step, driven silent ones convert."""
+"""One pass over the synapses of a layer (docs/design.md, One pass): functional ones step, silent ones convert."""
 
 # ruff: noqa: ANN001, ANN201, ANN202, RUF100, SIM300 - device functions: Triton infers the types of arguments
-
-from typing import Any
 
 import torch
 import triton
@@ -11,7 +9,7 @@ from torch import Tensor
 
 from flexkern.backends.tuning import architecture, config, launch_options
 from flexkern.fields import Kind
-from flexkern.ops.layer_arguments import LayerArguments
+from flexkern.spec.synapse import Synapse
 from flexkern.triton_kernels.arguments import check_tensors
 from flexkern.triton_kernels.layer import (
     check_layer,
@@ -35,7 +33,8 @@ from flexkern.triton_kernels.matrix import (
     store_synapses,
 )
 from flexkern.triton_kernels.metaplastic import TRITON_DTYPES
-from flexkern.triton_kernels.update import finite, gate, number, sgd
+from flexkern.triton_kernels.rules import rule_of, state_bits
+from flexkern.triton_kernels.update import finite, gate, number, step
 
 __all__ = ["activity", "drive", "load_theta", "step_tile", "synapse_step_"]
 
@@ -88,7 +87,8 @@ def step_tile(
     prune,
     all_rows,
     WEIGHT_DTYPE: tl.constexpr,
-    HAS_MOMENTUM: tl.constexpr,
+    RULE: tl.constexpr,
+    STATES: tl.constexpr,
     HELD: tl.constexpr,
     A_KIND: tl.constexpr,
     F_KIND: tl.constexpr,
@@ -99,16 +99,21 @@ def step_tile(
 
     ``silent`` and ``driven`` are words; ``touched``, from :func:`matrix.groups`, are the functional and the
     driven ones with what is accessed with them: silent synapses among these are written back as they were.
-    ``addresses`` are those of weight, master, momentum and alpha, and pointers to the tile's words and to the
+    ``addresses`` are those of weight, master, alpha and states, and pointers to the tile's words and to the
     counts of its rows; the counts of what was pruned follow ``all_rows`` later.
     """
-    weight_address, master_address, momentum_address, alpha_address, words_pointers, counts = addresses
+    weight_address, master_address, alpha_address, at0, at1, at2, words_pointers, counts = addresses
+    lr, numbers, skip_nonfinite = rule
     HAS_MASTER: tl.constexpr = WEIGHT_DTYPE != tl.float32
     exact_address = master_address if HAS_MASTER else weight_address
     weight = load_synapses(exact_address, tile, touched, tl.float32, ALIGNED)
-    old_buffer = weight
-    if HAS_MOMENTUM:
-        old_buffer = load_synapses(momentum_address, tile, touched, tl.float32, ALIGNED)
+    old0, old1, old2 = weight, weight, weight
+    if STATES & 1:
+        old0 = load_synapses(at0, tile, touched, tl.float32, ALIGNED)
+    if STATES & 2:
+        old1 = load_synapses(at1, tile, touched, tl.float32, ALIGNED)
+    if STATES & 4:
+        old2 = load_synapses(at2, tile, touched, tl.float32, ALIGNED)
     if HELD:
         alpha = load_synapses(alpha_address, tile, touched, tl.float32, ALIGNED)
         a = weight
@@ -119,7 +124,9 @@ def step_tile(
         a = source_synapses(anchor, tile, touched, A_KIND, ALIGNED)
         f = source_synapses(flexibility, tile, touched, F_KIND, ALIGNED)
         alpha = gate(weight, a, f, scale)
-    new_weight, buffer = sgd(weight, grad, alpha, old_buffer, rule, HAS_MOMENTUM)
+    new_weight, s0, s1, s2 = step(
+        weight, grad, alpha, old0, old1, old2, lr, numbers, skip_nonfinite, RULE, STATES
+    )
     if SILENT:
         functional = lanes(tile[4] & ~silent)
         converts = lanes(driven) & finite(a)
@@ -127,7 +134,12 @@ def step_tile(
         changes = converts | prunes
         new_weight = tl.where(functional, new_weight, weight)
         new_weight = tl.where(converts, a, tl.where(prunes, 0.0, new_weight))
-        buffer = tl.where(changes, 0.0, tl.where(functional, buffer, old_buffer))
+        if STATES & 1:
+            s0 = tl.where(changes, 0.0, tl.where(functional, s0, old0))
+        if STATES & 2:
+            s1 = tl.where(changes, 0.0, tl.where(functional, s1, old1))
+        if STATES & 4:
+            s2 = tl.where(changes, 0.0, tl.where(functional, s2, old2))
         changed = pack(changes)
         tl.store(words_pointers, silent ^ changed, mask=changed != 0)
         # Sums of integers do not depend on the order of the programs.
@@ -143,16 +155,20 @@ def step_tile(
             store_synapses(weight_address, tile, touched, new_weight, WEIGHT_DTYPE, ALIGNED)
     else:
         store_synapses(weight_address, tile, touched, new_weight, WEIGHT_DTYPE, ALIGNED)
-    if HAS_MOMENTUM:
-        store_synapses(momentum_address, tile, touched, buffer, tl.float32, ALIGNED)
+    if STATES & 1:
+        store_synapses(at0, tile, touched, s0, tl.float32, ALIGNED)
+    if STATES & 2:
+        store_synapses(at1, tile, touched, s1, tl.float32, ALIGNED)
+    if STATES & 4:
+        store_synapses(at2, tile, touched, s2, tl.float32, ALIGNED)
 
 
 @triton.jit(
     do_not_specialize=[
-        "weight", "grad", "master", "momentum", "alpha", "silent", "counts", "coincidence", "pre", "post",
+        "weight", "grad", "master", "alpha", "state0", "state1", "state2", "silent", "counts", "coincidence", "pre", "post",
         "rows", "units", "threshold", "threshold_address", "threshold_step", "eta", "prune",
-        "lr", "lr_address", "scale", "scale_address", "weight_decay", "momentum_factor", "grad_share", "sign",
-        "nesterov", "skip_nonfinite",
+        "lr", "lr_address", "scale", "scale_address", "n0", "n1", "n2", "n3", "n4", "n5", "n6", "n7",
+        "skip_nonfinite",
         "a_address", "a_seed", "a_stream", "a_offset", "a_purpose", "a_p0", "a_p1",
         "f_address", "f_seed", "f_stream", "f_offset", "f_purpose", "f_p0", "f_p1",
     ]
@@ -161,8 +177,10 @@ def synapse_kernel(
     weight: tl.int64,
     grad: tl.int64,
     master: tl.int64,
-    momentum: tl.int64,
     alpha: tl.int64,
+    state0: tl.int64,
+    state1: tl.int64,
+    state2: tl.int64,
     silent: tl.int64,
     counts: tl.int64,
     coincidence: tl.int64,
@@ -179,11 +197,14 @@ def synapse_kernel(
     lr_address: tl.int64,
     scale: tl.float32,
     scale_address: tl.int64,
-    weight_decay: tl.float32,
-    momentum_factor: tl.float32,
-    grad_share: tl.float32,
-    sign: tl.float32,
-    nesterov: tl.int32,
+    n0: tl.float32,
+    n1: tl.float32,
+    n2: tl.float32,
+    n3: tl.float32,
+    n4: tl.float32,
+    n5: tl.float32,
+    n6: tl.float32,
+    n7: tl.float32,
     skip_nonfinite: tl.int32,
     a_address: tl.int64,
     a_seed: tl.int64,
@@ -201,7 +222,8 @@ def synapse_kernel(
     f_p1: tl.float32,
     WEIGHT_DTYPE: tl.constexpr,
     GRAD_DTYPE: tl.constexpr,
-    HAS_MOMENTUM: tl.constexpr,
+    RULE: tl.constexpr,
+    STATES: tl.constexpr,
     HELD: tl.constexpr,
     A_KIND: tl.constexpr,
     F_KIND: tl.constexpr,
@@ -210,7 +232,7 @@ def synapse_kernel(
     ALIGNED: tl.constexpr,
     WORDS: tl.constexpr,
 ):
-    """Steps a layer, WORDS consecutive words of the mask a program, of one row or of several.
+    """Steps a layer, each program WORDS consecutive words of the mask, of one row or of several.
 
     With RATE the coincidence is post times pre, else a matrix. HEBBIAN: the inserted weight is eta c.
     """
@@ -245,24 +267,22 @@ def synapse_kernel(
 
     touched = groups((inside & ~was_silent) | driven, ALIGNED)
     gradients = load_synapses(grad, tile, touched, GRAD_DTYPE, ALIGNED)
-    addresses = (weight, master, momentum, alpha, words_pointers, counts.to(tl.pointer_type(tl.int32)) + row)
-    rule = (
-        number(lr, lr_address), tl.full((), weight_decay, tl.float32), tl.full((), momentum_factor, tl.float32),
-        tl.full((), grad_share, tl.float32), tl.full((), sign, tl.float32), nesterov, skip_nonfinite,
-    )  # fmt: skip
+    counts_of = counts.to(tl.pointer_type(tl.int32)) + row
+    addresses = (weight, master, alpha, state0, state1, state2, words_pointers, counts_of)
+    rule = (number(lr, lr_address), (n0, n1, n2, n3, n4, n5, n6, n7), skip_nonfinite)
     anchor = (a_address, a_seed, a_stream, a_offset, a_purpose,
               tl.full((), a_p0, tl.float32), tl.full((), a_p1, tl.float32))  # fmt: skip
     flexibility = (f_address, f_seed, f_stream, f_offset, f_purpose,
                    tl.full((), f_p0, tl.float32), tl.full((), f_p1, tl.float32))  # fmt: skip
     step_scale = number(scale, scale_address)
     step_tile(tile, gradients, was_silent, driven, touched, addresses, step_scale, rule, anchor, flexibility,
-              prune, rows, WEIGHT_DTYPE, HAS_MOMENTUM, HELD, A_KIND, F_KIND, True, ALIGNED)  # fmt: skip
+              prune, rows, WEIGHT_DTYPE, RULE, STATES, HELD, A_KIND, F_KIND, True, ALIGNED)  # fmt: skip
 
 
 # --------------------------------------------------------------------------- the host's side
 
 
-def synapse_step_(weight: Tensor, grad: Tensor, *arguments: Any) -> Tensor:
+def synapse_step_(given: Synapse) -> Tensor:
     """The Triton implementation of ``flexkern::synapse_step_``: one launch, which nothing waits for.
 
     Returns:
@@ -271,8 +291,8 @@ def synapse_step_(weight: Tensor, grad: Tensor, *arguments: Any) -> Tensor:
     Raises:
         TypeError, ValueError: if the tensors do not fit together; nothing has been changed then.
     """
-    given = LayerArguments(*arguments)
-    check_layer(weight, given, [grad])
+    weight, grad = given.weight, given.grad
+    check_layer(given)
     if grad.dtype not in (weight.dtype, torch.float32):
         raise TypeError(f"grad must be {weight.dtype} or torch.float32, got {grad.dtype}")
     check_tensors([grad], "grad", [weight], grad.dtype)
@@ -282,13 +302,13 @@ def synapse_step_(weight: Tensor, grad: Tensor, *arguments: Any) -> Tensor:
         check_units(given.drive[1], "post", weight, weight.shape[0])
     else:
         check_tensors(given.drive, "coincidence", [weight], torch.float32)
-    theta = threshold_arguments(weight, given)
-    rule = rule_arguments(weight, given)
+    theta = threshold_arguments(given)
+    rule = rule_arguments(given)
     rows, columns = weight.shape
     counts = torch.zeros((2, rows), dtype=torch.int32, device=weight.device)
     if weight.numel() == 0:
         return counts
-    addresses = layer_addresses(weight, given)
+    addresses = layer_addresses(given)
     a, f = source_arguments(given)
     driven = [t.data_ptr() for t in given.drive]
     drives = [0, *driven] if rate else [*driven, 0, 0]
@@ -303,8 +323,8 @@ def synapse_step_(weight: Tensor, grad: Tensor, *arguments: Any) -> Tensor:
             addresses[0], grad.data_ptr(), *addresses[1:], counts.data_ptr(), *drives, rows,
             columns // 4 if aligned else columns, *theta,
             float(given.eta), float(given.prune), *rule, *a[1:], *f[1:],
-            TRITON_DTYPES[weight.dtype], TRITON_DTYPES[grad.dtype], given.momentum_buffer is not None,
-            given.alpha is not None, a[0], f[0], rate, given.hebbian, aligned, words,
+            TRITON_DTYPES[weight.dtype], TRITON_DTYPES[grad.dtype], rule_of(given.rule),
+            state_bits(given.states), given.alpha is not None, a[0], f[0], rate, given.hebbian, aligned, words,
             **launch_options(cut), enable_fp_fusion=False,
         )  # fmt: skip
     return counts

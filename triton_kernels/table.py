@@ -18,15 +18,20 @@ from torch import Tensor
 from flexkern.fields import SOURCE_FLOATS, SOURCE_INTS, Kind
 from flexkern.triton_kernels.field import source_row
 from flexkern.triton_kernels.memory import full_tiles
+from flexkern.triton_kernels.rules import MOST_STATES
 
 __all__ = ["Row", "Table", "TableCache", "load_row", "source_columns"]
 
-# A row: addresses of weight, gradient, master, momentum and alpha (0: none), number of elements, number of the
+# A row: addresses of weight, gradient, master, alpha and the states (0: none), number of elements, number of the
 # tensor's first program, how many of its tiles go without a mask, then two sources. A source: kind, address,
 # seed, stream, offset, purpose, and the float32 bits of p0 and p1.
-ANCHOR = tl.constexpr(8)
-FLEXIBILITY = tl.constexpr(16)
-COLUMNS = tl.constexpr(24)
+ADDRESSES = 4 + MOST_STATES
+NUMEL = tl.constexpr(ADDRESSES)
+FIRST = tl.constexpr(ADDRESSES + 1)
+FULL = tl.constexpr(ADDRESSES + 2)
+ANCHOR = tl.constexpr(ADDRESSES + 3)
+FLEXIBILITY = tl.constexpr(ADDRESSES + 11)
+COLUMNS = tl.constexpr(ADDRESSES + 19)
 SPARES = 4  # that are kept of each size: as many lists of one length can be new in one capture
 SEARCH = tl.constexpr(128)  # first programs that are compared at once: one a thread
 
@@ -60,15 +65,18 @@ def load_row(table, tensors):
     """What this program works on: (tile, numel, full, addresses, anchor, flexibility).
 
     The number of its tile, the tensor's number of elements and of tiles that go without a mask, the addresses
-    of weight, gradient, master, momentum and alpha, and two sources as in :func:`field.source_tile`.
+    of weight, gradient, master, alpha and the states, and two sources as in :func:`field.source_tile`.
     """
     program = tl.program_id(0)
     row = _find_row(table, tensors, program)
-    tile = program - tl.load(row + 6)  # int64
-    addresses = (tl.load(row), tl.load(row + 1), tl.load(row + 2), tl.load(row + 3), tl.load(row + 4))
+    tile = program - tl.load(row + FIRST)  # int64
+    addresses = (
+        tl.load(row), tl.load(row + 1), tl.load(row + 2), tl.load(row + 3), tl.load(row + 4), tl.load(row + 5),
+        tl.load(row + 6),
+    )  # fmt: skip
     anchor = _load_source(row + ANCHOR)
     flexibility = _load_source(row + FLEXIBILITY)
-    return tile, tl.load(row + 5), tl.load(row + 7), addresses, anchor, flexibility
+    return tile, tl.load(row + NUMEL), tl.load(row + FULL), addresses, anchor, flexibility
 
 
 # --------------------------------------------------------------------------- the host's side
@@ -101,7 +109,8 @@ def source_columns(
 
 @dataclass
 class Row:
-    """A tensor of a step: its number of elements, the five addresses of a row, and its sources' columns."""
+    """A tensor of a step: its number of elements, the addresses of a row (states may be left out), and its sources'
+    columns."""
 
     numel: int
     addresses: list[int]
@@ -122,7 +131,15 @@ def _host_table(rows: Sequence[Row], tile: int) -> tuple[np.ndarray, int]:
     for row in rows:
         full = full_tiles([*row.addresses, row.anchor[1], row.flexibility[1]], row.numel, tile)
         firsts.append(programs)
-        body += [*row.addresses, row.numel, programs, full, *row.anchor, *row.flexibility]
+        body += [
+            *row.addresses,
+            *[0] * (ADDRESSES - len(row.addresses)),
+            row.numel,
+            programs,
+            full,
+            *row.anchor,
+            *row.flexibility,
+        ]
         programs += triton.cdiv(row.numel, tile)
     return np.array(firsts + body, dtype=np.int64), programs
 

@@ -1,11 +1,13 @@
-"""The flexible update (arXiv 2407.07133; DESIGN 1.1) in a tile: the gate alpha and the SGD step it scales."""
+"""The flexible update (arXiv 2407.07133; docs/design.md) in a tile: the gate alpha, and the step that it scales."""
 
 # ruff: noqa: ANN001, ANN201, ANN202, RUF100, SIM300 - device functions: Triton infers the types of arguments
 
 import triton
 import triton.language as tl
 
-__all__ = ["finite", "gate", "number", "sgd"]
+from flexkern.triton_kernels.rules import direction
+
+__all__ = ["finite", "gate", "number", "step"]
 
 
 @triton.jit
@@ -37,17 +39,27 @@ def finite(value):
 
 
 @triton.jit
-def sgd(weight, grad, alpha, buffer, rule, MOMENTUM: tl.constexpr):
-    """New weight and momentum buffer of a step; alpha scales the step, not what enters the buffer.
-
-    ``rule`` is (lr, weight_decay, momentum, grad_share, sign, nesterov, skip_nonfinite).
-    """
-    lr, weight_decay, momentum, grad_share, sign, nesterov, skip_nonfinite = rule
-    g = sign * grad + weight_decay * weight
-    new_buffer = buffer
-    if MOMENTUM:
-        new_buffer = momentum * buffer + grad_share * g
-        g = tl.where(nesterov != 0, g + momentum * new_buffer, new_buffer)
-    new_weight = weight - lr * alpha * g
+def step(
+    weight,
+    grad,
+    alpha,
+    state0,
+    state1,
+    state2,
+    lr,
+    numbers,
+    skip_nonfinite,
+    RULE: tl.constexpr,
+    STATES: tl.constexpr,
+):
+    """New weight and states of a step; alpha scales the step, not what enters the states."""
+    d, new0, new1, new2 = direction(weight, grad, state0, state1, state2, numbers, RULE, STATES)
+    new_weight = weight - lr * alpha * d
     moved = (skip_nonfinite == 0) | finite(new_weight)
-    return tl.where(moved, new_weight, weight), tl.where(moved, new_buffer, buffer)
+    if STATES & 1:
+        new0 = tl.where(moved, new0, state0)
+    if STATES & 2:
+        new1 = tl.where(moved, new1, state1)
+    if STATES & 4:
+        new2 = tl.where(moved, new2, state2)
+    return tl.where(moved, new_weight, weight), new0, new1, new2

@@ -5,8 +5,13 @@
 
 #include <vector>
 
-#include "../cpu/kernels.h"
 #include "build_info.h"
+#include "cpu/dispatch.h"
+#include "flexkern/field.h"
+
+FLEXKERN_KERNEL(void fill_field(const Source& source, float* out, int64_t begin, int64_t end);
+                // For the test of its accuracy.
+                void exp2_nonpositive(const float* x, float* y, int64_t n);)
 
 namespace py = pybind11;
 
@@ -18,7 +23,7 @@ static py::dict build_info() {
   info["cuda_compiler"] = FLEXKERN_CUDA_COMPILER;
   info["cuda_architectures"] = FLEXKERN_CUDA_ARCHS;
   info["torch_headers"] = FLEXKERN_TORCH_HEADERS;
-  info["instruction_set"] = cpu::kernels().name;
+  info["instruction_set"] = cpu::name_of(cpu::instruction_set());
   return info;
 }
 
@@ -38,14 +43,14 @@ static py::array_t<float> field(std::vector<py::ssize_t> shape, int kind, uint64
   const int64_t numel = out.size();
   {
     py::gil_scoped_release release;
-    cpu::kernels().fill_field(source, values, 0, numel);
+    FLEXKERN_BEST(fill_field)(source, values, 0, numel);
   }
   return out;
 }
 
 static py::array_t<float> exp2_array(py::array_t<float, py::array::c_style | py::array::forcecast> x) {
   py::array_t<float> y(x.request().shape);
-  cpu::kernels().exp2_nonpositive(x.data(), y.mutable_data(), x.size());
+  FLEXKERN_BEST(exp2_nonpositive)(x.data(), y.mutable_data(), x.size());
   return y;
 }
 

@@ -1,4 +1,3 @@
-#include "kernels.h"
 #include "launch.cuh"
 #include "vector4.cuh"
 

@@ -8,6 +8,10 @@
 
 namespace flexkern::cuda {
 
+// Launchers run on `device`, do not wait, and return nullptr or what went wrong. Who calls one declares it
+// (csrc/bindings): these files see no torch headers, and the bindings none of CUDA's.
+using Stream = void*;  // a cudaStream_t
+
 constexpr int kThreads = 256;
 // A thread takes four consecutive elements: one 16-byte access of each float32 operand.
 constexpr int kVector = 4;

@@ -1,4 +1,4 @@
-#include "kernels.h"
+#include "flexkern/synapse.h"
 #include "launch.cuh"
 
 namespace flexkern::cuda {

@@ -1,7 +1,6 @@
-// The flexible update on NVIDIA GPUs. Bound by memory: 20 bytes a parameter when flexibility and anchor are
+// The flexible update on NVIDIA GPUs. Bound by memory: 20 bytes per parameter when flexibility and anchor are
 // stored, 12 when both are procedural. A thread has up to four 16-byte loads in flight, a multiprocessor 2048
 // threads: several times the 23 KB that 4.3 TB/s and 700 ns of latency ask of each of 132.
-#include "kernels.h"
 #include "launch.cuh"
 #include "step4.cuh"
 
@@ -11,39 +10,44 @@ namespace {
 
 // Tensors of one launch travel as kernel arguments: nothing to copy to the device, and a CUDA graph keeps them.
 // CUDA 12.1 and newer take 32,764 bytes of arguments; the small table keeps launches of few tensors cheap.
-template <int kCount>
+template <class Rule, int kCount>
 struct Table {
-  SgdTensor tensors[kCount];
+  StepTensor<Rule> tensors[kCount];
   int64_t first_tile[kCount + 1];  // tiles of tensor i: first_tile[i] .. first_tile[i + 1] - 1
   int count;
 };
 
 constexpr int kSmallTable = 16;
-constexpr int kMaxTensors = 200;
-static_assert(sizeof(Table<kSmallTable>) + sizeof(SgdRule) <= 4096);
-static_assert(sizeof(Table<kMaxTensors>) + sizeof(SgdRule) <= 32764);
+// As many as fit: 200 with one state, 180 with three.
+template <class Rule>
+constexpr int kMaxTensors =
+    (32764 - static_cast<int>(sizeof(Step<Rule>)) - 24) / static_cast<int>(sizeof(StepTensor<Rule>) + 8) / 10 * 10;
 
 // Steps four elements, or what there is of them, and stores them.
-template <class W, class G>
-__device__ __forceinline__ void step_tile(const SgdTensor& tensor, int64_t begin, const SgdRule& rule, float rate) {
+template <class W, class G, class Rule>
+__device__ __forceinline__ void step_tile(const StepTensor<Rule>& tensor, int64_t begin, const Step<Rule>& step,
+                                          float rate) {
   const int64_t left = tensor.numel - begin;
   const int count = left < kVector ? static_cast<int>(left) : kVector;
   const bool whole = tensor.aligned && count == kVector;
-  step4<W, G>(tensor, begin, whole, count, rule, rate,
-              [&](const float (&)[4], const float (&w)[4], const float (&m)[4]) {
+  step4<W, G>(tensor, begin, whole, count, step, rate,
+              [&](const float (&)[4], const float (&w)[4], const float (&states)[Rule::kStates][4]) {
                 constexpr bool kHasMaster = !std::is_same_v<W, float>;
                 float* exact = kHasMaster ? tensor.master : static_cast<float*>(tensor.weight);
-                if (tensor.momentum != nullptr) store4(tensor.momentum + begin, whole, count, m);
+#pragma unroll
+                for (int k = 0; k < Rule::kStates; ++k)
+                  if (tensor.states[k] != nullptr) store4(tensor.states[k] + begin, whole, count, states[k]);
                 store4(exact + begin, whole, count, w);
                 if (kHasMaster) store4(static_cast<W*>(tensor.weight) + begin, whole, count, w);
               });
 }
 
-template <class W, class G, int kCount>
-__global__ void __launch_bounds__(kThreads) sgd_kernel(const __grid_constant__ Table<kCount> table, SgdRule rule) {
-  if (rule.lr_pointer != nullptr) rule.lr = *rule.lr_pointer;
-  if (rule.scale_pointer != nullptr) rule.scale = *rule.scale_pointer;
-  const float rate = gate_rate(rule.scale);
+template <class W, class G, class Rule, int kCount>
+__global__ void __launch_bounds__(kThreads)
+    step_kernel(const __grid_constant__ Table<Rule, kCount> table, Step<Rule> step) {
+  if (step.lr_pointer != nullptr) step.lr = *step.lr_pointer;
+  if (step.scale_pointer != nullptr) step.scale = *step.scale_pointer;
+  const float rate = gate_rate(step.scale);
   for (int64_t tile = blockIdx.x; tile < table.first_tile[table.count]; tile += gridDim.x) {
     int low = 0, high = table.count;  // the tensor that this tile belongs to
     while (high - low > 1) {
@@ -53,15 +57,17 @@ __global__ void __launch_bounds__(kThreads) sgd_kernel(const __grid_constant__ T
       else
         high = middle;
     }
-    const SgdTensor& tensor = table.tensors[low];
+    const StepTensor<Rule>& tensor = table.tensors[low];
     const int64_t begin = (tile - table.first_tile[low]) * kTile + static_cast<int64_t>(threadIdx.x) * kVector;
-    if (begin < tensor.numel) step_tile<W, G>(tensor, begin, rule, rate);
+    if (begin < tensor.numel) step_tile<W, G>(tensor, begin, step, rate);
   }
 }
 
-template <class W, class G, int kCount>
-const char* launch(const SgdTensor* tensors, int count, const SgdRule& rule, int device, cudaStream_t stream) {
-  Table<kCount> table;
+template <class W, class G, int kCount, class Rule>
+const char* launch(const StepTensor<Rule>* tensors, int count, const Step<Rule>& step, int device,
+                   cudaStream_t stream) {
+  static_assert(sizeof(Table<Rule, kCount>) + sizeof(Step<Rule>) <= (kCount == kSmallTable ? 4096 : 32764));
+  Table<Rule, kCount> table;
   table.count = 0;
   int64_t tiles = 0;
   for (int i = 0; i < count; ++i) {
@@ -73,19 +79,21 @@ const char* launch(const SgdTensor* tensors, int count, const SgdRule& rule, int
   }
   table.first_tile[table.count] = tiles;
   if (tiles == 0) return nullptr;
-  sgd_kernel<W, G, kCount><<<grid_size(tiles, device), kThreads, 0, stream>>>(table, rule);
+  step_kernel<W, G><<<grid_size(tiles, device), kThreads, 0, stream>>>(table, step);
   return launch_error();
 }
 
-template <class W, class G>
-const char* launch_all(const SgdTensor* tensors, int count, const SgdRule& rule, int device, Stream stream) {
+template <class W, class G, class Rule>
+const char* launch_all(const StepTensor<Rule>* tensors, int count, const Step<Rule>& step, int device,
+                       Stream stream) {
+  constexpr int kMost = kMaxTensors<Rule>;
   const CurrentDevice current(device);
   if (current.error() != cudaSuccess) return cudaGetErrorString(current.error());
   const auto s = static_cast<cudaStream_t>(stream);
-  for (int first = 0; first < count; first += kMaxTensors) {
-    const int some = count - first < kMaxTensors ? count - first : kMaxTensors;
-    const char* error = some <= kSmallTable ? launch<W, G, kSmallTable>(tensors + first, some, rule, device, s)
-                                            : launch<W, G, kMaxTensors>(tensors + first, some, rule, device, s);
+  for (int first = 0; first < count; first += kMost) {
+    const int some = count - first < kMost ? count - first : kMost;
+    const char* error = some <= kSmallTable ? launch<W, G, kSmallTable>(tensors + first, some, step, device, s)
+                                            : launch<W, G, kMost>(tensors + first, some, step, device, s);
     if (error != nullptr) return error;
   }
   return nullptr;
@@ -112,26 +120,33 @@ __global__ void __launch_bounds__(kThreads)
 
 }  // namespace
 
-const char* sgd(const SgdTensor* tensors, int count, const SgdRule& rule, Dtype weight, Dtype grad, int device,
-                Stream stream) {
+// One step of `count` tensors in one launch (in groups of kMaxTensors where there are more).
+template <class Rule>
+const char* step(const StepTensor<Rule>* tensors, int count, const Step<Rule>& step, Dtype weight, Dtype grad,
+                 int device, Stream stream) {
   const bool wide = grad == Dtype::kFloat32;
   switch (weight) {
-    case Dtype::kFloat32: return launch_all<float, float>(tensors, count, rule, device, stream);
+    case Dtype::kFloat32: return launch_all<float, float>(tensors, count, step, device, stream);
     case Dtype::kBFloat16:
-      return wide ? launch_all<__nv_bfloat16, float>(tensors, count, rule, device, stream)
-                  : launch_all<__nv_bfloat16, __nv_bfloat16>(tensors, count, rule, device, stream);
+      return wide ? launch_all<__nv_bfloat16, float>(tensors, count, step, device, stream)
+                  : launch_all<__nv_bfloat16, __nv_bfloat16>(tensors, count, step, device, stream);
     default:
-      return wide ? launch_all<__half, float>(tensors, count, rule, device, stream)
-                  : launch_all<__half, __half>(tensors, count, rule, device, stream);
+      return wide ? launch_all<__half, float>(tensors, count, step, device, stream)
+                  : launch_all<__half, __half>(tensors, count, step, device, stream);
   }
 }
 
+#define FLEXKERN_STEP(Rule) \
+  template const char* step(const StepTensor<Rule>*, int, const Step<Rule>&, Dtype, Dtype, int, Stream);
+FLEXKERN_RULES(FLEXKERN_STEP)
+
+// `scale_pointer`, where not null, is read on the device in place of `scale`.
 const char* gate(const float* weight, const Source& anchor, const Source& flexibility, float scale,
                  const float* scale_pointer, float* alpha, int64_t numel, int device, Stream stream) {
   if (numel == 0) return nullptr;
   const CurrentDevice current(device);
   if (current.error() != cudaSuccess) return cudaGetErrorString(current.error());
-  SgdTensor operands;
+  StepTensor<Sgd> operands;
   operands.weight = alpha;
   operands.grad = weight;
   operands.anchor = anchor;

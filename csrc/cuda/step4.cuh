@@ -8,25 +8,30 @@
 namespace flexkern::cuda {
 
 // Whether element 0 of each operand lies at a multiple of the vector access.
-inline bool aligned(const SgdTensor& tensor) {
+template <class Rule>
+inline bool aligned(const StepTensor<Rule>& tensor) {
   const auto bits = [](const void* p) { return reinterpret_cast<uintptr_t>(p); };
-  return ((bits(tensor.weight) | bits(tensor.grad) | bits(tensor.master) | bits(tensor.momentum) |
-           bits(tensor.alpha) | bits(tensor.anchor.data) | bits(tensor.flexibility.data)) %
-          16) == 0;
+  uintptr_t all = bits(tensor.weight) | bits(tensor.grad) | bits(tensor.master) | bits(tensor.alpha) |
+                  bits(tensor.anchor.data) | bits(tensor.flexibility.data);
+  for (const float* state : tensor.states) all |= bits(state);
+  return all % 16 == 0;
 }
 
-// Calls then(old weights, new weights, new momenta). `whole`: all four exist and every operand is aligned; else the
+// Calls then(old weights, new weights, new states). `whole`: all four exist and every operand is aligned; else the
 // first `count` exist.
-template <class W, class G, class Then>
-__device__ __forceinline__ void step4(const SgdTensor& tensor, int64_t begin, bool whole, int count,
-                                      const SgdRule& rule, float rate, Then then) {
+template <class W, class G, class Rule, class Then>
+__device__ __forceinline__ void step4(const StepTensor<Rule>& tensor, int64_t begin, bool whole, int count,
+                                      const Step<Rule>& step, float rate, Then then) {
   constexpr bool kHasMaster = !std::is_same_v<W, float>;
+  constexpr int kStates = Rule::kStates;
   const float* exact = kHasMaster ? tensor.master : static_cast<const float*>(tensor.weight);
-  float w[4], new_w[4], g[4], m[4] = {};
+  float w[4], new_w[4], g[4], states[kStates][4] = {};
   float alpha[4] = {1.0f, 1.0f, 1.0f, 1.0f};
   load4(exact + begin, whole, count, w);
   load4(static_cast<const G*>(tensor.grad) + begin, whole, count, g);
-  if (tensor.momentum != nullptr) load4(tensor.momentum + begin, whole, count, m);
+#pragma unroll
+  for (int k = 0; k < kStates; ++k)
+    if (tensor.states[k] != nullptr) load4(tensor.states[k] + begin, whole, count, states[k]);
   if (tensor.gate == Gate::kStored) {
     load4(static_cast<const float*>(tensor.alpha) + begin, whole, count, alpha);
   } else if (tensor.gate == Gate::kFormula) {
@@ -36,16 +41,19 @@ __device__ __forceinline__ void step4(const SgdTensor& tensor, int64_t begin, bo
 #pragma unroll
     for (int i = 0; i < 4; ++i) alpha[i] = flexkern::gate(w[i], a[i], f[i], rate);
   }
+  with_states<Rule>(states_of(tensor), [&](auto set) {
 #pragma unroll
-  for (int i = 0; i < 4; ++i) new_w[i] = w[i];
-  if (tensor.momentum != nullptr) {
+    for (int i = 0; i < 4; ++i) {
+      float of_one[kStates];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) flexkern::sgd<true>(new_w[i], m[i], g[i], alpha[i], rule);
-  } else {
+      for (int k = 0; k < kStates; ++k) of_one[k] = states[k][i];
+      new_w[i] = w[i];
+      take_step<decltype(set)::value>(new_w[i], of_one, g[i], alpha[i], step);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) flexkern::sgd<false>(new_w[i], m[i], g[i], alpha[i], rule);
-  }
-  then(w, new_w, m);
+      for (int k = 0; k < kStates; ++k) states[k][i] = of_one[k];
+    }
+  });
+  then(w, new_w, states);
 }
 
 }  // namespace flexkern::cuda

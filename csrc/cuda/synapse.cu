@@ -1,8 +1,7 @@
 // One pass over the synapses of a layer on NVIDIA GPUs. Eight neighbouring threads share a word of the silent
-// mask: 32 synapses, four a thread. Bound by memory: a functional synapse moves what the flexible update moves, a
+// mask: 32 synapses, four per thread. Bound by memory: a functional synapse moves what the flexible update moves, a
 // silent one an eighth of a byte, as the activities that decide on it stay in the cache.
 #include "flexkern/synapse.h"
-#include "kernels.h"
 #include "launch.cuh"
 #include "step4.cuh"
 
@@ -45,10 +44,11 @@ struct Changes {
 };
 
 // `silent` and `exists` have a bit for each of the four synapses from `begin` on, which lie in one row.
-template <class W, class G>
-__device__ __forceinline__ Changes pass4(const SynapseLayer& layer, int64_t row, int64_t column, uint32_t silent,
-                                         uint32_t exists, bool is_aligned, const SgdRule& rule, float rate) {
-  const SgdTensor& synapses = layer.synapses;
+template <class W, class G, class Rule>
+__device__ __forceinline__ Changes pass4(const SynapseLayer<Rule>& layer, int64_t row, int64_t column, uint32_t silent,
+                                         uint32_t exists, bool is_aligned, const Step<Rule>& step, float rate) {
+  constexpr int kStates = Rule::kStates;
+  const StepTensor<Rule>& synapses = layer.synapses;
   const int64_t begin = row * layer.columns + column;
   const int count = __popc(exists);
   const bool whole = is_aligned && count == kVector;
@@ -56,7 +56,7 @@ __device__ __forceinline__ Changes pass4(const SynapseLayer& layer, int64_t row,
   float* exact = kHasMaster ? synapses.master : static_cast<float*>(synapses.weight);
   const uint32_t functional = exists & ~silent;
   Changes changes;
-  float w[4] = {}, m[4] = {}, a[4] = {}, coincidence[4];
+  float w[4] = {}, states[kStates][4] = {}, a[4] = {}, coincidence[4];
 
   if (silent != 0) {
     const float theta = layer.thetas == nullptr ? layer.threshold : layer.thetas[layer.one_theta ? 0 : row];
@@ -84,38 +84,43 @@ __device__ __forceinline__ Changes pass4(const SynapseLayer& layer, int64_t row,
     }
   }
   if (functional != 0) {
-    float new_w[4], new_m[4] = {};
-    step4<W, G>(synapses, begin, whole, count, rule, rate,
-                [&](const float (&old_w)[4], float (&nw)[4], float (&nm)[4]) {
+    float new_w[4], new_states[kStates][4] = {};
+    step4<W, G>(synapses, begin, whole, count, step, rate,
+                [&](const float (&old_w)[4], float (&nw)[4], float (&ns)[kStates][4]) {
 #pragma unroll
                   for (int i = 0; i < 4; ++i) {
                     const bool sleeps = (functional >> i & 1u) && prunes(old_w[i], nw[i], layer.prune);
                     if (sleeps) changes.pruned |= 1u << i;
                     new_w[i] = sleeps ? 0.0f : nw[i];
-                    new_m[i] = sleeps ? 0.0f : nm[i];
+#pragma unroll
+                    for (int k = 0; k < kStates; ++k) new_states[k][i] = sleeps ? 0.0f : ns[k][i];
                   }
                 });
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       if (functional >> i & 1u) w[i] = new_w[i];
-      if (functional >> i & 1u) m[i] = new_m[i];
+#pragma unroll
+      for (int k = 0; k < kStates; ++k)
+        if (functional >> i & 1u) states[k][i] = new_states[k][i];
     }
   }
   const uint32_t written = functional | changes.converted;
   if (written != 0) {
     store_some4(exact + begin, whole, written, w);
     if (kHasMaster) store_some4(static_cast<W*>(synapses.weight) + begin, whole, written, w);
-    if (synapses.momentum != nullptr) store_some4(synapses.momentum + begin, whole, written, m);
+#pragma unroll
+    for (int k = 0; k < kStates; ++k)
+      if (synapses.states[k] != nullptr) store_some4(synapses.states[k] + begin, whole, written, states[k]);
   }
   return changes;
 }
 
-template <class W, class G>
+template <class W, class G, class Rule>
 __global__ void __launch_bounds__(kThreads)
-    synapse_kernel(const __grid_constant__ SynapseLayer layer, SgdRule rule, bool is_aligned) {
-  if (rule.lr_pointer != nullptr) rule.lr = *rule.lr_pointer;
-  if (rule.scale_pointer != nullptr) rule.scale = *rule.scale_pointer;
-  const float rate = gate_rate(rule.scale);
+    synapse_kernel(const __grid_constant__ SynapseLayer<Rule> layer, Step<Rule> step, bool is_aligned) {
+  if (step.lr_pointer != nullptr) step.lr = *step.lr_pointer;
+  if (step.scale_pointer != nullptr) step.scale = *step.scale_pointer;
+  const float rate = gate_rate(step.scale);
   const int64_t row_words = words_in_row(layer.columns), total = layer.rows * row_words;
   const int lane = threadIdx.x % kGroup;
   const int64_t stride = static_cast<int64_t>(gridDim.x) * kWords;
@@ -131,7 +136,7 @@ __global__ void __launch_bounds__(kThreads)
     Changes changes;
     if (exists != 0) {
       const uint32_t silent = word >> (lane * kVector) & exists;
-      changes = pass4<W, G>(layer, row, column, silent, exists, is_aligned, rule, rate);
+      changes = pass4<W, G>(layer, row, column, silent, exists, is_aligned, step, rate);
     }
     const uint32_t toggled = group_or((changes.converted | changes.pruned) << (lane * kVector));
     const int converted = group_sum(__popc(changes.converted));
@@ -145,8 +150,8 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-template <class W, class G>
-const char* launch(const SynapseLayer& layer, const SgdRule& rule, int device, Stream stream) {
+template <class W, class G, class Rule>
+const char* launch(const SynapseLayer<Rule>& layer, const Step<Rule>& step, int device, Stream stream) {
   const CurrentDevice current(device);
   if (current.error() != cudaSuccess) return cudaGetErrorString(current.error());
   const auto bits = [](const void* p) { return reinterpret_cast<uintptr_t>(p); };
@@ -154,25 +159,31 @@ const char* launch(const SynapseLayer& layer, const SgdRule& rule, int device, S
                           (bits(layer.pre) | bits(layer.coincidence) | bits(layer.anchor)) % 16 == 0;
   const int64_t tiles = (layer.rows * words_in_row(layer.columns) + kWords - 1) / kWords;
   synapse_kernel<W, G>
-      <<<grid_size(tiles, device), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(layer, rule, is_aligned);
+      <<<grid_size(tiles, device), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(layer, step, is_aligned);
   return launch_error();
 }
 
 }  // namespace
 
-const char* synapse(const SynapseLayer& layer, const SgdRule& rule, Dtype weight, Dtype grad, int device,
+// The synapses of one layer; adds to layer.converted and layer.pruned.
+template <class Rule>
+const char* synapse(const SynapseLayer<Rule>& layer, const Step<Rule>& step, Dtype weight, Dtype grad, int device,
                     Stream stream) {
   if (layer.rows * layer.columns == 0) return nullptr;
   const bool wide = grad == Dtype::kFloat32;
   switch (weight) {
-    case Dtype::kFloat32: return launch<float, float>(layer, rule, device, stream);
+    case Dtype::kFloat32: return launch<float, float>(layer, step, device, stream);
     case Dtype::kBFloat16:
-      return wide ? launch<__nv_bfloat16, float>(layer, rule, device, stream)
-                  : launch<__nv_bfloat16, __nv_bfloat16>(layer, rule, device, stream);
+      return wide ? launch<__nv_bfloat16, float>(layer, step, device, stream)
+                  : launch<__nv_bfloat16, __nv_bfloat16>(layer, step, device, stream);
     default:
-      return wide ? launch<__half, float>(layer, rule, device, stream)
-                  : launch<__half, __half>(layer, rule, device, stream);
+      return wide ? launch<__half, float>(layer, step, device, stream)
+                  : launch<__half, __half>(layer, step, device, stream);
   }
 }
+
+#define FLEXKERN_SYNAPSE(Rule) \
+  template const char* synapse(const SynapseLayer<Rule>&, const Step<Rule>&, Dtype, Dtype, int, Stream);
+FLEXKERN_RULES(FLEXKERN_SYNAPSE)
 
 }  // namespace flexkern::cuda

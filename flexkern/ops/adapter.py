@@ -1,99 +1,22 @@
-"""Adapters in parallel to a layer, one for each task, chosen by sample (DESIGN 1.5)."""
+"""Adapters in parallel to a layer, one for each task, chosen by sample (docs/design.md, Artsy)."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from flexkern.backends import choose
-from flexkern.ops import _checks
-from flexkern.ops._define import Operator
-from flexkern.ops._step import are_numbers, are_plain, tries_compiled
-from flexkern.reference import adapter as reference_adapter
+from flexkern.ops import checks
+from flexkern.ops.operator import Attempt, Operator, are_numbers, are_plain, tries_compiled
+from flexkern.spec.adapter import LARGEST_TRITON_RANK
 
 __all__ = ["gated_adapter"]
 
-LARGEST_TRITON_RANK = 512
-
-
-def _forward_fake(x: Tensor, down: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    keep_hidden = rest[-1]
-    hidden = (x.shape[0], x.shape[1], down.shape[2]) if keep_hidden else (0,)
-    return x.new_empty(x.shape), x.new_empty(hidden)
-
-
-def _forward_reference(*arguments: Any) -> tuple[Tensor, Tensor]:
-    *given, keep_hidden = arguments
-    _check_index_values(given[5], len(given[1]))
-    out, hidden = reference_adapter.gated_adapter(*given)
-    return out, hidden if keep_hidden else hidden.new_empty(0)
-
-
-def _forward_triton() -> Callable[..., Any]:
-    from flexkern.triton_kernels.adapter import gated_adapter
-
-    return gated_adapter
-
-
-# The second result is `hidden` [S, L, r] after ReLU and dropout, without `keep_hidden` [0]. It is all that
-# the backward pass needs: it is above 0 where neither closed a unit. `seed`: int64 [1], or None: no dropout.
-FORWARD = Operator(
-    "gated_adapter",
-    "(Tensor x, Tensor down, Tensor down_bias, Tensor up, Tensor up_bias, Tensor index, Tensor? residual, "
-    "Tensor? seed, float scale, float dropout_p, bool keep_hidden) -> (Tensor, Tensor)",
-    fake=_forward_fake,
-    reference=_forward_reference,
-    triton=_forward_triton,
-    recorded=True,
-)
-
-
-def _backward_fake(
-    grad_out: Tensor,
-    x: Tensor,
-    hidden: Tensor,
-    down: Tensor,
-    up: Tensor,
-    index: Tensor,
-    scale: float,
-    dropout_p: float,
-    need_x: bool,
-    need_bank: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    tasks, d, r = down.shape
-    bank = [(tasks, d, r), (tasks, r), (tasks, r, d), (tasks, d)] if need_bank else [(0,)] * 4
-    grads = (x.new_empty(shape) for shape in [x.shape if need_x else (0,), *bank])
-    return tuple(grads)  # type: ignore[return-value]
-
-
-def _backward_reference(*arguments: Any) -> tuple[Tensor, ...]:
-    *given, need_x, need_bank = arguments
-    grads = reference_adapter.gated_adapter_backward(*given)
-    needed = (need_x, *[need_bank] * 4)
-    return tuple(g if need else g.new_empty(0) for g, need in zip(grads, needed, strict=True))
-
-
-def _backward_triton() -> Callable[..., Any]:
-    from flexkern.triton_kernels.adapter import gated_adapter_backward
-
-    return gated_adapter_backward
-
-
-# The gradients of x and of the four tensors of the bank; [0] for what is not needed.
-BACKWARD = Operator(
-    "gated_adapter_backward",
-    "(Tensor grad_out, Tensor x, Tensor hidden, Tensor down, Tensor up, Tensor index, float scale, "
-    "float dropout_p, bool need_x, bool need_bank) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    fake=_backward_fake,
-    reference=_backward_reference,
-    triton=_backward_triton,
-    recorded=True,
-)
+FORWARD = Operator("gated_adapter")
+BACKWARD = Operator("gated_adapter_backward")
 
 
 class _GatedAdapter(torch.autograd.Function):
@@ -177,8 +100,8 @@ def _check_tensors(
             raise TypeError(f"{name} must be a torch.Tensor {meaning}, got {type(tensor).__name__}")
         if tensor.dim() != 3:
             raise ValueError(f"{name} must be {meaning}, got shape {list(tensor.shape)}")
-    if x.dtype not in _checks.FLOAT_DTYPES:
-        allowed = ", ".join(str(dtype) for dtype in _checks.FLOAT_DTYPES)
+    if x.dtype not in checks.FLOAT_DTYPES:
+        allowed = ", ".join(str(dtype) for dtype in checks.FLOAT_DTYPES)
         raise TypeError(f"x must be one of {allowed}, got {x.dtype}")
     samples, positions, d = x.shape
     tasks, r = down.shape[0], down.shape[2]
@@ -225,8 +148,8 @@ def _check_numbers(scale: object, dropout_p: object) -> None:
         if not isinstance(value, (int, float)) or isinstance(value, bool):
             raise TypeError(f"{name} must be a number, got {type(value).__name__}")
     # Comparisons only: math.isfinite does not trace where torch.compile makes the number a symbol.
-    if not -_checks.LARGEST_NUMBER <= scale <= _checks.LARGEST_NUMBER:  # type: ignore[operator]
-        raise ValueError(f"scale must be finite and at most {_checks.LARGEST_NUMBER} in size, got {scale}")
+    if not -checks.LARGEST_NUMBER <= scale <= checks.LARGEST_NUMBER:  # type: ignore[operator]
+        raise ValueError(f"scale must be finite and at most {checks.LARGEST_NUMBER} in size, got {scale}")
     if not 0 <= dropout_p < 1:  # type: ignore[operator]
         raise ValueError(f"dropout_p must be in [0, 1), got {dropout_p}")
 
@@ -254,10 +177,6 @@ def _dropout_seed(seed: object, x: Tensor, dropout_p: float) -> Tensor | None:
         return torch.randint(1 << 62, (1,), dtype=torch.int64, device=x.device)
     signed = seed - (1 << 64) if seed >> 63 else seed
     return torch.full((1,), signed, dtype=torch.int64, device=x.device)
-
-
-def _needs_grad(tensors: Sequence[Tensor | None]) -> bool:
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def gated_adapter(
@@ -302,13 +221,27 @@ def gated_adapter(
 
     Source: arXiv 2403.12030 (EASE), section 4.1; arXiv 2410.05899 (Artsy).
     """
-    floats: tuple[Tensor | None, ...] = (x, down, down_bias, up, up_bias, residual)
+    floats: tuple[Any, ...] = (x, down, down_bias, up, up_bias, residual)
+    attempt = None
     if tries_compiled() and are_plain((x,)) and are_numbers((scale,)) and dropout_p == 0 and seed is None:
-        try:
-            if not (torch.is_autocast_enabled("cpu") or _needs_grad(floats)):
-                return FORWARD.compiled(*floats[:5], index, residual, None, scale, 0.0, False)[0]
-        except (AttributeError, RuntimeError):  # the checks say why
-            pass
+        gradients = torch.is_grad_enabled() and any(getattr(t, "requires_grad", False) for t in floats)
+        if not (gradients or torch.is_autocast_enabled("cpu")):
+            attempt = Attempt(FORWARD.compiled, (*floats[:5], index, residual, None, scale, 0.0, False), ())
+    return FORWARD(attempt, _checked, *floats, index, scale, dropout_p, seed)[0]
+
+
+def _checked(
+    x: Tensor,
+    down: Tensor,
+    down_bias: Tensor,
+    up: Tensor,
+    up_bias: Tensor,
+    residual: Tensor | None,
+    index: Tensor,
+    scale: float,
+    dropout_p: float,
+    seed: int | Tensor | None,
+) -> tuple[Tensor, Tensor]:
     if isinstance(x, Tensor):
         device = x.device.type
         x, down, down_bias, up, up_bias, residual = (  # type: ignore[assignment]
@@ -319,21 +252,19 @@ def gated_adapter(
     _check_numbers(scale, dropout_p)
     scale, dropout_p = float(scale), float(dropout_p)
     drawn = _dropout_seed(seed, x, dropout_p)
-    backend = choose("gated_adapter", x.device, lambda name: _serves(name, x.dtype, down.shape[2]))
-    x, down, down_bias, up, up_bias, index = _checks.contiguous([x, down, down_bias, up, up_bias, index])
+    backend = FORWARD.choose(x, lambda name: _takes(name, down.shape[2]))
+    x, down, down_bias, up, up_bias, index = checks.contiguous([x, down, down_bias, up, up_bias, index])
     if residual is not None:
         residual = residual.contiguous()
     floats = (x, down, down_bias, up, up_bias, residual)
     with _no_autocast(x.device.type):
-        if _needs_grad(floats):
-            return _GatedAdapter.apply(*floats, index, drawn, scale, dropout_p, backend)[0]
+        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in floats):
+            return _GatedAdapter.apply(*floats, index, drawn, scale, dropout_p, backend)
         operator = FORWARD.on(backend)
-        return operator(*floats[:5], index, residual, drawn, scale, dropout_p, False)[0]
+        return operator(*floats[:5], index, residual, drawn, scale, dropout_p, False)
 
 
-def _serves(backend: str, dtype: torch.dtype, rank: int) -> str | None:
-    if backend == "cuda":
-        return "gated_adapter has no CUDA C++ kernel; on a GPU it runs on tensor cores through Triton"
+def _takes(backend: str, rank: int) -> str | None:
     if backend == "triton" and rank > LARGEST_TRITON_RANK:
         return f"an adapter of rank {rank} does not fit a tile; at most {LARGEST_TRITON_RANK} does"
-    return _checks.native_dtypes(backend, dtype)
+    return None

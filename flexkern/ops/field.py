@@ -1,43 +1,19 @@
-"""Procedural fields as tensors (DESIGN 1.2)."""
+"""Procedural fields as tensors (docs/design.md, Procedural fields)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from flexkern import reference
-from flexkern.backends import choose
 from flexkern.fields import Field
-from flexkern.ops._define import Operator
+from flexkern.ops.operator import Operator
 
 __all__ = ["flexibility_field", "materialize"]
 
 
-def _fake(out: Tensor, source: Sequence[int], parameters: Sequence[float]) -> None:
-    return None
-
-
-def _reference(out: Tensor, source: Sequence[int], parameters: Sequence[float]) -> None:
-    out.copy_(reference.field(out.shape, source, parameters, out.device))
-
-
-def _triton() -> Callable[..., Any]:
-    from flexkern.triton_kernels.field import fill_field_
-
-    return fill_field_
-
-
-# Fills a tensor instead of returning one, because the dispatcher finds the backend by a tensor argument.
-FILL = Operator(
-    "fill_field_",
-    "(Tensor(a!) out, int[] source, float[] parameters) -> ()",
-    fake=_fake,
-    reference=_reference,
-    triton=_triton,
-)
+FILL = Operator("fill_field_")
 
 
 def materialize(field: Field, shape: Sequence[int], *, device: torch.device | str | None = None) -> Tensor:
@@ -54,7 +30,7 @@ def materialize(field: Field, shape: Sequence[int], *, device: torch.device | st
     if not isinstance(field, Field):
         raise TypeError(f"field must be a flexkern.Field, got {type(field).__name__}")
     out = torch.empty(tuple(shape), dtype=torch.float32, device=device)
-    backend = choose("materialize", out.device, lambda name: None)
+    backend = FILL.choose(out)
     source, parameters = field.source()
     FILL.on(backend)(out, source, parameters)
     return out

@@ -1,61 +1,17 @@
-"""Packed masks: one bit a synapse (DESIGN 1.3)."""
+"""Packed masks: one bit per synapse (docs/design.md, Silent and functional synapses)."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from flexkern import reference
-from flexkern.backends import choose
-from flexkern.ops._define import Operator
+from flexkern.ops.operator import Operator
+from flexkern.spec.mask import words_in_row
 
 __all__ = ["pack_mask", "unpack_mask"]
 
-WORD_BITS = 32
-
-
-def words_in_row(columns: int) -> int:
-    """Words that hold a row of ``columns`` bits."""
-    return -(-columns // WORD_BITS)
-
-
-def _pack_fake(mask: Tensor) -> Tensor:
-    return mask.new_empty((mask.shape[0], words_in_row(mask.shape[1])), dtype=torch.int32)
-
-
-def _unpack_fake(words: Tensor, columns: int) -> Tensor:
-    return words.new_empty((words.shape[0], columns), dtype=torch.bool)
-
-
-def _triton_pack() -> Callable[..., Any]:
-    from flexkern.triton_kernels.mask import pack_mask
-
-    return pack_mask
-
-
-def _triton_unpack() -> Callable[..., Any]:
-    from flexkern.triton_kernels.mask import unpack_mask
-
-    return unpack_mask
-
-
-PACK = Operator(
-    "pack_mask",
-    "(Tensor mask) -> Tensor",
-    fake=_pack_fake,
-    reference=reference.pack_mask,
-    triton=_triton_pack,
-)
-UNPACK = Operator(
-    "unpack_mask",
-    "(Tensor words, int columns) -> Tensor",
-    fake=_unpack_fake,
-    reference=reference.unpack_mask,
-    triton=_triton_unpack,
-)
+PACK = Operator("pack_mask")
+UNPACK = Operator("unpack_mask")
 
 
 def _check_tensor(tensor: object, name: str, dtype: torch.dtype) -> None:
@@ -77,7 +33,7 @@ def pack_mask(mask: Tensor) -> Tensor:
     _check_tensor(mask, "mask", torch.bool)
     if mask.dim() != 2:
         raise ValueError(f"mask must have two dimensions, got shape {tuple(mask.shape)}")
-    backend = choose("pack_mask", mask.device, lambda name: None)
+    backend = PACK.choose(mask)
     return PACK.on(backend)(mask.contiguous())
 
 
@@ -102,5 +58,5 @@ def unpack_mask(words: Tensor, columns: int) -> Tensor:
             f"words must be [rows, {words_in_row(max(columns, 0))}] for columns = {columns}, got "
             f"{tuple(words.shape)}"
         )
-    backend = choose("unpack_mask", words.device, lambda name: None)
+    backend = UNPACK.choose(words)
     return UNPACK.on(backend)(words.contiguous(), columns)

@@ -1,87 +1,32 @@
-"""One pass over the synapses of a layer (DESIGN 1.3, 1.4): functional ones step, driven silent ones convert."""
+"""One pass over the synapses of a layer (docs/design.md): functional ones step, silent ones convert."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from flexkern import reference
-from flexkern.backends import choose
 from flexkern.fields import Field
-from flexkern.ops import _checks
-from flexkern.ops._define import Operator
-from flexkern.ops._layer import (
+from flexkern.ops import checks
+from flexkern.ops.layers import (
     Conversions,
-    check_dense,
+    attempt_layer,
     check_layers,
     check_matrix,
     check_silent,
+    conversions_of,
+    insertion_of,
     layer_arguments,
-    make_gate,
-    reference_step,
-    run_layer,
-    try_layer,
+    make_sources,
+    split_options,
 )
-from flexkern.ops._step import check_step, exact_dtype, momentum_and_master, tries_compiled
-from flexkern.ops.layer_arguments import LAYER_SCHEMA, LayerArguments
+from flexkern.ops.operator import Operator, tries_compiled
+from flexkern.ops.steps import check_step, rule_of, states_and_master
 
 __all__ = ["Conversions", "synapse_step_"]
 
-
-def _synapse_fake(weight: Tensor, *rest: object) -> Tensor:
-    return weight.new_empty((2, weight.shape[0]), dtype=torch.int32)
-
-
-def _synapse_reference(weight: Tensor, grad: Tensor, *arguments: Any) -> Tensor:
-    given = LayerArguments(*arguments)
-    assert given.silent is not None
-    anchor, alpha, *rest = reference_step(weight, [grad], given)
-    c = given.drive[0] if len(given.drive) == 1 else reference.coincidence(given.drive[0], given.drive[1])
-    return reference.synapse_step_(weight, grad, anchor, alpha, given.silent, c, *rest)
-
-
-def _triton_synapse() -> Callable[..., Any]:
-    from flexkern.triton_kernels.synapse import synapse_step_
-
-    return synapse_step_
-
-
-# `drive` is the coincidence matrix, or the mean activities pre and post.
-SYNAPSE = Operator(
-    "synapse_step_",
-    "(Tensor(a!) weight, Tensor grad, " + LAYER_SCHEMA,
-    fake=_synapse_fake,
-    reference=_synapse_reference,
-    triton=_triton_synapse,
-)
-
-
-def _check_drive(
-    weight: Tensor, pre: Tensor | None, post: Tensor | None, coincidence: Tensor | None
-) -> list[Tensor]:
-    exact, (units_out, units_in) = exact_dtype(weight), weight.shape
-    if coincidence is not None:
-        if pre is not None or post is not None:
-            raise ValueError("give either coincidence, or pre and post, not both")
-        _checks.check_matches(coincidence, "coincidence", weight, (exact,))
-        return _checks.contiguous([coincidence])
-    drive = []
-    for name, value, size in (("pre", pre, units_in), ("post", post, units_out)):
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{name} must be a tensor of mean activities, got {type(value).__name__}")
-        check_dense(value, name)
-        if value.dtype is not exact or tuple(value.shape) != (size,):
-            raise ValueError(
-                f"{name} must be {exact} [{size}], the mean activity of each unit over the batch, got "
-                f"{value.dtype} {tuple(value.shape)}; of a batch take {name}.mean(0, dtype={exact})"
-            )
-        if value.device != weight.device:
-            raise ValueError(f"{name} must be on the device of weight, {weight.device}, got {value.device}")
-        drive.append(value)
-    return _checks.contiguous(drive)
+SYNAPSE = Operator("synapse_step_")
 
 
 def synapse_step_(
@@ -97,18 +42,11 @@ def synapse_step_(
     lr: float | Tensor,
     scale: float | Tensor | None = None,
     coincidence: Tensor | Sequence[Tensor] | None = None,
-    insert: str = "init",
-    eta: float = 1.0,
-    prune: float = 0.0,
     alpha: Tensor | Sequence[Tensor] | None = None,
-    weight_decay: float = 0.0,
-    momentum: float = 0.0,
-    dampening: float = 0.0,
-    nesterov: bool = False,
-    maximize: bool = False,
     momentum_buffer: Tensor | Sequence[Tensor] | None = None,
     master: Tensor | Sequence[Tensor] | None = None,
     nonfinite: str = "skip",
+    **options: Any,
 ) -> Conversions | list[Conversions]:
     """The flexible update of functional synapses and the conversion of silent ones, in one pass over a layer.
 
@@ -123,19 +61,17 @@ def synapse_step_(
         anchor: float32 [out, in], or a Field. Where a synapse is silent it is the layer's own initial draw.
         flexibility: float32 [out, in], a Field, or a number in [0, 1]; None where ``alpha`` is given.
         silent: int32 words [out, ceil(in / 32)] from :func:`flexkern.ops.pack_mask`, updated in place.
-        pre, post: float32 [in] and [out]: mean activity of each unit over the batch (DESIGN 1.3, the rate
-            rule); a negative value counts as 0.
+        pre, post: float32 [in] and [out]: mean activity of each unit over the batch (the rate rule); a negative
+            value counts as 0.
         threshold: theta >= 0, a number, or a float32 tensor with one element or one for each of the out units.
         lr, scale: numbers, or one-element float32 tensors. ``scale`` may be None where ``alpha`` is given.
         coincidence: float32 [out, in] in place of ``pre`` and ``post``: c itself, for example mean_b post[b, j]
             pre[b, i] (the Hebbian rule), over as many batches as wanted.
-        insert: "init": the inserted weight is the anchor. "hebbian": it is ``eta * c``, and is written to the
-            anchor too, which then must be a tensor.
-        prune: a functional synapse with |w| under it before and after the step goes silent; 0: none does.
-        alpha: float32 [out, in], a gate that is held through an item. It should be 1 where ``silent`` is set.
-        weight_decay, momentum, dampening, nesterov, maximize, momentum_buffer, master, nonfinite: as in
-            :func:`flexkern.ops.metaplastic_sgd_`. An infinite or NaN coincidence converts nothing. "raise"
-            looks at all of ``grad``.
+        alpha: float32 [out, in], a gate that is kept through an item. It should be 1 where ``silent`` is set.
+        momentum_buffer, master, nonfinite: as in :func:`flexkern.ops.metaplastic_sgd_`. An infinite or NaN
+            coincidence converts nothing. "raise" looks at all of ``grad``.
+        options: those of :class:`flexkern.ops.Insertion` (``insert``, ``eta``, ``prune``) and of
+            :class:`flexkern.ops.SgdRule` (``weight_decay``, ``momentum``, ...) by name.
 
     Returns:
         :class:`Conversions`, or a list of them; nothing waits for the device.
@@ -146,16 +82,43 @@ def synapse_step_(
 
     Source: arXiv 2407.07133, section 2, for the update; arXiv 2410.05899 for silent and functional synapses.
     """
-    rule = (weight_decay, momentum, dampening, nesterov, maximize)
+    states = {"momentum_buffer": momentum_buffer}
+    insertion, rule = split_options(SYNAPSE, options)
+    attempt = None
     if tries_compiled() and (coincidence is None or (pre is None and post is None)):
-        drives = (pre, post) if coincidence is None else (coincidence,)
-        done = try_layer(
-            SYNAPSE, (weight, grad), (anchor, flexibility, alpha), silent, drives, threshold, lr, scale,
-            momentum_buffer, master, insert, eta, prune, rule, nonfinite,
+        drive = (pre, post) if coincidence is None else (coincidence,)
+        attempt = attempt_layer(
+            SYNAPSE, (weight, grad), anchor, flexibility, alpha, silent, drive, threshold, lr, scale, states,
+            master, insertion, rule, nonfinite,
         )  # fmt: skip
-        if done is not None:
-            return done
-    weights, grads = check_step(weight, grad, lr, weight_decay, momentum, dampening, nesterov, nonfinite)
+    result = SYNAPSE(attempt, _checked, weight, grad, anchor, flexibility, silent, pre, post, coincidence, threshold,
+                     lr, scale, alpha, states, master, nonfinite, insertion, rule)  # fmt: skip
+    return result if isinstance(result, list) else conversions_of(result)
+
+
+def _checked(
+    weight: Any,
+    grad: Any,
+    anchor: Any,
+    flexibility: Any,
+    silent: Any,
+    pre: Any,
+    post: Any,
+    coincidence: Any,
+    threshold: Any,
+    lr: float | Tensor,
+    scale: float | Tensor | None,
+    alpha: Any,
+    states: dict[str, Any],
+    master: Any,
+    nonfinite: str,
+    insertion_options: dict[str, Any],
+    numbers: dict[str, Any],
+) -> Conversions | list[Conversions]:
+    assert SYNAPSE.spec.rule is not None
+    rule = rule_of(SYNAPSE.spec.rule, numbers, "synapse_step_")
+    insertion = insertion_of(insertion_options, "synapse_step_")
+    weights, grads = check_step(weight, grad, lr, rule, nonfinite)
     several = isinstance(weight, (list, tuple))
     if not weights:
         return []
@@ -163,37 +126,56 @@ def synapse_step_(
     def column(value: Any, name: str) -> list[Any]:
         """An entry for each layer; None and a number serve all of them."""
         shared = several and (value is None or isinstance(value, (int, float)))
-        return [value] * len(weights) if shared else _checks.as_list(value, name, len(weights))
+        return [value] * len(weights) if shared else checks.as_list(value, name, len(weights))
 
-    per_layer = zip(
-        weights,
-        column(anchor, "anchor"),
-        column(flexibility, "flexibility"),
-        column(silent, "silent"),
-        column(pre, "pre"),
-        column(post, "post"),
-        column(coincidence, "coincidence"),
-        column(threshold, "threshold"),
-        column(alpha, "alpha"),
-        strict=True,
-    )
-    buffers, masters = momentum_and_master(momentum_buffer, master, weights, momentum)
+    given = {"anchor": anchor, "flexibility": flexibility, "silent": silent, "pre": pre, "post": post,
+             "coincidence": coincidence, "threshold": threshold, "alpha": alpha}  # fmt: skip
+    columns = {name: column(value, name) for name, value in given.items()}
+    checked_states, masters = states_and_master(states, master, weights, rule)
     layers = []
-    for i, (w, a, f, words, pre_i, post_i, c, theta, held) in enumerate(per_layer):
+    for i, (w, g) in enumerate(zip(weights, grads, strict=True)):
+        of = {name: values[i] for name, values in columns.items()}
         check_matrix(w)
-        check_silent(words, w, a, theta, insert, eta, prune)
-        gate = make_gate(w, a, f, held, scale, insert == "hebbian")
-        drive = _check_drive(w, pre_i, post_i, c)
-        buffer, exact = (state[i] if state else None for state in (buffers, masters))
-        arguments = layer_arguments(
-            gate, words, drive, theta, lr, scale, buffer, exact, insert, eta, prune, rule, nonfinite
+        check_silent(of["silent"], w, of["anchor"], of["threshold"], insertion)
+        sources = make_sources(
+            w, of["anchor"], of["flexibility"], of["alpha"], scale, insertion.insert == "hebbian"
         )
-        layers.append((w, arguments))
-    dtype = weights[0].dtype
-    backend = choose("synapse_step_", weights[0].device, lambda name: _checks.native_dtypes(name, dtype))
+        drive = _check_drive(w, of["pre"], of["post"], of["coincidence"])
+        own = {name: values[i] if values else None for name, values in checked_states.items()}
+        layers.append(layer_arguments(
+            SYNAPSE, {"weight": w, "grad": g}, sources, of["alpha"], of["silent"], drive, of["threshold"], lr,
+            scale, own, masters[i] if masters else None, insertion, rule, nonfinite,
+        ))  # fmt: skip
+    backend = SYNAPSE.choose(weights[0])
     if nonfinite == "raise":
-        _checks.check_finite(grads)
-    check_layers(layers, grads)
-    operator, grads = SYNAPSE.on(backend), _checks.contiguous(grads)
-    results = [run_layer(operator, w, [g], given) for (w, given), g in zip(layers, grads, strict=True)]
+        checks.check_finite(grads)
+    check_layers(layers)
+    for layer, dense in zip(layers, checks.contiguous(grads), strict=True):
+        layer.grad = dense  # type: ignore[attr-defined]
+    results = [conversions_of(SYNAPSE.run(layer, backend)) for layer in layers]
     return results if several else results[0]
+
+
+def _check_drive(
+    weight: Tensor, pre: Tensor | None, post: Tensor | None, coincidence: Tensor | None
+) -> list[Tensor]:
+    exact, (units_out, units_in) = checks.exact_dtype(weight), weight.shape
+    if coincidence is not None:
+        if pre is not None or post is not None:
+            raise ValueError("give either coincidence, or pre and post, not both")
+        checks.check_matches(coincidence, "coincidence", weight, (exact,))
+        return checks.contiguous([coincidence])
+    drive = []
+    for name, value, size in (("pre", pre, units_in), ("post", post, units_out)):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} must be a tensor of mean activities, got {type(value).__name__}")
+        checks.check_dense(value, name)
+        if value.dtype is not exact or tuple(value.shape) != (size,):
+            raise ValueError(
+                f"{name} must be {exact} [{size}], the mean activity of each unit over the batch, got "
+                f"{value.dtype} {tuple(value.shape)}; of a batch take {name}.mean(0, dtype={exact})"
+            )
+        if value.device != weight.device:
+            raise ValueError(f"{name} must be on the device of weight, {weight.device}, got {value.device}")
+        drive.append(value)
+    return checks.contiguous(drive)

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from flexkern.fields import Field, Kind, Purpose
 from flexkern.nn.fused.stepped_grad import SteppedGrad
-from flexkern.ops import _checks
-from flexkern.ops._step import NONFINITE, exact_dtype
+from flexkern.ops import checks
+from flexkern.ops.checks import exact_dtype
+from flexkern.ops.steps import NONFINITE
 
 __all__ = [
     "STORED",
@@ -91,12 +92,12 @@ def check_group(group: dict[str, Any]) -> None:
     if group["alpha_dtype"] not in ALPHA_DTYPES:
         raise ValueError(f"alpha_dtype must be one of {ALPHA_DTYPES}, got {group['alpha_dtype']!r}")
     for i, p in enumerate(group["params"]):
-        if p.dtype not in _checks.FLOAT_DTYPES or p.layout is not torch.strided:
+        if p.dtype not in checks.FLOAT_DTYPES or p.layout is not torch.strided:
             raise TypeError(
                 f"params[{i}] must be a dense float32, bfloat16, float16 or float64 tensor, got {p.dtype}, "
                 f"{p.layout}"
             )
-        _checks.check_writable(p, f"params[{i}]")
+        checks.check_writable(p, f"params[{i}]")
     if len(set(group["params"])) != len(group["params"]):
         raise ValueError("params holds a parameter twice; a group steps each once, so give each once")
 
@@ -129,7 +130,7 @@ def _check_flexibility(value: object, name: str, p: Tensor, moves_freely: bool) 
                 f"{name} is a tensor, but its parameter has fewer than two dimensions and moves freely; set "
                 "flexible_vectors=True to make it flexible, or give 1.0"
             )
-        _checks.check_matches(value, name, p, (torch.float32, torch.float64), like_name="its parameter")
+        checks.check_matches(value, name, p, (torch.float32, torch.float64), like_name="its parameter")
         if not bool(((value >= 0) & (value <= 1)).all()):
             raise ValueError(f"{name} must hold values in [0, 1] only")
         return value.detach().to(exact_dtype(p))
@@ -287,7 +288,7 @@ def check_grads(group: dict[str, Any], optimizer: object) -> None:
             )
         grads.append(p.grad)
     if group["nonfinite"] == "raise":
-        _checks.check_finite(grads)
+        checks.check_finite(grads)
 
 
 # --------------------------------------------------------------------------- checkpoints

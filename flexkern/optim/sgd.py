@@ -14,7 +14,7 @@ from flexkern import ops
 from flexkern.fields import Field
 from flexkern.nn.fused.stepped_grad import SteppedGrad
 from flexkern.nn.silent.registry import silent_synapses
-from flexkern.ops import _checks
+from flexkern.ops import checks
 from flexkern.optim import groups
 from flexkern.optim.groups import STORED, Flexibility, exact_dtype
 from flexkern.optim.scale import FirstItem, auto_scale
@@ -213,8 +213,8 @@ class MetaplasticSGD(Optimizer):
         if slot is None:
             raise ValueError(f"weight of shape {tuple(weight.shape)} is not a parameter of this optimizer")
         if slot.group["nonfinite"] == "raise":
-            _checks.check_finite([x], "x")
-            _checks.check_finite([grad_out], "grad_out")
+            checks.check_finite([x], "x")
+            checks.check_finite([grad_out], "grad_out")
         kind, fresh = slot.prepare()
         arguments = slot.gate(kind) | self._rule([slot], fresh, several=False)
         synapses = slot.synapses
@@ -331,7 +331,7 @@ class MetaplasticSGD(Optimizer):
         """The step of these parameters of one group and dtype, but for its alpha; one, if not ``several``."""
         group = slots[0].group
         rule = groups.step_numbers(group, fresh)
-        low = slots[0].param.dtype in _checks.LOW_PRECISION
+        low = slots[0].param.dtype in checks.LOW_PRECISION
         for name, needed in (("momentum_buffer", group["momentum"] != 0), ("master", low)):
             values = [slot.state[name] for slot in slots] if needed else None
             rule[name] = values if values is None or several else values[0]

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from flexkern.fields import Kind, Purpose
-from flexkern.reference import field
+from flexkern.reference.field import field
+from flexkern.spec.adapter import AdapterBackward, AdapterForward
 
-__all__ = ["dropout_mask", "gated_adapter", "gated_adapter_backward"]
+__all__ = ["backward", "dropout_mask", "forward", "gated_adapter", "gated_adapter_backward"]
 
 
 def dropout_mask(shape: tuple[int, ...], seed: Tensor, p: float, device: torch.device) -> Tensor:
@@ -26,7 +27,7 @@ def _wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def gated_adapter(
+def forward(
     x: Tensor,
     down: Tensor,
     down_bias: Tensor,
@@ -39,7 +40,7 @@ def gated_adapter(
     dropout_p: float,
 ) -> tuple[Tensor, Tensor]:
     """out[s] = residual[s] + scale (hidden[s] up[t] + up_bias[t]) with t = index[s] and
-    hidden[s] = dropout(relu(x[s] down[t] + down_bias[t])) (2403.12030, section 4.1; DESIGN 1.5).
+    hidden[s] = dropout(relu(x[s] down[t] + down_bias[t])) (2403.12030, section 4.1; docs/design.md, Artsy).
 
     A sample of index -1 has no adapter: its ``out`` is ``residual``, or 0. If no task has the index, it is NaN.
 
@@ -62,7 +63,7 @@ def gated_adapter(
     return out, hidden
 
 
-def gated_adapter_backward(
+def backward(
     grad_out: Tensor,
     x: Tensor,
     hidden: Tensor,
@@ -90,3 +91,26 @@ def gated_adapter_backward(
         grad_up[t] = scale * torch.einsum("slr,sld->rd", h, g)
         grad_up_bias[t] = scale * g.sum((0, 1))
     return grad_x, grad_down, grad_down_bias, grad_up, grad_up_bias
+
+
+def gated_adapter(given: AdapterForward) -> tuple[Tensor, Tensor]:
+    """``flexkern::gated_adapter``.
+
+    Raises:
+        IndexError: on the CPU, if the bank does not have a task of ``index``.
+    """
+    index, tasks = given.index, len(given.down)
+    if index.device.type == "cpu" and index.numel():
+        low, high = (int(bound) for bound in index.aminmax())
+        if low < -1 or high >= tasks:
+            raise IndexError(f"index must be in [-1, {tasks}), got values from {low} to {high}")
+    *arguments, keep_hidden = given.values()
+    out, hidden = forward(*arguments)
+    return out, hidden if keep_hidden else hidden.new_empty(0)
+
+
+def gated_adapter_backward(given: AdapterBackward) -> tuple[Tensor, ...]:
+    """``flexkern::gated_adapter_backward``."""
+    *arguments, need_x, need_bank = given.values()
+    needed = (need_x, *[need_bank] * 4)
+    return tuple(g if need else g.new_empty(0) for g, need in zip(backward(*arguments), needed, strict=True))

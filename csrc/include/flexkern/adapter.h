@@ -1,5 +1,5 @@
-// What an adapter does beside its two products (arXiv 2403.12030; DESIGN 1.5): bias, ReLU, dropout, scale and
-// residual. flexkern/reference_adapter.py says the same in plain PyTorch.
+// What an adapter does beside its two products (arXiv 2403.12030; docs/design.md): bias, ReLU, dropout, scale and
+// residual. flexkern/reference/adapter.py says the same in plain PyTorch.
 #pragma once
 
 #include "flexkern/update.h"

@@ -1,5 +1,5 @@
-// Procedural fields (DESIGN 1.2): the value of a synapse from its position. flexkern/reference.py defines the
-// same operations in the same order; results are bit-identical.
+// Procedural fields (docs/design.md): the value of a synapse from its position. flexkern/reference/field.py defines
+// the same operations in the same order; results are bit-identical.
 #pragma once
 
 #include "flexkern/philox.h"
@@ -39,7 +39,7 @@ FLEXKERN_FN F horner(const float (&coefficients)[N], F t) {
 // Natural logarithm of y in (0, 1]: log m = 2 atanh((m - 1) / (m + 1)) with m in [sqrt(.5), sqrt(2)).
 template <class F>
 FLEXKERN_FN F log_unit(F y) {
-  constexpr int32_t kSqrtHalfBits = 0x3f3504f3;
+  constexpr int32_t kSqrtHalfBits = FLEXKERN_SQRT_HALF_BITS;
   const float series[] = {2.0f, 2.0f / 3, 2.0f / 5, 2.0f / 7, 2.0f / 9};
   const auto bits = bit_cast<ints<F>>(y);
   const auto exponent = (bits - kSqrtHalfBits) >> 23;
@@ -48,16 +48,12 @@ FLEXKERN_FN F log_unit(F y) {
   return to_float(exponent) * 0.69314718246459961f + s * horner(series, s * s);
 }
 
-// Inverse CDF of the standard normal: sqrt(2) erfinv(x) = x P(w), w = -log(1 - x^2). reference.py says where
-// the coefficients are from.
+// Inverse CDF of the standard normal: sqrt(2) erfinv(x) = x P(w), w = -log(1 - x^2). flexkern/spec/constants.py says
+// where the coefficients are from.
 template <class F>
 FLEXKERN_FN F normal_quantile(F u) {
-  const float centre[] = {2.1233136653900146f,     0.34880268573760986f,    -0.00590812973678112f,
-                          -0.001773041789419949f,  0.00030911510111764073f, -6.207880232977914e-06f,
-                          -4.981194706488168e-06f, 4.851791004512052e-07f,  3.9583209598959e-08f};
-  const float tail[] = {4.006434440612793f,     1.416581153869629f,      0.013353944756090641f,
-                        -0.010778620839118958f, 0.008076466619968414f,   -0.0052047003991901875f,
-                        0.0020044303964823484f, 0.00015645392704755068f, -0.0003547525266185403f};
+  const float centre[] = FLEXKERN_NORMAL_CENTRE;
+  const float tail[] = FLEXKERN_NORMAL_TAIL;
   const F x = u * 2.0f - 1.0f;
   const F w = -log_unit((1.0f - x) * (1.0f + x));
   F factor = horner(centre, w - 2.5f);

@@ -28,6 +28,13 @@
 #endif
 
 namespace flexkern {
+
+// A number as a type, for what is compiled once for each of a few.
+template <int kValue>
+struct Constant {
+  static constexpr int value = kValue;
+};
+
 inline namespace FLEXKERN_ISA {
 
 // Integer lanes that go with float lanes.

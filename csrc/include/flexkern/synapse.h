@@ -1,5 +1,5 @@
-// Silent and functional synapses (arXiv 2410.05899; DESIGN 1.3): which convert in a pass over a layer, and what
-// they become. flexkern/reference.py says the same in plain PyTorch.
+// Silent and functional synapses (arXiv 2410.05899; docs/design.md): which convert in a pass over a layer, and what
+// they become. flexkern/reference/synapse.py says the same in plain PyTorch.
 #pragma once
 
 #include "flexkern/update.h"
@@ -7,8 +7,9 @@
 namespace flexkern {
 
 // The synapses of one layer, [rows, columns], from presynaptic (column) to postsynaptic units (row).
+template <class Rule>
 struct SynapseLayer {
-  SgdTensor synapses;
+  StepTensor<Rule> synapses;
   int64_t rows = 0, columns = 0;
   int32_t* silent = nullptr;  // bit = 1: silent; a row has words_in_row(columns) words. Null: none is silent
   // The coincidence of a synapse: post[row] * pre[column], or coincidence_scale * coincidence[row, column].
@@ -39,8 +40,8 @@ FLEXKERN_FN F activity(F v) {
   return v < 0.0f ? splat<F>(0.0f) : v;
 }
 
-template <class F>
-FLEXKERN_FN F inserted_weight(F coincidence, F anchor, const SynapseLayer& layer) {
+template <class F, class Rule>
+FLEXKERN_FN F inserted_weight(F coincidence, F anchor, const SynapseLayer<Rule>& layer) {
   return layer.anchor != nullptr ? coincidence * layer.eta : anchor;
 }
 

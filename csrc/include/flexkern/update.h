@@ -1,7 +1,8 @@
-// The flexible update (arXiv 2407.07133; DESIGN 1.1): the gate alpha and the SGD step that it scales.
+// The flexible update (arXiv 2407.07133; docs/design.md): the gate alpha, and the step of any rule that it scales.
 #pragma once
 
 #include "flexkern/field.h"
+#include "flexkern/rules.h"
 
 namespace flexkern {
 
@@ -12,11 +13,12 @@ enum class Dtype : int32_t { kFloat32, kBFloat16, kFloat16 };
 enum class Gate : int32_t { kFormula, kStored, kStoredBFloat16, kFree };
 
 // One tensor of a step. All arrays are contiguous and have `numel` elements.
-struct SgdTensor {
+template <class Rule>
+struct StepTensor {
   void* weight = nullptr;
   const void* grad = nullptr;
   float* master = nullptr;  // float32 copy that a low-precision weight is rounded from
-  float* momentum = nullptr;
+  float* states[Rule::kStates] = {};
   const void* alpha = nullptr;  // of the dtype that the gate says
   Source anchor, flexibility;
   int64_t numel = 0;
@@ -24,14 +26,12 @@ struct SgdTensor {
   bool aligned = false;  // on a GPU, set by the launcher: every operand may be read 16 bytes at a time
 };
 
-struct SgdRule {
+// The numbers of a step.
+template <class Rule>
+struct Step {
+  Rule rule;
   float lr = 0;
   float scale = 1;
-  float weight_decay = 0;
-  float momentum = 0;
-  float grad_share = 1;  // 1 - dampening: what of the gradient enters the momentum buffer
-  float sign = 1;        // -1: maximize
-  bool nesterov = false;
   bool skip_nonfinite = true;
   const float* lr_pointer = nullptr;  // on a GPU: where to read lr and scale, so that nothing waits for them
   const float* scale_pointer = nullptr;
@@ -80,23 +80,24 @@ FLEXKERN_FN F gate(F w, F a, F f, float rate) {
   return f == 0.0f ? f : alpha;
 }
 
-// One step of one synapse: w and, with kMomentum, m are updated. alpha scales the step, not what enters m.
-template <bool kMomentum, class F>
-FLEXKERN_FN void sgd(F& w, F& m, F g, F alpha, const SgdRule& rule) {
-  g = g * rule.sign + w * rule.weight_decay;
-  F new_m = m;
-  if (kMomentum) {
-    new_m = m * rule.momentum + g * rule.grad_share;
-    g = rule.nesterov ? g + new_m * rule.momentum : new_m;
-  }
-  const F new_w = w - alpha * rule.lr * g;
-  if (rule.skip_nonfinite) {
+// One step of one synapse: w and the states that kHas has a bit for are updated. alpha scales the step, not what
+// enters the states.
+template <int kHas, class Rule, class F>
+FLEXKERN_FN void take_step(F& w, F (&states)[Rule::kStates], F g, F alpha, const Step<Rule>& step) {
+  F next[Rule::kStates];
+  FLEXKERN_UNROLL
+  for (int i = 0; i < Rule::kStates; ++i) next[i] = states[i];
+  const F d = direction<kHas>(step.rule, w, next, g);
+  const F new_w = w - alpha * step.lr * d;
+  if (step.skip_nonfinite) {
     const auto moved = is_finite(new_w);
     w = moved ? new_w : w;
-    m = moved ? new_m : m;
+    FLEXKERN_UNROLL
+    for (int i = 0; i < Rule::kStates; ++i) states[i] = moved ? next[i] : states[i];
   } else {
     w = new_w;
-    m = new_m;
+    FLEXKERN_UNROLL
+    for (int i = 0; i < Rule::kStates; ++i) states[i] = next[i];
   }
 }
 

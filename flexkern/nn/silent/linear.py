@@ -15,7 +15,7 @@ from flexkern.nn.fused.linear import MetaplasticLinear
 from flexkern.nn.silent.registry import register
 from flexkern.nn.silent.silence import MaskGradient, check_arguments, silent_mask, threshold_tensor
 from flexkern.nn.silent.threshold import AdaptiveThreshold
-from flexkern.ops._step import exact_dtype
+from flexkern.ops.checks import exact_dtype
 from flexkern.reference import activity
 
 __all__ = ["SilentLinear"]

@@ -10,7 +10,7 @@ from torch import Tensor
 from flexkern import ops
 from flexkern.fields import Field, Purpose
 from flexkern.nn.silent.threshold import AdaptiveThreshold
-from flexkern.ops._layer import INSERTS
+from flexkern.ops.layers import INSERTS
 from flexkern.ops.linear import RULES
 
 __all__ = ["MaskGradient", "check_arguments", "silent_mask", "threshold_tensor"]

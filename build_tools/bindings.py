@@ -1,0 +1,161 @@
+"""Writes the C++ headers that are made from flexkern/spec: the operators' arguments, and constants.
+
+    python build_tools/bindings.py FOLDER
+
+CMake runs it when it configures; FOLDER/flexkern then has operators.h and constants.h, which are meant to be read.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "flexkern"))  # not the package, which needs torch
+
+import spec
+from spec import Argument, Spec, constants
+from spec.declare import single
+
+LINE = 112
+# Schema type to: a struct's member, a parameter that must be given, one that may be missing.
+_TYPES = {
+    "Tensor": ("Tensor", "Tensor", "std::optional<Tensor>"),
+    "Tensor[]": ("Tensors", "Tensors", "std::optional<Tensors>"),
+    "int[]": ("std::vector<int64_t>", "std::vector<int64_t>", "std::optional<std::vector<int64_t>>"),
+    "float[]": ("std::vector<double>", "std::vector<double>", "std::optional<std::vector<double>>"),
+    "int": ("int64_t", "int64_t", "int64_t"),
+    "float": ("double", "double", "double"),
+    "bool": ("bool", "bool", "bool"),
+}
+_RETURNS = {"()": "void", "Tensor": "Tensor"}
+
+
+def main(folder: Path) -> None:
+    """Writes both headers, where they are not there with these contents already."""
+    target = folder / "flexkern"
+    target.mkdir(parents=True, exist_ok=True)
+    for name, text in (("operators.h", operators()), ("constants.h", numbers())):
+        path = target / name
+        if not path.exists() or path.read_text() != text:
+            path.write_text(text)
+
+
+# ------------------------------------------------------------------ constants.h
+
+
+def numbers() -> str:
+    """The constants of procedural fields as macros: device code cannot refer to arrays of the host."""
+
+    def floats(values: Sequence[float]) -> str:
+        return "{" + ", ".join(f"{value!r}f" for value in values) + "}"
+
+    m, w = constants.PHILOX_MULTIPLIERS, constants.PHILOX_WEYL
+    lines = [
+        "// Written by build_tools/bindings.py from flexkern/spec/constants.py, which says where they are from.",
+        "#pragma once",
+        "",
+        f"#define FLEXKERN_PHILOX_ROUNDS {constants.PHILOX_ROUNDS}",
+        *(f"#define FLEXKERN_PHILOX_M{i} {value:#x}u" for i, value in enumerate(m)),
+        *(f"#define FLEXKERN_PHILOX_W{i} {value:#x}u" for i, value in enumerate(w)),
+        f"#define FLEXKERN_SQRT_HALF_BITS {constants.SQRT_HALF_BITS:#x}",
+        f"#define FLEXKERN_NORMAL_CENTRE {floats(constants.NORMAL_CENTRE)}",
+        f"#define FLEXKERN_NORMAL_TAIL {floats(constants.NORMAL_TAIL)}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+# ------------------------------------------------------------------ operators.h
+
+
+def operators() -> str:
+    """The struct of every operator's arguments, and the function that unpacks them."""
+    specs = [spec.SPECS[name] for name in sorted(spec.SPECS)]
+    parts = [
+        "// Written by build_tools/bindings.py from flexkern/spec.\n"
+        "//\n"
+        "// Of each operator: a struct of its arguments, in which a list that is not given is empty, and\n"
+        "// unpack::name<body>, which the dispatcher calls with the arguments one by one, and which calls body with the\n"
+        "// struct. FLEXKERN_<FAMILY>_STEPS(X) is X(struct, operator) for the step of each rule.\n"
+        "#pragma once\n\n"
+        '#include "bindings/arguments.h"\n'
+        '#include "flexkern/rules.h"\n\n'
+        "namespace flexkern::bindings {\n"
+    ]
+    for s in specs:
+        parts.append(_struct(s))
+    parts.append("namespace unpack {\n")
+    for s in specs:
+        parts.append(_unpack(s, s.arguments, s.name))
+        if s.one:
+            parts.append(_unpack(s, [single(a) for a in s.arguments], f"{s.name}_one"))
+    parts.append("}  // namespace unpack\n\n}  // namespace flexkern::bindings\n")
+    families = sorted({s.family for s in specs if s.rule is not None})
+    for family in families:
+        steps = [s for s in specs if s.family == family and s.rule is not None]
+        each = " ".join(f"X({s.record.__name__}, {s.name})" for s in steps)
+        parts.append(f"#define FLEXKERN_{family.upper()}_STEPS(X) {each}\n")
+    return "\n".join(parts)
+
+
+def _struct(s: Spec) -> str:
+    lines = [f"// {s.name}: {s.does}", f"struct {s.record.__name__} {{"]
+    lines.append(f'  static constexpr const char* kName = "{s.name}";')
+    if s.rule is not None:
+        lines.append(f"  using Rule = {s.rule.NAME};")
+    lines += [f"  {_TYPES[a.type][1 if not _may_miss(a) else 2]} {a.name};" for a in s.arguments]
+    if s.rule is not None:
+        member = "Tensors" if next(a for a in s.arguments if a.name in s.rule.STATES).is_list else "std::optional<Tensor>"
+        count, each = len(s.rule.STATES), ", ".join(f"&{name}" for name in s.rule.STATES)
+        names = ", ".join(f'"{name}"' for name in s.rule.STATES)
+        lines += [
+            "  // The rule's states, in its order.",
+            f"  std::array<const {member}*, {count}> states() const {{ return {{{each}}}; }}",
+            f"  static constexpr const char* kStates[] = {{{names}}};",
+        ]
+    checks = [
+        f'    check_range({a.name}, "{a.name}", {a.low!r}, {a.high!r});' for a in s.arguments if a.low is not None
+    ]
+    if checks:
+        lines += ["  void check_numbers() const {", *checks, "  }"]
+    if any(a.written for a in s.arguments):
+        lines += ["  // What is updated shares no memory with another argument.", "  void check_memory() const {"]
+        lines += ["    MemoryCheck memory;", *_memory(s), "    memory.finish();", "  }"]
+    return "\n".join([*lines, "};", ""])
+
+
+def _may_miss(a: Argument) -> bool:
+    """Whether the member is an optional: a list that is not given is empty instead."""
+    return a.optional and not a.is_list
+
+
+def _memory(s: Spec) -> Iterable[str]:
+    for a in s.arguments:
+        if not a.holds_tensors:
+            continue
+        if isinstance(a.written, bool):
+            yield f"    memory.{'writes' if a.written else 'reads'}({a.name});"
+            continue
+        by_name = {b.name: b for b in s.arguments}
+        given = " && ".join(f"{n}.has_value()" if by_name[n].optional else n for n in a.written)
+        yield f"    if ({given}) {{\n      memory.writes({a.name});\n    }} else {{"
+        yield f"      memory.reads({a.name});\n    }}"
+
+
+def _unpack(s: Spec, arguments: Sequence[Argument], name: str) -> str:
+    returns = _RETURNS.get(s.returns) or f"std::tuple<{', '.join(re.findall('Tensor', s.returns))}>"
+    parameters = ", ".join(f"{_TYPES[a.type][2 if a.optional else 1]} {a.name}" for a in arguments)
+    members = ", ".join(_member(a, b) for a, b in zip(arguments, s.arguments, strict=True))
+    return (
+        f"template <auto kBody>\n{returns} {name}({parameters}) {{\n  return kBody({s.record.__name__}{{{members}}});\n}}\n"
+    )
+
+
+def _member(passed: Argument, kept: Argument) -> str:
+    return f"listed({passed.name})" if kept.is_list else f"std::move({passed.name})" if kept.holds_tensors else passed.name
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

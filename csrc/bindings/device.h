@@ -1,0 +1,54 @@
+// Each file of a family here is compiled into the CPU library and, where csrc/cuda has a file of its name, with
+// FLEXKERN_FOR_CUDA into the CUDA library. This says what differs for all of them.
+#pragma once
+
+#include "arguments.h"
+
+#ifdef FLEXKERN_FOR_CUDA
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#define FLEXKERN_DEVICE CUDA
+#else
+#include "cpu/dispatch.h"
+#include "cpu/work.h"
+#define FLEXKERN_DEVICE CPU
+#endif
+
+namespace flexkern::bindings {
+
+constexpr DeviceType kDevice = DeviceType::FLEXKERN_DEVICE;
+
+#ifdef FLEXKERN_FOR_CUDA
+
+// The device of a tensor and torch's current stream on it (a cudaStream_t).
+struct Where {
+  explicit Where(const Tensor& tensor) : device(tensor.get_device_index()) {
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
+  }
+  int device;
+  void* stream = nullptr;
+};
+
+inline void check_launch(const char* op, const char* error) {
+  STD_TORCH_CHECK(error == nullptr, op, ": the CUDA launch failed: ", error);
+}
+
+inline Tensor new_tensor(const Tensor& like, std::initializer_list<int64_t> sizes, ScalarType dtype) {
+  return torch::stable::new_empty(like, std::vector<int64_t>(sizes), dtype);
+}
+
+#else
+
+inline Tensor new_tensor(const Tensor&, std::initializer_list<int64_t> sizes, ScalarType dtype) {
+  return cpu::new_tensor(sizes, dtype);
+}
+
+#endif
+
+// A one-element tensor on the CPU is read here, one on a GPU by the kernel.
+inline void resolve(const std::optional<Tensor>& tensor, float& value, const float*& pointer) {
+  if (!tensor.has_value() || (kDevice == DeviceType::CUDA && tensor->device().type() == kDevice)) return;
+  value = *pointer;
+  pointer = nullptr;
+}
+
+}  // namespace flexkern::bindings

@@ -1,0 +1,135 @@
+#include "linear.h"
+
+#include <sys/mman.h>
+#include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
+
+#include <cstdlib>
+#include <memory>
+#include <optional>
+
+namespace flexkern::cpu {
+
+namespace {
+
+using torch::headeronly::DeviceType;
+using torch::headeronly::ScalarType;
+
+// Rows of the gradient that exist at a time. The library multiplies 1024 as fast as all of them, 16 MB of a layer
+// of 4096; it packs its operands anew for each call, so that 256 rows at a time take 10 % more (batch 256, 4096 x
+// 4096, and 1024, 3136 x 4096, on 2 cores). Very wide layers make do with fewer.
+int64_t block_rows(int64_t rows, int64_t columns) {
+  constexpr int64_t kMost = 1024, kFewest = 256, kElements = 8 << 20;
+  return std::min(std::clamp(kElements / std::max<int64_t>(columns, 1), kFewest, kMost), rows);
+}
+
+// Memory for one block, kept for the thread's next call: what is freshly allocated the operating system clears,
+// page by page, which took 16 % of the time. In huge pages where there are some, as it is gone through from end to
+// end each time.
+class Scratch {
+ public:
+  float* floats(int64_t needed) {
+    if (needed > size_) {
+      constexpr size_t kHugePage = 2 << 20;
+      const size_t bytes = (needed * sizeof(float) + kHugePage - 1) / kHugePage * kHugePage;
+      data_.reset(static_cast<float*>(std::aligned_alloc(kHugePage, bytes)));
+      size_ = data_ == nullptr ? 0 : needed;
+      STD_TORCH_CHECK(data_ != nullptr, "linear_step_: no memory for ", bytes, " bytes of the gradient");
+      madvise(data_.get(), bytes, MADV_HUGEPAGE);  // only advice: what comes of it does not matter
+    }
+    return data_.get();
+  }
+
+ private:
+  struct Free {
+    void operator()(float* data) const { std::free(data); }
+  };
+  std::unique_ptr<float, Free> data_;
+  int64_t size_ = 0;
+};
+
+Tensor widen(const Tensor& batch) {
+  return batch.scalar_type() == ScalarType::Float ? batch : torch::stable::to(batch, ScalarType::Float);
+}
+
+// What units did: the part that is not negative.
+Tensor activities(const Tensor& batch) {
+  Tensor result = torch::stable::empty_like(batch);
+  const float* in = static_cast<const float*>(batch.data_ptr());
+  float* out = static_cast<float*>(result.data_ptr());
+  parallel_elements(batch.numel(), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) out[i] = activity(in[i]);
+  });
+  return result;
+}
+
+// A float32 matrix in somebody's memory. (A view of a tensor goes through the dispatcher: 1 us.)
+Tensor view(float* data, int64_t rows, int64_t columns, int64_t row_stride, int64_t column_stride) {
+  const int64_t sizes[] = {rows, columns}, strides[] = {row_stride, column_stride};
+  return torch::stable::from_blob(data, {sizes, 2}, {strides, 2}, {DeviceType::CPU, 0}, ScalarType::Float);
+}
+
+// Rows [begin, end) of left^T right, which are contiguous [batch, ...], by the library; `out` begins with row
+// `first`.
+void product_rows(float* out, int64_t first, const Tensor& left, const Tensor& right, int64_t begin, int64_t end) {
+  const int64_t count = end - begin, batch = left.size(0), rows = left.size(1), columns = right.size(1);
+  const Tensor some = view(static_cast<float*>(left.data_ptr()) + begin, count, batch, 1, rows);
+  const Tensor block = view(out + (begin - first) * columns, count, columns, columns, 1);
+  TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mm_out(block.get(), some.get(), right.get()));
+}
+
+template <class Rule>
+bool any_silent(const SynapseLayer<Rule>& layer, int64_t begin, int64_t end) {
+  if (layer.silent == nullptr) return false;
+  const int64_t words = words_in_row(layer.columns);
+  return std::any_of(layer.silent + begin * words, layer.silent + end * words, [](int32_t w) { return w != 0; });
+}
+
+// Coincidences of the rows [begin, end), a block, but only of the 128 at a time that have silent synapses.
+template <class Rule>
+void coincidence_rows(const SynapseLayer<Rule>& layer, float* out, const Tensor& post, const Tensor& pre, int64_t begin,
+                      int64_t end) {
+  constexpr int64_t kTile = 128;
+  int64_t first = begin;  // of a run of such rows
+  for (int64_t row = begin; row < end; row += kTile) {
+    const int64_t next = std::min(row + kTile, end);
+    const bool silent = any_silent(layer, row, next);
+    const int64_t last = silent ? next : row;
+    if (first < last && (!silent || next == end)) product_rows(out, begin, post, pre, first, last);
+    if (!silent) first = next;
+  }
+}
+
+}  // namespace
+
+template <class Rule>
+void linear(SynapseLayer<Rule>& layer, const Step<Rule>& step, Dtype weight, const Tensor& x, const Tensor& grad_out,
+            const Tensor* post) {
+  const NoGrad guard;
+  const int64_t batch = x.size(0), height = block_rows(layer.rows, layer.columns);
+  const Tensor inputs = widen(x), errors = widen(grad_out);
+  static thread_local Scratch grad_memory, coincidence_memory;
+  float* const grad = grad_memory.floats(height * layer.columns);
+  layer.synapses.grad = grad;
+  std::optional<Tensor> pre, activity_after;
+  float* coincidence = nullptr;
+  if (post != nullptr && any_silent(layer, 0, layer.rows)) {
+    pre = activities(inputs);
+    activity_after = activities(widen(*post));
+    coincidence = coincidence_memory.floats(height * layer.columns);
+    layer.coincidence = coincidence;
+    layer.coincidence_scale = 1.0f / static_cast<float>(batch);
+  }
+  for (int64_t row = 0; row < layer.rows; row += height) {
+    const int64_t end = std::min(row + height, layer.rows);
+    layer.first_row = row;
+    product_rows(grad, row, errors, inputs, row, end);
+    if (coincidence != nullptr) coincidence_rows(layer, coincidence, *activity_after, *pre, row, end);
+    step_rows(layer, step, weight, Dtype::kFloat32, row, end);
+  }
+}
+
+#define FLEXKERN_LINEAR(Rule) \
+  template void linear(SynapseLayer<Rule>&, const Step<Rule>&, Dtype, const Tensor&, const Tensor&, const Tensor*);
+FLEXKERN_RULES(FLEXKERN_LINEAR)
+
+}  // namespace flexkern::cpu

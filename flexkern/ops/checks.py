@@ -1,0 +1,161 @@
+"""Argument checks shared by the operators: they run before anything is changed and say what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from flexkern.spec.declare import LARGEST_NUMBER, SHARED_MEMORY
+
+__all__ = [
+    "FLOAT_DTYPES",
+    "LARGEST_NUMBER",
+    "LOW_PRECISION",
+    "as_list",
+    "check_copied",
+    "check_dense",
+    "check_finite",
+    "check_matches",
+    "check_number",
+    "check_writable",
+    "check_writes",
+    "contiguous",
+    "exact_dtype",
+    "native_dtypes",
+]
+
+LOW_PRECISION = (torch.bfloat16, torch.float16)
+FLOAT_DTYPES = (torch.float32, torch.float64, *LOW_PRECISION)
+
+
+def as_list(value: object, name: str, count: int | None = None) -> list:
+    """A tensor, Field or number as a list of one; a list or tuple as a list of the expected length."""
+    values = list(value) if isinstance(value, (list, tuple)) else [value]
+    if count is not None and len(values) != count:
+        raise ValueError(f"{name} has {len(values)} entries but weight has {count}; give one for each weight")
+    return values
+
+
+def check_matches(
+    tensor: object, name: str, like: Tensor, dtypes: Sequence[torch.dtype], *, like_name: str = "weight"
+) -> None:
+    """``tensor`` is a dense tensor of the shape and device of ``like`` with one of ``dtypes``."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
+    check_dense(tensor, name)
+    if tensor.dtype not in dtypes:
+        allowed = " or ".join(str(d) for d in dtypes)
+        raise TypeError(f"{name} must be {allowed}, got {tensor.dtype}")
+    if tensor.shape != like.shape:
+        raise ValueError(
+            f"{name} must have the shape of {like_name}, {tuple(like.shape)}, got {tuple(tensor.shape)}"
+        )
+    if tensor.device != like.device:
+        raise ValueError(f"{name} must be on the device of {like_name}, {like.device}, got {tensor.device}")
+
+
+def check_dense(tensor: Tensor, name: str) -> None:
+    """Not a sparse tensor."""
+    if tensor.layout is not torch.strided:
+        raise TypeError(f"{name} must be a dense tensor, got layout {tensor.layout}; call .to_dense() first")
+
+
+def check_writable(tensor: Tensor, name: str) -> None:
+    """No two elements of ``tensor`` share memory, as those of an expanded tensor do."""
+    if tensor.is_contiguous():
+        return
+    # A step along one dimension must lead past all that the dimensions of smaller steps reach. (No sorting:
+    # torch.compile cannot sort sizes that change.)
+    steps = [(stride, size) for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1]
+    for i, (stride, _) in enumerate(steps):
+        others = (s * (n - 1) for j, (s, n) in enumerate(steps) if j != i and s <= stride)
+        if stride <= sum(others):
+            raise ValueError(f"{name} is written but its elements overlap in memory; pass a .clone()")
+
+
+def check_copied(written: Sequence[Tensor], read: Sequence[Tensor]) -> None:
+    """As :meth:`flexkern.spec.Arguments.check_memory`, for written tensors that are not contiguous: they are stepped
+    through a copy, so that the operator does not see what they share. Exact, as such views may interleave without
+    overlapping."""
+    for i, tensor in enumerate(written):
+        if tensor.is_contiguous():
+            continue
+        storage = tensor.untyped_storage().data_ptr()
+        others = [*(t for j, t in enumerate(written) if j != i), *read]
+        others = [t for t in others if t.untyped_storage().data_ptr() == storage]
+        mine = _byte_positions(tensor) if others else None
+        if mine is not None and any(torch.isin(mine, _byte_positions(other)).any() for other in others):
+            raise ValueError(SHARED_MEMORY)
+
+
+def _byte_positions(tensor: Tensor) -> Tensor:
+    """Where in its storage each byte of ``tensor`` lies."""
+    positions = torch.full((), int(tensor.storage_offset()), dtype=torch.int64)
+    for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
+        positions = positions.unsqueeze(-1) + torch.arange(size) * stride
+    first = positions * tensor.element_size()
+    return first.reshape(-1, 1) + torch.arange(tensor.element_size())
+
+
+def check_writes(written: Sequence[Tensor], read: Sequence[Tensor], names: str) -> None:
+    """What may stand against writing to tensors of these names.
+
+    Raises:
+        ValueError: if a written tensor that is not contiguous shares memory with another argument (the
+            operators themselves check contiguous ones).
+        RuntimeError: if a written tensor is an inference tensor.
+    """
+    if torch.compiler.is_compiling():  # the addresses of traced tensors are not known
+        return
+    check_copied(written, read)
+    if any(t.is_inference() for t in written) and not torch.is_inference_mode_enabled():
+        raise RuntimeError(f"{names} is an inference tensor; pass a .clone() of it")
+
+
+def exact_dtype(weight: Tensor) -> torch.dtype:
+    """The dtype of all state of a weight: float64 for float64, else float32."""
+    return torch.float64 if weight.dtype is torch.float64 else torch.float32
+
+
+def check_number(value: float | Tensor, name: str, like: Tensor, *, positive: bool = False) -> None:
+    """A finite number >= 0 (or > 0), or a one-element float32 tensor on the weight's device or the CPU."""
+    if isinstance(value, Tensor):
+        if value.numel() != 1 or value.dtype is not torch.float32:
+            raise ValueError(
+                f"{name} as a tensor must be one float32 element, got {value.dtype}, shape {tuple(value.shape)}"
+            )
+        if value.device != like.device and value.device.type != "cpu":
+            raise ValueError(f"{name} must be on {like.device} or the CPU, got {value.device}")
+        return
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a number or a one-element tensor, got {type(value).__name__}")
+    # Comparisons only: math.isfinite does not trace where torch.compile makes the number a symbol.
+    if not 0 <= value <= LARGEST_NUMBER or (positive and value == 0):
+        raise ValueError(
+            f"{name} must be finite and {'> 0' if positive else '>= 0'}, got {value}; float32 kernels take at "
+            f"most {LARGEST_NUMBER}"
+        )
+
+
+def check_finite(grads: Sequence[Tensor], name: str = "grad") -> None:
+    """Raises FloatingPointError if an element is infinite or NaN; on a GPU this waits for the device."""
+    for i, grad in enumerate(grads):
+        if grad.numel() and not all(torch.isfinite(bound) for bound in torch.aminmax(grad)):
+            raise FloatingPointError(
+                f"{name}[{i}] of shape {tuple(grad.shape)} has infinite or NaN elements and nonfinite='raise'; "
+                "nothing was changed"
+            )
+
+
+def contiguous(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Each tensor, or a dense row-major copy of it where it is not one."""
+    return [t if t.is_contiguous() else t.contiguous() for t in tensors]
+
+
+def native_dtypes(backend: str, dtype: torch.dtype) -> str | None:
+    """Only the reference computes in float64; the kernels keep their state in float32."""
+    if dtype is torch.float64 and backend != "reference":
+        return "float64 is computed by the reference only; use float32, bfloat16 or float16"
+    return None

@@ -1,0 +1,284 @@
+"""What the passes over the synapses of a layer share: their options, the checks, and the attempt before these."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from flexkern.fields import Field
+from flexkern.ops import checks
+from flexkern.ops.operator import Attempt, Operator, are_numbers, are_plain
+from flexkern.ops.sources import Sources, check_source, encode, quick_sources, single
+from flexkern.ops.steps import QUICK_NONFINITE, number_and_tensor, of_options, quick_rule
+from flexkern.spec import Arguments, Rule
+from flexkern.spec.declare import check_extents
+from flexkern.spec.mask import words_in_row
+
+__all__ = [
+    "INSERTS",
+    "Conversions",
+    "Insertion",
+    "attempt_layer",
+    "check_layers",
+    "check_matrix",
+    "check_silent",
+    "conversions_of",
+    "layer_arguments",
+    "make_sources",
+    "split_options",
+]
+
+INSERTS = ("init", "hebbian")
+
+
+class Conversions(NamedTuple):
+    """What a pass did, for each postsynaptic unit: int32 [out], on the device of the weight.
+
+    converted: silent synapses that became functional.
+    pruned: functional synapses that went silent.
+    """
+
+    converted: Tensor
+    pruned: Tensor
+
+
+@dataclass(frozen=True)
+class Insertion:
+    """What silent synapses become, and when functional ones go silent (arXiv 2410.05899).
+
+    Args:
+        insert: "init": the inserted weight is the anchor, the layer's own initial draw. "hebbian": it is ``eta`` c,
+            and is written to the anchor too, which then must be a tensor.
+        eta: of Hebbian insertion; >= 0.
+        prune: a functional synapse with abs(w) under it before and after the step goes silent; 0: none does.
+    """
+
+    insert: str = "init"
+    eta: float = 1.0
+    prune: float = 0.0
+
+
+_INSERTION = tuple(f.name for f in fields(Insertion))
+
+
+def split_options(operator: Operator, options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Those of Insertion, and those of the operator's rule; unknown ones are among the latter."""
+    insertion = {name: options[name] for name in _INSERTION if name in options}
+    return insertion, {name: value for name, value in options.items() if name not in insertion}
+
+
+def insertion_of(options: dict[str, Any], name: str) -> Insertion:
+    return of_options(Insertion, options, name)
+
+
+# ------------------------------------------------------------------ checks
+
+
+def check_matrix(weight: Tensor) -> None:
+    """The weight of a layer is [out, in]."""
+    if weight.dim() != 2:
+        raise ValueError(f"weight must be a matrix [out, in], got shape {tuple(weight.shape)}")
+
+
+def check_layers(layers: Sequence[Arguments]) -> None:
+    """No tensor that a pass over these layers writes shares memory with another.
+
+    Raises:
+        ValueError, RuntimeError: naming what does not fit.
+    """
+    written = [t for given in layers for _, t in given.writes()]
+    read = [t for given in layers for t in given.reads()]
+    names = dict.fromkeys(name for given in layers for name, _ in given.writes())
+    checks.check_writes(written, read, " or ".join(names))
+    if len(layers) > 1 and not torch.compiler.is_compiling():  # one layer: the operator looks itself
+        extents = [
+            (t.data_ptr(), t.data_ptr() + t.numel() * t.element_size(), is_written)
+            for tensors, is_written in ((written, True), (read, False))
+            for t in tensors
+            if t.is_contiguous() and t.numel()
+        ]
+        check_extents(extents)
+
+
+def make_sources(
+    weight: Tensor,
+    anchor: Tensor | Field,
+    flexibility: Tensor | Field | float | None,
+    alpha: Tensor | None,
+    scale: float | Tensor | None,
+    writes_anchor: bool,
+) -> Sources:
+    """Checks anchor, flexibility or alpha, and scale of a matrix.
+
+    Raises:
+        TypeError, ValueError: naming the argument.
+    """
+    exact = checks.exact_dtype(weight)
+    check_source(anchor, "anchor", weight, exact)
+    if alpha is not None:
+        checks.check_matches(alpha, "alpha", weight, (exact,))
+        flexibility = 1.0  # its row is not looked at
+    elif flexibility is None or scale is None:
+        raise TypeError("flexibility and scale are needed where no alpha is given")
+    else:
+        check_source(flexibility, "flexibility", weight, exact)
+        checks.check_number(scale, "scale", weight, positive=True)
+    sources = single(encode([anchor], [flexibility]))
+    # check_silent has seen that a written anchor is a tensor; it is written in its own layout.
+    return sources._replace(anchor=anchor) if writes_anchor else sources
+
+
+def check_silent(
+    silent: object, weight: Tensor, anchor: Tensor | Field, threshold: float | Tensor, insertion: Insertion
+) -> None:
+    """Checks the packed mask and how synapses convert.
+
+    Raises:
+        TypeError, ValueError: naming the argument.
+    """
+    shape = (weight.shape[0], words_in_row(weight.shape[1]))
+    if not isinstance(silent, Tensor) or silent.dtype is not torch.int32 or tuple(silent.shape) != shape:
+        got = f"{silent.dtype} {tuple(silent.shape)}" if isinstance(silent, Tensor) else type(silent).__name__
+        raise TypeError(f"silent must be int32 {shape} from flexkern.ops.pack_mask, got {got}")
+    if silent.device != weight.device:
+        raise ValueError(f"silent must be on the device of weight, {weight.device}, got {silent.device}")
+    checks.check_dense(silent, "silent")
+    checks.check_writable(silent, "silent")
+    if insertion.insert not in INSERTS:
+        raise ValueError(f"insert must be one of {INSERTS}, got {insertion.insert!r}")
+    if insertion.insert == "hebbian":
+        if not isinstance(anchor, Tensor):
+            raise ValueError(
+                "insert='hebbian' writes the anchor of each synapse that it converts, so the anchor must be a "
+                "tensor; take flexkern.ops.materialize(field, weight.shape), or insert='init'"
+            )
+        checks.check_writable(anchor, "anchor")
+    for name, value in (("eta", insertion.eta), ("prune", insertion.prune)):
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+        if not 0 <= value <= checks.LARGEST_NUMBER:
+            raise ValueError(f"{name} must be >= 0 and at most {checks.LARGEST_NUMBER}, got {value}")
+    _check_threshold(threshold, weight)
+
+
+def _check_threshold(threshold: float | Tensor, weight: Tensor) -> None:
+    if not isinstance(threshold, Tensor):
+        checks.check_number(threshold, "threshold", weight)
+        return
+    checks.check_dense(threshold, "threshold")
+    exact, out = checks.exact_dtype(weight), weight.shape[0]
+    if threshold.dtype is not exact or tuple(threshold.shape) not in ((), (1,), (out,)):
+        raise ValueError(
+            f"threshold as a tensor must be {exact} with one element, or one for each of the {out} "
+            f"postsynaptic units, got {threshold.dtype} {tuple(threshold.shape)}"
+        )
+    if threshold.device != weight.device:
+        raise ValueError(f"threshold must be on {weight.device}, got {threshold.device}")
+
+
+def layer_arguments(
+    operator: Operator,
+    inputs: dict[str, Tensor],
+    sources: Sources,
+    alpha: Tensor | None,
+    silent: Tensor | None,
+    drive: Sequence[Tensor],
+    threshold: float | Tensor,
+    lr: float | Tensor,
+    scale: float | Tensor | None,
+    states: dict[str, Tensor | None],
+    master: Tensor | None,
+    insertion: Insertion,
+    rule: Rule,
+    nonfinite: str,
+) -> Arguments:
+    """The call of a layer's operator, once all has been checked; ``inputs`` are weight and gradient by name."""
+    theta = number_and_tensor(threshold.contiguous() if isinstance(threshold, Tensor) else threshold)
+    lr_number, lr_tensor = number_and_tensor(lr)
+    scale_number, scale_tensor = number_and_tensor(0.0 if scale is None else scale)
+    return operator.spec.record(
+        **inputs,
+        anchor=sources.anchor,
+        flexibility=sources.flexibility,
+        silent=silent,
+        drive=drive,
+        threshold=theta[0],
+        lr=lr_number,
+        scale=scale_number,
+        alpha=None if alpha is None else alpha.contiguous(),
+        sources=sources.rows or (),
+        parameters=sources.numbers or (),
+        master=master,
+        threshold_tensor=theta[1],
+        lr_tensor=lr_tensor,
+        scale_tensor=scale_tensor,
+        hebbian=insertion.insert == "hebbian",
+        eta=float(insertion.eta),
+        prune=float(insertion.prune),
+        skip_nonfinite=nonfinite != "propagate",
+        **states,
+        **vars(rule),
+    )  # type: ignore[call-arg] # the record of this operator, as its declaration says
+
+
+def conversions_of(counts: Tensor | Conversions) -> Conversions:
+    """The result of an operator by name; one that has been named stays."""
+    return counts if isinstance(counts, Conversions) else Conversions(*counts.unbind(0))
+
+
+# ------------------------------------------------------------------ before the checks
+
+
+def attempt_layer(
+    operator: Operator,
+    inputs: tuple[Any, ...],
+    anchor: Any,
+    flexibility: Any,
+    alpha: Any,
+    silent: Any,
+    drive: tuple[Any, ...] | None,
+    threshold: Any,
+    lr: Any,
+    scale: Any,
+    states: dict[str, Any],
+    master: Any,
+    insertion: dict[str, Any],
+    numbers: dict[str, Any],
+    nonfinite: str,
+) -> Attempt | None:
+    """The step of one layer, after tries_compiled; ``inputs`` are weight and gradient."""
+    weight = inputs[0]
+    assert operator.spec.rule is not None
+    rule = quick_rule(operator.spec.rule, numbers)
+    if rule is None:
+        return None
+    insert, eta, prune = (
+        (insertion.get("insert", "init"), insertion.get("eta", 1.0), insertion.get("prune", 0.0))
+        if insertion
+        else ("init", 1.0, 0.0)
+    )
+    if alpha is not None:
+        scale, flexibility = 0.0, 1.0
+    hebbian = insert == "hebbian" and silent is not None
+    needed = [state if needs else None for state, needs in zip(states.values(), rule.needs, strict=True)]
+    exact = None if master is None or getattr(weight, "dtype", None) is torch.float32 else master
+    written = [t for t in (weight, silent, *needed, exact, anchor if hebbian else None) if t is not None]
+    if not (
+        are_plain(written)
+        and are_numbers((lr, scale, threshold, eta, prune))
+        and insert in INSERTS
+        and nonfinite in QUICK_NONFINITE
+    ):
+        return None
+    sources = quick_sources(anchor, flexibility)
+    if sources is None:
+        return None
+    a, f, rows, floats = sources
+    given = (*inputs, a, f, silent, drive, threshold, lr, scale, alpha, rows, floats, *needed, exact)
+    if insertion or not rule.is_plain or nonfinite != "skip":
+        given = (*given, None, None, None, hebbian, eta, prune, *rule.numbers, nonfinite == "skip")
+    return Attempt(operator.compiled, given, written)

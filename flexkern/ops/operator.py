@@ -1,0 +1,244 @@
+"""An operator in all backends, from its declaration; and the one way past the checks in Python.
+
+``flexkern::name`` is the compiled operator (the extension's libraries register its CPU and CUDA kernels);
+``flexkern::name_reference`` and ``flexkern::name_triton`` are the same operator in Python. The schemas come from
+:mod:`flexkern.spec` and not from C++ because the operators exist, and trace under ``torch.compile``, without the
+extension too.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from flexkern.backends import choose, prefers_compiled_cpu
+from flexkern.ops import checks
+from flexkern.spec import SPECS, Arguments, Spec
+
+__all__ = ["Attempt", "Operator", "are_numbers", "are_plain", "is_refusal", "is_tensor", "tries_compiled"]
+
+_library = torch.library.Library("flexkern", "DEF")
+_R = TypeVar("_R")
+
+# ------------------------------------------------------------------ what may be tried before the checks
+
+# A subclass of Tensor may mean anything, and True is no number.
+_TENSORS = frozenset({Tensor, torch.nn.Parameter})
+_NUMBERS = frozenset({int, float})
+# The compiled operators say that they refuse (csrc/bindings/arguments.h), and so does torch's dispatcher where an
+# argument is not of the type in the schema, or on a device or of a layout that has no kernel.
+_REFUSAL = re.compile(r"flexkern refuses|^flexkern::\S+\(\) |^Could not run 'flexkern::")
+
+
+class Attempt(NamedTuple):
+    """A call of a compiled operator that may be made before the checks.
+
+    call: the operator, or its overload of one tensor.
+    arguments: as it takes them.
+    written: the tensors that it updates.
+    """
+
+    call: Any
+    arguments: tuple[Any, ...]
+    written: Sequence[Tensor]
+
+
+def tries_compiled() -> bool:
+    """Whether to try the compiled CPU operator before the checks in Python, if ``are_plain`` agrees.
+
+    The checks take several times as long as the operator with a small tensor, and it makes sure itself, before
+    it writes, of all that they look at but for types, a few words and inference tensors.
+    """
+    return not torch.compiler.is_compiling() and prefers_compiled_cpu()
+
+
+def is_tensor(value: object) -> bool:
+    """Whether it is a tensor of torch's own types."""
+    return type(value) in _TENSORS
+
+
+def are_numbers(values: Sequence[object]) -> bool:
+    """Whether all are of type int or float."""
+    return _NUMBERS.issuperset(map(type, values))
+
+
+def are_plain(written: Sequence[Any]) -> bool:
+    """Whether these are tensors on the CPU that may be updated at once: none is of a subclass (fake tensors
+    are), none an inference tensor, and none float64, which is the reference's. The operator looks at all
+    devices."""
+    for tensor in written:
+        if type(tensor) not in _TENSORS or tensor.is_inference():
+            return False
+    return len(written) > 0 and written[0].is_cpu and written[0].dtype is not torch.float64
+
+
+def is_refusal(error: RuntimeError) -> bool:
+    """Whether an operator did not take its arguments. Any other error is a fault, and must be seen."""
+    return _REFUSAL.search(str(error)) is not None
+
+
+# ------------------------------------------------------------------ operators
+
+
+def _join(name: str, suffix: str) -> str:
+    # An in-place operator keeps its trailing underscore: metaplastic_sgd_ -> metaplastic_sgd_triton_.
+    return f"{name[:-1]}_{suffix}_" if name.endswith("_") else f"{name}_{suffix}"
+
+
+def _implementation(spec: Spec, package: str) -> Callable[[Arguments], Any]:
+    """The operator's function in its family's file of a package, which takes either the declared arguments in their
+    order, or all of them as one: ``given``. Imported at its first use."""
+    name = spec.name if spec.rule is None else f"{spec.family}_step_"  # one function serves every rule
+    function: Callable[..., Any] | None = None
+    takes_all = False
+
+    def run(given: Arguments) -> Any:
+        nonlocal function, takes_all
+        if function is None:
+            function = getattr(importlib.import_module(f"{package}.{spec.family}"), name)
+            takes_all = list(inspect.signature(function).parameters) == ["given"]
+        return function(given) if takes_all else function(*given.values())
+
+    return run
+
+
+class Operator:
+    """One operator in all backends; the implementations in Python are found by name: in flexkern/reference and
+    triton_kernels, in the file of its family.
+
+    Autograd does not look at calls, because a step is constant to it, and it costs no time; unless the
+    declaration says ``recorded``: then it warns in a backward pass that goes through a call that no
+    autograd.Function made.
+
+    Args:
+        name: of a declaration in :mod:`flexkern.spec`.
+
+    Attributes:
+        spec: the declaration.
+        compiled: the dispatcher entry of the compiled kernels.
+        compiled_one: that of the overload of one tensor, where the declaration has one. Only the compiled CPU
+            library has it: it needs no fake kernel, as nothing that traces comes there. (A list of one costs 0.5
+            microseconds more than a tensor, and a step has four.)
+    """
+
+    def __init__(self, name: str) -> None:
+        self.spec = spec = SPECS[name]
+        self._calls: dict[str, Any] = {}
+        implementations = {
+            "": None,
+            "reference": _implementation(spec, "flexkern.reference"),
+            "triton": _implementation(spec, "flexkern.triton_kernels"),
+        }
+        for suffix, implementation in implementations.items():
+            full_name = _join(name, suffix) if suffix else name
+            self._calls[suffix] = self._define(full_name, spec.schema)
+            if implementation is not None:
+                _library.impl(full_name, _from_call(spec, implementation), "CompositeExplicitAutograd")
+            fake = _from_call(spec, _fake)
+            torch.library.register_fake(f"flexkern::{full_name}", fake, lib=_library)
+        self.compiled = self._calls.pop("")
+        self.compiled_one = self._define(f"{name}.one", spec.schema_of_one) if spec.one else None
+        self._calls["cpu"] = self._calls["cuda"] = self.compiled
+
+    def _define(self, name: str, schema: str) -> Any:
+        _library.define(name + schema)
+        if not self.spec.recorded:
+            _library.impl(name, torch.library.fallthrough_kernel, "Autograd")
+        base, _, overload = name.partition(".")
+        return getattr(getattr(torch.ops.flexkern, base), overload or "default")
+
+    def on(self, backend: str) -> Any:
+        """The dispatcher entry that runs on ``backend``."""
+        return self._calls[backend]
+
+    def __call__(self, attempt: Attempt | None, checked: Callable[..., _R], *given: Any) -> Any | _R:
+        """The result of the compiled operator, if it takes these arguments; else that of ``checked(*given)``,
+        which finds out why not and says so, or calls another implementation.
+
+        Raises:
+            RuntimeError: what the compiled operator raises, unless it refuses its arguments.
+        """
+        if attempt is not None:
+            try:
+                result = attempt.call(*attempt.arguments)
+            except RuntimeError as error:
+                if not is_refusal(error):
+                    raise
+            else:
+                if attempt.written:
+                    torch.autograd.graph.increment_version(attempt.written)
+                return result
+        return checked(*given)
+
+    def choose(self, like: Tensor, supported: Callable[[str], str | None] | None = None) -> str:
+        """The backend for a call on tensors like this one.
+
+        Args:
+            like: decides the device, and for floating-point tensors the dtype.
+            supported: backend to None, or why it cannot take these arguments.
+
+        Raises:
+            BackendError: if a backend was asked for by name and cannot serve.
+        """
+
+        def serves(name: str) -> str | None:
+            why = self.spec.has_no_kernel(name) or checks.native_dtypes(name, like.dtype)
+            return why or (None if supported is None else supported(name))
+
+        return choose(self.spec.name, like.device, serves)
+
+    def run(self, given: Arguments, backend: str) -> Any:
+        """Calls it with arguments that have been checked.
+
+        The kernels index memory in row-major order: written tensors of other layouts go through dense copies.
+
+        Raises:
+            ValueError: if a written tensor that is not contiguous shares memory with another argument (the
+                operators themselves check contiguous ones).
+            RuntimeError: if a written tensor is an inference tensor.
+        """
+        writes = given.writes()
+        written = [tensor for _, tensor in writes]
+        checks.check_writes(written, given.reads(), " or ".join(dict.fromkeys(name for name, _ in writes)))
+        dense = checks.contiguous(written)
+        with torch.no_grad():
+            result = self._calls[backend](*(given.replaced(dense) if writes else given).values())
+            for target, values in zip(written, dense, strict=True):
+                if target is not values:
+                    target.copy_(values)
+        if written:
+            # Operators outside ATen do not tell autograd that they wrote: a backward through an old value must
+            # raise.
+            torch.autograd.graph.increment_version(written)
+        return result
+
+
+def _from_call(spec: Spec, implementation: Callable[[Arguments], Any]) -> Callable[..., Any]:
+    def run(*given: Any) -> Any:
+        return implementation(spec.record.of_call(given))
+
+    return run
+
+
+def _fake(given: Arguments) -> Any:
+    """The results for fake tensors: shapes and dtypes only.
+
+    The dispatcher calls it also where a single argument is on the meta device.
+    """
+    try:
+        given.check_tensors()
+    except ValueError as error:
+        raise RuntimeError(f"flexkern refuses: {error}") from None
+    like = next(t for _, t in [*given.writes(), *(("", t) for t in given.reads())])
+    results = []
+    for dtype, shape in given.results():
+        results.append(
+            like.new_empty(tuple(shape), dtype=getattr(torch, dtype) if isinstance(dtype, str) else dtype)
+        )
+    return None if not results else results[0] if len(results) == 1 else tuple(results)

@@ -1,0 +1,176 @@
+"""What the in-place steps share: the checks of their arguments, and the public records of their options."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from flexkern.ops import checks
+from flexkern.spec import Rule
+
+__all__ = [
+    "NONFINITE",
+    "QUICK_NONFINITE",
+    "QuickRule",
+    "check_rule",
+    "check_step",
+    "number_and_tensor",
+    "of_options",
+    "quick_rule",
+    "rule_of",
+    "states_and_master",
+]
+
+NONFINITE = ("raise", "skip", "propagate")
+QUICK_NONFINITE = ("skip", "propagate")  # "raise" looks at the gradients first
+_Options = TypeVar("_Options")
+
+
+def of_options(
+    kind: type[_Options], options: dict[str, Any], operator: str, others: Sequence[str] = ()
+) -> _Options:
+    """A record from the keyword arguments of an operator.
+
+    Raises:
+        TypeError: if one is unknown; the message says which was meant.
+    """
+    names = [f.name for f in fields(kind)]  # type: ignore[arg-type]
+    for name in options:
+        if name not in names:
+            near = difflib.get_close_matches(name, [*names, *others], 1)
+            meant = f"; did you mean {near[0]!r}?" if near else f"; it takes {', '.join(names)}"
+            raise TypeError(f"{operator}() got an unexpected keyword argument {name!r}{meant}")
+    return kind(**options)
+
+
+def rule_of(kind: type[Rule], numbers: dict[str, Any], operator: str) -> Rule:
+    """The rule of these keyword arguments.
+
+    Raises:
+        TypeError: if one is unknown.
+    """
+    return of_options(kind, numbers, operator, ("lr", "scale", "master", "nonfinite", *kind.STATES))
+
+
+def number_and_tensor(value: float | Tensor) -> tuple[float, Tensor | None]:
+    """lr, scale or a threshold as the operators take it: a number, and a tensor that takes its place."""
+    return (0.0, value) if isinstance(value, Tensor) else (float(value), None)
+
+
+def check_rule(weight: Tensor, lr: float | Tensor, rule: Rule, nonfinite: str) -> None:
+    """Checks the numbers of a step.
+
+    Raises:
+        TypeError, ValueError: naming the argument.
+    """
+    checks.check_number(lr, "lr", weight)
+    for f in fields(rule):
+        low, high, value = f.metadata.get("low"), f.metadata.get("high"), getattr(rule, f.name)
+        if low is None:
+            continue
+        if not isinstance(value, (int, float, torch.SymFloat, torch.SymInt)):
+            raise TypeError(f"{f.name} must be a number, got {type(value).__name__}")
+        if not low <= value <= high:
+            allowed = f">= 0 and at most {high}" if low == 0 else "a finite number"
+            raise ValueError(f"{f.name} must be {allowed}, got {value}")
+    rule.check()
+    if nonfinite not in NONFINITE:
+        raise ValueError(f"nonfinite must be one of {NONFINITE}, got {nonfinite!r}")
+
+
+def check_step(
+    weight: Tensor | Sequence[Tensor],
+    grad: Tensor | Sequence[Tensor],
+    lr: float | Tensor,
+    rule: Rule,
+    nonfinite: str,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Checks what all steps share and returns weights and gradients as lists."""
+    weights = checks.as_list(weight, "weight")
+    grads = checks.as_list(grad, "grad", len(weights))
+    for w, g in zip(weights, grads, strict=True):
+        checks.check_matches(w, "weight", w, checks.FLOAT_DTYPES)
+        checks.check_writable(w, "weight")
+        if w.dtype != weights[0].dtype or w.device != weights[0].device:
+            raise ValueError(
+                f"weights of one call must share dtype and device, got {weights[0].dtype} on "
+                f"{weights[0].device} and {w.dtype} on {w.device}; make one call for each"
+            )
+        checks.check_matches(g, "grad", w, (w.dtype, torch.float32))
+        if g.dtype != grads[0].dtype:
+            raise ValueError(f"grads of one call must share a dtype, got {grads[0].dtype} and {g.dtype}")
+    if weights:
+        check_rule(weights[0], lr, rule, nonfinite)
+    return weights, grads
+
+
+def _state(value: Any, name: str, weights: list[Tensor], needed: str) -> list[Tensor]:
+    """A state of the rule, or the masters, as a checked list, empty where none is needed."""
+    if value is None:
+        if needed:
+            raise ValueError(f"{name} is needed: {needed}")
+        return []
+    exact = checks.exact_dtype(weights[0])
+    values = checks.as_list(value, name, len(weights))
+    for w, v in zip(weights, values, strict=True):
+        checks.check_matches(v, name, w, (exact,))
+        checks.check_writable(v, name)
+    return values
+
+
+def states_and_master(
+    states: dict[str, Any], master: Any, weights: list[Tensor], rule: Rule
+) -> tuple[dict[str, list[Tensor]], list[Tensor]]:
+    """The rule's states and the masters of a step, checked; each list is empty where none is needed."""
+    dtype = weights[0].dtype
+    low = dtype in checks.LOW_PRECISION
+    checked = {}
+    for name, value in states.items():
+        needed = name in rule.needs()
+        checked[name] = _state(value if needed else None, name, weights, rule.why_needed() if needed else "")
+    masters = _state(
+        master if low else None, "master", weights,
+        f"a {dtype} weight cannot hold its displacement; pass weight.float() once and keep it" if low else "",
+    )  # fmt: skip
+    return checked, masters
+
+
+# ------------------------------------------------------------------ before the checks
+
+_PLAIN_TYPES = frozenset({int, float, bool})
+
+
+class QuickRule(NamedTuple):
+    """A rule as an attempt passes it.
+
+    numbers: in the order of the schema.
+    needs: for each of the rule's states whether a step with these numbers has it.
+    is_plain: whether all numbers have their defaults.
+    """
+
+    numbers: tuple[Any, ...]
+    needs: tuple[bool, ...]
+    is_plain: bool
+
+
+@functools.lru_cache(maxsize=1024, typed=True)
+def _quick_rule(kind: type[Rule], items: tuple[tuple[str, Any], ...]) -> QuickRule | None:
+    try:
+        rule = kind(**dict(items))
+    except TypeError:
+        return None
+    numbers = tuple(getattr(rule, f.name) for f in fields(rule))
+    return QuickRule(numbers, tuple(state in rule.needs() for state in rule.STATES), rule == kind())
+
+
+def quick_rule(kind: type[Rule], numbers: dict[str, Any]) -> QuickRule | None:
+    """The rule of these keyword arguments, for an attempt; None if the checks must look at them first."""
+    if not _PLAIN_TYPES.issuperset(map(type, numbers.values())):
+        return None
+    return _quick_rule(kind, tuple(numbers.items()))

@@ -1,0 +1,22 @@
+"""The worked template of an operator on four backends: what to copy for a new one (docs/design.md, How to add)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from .declare import Arguments, argument, number, operator
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@operator("null", returns="Tensor")
+class Null(Arguments):
+    """the template of an operator: x times a factor"""
+
+    x: Tensor = argument(dtypes="float32")
+    factor: float = number(low=0.0)
+
+    def results(self) -> Sequence[tuple[Any, Sequence[int]]]:
+        return [("float32", self.x.shape)]

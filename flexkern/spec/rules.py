@@ -1,0 +1,80 @@
+"""The rules by which a synapse steps: what state each keeps for a weight, and its numbers.
+
+Every rule has the form ``w <- w - lr alpha d``: it says the direction d that the plain optimizer would go, and
+alpha scales it (docs/design.md, Optimizers). How d is computed stands once in each language:
+flexkern/reference/rules.py, csrc/include/flexkern/rules.h, triton_kernels/rules.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from .declare import LARGEST_NUMBER, number
+
+__all__ = ["RULES", "Rule", "SgdRule"]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a rule declares: its numbers are its attributes.
+
+    Attributes:
+        NAME: of its struct in C++ and of its functions elsewhere.
+        STATES: the state of a weight, each with its meaning: tensors like the weight, in float32 (float64 for
+            float64 weights), that begin as zeros.
+    """
+
+    NAME: ClassVar[str] = ""
+    STATES: ClassVar[dict[str, str]] = {}
+
+    def needs(self) -> tuple[str, ...]:
+        """The names of the states that a step with these numbers has; the others are not looked at."""
+        return tuple(self.STATES)
+
+    def why_needed(self) -> str:
+        """Why they are needed, for the message that says that one is missing."""
+        return f"a {self.NAME} step updates it"
+
+    def check(self) -> None:
+        """Numbers that do not go together.
+
+        Raises:
+            ValueError: naming them.
+        """
+
+
+@dataclass(frozen=True)
+class SgdRule(Rule):
+    """SGD as in :class:`torch.optim.SGD`: the numbers beside lr.
+
+    Args:
+        weight_decay: this times the weight is added to the gradient; >= 0.
+        momentum: what stays of the momentum buffer in a step; >= 0.
+        dampening: what of the gradient does not enter the buffer.
+        nesterov: whether the step looks ahead; needs momentum > 0 and no dampening.
+        maximize: whether to go up instead of down.
+    """
+
+    NAME: ClassVar[str] = "Sgd"
+    STATES: ClassVar[dict[str, str]] = {"momentum_buffer": "what torch.optim.SGD keeps; needed with momentum"}
+
+    weight_decay: float = number(0.0, low=0.0)
+    momentum: float = number(0.0, low=0.0)
+    dampening: float = number(0.0, low=-LARGEST_NUMBER)
+    nesterov: bool = False
+    maximize: bool = False
+
+    def needs(self) -> tuple[str, ...]:
+        return ("momentum_buffer",) if self.momentum else ()
+
+    def why_needed(self) -> str:
+        return "momentum is not 0"
+
+    def check(self) -> None:
+        if self.nesterov and (self.momentum == 0 or self.dampening != 0):
+            raise ValueError("nesterov needs momentum > 0 and dampening = 0")
+
+
+# Every operator that steps exists for each of them.
+RULES: tuple[type[Rule], ...] = (SgdRule,)
