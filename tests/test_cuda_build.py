@@ -71,7 +71,7 @@ def test_the_report_reader_sees_a_spill() -> None:
 @pytest.mark.parametrize(
     ("kernel", "loads", "stores"),
     [
-        ("sgd_kernelIffLi16E", 6, 2),  # loads of w, g, m, a, f and alpha; stores of w and m
+        ("step_kernelIffLi16E", 6, 2),  # loads of w, g, m, a, f and alpha; stores of w and m
         ("synapse_kernelIffE", 9, 3),  # also pre, coincidence, and the anchor that is inserted or written
     ],
 )

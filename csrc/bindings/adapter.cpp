@@ -11,7 +11,8 @@ namespace flexkern::bindings {
 namespace {
 
 void check_tensor(const Tensor& tensor, const char* name, const Tensor& x, std::vector<int64_t> shape) {
-  FLEXKERN_CHECK(tensor.device().type() == kDevice, name, " must be on the operator's device");
+  FLEXKERN_CHECK(tensor.defined(), name, " is missing");
+  FLEXKERN_CHECK(tensor.device().type() == kDevice, name, " must be ", kOnDevice);
   FLEXKERN_CHECK(tensor.is_contiguous(), name, " must be contiguous");
   FLEXKERN_CHECK(tensor.scalar_type() == x.scalar_type(), name, " must have the dtype of x");
   bool fits = tensor.dim() == static_cast<int64_t>(shape.size());
@@ -23,6 +24,7 @@ void check_tensor(const Tensor& tensor, const char* name, const Tensor& x, std::
 template <class Given>
 cpu::AdapterSizes check(const Given& given) {
   const Tensor &x = given.x, &down = given.down;
+  FLEXKERN_CHECK(x.defined() && down.defined() && given.index.defined(), "x, down or index is missing");
   FLEXKERN_CHECK(x.dim() == 3 && down.dim() == 3, "x must be [samples, positions, d] and down [tasks, d, r]");
   const cpu::AdapterSizes sizes{x.size(0), x.size(1), x.size(2), down.size(2), down.size(0)};
   FLEXKERN_CHECK(sizes.d > 0 && sizes.r > 0, "d and r must be at least 1");
@@ -35,7 +37,7 @@ cpu::AdapterSizes check(const Given& given) {
                  "index must be int32 or int64");
   FLEXKERN_CHECK(index.device().type() == kDevice && index.is_contiguous() && index.dim() == 1 &&
                      index.size(0) == sizes.samples,
-                 "index must be contiguous, on the operator's device, with one entry for each sample");
+                 "index must be contiguous, ", kOnDevice, ", with one entry for each sample");
   return sizes;
 }
 
@@ -53,7 +55,7 @@ std::tuple<Tensor, Tensor> forward(const AdapterForward& given) {
   if (given.seed.has_value()) {
     const Tensor& seed = *given.seed;
     FLEXKERN_CHECK(seed.numel() == 1 && seed.scalar_type() == ScalarType::Long && seed.device().type() == kDevice,
-                   "seed must be one int64 element on the operator's device");
+                   "seed must be one int64 element ", kOnDevice);
     dropout.dropout = true;
     dropout.seed = static_cast<uint64_t>(*data<int64_t>(seed));
     dropout.p = static_cast<float>(given.dropout_p);

@@ -7,6 +7,7 @@
 namespace flexkern::bindings {
 
 Dtype dtype_of(const Tensor& tensor, const char* name) {
+  FLEXKERN_CHECK(tensor.defined(), name, " is missing");
   switch (tensor.scalar_type()) {
     case ScalarType::Float: return Dtype::kFloat32;
     case ScalarType::BFloat16: return Dtype::kBFloat16;
@@ -16,7 +17,8 @@ Dtype dtype_of(const Tensor& tensor, const char* name) {
 }
 
 void check_like(const Tensor& tensor, const char* name, const Tensor& weight, ScalarType dtype) {
-  FLEXKERN_CHECK(tensor.device().type() == kDevice, name, " is on another device than the operator");
+  FLEXKERN_CHECK(tensor.defined(), name, " is missing");
+  FLEXKERN_CHECK(tensor.device().type() == kDevice, name, " must be ", kOnDevice);
   FLEXKERN_CHECK(tensor.is_contiguous(), name, " must be contiguous");
   FLEXKERN_CHECK(tensor.scalar_type() == dtype, name, " has the wrong dtype");
   if (tensor.get() == weight.get()) return;

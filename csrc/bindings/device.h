@@ -16,6 +16,7 @@
 namespace flexkern::bindings {
 
 constexpr DeviceType kDevice = DeviceType::FLEXKERN_DEVICE;
+constexpr const char* kOnDevice = kDevice == DeviceType::CPU ? "on the CPU" : "on the GPU";
 
 #ifdef FLEXKERN_FOR_CUDA
 

@@ -19,8 +19,7 @@ inline void check_words(const Tensor& words, int64_t rows, int64_t columns) {
   FLEXKERN_CHECK(words.dim() == 2 && words.scalar_type() == ScalarType::Int && words.is_contiguous() && columns >= 0 &&
                      words.size(0) == rows && words.size(1) == words_in_row(columns) &&
                      words.device().type() == kDevice,
-                 "a packed mask must be a contiguous int32 matrix of ceil(columns / 32) words for each row, on the "
-                 "operator's device");
+                 "words must be a contiguous int32 matrix of ceil(columns / 32) words a row, ", kOnDevice);
 }
 
 template <class Given>
@@ -35,8 +34,7 @@ void decode_silent(SynapseLayer<typename Given::Rule>& layer, const Given& given
     const Tensor& theta = *given.threshold_tensor;
     FLEXKERN_CHECK(theta.scalar_type() == ScalarType::Float && theta.is_contiguous() &&
                        theta.device().type() == kDevice && (theta.numel() == 1 || theta.numel() == layer.rows),
-                   "threshold_tensor must be contiguous float32, one element or one for each row, on the operator's "
-                   "device");
+                   "threshold_tensor must be contiguous float32, one element or one for each row, ", kOnDevice);
     layer.thetas = data<float>(theta);
     layer.one_theta = theta.numel() == 1;
   }

@@ -13,7 +13,7 @@ void check_batch(const Tensor& batch, const char* name, int64_t units, const Ten
                  units, "], with the batch of x");
   FLEXKERN_CHECK(
       batch.is_contiguous() && batch.device().type() == kDevice && batch.scalar_type() == like.scalar_type(), name,
-      " must be contiguous, on the operator's device, and of the dtype of x");
+      " must be contiguous, ", kOnDevice, ", and of the dtype of x");
   dtype_of(batch, name);
 }
 

@@ -20,7 +20,7 @@ Tensor pack(const Pack& given) {
   const Tensor& mask = given.mask;
   FLEXKERN_CHECK(mask.dim() == 2 && mask.scalar_type() == ScalarType::Bool && mask.is_contiguous() &&
                      mask.device().type() == kDevice,
-                 "mask must be a contiguous bool matrix on the operator's device");
+                 "mask must be a contiguous bool matrix ", kOnDevice);
   const int64_t rows = mask.size(0), columns = mask.size(1);
   Tensor words = new_tensor(mask, {rows, words_in_row(columns)}, ScalarType::Int);
   const uint8_t* in = data<uint8_t>(mask);

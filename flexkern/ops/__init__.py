@@ -2,17 +2,18 @@
 
 from flexkern.ops.adapter import gated_adapter
 from flexkern.ops.field import flexibility_field, materialize
-from flexkern.ops.layers import Conversions, Insertion
+from flexkern.ops.layers import Conversions
 from flexkern.ops.linear import linear_step_
 from flexkern.ops.mask import pack_mask, unpack_mask
 from flexkern.ops.metaplastic import gated_sgd_, metaplastic_gate, metaplastic_sgd_
 from flexkern.ops.prototype import complete_prototypes, prototype_logits
 from flexkern.ops.synapse import synapse_step_
+from flexkern.ops.steps import InsertionRule
 from flexkern.spec import SgdRule
 
 __all__ = [
     "Conversions",
-    "Insertion",
+    "InsertionRule",
     "SgdRule",
     "complete_prototypes",
     "flexibility_field",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +12,7 @@ from flexkern.fields import Field
 from flexkern.ops import checks
 from flexkern.ops.operator import Attempt, Operator, are_numbers, are_plain
 from flexkern.ops.sources import Sources, check_source, encode, quick_sources, single
-from flexkern.ops.steps import QUICK_NONFINITE, number_and_tensor, of_options, quick_rule
+from flexkern.ops.steps import QUICK_NONFINITE, InsertionRule, number_and_tensor, quick_rule
 from flexkern.spec import Arguments, Rule
 from flexkern.spec.declare import check_extents
 from flexkern.spec.mask import words_in_row
@@ -21,7 +20,6 @@ from flexkern.spec.mask import words_in_row
 __all__ = [
     "INSERTS",
     "Conversions",
-    "Insertion",
     "attempt_layer",
     "check_layers",
     "check_matrix",
@@ -29,7 +27,6 @@ __all__ = [
     "conversions_of",
     "layer_arguments",
     "make_sources",
-    "split_options",
 ]
 
 INSERTS = ("init", "hebbian")
@@ -44,35 +41,6 @@ class Conversions(NamedTuple):
 
     converted: Tensor
     pruned: Tensor
-
-
-@dataclass(frozen=True)
-class Insertion:
-    """What silent synapses become, and when functional ones go silent (arXiv 2410.05899).
-
-    Args:
-        insert: "init": the inserted weight is the anchor, the layer's own initial draw. "hebbian": it is ``eta`` c,
-            and is written to the anchor too, which then must be a tensor.
-        eta: of Hebbian insertion; >= 0.
-        prune: a functional synapse with abs(w) under it before and after the step goes silent; 0: none does.
-    """
-
-    insert: str = "init"
-    eta: float = 1.0
-    prune: float = 0.0
-
-
-_INSERTION = tuple(f.name for f in fields(Insertion))
-
-
-def split_options(operator: Operator, options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Those of Insertion, and those of the operator's rule; unknown ones are among the latter."""
-    insertion = {name: options[name] for name in _INSERTION if name in options}
-    return insertion, {name: value for name, value in options.items() if name not in insertion}
-
-
-def insertion_of(options: dict[str, Any], name: str) -> Insertion:
-    return of_options(Insertion, options, name)
 
 
 # ------------------------------------------------------------------ checks
@@ -133,7 +101,7 @@ def make_sources(
 
 
 def check_silent(
-    silent: object, weight: Tensor, anchor: Tensor | Field, threshold: float | Tensor, insertion: Insertion
+    silent: object, weight: Tensor, anchor: Tensor | Field, threshold: float | Tensor, insertion: InsertionRule
 ) -> None:
     """Checks the packed mask and how synapses convert.
 
@@ -192,7 +160,7 @@ def layer_arguments(
     scale: float | Tensor | None,
     states: dict[str, Tensor | None],
     master: Tensor | None,
-    insertion: Insertion,
+    insertion: InsertionRule,
     rule: Rule,
     nonfinite: str,
 ) -> Arguments:

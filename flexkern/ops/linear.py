@@ -17,13 +17,11 @@ from flexkern.ops.layers import (
     check_matrix,
     check_silent,
     conversions_of,
-    insertion_of,
     layer_arguments,
     make_sources,
-    split_options,
 )
 from flexkern.ops.operator import Operator, tries_compiled
-from flexkern.ops.steps import check_rule, rule_of, states_and_master
+from flexkern.ops.steps import InsertionRule, check_rule, of_options, rule_of, split_options, states_and_master
 
 __all__ = ["linear_step_"]
 
@@ -82,7 +80,7 @@ def linear_step_(
     Source: arXiv 2407.07133, section 2; arXiv 2410.05899; the fusion is this package's own.
     """
     states = {"momentum_buffer": momentum_buffer}
-    insertion, numbers = split_options(LINEAR, options)
+    insertion, numbers = split_options(options)
     attempt = None
     if tries_compiled() and (silent is None or rule == "hebbian"):
         attempt = attempt_layer(
@@ -116,7 +114,7 @@ def _checked(
 ) -> Conversions:
     assert LINEAR.spec.rule is not None
     step_rule = rule_of(LINEAR.spec.rule, numbers, "linear_step_")
-    insertion = insertion_of(insertion_options, "linear_step_")
+    insertion = of_options(InsertionRule, insertion_options, "linear_step_")
     checks.check_matches(weight, "weight", weight, checks.FLOAT_DTYPES)
     checks.check_writable(weight, "weight")
     check_matrix(weight)

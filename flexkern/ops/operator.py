@@ -33,7 +33,7 @@ _TENSORS = frozenset({Tensor, torch.nn.Parameter})
 _NUMBERS = frozenset({int, float})
 # The compiled operators say that they refuse (csrc/bindings/arguments.h), and so does torch's dispatcher where an
 # argument is not of the type in the schema, or on a device or of a layout that has no kernel.
-_REFUSAL = re.compile(r"flexkern refuses|^flexkern::\S+\(\) |^Could not run 'flexkern::")
+_REFUSAL = re.compile(r"flexkern refuses|^flexkern::\S+(\(\) |: attempted to run)|^Could not run 'flexkern::")
 
 
 class Attempt(NamedTuple):

@@ -5,17 +5,18 @@ from __future__ import annotations
 import difflib
 import functools
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from flexkern.ops import checks
-from flexkern.spec import Rule
+from flexkern.spec import RULES, Rule
 
 __all__ = [
     "NONFINITE",
+    "InsertionRule",
     "QUICK_NONFINITE",
     "QuickRule",
     "check_rule",
@@ -24,6 +25,7 @@ __all__ = [
     "of_options",
     "quick_rule",
     "rule_of",
+    "split_options",
     "states_and_master",
 ]
 
@@ -31,6 +33,30 @@ NONFINITE = ("raise", "skip", "propagate")
 QUICK_NONFINITE = ("skip", "propagate")  # "raise" looks at the gradients first
 _Options = TypeVar("_Options")
 
+
+@dataclass(frozen=True)
+class InsertionRule:
+    """What silent synapses become, and when functional ones go silent (arXiv 2410.05899).
+
+    Args:
+        insert: "init": the inserted weight is the anchor, the layer's own initial draw. "hebbian": it is
+            ``eta`` c, and is written to the anchor too, which then must be a tensor.
+        eta: of Hebbian insertion; >= 0.
+        prune: a functional synapse with abs(w) under it before and after the step goes silent; 0: none does.
+    """
+
+    insert: str = "init"
+    eta: float = 1.0
+    prune: float = 0.0
+
+
+# Of the records that keyword arguments make: their names, and the ranges of numbers. Looked up here because
+# torch.compile does not trace dataclasses.fields of a class.
+_NAMES: dict[type, tuple[str, ...]] = {kind: tuple(f.name for f in fields(kind)) for kind in (*RULES, InsertionRule)}
+_RANGES = {
+    kind: [(f.name, f.metadata["low"], f.metadata["high"]) for f in fields(kind) if f.metadata.get("low") is not None]
+    for kind in RULES
+}
 
 def of_options(
     kind: type[_Options], options: dict[str, Any], operator: str, others: Sequence[str] = ()
@@ -40,13 +66,19 @@ def of_options(
     Raises:
         TypeError: if one is unknown; the message says which was meant.
     """
-    names = [f.name for f in fields(kind)]  # type: ignore[arg-type]
+    names = _NAMES[kind]
     for name in options:
         if name not in names:
             near = difflib.get_close_matches(name, [*names, *others], 1)
             meant = f"; did you mean {near[0]!r}?" if near else f"; it takes {', '.join(names)}"
             raise TypeError(f"{operator}() got an unexpected keyword argument {name!r}{meant}")
     return kind(**options)
+
+
+def split_options(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Of keyword arguments those of InsertionRule, and the rest, which are the rule's or unknown."""
+    insertion = {name: value for name, value in options.items() if name in _NAMES[InsertionRule]}
+    return insertion, {name: value for name, value in options.items() if name not in insertion}
 
 
 def rule_of(kind: type[Rule], numbers: dict[str, Any], operator: str) -> Rule:
@@ -70,15 +102,13 @@ def check_rule(weight: Tensor, lr: float | Tensor, rule: Rule, nonfinite: str) -
         TypeError, ValueError: naming the argument.
     """
     checks.check_number(lr, "lr", weight)
-    for f in fields(rule):
-        low, high, value = f.metadata.get("low"), f.metadata.get("high"), getattr(rule, f.name)
-        if low is None:
-            continue
+    for name, low, high in _RANGES[type(rule)]:
+        value = getattr(rule, name)
         if not isinstance(value, (int, float, torch.SymFloat, torch.SymInt)):
-            raise TypeError(f"{f.name} must be a number, got {type(value).__name__}")
+            raise TypeError(f"{name} must be a number, got {type(value).__name__}")
         if not low <= value <= high:
             allowed = f">= 0 and at most {high}" if low == 0 else "a finite number"
-            raise ValueError(f"{f.name} must be {allowed}, got {value}")
+            raise ValueError(f"{name} must be {allowed}, got {value}")
     rule.check()
     if nonfinite not in NONFINITE:
         raise ValueError(f"nonfinite must be one of {NONFINITE}, got {nonfinite!r}")
@@ -165,7 +195,7 @@ def _quick_rule(kind: type[Rule], items: tuple[tuple[str, Any], ...]) -> QuickRu
         rule = kind(**dict(items))
     except TypeError:
         return None
-    numbers = tuple(getattr(rule, f.name) for f in fields(rule))
+    numbers = tuple(getattr(rule, name) for name in _NAMES[kind])
     return QuickRule(numbers, tuple(state in rule.needs() for state in rule.STATES), rule == kind())
 
 

@@ -16,13 +16,11 @@ from flexkern.ops.layers import (
     check_matrix,
     check_silent,
     conversions_of,
-    insertion_of,
     layer_arguments,
     make_sources,
-    split_options,
 )
 from flexkern.ops.operator import Operator, tries_compiled
-from flexkern.ops.steps import check_step, rule_of, states_and_master
+from flexkern.ops.steps import InsertionRule, check_step, of_options, rule_of, split_options, states_and_master
 
 __all__ = ["Conversions", "synapse_step_"]
 
@@ -70,7 +68,7 @@ def synapse_step_(
         alpha: float32 [out, in], a gate that is kept through an item. It should be 1 where ``silent`` is set.
         momentum_buffer, master, nonfinite: as in :func:`flexkern.ops.metaplastic_sgd_`. An infinite or NaN
             coincidence converts nothing. "raise" looks at all of ``grad``.
-        options: those of :class:`flexkern.ops.Insertion` (``insert``, ``eta``, ``prune``) and of
+        options: those of :class:`flexkern.ops.InsertionRule` (``insert``, ``eta``, ``prune``) and of
             :class:`flexkern.ops.SgdRule` (``weight_decay``, ``momentum``, ...) by name.
 
     Returns:
@@ -83,7 +81,7 @@ def synapse_step_(
     Source: arXiv 2407.07133, section 2, for the update; arXiv 2410.05899 for silent and functional synapses.
     """
     states = {"momentum_buffer": momentum_buffer}
-    insertion, rule = split_options(SYNAPSE, options)
+    insertion, rule = split_options(options)
     attempt = None
     if tries_compiled() and (coincidence is None or (pre is None and post is None)):
         drive = (pre, post) if coincidence is None else (coincidence,)
@@ -117,7 +115,7 @@ def _checked(
 ) -> Conversions | list[Conversions]:
     assert SYNAPSE.spec.rule is not None
     rule = rule_of(SYNAPSE.spec.rule, numbers, "synapse_step_")
-    insertion = insertion_of(insertion_options, "synapse_step_")
+    insertion = of_options(InsertionRule, insertion_options, "synapse_step_")
     weights, grads = check_step(weight, grad, lr, rule, nonfinite)
     several = isinstance(weight, (list, tuple))
     if not weights:

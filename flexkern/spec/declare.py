@@ -206,7 +206,8 @@ class Arguments:
     def _is_written(self, a: Argument) -> bool:
         if isinstance(a.written, bool):
             return a.written
-        return all(getattr(self, name) not in (None, False) for name in a.written)
+        given = [getattr(self, name) for name in a.written]
+        return all(value is not None and value is not False for value in given)
 
     def writes(self) -> list[tuple[str, Tensor]]:
         """The tensors that the call updates, each with its argument's name."""

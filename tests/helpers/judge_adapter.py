@@ -140,7 +140,7 @@ def product(a: Near, b: Near) -> Near:
 def judge_forward(case: Case) -> tuple[Near, Near]:
     """``out`` and ``hidden`` of the operator."""
     dtype, x = case.x.dtype, case.exact()
-    value, hidden = reference_adapter.gated_adapter(*x)
+    value, hidden = reference_adapter.forward(*x)
     out_bound, hidden_bound = torch.zeros_like(value), torch.zeros_like(hidden)
     kept: Tensor | float = 1.0
     if case.seed is not None:
@@ -163,7 +163,7 @@ def judge_forward(case: Case) -> tuple[Near, Near]:
 def judge_backward(case: Case, grad_out: Tensor, hidden: Tensor) -> dict[str, Near]:
     """The gradients by name, from the very ``hidden`` units that the kernel was given."""
     dtype, x = case.x.dtype, case.exact()
-    grads = reference_adapter.gated_adapter_backward(
+    grads = reference_adapter.backward(
         grad_out.double(), x.x, hidden.double(), x.down, x.up, x.index, x.scale, x.dropout_p
     )
     near = {name: exactly(grad) for name, grad in zip(("x", *BANK), grads, strict=True)}

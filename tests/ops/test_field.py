@@ -14,6 +14,7 @@ from torch import Tensor
 from flexkern import Field, Purpose, ops, reference
 from flexkern.fields import Kind
 from flexkern.ops.field import FILL
+from flexkern.spec import constants
 from helpers.judge import same_bits
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -184,8 +185,8 @@ def numpy_quantile(u: np.ndarray) -> np.ndarray:
     s = (m - one) / (m + one)
     log = numpy_horner([2, 2 / 3, 2 / 5, 2 / 7, 2 / 9], s * s)
     w = -(exponent.astype(np.float32) * np.float32(math.log(2)) + s * log)
-    centre = numpy_horner(reference.NORMAL_CENTRE, w - np.float32(2.5))
-    return x * np.where(w < 5, centre, numpy_horner(reference.NORMAL_TAIL, np.sqrt(w) - np.float32(3)))
+    centre = numpy_horner(constants.NORMAL_CENTRE, w - np.float32(2.5))
+    return x * np.where(w < 5, centre, numpy_horner(constants.NORMAL_TAIL, np.sqrt(w) - np.float32(3)))
 
 
 def numpy_horner(coefficients: Sequence[float], t: np.ndarray) -> np.ndarray:

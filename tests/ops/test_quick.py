@@ -13,7 +13,7 @@ from torch import Tensor
 
 import flexkern
 from flexkern import Field, ops
-from flexkern.ops import _step, adapter, linear, metaplastic, synapse
+from flexkern.ops import adapter, linear, metaplastic, operator, sources, synapse
 from helpers.arguments import Arguments, gated, linear_arguments, refuses, step_arguments, synapse_arguments
 from helpers.judge import same_bits
 from helpers.refusals import NOT_GATED, ONLY_GATED, WRONG
@@ -99,7 +99,7 @@ QUICK: dict[str, tuple[Callable[..., Any], Callable[[], Arguments]]] = {
 
 def slowly(monkeypatch: pytest.MonkeyPatch) -> None:
     """From here on all goes through the checks."""
-    monkeypatch.setattr(_step, "prefers_compiled_cpu", lambda: False)
+    monkeypatch.setattr(operator, "prefers_compiled_cpu", lambda: False)
 
 
 def tensors_of(value: Any) -> list[Tensor]:
@@ -237,7 +237,7 @@ def test_float64_and_other_backends_do_not_come_here(backend: str, monkeypatch: 
     def fail(*_: object) -> None:
         raise AssertionError("the compiled operator")
 
-    monkeypatch.setattr(metaplastic, "SGD_ONE", fail)
+    monkeypatch.setattr(metaplastic.SGD, "compiled_one", fail)
     with flexkern.use_backend(backend):
         ops.metaplastic_sgd_(**step_arguments(torch.float64))
         if backend == "reference":

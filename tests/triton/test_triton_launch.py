@@ -17,7 +17,7 @@ from flexkern.backends.tuning import config
 from flexkern.ops.metaplastic import GATE, SGD
 from flexkern.triton_kernels import metaplastic
 from flexkern.triton_kernels.memory import full_tiles
-from flexkern.triton_kernels.metaplastic import HELD, MIXED, STORED, gate_kernel, sgd_kernel
+from flexkern.triton_kernels.metaplastic import HELD, MIXED, STORED, gate_kernel, step_kernel
 from flexkern.triton_kernels.table import Row, TableCache
 from helpers import judge
 from helpers.judge import Inputs, make_inputs, same_bits
@@ -43,20 +43,20 @@ def make_list(device: torch.device, shapes: list[tuple[int, ...]] = SIZES) -> li
 
 
 def test_a_list_is_one_launch_of_the_stored_variant(device: torch.device, launches: Watch) -> None:
-    seen = launches(sgd_kernel)
+    seen = launches(step_kernel)
     weight, grad, anchor, flexibility, *_ = make_list(device)
     ops.metaplastic_sgd_(weight, grad, anchor, flexibility, lr=0.1, scale=20.0)
     (launch,) = seen
     assert launch["SOURCES"] == STORED.value
     assert launch["tensors"] == sum(w.numel() > 0 for w in weight)
-    assert not launch["HAS_MOMENTUM"]
+    assert not launch["STATES"]
 
 
 @pytest.mark.parametrize("mixed", ["anchor", "flexibility", "number", "one of many"])
 def test_a_list_with_procedural_sources_is_one_launch(
     mixed: str, device: torch.device, launches: Watch
 ) -> None:
-    seen = launches(sgd_kernel)
+    seen = launches(step_kernel)
     weight, grad, anchor, flexibility, buffer, _ = make_list(device)
     if mixed == "anchor":
         anchor = [Field.normal(1, i) for i in range(len(weight))]
@@ -71,18 +71,18 @@ def test_a_list_with_procedural_sources_is_one_launch(
     )
     (launch,) = seen
     assert launch["SOURCES"] == MIXED.value
-    assert launch["HAS_MOMENTUM"]
+    assert launch["STATES"]
 
 
 def test_a_held_gate_reads_no_sources(device: torch.device, launches: Watch) -> None:
-    seen = launches(sgd_kernel)
+    seen = launches(step_kernel)
     weight, grad, _, alpha, *_ = make_list(device)
     ops.gated_sgd_(weight, grad, alpha, lr=0.1)
     assert [launch["SOURCES"] for launch in seen] == [HELD.value]
 
 
 def test_sources_that_are_all_stored_take_the_stored_variant(device: torch.device, launches: Watch) -> None:
-    seen = launches(sgd_kernel), launches(gate_kernel)
+    seen = launches(step_kernel), launches(gate_kernel)
     x = Inputs(*(t.to(device) for t in make_inputs((10,), 1)))
     stored = [0, 0, 0, 0, 0] * 2
     SGD.on("triton")(
@@ -94,7 +94,7 @@ def test_sources_that_are_all_stored_take_the_stored_variant(device: torch.devic
 
 def test_more_tensors_than_a_program_compares_at_once(device: torch.device, launches: Watch) -> None:
     """The table is searched in steps of 128 tensors; these are 137, and empty ones between them."""
-    seen = launches(sgd_kernel)
+    seen = launches(step_kernel)
     shapes = [(i % 3,) for i in range(205)]
     shapes[-1] = (TILE + 1,)
     weight, grad, *_ = make_list(device, shapes)
@@ -106,7 +106,7 @@ def test_more_tensors_than_a_program_compares_at_once(device: torch.device, laun
 
 
 def test_nothing_to_do_launches_nothing(device: torch.device, launches: Watch) -> None:
-    seen = launches(sgd_kernel), launches(gate_kernel)
+    seen = launches(step_kernel), launches(gate_kernel)
     empty = torch.empty(0, 3, device=device)
     ops.metaplastic_sgd_([], [], [], [], lr=0.1, scale=1.0)
     ops.metaplastic_sgd_(empty, empty.clone(), empty.clone(), 0.3, lr=0.1, scale=1.0)

@@ -11,6 +11,7 @@ pytest.importorskip("triton")
 
 from torch import Tensor
 
+import flexkern
 from flexkern import Field, Purpose, ops, reference
 from flexkern.backends.tuning import config
 from helpers import judge
@@ -148,10 +149,8 @@ def test_a_held_gate_gives_the_bits_of_the_reference(
     alpha = before.flexibility
     ops.gated_sgd_(after.weight, after.grad, alpha.to(device), **numbers, **state(after, rule))
     check_step(before, after, rule, alpha.double(), 0.0)
-    given = reference.SgdRule(**numbers)
-    buffers = [expected.buffer] if rule.momentum else []
-    masters = [expected.master] if dtype is not torch.float32 else []
-    reference.metaplastic_sgd_([expected.weight], [expected.grad], [alpha], buffers, masters, given)
+    with flexkern.use_backend("reference"):
+        ops.gated_sgd_(expected.weight, expected.grad, alpha, **numbers, **state(expected, rule))
     for one, other in zip(after, expected, strict=True):
         assert same_bits(one.cpu(), other)
 
