@@ -96,7 +96,7 @@ def test_what_was_recorded_is_used_once() -> None:
     layer = SilentLinear(8, 8, silent=0.5, threshold=NEVER, rule="hebbian")
     x = torch.rand(4, 8)
     optimizer, _ = one_step(layer, [x], fused=False)
-    assert all(value.isnan().all() for value in layer.drive().values())
+    assert all(value.isnan().all() for value in layer.recorded().values())
     layer.threshold.zero_()
     layer.weight.grad = torch.zeros_like(layer.weight)
     optimizer.step()  # nothing was recorded since, so nothing converts

@@ -273,7 +273,7 @@ def judged(adaptive: bool, rule: str, insert: str) -> tuple[nn.Sequential, Tenso
     def look(*_: object) -> None:
         for layer in model:
             if isinstance(layer, SilentLinear):
-                drive = layer.drive()
+                drive = layer.recorded()
                 c = drive["coincidence"] if "coincidence" in drive else torch.outer(drive["post"], drive["pre"])
                 distance = (c - layer.threshold.reshape(-1, 1)).abs() / layer.threshold.reshape(-1, 1)
                 nearest.append(distance[ops.unpack_mask(layer.silent, layer.in_features)].min().item())

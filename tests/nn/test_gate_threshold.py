@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flexkern.nn.gates.threshold import SlidingThreshold, quantile_threshold
+from flexkern.nn.gates.thresholds import SlidingThreshold, quantile_threshold
 from helpers.gaussians import KINDS, TASKS, make_tasks, points, taught
 
 
