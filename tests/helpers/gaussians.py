@@ -13,7 +13,7 @@ from flexkern.nn.gates.synapse_gate import SynapseGate
 WIDTH = 12
 Task = tuple[Tensor, Tensor]
 TASKS = 3
-KINDS: list[dict[str, Any]] = [
+GATES: list[dict[str, Any]] = [
     {"gate": "mlp"},
     {"gate": "mlp", "inputs": "whitened", "positives": "gaussian"},
     {"gate": "mlp", "negatives": "replay", "calibration": "platt"},

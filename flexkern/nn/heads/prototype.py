@@ -12,7 +12,8 @@ from torch import Tensor
 
 from flexkern.nn.growing import GrowingState, check_labels
 from flexkern.nn.task_scores import class_sums
-from flexkern.ops.prototype import COMPLETIONS, REWEIGHTINGS, complete_prototypes, prototype_logits
+from flexkern.ops import complete_prototypes, prototype_logits
+from flexkern.ops.choices import COMPLETIONS, REWEIGHTINGS
 
 __all__ = ["PrototypeClassifier"]
 

@@ -40,7 +40,7 @@ def one_step(
 @pytest.mark.parametrize("threshold", ["number", "tensor"])
 @pytest.mark.parametrize("parts", [1, 3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
-def test_a_step_converts_what_was_driven(
+def test_a_step_converts_what_was_active_together(
     dtype: torch.dtype, parts: int, threshold: str, rule: str, insert: str, fused: bool
 ) -> None:
     fan_in, fan_out = 37, 11
