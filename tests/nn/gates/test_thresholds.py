@@ -108,12 +108,12 @@ def test_adaptive_gates_move_to_the_target(options: dict[str, Any], refresh: boo
 
 @pytest.mark.parametrize("options", [GATES[0], GATES[5]], ids=lambda k: k["gate"])
 def test_the_newest_adaptive_gate_does_not_slide_on_its_own_data(options: dict[str, Any]) -> None:
-    """Tasks far apart: what stands for the others hardly opens the newest gate, its own data nearly always does."""
+    """Tasks far apart: what stands for the others hardly opens the newest gate, its own data nearly always."""
     target, gain, batch = 0.1, 0.5, 32
     gate = taught(threshold="adaptive", target=target, gain=gain, batch=batch, apart=12.0, **options)
     steps = math.ceil((TASKS - 1) * 256 / batch)  # 256 features stand for each earlier task
-    # From logit 0.5 = 0 a step that opens nothing lowers theta by gain * target; its own data would raise it, by
-    # gain * (1 - target). Each step rounds theta, of under 1, once.
+    # From 0, a step in which nothing opens the gate lowers theta by gain * target; its own data would raise it
+    # by gain * (1 - target). Each step rounds theta, of under 1, once.
     lowest = -gain * target * steps
     assert lowest - steps * 2.0**-24 <= float(gate.theta_logit[-1]) < lowest / 2
 
