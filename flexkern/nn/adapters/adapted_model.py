@@ -197,7 +197,7 @@ class AdaptedModel(nn.Module):
 
     @torch.no_grad()
     def trunk(self, images: Tensor) -> Trunk:
-        """Runs what comes before the first adapter on images [N, ...], under no_grad: nothing of it is trained."""
+        """Runs what comes before the first adapter on images [N, ...], under no_grad: it is not trained."""
         parts = self._known_parts()
         embedded = parts.embed(images)
         read, tokens = [], []

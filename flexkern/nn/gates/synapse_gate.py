@@ -20,7 +20,7 @@ from flexkern.nn.gates.options import GateOptions, check_count
 from flexkern.nn.gates.quality import gate_quality
 from flexkern.nn.gates.thresholds import quantile_threshold
 from flexkern.nn.growing import GrowingState, check_features, seeded
-from flexkern.nn.options import record_of
+from flexkern.nn.records import record_of
 from flexkern.nn.task_scores import rank_in_class
 
 __all__ = ["ALWAYS_OPEN", "SynapseGate"]

@@ -15,7 +15,7 @@ from torch.nn.functional import linear
 from flexkern import ops
 from flexkern.fields import Field, Kind, Purpose
 from flexkern.nn.fused.linear import MetaplasticLinear
-from flexkern.nn.options import record_of
+from flexkern.nn.records import record_of
 from flexkern.nn.silent.adaptive_threshold import AdaptiveThreshold
 from flexkern.nn.silent.insertion import Insertion
 from flexkern.nn.silent.mask import MaskGradient, check_silent, silent_mask

@@ -14,12 +14,12 @@ _Record = TypeVar("_Record")
 
 
 def record_of(
-    kind: type[_Record], given: _Record | None, keywords: Mapping[str, Any], *, name: str, of: type
+    record: type[_Record], given: _Record | None, keywords: Mapping[str, Any], *, name: str, of: type
 ) -> _Record:
     """The options of an object: a record, with the fields that keyword arguments name replaced.
 
     Args:
-        kind: a frozen dataclass whose fields all have defaults.
+        record: a frozen dataclass whose fields all have defaults.
         given: the record that was given; None: the defaults.
         keywords: values by the names of fields.
         name: of the argument that takes the record.
@@ -28,9 +28,9 @@ def record_of(
     Raises:
         TypeError: if ``given`` is no such record, or a keyword is no field; and what the record's checks raise.
     """
-    if given is not None and not isinstance(given, kind):
-        raise TypeError(f"{name} must be a flexkern.nn.{kind.__name__} or None, got {type(given).__name__}")
-    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    if given is not None and not isinstance(given, record):
+        raise TypeError(f"{name} must be a flexkern.nn.{record.__name__} or None, got {type(given).__name__}")
+    known = [field.name for field in fields(record)]  # type: ignore[arg-type]
     for keyword in keywords:
         if keyword not in known:
             own = inspect.signature(of).parameters.values()
@@ -38,4 +38,4 @@ def record_of(
             near = difflib.get_close_matches(keyword, [*known, *others], n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise TypeError(f"{of.__name__} has no argument {keyword!r}{hint}")
-    return replace(given or kind(), **keywords)  # type: ignore[type-var]
+    return replace(given or record(), **keywords)  # type: ignore[type-var]
