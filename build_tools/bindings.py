@@ -107,7 +107,11 @@ def _struct(s: Spec) -> str:
         lines.append(f"  using Rule = {s.rule.NAME};")
     lines += [f"  {_TYPES[a.type][1 if not _may_miss(a) else 2]} {a.name};" for a in s.arguments]
     if s.rule is not None:
-        member = "Tensors" if next(a for a in s.arguments if a.name in s.rule.STATES).is_list else "std::optional<Tensor>"
+        member = (
+            "Tensors"
+            if next(a for a in s.arguments if a.name in s.rule.STATES).is_list
+            else "std::optional<Tensor>"
+        )
         count, each = len(s.rule.STATES), ", ".join(f"&{name}" for name in s.rule.STATES)
         names = ", ".join(f'"{name}"' for name in s.rule.STATES)
         lines += [
@@ -116,12 +120,17 @@ def _struct(s: Spec) -> str:
             f"  static constexpr const char* kStates[] = {{{names}}};",
         ]
     checks = [
-        f'    check_range({a.name}, "{a.name}", {a.low!r}, {a.high!r});' for a in s.arguments if a.low is not None
+        f'    check_range({a.name}, "{a.name}", {a.low!r}, {a.high!r});'
+        for a in s.arguments
+        if a.low is not None
     ]
     if checks:
         lines += ["  void check_numbers() const {", *checks, "  }"]
     if any(a.written for a in s.arguments):
-        lines += ["  // What is updated shares no memory with another argument.", "  void check_memory() const {"]
+        lines += [
+            "  // What is updated shares no memory with another argument.",
+            "  void check_memory() const {",
+        ]
         lines += ["    MemoryCheck memory;", *_memory(s), "    memory.finish();", "  }"]
     return "\n".join([*lines, "};", ""])
 
@@ -148,13 +157,17 @@ def _unpack(s: Spec, arguments: Sequence[Argument], name: str) -> str:
     returns = _RETURNS.get(s.returns) or f"std::tuple<{', '.join(re.findall('Tensor', s.returns))}>"
     parameters = ", ".join(f"{_TYPES[a.type][2 if a.optional else 1]} {a.name}" for a in arguments)
     members = ", ".join(_member(a, b) for a, b in zip(arguments, s.arguments, strict=True))
-    return (
-        f"template <auto kBody>\n{returns} {name}({parameters}) {{\n  return kBody({s.record.__name__}{{{members}}});\n}}\n"
-    )
+    return f"template <auto kBody>\n{returns} {name}({parameters}) {{\n  return kBody({s.record.__name__}{{{members}}});\n}}\n"
 
 
 def _member(passed: Argument, kept: Argument) -> str:
-    return f"listed({passed.name})" if kept.is_list else f"std::move({passed.name})" if kept.holds_tensors else passed.name
+    return (
+        f"listed({passed.name})"
+        if kept.is_list
+        else f"std::move({passed.name})"
+        if kept.holds_tensors
+        else passed.name
+    )
 
 
 if __name__ == "__main__":

@@ -5,12 +5,14 @@ from flexkern.nn.adapters.adapted_model import AdaptedModel, AdapterPoint, Parts
 from flexkern.nn.adapters.bank import AdapterBank
 from flexkern.nn.feature_statistics import FeatureStatistics
 from flexkern.nn.fused.linear import MetaplasticLinear
+from flexkern.nn.gates.options import GateOptions
 from flexkern.nn.gates.synapse_gate import SynapseGate
 from flexkern.nn.heads.experts import ExpertHead
 from flexkern.nn.heads.prototype import PrototypeClassifier
 from flexkern.nn.heads.ridge import RidgeHead
+from flexkern.nn.silent.adaptive_threshold import AdaptiveThreshold
+from flexkern.nn.silent.insertion import Insertion
 from flexkern.nn.silent.linear import SilentLinear
-from flexkern.nn.silent.threshold import AdaptiveThreshold
 
 __all__ = [
     "AdaptedModel",
@@ -19,6 +21,8 @@ __all__ = [
     "AdaptiveThreshold",
     "ExpertHead",
     "FeatureStatistics",
+    "GateOptions",
+    "Insertion",
     "MetaplasticLinear",
     "Parts",
     "PrototypeClassifier",

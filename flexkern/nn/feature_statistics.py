@@ -1,5 +1,7 @@
-"""Running statistics of features: what stands for the data of earlier tasks, where no data is kept (DESIGN
-1.5)."""
+"""Running statistics of features: what stands for the data of earlier tasks, where no data is kept.
+
+See docs/design.md, Artsy.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ from torch import Tensor
 from flexkern.nn.growing import GrowingState, check_features, check_labels
 from flexkern.nn.task_scores import class_sums
 
-__all__ = ["FeatureStatistics", "Whitened"]
+__all__ = ["FeatureStatistics", "Whitened", "check_shrinkage"]
 
 
 class Whitened(NamedTuple):
@@ -29,7 +31,7 @@ class FeatureStatistics(GrowingState):
     """Counts, class means and covariances of features, by running sums in float64.
 
     Sums are exact up to float64's rounding, so any order and size of batches, and any split over :meth:`merge`,
-    gives the same. Memory is (C + width) width numbers, whatever the number of samples.
+    gives the same. The state is (C + width) * width numbers for C classes, whatever the number of samples.
 
     The within-class covariance is shared by all classes and pooled over them, with ``n - C`` degrees of freedom
     (C classes with samples). Its estimate is shrunk towards a multiple of the identity, ``(1 - rho) S + rho
@@ -56,8 +58,7 @@ class FeatureStatistics(GrowingState):
         super().__init__()
         if width < 1:
             raise ValueError(f"width must be at least 1, got {width}")
-        if shrinkage != "oas" and (isinstance(shrinkage, str) or not 0 <= shrinkage <= 1):
-            raise ValueError(f"shrinkage must be 'oas' or a number in [0, 1], got {shrinkage!r}")
+        check_shrinkage(shrinkage)
         self.width, self.shrinkage = width, shrinkage
         exact = torch.float64
         self.register_buffer("count", torch.zeros(0, dtype=torch.int64, device=device))
@@ -124,8 +125,10 @@ class FeatureStatistics(GrowingState):
         return self.sum.sum(0) / self.samples
 
     def total_covariance(self) -> Tensor:
-        """Covariance of all samples around their mean, float64 [width, width]. RuntimeError under two
-        samples."""
+        """Covariance of all samples around their mean, float64 [width, width].
+
+        RuntimeError with fewer than two samples.
+        """
         self._need(self.samples, 2)
         mean = self.mean()
         return (self.outer - self.samples * torch.outer(mean, mean)) / (self.samples - 1)
@@ -234,6 +237,12 @@ class FeatureStatistics(GrowingState):
 
     def extra_repr(self) -> str:
         return f"width={self.width}, classes={self.classes}, samples={self.samples}"
+
+
+def check_shrinkage(shrinkage: float | str) -> None:
+    """Raises ValueError unless it is an option of :class:`FeatureStatistics`."""
+    if shrinkage != "oas" and (isinstance(shrinkage, str) or not 0 <= shrinkage <= 1):
+        raise ValueError(f"shrinkage must be 'oas' or a number in [0, 1], got {shrinkage!r}")
 
 
 def _oas(s: Tensor, freedom: int) -> float:

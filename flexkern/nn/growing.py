@@ -14,15 +14,16 @@ __all__ = ["GrowingState", "check_features", "check_labels", "seeded"]
 class GrowingState(nn.Module):
     """A module whose state is buffers of sizes that a fresh object does not know.
 
-    :meth:`load_state_dict` takes the sizes from the state; a buffer keeps its dtype when the module is cast, as
-    sums in float64 must. Subclasses register their buffers as usual and say in :meth:`_check_state` what fits.
+    :meth:`load_state_dict` takes the sizes from the state. A buffer keeps its dtype when the module is cast:
+    sums in float64 stay exact. Subclasses register their buffers as usual and say in :meth:`_check_state` which
+    state fits.
     """
 
     def _check_state(self, state: dict[str, Tensor]) -> None:
         """Raises ValueError if these buffers, by name, cannot be the state of this object."""
 
     def _changed(self) -> None:
-        """The state was replaced or moved: what was derived from it is no longer right."""
+        """Called after the state was replaced or moved: drops what was derived from it."""
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         mine = {name: state_dict[prefix + name] for name in self._buffers if prefix + name in state_dict}
@@ -73,10 +74,10 @@ def check_labels(labels: object, n: int) -> None:
 
 
 def seeded(device: torch.device, *numbers: int) -> torch.Generator:
-    """A generator on ``device`` for this tuple of numbers (a seed, a task, what for)."""
+    """A generator on ``device``, seeded by a tuple of numbers (such as a seed, a task and a purpose)."""
     state = 0
     for number in numbers:
-        # One round of splitmix64 a number: neighbouring tuples get unrelated seeds.
+        # One round of splitmix64 per number: neighbouring tuples get unrelated seeds.
         state = (state + number + 0x9E3779B97F4A7C15) % 2**64
         state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
         state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) % 2**64

@@ -10,15 +10,19 @@ __all__ = ["class_sums", "group_logsumexp", "group_max", "others_logsumexp", "ra
 
 
 def group_max(scores: Tensor, group: Tensor, groups: int) -> Tensor:
-    """[N, C] and the group of each column, int64 [C], to the largest of each group, [N, groups]; -inf if
-    empty."""
+    """The largest of each group, [N, groups], of scores [N, C]; -inf for an empty group.
+
+    ``group`` is int64 [C], the group of each column.
+    """
     out = scores.new_full((len(scores), groups), -torch.inf)
     return out.scatter_reduce_(1, group.expand_as(scores), scores, "amax")
 
 
 def group_logsumexp(scores: Tensor, group: Tensor, groups: int) -> Tensor:
-    """[N, C] and the group of each column, int64 [C], to log sum exp of each group, [N, groups]; -inf if
-    empty."""
+    """log sum exp of each group, [N, groups], of scores [N, C]; -inf for an empty group.
+
+    ``group`` is int64 [C], the group of each column.
+    """
     top = group_max(scores, group, groups)
     shifted = torch.exp(scores - top.gather(1, group.expand_as(scores)))
     member = one_hot(group, groups).to(shifted)  # not index_add_: its order on a GPU is any
@@ -26,7 +30,7 @@ def group_logsumexp(scores: Tensor, group: Tensor, groups: int) -> Tensor:
 
 
 def others_logsumexp(scores: Tensor) -> Tensor:
-    """[N, T], T >= 2, to log sum exp of all other columns, [N, T].
+    """For each column of [N, T], T >= 2, log sum exp of all other columns, [N, T].
 
     Not log(total - own): that cancels where the own column is the largest, so there it is summed anew.
     """

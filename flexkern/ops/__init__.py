@@ -7,8 +7,8 @@ from flexkern.ops.linear import linear_step_
 from flexkern.ops.mask import pack_mask, unpack_mask
 from flexkern.ops.metaplastic import gated_sgd_, metaplastic_gate, metaplastic_sgd_
 from flexkern.ops.prototype import complete_prototypes, prototype_logits
-from flexkern.ops.synapse import synapse_step_
 from flexkern.ops.steps import InsertionRule
+from flexkern.ops.synapse import synapse_step_
 from flexkern.spec import SgdRule
 
 __all__ = [

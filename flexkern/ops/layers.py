@@ -10,6 +10,7 @@ from torch import Tensor
 
 from flexkern.fields import Field
 from flexkern.ops import checks
+from flexkern.ops.choices import INSERTS
 from flexkern.ops.operator import Attempt, Operator, are_numbers, are_plain
 from flexkern.ops.sources import Sources, check_source, encode, quick_sources, single
 from flexkern.ops.steps import QUICK_NONFINITE, InsertionRule, number_and_tensor, quick_rule
@@ -18,7 +19,6 @@ from flexkern.spec.declare import check_extents
 from flexkern.spec.mask import words_in_row
 
 __all__ = [
-    "INSERTS",
     "Conversions",
     "attempt_layer",
     "check_layers",
@@ -28,8 +28,6 @@ __all__ = [
     "layer_arguments",
     "make_sources",
 ]
-
-INSERTS = ("init", "hebbian")
 
 
 class Conversions(NamedTuple):

@@ -10,6 +10,7 @@ from torch import Tensor
 from flexkern import reference
 from flexkern.fields import Field
 from flexkern.ops import checks
+from flexkern.ops.choices import RULES
 from flexkern.ops.layers import (
     Conversions,
     attempt_layer,
@@ -25,7 +26,6 @@ from flexkern.ops.steps import InsertionRule, check_rule, of_options, rule_of, s
 
 __all__ = ["linear_step_"]
 
-RULES = ("hebbian", "rate")
 LINEAR = Operator("linear_step_")
 
 

@@ -1,4 +1,4 @@
-"""Logits of a prototype classifier over subspaces, and prototypes of old classes in new subspaces (DESIGN 1.5).
+"""Logits of a prototype classifier over subspaces, and prototypes of old classes in new subspaces (docs/design.md, Artsy).
 
 Both are a few library products, whatever the number of classes and tasks, and differentiable. What they compute
 is written out as loops in :mod:`flexkern.reference.prototype`.
@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-__all__ = ["COMPLETIONS", "REWEIGHTINGS", "complete_prototypes", "prototype_logits"]
+from flexkern.ops.choices import COMPLETIONS, REWEIGHTINGS
 
-REWEIGHTINGS = ("code", "paper")
-COMPLETIONS = ("later", "new")
+__all__ = ["complete_prototypes", "prototype_logits"]
 
 
 def prototype_logits(

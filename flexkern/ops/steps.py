@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from flexkern.ops import checks
+from flexkern.ops.choices import NONFINITE
 from flexkern.spec import RULES, Rule
 
 __all__ = [
-    "NONFINITE",
-    "InsertionRule",
     "QUICK_NONFINITE",
+    "InsertionRule",
     "QuickRule",
     "check_rule",
     "check_step",
@@ -29,7 +29,6 @@ __all__ = [
     "states_and_master",
 ]
 
-NONFINITE = ("raise", "skip", "propagate")
 QUICK_NONFINITE = ("skip", "propagate")  # "raise" looks at the gradients first
 _Options = TypeVar("_Options")
 
@@ -52,11 +51,18 @@ class InsertionRule:
 
 # Of the records that keyword arguments make: their names, and the ranges of numbers. Looked up here because
 # torch.compile does not trace dataclasses.fields of a class.
-_NAMES: dict[type, tuple[str, ...]] = {kind: tuple(f.name for f in fields(kind)) for kind in (*RULES, InsertionRule)}
+_NAMES: dict[type, tuple[str, ...]] = {
+    kind: tuple(f.name for f in fields(kind)) for kind in (*RULES, InsertionRule)
+}
 _RANGES = {
-    kind: [(f.name, f.metadata["low"], f.metadata["high"]) for f in fields(kind) if f.metadata.get("low") is not None]
+    kind: [
+        (f.name, f.metadata["low"], f.metadata["high"])
+        for f in fields(kind)
+        if f.metadata.get("low") is not None
+    ]
     for kind in RULES
 }
+
 
 def of_options(
     kind: type[_Options], options: dict[str, Any], operator: str, others: Sequence[str] = ()

@@ -1,4 +1,4 @@
-"""The optimizer's step inside the backward pass of a model that already exists (DESIGN 1.4)."""
+"""The optimizer's step inside the backward pass of a model that already exists (docs/design.md, One pass)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def fuse_into_backward(model: nn.Module, optimizer: MetaplasticSGD, *, window: i
     Args:
         model: the module to look through.
         optimizer: which is to step its weights. Layers keep a weak reference to it.
-        window: number of backward passes that make a step, see :class:`flexkern.nn.MetaplasticLinear`.
+        window: number of backward passes that make one step, see :class:`flexkern.nn.MetaplasticLinear`.
 
     Returns:
         The names of the fused layers, in the model's order.

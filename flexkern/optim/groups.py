@@ -14,7 +14,7 @@ from flexkern.fields import Field, Kind, Purpose
 from flexkern.nn.fused.stepped_grad import SteppedGrad
 from flexkern.ops import checks
 from flexkern.ops.checks import exact_dtype
-from flexkern.ops.steps import NONFINITE
+from flexkern.ops.choices import NONFINITE
 
 __all__ = [
     "STORED",

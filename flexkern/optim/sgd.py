@@ -343,7 +343,7 @@ class MetaplasticSGD(Optimizer):
         synapses = slots[0].synapses
         if synapses is not None and synapses.may_convert():
             arguments = slots[0].gate(kind) | self._rule(slots, fresh, several=False)
-            arguments |= {"silent": synapses.silent, **synapses.drive(), **synapses.insertion()}
+            arguments |= {"silent": synapses.silent, **synapses.recorded(), **synapses.insertion()}
             synapses.passed(cast(ops.Conversions, ops.synapse_step_(params[0], grads[0], **arguments)))
             return
         rule = self._rule(slots, fresh)

@@ -13,7 +13,7 @@ from flexkern.nn.gates.synapse_gate import SynapseGate
 WIDTH = 12
 Task = tuple[Tensor, Tensor]
 TASKS = 3
-KINDS: list[dict[str, Any]] = [
+GATES: list[dict[str, Any]] = [
     {"gate": "mlp"},
     {"gate": "mlp", "inputs": "whitened", "positives": "gaussian"},
     {"gate": "mlp", "negatives": "replay", "calibration": "platt"},
@@ -30,7 +30,7 @@ KINDS: list[dict[str, Any]] = [
 def make_tasks(
     tasks: int = 3, classes: int = 2, n: int = 60, *, seed: int = 0, apart: float = 4.0
 ) -> tuple[list[Task], Callable[[int, int], Tensor]]:
-    """Training data of each task, (features, labels), and draw(task, n a class) for fresh features.
+    """Training data of each task, (features, labels), and draw(task, n per class) for fresh features.
 
     Class means are ``apart`` times unit vectors in random directions from each other, the deviation in each
     direction is between 0.5 and 1.5.
@@ -50,7 +50,7 @@ def make_tasks(
 
 
 def fresh(draw: Callable[[int, int], Tensor], tasks: int, n: int = 200) -> Task:
-    """Fresh features of all tasks, n a class, and their tasks."""
+    """Fresh features of all tasks, n per class, and their tasks."""
     parts = [draw(t, n) for t in range(tasks)]
     return torch.cat(parts), torch.cat([torch.full((len(p),), t) for t, p in enumerate(parts)])
 

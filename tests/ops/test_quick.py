@@ -13,7 +13,7 @@ from torch import Tensor
 
 import flexkern
 from flexkern import Field, ops
-from flexkern.ops import adapter, linear, metaplastic, operator, sources, synapse
+from flexkern.ops import adapter, linear, metaplastic, operator, synapse
 from helpers.arguments import Arguments, gated, linear_arguments, refuses, step_arguments, synapse_arguments
 from helpers.judge import same_bits
 from helpers.refusals import NOT_GATED, ONLY_GATED, WRONG

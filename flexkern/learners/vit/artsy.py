@@ -14,7 +14,7 @@ from flexkern.learners.vit.base import ViTLearner
 from flexkern.learners.vit.training import CosineHead, Recipe, Training
 from flexkern.nn.adapters.adapted_model import Trunk, attach_adapters
 from flexkern.nn.adapters.bank import AdapterBank
-from flexkern.nn.gates.quality import gate_report
+from flexkern.nn.gates.quality import gate_quality
 from flexkern.nn.gates.synapse_gate import SynapseGate
 from flexkern.nn.heads.experts import ExpertHead
 from flexkern.nn.heads.prototype import PrototypeClassifier
@@ -255,7 +255,7 @@ class ArtsyViT(ViTLearner):
             return {}
         evidence, openings, task = (torch.cat(parts) for parts in zip(*counted, strict=True))
         known = task < self.tasks_learned  # a stream may have tasks that are still to come
-        self.gate_report = gate_report(evidence[known], openings[known], task[known])
+        self.gate_report = gate_quality(evidence[known], openings[known], task[known])
         a_sample = float((openings > 0).sum(1).double().mean())
         report = {
             "open_per_sample": a_sample,

@@ -1,4 +1,4 @@
-"""Adapters in parallel to the MLPs of a vision transformer, and passes that share what tasks have in common."""
+"""Adapters in parallel to the MLPs of a vision transformer, and passes that share what all tasks compute."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from flexkern.nn.adapters.bank import AdapterBank
 
 __all__ = ["AdaptedModel", "AdapterPoint", "Parts", "Trunk", "attach_adapters", "parts_of"]
 
-# On a CPU, answers go through the network in pieces whose widest activation is at most this. glibc maps blocks
-# over 32 MB anew each time, and then each page faults: 320 pairs of the small transformer in one batch
-# have 360 faults a pair, which take 0.65 ms beside 2.3 ms of computing; in pieces there are none.
+# On a CPU, samples go through the network in pieces whose widest activation is at most this. glibc maps blocks
+# over 32 MB anew each time, and then each page faults: 320 pairs of the small transformer in one batch have 360
+# faults per pair, which take 0.65 ms beside 2.3 ms of computing; in pieces there are none.
 _PIECE_BYTES = 16 << 20
 
 
@@ -49,7 +49,7 @@ class Parts:
 
 
 class Trunk(NamedTuple):
-    """What all tasks have in common: everything before the first adapter (the first block, run once).
+    """What all tasks share: the result of everything before the first adapter, that is, of the first block.
 
     x: [N, L, width], what the first adapter reads.
     tokens: [N, L, width], what it adds to: the output of the first block.
@@ -94,7 +94,7 @@ def attach_adapters(
         model: a Hugging Face ``ViTModel``, ``DeiTModel`` or ``Dinov2Model``, a timm ``VisionTransformer``, or
             any module by ``points``. It is called as before; adapters run inside :meth:`AdaptedModel.tasks`
             only.
-        bank: one layer a block.
+        bank: has one layer for each block.
         points: where the adapters go, for other models; with :class:`Parts`, the shared passes work for those
             too.
 
@@ -118,10 +118,10 @@ def attach_adapters(
 class AdaptedModel(nn.Module):
     """A frozen model with a bank of adapters; made by :func:`attach_adapters`.
 
-    Two ways to use it. Call the model itself (or this) within ``with adapted.tasks(t):``, with a task or the
-    task of each sample. Or, at less cost, :meth:`trunk` once for a batch of images, then :meth:`features` from
-    there for any (sample, task) pairs: the embedding and the first block, which come before the first adapter,
-    run once.
+    There are two ways to use it. Call the model (or this module) within ``with adapted.tasks(t):``, where t is
+    one task, or the task of each sample. Or, at less cost, call :meth:`trunk` once for a batch of images, and
+    then :meth:`features` for any (sample, task) pairs: so the embedding and the first block, which come before
+    the first adapter, run once.
     """
 
     def __init__(
@@ -157,21 +157,24 @@ class AdaptedModel(nn.Module):
         return add
 
     def train(self, mode: bool = True) -> AdaptedModel:
-        """Only the adapters have a training mode (dropout); the frozen model stays as it answers."""
+        """Sets the mode of the adapters (dropout); the frozen model stays in ``eval()``."""
         super().train(mode)
         self.model.eval()
         return self
 
     def remove(self) -> None:
-        """Takes the adapters out of the model again; it is then as it was, but frozen."""
+        """Takes the adapters out of the model again, which stays frozen."""
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
 
     @contextmanager
     def tasks(self, task: int | Tensor | None) -> Iterator[None]:
-        """In this block the model runs with adapters: of one task, or [batch] integers, -1 for none; None:
-        without."""
+        """In this block the model runs with the adapters of a task.
+
+        Args:
+            task: of all samples, or [batch] integers with the task of each, -1 for none; None: no adapters.
+        """
         before = self._task, self._reads
         self._task, self._reads = task, task is not None
         try:
@@ -194,7 +197,7 @@ class AdaptedModel(nn.Module):
 
     @torch.no_grad()
     def trunk(self, images: Tensor) -> Trunk:
-        """Runs what comes before the first adapter. Nothing of it is trained, so it keeps no gradients."""
+        """Runs what comes before the first adapter on images [N, ...], under no_grad: it is not trained."""
         parts = self._known_parts()
         embedded = parts.embed(images)
         read, tokens = [], []
@@ -217,7 +220,7 @@ class AdaptedModel(nn.Module):
 
         Args:
             trunk: of N images.
-            task: of all, or integers [P], the task of each pair (-1 for none, sorted for speed); None: no
+            task: of all pairs, or integers [P], the task of each (-1 for none; sorted is faster); None: no
                 adapters.
             sample: integers [P], the image of each pair; None: pair p is image p.
             mean: append the mean of the other tokens.
@@ -277,11 +280,12 @@ def _joined(pieces: Sequence[Tensor]) -> Tensor:
 
 @functools.cache
 def _keep_freed_memory() -> None:
-    """Once a process: lets glibc keep up to 64 MB of freed memory, as in a process that has been at work.
+    """Lets glibc keep up to 64 MB of freed memory; once per process.
 
-    It gives back what is free beyond twice the largest block that it has seen freed, up to 32 MB. Before it has
-    seen a large one, the network gives its activations back to the system block by block and faults them in
-    again: 64 images of the small transformer have 450 faults each. So it is shown one, which costs nothing: no
-    page of it is touched. Other libraries of C do not care.
+    glibc returns freed memory to the system when more than twice the largest block that was freed so far lies
+    free (it counts blocks up to 32 MB). In a fresh process that is little: each activation goes back to the
+    system when it is freed, and its pages fault when the next one is allocated, 450 faults per image in a batch
+    of 64 through the small transformer. Freeing one large block raises the limit, and costs nothing, since no
+    page of it is touched. Other C libraries ignore it.
     """
     torch.empty((32 << 20) - (1 << 16), dtype=torch.uint8)

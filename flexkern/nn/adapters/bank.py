@@ -1,4 +1,7 @@
-"""Adapters of all tasks and layers, in memory that grows by doubling (arXiv 2410.05899; DESIGN 1.5)."""
+"""Adapters of all tasks and layers, in tensors that grow by doubling (arXiv 2410.05899).
+
+See docs/design.md, Artsy.
+"""
 
 from __future__ import annotations
 
@@ -9,20 +12,20 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from flexkern.ops.adapter import gated_adapter
+from flexkern.ops import gated_adapter
 
 __all__ = ["AdapterBank"]
 
-KINDS = ("down", "down_bias", "up", "up_bias")
+TENSORS = ("down", "down_bias", "up", "up_bias")  # of an adapter
 
 
 class _Rows(torch.autograd.Function):
-    """A bank as one tensor, whose gradient goes to the parameters that are its trainable rows."""
+    """A stack of adapters as one tensor, whose gradient goes to the parameters that are its trainable rows."""
 
     @staticmethod
-    def forward(ctx: Any, bank: Tensor, rows: list[int], *_parameters: Tensor) -> Tensor:
+    def forward(ctx: Any, stack: Tensor, rows: list[int], *_parameters: Tensor) -> Tensor:
         ctx.rows = rows
-        return bank.view_as(bank)
+        return stack.view_as(stack)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
@@ -30,28 +33,28 @@ class _Rows(torch.autograd.Function):
 
 
 class _Task(nn.Module):
-    """One task's rows: parameters ``{kind}_{layer}``, each a view into the bank."""
+    """One task's rows: parameters ``{name}_{layer}``, each a view into the bank's stacks."""
 
-    def row(self, kind: str, layer: int) -> nn.Parameter:
-        return getattr(self, f"{kind}_{layer}")
+    def row(self, name: str, layer: int) -> nn.Parameter:
+        return getattr(self, f"{name}_{layer}")
 
 
 class AdapterBank(nn.Module):
-    """One ReLU bottleneck a layer and task: ``scale * (dropout(relu(x @ down + b)) @ up + c)``.
+    """One ReLU bottleneck for each layer and task: ``scale * (dropout(relu(x @ down + b)) @ up + c)``.
 
     Each layer's adapters lie in one tensor for all tasks, [capacity, ...], which the kernel
     :func:`flexkern.ops.gated_adapter` indexes by the task of each sample. Each row is a parameter of its own,
     so an optimizer gets one task's parameters (:meth:`parameters_of`), and frozen tasks get no gradient. When
-    the capacity is
-    used up it doubles: the rows move, and the parameters that optimizers hold stay the same objects.
+    the capacity is used up it doubles: the rows move, and the parameters that optimizers hold stay the same
+    objects.
 
     Args:
         layers: blocks of the network.
         width: its tokens' width, d.
-        rank: r, the bottleneck; EASE has 64 (1,189,632 parameters a task for ViT-B/16).
+        rank: r, the bottleneck; EASE has 64 (1,189,632 parameters per task for ViT-B/16).
         scale: of the adapters' output; EASE has 0.1.
         dropout: of the bottleneck while training; EASE has 0.1.
-        capacity: tasks that there is memory for at first.
+        capacity: tasks that there is room for at first.
         dtype, device: as for any module.
 
     Raises:
@@ -82,11 +85,11 @@ class AdapterBank(nn.Module):
         self.scale, self.dropout = scale, dropout
         self.rows = nn.ModuleList()
         shapes = {"down": (width, rank), "down_bias": (rank,), "up": (rank, width), "up_bias": (width,)}
-        # Not buffers: the rows, which are parameters, are the state.
-        self._memory = [
+        # Of each layer, by name. Not buffers: the rows, which are parameters, are the state.
+        self._stacks = [
             {
-                kind: torch.zeros((capacity, *shape), dtype=dtype, device=device)
-                for kind, shape in shapes.items()
+                name: torch.zeros((capacity, *shape), dtype=dtype, device=device)
+                for name, shape in shapes.items()
             }
             for _ in range(layers)
         ]
@@ -100,13 +103,13 @@ class AdapterBank(nn.Module):
 
     @property
     def capacity(self) -> int:
-        """How many tasks there is memory for."""
-        return len(self._memory[0]["down"])
+        """How many tasks there is room for."""
+        return len(self._stacks[0]["down"])
 
     @property
     def parameters_per_task(self) -> int:
         """Numbers that one task adds."""
-        return sum(memory[kind][0].numel() for memory in self._memory for kind in KINDS)
+        return sum(stacks[name][0].numel() for stacks in self._stacks for name in TENSORS)
 
     def add_task(self, *, generator: torch.Generator | None = None) -> int:
         """Makes adapters for one more task, trainable, freezes all others, and returns its number.
@@ -120,11 +123,11 @@ class AdapterBank(nn.Module):
         self.freeze()
         bound = 1 / math.sqrt(self.width)
         rows = _Task()
-        for layer, memory in enumerate(self._memory):
+        for layer, stacks in enumerate(self._stacks):
             draw = torch.rand((self.width, self.rank), generator=generator) * (2 * bound) - bound
-            memory["down"][task].copy_(draw)
-            for kind in KINDS:
-                rows.register_parameter(f"{kind}_{layer}", nn.Parameter(memory[kind][task]))
+            stacks["down"][task].copy_(draw)
+            for name in TENSORS:
+                rows.register_parameter(f"{name}_{layer}", nn.Parameter(stacks[name][task]))
         self.rows.append(rows)
         return task
 
@@ -137,21 +140,21 @@ class AdapterBank(nn.Module):
         self.rows.requires_grad_(False)
 
     def _grow(self, capacity: int) -> None:
-        for memory in self._memory:
-            for kind, old in memory.items():
-                memory[kind] = old.new_zeros((capacity, *old.shape[1:]))
-                memory[kind][: len(old)] = old
+        for stacks in self._stacks:
+            for name, old in stacks.items():
+                stacks[name] = old.new_zeros((capacity, *old.shape[1:]))
+                stacks[name][: len(old)] = old
         self._tie()
 
     def _tie(self) -> None:
         """Makes each parameter a view of its row again."""
         for task in range(self.tasks):
-            for layer, memory in enumerate(self._memory):
-                for kind in KINDS:
-                    self._row(task, kind, layer).data = memory[kind][task]
+            for layer, stacks in enumerate(self._stacks):
+                for name in TENSORS:
+                    self._row(task, name, layer).data = stacks[name][task]
 
-    def _row(self, task: int, kind: str, layer: int) -> nn.Parameter:
-        return cast(_Task, self.rows[task]).row(kind, layer)
+    def _row(self, task: int, name: str, layer: int) -> nn.Parameter:
+        return cast(_Task, self.rows[task]).row(name, layer)
 
     # ------------------------------------------------------------------ computing
 
@@ -169,37 +172,37 @@ class AdapterBank(nn.Module):
             [S, L, width]. Gradients reach ``x``, ``residual`` and the trainable rows.
         """
         if isinstance(task, int):
-            bank: list[Tensor] = [self._row(task, kind, layer).unsqueeze(0) for kind in KINDS]
+            stacks: list[Tensor] = [self._row(task, name, layer).unsqueeze(0) for name in TENSORS]
             index = torch.zeros(len(x), dtype=torch.int32, device=x.device)
         else:
-            bank = [self._bank(kind, layer) for kind in KINDS]
+            stacks = [self._stack(name, layer) for name in TENSORS]
             index = task
-        down, down_bias, up, up_bias = bank
+        down, down_bias, up, up_bias = stacks
         p = self.dropout if self.training else 0.0
         return gated_adapter(
             x, down, down_bias, up, up_bias, index, scale=self.scale, residual=residual, dropout_p=p
         )
 
-    def _bank(self, kind: str, layer: int) -> Tensor:
-        bank = self._memory[layer][kind][: self.tasks]
-        trainable = [t for t in range(self.tasks) if self._row(t, kind, layer).requires_grad]
+    def _stack(self, name: str, layer: int) -> Tensor:
+        stack = self._stacks[layer][name][: self.tasks]
+        trainable = [t for t in range(self.tasks) if self._row(t, name, layer).requires_grad]
         if not trainable or not torch.is_grad_enabled():
-            return bank
-        return _Rows.apply(bank, trainable, *(self._row(t, kind, layer) for t in trainable))
+            return stack
+        return _Rows.apply(stack, trainable, *(self._row(t, name, layer) for t in trainable))
 
     # ------------------------------------------------------------------ moving, saving
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AdapterBank:
         super()._apply(fn, recurse)
-        for memory in self._memory:
-            for kind in KINDS:
-                memory[kind] = fn(memory[kind])
+        for stacks in self._stacks:
+            for name in TENSORS:
+                stacks[name] = fn(stacks[name])
         self._tie()
         return self
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._tie()  # a copy has copied parameters and memory one by one
+        self._tie()  # a copy has copied parameters and stacks one by one
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         # Before the rows load themselves, there must be as many as were saved.

@@ -1,8 +1,12 @@
-"""The backward pass of a linear layer that steps the weight and makes no gradient of it (DESIGN 1.4)."""
+"""The backward pass of a linear layer that steps the weight and makes no gradient of it.
+
+See docs/design.md, One pass.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import weakref
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -11,14 +15,28 @@ from torch.nn.functional import linear, relu
 
 from flexkern.nn.fused.stepped_grad import MicroBatch, SteppedGrad
 
-if TYPE_CHECKING:
-    from flexkern.nn.fused.linear import MetaplasticLinear
-
-__all__ = ["FusedLinear", "Waiting"]
+__all__ = ["FusedLayer", "FusedLinear", "PendingBackward"]
 
 
-class Waiting:
+class PendingBackward:
     """Lives while a graph through a layer waits for its backward pass."""
+
+
+class FusedLayer(Protocol):
+    """What a fused backward pass has to know of its layer; :class:`flexkern.nn.MetaplasticLinear` is one.
+
+    in_features, out_features: of its weight [out, in].
+    window: how many backward passes make one step.
+    pending: of each graph through the layer that has had no backward pass yet.
+    """
+
+    in_features: int
+    out_features: int
+    window: int
+    pending: weakref.WeakSet[PendingBackward]
+
+    def stepping_optimizer(self) -> Any:
+        """The optimizer that steps the weight; RuntimeError if there is none."""
 
 
 class FusedLinear(torch.autograd.Function):
@@ -26,14 +44,14 @@ class FusedLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, layer: MetaplasticLinear, keep_post: bool
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, layer: FusedLayer, keep_post: bool
     ) -> Tensor:
         y = linear(x, weight, bias)
         # relu(y), not y: an in-place activation after the layer would overwrite y.
         ctx.save_for_backward(x, relu(y) if keep_post else None)
         ctx.layer, ctx.weight, ctx.version = layer, weight, weight._version
-        ctx.stepped, ctx.waiting = False, Waiting()
-        layer._waiting.add(ctx.waiting)
+        ctx.stepped, ctx.pending = False, PendingBackward()
+        layer.pending.add(ctx.pending)
         ctx.bias_dtype = None if bias is None else bias.dtype
         return y
 
@@ -53,7 +71,7 @@ class FusedLinear(torch.autograd.Function):
         if ctx.needs_input_grad[2]:
             grad_bias = grad_out.sum(0, dtype=ctx.bias_dtype)
         if steps or not torch._C._autograd._get_current_graph_task_keep_graph():
-            ctx.waiting = None  # no other backward pass may follow
+            ctx.pending = None  # no other backward pass may follow
         if steps:
             post = None if post is None else post.reshape(-1, weight.shape[0])
             batch = MicroBatch(x.reshape(-1, weight.shape[1]), grad_out, post)
@@ -103,8 +121,8 @@ def _check_step(ctx: Any) -> tuple[list[MicroBatch], Any]:
     Raises:
         RuntimeError: saying what happened.
     """
-    layer: MetaplasticLinear = ctx.layer
-    optimizer = layer._stepping_optimizer()
+    layer: FusedLayer = ctx.layer
+    optimizer = layer.stepping_optimizer()
     grad, batches = ctx.weight.grad, []
     if isinstance(grad, SteppedGrad):
         batches = grad.batches
@@ -124,7 +142,7 @@ def _check_step(ctx: Any) -> tuple[list[MicroBatch], Any]:
             "before it was fused), which the fused step would leave out; call zero_grad(), or set "
             "fused_step = False on the layer"
         )
-    if len(batches) + 1 >= layer.window and len(layer._waiting) > 1:
+    if len(batches) + 1 >= layer.window and len(layer.pending) > 1:
         raise RuntimeError(
             f"{_name(ctx)} is about to step, but another graph through it still waits for its backward pass "
             "and would find other weights. A layer that is used several times in one graph (weight tying) "
@@ -133,7 +151,7 @@ def _check_step(ctx: Any) -> tuple[list[MicroBatch], Any]:
     return batches, optimizer
 
 
-def _step(layer: MetaplasticLinear, weight: Tensor, optimizer: Any, batches: list[MicroBatch]) -> None:
+def _step(layer: FusedLayer, weight: Tensor, optimizer: Any, batches: list[MicroBatch]) -> None:
     if len(batches) < layer.window:
         weight.grad = SteppedGrad(weight, optimizer, layer.window, batches)
         return

@@ -1,4 +1,4 @@
-"""``nn.Linear`` whose backward pass can step its weight (DESIGN 1.4)."""
+"""``nn.Linear`` whose backward pass can step its weight (docs/design.md, One pass)."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from flexkern.nn.fused.backward import FusedLinear, Waiting
+from flexkern.nn.fused.backward import FusedLinear, PendingBackward
 
 __all__ = ["MetaplasticLinear"]
 
-_UNSAVED = ("_optimizer", "_waiting")
+_UNSAVED = ("_optimizer", "pending")
 
 
 class MetaplasticLinear(nn.Linear):
@@ -25,7 +25,7 @@ class MetaplasticLinear(nn.Linear):
     :func:`flexkern.ops.linear_step_`: the weight's gradient is never formed. ``optimizer.step()`` then leaves
     this weight alone; it steps the bias and all others. Without ``fused_step``, in ``eval()``, under
     ``torch.no_grad()`` and with a frozen weight it is ``nn.Linear``.
-    :func:`flexkern.optim.fuse_into_backward` tells the layer its optimizer, and turns existing models over::
+    :func:`flexkern.optim.fuse_into_backward` tells the layer its optimizer, and also converts existing models::
 
         optimizer = MetaplasticSGD(model.parameters(), lr=0.05, scale="auto")
         fuse_into_backward(model, optimizer)
@@ -33,15 +33,16 @@ class MetaplasticLinear(nn.Linear):
         loss_function(model(x), y).backward()  # steps the weights of linear layers
         optimizer.step()  # steps the rest
 
-    Both ways give the same weights up to the rounding of the gradient. What changes: learning rate and other
-    settings count as they are when backward runs; an exception in a backward pass leaves the layers after this
-    one stepped; in ``weight.grad`` stands a ``SteppedGrad``, which has no values.
+    Both ways give the same weights up to the rounding of the gradient. What changes: the learning rate and
+    other settings are read when backward runs; after an exception in a backward pass the layers behind this one
+    have been stepped already; ``weight.grad`` is a ``SteppedGrad``, which has no values.
 
     **Windows.** With ``window=k`` the layer keeps inputs and output gradients of k backward passes and steps in
     the k-th, with all of them. As in any gradient accumulation, divide each loss by k and call ``zero_grad()``
-    and ``step()`` once a window. This is what one batch of all k gives, up to rounding, if the loss is a mean
-    and the k are of one size; it is not where a layer treats a batch as a whole (BatchNorm). With unequal sizes
-    the gradient is what the losses say, and coincidences of silent synapses are means over all samples.
+    and ``step()`` once per window. The step is that of one batch of all k, up to rounding, if the loss is a
+    mean and the k batches have one size, and if no layer treats a batch as a whole (as BatchNorm does). With
+    unequal sizes the gradient is what the losses say, and coincidences of silent synapses are means over all
+    samples.
 
     **Not possible**, and an error that says so: a weight used more than once in a graph or shared between
     layers, a parametrized weight or one with hooks, double backward, a second backward through one graph,
@@ -51,7 +52,7 @@ class MetaplasticLinear(nn.Linear):
     Args:
         in_features, out_features, bias, device, dtype: as in :class:`torch.nn.Linear`.
         fused_step: whether backward steps the weight; needs :func:`flexkern.optim.fuse_into_backward`.
-        window: how many backward passes make a step.
+        window: how many backward passes make one step.
 
     Raises:
         TypeError, ValueError: if ``window`` is not an int of at least 1.
@@ -62,7 +63,7 @@ class MetaplasticLinear(nn.Linear):
     fused_step: bool
     window: int
     _optimizer: Callable[[], Any] | None
-    _waiting: weakref.WeakSet[Waiting]
+    pending: weakref.WeakSet[PendingBackward]
 
     def __init__(
         self,
@@ -82,7 +83,7 @@ class MetaplasticLinear(nn.Linear):
     def _begin(self, fused_step: bool, window: int) -> None:
         """Sets what this class adds to nn.Linear; also for one that has just become of this class."""
         self.fused_step, self.window = fused_step, window
-        self._optimizer, self._waiting = None, weakref.WeakSet()
+        self._optimizer, self.pending = None, weakref.WeakSet()
 
     def fuse(self, optimizer: Any, window: int) -> None:
         """From now on backward steps the weight; :func:`flexkern.optim.fuse_into_backward` calls this."""
@@ -126,7 +127,7 @@ class MetaplasticLinear(nn.Linear):
                 f"{who}: its weight has gradient hooks, but with fused_step there is no gradient; remove them, "
                 "or set fused_step = False on the layer"
             )
-        if not self._stepping_optimizer().owns(weight):
+        if not self.stepping_optimizer().owns(weight):
             raise RuntimeError(
                 f"{who}: the optimizer that it was fused with does not own its weight (any more); call "
                 "flexkern.optim.fuse_into_backward(model, optimizer) with the optimizer that does"
@@ -138,7 +139,8 @@ class MetaplasticLinear(nn.Linear):
                 "have to look at gradients before the step; use torch.autocast(..., dtype=torch.bfloat16)"
             )
 
-    def _stepping_optimizer(self) -> Any:
+    def stepping_optimizer(self) -> Any:
+        """The optimizer that backward steps the weight with. RuntimeError if there is none."""
         optimizer = None if self._optimizer is None else self._optimizer()
         if optimizer is None:
             raise RuntimeError(

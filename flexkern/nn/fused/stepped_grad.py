@@ -25,15 +25,15 @@ class MicroBatch(NamedTuple):
 
 
 class SteppedGrad(Tensor):
-    """A gradient without values. It has the shape, dtype and device of its weight, and no memory.
+    """A gradient without values: it has the shape, dtype and device of its weight, and no storage.
 
     Everything that would read or write it (gradient clipping, a GradScaler, another optimizer, another gradient
-    that is added to it) raises and says why. Plain attributes work, and so does ``zero_grad()``.
+    that is added to it) raises, and says why. Attributes work, and so does ``zero_grad()``.
 
     Args:
         weight: whose gradient it stands for.
-        optimizer: which stepped the weight, or is going to; kept by a weak reference.
-        window: how many micro-batches make a step.
+        optimizer: the one that has stepped the weight or will; kept by a weak reference.
+        window: how many micro-batches make one step.
         batches: those that are waiting for the step; empty: it has been made. ``zero_grad()`` drops them, as it
             drops a sum of gradients.
     """
@@ -71,7 +71,7 @@ class SteppedGrad(Tensor):
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if func is torch.ops.aten._to_copy.default and not args[0].batches:
-            # Module.to(device or dtype) moves gradients too; what there is of this one can be anywhere.
+            # Module.to(device or dtype) moves gradients too. This one has no values that could be moved.
             grad, to = args[0], kwargs or {}
             return grad._moved(to.get("dtype") or grad.dtype, to.get("device") or grad.device)
         raise _error(func.__name__.split(".")[0])

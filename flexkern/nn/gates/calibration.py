@@ -1,4 +1,4 @@
-"""Scores of tasks to probabilities, so that a threshold of 0.5 means the same for every kind of gate."""
+"""Scores of tasks to probabilities, so that a threshold of 0.5 means the same for all gates."""
 
 from __future__ import annotations
 
@@ -13,13 +13,12 @@ CALIBRATIONS = ("none", "platt", "softmax")
 
 
 def fit_platt(scores: Tensor, positive: Tensor) -> tuple[Tensor, Tensor]:
-    """Slope and offset of ``sigmoid(slope score + offset)``, the probability of the own task, for each of G
-    gates.
+    """For each of G gates, slope and offset of ``sigmoid(slope score + offset)``, the own task's probability.
 
     Logistic regression on one score (Platt 1999), positives and negatives with half the weight each, whatever
     their numbers, and Platt's smoothed targets ``(n + 1) / (n + 2)``, which keep the slope finite where scores
-    separate the two. A slope is at least 1e-3 over the score's deviation: a gate that is worse than chance is
-    made nearly indifferent, never turned around.
+    separate the two. A slope is at least 1e-3 over the score's deviation: a gate that is worse than chance
+    becomes nearly indifferent, and is never inverted.
 
     Args:
         scores: [M, G].
@@ -55,8 +54,9 @@ def fit_platt(scores: Tensor, positive: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def fit_softmax(scores: Tensor, task: Tensor) -> float:
-    """The factor a for which ``softmax(a scores)`` over T tasks has the least cross-entropy (temperature
-    scaling).
+    """The factor a for which ``softmax(a scores)`` over T tasks has the least cross-entropy.
+
+    This is temperature scaling.
 
     The true task has target 1 - e + e / T and the others e / T, with e = T / (M + T), which keeps a finite.
     Found by bisection of the derivative, which grows with a, for a between 1e-3 and 1e4 over the deviation of

@@ -1,4 +1,7 @@
-"""Out-of-distribution detectors on h0 as gates: how much a feature vector looks like each task (DESIGN 1.5)."""
+"""Out-of-distribution detectors on h0 as gates: how much a feature vector looks like each task.
+
+See docs/design.md, Artsy.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +30,7 @@ __all__ = [
 
 
 class Detector(GrowingState):
-    """Scores of tasks; larger means more like the task. Which task a class belongs to is in the
-    :class:`Recall`."""
+    """Scores of tasks; larger means more like the task. The :class:`Recall` says which task a class is of."""
 
     moving = False
     """Whether the scores of earlier tasks change when a task comes."""
@@ -46,7 +48,7 @@ class Detector(GrowingState):
         """Learns the newest task from float32 [n, width] and labels int64 [n]; ``recall`` has these already."""
 
     def absorb(self, h0: Tensor, labels: Tensor) -> None:
-        """Takes in what was held out of :meth:`learn`, if that is a matter of running sums."""
+        """Adds what was held out of :meth:`learn`, where the detector is made of running sums."""
 
     def scores(self, h0: Tensor, recall: Recall, tasks: int) -> Tensor:
         """float32 [N, width] to float32 [N, T]."""
@@ -230,7 +232,7 @@ def make_detector(
     seed: int,
     device: torch.device | str | None,
 ) -> Detector | None:
-    """The detector of this name; None for gates that are none."""
+    """The detector that ``gate`` names; None for a gate that is no detector."""
     if gate == "energy":
         return Energy(width, device=device)
     if gate == "mahalanobis":

@@ -86,8 +86,7 @@ class StackedMLP(GrowingState):
 
     @torch.no_grad()
     def add(self, generator: torch.Generator) -> None:
-        """Appends an MLP, with the initial weights of ``nn.Linear`` drawn from ``generator`` (of the
-        device)."""
+        """Appends an MLP; its weights are those of ``nn.Linear``, drawn from ``generator`` (of the device)."""
 
         def draw(*shape: int, fan_in: int) -> Tensor:
             u = torch.rand(shape, generator=generator, device=self.out_bias.device)
@@ -115,7 +114,7 @@ class StackedMLP(GrowingState):
         Args:
             which: int64 [G], which MLPs.
             batches: (x [G, B, width], y [G, B]), y = 1 for an MLP's own task, else 0.
-            steps: how many batches.
+            steps: how many batches there are.
             lr, weight_decay: of AdamW.
             scaling: of the inputs.
         """

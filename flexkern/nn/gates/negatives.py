@@ -13,13 +13,13 @@ from flexkern.nn.feature_statistics import FeatureStatistics
 from flexkern.nn.growing import GrowingState
 from flexkern.nn.task_scores import rank_in_class
 
-__all__ = ["NEGATIVES", "Recall", "training_batches"]
+__all__ = ["NEGATIVES", "Recall", "check_negatives", "training_batches"]
 
 NEGATIVES = ("gaussian", "replay")
 
 
 class Recall(GrowingState):
-    """Features of any task, drawn class by class (``negatives`` of DESIGN 1.5).
+    """Features of any task, drawn class by class (docs/design.md, Artsy).
 
     - ``"gaussian"``: from the class's mean and the shrunk shared covariance of
       :class:`flexkern.nn.FeatureStatistics`; no data is kept.
@@ -28,7 +28,8 @@ class Recall(GrowingState):
     Args:
         width: of a feature vector.
         negatives: ``"gaussian"`` or ``"replay"``.
-        keep: features kept of each class, for ``"replay"``.
+        keep: features kept of each class, for ``"replay"``, at least 1.
+        shrinkage: of the shared covariance, see :class:`flexkern.nn.FeatureStatistics`.
         device: of the state.
 
     Raises:
@@ -49,10 +50,7 @@ class Recall(GrowingState):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
-        if negatives not in NEGATIVES:
-            raise ValueError(f"negatives must be one of {NEGATIVES}, got {negatives!r}")
-        if keep < 1:
-            raise ValueError(f"keep must be at least 1 feature vector a class, got {keep}")
+        check_negatives(negatives, keep)
         self.width, self.negatives, self.keep = width, negatives, keep
         self.statistics = FeatureStatistics(width, shrinkage=shrinkage, device=device)
         self.register_buffer("class_task", torch.zeros(0, dtype=torch.int64, device=device))
@@ -75,8 +73,10 @@ class Recall(GrowingState):
 
     @torch.no_grad()
     def add(self, h0: Tensor, labels: Tensor, generator: torch.Generator) -> None:
-        """Takes in features [n, width] of classes that were added. With ``"replay"`` the generator chooses what
-        is kept, as long as a class has room."""
+        """Adds features [n, width] of classes that :meth:`add_classes` has named.
+
+        With ``"replay"`` the generator chooses which of them are kept, up to ``keep`` of each class.
+        """
         self.statistics.update(h0, labels)
         if self.keeps_data:
             have = torch.bincount(self.kept_class, minlength=self.classes)
@@ -126,6 +126,14 @@ class Recall(GrowingState):
         return f"negatives={self.negatives!r}, classes={self.classes}, kept={len(self.kept)}"
 
 
+def check_negatives(negatives: str, keep: int) -> None:
+    """Raises ValueError unless these are options of :class:`Recall`."""
+    if negatives not in NEGATIVES:
+        raise ValueError(f"negatives must be one of {NEGATIVES}, got {negatives!r}")
+    if keep < 1:
+        raise ValueError(f"keep must be at least 1 feature vector per class, got {keep}")
+
+
 def training_batches(
     recall: Recall,
     which: Tensor,
@@ -140,11 +148,12 @@ def training_batches(
     Args:
         recall: draws positives and negatives.
         which: int64 [G], the tasks of the gates, the newest task last.
-        newest: float32 [samples, width], the newest task's data: its gate's positives, each sample once an
-            epoch (the last batch of an epoch is filled up from its beginning); None: they are drawn, as all
-            others.
-        samples: how many make an epoch.
-        epochs, batch: how long, and how many of each kind.
+        newest: float32 [samples, width], the newest task's data: its gate's positives, each sample once in
+            each epoch (an epoch's last batch is filled up from its beginning); None: they are drawn, as the
+            other gates' are.
+        samples: of one epoch.
+        epochs: how often each sample comes.
+        batch: positives in a batch, and as many negatives.
         generator: on the device of the state.
 
     Returns:

@@ -1,51 +1,112 @@
-"""Options of :class:`flexkern.nn.SynapseGate`, checked, with their defaults filled in."""
+"""The options of :class:`flexkern.nn.SynapseGate`."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-import torch
-from torch import Tensor
-
+from flexkern.nn.feature_statistics import check_shrinkage
 from flexkern.nn.gates.calibration import CALIBRATIONS
 from flexkern.nn.gates.detectors import DETECTORS
-from flexkern.nn.gates.threshold import THRESHOLDS
-from flexkern.nn.growing import check_features, check_labels
+from flexkern.nn.gates.negatives import check_negatives
+from flexkern.nn.gates.thresholds import THRESHOLDS, SlidingThreshold
+from flexkern.nn.heads.ridge import check_ridge
 
-__all__ = ["ALWAYS_OPEN", "GATES", "GATINGS", "GateOptions", "check_task", "check_true_task"]
+__all__ = ["GATES", "GATINGS", "GateOptions", "check_count"]
 
 GATES = ("mlp", "none", "oracle", *DETECTORS)
 GATINGS = ("hard", "soft", "topk")
-ALWAYS_OPEN = 30.0
-"""Evidence of a gate that is open whatever the sample: sigmoid(30) is 1 in float32."""
+_COUNTS = ("hidden", "epochs", "batch", "neighbours")
 
 
-@dataclass
+@dataclass(frozen=True)
 class GateOptions:
-    """What :class:`flexkern.nn.SynapseGate` documents; raises TypeError or ValueError, naming the argument."""
+    """How the artificial synapses of :class:`flexkern.nn.SynapseGate` decide, and how they learn to.
 
-    width: int
-    gate: str
-    gating: str
-    k: int | None
-    fill: bool
-    positives: str
-    threshold: str
-    theta: float
-    target: float
-    refresh: bool
-    first: str
-    hidden: int
-    epochs: int
-    inputs: str
-    lr: float
-    batch: int
-    weight_decay: float
-    holdout: float
-    calibration: str | None
-    neighbours: int
-    seed: int
+    Args:
+        gate: what scores the tasks. ``"mlp"``: a two-layer MLP for each task, trained to tell the task's
+            features (1) from those of all other tasks so far (0). ``"none"``: all synapses are open (EASE).
+            ``"oracle"``: the true task's is open, an upper bound. Or a detector of
+            :mod:`flexkern.nn.gates.detectors`: ``"energy"``, ``"mahalanobis"``, ``"knn"``,
+            ``"likelihood_ratio"``, ``"ridge"``.
+        gating: ``"hard"``: 1 where evidence >= threshold; ``"soft"``: sigmoid(evidence), thresholds not used;
+            ``"topk"``: hard, but only the ``k`` largest (lateral inhibition), or with ``fill`` the k largest
+            whether over their thresholds or not.
+        k: open synapses of a sample at most, at least 1, for topk (None: 2) and for soft (None: no limit; the
+            others are 0).
+        fill: see ``gating``.
+        negatives: what stands for other tasks' data, and for the own where that is gone: ``"gaussian"`` or
+            ``"replay"``, see :mod:`flexkern.nn.gates.negatives`. With replay, features of samples are kept.
+        positives: for an MLP of the newest task with gaussian negatives: ``"data"``, or ``"gaussian"``, drawn
+            as the negatives are, so that it cannot learn to tell data from draws.
+        keep: features kept of each class, by replay and knn, at least 1.
+        threshold: ``"fixed"``: ``theta``; ``"quantile"``: the largest that opens on ``target`` of held-out data
+            of the own task (later, when a gate changes, on what stands for that data); ``"adaptive"``: slides
+            until other tasks' data opens it at rate ``target``, see
+            :class:`flexkern.nn.gates.thresholds.SlidingThreshold`: earlier gates slide on the data of each new
+            task, the newest on what stands for the earlier tasks' data.
+        theta: the fixed threshold, and where an adaptive one starts: a probability, in (0, 1).
+        target: see ``threshold``, in (0, 1). None: 0.95 for quantile, else 0.1.
+        gain, low, high: of the adaptive threshold, in logits.
+        refresh: at each new task all gates are trained (from where they are), calibrated and, with
+            ``"quantile"``, set again, each against all other tasks. Without it only the newest is. Detectors
+            whose scores move with every task (mahalanobis, likelihood_ratio, ridge), and softmax, are
+            calibrated and set again in any case.
+        first: the first task has no other to be told from, so its gate is open until a second task comes. Then
+            it is trained too, on what stands for its data (``"trained"``), or, as the paper may be read, stays
+            open until a ``refresh`` (``"open"``).
+        hidden: units of an MLP's hidden layer.
+        epochs: of training an MLP, by AdamW with a cosine schedule to 0.
+        inputs: what an MLP sees while training: h0 ``"standard"``ised, or ``"whitened"``, see
+            :class:`flexkern.nn.gates.mlp.Scaling`.
+        lr, weight_decay: of AdamW; > 0 and >= 0.
+        batch: positives in each step, and as many negatives; also samples in each step of an adaptive
+            threshold.
+        holdout: share of each class's data, in (0, 1), held out of learning where calibration or quantile needs
+            it. It joins the running sums afterwards.
+        calibration: how scores become logits. ``"platt"``: a logistic regression for each gate; ``"softmax"``:
+            a softmax over the tasks with one temperature, so that gates compete; ``"none"``: as they are. None:
+            softmax for ridge, platt for the other detectors, else none.
+        neighbours: of knn.
+        features, ridge: of the ridge head, see :class:`flexkern.nn.RidgeHead`.
+        shrinkage: of the shared covariance, see :class:`flexkern.nn.FeatureStatistics`.
+        seed: of everything that is drawn. The same seed and data give the same bits on the same device.
+
+    Raises:
+        TypeError, ValueError: naming the argument.
+
+    Source: arXiv 2410.05899, whose gates are ``gate="mlp"``, ``gating="hard"``, ``threshold="fixed"``; the
+    others are described in docs/design.md, Artsy.
+    """
+
+    gate: str = "mlp"
+    gating: str = "hard"
+    k: int | None = None
+    fill: bool = False
+    negatives: str = "gaussian"
+    positives: str = "data"
+    keep: int = 20
+    threshold: str = "fixed"
+    theta: float = 0.5
+    target: float | None = None
+    gain: float = 0.5
+    low: float = -8.0
+    high: float = 8.0
+    refresh: bool = False
+    first: str = "trained"
+    hidden: int = 64
+    epochs: int = 2
+    inputs: str = "standard"
+    lr: float = 1e-2
+    batch: int = 48
+    weight_decay: float = 1e-2
+    holdout: float = 0.2
+    calibration: str | None = None
+    neighbours: int = 5
+    features: int = 2000
+    ridge: float | str = "auto"
+    shrinkage: float | str = "oas"
+    seed: int = 0
 
     def __post_init__(self) -> None:
         for name, choices in (
@@ -58,12 +119,8 @@ class GateOptions:
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {choices}, got {getattr(self, name)!r}")
-        for name in ("width", "hidden", "epochs", "batch", "neighbours"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"{name} must be an integer, got {value!r}")
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        for name in _COUNTS:
+            check_count(name, getattr(self, name))
         for name in ("theta", "holdout"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in (0, 1), got {getattr(self, name)}")
@@ -71,18 +128,18 @@ class GateOptions:
             raise ValueError(f"lr must be finite and > 0, got {self.lr}")
         if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
             raise ValueError(f"weight_decay must be finite and >= 0, got {self.weight_decay}")
-        if not 0 < self.target < 1:
+        if self.target is not None and not 0 < self.target < 1:
             raise ValueError(f"target must be a rate in (0, 1), got {self.target}")
         self._check_k()
-        if self.calibration is None:
-            detector = self.gate in DETECTORS
-            self.calibration = "softmax" if self.gate == "ridge" else "platt" if detector else "none"
-        if self.calibration not in CALIBRATIONS:
+        if self.calibration not in (*CALIBRATIONS, None):
             raise ValueError(f"calibration must be one of {CALIBRATIONS} or None, got {self.calibration!r}")
+        check_negatives(self.negatives, self.keep)
+        check_shrinkage(self.shrinkage)
+        if self.gate == "ridge":
+            check_ridge(self.features, self.ridge)
+        self.sliding()
 
     def _check_k(self) -> None:
-        if self.gating == "topk" and self.k is None:
-            self.k = 2
         if self.k is not None and self.gating == "hard":
             raise ValueError(f"k={self.k} limits open synapses with gating 'topk' or 'soft'; gating is 'hard'")
         if self.k is not None and (isinstance(self.k, bool) or not isinstance(self.k, int) or self.k < 1):
@@ -90,39 +147,32 @@ class GateOptions:
         if self.fill and self.gating != "topk":
             raise ValueError(f"fill opens the k best with gating 'topk'; gating is {self.gating!r}")
 
-
-def check_task(h0: Tensor, labels: Tensor, width: int, first: int, least: int) -> int:
-    """How many classes a new task has, if its data is right: class ``first`` and on, at least ``least`` of
-    them.
-
-    Raises:
-        TypeError, ValueError: naming the argument.
-    """
-    check_features(h0, width)
-    check_labels(labels, len(h0))
-    if not len(h0):
-        raise ValueError("h0 has no samples; a task needs some")
-    if not bool(torch.isfinite(h0).all()):
-        raise ValueError("h0 has infinite or NaN elements; look at the images and the pre-trained network")
-    seen = labels.unique().tolist()
-    if seen != list(range(first, first + len(seen))):
-        raise ValueError(
-            f"labels must be the next classes, {first}, {first + 1}, ... without a gap, got {seen[:10]}"
-            f"{' ...' if len(seen) > 10 else ''}; number classes in the order in which they are learned"
+    def filled(self) -> GateOptions:
+        """The same options with values where None stands for one: ``k``, ``target``, ``calibration``."""
+        calibration = self.calibration
+        if calibration is None:
+            calibration = "softmax" if self.gate == "ridge" else "platt" if self.gate in DETECTORS else "none"
+        return replace(
+            self,
+            k=2 if self.k is None and self.gating == "topk" else self.k,
+            target=self.target_rate(),
+            calibration=calibration,
         )
-    if len(seen) < least:
-        raise ValueError(f"labels must have at least {least} classes a task for this gate, got {len(seen)}")
-    if len(h0) <= len(seen):
-        raise ValueError(f"h0 has {len(h0)} samples of {len(seen)} classes; some class needs two samples")
-    return len(seen)
+
+    def target_rate(self) -> float:
+        """``target``, or its default for this ``threshold``."""
+        return self.target if self.target is not None else 0.95 if self.threshold == "quantile" else 0.1
+
+    def sliding(self) -> SlidingThreshold | None:
+        """The rule of adaptive thresholds; None for others."""
+        if self.threshold != "adaptive":
+            return None
+        return SlidingThreshold(self.target_rate(), self.gain, self.low, self.high)
 
 
-def check_true_task(task: object, n: int, tasks: int) -> Tensor:
-    """``task`` as int64, if it is integers [n] in 0 ... tasks - 1; else ValueError."""
-    if not isinstance(task, Tensor):
-        raise ValueError(f"task must be int64 [{n}], each sample's true task, got {task!r}")
-    if task.dtype not in (torch.int64, torch.int32) or tuple(task.shape) != (n,):
-        raise ValueError(f"task must be int64 [{n}], got {task.dtype} {tuple(task.shape)}")
-    if n and not 0 <= int(task.min()) <= int(task.max()) < tasks:
-        raise ValueError(f"task must be in 0 ... {tasks - 1}, got {int(task.min())} ... {int(task.max())}")
-    return task.long()
+def check_count(name: str, value: object) -> None:
+    """Raises TypeError or ValueError unless ``value`` is an integer of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")

@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["auroc", "gate_report"]
+__all__ = ["auroc", "gate_quality"]
 
 
 def auroc(scores: Tensor, positive: Tensor) -> Tensor:
-    """Area under the receiver operating characteristic of each column, by ranks (Mann and Whitney); ties count
-    half.
+    """Area under the receiver operating characteristic of each column, by ranks (Mann and Whitney).
+
+    Ties count half.
 
     Args:
         scores: [N, T].
@@ -31,23 +32,24 @@ def auroc(scores: Tensor, positive: Tensor) -> Tensor:
     return ((rank * own).sum(1) - n_pos * (n_pos + 1) / 2) / (n_pos * n_neg)
 
 
-def gate_report(evidence: Tensor, openings: Tensor, task: Tensor) -> dict[str, Any]:
-    """Plain numbers and lists, fit for JSON; None where nothing can be said.
+def gate_quality(evidence: Tensor, opened: Tensor, task: Tensor) -> dict[str, Any]:
+    """Open rates, AUROC and confusion of gates, in plain numbers and lists; None where nothing can be said.
 
     Args:
-        evidence, openings: [N, T] of :class:`flexkern.nn.SynapseGate`; an opening > 0 is an open synapse.
+        evidence: [N, T], logits by :meth:`flexkern.nn.SynapseGate.evidence`.
+        opened: [N, T], what :class:`flexkern.nn.SynapseGate` makes of it; a synapse is open where > 0.
         task: int64 [N], each sample's own.
 
     Returns:
         ``open_rate``: open synapses over N T; ``open_rate_own``, ``open_rate_other``: of each sample's own
         task, and of the others; ``open_per_sample``; ``none_open``: share of samples without an open synapse;
-        ``auroc``: one a gate, its own task's samples against all others; ``auroc_mean``; ``confusion``: row i,
-        column j: share of task i's samples that open gate j; ``best_right``: share of samples whose gate of
+        ``auroc``: for each gate, its own task's samples against all others; ``auroc_mean``; ``confusion``: row
+        i, column j: share of task i's samples that open gate j; ``best_right``: share of samples whose gate of
         largest evidence is the right one (the first of equals).
     """
     samples, tasks = evidence.shape
     own = torch.nn.functional.one_hot(task, tasks).bool()
-    is_open = openings > 0
+    is_open = opened > 0
     areas = auroc(evidence, own)
     of_task = own.double()
     per_task = of_task.sum(0)

@@ -1,5 +1,7 @@
-"""Artificial synapses that open a task's sub-network where a sample looks like the task (Artsy, arXiv
-2410.05899)."""
+"""Artificial synapses that open a task's sub-network where a sample looks like the task.
+
+Artsy, arXiv 2410.05899; docs/design.md, Artsy.
+"""
 
 from __future__ import annotations
 
@@ -10,86 +12,54 @@ import torch
 from torch import Tensor
 
 from flexkern.nn.gates.calibration import fit_platt, fit_softmax, softmax_logit
+from flexkern.nn.gates.checks import check_task, check_true_task
 from flexkern.nn.gates.detectors import Ridge, make_detector
 from flexkern.nn.gates.mlp import Scaling, StackedMLP
 from flexkern.nn.gates.negatives import Recall, training_batches
-from flexkern.nn.gates.options import ALWAYS_OPEN, GATES, GateOptions, check_task, check_true_task
-from flexkern.nn.gates.quality import gate_report
-from flexkern.nn.gates.threshold import SlidingThreshold, quantile_threshold
+from flexkern.nn.gates.options import GateOptions, check_count
+from flexkern.nn.gates.quality import gate_quality
+from flexkern.nn.gates.thresholds import quantile_threshold
 from flexkern.nn.growing import GrowingState, check_features, seeded
+from flexkern.nn.records import record_of
 from flexkern.nn.task_scores import rank_in_class
 
-__all__ = ["ALWAYS_OPEN", "GATES", "SynapseGate"]
+__all__ = ["ALWAYS_OPEN", "SynapseGate"]
+
+ALWAYS_OPEN = 30.0
+"""Evidence of a gate that is open whatever the sample: sigmoid(30) is 1 in float32."""
 
 _INIT, _SPLIT, _KEEP, _TRAIN, _REHEARSE = range(5)  # what random numbers are drawn for
 _REHEARSED = 256  # features drawn of each task, to calibrate gates and set thresholds
 
 
 class SynapseGate(GrowingState):
-    """One synapse for each task, which is silent (0) or functional (> 0) for each sample, by its features h0 =
-    E0(x).
+    """One artificial synapse for each task: for each sample silent (0) or functional (> 0).
 
-    ``learn(h0, labels)`` adds a task; ``forward(h0)`` gives the openings [N, T]; ``evidence(h0)`` the logits
-    behind them. All T gates are evaluated together, without a loop over tasks. All state is in buffers; a fresh
-    object of the same options loads any state_dict.
+    What decides is the gate of the task, by the sample's features h0 = E0(x).
 
-    **Gates** (``gate``): ``"mlp"``, a two-layer MLP a task, trained to tell the task's features (1) from those
-    of all other tasks so far (0); ``"none"``, all open (EASE); ``"oracle"``, the true task, an upper bound; the
-    detectors ``"energy"``, ``"mahalanobis"``, ``"knn"``, ``"likelihood_ratio"`` and ``"ridge"`` of
-    :mod:`flexkern.nn.gates.detectors`.
+    ``learn(h0, labels)`` adds a task; ``forward(h0)`` says how far each synapse is open, [N, T];
+    ``evidence(h0)`` gives the logits behind that. All T gates are evaluated together, without a loop over
+    tasks. All state is in buffers; a fresh object of the same options loads any state_dict.
 
-    **The first task** has no other to be told from: its gate is open until a second task comes. Then it is
-    trained too, on what stands for its data (``first="trained"``), or, as the paper may be read, stays open
-    until a ``refresh`` (``first="open"``).
+    **The first task** has no other to be told from: its gate is open until a second task comes.
 
     **Evidence** is a logit: 0 means that the own task and all others, with half the weight each, are as likely.
-    An MLP's output is one by training. Scores of detectors are made one by ``calibration``: ``"platt"``, a
-    logistic regression for each gate; ``"softmax"``, a softmax over the tasks with one temperature, so that
-    gates compete; ``"none"``, as they are. Default: softmax for ridge, platt for other detectors, none for mlp.
-    It is fitted on held-out data of the newest task and on what stands for the others.
+    An MLP's output is one by training. Scores of detectors are made one by ``calibration``, which is fitted on
+    held-out data of the newest task and on what stands for the others.
 
     Args:
         width: of h0.
-        gate: see above.
-        gating: ``"hard"``: 1 where evidence >= threshold; ``"soft"``: sigmoid(evidence), thresholds not used;
-            ``"topk"``: hard, but only the ``k`` largest (lateral inhibition), or with ``fill`` the k largest
-            whether over their thresholds or not.
-        k: open synapses of a sample at most, for topk (default 2), and for soft (default: no limit; the others
-        are 0).
-        fill: see ``gating``.
-        negatives: what stands for other tasks' data, and for the own where that is gone: ``"gaussian"`` or
-            ``"replay"``, see :mod:`flexkern.nn.gates.negatives`. ``keeps_data`` says whether data is kept.
-        positives: for an MLP of the newest task with gaussian negatives: ``"data"``, or ``"gaussian"``, drawn
-            as the negatives are, so that it cannot learn to tell data from draws.
-        keep: features kept of each class, by replay and knn.
-        threshold: ``"fixed"``: ``theta``; ``"quantile"``: the largest that opens on ``target`` of held-out data
-            of the own task (default 0.95; later, when a gate changes, on what stands for that data);
-            ``"adaptive"``: slides until other tasks' data opens it at rate ``target`` (default 0.1), see
-            :class:`SlidingThreshold`: earlier gates slide on the data of each new task, the newest on what
-            stands for the earlier tasks' data.
-        theta: probability, in (0, 1).
-        target: see ``threshold``.
-        gain, low, high: of the adaptive threshold.
-        refresh: at each new task all gates are trained (from where they are), calibrated and, with
-            ``"quantile"``, set again, each against all other tasks. Without it only the newest is. Detectors
-            whose scores move with every task (mahalanobis, likelihood_ratio, ridge), and softmax, are
-            calibrated and set again in any case.
-        first: see above.
-        inputs: what an MLP sees while training: h0 ``"standard"``ised, or ``"whitened"``, see
-            :class:`flexkern.nn.gates.mlp.Scaling`.
-        hidden, epochs, lr, batch, weight_decay: of the MLPs and their training (AdamW, cosine to 0, as many
-            negatives as positives in each step).
-        holdout: share of each class's data held out of learning, where calibration or quantile needs it. It
-            joins the running sums afterwards.
-        calibration: see above; None for the default.
-        neighbours: of knn.
-        features, ridge: of the ridge head, see :class:`flexkern.nn.RidgeHead`.
-        shrinkage: of the shared covariance, see :class:`flexkern.nn.FeatureStatistics`.
-        seed: of everything that is drawn. The same seed and data give the same bits on the same device.
+        options: how gates decide and learn; None for the defaults of :class:`flexkern.nn.GateOptions`.
         device: of the state.
+        gate, gating, ...: fields of ``options``, one by one; they replace its own.
+
+    Attributes:
+        options: the :class:`flexkern.nn.GateOptions`, with defaults filled in.
 
     Raises:
         TypeError, ValueError: naming the argument.
+
+    Source: arXiv 2410.05899; docs/design.md, Artsy.
     """
 
     ready: Tensor
@@ -102,57 +72,26 @@ class SynapseGate(GrowingState):
         self,
         width: int,
         *,
-        gate: str = "mlp",
-        gating: str = "hard",
-        k: int | None = None,
-        fill: bool = False,
-        negatives: str = "gaussian",
-        positives: str = "data",
-        keep: int = 20,
-        threshold: str = "fixed",
-        theta: float = 0.5,
-        target: float | None = None,
-        gain: float = 0.5,
-        low: float = -8.0,
-        high: float = 8.0,
-        refresh: bool = False,
-        first: str = "trained",
-        hidden: int = 64,
-        epochs: int = 2,
-        inputs: str = "standard",
-        lr: float = 1e-2,
-        batch: int = 48,
-        weight_decay: float = 1e-2,
-        holdout: float = 0.2,
-        calibration: str | None = None,
-        neighbours: int = 5,
-        features: int = 2000,
-        ridge: float | str = "auto",
-        shrinkage: float | str = "oas",
-        seed: int = 0,
+        options: GateOptions | None = None,
         device: torch.device | str | None = None,
+        **fields: Any,
     ) -> None:
         super().__init__()
-        if target is None:
-            target = 0.95 if threshold == "quantile" else 0.1
-        self.options = GateOptions(
-            width=width, gate=gate, gating=gating, k=k, fill=fill, positives=positives, threshold=threshold,
-            theta=theta, target=target, refresh=refresh, first=first, hidden=hidden,
-            epochs=epochs, inputs=inputs, lr=lr, batch=batch, weight_decay=weight_decay, holdout=holdout,
-            calibration=calibration, neighbours=neighbours, seed=seed,
-        )  # fmt: skip
-        self.width, self.gate, self.gating = width, gate, gating
-        self.sliding = SlidingThreshold(target, gain, low, high) if threshold == "adaptive" else None
-        self.recall = Recall(width, negatives=negatives, keep=keep, shrinkage=shrinkage, device=device)
-        self.mlp = StackedMLP(width, hidden, device=device) if gate == "mlp" else None
+        o = record_of(GateOptions, options, fields, name="options", of=SynapseGate).filled()
+        check_count("width", width)
+        self.options = o
+        self.width, self.gate, self.gating = width, o.gate, o.gating
+        self.sliding = o.sliding()
+        self.recall = Recall(width, negatives=o.negatives, keep=o.keep, shrinkage=o.shrinkage, device=device)
+        self.mlp = StackedMLP(width, o.hidden, device=device) if o.gate == "mlp" else None
         self.detector = make_detector(
-            gate,
+            o.gate,
             width,
-            neighbours=neighbours,
-            keep=keep,
-            features=features,
-            ridge=ridge,
-            seed=seed,
+            neighbours=o.neighbours,
+            keep=o.keep,
+            features=o.features,
+            ridge=o.ridge,
+            seed=o.seed,
             device=device,
         )
         self.register_buffer("ready", torch.zeros(0, dtype=torch.bool, device=device))
@@ -212,7 +151,7 @@ class SynapseGate(GrowingState):
         new = check_task(h0, labels, self.width, first_class, least)
         labels, h0 = labels.to(self.recall.class_task), h0.to(self.theta_logit)
         scored = self.mlp is not None or self.detector is not None
-        held = self._split(labels, new, task) if scored else torch.zeros_like(labels, dtype=torch.bool)
+        held_out = self._split(labels, new, task) if scored else torch.zeros_like(labels, dtype=torch.bool)
         self.recall.add_classes(new, task)
         self._append("ready", torch.tensor([not scored]))
         self._append("theta_logit", torch.logit(torch.tensor([self.options.theta], dtype=torch.float64)))
@@ -221,18 +160,18 @@ class SynapseGate(GrowingState):
         if not scored:
             return
         generator = self._generator(task, _KEEP)
-        self.recall.add(h0[~held], labels[~held], generator)
+        self.recall.add(h0[~held_out], labels[~held_out], generator)
         if self.detector is not None:
-            self.detector.learn(h0[~held], labels[~held], generator)
+            self.detector.learn(h0[~held_out], labels[~held_out], generator)
         if self.mlp is not None:
             self.mlp.add(self._generator(task, _INIT))
         if task:
-            self._fit(h0[~held], h0[held], task)
-        self.recall.add(h0[held], labels[held], generator)
+            self._fit(h0[~held_out], h0[held_out], task)
+        self.recall.add(h0[held_out], labels[held_out], generator)
         if self.detector is not None:
-            self.detector.absorb(h0[held], labels[held])
+            self.detector.absorb(h0[held_out], labels[held_out])
 
-    def _fit(self, train: Tensor, held: Tensor, task: int) -> None:
+    def _fit(self, train: Tensor, held_out: Tensor, task: int) -> None:
         """Trains, calibrates and sets the thresholds of the gates that a new task changes."""
         o, device = self.options, self.ready.device
         everyone = torch.arange(task + 1, device=device)
@@ -253,10 +192,10 @@ class SynapseGate(GrowingState):
         each = torch.eye(task + 1, dtype=torch.bool, device=device)
         x = self.recall.draw(each, _REHEARSED, generator).flatten(0, 1)
         own = everyone.repeat_interleave(_REHEARSED)
-        if len(held):
+        if len(held_out):
             drawn = task * _REHEARSED
-            x = torch.cat([x[:drawn], held])
-            own = torch.cat([own[:drawn], own.new_full((len(held),), task)])
+            x = torch.cat([x[:drawn], held_out])
+            own = torch.cat([own[:drawn], own.new_full((len(held_out),), task)])
         scores = self.scores(x)
         if o.calibration == "platt":
             slope, offset = fit_platt(scores[:, changed], own[:, None] == changed)
@@ -269,8 +208,8 @@ class SynapseGate(GrowingState):
             if len(earlier):
                 of_task = evidence[: task * _REHEARSED].view(task, _REHEARSED, task + 1)
                 own_evidence = of_task[earlier, :, earlier].T
-                self.theta_logit[earlier] = quantile_threshold(own_evidence, o.target)
-            self.theta_logit[task:] = quantile_threshold(evidence[own == task][:, task:], o.target)
+                self.theta_logit[earlier] = quantile_threshold(own_evidence, o.target_rate())
+            self.theta_logit[task:] = quantile_threshold(evidence[own == task][:, task:], o.target_rate())
         elif self.sliding is not None:
             self._slide(evidence, own, train, task, generator)
 
@@ -306,13 +245,13 @@ class SynapseGate(GrowingState):
             return torch.zeros_like(labels, dtype=torch.bool)
         in_task = labels - self.recall.classes
         rank = rank_in_class(in_task, self._generator(task, _SPLIT))
-        held = rank < (torch.bincount(in_task, minlength=classes) * o.holdout).long()[in_task]
-        if not bool(held.any()) or int((~held).sum()) <= classes:
+        held_out = rank < (torch.bincount(in_task, minlength=classes) * o.holdout).long()[in_task]
+        if not bool(held_out.any()) or int((~held_out).sum()) <= classes:
             raise ValueError(
                 f"h0 has {len(labels)} samples of {classes} classes, too few to hold {o.holdout:.0%} of each "
                 "class out for calibration or thresholds; give more, or another holdout"
             )
-        return held
+        return held_out
 
     def _generator(self, task: int, purpose: int) -> torch.Generator:
         return seeded(self.ready.device, self.options.seed, task, purpose)
@@ -367,7 +306,7 @@ class SynapseGate(GrowingState):
 
     @torch.no_grad()
     def open(self, evidence: Tensor) -> Tensor:
-        """Openings [N, T] of evidence [N, T]."""
+        """How far each synapse is open, float32 [N, T] in [0, 1], by its evidence [N, T]."""
         o = self.options
         if self.gate == "none":
             return torch.ones_like(evidence)
@@ -390,10 +329,10 @@ class SynapseGate(GrowingState):
 
     def report(self, h0: Tensor, task: Tensor) -> dict[str, Any]:
         """Open rates, AUROC and confusion on features [N, width] of tasks int64 [N]; see
-        :func:`flexkern.nn.gates.quality.gate_report`."""
+        :func:`flexkern.nn.gates.quality.gate_quality`."""
         task = check_true_task(task, len(h0), self.tasks).to(h0.device)
         evidence = self.evidence(h0, task)
-        return gate_report(evidence, self.open(evidence), task)
+        return gate_quality(evidence, self.open(evidence), task)
 
     def extra_repr(self) -> str:
         o = self.options

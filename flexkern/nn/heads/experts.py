@@ -99,7 +99,7 @@ class ExpertHead(GrowingState):
         Args:
             scores: floating-point [n, C], of all classes, by E0's features.
             spaces: [n, 1 + T, width], E0(x) and each Et(x); what is closed is not used.
-            openings: [n, T], open where > 0.
+            openings: [n, T], how far each task's synapse is open; its expert counts where > 0.
 
         Raises:
             ValueError: if the sizes do not fit.
@@ -122,8 +122,7 @@ class ExpertHead(GrowingState):
             return torch.where(is_open, task + within, per_class)
 
     def _experts(self, spaces: Tensor) -> Tensor:
-        """Scores [n, C] of each class by its own task's expert: one product, with 0 for the other tasks'
-        spaces."""
+        """Scores [n, C] of each class by its own task's expert: one product, 0 for the other tasks' spaces."""
         weight = self.weight.new_zeros((self.classes, spaces.shape[1], self.width))
         weight[:, 0] = self.weight[:, 0]
         rows = torch.arange(self.classes, device=weight.device)

@@ -1,4 +1,7 @@
-"""A classifier of class means in the subspaces of several adapters (EASE, arXiv 2403.12030; DESIGN 1.5)."""
+"""A classifier of class means in the subspaces of several adapters (EASE, arXiv 2403.12030).
+
+See docs/design.md, Artsy.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,8 @@ from torch import Tensor
 
 from flexkern.nn.growing import GrowingState, check_labels
 from flexkern.nn.task_scores import class_sums
-from flexkern.ops.prototype import COMPLETIONS, REWEIGHTINGS, complete_prototypes, prototype_logits
+from flexkern.ops import complete_prototypes, prototype_logits
+from flexkern.ops.choices import COMPLETIONS, REWEIGHTINGS
 
 __all__ = ["PrototypeClassifier"]
 
@@ -19,8 +23,7 @@ class PrototypeClassifier(GrowingState):
 
     A task that comes appends one subspace (:meth:`add_subspace`) and its classes (:meth:`update`). Sums are in
     float64, so that any order and size of batches, and any split over :meth:`merge`, gives the same prototypes
-    up to rounding.
-    All state is in buffers; a fresh object of the same options loads any state_dict.
+    up to rounding. All state is in buffers; a fresh object of the same options loads any state_dict.
 
     Typical use, with ``base=False``, for task t (0, 1, ...)::
 
@@ -96,8 +99,7 @@ class PrototypeClassifier(GrowingState):
 
     @torch.no_grad()
     def update(self, features: Tensor, labels: Tensor) -> None:
-        """Adds a batch to the running sums; classes not seen before are appended, at home in the newest
-        subspace.
+        """Adds a batch to the running sums; new classes are appended, at home in the newest subspace.
 
         Args:
             features: floating-point [n, K, dim].
@@ -170,7 +172,8 @@ class PrototypeClassifier(GrowingState):
         """Logits float32 [n, C] of features [n, K, dim], see :func:`flexkern.ops.prototype_logits`.
 
         Args:
-            openings: [n, K], of gates; with ``base`` the first column is the pre-trained network's.
+            openings: [n, K], how far each subspace counts, by the gates; with ``base`` the first column is the
+                pre-trained network's. None: 1.
 
         Raises:
             TypeError, ValueError: naming the argument.

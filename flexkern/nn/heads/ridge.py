@@ -11,7 +11,7 @@ from torch import Tensor
 from flexkern.nn.growing import GrowingState, check_features, check_labels, seeded
 from flexkern.nn.task_scores import class_sums
 
-__all__ = ["RidgeHead"]
+__all__ = ["RidgeHead", "check_ridge"]
 
 _CHUNK = 2048  # rows that are projected at once: bounds memory to a few times the Gram matrix
 
@@ -59,10 +59,7 @@ class RidgeHead(GrowingState):
         super().__init__()
         if width < 1:
             raise ValueError(f"width must be at least 1, got {width}")
-        if features < 0:
-            raise ValueError(f"features must be >= 0 (0: no projection), got {features}")
-        if ridge != "auto" and (isinstance(ridge, str) or not (math.isfinite(ridge) and ridge > 0)):
-            raise ValueError(f"ridge must be 'auto' or a finite number > 0, got {ridge!r}")
+        check_ridge(features, ridge)
         self.width, self.features, self.seed, self.ridge, self.balanced = width, features, seed, ridge, balanced
         columns, exact = features or width, torch.float64
         self.register_buffer("gram", torch.zeros((columns, columns), dtype=exact, device=device))
@@ -212,3 +209,11 @@ class RidgeHead(GrowingState):
             f"width={self.width}, features={self.features}, seed={self.seed}, ridge={self.ridge!r}, "
             f"balanced={self.balanced}, classes={self.classes}"
         )
+
+
+def check_ridge(features: int, ridge: float | str) -> None:
+    """Raises ValueError unless these are options of :class:`RidgeHead`."""
+    if features < 0:
+        raise ValueError(f"features must be >= 0 (0: no projection), got {features}")
+    if ridge != "auto" and (isinstance(ridge, str) or not (math.isfinite(ridge) and ridge > 0)):
+        raise ValueError(f"ridge must be 'auto' or a finite number > 0, got {ridge!r}")

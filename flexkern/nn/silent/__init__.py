@@ -1,1 +1,1 @@
-"""Layers of which some synapses are silent until they are driven hard enough."""
+"""Layers of which some synapses are silent until what they connect is active together."""

@@ -1,4 +1,7 @@
-"""A linear layer of which some synapses are silent until they are driven hard enough (DESIGN 1.3)."""
+"""A linear layer of which some synapses are silent until what they connect is active together.
+
+See docs/design.md, Silent and functional synapses.
+"""
 
 from __future__ import annotations
 
@@ -12,40 +15,37 @@ from torch.nn.functional import linear
 from flexkern import ops
 from flexkern.fields import Field, Kind, Purpose
 from flexkern.nn.fused.linear import MetaplasticLinear
+from flexkern.nn.records import record_of
+from flexkern.nn.silent.adaptive_threshold import AdaptiveThreshold
+from flexkern.nn.silent.insertion import Insertion
+from flexkern.nn.silent.mask import MaskGradient, check_silent, silent_mask
 from flexkern.nn.silent.registry import register
-from flexkern.nn.silent.silence import MaskGradient, check_arguments, silent_mask, threshold_tensor
-from flexkern.nn.silent.threshold import AdaptiveThreshold
 from flexkern.ops.checks import exact_dtype
 from flexkern.reference import activity
 
 __all__ = ["SilentLinear"]
 
-_EXACT = (
-    "threshold",
-    "_pre",
-    "_post",
-    "_samples",
-    "_coincidence",
-)  # buffers that keep the exact dtype of the weight
+# Buffers that keep the weight's exact dtype when the layer is cast.
+_EXACT = ("threshold", "_pre", "_post", "_samples", "_coincidence")
 
 
 class SilentLinear(MetaplasticLinear):
     """A linear layer of which a share of synapses is silent: a reserve for what is still to be learned.
 
-    A silent synapse has the weight 0, exactly, so the forward pass is a plain dense product; its gradient is 0,
-    and so its weight stays 0 with every torch optimizer, with weight decay and momentum. In training with
-    gradients the layer records what its units do. At the optimizer's next step a silent synapse from unit i to
-    unit j becomes functional where the coincidence reaches the threshold of j: it is given a weight, which is
-    its anchor, and from then on it learns as others do.
+    A silent synapse has a weight of exactly 0, so the forward pass is a plain dense product. Its gradient is 0
+    too, so its weight stays 0 with every torch optimizer, with weight decay and momentum. In training with
+    gradients the layer records the activity of its units. At the optimizer's next step a silent synapse from
+    unit i to unit j becomes functional where their coincidence reaches the threshold of j: it gets a weight,
+    which is its anchor, and from then on it learns as others do.
 
-    It takes a :class:`flexkern.optim.MetaplasticSGD` to convert synapses: it finds out by itself that a weight
-    is one of such a layer, with or without :func:`flexkern.optim.fuse_into_backward`. With another optimizer
-    silent synapses stay silent, unless :meth:`convert` is called.
+    Synapses are converted by :class:`flexkern.optim.MetaplasticSGD`, which recognises the weights of such a
+    layer by itself, with or without :func:`flexkern.optim.fuse_into_backward`. With another optimizer silent
+    synapses stay silent, unless :meth:`convert` is called.
 
-    Activity is the part of a value that is not negative: of the input (pre), and of the layer's output before
-    what follows it (post). It is averaged over all samples, in all leading dimensions, of all training forward
-    passes since the last step: accumulating gradients over micro-batches gives what one large batch gives, up
-    to rounding.
+    Activity is the part of a value that is not negative: of the input (pre), and of the layer's own output,
+    before any activation that follows (post). It is averaged over all samples, in all leading dimensions, of
+    all training forward passes since the last step, so that accumulating gradients over micro-batches gives
+    what one large batch gives, up to rounding.
 
     Initial weights and the choice of silent synapses are procedural, from ``seed`` and ``stream``: as long as
     the functional weights are what they began as when the optimizer first steps, no anchor is stored.
@@ -55,28 +55,25 @@ class SilentLinear(MetaplasticLinear):
             :class:`flexkern.nn.MetaplasticLinear`.
         silent: what begins silent: a share in [0, 1]; a tensor [out] with a share for each unit; or a bool
             mask [out, in], True: silent.
-        threshold: theta >= 0: a number, a tensor with one for each unit, or an :class:`AdaptiveThreshold`.
-        rule: "rate": c[j, i] = mean post[j] * mean pre[i]. "hebbian": c[j, i] = mean of post[j] pre[i] over the
-            samples; without a fused step it takes memory for a second matrix and a second product in forward.
-        insert: what weight a converted synapse gets. "init": the layer's own draw for it. "hebbian": eta * c;
-            the optimizer then stores an anchor.
-        eta: of insert="hebbian".
-        prune: a functional synapse whose |w| is under it before and after a step goes silent again; 0: none.
+        insertion: when silent synapses become functional, and with what weight; None for the defaults of
+            :class:`flexkern.nn.Insertion`.
+        threshold, rule, insert, eta, prune: fields of ``insertion``, one by one; they replace its own.
         seed: 0 <= seed < 2**64.
         stream: give each layer of a network its own.
-        init: the field of the initial weights. Default: that of nn.Linear, uniform on +-1 / sqrt(in), with
-            ``Purpose.ANCHOR``.
+        init: the :class:`flexkern.Field` of the initial weights. Default: that of nn.Linear, uniform on +-1 /
+            sqrt(in), with ``Purpose.ANCHOR``.
 
     Attributes:
         silent: int32 words [out, ceil(in / 32)], bit = 1: silent (:func:`flexkern.ops.unpack_mask`).
-        threshold: theta, float32, one element or [out].
+        threshold: theta, float32 (float64 beside a float64 weight), one element or [out].
         conversions: list of int, for each item that has ended, how many synapses became functional in it. An
             item ends at the optimizer's ``consolidate()``, or by :meth:`end_item`.
 
     Raises:
         TypeError, ValueError: naming the argument.
 
-    Source: arXiv 2410.05899 for silent and functional synapses; the rules are those of DESIGN 1.3.
+    Source: arXiv 2410.05899 for silent and functional synapses; the rules are those of docs/design.md, Silent
+    and functional synapses.
     """
 
     silent: Tensor
@@ -97,30 +94,31 @@ class SilentLinear(MetaplasticLinear):
         dtype: torch.dtype | None = None,
         *,
         silent: float | Tensor = 0.5,
-        threshold: float | Tensor | AdaptiveThreshold = 1.0,
-        rule: str = "rate",
-        insert: str = "init",
-        eta: float = 1.0,
-        prune: float = 0.0,
+        insertion: Insertion | None = None,
         seed: int = 0,
         stream: int = 0,
         init: Field | None = None,
         fused_step: bool = False,
         window: int = 1,
+        **insertion_fields: Any,
     ) -> None:
-        check_arguments(silent, threshold, rule, insert, eta, prune, init, (out_features, in_features))
+        how = record_of(Insertion, insertion, insertion_fields, name="insertion", of=SilentLinear)
+        if init is not None and not isinstance(init, Field):
+            raise TypeError(f"init must be a flexkern.Field or None, got {type(init).__name__}")
+        check_silent(silent, (out_features, in_features))
+        theta = how.initial_threshold(out_features)
         bound = 1 / math.sqrt(in_features) if in_features else 0.0
         default = Field.uniform(seed, stream, low=-bound, high=bound, purpose=Purpose.ANCHOR)
         mask = silent_mask(silent, (out_features, in_features), seed, stream)
         super().__init__(in_features, out_features, bias, device, dtype, fused_step=fused_step, window=window)
         self.init = default if init is None else init
-        self.rule, self.insert, self.eta, self.prune = rule, insert, float(eta), float(prune)
-        self.adaptive = threshold if isinstance(threshold, AdaptiveThreshold) else None
+        self.rule, self.insert, self.eta, self.prune = how.rule, how.insert, float(how.eta), float(how.prune)
+        self.adaptive = how.threshold if isinstance(how.threshold, AdaptiveThreshold) else None
         self.conversions: list[int] = []
         device, exact = self.weight.device, exact_dtype(self.weight)
         words = ops.pack_mask(mask.to(device))
         self.register_buffer("silent", words)
-        self.register_buffer("threshold", threshold_tensor(threshold, out_features).to(device, exact))
+        self.register_buffer("threshold", theta.to(device, exact))
         # Of each unit: silent synapses now; synapses converted, and pruned, in this item.
         self.register_buffer("silent_count", mask.sum(1).to(device))
         self.register_buffer("changes", torch.zeros((2, out_features), dtype=torch.int64, device=device))
@@ -134,7 +132,7 @@ class SilentLinear(MetaplasticLinear):
         register(self.weight, self)
 
     def reset_parameters(self) -> None:
-        """Does nothing: weights come from the fields, when all else is there. nn.Linear calls it too early."""
+        """Does nothing: nn.Linear calls it before the fields are there from which the weights are drawn."""
 
     @torch.no_grad()
     def _draw(self, default: Field) -> None:
@@ -198,7 +196,7 @@ class SilentLinear(MetaplasticLinear):
         """How synapses convert: threshold, insert, eta and prune, as the operators take them."""
         return {"threshold": self.threshold, "insert": self.insert, "eta": self.eta, "prune": self.prune}
 
-    def drive(self) -> dict[str, Tensor]:
+    def recorded(self) -> dict[str, Tensor]:
         """Means since the last step: pre [in] and post [out], or coincidence [out, in].
 
         Without a sample pre and post are NaN, which converts nothing.
@@ -209,7 +207,7 @@ class SilentLinear(MetaplasticLinear):
 
     @torch.no_grad()
     def passed(self, conversions: ops.Conversions) -> None:
-        """A pass over the synapses did this: it is counted, thresholds adapt, and recording begins anew."""
+        """A pass over the synapses did this: counts it, adapts the thresholds, and begins to record anew."""
         if self.adaptive is not None:
             self.adaptive.update_(self.threshold, conversions.converted, self.silent_count)
         self.changes += torch.stack(tuple(conversions))
@@ -244,7 +242,7 @@ class SilentLinear(MetaplasticLinear):
         exact = exact_dtype(self.weight)
         anchor = ops.materialize(self.init, self.weight.shape, device=self.weight.device).to(exact)
         arguments: dict[str, Any] = {
-            **self.drive(),
+            **self.recorded(),
             **self.insertion(),
             "master": self.weight.to(exact, copy=True),
         }
@@ -256,7 +254,7 @@ class SilentLinear(MetaplasticLinear):
         self.passed(conversions)
         return conversions
 
-    # ------------------------------------------------------------------ statistics and state
+    # ------------------------------------------------------------------ state
 
     def functional_share(self) -> Tensor:
         """Share of each unit's synapses that are functional, float32 [out]."""
@@ -278,7 +276,7 @@ class SilentLinear(MetaplasticLinear):
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         self.conversions = [int(n) for n in state["conversions"]]
-        (kind, seed, stream, offset, purpose), (p0, p1) = state["init"]
+        (kind, seed, stream, offset, purpose), (p0, p1) = state["init"]  # of Field.source()
         self.init = Field(Kind(kind), seed % 2**64, stream, Purpose(purpose), offset, (p0, p1))
 
     def _load_from_state_dict(self, *args: Any) -> None:

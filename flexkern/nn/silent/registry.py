@@ -1,4 +1,4 @@
-"""Which weights have silent synapses: how an optimizer finds the layer whose synapses it steps (DESIGN 1.3)."""
+"""Which layer a weight with silent synapses belongs to: how an optimizer finds the synapses that it steps."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class SilentSynapses(Protocol):
     def may_convert(self) -> bool:
         """False only if no synapse is silent, now or after pruning."""
 
-    def drive(self) -> dict[str, Tensor]:
-        """What drove the synapses since the last step: pre and post, or coincidence, as
+    def recorded(self) -> dict[str, Tensor]:
+        """What was recorded since the last step: the means pre and post, or coincidence, as
         :func:`flexkern.ops.synapse_step_` takes them."""
 
     def passed(self, conversions: Conversions) -> None:

@@ -1,4 +1,4 @@
-"""SilentLinear: what is silent stays exactly 0, and what is driven becomes functional."""
+"""SilentLinear: what is silent stays exactly 0, and what is active together becomes functional."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from flexkern import Field, Purpose, ops
-from flexkern.nn import AdaptiveThreshold, SilentLinear
+from flexkern.nn import AdaptiveThreshold, Insertion, SilentLinear
 from flexkern.nn.silent import registry as synapses
 from helpers.nets import SIZES, batches, mask_of, mlp, optimizer_of, silent, silent_are_zero, train
 
@@ -155,6 +155,27 @@ def test_silent_weights_stay_zero_through_copies() -> None:
         assert silent_are_zero(twin)
 
 
+def test_thresholds_are_not_rounded_with_the_weights() -> None:
+    theta = torch.tensor([0.1, 1 / 3, 0.7])  # not one of them is a bfloat16 number
+    for threshold in (theta, AdaptiveThreshold(start=0.1)):
+        layer = SilentLinear(4, 3, threshold=threshold)
+        before = layer.threshold.clone()
+        layer.to(torch.bfloat16)
+        assert layer.weight.dtype is torch.bfloat16
+        assert layer.threshold.dtype is torch.float32
+        assert torch.equal(layer.threshold, before)
+        assert not torch.equal(before.to(torch.bfloat16).float(), before)
+
+
+def test_what_was_recorded_is_not_rounded_with_the_weights() -> None:
+    for rule in ("rate", "hebbian"):
+        layer = SilentLinear(6, 5, threshold=NEVER, rule=rule)
+        layer(torch.rand(7, 6))
+        before = layer.recorded()
+        after = layer.to(torch.bfloat16).recorded()
+        assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
 def test_weights_of_a_plain_layer() -> None:
     layer, plain = SilentLinear(6, 5, silent=0.5), nn.Linear(6, 5)
     missing, unexpected = layer.load_state_dict(plain.state_dict(), strict=False)
@@ -202,10 +223,61 @@ def test_saved_and_loaded_training_goes_on_to_the_bit(insert: str) -> None:
         assert all(torch.equal(p[k], q[k]) if isinstance(p[k], Tensor) else p[k] == q[k] for k in q)
 
 
+def test_a_loaded_anchor_is_not_that_of_the_state() -> None:
+    """What is inserted is written into the anchor: not into the anchor of a state that was loaded."""
+    model = mlp(silent(silent=0.5, threshold=0.2, insert="hebbian"))
+    optimizer = optimizer_of(model)
+    train(model, optimizer, batches(2))
+    anchors = {k: v["anchor"].clone() for k, v in optimizer.state_dict()["state"].items() if k in (0, 2)}
+    other = mlp(silent(silent=0.5, threshold=0.2, insert="hebbian"))
+    other.load_state_dict(copy.deepcopy(model.state_dict()))
+    state = optimizer.state_dict()
+    fresh = optimizer_of(other)
+    fresh.load_state_dict(state)
+    for layer in (other[0], other[2]):
+        layer.threshold.zero_()  # everything that is still silent converts now
+    train(other, fresh, batches(2))
+    for number, layer in ((0, other[0]), (2, other[2])):
+        assert not torch.equal(fresh.state[layer.weight]["anchor"], anchors[number])
+        assert torch.equal(state["state"][number]["anchor"], anchors[number])
+
+
+# --------------------------------------------------------------------------- its options
+
+
+def test_options_as_a_record_and_one_by_one() -> None:
+    theta = torch.tensor([0.1, 0.2, 0.3])
+    how = Insertion(threshold=theta, rule="hebbian", insert="hebbian", eta=0.5, prune=0.25)
+    for layer in (
+        SilentLinear(4, 3, insertion=how),
+        SilentLinear(4, 3, threshold=theta, rule="hebbian", insert="hebbian", eta=0.5, prune=0.25),
+        SilentLinear(4, 3, insertion=Insertion(prune=0.25, eta=3), threshold=theta, rule="hebbian",
+                     insert="hebbian", eta=0.5),
+    ):  # fmt: skip
+        insertion = layer.insertion()
+        assert torch.equal(insertion.pop("threshold"), theta)
+        assert insertion == {"insert": "hebbian", "eta": 0.5, "prune": 0.25}
+        assert layer.rule == "hebbian"
+    layer.threshold.zero_()
+    assert theta.all()  # the layer's thresholds are its own
+    with pytest.raises(ValueError, match="eta must be finite"):
+        Insertion(eta=-1.0)
+    with pytest.raises(TypeError, match=r"insertion must be a flexkern.nn.Insertion or None, got dict"):
+        SilentLinear(4, 3, insertion={"eta": 0.5})
+
+
+def test_unknown_options_are_named() -> None:
+    for wrong, right in (("treshold", "threshold"), ("silence", "silent"), ("pruned", "prune")):
+        with pytest.raises(TypeError, match=f"SilentLinear has no argument '{wrong}'; did you mean '{right}'"):
+            SilentLinear(4, 3, **{wrong: 1.0})
+    with pytest.raises(TypeError, match=r"has no argument 'xyz'$"):
+        SilentLinear(4, 3, xyz=1)
+
+
 def test_extra_repr() -> None:
     layer = SilentLinear(10, 4, silent=torch.eye(4, 10).bool(), threshold=0.25, prune=0.01)
     text = repr(layer)
     assert "in_features=10, out_features=4" in text
     assert "silent=10.0%, threshold=0.25, rule='rate', insert='init', prune=0.01" in text
     assert "threshold=adaptive" in repr(SilentLinear(3, 3, threshold=AdaptiveThreshold()))
-    assert SIZES[0] == mlp(silent())[0].in_features
+    assert f"in_features={SIZES[0]}, out_features={SIZES[1]}" in repr(mlp(silent()))

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flexkern.nn.gates.threshold import SlidingThreshold, quantile_threshold
-from helpers.gaussians import KINDS, TASKS, make_tasks, points, taught
+from flexkern.nn.gates.thresholds import SlidingThreshold, quantile_threshold
+from helpers.gaussians import GATES, TASKS, make_tasks, points, taught
 
 
 @pytest.fixture(autouse=True)
@@ -33,28 +33,28 @@ def test_quantile_is_the_largest_that_keeps_its_promise(n: int, target: float) -
 
 def test_quantile_promise_by_simulation() -> None:
     g = torch.Generator().manual_seed(0)
-    held, target = 39, 0.9
+    held_out, target = 39, 0.9
     gates = 2000
-    theta = quantile_threshold(torch.randn((held, gates), generator=g), target)
+    theta = quantile_threshold(torch.randn((held_out, gates), generator=g), target)
     rate = (torch.randn((1, gates), generator=g) >= theta).double().mean()
     # exactly 1 - 4 / 40 = 0.9: five standard errors of 2,000 draws
     assert abs(rate - target) <= 5 * math.sqrt(target * (1 - target) / gates)
 
 
-@pytest.mark.parametrize("kind", [KINDS[0], KINDS[4], KINDS[5], KINDS[6], KINDS[8]], ids=lambda k: k["gate"])
-def test_quantile_gate_opens_on_its_own_task_at_the_rate(kind: dict[str, Any]) -> None:
+@pytest.mark.parametrize("options", [GATES[0], GATES[4], GATES[5], GATES[6], GATES[8]], ids=lambda k: k["gate"])
+def test_quantile_gate_opens_on_its_own_task_at_the_rate(options: dict[str, Any]) -> None:
     n, target, holdout = 400, 0.85, 0.3
     _, draw = make_tasks(TASKS, 2, n, apart=3.0)
-    gate = taught(n=n, apart=3.0, threshold="quantile", target=target, holdout=holdout, **kind)
+    gate = taught(n=n, apart=3.0, threshold="quantile", target=target, holdout=holdout, **options)
     x = draw(TASKS - 1, 1000)
     rate = gate(x)[:, TASKS - 1].double().mean().item()
-    held = 2 * int(n * holdout)
+    held_out = 2 * int(n * holdout)
     # Given the held-out samples the rate is Beta distributed, and it is counted on 2,000: four deviations.
     # Detectors of running sums know the held-out samples by now, so that their rate may be a little larger.
-    deviation = math.sqrt(target * (1 - target) * (1 / held + 1 / len(x)))
+    deviation = math.sqrt(target * (1 - target) * (1 / held_out + 1 / len(x)))
     assert target - 4 * deviation <= rate <= target + 4 * deviation + 0.01
-    if kind["gate"] == "mlp":
-        fixed = taught(n=n, apart=3.0, holdout=holdout, **kind)
+    if options["gate"] == "mlp":
+        fixed = taught(n=n, apart=3.0, holdout=holdout, **options)
         assert not torch.equal(gate.theta, fixed.theta)
 
 
@@ -92,9 +92,9 @@ def test_sliding_threshold_comes_to_its_quantile() -> None:
 
 
 @pytest.mark.parametrize("refresh", [False, True])
-@pytest.mark.parametrize("kind", [KINDS[0], KINDS[5]], ids=lambda k: k["gate"])
-def test_adaptive_gates_move_to_the_target(kind: dict[str, Any], refresh: bool) -> None:
-    options = {"n": 400, "apart": 2.0, "refresh": refresh, **kind}
+@pytest.mark.parametrize("options", [GATES[0], GATES[5]], ids=lambda k: k["gate"])
+def test_adaptive_gates_move_to_the_target(options: dict[str, Any], refresh: bool) -> None:
+    options = {"n": 400, "apart": 2.0, "refresh": refresh, **options}
     x, task = points(apart=2.0)
     fixed = taught(**options).report(x, task)["open_rate_other"]
     gate = taught(threshold="adaptive", target=0.05, low=-3.0, high=3.0, **options)
@@ -106,11 +106,23 @@ def test_adaptive_gates_move_to_the_target(kind: dict[str, Any], refresh: bool) 
     assert narrow.theta_logit.abs().max() <= 0.1 + 2**-24
 
 
-@pytest.mark.parametrize("kind", [KINDS[0], KINDS[5]], ids=lambda k: k["gate"])
-def test_quantile_of_refreshed_gates_by_what_stands_for_their_data(kind: dict[str, Any]) -> None:
+@pytest.mark.parametrize("options", [GATES[0], GATES[5]], ids=lambda k: k["gate"])
+def test_the_newest_adaptive_gate_does_not_slide_on_its_own_data(options: dict[str, Any]) -> None:
+    """Tasks far apart: what stands for the others hardly opens the newest gate, its own data nearly always."""
+    target, gain, batch = 0.1, 0.5, 32
+    gate = taught(threshold="adaptive", target=target, gain=gain, batch=batch, apart=12.0, **options)
+    steps = math.ceil((TASKS - 1) * 256 / batch)  # 256 features stand for each earlier task
+    # From 0, a step in which nothing opens the gate lowers theta by gain * target; its own data would raise it
+    # by gain * (1 - target). Each step rounds theta, of under 1, once.
+    lowest = -gain * target * steps
+    assert lowest - steps * 2.0**-24 <= float(gate.theta_logit[-1]) < lowest / 2
+
+
+@pytest.mark.parametrize("options", [GATES[0], GATES[5]], ids=lambda k: k["gate"])
+def test_quantile_of_refreshed_gates_by_what_stands_for_their_data(options: dict[str, Any]) -> None:
     n, target = 400, 0.85
     _, draw = make_tasks(TASKS, 2, n, apart=3.0)
-    gate = taught(n=n, apart=3.0, threshold="quantile", target=target, refresh=True, **kind)
+    gate = taught(n=n, apart=3.0, threshold="quantile", target=target, refresh=True, **options)
     for t in range(TASKS - 1):
         x = draw(t, 1000)
         rate = gate(x)[:, t].double().mean().item()

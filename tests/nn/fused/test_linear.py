@@ -59,6 +59,22 @@ def test_gradients_of_inputs_come_from_the_weights_before_the_step() -> None:
     assert not torch.equal(fused[0].weight, unfused[0].weight)
 
 
+def test_the_gradient_of_a_bias_under_autocast() -> None:
+    """It is the sum over the batch in the bias's float32, not rounded to the bfloat16 of what it sums."""
+    layer = MetaplasticLinear(6, 4)
+    optimizer = optimizer_of(layer)
+    fuse_into_backward(layer, optimizer)
+    generator = torch.Generator().manual_seed(0)
+    grad = torch.randn(33, 4, generator=generator).to(torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = layer(torch.randn(33, 6, generator=generator))
+    y.backward(grad)
+    assert layer.bias.grad.dtype is torch.float32
+    expected = grad.double().sum(0)
+    assert ((layer.bias.grad - expected).abs() <= 33 * 2.0**-24 * grad.double().abs().sum(0)).all()
+    assert (layer.bias.grad != layer.bias.grad.to(torch.bfloat16).float()).any()
+
+
 class Shapes(TorchDispatchMode):
     """Collects the shapes of the floating tensors that operations return."""
 

@@ -40,7 +40,7 @@ def one_step(
 @pytest.mark.parametrize("threshold", ["number", "tensor"])
 @pytest.mark.parametrize("parts", [1, 3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
-def test_a_step_converts_what_was_driven(
+def test_a_step_converts_what_was_active_together(
     dtype: torch.dtype, parts: int, threshold: str, rule: str, insert: str, fused: bool
 ) -> None:
     fan_in, fan_out = 37, 11
@@ -96,7 +96,7 @@ def test_what_was_recorded_is_used_once() -> None:
     layer = SilentLinear(8, 8, silent=0.5, threshold=NEVER, rule="hebbian")
     x = torch.rand(4, 8)
     optimizer, _ = one_step(layer, [x], fused=False)
-    assert all(value.isnan().all() for value in layer.drive().values())
+    assert all(value.isnan().all() for value in layer.recorded().values())
     layer.threshold.zero_()
     layer.weight.grad = torch.zeros_like(layer.weight)
     optimizer.step()  # nothing was recorded since, so nothing converts

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from flexkern.nn.gates.quality import auroc, gate_report
+from flexkern.nn.gates.quality import auroc, gate_quality
 from helpers.gaussians import TASKS, points, taught
 
 
@@ -62,6 +62,6 @@ def test_report_against_counting() -> None:
 
 
 def test_report_of_nothing() -> None:
-    report = gate_report(torch.zeros(0, 2), torch.zeros(0, 2), torch.zeros(0, dtype=torch.int64))
+    report = gate_quality(torch.zeros(0, 2), torch.zeros(0, 2), torch.zeros(0, dtype=torch.int64))
     assert report["open_rate"] is None
     assert report["confusion"] == [None, None]

@@ -1,4 +1,4 @@
-"""flexkern.nn.AdapterBank: rows of one memory, parameters that optimizers keep, gradients of trainable rows
+"""flexkern.nn.AdapterBank: rows of one tensor, parameters that optimizers keep, gradients of trainable rows
 only."""
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from flexkern.nn.adapters.bank import KINDS, AdapterBank
+from flexkern.nn.adapters.bank import TENSORS, AdapterBank
 
 LAYERS, WIDTH, RANK = 2, 12, 5
 
@@ -70,21 +70,21 @@ def test_equals_separate_modules(task: int) -> None:
 
 def test_growing_keeps_what_optimizers_hold() -> None:
     bank = filled(2, capacity=2)
-    held = bank.parameters_of(1)
-    before = [p.detach().clone() for p in held]
-    optimizer = torch.optim.SGD(held, 0.1, momentum=0.9)
+    kept = bank.parameters_of(1)
+    before = [p.detach().clone() for p in kept]
+    optimizer = torch.optim.SGD(kept, 0.1, momentum=0.9)
     bank.add_task()
     assert bank.capacity == 4
-    assert all(a is b for a, b in zip(held, bank.parameters_of(1), strict=True))
-    assert all(torch.equal(p, b) for p, b in zip(held, before, strict=True))
-    for p in held:
+    assert all(a is b for a, b in zip(kept, bank.parameters_of(1), strict=True))
+    assert all(torch.equal(p, b) for p, b in zip(kept, before, strict=True))
+    for p in kept:
         p.grad = torch.ones_like(p)
     optimizer.step()
     x = torch.randn(2, 3, WIDTH)
     bank.eval()
     # The step is seen by the kernel, which reads the bank's memory and not the parameters.
     assert torch.equal(bank(0, x, torch.tensor([1, 1])), bank(0, x, 1))
-    assert not torch.equal(held[0], before[0])
+    assert not torch.equal(kept[0], before[0])
 
 
 def test_doubling_is_rare() -> None:
@@ -104,15 +104,15 @@ def test_only_trainable_rows_get_gradients() -> None:
     x = torch.randn(4, 3, WIDTH, requires_grad=True)
     bank(0, x, torch.tensor([0, 1, 1, -1])).square().sum().backward()
     assert all(p.grad is None for t in (0, 2) for p in bank.parameters_of(t))
-    grads = {k: bank.rows[1].row(k, 0).grad for k in KINDS}
+    grads = {k: bank.rows[1].row(k, 0).grad for k in TENSORS}
     assert all(g is not None and g.abs().sum() > 0 for g in grads.values())
-    assert all(bank.rows[1].row(k, 1).grad is None for k in KINDS)
+    assert all(bank.rows[1].row(k, 1).grad is None for k in TENSORS)
     # The same by the module of that task, on its two samples.
-    parameters = {k: bank.rows[1].row(k, 0).detach().clone().requires_grad_() for k in KINDS}
+    parameters = {k: bank.rows[1].row(k, 0).detach().clone().requires_grad_() for k in TENSORS}
     hidden = torch.relu(x[1:3].detach() @ parameters["down"] + parameters["down_bias"])
     (bank.scale * (hidden @ parameters["up"] + parameters["up_bias"])).square().sum().backward()
-    for kind in KINDS:
-        torch.testing.assert_close(grads[kind], parameters[kind].grad, rtol=1e-5, atol=1e-6)
+    for name in TENSORS:
+        torch.testing.assert_close(grads[name], parameters[name].grad, rtol=1e-5, atol=1e-6)
     assert x.grad is not None
     assert torch.equal(x.grad[3], torch.zeros(3, WIDTH))
 
@@ -124,7 +124,7 @@ def test_one_task_in_training_equals_its_index() -> None:
     for task in (1, torch.tensor([1, 1, 1])):
         bank.zero_grad()
         bank(1, x, task).square().sum().backward()
-        grads.append([bank.rows[1].row(k, 1).grad.clone() for k in KINDS])
+        grads.append([bank.rows[1].row(k, 1).grad.clone() for k in TENSORS])
     for a, b in zip(*grads, strict=True):
         assert torch.equal(a, b)
 
@@ -153,7 +153,7 @@ def test_state_dict_fills_an_empty_bank() -> None:
 
 
 @pytest.mark.parametrize("how", ["to", "deepcopy"])
-def test_rows_stay_tied_to_the_memory(how: str) -> None:
+def test_rows_stay_tied_to_the_stacks(how: str) -> None:
     bank = filled(2)
     bank = bank.to(torch.float64).to(torch.float32) if how == "to" else copy.deepcopy(bank)
     x = torch.randn(2, 3, WIDTH)

@@ -15,7 +15,7 @@ from safetensors.torch import load, save
 from flexkern.nn.heads.prototype import PrototypeClassifier
 from flexkern.ops.prototype import complete_prototypes, prototype_logits
 
-DATA = Path(__file__).parents[1] / "data"
+DATA = Path(__file__).parents[2] / "data"
 
 
 @pytest.fixture(autouse=True)

@@ -74,7 +74,10 @@ def watch(model: nn.Module) -> dict[int, tuple[Tensor, Tensor]]:
 @pytest.mark.parametrize("gate", ["item", "step"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, "autocast"], ids=str)
 def test_every_step_is_that_of_the_product(dtype: Any, gate: str, rule: dict[str, Any]) -> None:
-    """Each step against DESIGN 1.1 in float64, from the layer's own input and output gradient."""
+    """Each step against the flexible update in float64, from the layer's own input and output gradient.
+
+    See docs/design.md, The flexible update.
+    """
     autocast = dtype == "autocast"
     low = torch.bfloat16 if autocast else dtype
     dtype = torch.float32 if autocast else dtype
@@ -273,8 +276,8 @@ def judged(adaptive: bool, rule: str, insert: str) -> tuple[nn.Sequential, Tenso
     def look(*_: object) -> None:
         for layer in model:
             if isinstance(layer, SilentLinear):
-                drive = layer.drive()
-                c = drive["coincidence"] if "coincidence" in drive else torch.outer(drive["post"], drive["pre"])
+                means = layer.recorded()
+                c = means["coincidence"] if "coincidence" in means else torch.outer(means["post"], means["pre"])
                 distance = (c - layer.threshold.reshape(-1, 1)).abs() / layer.threshold.reshape(-1, 1)
                 nearest.append(distance[ops.unpack_mask(layer.silent, layer.in_features)].min().item())
 

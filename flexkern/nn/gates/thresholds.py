@@ -1,4 +1,7 @@
-"""Thresholds of gates: from held-out data of the own task, or sliding with the data of others (DESIGN 1.5)."""
+"""Thresholds of gates: from held-out data of the own task, or sliding with the data of others.
+
+See docs/design.md, Artsy.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,7 @@ THRESHOLDS = ("fixed", "quantile", "adaptive")
 
 
 def quantile_threshold(evidence: Tensor, target: float) -> Tensor:
-    """The largest threshold that opens on a share ``target`` of fresh data of the own task, for each of G
-    gates.
+    """For each of G gates, the largest threshold that opens on a share ``target`` of the own task's fresh data.
 
     With n held-out samples it is the k-th smallest evidence, k = floor((n + 1) (1 - target)). For exchangeable
     samples a fresh one has evidence >= it with probability at least ``1 - k / (n + 1) >= target`` (and, without
@@ -49,9 +51,9 @@ class SlidingThreshold:
       high].
     - While no bound is met ``sum of (r - target) = (theta - start) / gain``: over B batches the mean rate is
       within ``(high - low) / (gain B)`` of the target.
-    - It follows the (1 - target) quantile of the evidence on other tasks' data. It does not look at the own
-      task: where the two overlap much, so high a threshold also closes the gate to its own data, down to
-      ``high``.
+    - It follows the (1 - target) quantile of the evidence on other tasks' data, and does not look at the own
+      task's. Where the two overlap much, the threshold therefore also closes the gate to its own data; ``high``
+      limits that.
 
     Args:
         target: wanted share of other tasks' data that opens the gate, 0 < target < 1.

@@ -20,18 +20,18 @@ def backend() -> None:
     """In place of the one for all modules: there is one implementation of the rule."""
 
 
-def quantile_drive(theta: Tensor, level: float) -> Tensor:
+def converted_of(theta: Tensor, level: float) -> Tensor:
     """How many of COUNT coincidences, spread evenly over (0, level), reach theta."""
     return (COUNT * (1 - theta.double() / level)).clamp(0, COUNT).floor().long()
 
 
 def run(rule: AdaptiveThreshold, levels: list[float], units: int = 1) -> tuple[list[float], list[float]]:
-    """theta after each pass, and the rate in it, of drives that stand still apart from their level."""
+    """theta after each pass, and the rate in it, of coincidences that stand still apart from their level."""
     theta = torch.full((units,), rule.start)
     silent = torch.full((units,), COUNT)
     thetas, rates = [], []
     for level in levels:
-        converted = quantile_drive(theta, level)
+        converted = converted_of(theta, level)
         rule.update_(theta, converted, silent)
         thetas.append(theta[0].item())
         rates.append(converted[0].item() / COUNT)
@@ -40,7 +40,7 @@ def run(rule: AdaptiveThreshold, levels: list[float], units: int = 1) -> tuple[l
 
 @pytest.mark.parametrize("gain", [0.1, 1.0, 5.0])
 @pytest.mark.parametrize("target", [0.01, 0.1, 0.5])
-def test_a_drive_that_stands_still(target: float, gain: float) -> None:
+def test_coincidences_that_stand_still(target: float, gain: float) -> None:
     rule = AdaptiveThreshold(target, gain, low=1e-4, high=1e4, start=30.0)
     thetas, rates = run(rule, [2.0] * 5_000)
     # The quantile, to within one synapse of COUNT; from there a step leads at most this far.
@@ -77,7 +77,7 @@ def test_it_follows_a_shift() -> None:
 @pytest.mark.parametrize(
     ("level", "bound"), [(0.0, 0.01), (1e-30, 0.01), (math.nan, 0.01), (1e30, 100.0), (math.inf, 100.0)]
 )
-def test_drives_that_vanish_or_are_huge_end_at_a_bound(level: float, bound: float) -> None:
+def test_coincidences_that_vanish_or_are_huge_end_at_a_bound(level: float, bound: float) -> None:
     rule = AdaptiveThreshold(0.1, 1.0, low=0.01, high=100.0, start=1.0)
     theta, silent = torch.ones(1), torch.tensor([COUNT])
     for _ in range(2000):
@@ -87,11 +87,11 @@ def test_drives_that_vanish_or_are_huge_end_at_a_bound(level: float, bound: floa
     assert theta.item() == torch.tensor(bound).item()
     # And it comes back.
     for _ in range(2000):
-        rule.update_(theta, quantile_drive(theta, 2.0), silent)
+        rule.update_(theta, converted_of(theta, 2.0), silent)
     assert 1.8 * 0.998 * math.exp(-0.1) <= theta.item() <= 1.8 * 1.002 * math.exp(0.9)
 
 
-def test_random_drives_keep_to_the_rate() -> None:
+def test_random_coincidences_keep_to_the_rate() -> None:
     """Random coincidences that change their scale all the time: a theorem, so it holds for any."""
     generator = torch.Generator().manual_seed(2)
     rule = AdaptiveThreshold(0.03, 0.5, low=1e-12, high=1e12, start=1.0)
@@ -148,7 +148,7 @@ def test_in_a_layer_its_units_convert_at_the_rate_that_is_wanted() -> None:
     rates = torch.zeros(units, dtype=torch.float64)
     anchor = ops.materialize(layer.init, layer.weight.shape)
     for step in range(steps):
-        scale = 100.0 if step > steps / 2 else 1.0  # the drive changes for good
+        scale = 100.0 if step > steps / 2 else 1.0  # the input changes for good
         pre, post = scale * torch.rand(fan_in, generator=generator), torch.rand(units, generator=generator)
         conversions = ops.synapse_step_(
             layer.weight, torch.zeros_like(layer.weight), anchor, 1.0, layer.silent, pre, post,

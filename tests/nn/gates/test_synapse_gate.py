@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 from typing import Any
 
 import pytest
@@ -12,11 +14,12 @@ from hypothesis import strategies as st
 from safetensors.torch import load, save
 from torch import nn
 
+from flexkern.nn import GateOptions
 from flexkern.nn.gates.mlp import Scaling, StackedMLP
 from flexkern.nn.gates.synapse_gate import ALWAYS_OPEN, SynapseGate
-from helpers.gaussians import KINDS, TASKS, WIDTH, make_tasks, points, taught
+from helpers.gaussians import GATES, TASKS, WIDTH, make_tasks, points, taught
 
-NAMES = ["-".join(str(v) for v in kind.values()) for kind in KINDS]
+NAMES = ["-".join(str(v) for v in options.values()) for options in GATES]
 
 
 @pytest.fixture(autouse=True)
@@ -28,19 +31,19 @@ def backend() -> None:
 
 
 @pytest.mark.parametrize("refresh", [False, True])
-@pytest.mark.parametrize("kind", KINDS, ids=NAMES)
-def test_gates_tell_gaussians_apart(kind: dict[str, Any], refresh: bool) -> None:
-    gate = taught(refresh=refresh, **kind)
+@pytest.mark.parametrize("options", GATES, ids=NAMES)
+def test_gates_tell_gaussians_apart(options: dict[str, Any], refresh: bool) -> None:
+    gate = taught(refresh=refresh, **options)
     report = gate.report(*points())
     # Six classes, 6 apart, with deviations about 1 (noise over 3 of them is rare): a gate has to be good on
     # these.
     # Trained once, a gate has not seen the tasks after its own; energy sees its own only.
-    blind = kind["gate"] == "energy" or (kind["gate"] == "mlp" and not refresh)
+    blind = options["gate"] == "energy" or (options["gate"] == "mlp" and not refresh)
     assert report["auroc_mean"] > (0.75 if blind else 0.85)
     assert report["open_rate_own"] > 0.7
     assert report["open_rate_other"] < (0.6 if blind else 0.3)
     assert report["best_right"] > 0.65
-    assert gate.keeps_data == (kind["gate"] == "knn" or kind.get("negatives") == "replay")
+    assert gate.keeps_data == (options["gate"] == "knn" or options.get("negatives") == "replay")
 
 
 def test_refresh_shows_early_gates_later_tasks() -> None:
@@ -196,7 +199,7 @@ def test_hard_and_soft() -> None:
 # ---------------------------------------------------------------------- state
 
 STATES = [
-    *KINDS,
+    *GATES,
     {"gate": "none"},
     {"gate": "oracle"},
     {"threshold": "quantile", "refresh": True},
@@ -205,10 +208,10 @@ STATES = [
 ]
 
 
-@pytest.mark.parametrize("kind", STATES, ids=lambda k: "-".join(str(v) for v in k.values()))
-def test_a_loaded_gate_goes_on_to_the_same_bits(kind: dict[str, Any]) -> None:
+@pytest.mark.parametrize("options", STATES, ids=lambda k: "-".join(str(v) for v in k.values()))
+def test_a_loaded_gate_goes_on_to_the_same_bits(options: dict[str, Any]) -> None:
     data, _ = make_tasks(4, 2, 40)
-    gate, fresh_gate = (SynapseGate(WIDTH, seed=3, **kind) for _ in range(2))
+    gate, fresh_gate = (SynapseGate(WIDTH, seed=3, **options) for _ in range(2))
     for task in data[:2]:
         gate.learn(*task)
     fresh_gate.load_state_dict(load(save(gate.state_dict())))
@@ -277,6 +280,45 @@ def test_casting_and_autocast_change_nothing() -> None:
 def test_options_that_are_wrong(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SynapseGate(WIDTH, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"shrinkage": 2.0}, "shrinkage must be 'oas'"),
+        ({"keep": 0}, "keep must be at least 1"),
+        ({"gate": "ridge", "ridge": 0.0}, "ridge must be 'auto'"),
+        ({"threshold": "adaptive", "gain": 0.0}, "gain must be > 0"),
+    ],
+)
+def test_the_record_checks_what_its_parts_check(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        GateOptions(**options)
+
+
+def test_options_as_a_record_and_one_by_one() -> None:
+    record = GateOptions(gate="knn", gating="topk", threshold="quantile", keep=7, seed=3)
+    one = SynapseGate(WIDTH, options=record)
+    other = SynapseGate(WIDTH, gate="knn", gating="topk", threshold="quantile", keep=7, seed=3)
+    both = SynapseGate(WIDTH, options=GateOptions(gate="knn", keep=9, seed=3), gating="topk",
+                       threshold="quantile", keep=7)  # fmt: skip
+    assert one.options == other.options == both.options == record.filled()
+    assert (one.options.k, one.options.target, one.options.calibration) == (2, 0.95, "platt")
+    assert (record.k, record.target, record.calibration) == (None, None, None)
+    ridge = SynapseGate(WIDTH, options=record, gate="ridge").options
+    assert (ridge.calibration, ridge.keep) == ("softmax", 7)  # defaults are filled in last
+    for copied in (copy.deepcopy(one), pickle.loads(pickle.dumps(one))):
+        assert copied.options == one.options
+    with pytest.raises(TypeError, match=r"options must be a flexkern.nn.GateOptions or None, got dict"):
+        SynapseGate(WIDTH, options={"gate": "knn"})
+
+
+def test_unknown_options_are_named() -> None:
+    for wrong, right in (("refrsh", "refresh"), ("gatting", "gating"), ("devise", "device")):
+        with pytest.raises(TypeError, match=f"SynapseGate has no argument '{wrong}'; did you mean '{right}'"):
+            SynapseGate(WIDTH, **{wrong: 1})
+    with pytest.raises(TypeError, match=r"has no argument 'xyz'$"):
+        SynapseGate(WIDTH, xyz=1)
 
 
 def test_hidden_must_be_an_integer() -> None:

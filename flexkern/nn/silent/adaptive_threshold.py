@@ -1,4 +1,7 @@
-"""Thresholds that slide until silent synapses convert at the rate that is wanted (DESIGN 1.3)."""
+"""A threshold that slides until silent synapses convert at the rate that is wanted.
+
+See docs/design.md, Silent and functional synapses.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ __all__ = ["AdaptiveThreshold"]
 
 @dataclass(frozen=True)
 class AdaptiveThreshold:
-    """Each unit's theta follows the coincidences that drive it, so that a wanted share converts in each pass.
+    """Each unit's theta follows the coincidences of its synapses, so that a wanted share converts in each pass.
 
     After each pass over the synapses, for each postsynaptic unit that had silent ones, with r = converted /
     silent before the pass::
@@ -27,12 +30,12 @@ class AdaptiveThreshold:
     - A step changes theta by a factor between ``exp(-gain target)`` and ``exp(gain (1 - target))``, and theta
       stays in [low, high], whatever the network does.
     - While no bound is met, ``sum of (r - target) = log(theta / start) / gain``: over T passes the mean rate is
-      within ``log(high / low) / (gain T)`` of the target. At ``low`` drive is too weak for the target, at
-      ``high`` too strong; once it is not, theta leaves the bound again.
+      within ``log(high / low) / (gain T)`` of the target. Theta stays at ``low`` while coincidences are too
+      weak for the target, at ``high`` while they are too strong, and leaves the bound when they no longer are.
     - It tracks the (1 - target) quantile of the coincidences of the silent synapses. Where their distribution
-      stands still, theta comes to within the two factors above of that quantile, and stays: it cannot swing
-      farther. When the drive falls by a factor q, theta takes at least ``log(q) / (gain target)`` passes to
-      follow; when it rises by q, at least ``log(q) / (gain (1 - target))``.
+      stands still, theta comes to within the two factors above of that quantile and stays there. When
+      coincidences fall by a factor q, theta takes at least ``log(q) / (gain target)`` passes to follow; when
+      they rise by q, at least ``log(q) / (gain (1 - target))``.
     - The only state is theta, float32 [out], the ``threshold`` of the layer's state_dict. Nothing waits for the
       device.
 
