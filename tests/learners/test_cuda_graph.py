@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from flexkern.learners import ElasticMLP, IntelligentMLP, MetaplasticMLP, ReplayMLP
-from flexkern.learners.mlp import cuda_graph as captured
+from flexkern.learners import EWC, SI, MetaplasticMLP, ReplayMLP
+from flexkern.learners.mlp import cuda_graph
 from flexkern.nn import AdaptiveThreshold
 from flexkern.streams import Stream, two_digit_stream
 
@@ -96,7 +96,7 @@ class StandIn:
 @pytest.fixture
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> StandIn:
     recorder = StandIn()
-    monkeypatch.setattr(captured, "recorder_for", lambda device: recorder)
+    monkeypatch.setattr(cuda_graph, "graph_recorder", lambda device: recorder)
     return recorder
 
 
@@ -186,8 +186,8 @@ def test_a_new_learning_rate_is_captured_anew(stream: Stream, stand_in: StandIn)
 def test_a_learning_rate_on_a_gpu_is_read_by_replays() -> None:
     """So its value is not looked at; that of one on the CPU is what the step would be captured with."""
     elsewhere = torch.empty(1, device="meta")  # it has no value to look at
-    assert captured._number(elsewhere) == captured._number(elsewhere)
-    assert captured._number(torch.tensor(0.5)) == 0.5
+    assert cuda_graph._constant(elsewhere) == cuda_graph._constant(elsewhere)
+    assert cuda_graph._constant(torch.tensor(0.5)) == 0.5
 
 
 def test_it_resumes_to_the_bit(stream: Stream, stand_in: StandIn, tmp_path: Path) -> None:
@@ -203,8 +203,8 @@ def test_it_resumes_to_the_bit(stream: Stream, stand_in: StandIn, tmp_path: Path
 
     with pytest.raises(StopError):
         first.learn(stream[0], epochs=2, progress=save_and_stop)
-    for cuda_graph in (True, False):
-        resumed = MetaplasticMLP.load(tmp_path / "one", cuda_graph=cuda_graph)
+    for graph in (True, False):
+        resumed = MetaplasticMLP.load(tmp_path / "one", cuda_graph=graph)
         for item in stream:
             resumed.learn(item, epochs=2)
         assert state(resumed) == state(expected)
@@ -214,7 +214,7 @@ def test_it_resumes_to_the_bit(stream: Stream, stand_in: StandIn, tmp_path: Path
     assert state(first) == state(expected)
 
 
-@pytest.mark.parametrize("kind", [ElasticMLP, IntelligentMLP, ReplayMLP])
+@pytest.mark.parametrize("kind", [EWC, SI, ReplayMLP])
 def test_other_methods(stream: Stream, stand_in: StandIn, kind: type[MetaplasticMLP], tmp_path: Path) -> None:
     options: dict[str, Any] = {"widths": (24, 16), "lr": 0.02, "batch_size": BATCH}
     expected = learn(stream, kind, **options)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flexkern.learners.registry import register_method
 from flexkern.learners.vit.base import ViTLearner
 from flexkern.learners.vit.training import CosineHead, Recipe, Training
 from flexkern.nn.adapters.adapted_model import Trunk, attach_adapters
@@ -32,6 +33,8 @@ BEST: dict[str, Any] = {
 }
 
 
+@register_method("ease", gate={"gate": "none"})
+@register_method("artsy")
 class ArtsyViT(ViTLearner):
     """A frozen pre-trained transformer E0; for each task an adapter sub-network, and a synapse that opens it.
 
@@ -62,8 +65,6 @@ class ArtsyViT(ViTLearner):
     Raises:
         ValueError: if an option is outside its range.
     """
-
-    method = "artsy"
 
     def __init__(
         self,
@@ -186,7 +187,7 @@ class ArtsyViT(ViTLearner):
     # ------------------------------------------------------------------ answering
 
     def _run_trunk(self, x: Tensor) -> Trunk:
-        with self._network():
+        with self._autocast():
             return self.adapted.trunk(x)
 
     def _base(self, trunk: Trunk) -> Tensor:
