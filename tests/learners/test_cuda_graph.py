@@ -1,4 +1,4 @@
-"""Captured steps: the bits of the steps without a graph, shown with a stand-in for CUDA graphs on the CPU.
+"""Steps from a CUDA graph: the bits of the steps without one, shown with a stand-in for graphs on the CPU.
 
 The stand-in does what a graph does: it records the operators of one step and undoes what they wrote; a replay
 runs these operators again, on the same tensors and with the same numbers, and no Python. What a GPU forbids
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from flexkern.learners import EWC, SI, MetaplasticMLP, ReplayMLP
+from flexkern.learners import EWC, SI, MetaplasticMLP, Progress, ReplayMLP
 from flexkern.learners.mlp import cuda_graph
 from flexkern.nn import AdaptiveThreshold
 from flexkern.streams import Stream, two_digit_stream
@@ -181,6 +181,66 @@ def test_a_new_learning_rate_is_captured_anew(stream: Stream, stand_in: StandIn)
         learner.learn(stream[0], epochs=2, progress=halve(learner))
     assert state(learners[0]) == state(learners[1])
     assert stand_in.captured == 2
+
+
+@pytest.mark.parametrize("fused_step", [False, True], ids=["", "fused"])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("maximize", True), ("gate", "step"), ("nonfinite", "propagate"), ("momentum", 0.5),
+        ("weight_decay", 0.1), ("dampening", 0.5), ("nesterov", True),
+    ],
+)  # fmt: skip
+def test_a_setting_that_changes_in_mid_item_is_recorded_anew(
+    stream: Stream, stand_in: StandIn, name: str, value: object, fused_step: bool
+) -> None:
+    options = {**OPTIONS, "fused_step": fused_step, "gate": "item"}
+    if name in ("dampening", "nesterov"):
+        options["momentum"] = 0.9
+    without, usual, graphed = (
+        MetaplasticMLP(stream.input_shape, stream.classes, **options, cuda_graph=on)
+        for on in (False, False, True)
+    )
+    for learner in (without, usual, graphed):
+        learner.learn(stream[0], epochs=2)  # after it alpha is not 1 everywhere
+    before = stand_in.captured
+
+    def change(learner: MetaplasticMLP) -> Callable[[Progress], None]:
+        def after_epoch(now: Progress) -> None:
+            if now.epoch == 1:
+                learner.optimizer.param_groups[0][name] = value
+                if name == "nonfinite":
+                    # A gradient that is not finite, in one place of the last layer.
+                    with torch.no_grad():
+                        learner.model[-1].weight[0, 0] = torch.inf
+
+        return after_epoch
+
+    without.learn(stream[1], epochs=3, progress=change(without))
+    graphed.learn(stream[1], epochs=3, progress=change(graphed))
+    usual.learn(stream[1], epochs=3)
+    assert state(graphed) == state(without)
+    assert state(without) != state(usual)  # so the change matters to what a graph holds
+    assert stand_in.captured == before + 2
+
+
+def test_nonfinite_is_looked_for_without_a_graph_from_when_it_is_asked(
+    stream: Stream, stand_in: StandIn
+) -> None:
+    learner = MetaplasticMLP(stream.input_shape, stream.classes, **OPTIONS, cuda_graph=True)
+    seen = []
+
+    def look(now: Progress) -> None:
+        learner.optimizer.param_groups[0]["nonfinite"] = "raise"
+        if now.epoch == 2:
+            with torch.no_grad():
+                learner.model[-1].bias.fill_(torch.nan)
+        seen.append(stand_in.replayed)
+
+    with pytest.raises(FloatingPointError):
+        learner.learn(stream[0], epochs=4, progress=look)
+    assert seen[0] > 0
+    assert seen == [seen[0]] * 2
 
 
 def test_a_learning_rate_on_a_gpu_is_read_by_replays() -> None:

@@ -150,5 +150,5 @@ def test_an_old_file_of_another_method_is_refused_by_its_class(tmp_path: Path) -
     shutil.copy(OLD / "ewc.safetensors", tmp_path / "one")
     tensors, record = checkpoint.read(tmp_path / "one")
     checkpoint.write(tmp_path / "one", tensors, record | {"format": 0})
-    with pytest.raises(ValueError, match="holds 'ElasticMLP' in format 0; this version reads 'EWC' in format 1"):
+    with pytest.raises(ValueError, match="holds 'ElasticMLP' in format 0; this version reads 'EWC'"):
         load_mlp(tmp_path / "one")
