@@ -100,7 +100,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> StandIn:
     return recorder
 
 
-ITEMS, BATCH, STEPS = 3, 16, 8  # 60 inputs of a class: seven whole batches an epoch, and one of 8
+ITEMS, BATCH, STEPS = 3, 16, 8  # 60 inputs of a class: seven whole batches per epoch, and one of 8
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +145,7 @@ RESERVE = {"silent_fraction": 0.3, "threshold": AdaptiveThreshold(target=0.01, g
     ],
     ids=["plain", "momentum", "conventional", "reserve", "pruned", "hebbian"],
 )  # fmt: skip
-def test_captured_steps_have_the_same_bits(
+def test_steps_from_a_graph_have_the_same_bits(
     stream: Stream, stand_in: StandIn, gate: str, fused_step: bool, options: dict[str, Any]
 ) -> None:
     options = {"gate": gate, "fused_step": fused_step, **options}
@@ -155,7 +155,7 @@ def test_captured_steps_have_the_same_bits(
     assert got.conversions() == expected.conversions()
     if "silent_fraction" in options:
         assert sum(map(sum, got.conversions())) > 0
-    # Two steps of each item, and the two smaller batches of its epochs, run as ever.
+    # Two steps of each item, and the two smaller batches of its epochs, run without a graph.
     assert (stand_in.captured, stand_in.ran, stand_in.replayed) == (ITEMS, ITEMS * 4, ITEMS * (2 * STEPS - 4))
 
 

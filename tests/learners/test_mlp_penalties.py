@@ -204,7 +204,7 @@ def test_a_huge_strength_holds_important_weights_one_step_from_their_anchor(kind
     net._before_step = watch
     net.learn(stream[1], epochs=2)
     free.learn(stream[1], epochs=2)
-    held = moved = 0.0
+    kept = moved = 0.0
     for p, q, a, g, i in zip(
         net.model.parameters(), free.model.parameters(), anchors, gradients, important, strict=True
     ):
@@ -212,18 +212,18 @@ def test_a_huge_strength_holds_important_weights_one_step_from_their_anchor(kind
         # At the bound w - lr (g + (w - a) / lr) is a - lr g: five roundings, each by 2^-24 of at most w + lr g.
         error = (p - a + LR * g)[i].abs().max()
         assert error < 5 * 2**-24 * (p.abs().max() + LR * g.abs().max())
-        held += (p - a)[i].abs().sum().item()
+        kept += (p - a)[i].abs().sum().item()
         moved += (q - a)[i].abs().sum().item()
     # One step of the last batch, against the sum of 10 that pull one way at first and less later.
-    assert held < moved / 4
+    assert kept < moved / 4
 
 
 @pytest.mark.parametrize(("kind", "strength"), [(EWC, 30.0), (SI, 10.0)])
 def test_a_penalty_keeps_what_was_learned(kind: type, strength: float) -> None:
     two = blobs(2, seed=2)
-    held, free = make(kind, strength=strength), make(kind, strength=0)
+    kept, free = make(kind, strength=strength), make(kind, strength=0)
     for e in two:
-        held.learn(e, epochs=5)
+        kept.learn(e, epochs=5)
         free.learn(e, epochs=5)
     assert free.evaluate(two).accuracies[0] < 0.2
-    assert held.evaluate(two).accuracies[0] > 0.4
+    assert kept.evaluate(two).accuracies[0] > 0.4

@@ -14,6 +14,7 @@ from flexkern import learners
 from flexkern.learners import (
     METHODS,
     MLP_METHODS,
+    ArtsyViT,
     ElasticMLP,
     IntelligentMLP,
     Learner,
@@ -74,6 +75,21 @@ def test_a_users_method_on_a_transformer(tmp_path: Path) -> None:
     assert (again.evaluate(stream).confusion == double.evaluate(stream).confusion).all()
     with pytest.raises(ValueError, match=r"method 'scaled' has no option 'fcator'; it has \[.*'factor'"):
         make_learner("scaled", tiny_vit.backbone(), fcator=2.0)
+
+
+def test_a_users_method_has_the_options_of_what_it_inherits_from() -> None:
+    pytest.importorskip("transformers", reason="transformers is not installed")
+
+    @register_method("colder")
+    class Colder(ArtsyViT):
+        def __init__(self, backbone: Any = "small", *, temperature: float = 1.0, **common: Any) -> None:
+            super().__init__(backbone, **common)
+            self._configuration["temperature"] = temperature
+
+    assert set(Colder.options()) == {*ArtsyViT.options(), "temperature"}
+    one = make_learner("colder", tiny_vit.backbone(), rank=3, temperature=0.5, batch_size=7)
+    assert (one.bank.rank, one.recipe.batch_size) == (3, 7)
+    assert one.configuration()["temperature"] == 0.5
 
 
 def test_a_users_method_on_a_perceptron(stream: Stream, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Training steps replayed from a CUDA graph: what a step launches is recorded once, then sent in one go.
+"""Training steps replayed from a CUDA graph: what a step launches is recorded once, then launched as a whole.
 
 A step of a small network is many short kernels, and the Python between them takes longer than they do. A graph
 has the same kernels on the same memory in the same order, so the bits are those of the steps without it.
@@ -173,7 +173,7 @@ def check_cuda_graph(cuda_graph: object, device: torch.device, learner: type, ba
         if own and not getattr(learner, "_captures_hooks", False):
             raise ValueError(
                 f"cuda_graph must be False for {learner.__name__}: its {' and '.join(own)} would be recorded "
-                "once an item and replayed as kernels, without any Python; if that is right, set "
+                "once per item and replayed as kernels, without any Python; if that is right, set "
                 "_captures_hooks = True in the class"
             )
     return cuda_graph

@@ -1,4 +1,4 @@
-"""Artsy: a frozen vision transformer, an adapter a task, synapses that open by threshold (arXiv 2410.05899)."""
+"""Artsy: a frozen vision transformer, an adapter per task, synapses that open it (arXiv 2410.05899)."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ class ArtsyViT(ViTLearner):
 
     Learning a task trains its adapters with a cosine head over its own classes, which is thrown away, then
     takes the class means of its images in all subspaces (E0's and each adapter's), completes the means of
-    earlier classes in the new subspace (EASE), and trains the task's synapse on E0's features. An answer costs
-    one pass for E0, which also decides what opens, and one pass for each *open* synapse, whatever the number of
-    tasks: all (image, open task) pairs go through the network as one batch. What comes before the first adapter
-    runs once an image.
+    earlier classes in the new subspace (EASE), and trains the task's synapse on E0's features. Inference
+    takes one pass for E0, which also decides what opens, and one pass for each *open* synapse, whatever the
+    number of tasks: all (image, open task) pairs go through the network as one batch. What comes before the
+    first adapter runs once per image.
 
     Args:
         backbone: as :func:`flexkern.backbones.load_backbone` takes it.
@@ -142,7 +142,7 @@ class ArtsyViT(ViTLearner):
         self.bank.add_task(generator=self._generator(0))
         super()._begin(classes)
 
-    def _reserve(self, classes: int) -> None:
+    def _make_room(self, classes: int) -> None:
         self._head = CosineHead(self.width, classes, self._generator(1)).to(self.device) if classes else None
 
     def _generator(self, purpose: int) -> torch.Generator:
@@ -218,7 +218,7 @@ class ArtsyViT(ViTLearner):
         trunk = self._run_trunk(images)
         h = self._base(trunk)
         h0 = h[:, : self.width]
-        # Of a task that is still to come an oracle opens the newest: no answer can be right there.
+        # For a task that is still to come an oracle opens the newest synapse: no answer can be right there.
         evidence = self.gate.evidence(h, None if task is None else task.clamp(max=self.tasks_learned - 1))
         openings = self.gate.open(evidence)
         if self._counted is not None and task is not None:
@@ -257,11 +257,11 @@ class ArtsyViT(ViTLearner):
         evidence, openings, task = (torch.cat(parts) for parts in zip(*counted, strict=True))
         known = task < self.tasks_learned  # a stream may have tasks that are still to come
         self.gate_report = gate_report(evidence[known], openings[known], task[known])
-        a_sample = float((openings > 0).sum(1).double().mean())
+        per_sample = float((openings > 0).sum(1).double().mean())
         report = {
-            "open_per_sample": a_sample,
-            "open_rate": a_sample / self.tasks_learned,
-            "passes": 1 + a_sample,
+            "open_per_sample": per_sample,
+            "open_rate": per_sample / self.tasks_learned,
+            "passes": 1 + per_sample,
             "keeps_data": float(self.gate.keeps_data),
             "best_gate_right": self.gate_report["best_right"],
         }

@@ -96,8 +96,14 @@ class ViTLearner(Learner):
     @classmethod
     def options(cls) -> tuple[str, ...]:
         """Names of the keyword arguments that :meth:`make` takes beside seed and device."""
-        names = [*_RECIPE, *inspect.signature(cls).parameters, *inspect.signature(ViTLearner).parameters]
-        general = ("backbone", "recipe", "seed", "device", "common", "options")
+        names = list(_RECIPE)
+        for parent in cls.__mro__:
+            if issubclass(parent, ViTLearner) and "__init__" in vars(parent):
+                parameters = inspect.signature(parent).parameters.values()
+                names += [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
+                if all(p.kind is not p.VAR_KEYWORD for p in parameters):
+                    break  # it takes no more than it names
+        general = ("backbone", "recipe", "seed", "device")
         return tuple(n for n in dict.fromkeys(names) if n not in general)
 
     @classmethod
@@ -108,7 +114,7 @@ class ViTLearner(Learner):
 
     # ------------------------------------------------------------------ what a method fills in
 
-    def _reserve(self, classes: int) -> None:
+    def _make_room(self, classes: int) -> None:
         """Makes the modules that exist only while a task of so many classes is learned (0: there is none).
 
         Their values do not matter: they are trained, or loaded.
@@ -116,7 +122,7 @@ class ViTLearner(Learner):
 
     def _begin(self, classes: int) -> None:
         """A task begins: adds what it needs, deterministically."""
-        self._reserve(classes)
+        self._make_room(classes)
 
     def _make_training(self) -> Training | None:
         """Training of the task that has begun, from the modules as they are; None: nothing is trained."""
@@ -188,7 +194,7 @@ class ViTLearner(Learner):
             self._finish(images, labels)
         self.classes_seen += self._begun["classes"]
         self._training = None
-        self._reserve(0)
+        self._make_room(0)
 
     def _test_batches(self, images: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches as they are tested, on the device."""
@@ -243,7 +249,7 @@ class ViTLearner(Learner):
     def _resume(self, progress: dict[str, Any]) -> None:
         super()._resume(progress)
         self.classes_seen = progress["classes_seen"]
-        self._reserve(self._begun["classes"] if self._begun else 0)
+        self._make_room(self._begun["classes"] if self._begun else 0)
 
     def _frozen(self) -> str:
         return _fingerprint(self.backbone)

@@ -59,7 +59,7 @@ class FinetuneViT(ViTLearner):
         self._parts = self._known_parts(self.network)
         self.head = _GrowingHead(self.width).to(self.device)
 
-    def _reserve(self, classes: int) -> None:
+    def _make_room(self, classes: int) -> None:
         """The head gets rows for new classes, and keeps those it has."""
         have = len(self.head.bias)
         new = self.classes_seen + classes - have
