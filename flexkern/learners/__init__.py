@@ -1,31 +1,51 @@
 """Learners: whole networks that take a stream, one experience after the other."""
 
-from flexkern.learners.mlp.baselines import MLP_METHODS, load_mlp
+from flexkern.learners.base import Learner
+from flexkern.learners.mlp.ewc import EWC
+from flexkern.learners.mlp.joint import JointMLP
 from flexkern.learners.mlp.metaplastic import MetaplasticMLP
-from flexkern.learners.mlp.penalties import ElasticMLP, IntelligentMLP
-from flexkern.learners.mlp.rehearsal import JointMLP, ReplayMLP
+from flexkern.learners.mlp.replay import ReplayMLP
+from flexkern.learners.mlp.reserve import Reserve
+from flexkern.learners.mlp.si import SI
 from flexkern.learners.progress import Progress
-from flexkern.learners.registry import METHODS, load_learner, make_learner
+from flexkern.learners.registry import (
+    METHODS,
+    MLP_METHODS,
+    load_learner,
+    load_mlp,
+    make_learner,
+    register_method,
+)
 from flexkern.learners.vit.artsy import ArtsyViT
-from flexkern.learners.vit.baselines import FinetuneViT, JointViT, RanPAC, SimpleCIL
+from flexkern.learners.vit.finetune import FinetuneViT
+from flexkern.learners.vit.joint import JointViT
+from flexkern.learners.vit.ranpac import RanPAC
+from flexkern.learners.vit.simplecil import SimpleCIL
 from flexkern.learners.vit.training import Recipe
 
+ElasticMLP, IntelligentMLP = EWC, SI  # their names of before
+
 __all__ = [
+    "EWC",
     "METHODS",
     "MLP_METHODS",
+    "SI",
     "ArtsyViT",
     "ElasticMLP",
     "FinetuneViT",
     "IntelligentMLP",
     "JointMLP",
     "JointViT",
+    "Learner",
     "MetaplasticMLP",
     "Progress",
     "RanPAC",
     "Recipe",
     "ReplayMLP",
+    "Reserve",
     "SimpleCIL",
     "load_learner",
     "load_mlp",
     "make_learner",
+    "register_method",
 ]

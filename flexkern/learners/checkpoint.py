@@ -14,15 +14,13 @@ __all__ = ["join_optimizer", "read", "split_optimizer", "write"]
 
 _KEY = "flexkern"  # of the JSON in the file's metadata
 _MARK = {"tensor": True}  # stands in the JSON for a tensor of the optimizer's state
-_HELP = "checkpoints need safetensors, which is not installed: pip install 'flexkern[cli]'"
 
 
 def write(path: str | os.PathLike[str], tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
     """Writes to a temporary file beside ``path``, then puts it in place of ``path`` in one step."""
-    try:
-        from safetensors.torch import save
-    except ImportError as error:
-        raise ImportError(_HELP, name="safetensors") from error
+    # Here and not above, so that a bare checkout on a borrowed machine (scripts/gpu_check.py) works without it.
+    from safetensors.torch import save
+
     content = save(
         {name: t.detach().cpu().contiguous() for name, t in tensors.items()},
         metadata={_KEY: json.dumps(record, allow_nan=False)},
@@ -48,10 +46,8 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any
         FileNotFoundError: if there is no such file.
         ValueError: if it is damaged or not one of ours.
     """
-    try:
-        from safetensors import SafetensorError, safe_open
-    except ImportError as error:
-        raise ImportError(_HELP, name="safetensors") from error
+    from safetensors import SafetensorError, safe_open
+
     if not os.path.isfile(path):
         raise FileNotFoundError(f"path: no checkpoint at {os.fspath(path)!r}")
     try:

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from flexkern.learners import ElasticMLP, IntelligentMLP, MetaplasticMLP
-from flexkern.learners.mlp.cuda_graph import CudaRecorder
+from flexkern.learners import EWC, SI, MetaplasticMLP
+from flexkern.learners.mlp.cuda_graph import CudaGraphRecorder
 from flexkern.nn import AdaptiveThreshold
 from flexkern.streams import Experience
 from helpers.gpu import gpu_backend
@@ -64,13 +64,13 @@ def state(learner: MetaplasticMLP) -> list[bytes]:
 def replays(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """One entry for each replay."""
     seen: list[int] = []
-    capture = CudaRecorder.capture
+    capture = CudaGraphRecorder.capture
 
-    def counted(self: CudaRecorder, step: Any) -> Any:
+    def counted(self: CudaGraphRecorder, step: Any) -> Any:
         replay, loss = capture(self, step)
         return lambda: (seen.append(1), replay()), loss
 
-    monkeypatch.setattr(CudaRecorder, "capture", counted)
+    monkeypatch.setattr(CudaGraphRecorder, "capture", counted)
     return seen
 
 
@@ -91,7 +91,7 @@ def test_graph_of_a_learner(
     assert len(replays) == (1 if options.get("scale") == "auto" else 2) * whole
 
 
-@pytest.mark.parametrize("kind", [ElasticMLP, IntelligentMLP])
+@pytest.mark.parametrize("kind", [EWC, SI])
 def test_graph_of_other_methods(replays: list[int], kind: type[MetaplasticMLP]) -> None:
     assert state(learn(kind, cuda_graph=True)) == state(learn(kind))
     assert replays

@@ -8,8 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flexkern.learners import MetaplasticMLP
-from flexkern.learners.mlp.penalties import IntelligentMLP
+from flexkern.learners import SI, MetaplasticMLP
 from flexkern.streams import Experience, Stream
 
 CLASSES, SIZE, LR, BATCH = 6, 20, 0.05, 16
@@ -48,7 +47,7 @@ def in_float64(learner: Any) -> Any:
     """The learner, from the same weights, with all its arithmetic in float64."""
     learner.model.double()
     learner._anchors, learner._importance = learner._copies(), learner._zeros()
-    if isinstance(learner, IntelligentMLP):
+    if isinstance(learner, SI):
         learner._path = learner._zeros()
     learner._training_set = lambda inputs, labels: (inputs.double(), labels)
     return learner

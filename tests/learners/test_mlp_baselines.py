@@ -9,20 +9,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from flexkern.learners import MetaplasticMLP, Progress
-from flexkern.learners.mlp.baselines import MLP_METHODS, load_mlp
-from flexkern.learners.mlp.penalties import ElasticMLP, IntelligentMLP
-from flexkern.learners.mlp.rehearsal import JointMLP, ReplayMLP
+from flexkern.learners import EWC, MLP_METHODS, SI, JointMLP, MetaplasticMLP, Progress, ReplayMLP, load_mlp
 from flexkern.streams import Experience, Stream
 from helpers.mlp_blobs import SIZE, all_bits, bits, make
 
 # ----------------------------------------------------------------- all of them
 
 ALL = [
-    (ElasticMLP, {"strength": 30.0, "decay": 0.5, "fisher_samples": 50}),
-    (ElasticMLP, {"strength": 30.0, "momentum": 0.9}),
-    (IntelligentMLP, {"strength": 3.0, "damping": 0.01}),
-    (IntelligentMLP, {"momentum": 0.9}),
+    (EWC, {"strength": 30.0, "decay": 0.5, "fisher_samples": 50}),
+    (EWC, {"strength": 30.0, "momentum": 0.9}),
+    (SI, {"strength": 3.0, "damping": 0.01}),
+    (SI, {"momentum": 0.9}),
     (ReplayMLP, {"memory": 30, "replay_batch": 8}),
     (ReplayMLP, {"memory": 500, "momentum": 0.9}),
     (JointMLP, {}),
@@ -135,14 +132,14 @@ def test_features_are_taken_inside_and_kept_honest(stream: Stream, tmp_path: Pat
 @pytest.mark.parametrize(
     ("kind", "options", "error", "message"),
     [
-        (ElasticMLP, {"strength": -1.0}, ValueError, r"strength must be in \[0, 1e\+30\], got -1"),
-        (ElasticMLP, {"strength": math.nan}, ValueError, "strength must be in"),
-        (IntelligentMLP, {"strength": math.inf}, ValueError, "strength must be in .* got inf"),
-        (IntelligentMLP, {"strength": "strong"}, TypeError, "strength must be a number, got 'strong'"),
-        (ElasticMLP, {"decay": 1.5}, ValueError, r"decay must be in \[0, 1\], got 1.5"),
-        (ElasticMLP, {"fisher_samples": 0}, ValueError, "fisher_samples must be at least 1, got 0"),
-        (ElasticMLP, {"fisher_samples": 2.5}, TypeError, "fisher_samples must be a whole number, got 2.5"),
-        (IntelligentMLP, {"damping": 0}, ValueError, r"damping must be in \[1e-30, 1e\+30\], got 0"),
+        (EWC, {"strength": -1.0}, ValueError, r"strength must be in \[0, 1e\+30\], got -1"),
+        (EWC, {"strength": math.nan}, ValueError, "strength must be in"),
+        (SI, {"strength": math.inf}, ValueError, "strength must be in .* got inf"),
+        (SI, {"strength": "strong"}, TypeError, "strength must be a number, got 'strong'"),
+        (EWC, {"decay": 1.5}, ValueError, r"decay must be in \[0, 1\], got 1.5"),
+        (EWC, {"fisher_samples": 0}, ValueError, "fisher_samples must be at least 1, got 0"),
+        (EWC, {"fisher_samples": 2.5}, TypeError, "fisher_samples must be a whole number, got 2.5"),
+        (SI, {"damping": 0}, ValueError, r"damping must be in \[1e-30, 1e\+30\], got 0"),
         (ReplayMLP, {"memory": 0}, ValueError, "memory must be at least 1, got 0"),
         (ReplayMLP, {"memory": True}, TypeError, "memory must be a whole number, got True"),
         (ReplayMLP, {"replay_batch": -3}, ValueError, "replay_batch must be at least 1, got -3"),
@@ -156,7 +153,7 @@ def test_arguments_are_checked(kind: type, options: dict, error: type, message: 
         make(kind, **options)
 
 
-@pytest.mark.parametrize("kind", [ElasticMLP, IntelligentMLP, ReplayMLP, JointMLP])
+@pytest.mark.parametrize("kind", [EWC, SI, ReplayMLP, JointMLP])
 def test_an_experience_that_does_not_fit_changes_nothing(kind: type, stream: Stream) -> None:
     net = make(kind)
     net.learn(stream[0], epochs=1)

@@ -1,4 +1,4 @@
-"""Training steps replayed from a CUDA graph: what a step launches is recorded once, then sent in one go.
+"""Training steps replayed from a CUDA graph: what a step launches is recorded once, then launched as a whole.
 
 A step of a small network is many short kernels, and the Python between them takes longer than they do. A graph
 has the same kernels on the same memory in the same order, so the bits are those of the steps without it.
@@ -13,31 +13,30 @@ import torch
 from torch import Tensor
 
 from flexkern.optim import MetaplasticSGD
-from flexkern.optim.groups import is_unmeasured, scale_in_force
+from flexkern.optim.groups import is_unmeasured
 
 __all__ = [
-    "CapturedSteps",
-    "CudaRecorder",
-    "Recorder",
+    "CudaGraphRecorder",
+    "GraphRecorder",
+    "GraphedSteps",
     "Step",
-    "captured_steps",
-    "check_capture",
-    "recorder_for",
+    "check_cuda_graph",
+    "graph_recorder",
+    "graphed_steps",
 ]
 
 # A step takes inputs [n, features] and labels int64 [n], and returns the mean loss, a scalar tensor.
 Step = Callable[[Tensor, Tensor], Tensor]
-# Steps that run as ever before one is recorded. The first of an item makes what it holds (alpha, momentum) and
-# compiles kernels, neither of which can be recorded; the second finds all as it will be.
+# Steps that run without a graph before one is recorded. The first of an item makes tensors that stay (alpha,
+# momentum) and compiles kernels, neither of which can be recorded; the second finds all as it will be.
 WARM_UP = 2
-_NUMBERS = ("lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize", "nonfinite", "gate")
 
 
-class Recorder(Protocol):
+class GraphRecorder(Protocol):
     """Runs steps, and records what one launches."""
 
     def run(self, step: Callable[[], Tensor]) -> Tensor:
-        """Runs a step as ever, where it could be recorded next."""
+        """Runs a step without a graph, where one could be recorded next."""
 
     def capture(self, step: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
         """Records a step without taking it.
@@ -47,12 +46,11 @@ class Recorder(Protocol):
         """
 
 
-class CudaRecorder:
+class CudaGraphRecorder:
     """Records into a CUDA graph, on a stream of its own: the default stream cannot be recorded.
 
     The steps before the first recording run on that stream too, as torch asks for (its notes on CUDA graphs).
-    All that is launched before waits for nothing that comes after: both streams wait for each other at the
-    borders, so memory may go from one to the other.
+    Each stream waits for the other where a step begins and where it ends, so memory may pass between them.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -74,8 +72,8 @@ class CudaRecorder:
         return graph.replay, result
 
 
-def recorder_for(device: torch.device) -> Recorder:
-    """The recorder of a device.
+def graph_recorder(device: torch.device) -> GraphRecorder:
+    """The recorder for a device.
 
     Raises:
         ValueError: if the device has no graphs.
@@ -84,10 +82,10 @@ def recorder_for(device: torch.device) -> Recorder:
         raise ValueError(
             f"cuda_graph must be False on {device}: only steps on an NVIDIA GPU (device='cuda') can be recorded"
         )
-    return CudaRecorder(device)
+    return CudaGraphRecorder(device)
 
 
-class _Recording(NamedTuple):
+class _Graph(NamedTuple):
     inputs: Tensor  # replays read these two
     labels: Tensor
     loss: Tensor  # and write this
@@ -95,23 +93,23 @@ class _Recording(NamedTuple):
     replay: Callable[[], None]
 
 
-class CapturedSteps:
-    """Takes the steps of one item: the first ones as ever, then replays of a recorded one.
+class GraphedSteps:
+    """Takes the steps of one item: the first ones as they are, then replays of a graph of one.
 
-    Called as the step is, with ``key`` for all that the step looks at in Python: where it changes, the step is
-    recorded anew, after two steps that run as ever. Batches of another size than the first run as ever. Only
-    real steps are ever taken, so weights never have to be put back.
+    It is called as the step is, with ``key`` for all that the step reads in Python. Where the key changes, a
+    new graph is recorded, after two steps without one. Batches of another size than the first never use a
+    graph. Only real steps are ever taken, so weights never have to be put back.
 
     Args:
         step: on batches; all that it launches must be the same from step to step, but for what is in memory.
         recorder: of the device.
     """
 
-    def __init__(self, step: Step, recorder: Recorder) -> None:
+    def __init__(self, step: Step, recorder: GraphRecorder) -> None:
         self._step, self._recorder = step, recorder
         self._first: tuple[torch.Size, torch.dtype] | None = None
-        self._warm: tuple[Hashable, int] = (None, 0)  # the key of the last steps that ran as ever; how many
-        self._recording: _Recording | None = None
+        self._warm: tuple[Hashable, int] = (None, 0)  # key of the last steps without a graph; how many
+        self._graph: _Graph | None = None
 
     def __call__(self, inputs: Tensor, labels: Tensor, key: Hashable = ()) -> Tensor:
         """One step; the mean loss, a tensor that the next step may overwrite."""
@@ -119,39 +117,44 @@ class CapturedSteps:
         self._first = self._first or shape
         if shape != self._first:
             return self._recorder.run(lambda: self._step(inputs, labels))
-        if self._recording is None or self._recording.key != key:
+        if self._graph is None or self._graph.key != key:
             warm = self._warm[1] if self._warm[0] == key else 0
             if warm < WARM_UP:
                 self._warm = key, warm + 1
                 return self._recorder.run(lambda: self._step(inputs, labels))
-            self._recording = self._record(inputs, labels, key)
-        recording = self._recording
-        recording.inputs.copy_(inputs)
-        recording.labels.copy_(labels)
-        recording.replay()
-        return recording.loss
+            self._graph = self._record(inputs, labels, key)
+        graph = self._graph
+        graph.inputs.copy_(inputs)
+        graph.labels.copy_(labels)
+        graph.replay()
+        return graph.loss
 
-    def _record(self, inputs: Tensor, labels: Tensor, key: Hashable) -> _Recording:
-        self._recording = None  # its memory serves the next one
+    def _record(self, inputs: Tensor, labels: Tensor, key: Hashable) -> _Graph:
+        self._graph = None  # its memory serves the next one
         x, y = inputs.clone(), labels.clone()
         replay, loss = self._recorder.capture(lambda: self._step(x, y))
-        return _Recording(x, y, loss, key, replay)
+        return _Graph(x, y, loss, key, replay)
 
 
-def captured_steps(step: Step, optimizer: MetaplasticSGD, device: torch.device) -> Step | None:
-    """What takes the steps of an item, with all of ``optimizer``'s numbers watched.
+def graphed_steps(step: Step, optimizer: MetaplasticSGD, device: torch.device) -> Step:
+    """What takes the steps of an item: by a graph, recorded anew when a setting of ``optimizer`` changes.
 
-    None where its steps look at values on the device, so that they cannot be recorded: while ``scale="auto"``
-    is being measured, and with ``nonfinite="raise"``.
+    Steps that look at values on the device cannot be recorded and are taken as they are: while
+    ``scale="auto"`` is measured, and with ``nonfinite="raise"``.
     """
-    if any(is_unmeasured(group) or group["nonfinite"] == "raise" for group in optimizer.param_groups):
-        return None
-    steps = CapturedSteps(step, recorder_for(device))
-    return lambda x, y: steps(x, y, _settings(optimizer))
+    steps = GraphedSteps(step, graph_recorder(device))
+
+    def take(inputs: Tensor, labels: Tensor) -> Tensor:
+        groups = optimizer.param_groups
+        if any(group["nonfinite"] == "raise" or is_unmeasured(group) for group in groups):
+            return step(inputs, labels)
+        return steps(inputs, labels, _settings(optimizer))
+
+    return take
 
 
-def check_capture(cuda_graph: object, device: torch.device, learner: type, base: type) -> bool:
-    """Checks that the steps of a learner can be captured, if they are to be.
+def check_cuda_graph(cuda_graph: object, device: torch.device, learner: type, base: type) -> bool:
+    """Checks that the steps of a learner can be recorded, if they are to be.
 
     Args:
         cuda_graph: the learner's argument, which is returned.
@@ -159,36 +162,37 @@ def check_capture(cuda_graph: object, device: torch.device, learner: type, base:
         learner: its class; ``base`` is the one whose step has no hooks.
 
     Raises:
-        TypeError, ValueError: naming what stands against it.
+        TypeError, ValueError: naming what forbids it.
     """
     if not isinstance(cuda_graph, bool):
         raise TypeError(f"cuda_graph must be True or False, got {cuda_graph!r}")
     if cuda_graph:
-        recorder_for(device)
+        graph_recorder(device)
         hooks = ("_before_step", "_after_step")
         own = [name for name in hooks if getattr(learner, name) is not getattr(base, name)]
         if own and not getattr(learner, "_captures_hooks", False):
             raise ValueError(
                 f"cuda_graph must be False for {learner.__name__}: its {' and '.join(own)} would be recorded "
-                "once an item and replayed as kernels, without any Python; if that is right, set "
+                "once per item and replayed as kernels, without any Python; if that is right, set "
                 "_captures_hooks = True in the class"
             )
     return cuda_graph
 
 
 def _settings(optimizer: MetaplasticSGD) -> Hashable:
-    """The numbers that a recorded step of ``optimizer`` holds, so that it is recorded anew where one changes.
+    """All single values in the groups of ``optimizer``, which a graph of its step has for constants.
 
-    Of a tensor on a GPU the address: a replay reads what stands there.
+    A tensor on a GPU counts by its address: a replay reads the value that is there then.
     """
     return tuple(
-        _number(value)
+        (name, _constant(value))
         for group in optimizer.param_groups
-        for value in (*(group[name] for name in _NUMBERS), scale_in_force(group))
+        for name, value in group.items()
+        if not isinstance(value, list)  # of parameters, anchors, flexibilities: one per parameter
     )
 
 
-def _number(value: object) -> Hashable:
+def _constant(value: object) -> Hashable:
     if not isinstance(value, Tensor):
         return value  # type: ignore[return-value] # numbers and names
     return value.item() if value.device.type == "cpu" else ("at", value.data_ptr())

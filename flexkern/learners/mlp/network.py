@@ -27,9 +27,9 @@ def build(
         seed: of the weights; layer number i has stream i.
         device: where the network is.
         reserve: arguments of :class:`flexkern.nn.SilentLinear` (silent, threshold, rule and so on), which the
-            hidden layers then are. The output layer never is: its units answer to single classes, and one that
-            comes late must not depend on synapses that few of its own images have driven yet. Functional
-            synapses have the weights that they have without a reserve.
+            hidden layers then are. The output layer never is: each of its units answers to one class, and that
+            of a late class must not wait until enough of its own images have made synapses functional.
+            Functional synapses have the weights that they have without a reserve.
 
     Returns:
         The network, and the field that each layer's weight was initialised from.

@@ -1,4 +1,4 @@
-"""Artsy: a frozen vision transformer, an adapter a task, synapses that open by threshold (arXiv 2410.05899)."""
+"""Artsy: a frozen vision transformer, an adapter per task, synapses that open it (arXiv 2410.05899)."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flexkern.learners.registry import register_method
 from flexkern.learners.vit.base import ViTLearner
 from flexkern.learners.vit.training import CosineHead, Recipe, Training
 from flexkern.nn.adapters.adapted_model import Trunk, attach_adapters
@@ -32,15 +33,17 @@ BEST: dict[str, Any] = {
 }
 
 
+@register_method("ease", gate={"gate": "none"})
+@register_method("artsy")
 class ArtsyViT(ViTLearner):
     """A frozen pre-trained transformer E0; for each task an adapter sub-network, and a synapse that opens it.
 
     Learning a task trains its adapters with a cosine head over its own classes, which is thrown away, then
     takes the class means of its images in all subspaces (E0's and each adapter's), completes the means of
-    earlier classes in the new subspace (EASE), and trains the task's synapse on E0's features. An answer costs
-    one pass for E0, which also decides what opens, and one pass for each *open* synapse, whatever the number of
-    tasks: all (image, open task) pairs go through the network as one batch. What comes before the first adapter
-    runs once an image.
+    earlier classes in the new subspace (EASE), and trains the task's synapse on E0's features. Inference
+    takes one pass for E0, which also decides what opens, and one pass for each *open* synapse, whatever the
+    number of tasks: all (image, open task) pairs go through the network as one batch. What comes before the
+    first adapter runs once per image.
 
     Args:
         backbone: as :func:`flexkern.backbones.load_backbone` takes it.
@@ -62,8 +65,6 @@ class ArtsyViT(ViTLearner):
     Raises:
         ValueError: if an option is outside its range.
     """
-
-    method = "artsy"
 
     def __init__(
         self,
@@ -141,7 +142,7 @@ class ArtsyViT(ViTLearner):
         self.bank.add_task(generator=self._generator(0))
         super()._begin(classes)
 
-    def _reserve(self, classes: int) -> None:
+    def _make_room(self, classes: int) -> None:
         self._head = CosineHead(self.width, classes, self._generator(1)).to(self.device) if classes else None
 
     def _generator(self, purpose: int) -> torch.Generator:
@@ -186,7 +187,7 @@ class ArtsyViT(ViTLearner):
     # ------------------------------------------------------------------ answering
 
     def _run_trunk(self, x: Tensor) -> Trunk:
-        with self._network():
+        with self._autocast():
             return self.adapted.trunk(x)
 
     def _base(self, trunk: Trunk) -> Tensor:
@@ -217,7 +218,7 @@ class ArtsyViT(ViTLearner):
         trunk = self._run_trunk(images)
         h = self._base(trunk)
         h0 = h[:, : self.width]
-        # Of a task that is still to come an oracle opens the newest: no answer can be right there.
+        # For a task that is still to come an oracle opens the newest synapse: no answer can be right there.
         evidence = self.gate.evidence(h, None if task is None else task.clamp(max=self.tasks_learned - 1))
         openings = self.gate.open(evidence)
         if self._counted is not None and task is not None:
@@ -256,11 +257,11 @@ class ArtsyViT(ViTLearner):
         evidence, openings, task = (torch.cat(parts) for parts in zip(*counted, strict=True))
         known = task < self.tasks_learned  # a stream may have tasks that are still to come
         self.gate_report = gate_quality(evidence[known], openings[known], task[known])
-        a_sample = float((openings > 0).sum(1).double().mean())
+        per_sample = float((openings > 0).sum(1).double().mean())
         report = {
-            "open_per_sample": a_sample,
-            "open_rate": a_sample / self.tasks_learned,
-            "passes": 1 + a_sample,
+            "open_per_sample": per_sample,
+            "open_rate": per_sample / self.tasks_learned,
+            "passes": 1 + per_sample,
             "keeps_data": float(self.gate.keeps_data),
             "best_gate_right": self.gate_report["best_right"],
         }

@@ -5,14 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from flexkern.learners import checkpoint
 from flexkern.streams.augment import as_float, center_crop, random_resized_crop, resize
 
 __all__ = ["CosineHead", "Recipe", "Training", "autocast", "test_view"]
@@ -22,13 +20,13 @@ PRECISIONS = ("float32", "bfloat16")
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network is trained on one task, as in EASE (arXiv 2403.12030; DESIGN 1.5).
+    """How a network is trained on one task, as in EASE (arXiv 2403.12030; docs/design.md, Artsy).
 
     Args:
         epochs: passes over the task's images.
         lr: at first; it falls to 0 by a cosine, epoch by epoch.
         momentum, weight_decay: of SGD.
-        batch_size: images a step.
+        batch_size: images per step.
         crop: range of a random crop's area, as a share of the image's.
         flip: probability of mirroring an image; 0 where left and right have a meaning.
         precision: "float32", or "bfloat16" for mixed precision (parameters and statistics stay float32).
@@ -68,8 +66,10 @@ def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
 
 
 def test_view(images: Tensor, size: int) -> Tensor:
-    """Images as they are tested: in [0, 1], resized by 256 / 224 and cropped to ``size``, or as they are if
-    they fit."""
+    """Images as they are tested: float in [0, 1], [n, 3, size, size].
+
+    Images of another size are resized so that their shorter side is 256 / 224 of ``size``, and cropped.
+    """
     x = as_float(images)
     return x if x.shape[-2:] == (size, size) else center_crop(resize(x, round(size * 256 / 224)), size)
 
@@ -119,19 +119,18 @@ class Training:
     ) -> None:
         self.recipe, self.size, self.seed, self.device = recipe, size, list(seed), device
         self.logits = logits
-        self.epochs_done = 0
+        self.epochs, self.epochs_done = recipe.epochs, 0
         self.optimizer = torch.optim.SGD(
             parameters, recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay, fused=True
         )
 
     def epoch(self, images: Tensor, labels: Tensor) -> float:
-        """One pass over the images, uint8 [n, 3, h, w], and task-local labels; returns the mean
-        cross-entropy."""
+        """One pass over images, uint8 [n, 3, h, w], and task-local labels; returns the mean cross-entropy."""
         recipe = self.recipe
         seed = int(np.random.SeedSequence([*self.seed, self.epochs_done]).generate_state(1, np.uint64)[0] >> 1)
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(len(labels), generator=generator)
-        rate = recipe.lr * 0.5 * (1 + math.cos(math.pi * self.epochs_done / recipe.epochs))
+        rate = recipe.lr * 0.5 * (1 + math.cos(math.pi * self.epochs_done / self.epochs))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         total = torch.zeros((), device=self.device)
@@ -150,13 +149,3 @@ class Training:
                 total += loss.detach() * len(rows)
         self.epochs_done += 1
         return total.item() / len(labels)
-
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Tensors and JSON that :meth:`restore` takes; the parameters themselves are their owners' to save."""
-        tensors, record = checkpoint.split_optimizer(self.optimizer.state_dict())
-        return tensors, {"epochs_done": self.epochs_done, "optimizer": record}
-
-    def restore(self, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
-        """Goes on from what :meth:`state` returned."""
-        self.optimizer.load_state_dict(checkpoint.join_optimizer(tensors, record["optimizer"]))
-        self.epochs_done = record["epochs_done"]

@@ -64,7 +64,7 @@ class Learners(NamedTuple):
 def _shipped_learners() -> Learners:
     from flexkern.learners import METHODS, load_learner, make_learner
 
-    return Learners(METHODS, make_learner, load_learner)
+    return Learners(tuple(METHODS), make_learner, load_learner)
 
 
 def run(

@@ -103,7 +103,7 @@ def protocol_for(**given: Any) -> Protocol:
 class Network:
     """One of the learners that an experiment compares.
 
-    method: of :data:`flexkern.learners.mlp.baselines.MLP_METHODS`.
+    method: of :data:`flexkern.learners.MLP_METHODS`.
     flexibility: of a metaplastic network: "conventional", "hybrid", "stable", a number, or a distribution that
         :func:`flexkern.runs.metaplasticity.flexibility.flexibility` knows.
     options: further arguments of the learner.

@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from flexkern.learners import Progress
-from flexkern.learners.mlp.baselines import MLP_METHODS, load_mlp
+from flexkern.learners import MLP_METHODS, Progress, load_mlp
 from flexkern.metrics import Evaluation, memorised
 from flexkern.runs.json_file import write_json
 from flexkern.runs.metaplasticity.flexibility import flexibility

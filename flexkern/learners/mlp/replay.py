@@ -1,4 +1,4 @@
-"""A small replay memory, and joint training: training inputs are kept."""
+"""Experience replay."""
 
 from __future__ import annotations
 
@@ -9,35 +9,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flexkern.learners.mlp.conventional import ConventionalMLP, check_count
-from flexkern.learners.mlp.network import linear_layers
+from flexkern.learners.base import check_count
+from flexkern.learners.mlp.kept_inputs import KeepsInputs
+from flexkern.learners.registry import register_method
 
-__all__ = ["JointMLP", "ReplayMLP"]
+__all__ = ["ReplayMLP"]
 
 _RESERVOIR, _REPLAY = 2, 3  # what a random choice is for
 
 
-class _KeepingMLP(ConventionalMLP):
-    """Keeps training inputs, as features, with the labels that it was told."""
-
-    def __init__(self, *args: Any, **common: Any) -> None:
-        super().__init__(*args, **common)
-        self._inputs = torch.zeros((0, linear_layers(self.model)[0].in_features), device=self.device)
-        self._labels = torch.zeros(0, dtype=torch.int64, device=self.device)
-
-    @property
-    def inputs_kept(self) -> int:
-        """How many training inputs are kept now."""
-        return len(self._labels)
-
-    def _extra_state(self) -> dict[str, Tensor]:
-        return {"inputs": self._inputs, "labels": self._labels}
-
-    def _load_extra_state(self, state: dict[str, Tensor]) -> None:
-        self._inputs, self._labels = state["inputs"], state["labels"]
-
-
-class ReplayMLP(_KeepingMLP):
+@register_method("replay")
+class ReplayMLP(KeepsInputs):
     """Experience replay from a small memory (Chaudhry et al. 2019, arXiv 1902.10486, algorithm 1).
 
     Each step's batch is joined with inputs drawn from memory, without repeats, and the step is taken on the
@@ -117,25 +99,3 @@ def _reservoir(
     last[slots[rows]] = rows  # of several inputs for one slot NumPy keeps the last, as the algorithm does
     taken = np.flatnonzero(last >= 0)
     return last[taken], taken, size
-
-
-class JointMLP(_KeepingMLP):
-    """Keeps every training input, and at each item trains on all seen so far: the upper bound, not a continual
-    learner.
-
-    Each item goes on from the weights as they are, for its epochs over everything. An item that is shown again
-    is kept again. Memory, checkpoints and the time of an item grow with the stream.
-
-    Args:
-        input_shape, classes, widths, features, lr, momentum, batch_size, seed, device: as in
-            :class:`flexkern.learners.MetaplasticMLP`.
-
-    Raises:
-        TypeError, ValueError: naming the argument.
-    """
-
-    def _training_set(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.cat([self._inputs, inputs]), torch.cat([self._labels, labels])
-
-    def _after_item(self, inputs: Tensor, labels: Tensor) -> None:
-        self._inputs, self._labels = inputs, labels

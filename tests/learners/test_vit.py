@@ -167,6 +167,32 @@ def test_a_pass_can_be_split() -> None:
     )
 
 
+def test_epochs_can_be_given_and_resumed_in(tmp_path: Path) -> None:
+    """The same as a recipe with so many: the rate falls to 0 over them."""
+    given = stream()[:2]
+    recipe, told, stopped = learner("artsy", epochs=3), learner("artsy", epochs=7), learner("artsy")
+    path = tmp_path / "learner.safetensors"
+
+    def stop(now: Progress) -> None:
+        assert now.epochs == 3
+        stopped.save(path)
+        raise StopError
+
+    for item in given:
+        recipe.learn(item)
+        told.learn(item, epochs=3)
+    with pytest.raises(StopError):
+        stopped.learn(given[0], epochs=3, progress=stop)
+    resumed = load_learner(path, backbone=backbone())
+    for item in given:
+        resumed.learn(item, epochs=3)
+    expected = recipe._modules().state_dict()
+    for one in (told, resumed):
+        assert all(torch.equal(value, expected[name]) for name, value in one._modules().state_dict().items())
+    with pytest.raises(ValueError, match="epochs must be at least 1, got 0"):
+        told.learn(stream()[2], epochs=0)
+
+
 def test_the_global_generator_is_left_alone() -> None:
     torch.manual_seed(7)
     expected = torch.rand(3)

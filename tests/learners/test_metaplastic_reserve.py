@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from flexkern import ops
 from flexkern.features import RandomConvolutions, extract
-from flexkern.learners import MetaplasticMLP, Progress
+from flexkern.learners import MetaplasticMLP, Progress, Reserve
 from flexkern.nn import AdaptiveThreshold, MetaplasticLinear, SilentLinear
 from flexkern.nn.fused.stepped_grad import SteppedGrad
 from flexkern.streams import Stream, two_digit_stream
@@ -147,6 +147,21 @@ def test_a_reserve_that_can_be_pruned_back(stream: Stream) -> None:
 def test_mistakes_are_named(stream: Stream, options: dict, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         learner(stream, **options)
+
+
+def test_the_reserve_is_one_record_or_its_fields(stream: Stream, tmp_path: Path) -> None:
+    fields: dict[str, Any] = {"silent_fraction": 0.5, "threshold": ADAPTIVE, "insert": "hebbian", "eta": 0.01}
+    a, b = learner(stream, **fields), learner(stream, reserve=Reserve(**fields))
+    assert a.configuration() == b.configuration()
+    for net in (a, b):
+        learn(net, stream)
+    assert state(a) == state(b)
+    b.save(tmp_path / "net")
+    assert MetaplasticMLP.load(tmp_path / "net").configuration() == a.configuration()
+    with pytest.raises(TypeError, match="give reserve or silent_fraction, eta, not both"):
+        learner(stream, reserve=Reserve(), silent_fraction=0.5, eta=0.1)
+    with pytest.raises(TypeError, match="MetaplasticMLP got an unexpected keyword argument 'silent'"):
+        learner(stream, silent=0.5)
 
 
 # ----------------------------------------------------------------- the fused step

@@ -68,7 +68,7 @@ def test_it_is_the_papers_classifier(stream: Stream) -> None:
 def train_by_hand(
     stream: Stream, net: MetaplasticMLP, flexibility: float | None, scale: float, epochs: int
 ) -> list[torch.Tensor]:
-    """The release's loop, written out in float64 from the formula: alpha once an item, from the weights."""
+    """The release's loop, written out in float64 from the formula: alpha once per item, from the weights."""
     model = copy.deepcopy(net.model).double()
     anchors = [p.detach().clone() for p in model.parameters()]
     fields = [

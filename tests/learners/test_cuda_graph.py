@@ -1,4 +1,4 @@
-"""Captured steps: the bits of the steps without a graph, shown with a stand-in for CUDA graphs on the CPU.
+"""Steps from a CUDA graph: the bits of the steps without one, shown with a stand-in for graphs on the CPU.
 
 The stand-in does what a graph does: it records the operators of one step and undoes what they wrote; a replay
 runs these operators again, on the same tensors and with the same numbers, and no Python. What a GPU forbids
@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from flexkern.learners import ElasticMLP, IntelligentMLP, MetaplasticMLP, ReplayMLP
-from flexkern.learners.mlp import cuda_graph as captured
+from flexkern.learners import EWC, SI, MetaplasticMLP, Progress, ReplayMLP
+from flexkern.learners.mlp import cuda_graph
 from flexkern.nn import AdaptiveThreshold
 from flexkern.streams import Stream, two_digit_stream
 
@@ -96,11 +96,11 @@ class StandIn:
 @pytest.fixture
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> StandIn:
     recorder = StandIn()
-    monkeypatch.setattr(captured, "recorder_for", lambda device: recorder)
+    monkeypatch.setattr(cuda_graph, "graph_recorder", lambda device: recorder)
     return recorder
 
 
-ITEMS, BATCH, STEPS = 3, 16, 8  # 60 inputs of a class: seven whole batches an epoch, and one of 8
+ITEMS, BATCH, STEPS = 3, 16, 8  # 60 inputs of a class: seven whole batches per epoch, and one of 8
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +145,7 @@ RESERVE = {"silent_fraction": 0.3, "threshold": AdaptiveThreshold(target=0.01, g
     ],
     ids=["plain", "momentum", "conventional", "reserve", "pruned", "hebbian"],
 )  # fmt: skip
-def test_captured_steps_have_the_same_bits(
+def test_steps_from_a_graph_have_the_same_bits(
     stream: Stream, stand_in: StandIn, gate: str, fused_step: bool, options: dict[str, Any]
 ) -> None:
     options = {"gate": gate, "fused_step": fused_step, **options}
@@ -155,7 +155,7 @@ def test_captured_steps_have_the_same_bits(
     assert got.conversions() == expected.conversions()
     if "silent_fraction" in options:
         assert sum(map(sum, got.conversions())) > 0
-    # Two steps of each item, and the two smaller batches of its epochs, run as ever.
+    # Two steps of each item, and the two smaller batches of its epochs, run without a graph.
     assert (stand_in.captured, stand_in.ran, stand_in.replayed) == (ITEMS, ITEMS * 4, ITEMS * (2 * STEPS - 4))
 
 
@@ -183,11 +183,71 @@ def test_a_new_learning_rate_is_captured_anew(stream: Stream, stand_in: StandIn)
     assert stand_in.captured == 2
 
 
+@pytest.mark.parametrize("fused_step", [False, True], ids=["", "fused"])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("maximize", True), ("gate", "step"), ("nonfinite", "propagate"), ("momentum", 0.5),
+        ("weight_decay", 0.1), ("dampening", 0.5), ("nesterov", True),
+    ],
+)  # fmt: skip
+def test_a_setting_that_changes_in_mid_item_is_recorded_anew(
+    stream: Stream, stand_in: StandIn, name: str, value: object, fused_step: bool
+) -> None:
+    options = {**OPTIONS, "fused_step": fused_step, "gate": "item"}
+    if name in ("dampening", "nesterov"):
+        options["momentum"] = 0.9
+    without, usual, graphed = (
+        MetaplasticMLP(stream.input_shape, stream.classes, **options, cuda_graph=on)
+        for on in (False, False, True)
+    )
+    for learner in (without, usual, graphed):
+        learner.learn(stream[0], epochs=2)  # after it alpha is not 1 everywhere
+    before = stand_in.captured
+
+    def change(learner: MetaplasticMLP) -> Callable[[Progress], None]:
+        def after_epoch(now: Progress) -> None:
+            if now.epoch == 1:
+                learner.optimizer.param_groups[0][name] = value
+                if name == "nonfinite":
+                    # A gradient that is not finite, in one place of the last layer.
+                    with torch.no_grad():
+                        learner.model[-1].weight[0, 0] = torch.inf
+
+        return after_epoch
+
+    without.learn(stream[1], epochs=3, progress=change(without))
+    graphed.learn(stream[1], epochs=3, progress=change(graphed))
+    usual.learn(stream[1], epochs=3)
+    assert state(graphed) == state(without)
+    assert state(without) != state(usual)  # so the change matters to what a graph holds
+    assert stand_in.captured == before + 2
+
+
+def test_nonfinite_is_looked_for_without_a_graph_from_when_it_is_asked(
+    stream: Stream, stand_in: StandIn
+) -> None:
+    learner = MetaplasticMLP(stream.input_shape, stream.classes, **OPTIONS, cuda_graph=True)
+    seen = []
+
+    def look(now: Progress) -> None:
+        learner.optimizer.param_groups[0]["nonfinite"] = "raise"
+        if now.epoch == 2:
+            with torch.no_grad():
+                learner.model[-1].bias.fill_(torch.nan)
+        seen.append(stand_in.replayed)
+
+    with pytest.raises(FloatingPointError):
+        learner.learn(stream[0], epochs=4, progress=look)
+    assert seen[0] > 0
+    assert seen == [seen[0]] * 2
+
+
 def test_a_learning_rate_on_a_gpu_is_read_by_replays() -> None:
     """So its value is not looked at; that of one on the CPU is what the step would be captured with."""
     elsewhere = torch.empty(1, device="meta")  # it has no value to look at
-    assert captured._number(elsewhere) == captured._number(elsewhere)
-    assert captured._number(torch.tensor(0.5)) == 0.5
+    assert cuda_graph._constant(elsewhere) == cuda_graph._constant(elsewhere)
+    assert cuda_graph._constant(torch.tensor(0.5)) == 0.5
 
 
 def test_it_resumes_to_the_bit(stream: Stream, stand_in: StandIn, tmp_path: Path) -> None:
@@ -203,8 +263,8 @@ def test_it_resumes_to_the_bit(stream: Stream, stand_in: StandIn, tmp_path: Path
 
     with pytest.raises(StopError):
         first.learn(stream[0], epochs=2, progress=save_and_stop)
-    for cuda_graph in (True, False):
-        resumed = MetaplasticMLP.load(tmp_path / "one", cuda_graph=cuda_graph)
+    for graph in (True, False):
+        resumed = MetaplasticMLP.load(tmp_path / "one", cuda_graph=graph)
         for item in stream:
             resumed.learn(item, epochs=2)
         assert state(resumed) == state(expected)
@@ -214,7 +274,7 @@ def test_it_resumes_to_the_bit(stream: Stream, stand_in: StandIn, tmp_path: Path
     assert state(first) == state(expected)
 
 
-@pytest.mark.parametrize("kind", [ElasticMLP, IntelligentMLP, ReplayMLP])
+@pytest.mark.parametrize("kind", [EWC, SI, ReplayMLP])
 def test_other_methods(stream: Stream, stand_in: StandIn, kind: type[MetaplasticMLP], tmp_path: Path) -> None:
     options: dict[str, Any] = {"widths": (24, 16), "lr": 0.02, "batch_size": BATCH}
     expected = learn(stream, kind, **options)

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from flexkern.learners import MetaplasticMLP
-from flexkern.learners.mlp.rehearsal import JointMLP, ReplayMLP, _reservoir
+from flexkern.learners import JointMLP, MetaplasticMLP, ReplayMLP
+from flexkern.learners.mlp.replay import _reservoir
 from flexkern.streams import Experience, Stream
 from helpers.mlp_blobs import CLASSES, bits, blobs, make
 

@@ -1,0 +1,307 @@
+"""What all learners have in common: they learn item after item, answer, are evaluated, saved and loaded."""
+
+from __future__ import annotations
+
+import os
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from flexkern.learners import checkpoint
+from flexkern.learners.old_records import FORMAT, translated
+from flexkern.learners.progress import Progress
+from flexkern.metrics import Evaluation, confusion_matrix
+from flexkern.streams.base import Experience
+
+__all__ = ["Item", "Learner", "check_count", "check_number"]
+
+_L = TypeVar("_L", bound="Learner")
+
+
+class Item(NamedTuple):
+    """An experience that a learner has taken up.
+
+    train: runs one epoch, given its number from 0, and returns the mean loss; None where nothing is trained.
+    end: after the last epoch.
+    """
+
+    train: Callable[[int], float] | None
+    end: Callable[[], None]
+
+
+class Learner(ABC):
+    """Learns a stream one experience after the other, and answers at any time.
+
+    The same seed gives the same bits on the same device, also when a run is saved, loaded and continued.
+
+    A new method usually inherits from :class:`flexkern.learners.mlp.base.MLPLearner` or
+    :class:`flexkern.learners.vit.base.ViTLearner`, which fill in most of what is abstract here, and gets its
+    name by :func:`flexkern.learners.register_method`.
+
+    Args:
+        seed: of everything that is random.
+        device: where to compute.
+        configuration: the other arguments of the learner's constructor, as JSON, for its checkpoint.
+    """
+
+    family: ClassVar[str]
+    """Of the network: "mlp" or "vit"; names of methods are unique within it."""
+    method: ClassVar[str]
+    """The name that the method was registered by."""
+
+    def __init__(self, *, seed: int, device: torch.device | str, configuration: dict[str, Any]) -> None:
+        self.seed, self.device = seed, torch.device(device)
+        self.items_learned = 0
+        self.report: dict[str, float] = {}
+        """Of the last :meth:`evaluate`: seconds per input, and what the method counts."""
+        self._configuration = configuration
+        self._epochs_done = 0  # of the item that is being learned
+        self._begun: dict[str, Any] | None = None  # its name, as JSON, while it is being learned
+
+    # ------------------------------------------------------------------ what a method fills in
+
+    @property
+    @abstractmethod
+    def default_epochs(self) -> int:
+        """Epochs of an item where :meth:`learn` is not told."""
+
+    @abstractmethod
+    def _check(self, experience: Experience) -> None:
+        """Raises ValueError if the experience does not fit; changes nothing."""
+
+    @abstractmethod
+    def _take_up(self, experience: Experience, epochs: int) -> Item:
+        """Begins an item, and sets ``_begun``; or goes on with it, where ``_begun`` says that it was begun."""
+
+    @abstractmethod
+    def logits(self, x: Tensor) -> Tensor:
+        """Scores of the classes, float32 [n, classes], for inputs [n, ...]."""
+
+    @abstractmethod
+    def _count_classes(self, stream: Sequence[Experience]) -> int:
+        """Rows and columns of the confusion matrix over this stream."""
+
+    @abstractmethod
+    def _modules(self) -> nn.Module:
+        """All modules that learning changes; their state loads into a fresh learner that has resumed."""
+
+    def _optimizer(self) -> torch.optim.Optimizer | None:
+        """The optimizer whose state a checkpoint needs now."""
+        return None
+
+    def _extra_state(self) -> dict[str, Tensor]:
+        """Tensors that learning depends on besides modules and optimizer, for the checkpoint."""
+        return {}
+
+    def _load_extra_state(self, state: dict[str, Tensor]) -> None:  # noqa: B027 - most methods have none
+        """Takes back what :meth:`_extra_state` gave; tensors are on the learner's device."""
+
+    def _progress(self) -> dict[str, Any]:
+        """Where the learner stands, as JSON."""
+        return {
+            "items_learned": self.items_learned, "epochs_done": self._epochs_done, "begun": self._begun,
+        }  # fmt: skip
+
+    def _resume(self, progress: dict[str, Any]) -> None:
+        """Stands where :meth:`_progress` says; the modules that there are then are loaded next."""
+        self.items_learned, self._epochs_done = progress["items_learned"], progress["epochs_done"]
+        self._begun = progress["begun"]
+
+    @abstractmethod
+    def _frozen(self) -> str | None:
+        """Fingerprint of the frozen network that is given and not saved; None where there is none."""
+
+    @classmethod
+    @abstractmethod
+    def _check_frozen(cls, known: str | None, **given: Any) -> dict[str, Any]:
+        """What :meth:`load` was given, as the constructor's arguments.
+
+        Raises:
+            ValueError: if it does not have the fingerprint ``known``, the one in the checkpoint.
+        """
+
+    @classmethod
+    def _arguments(cls, configuration: dict[str, Any]) -> dict[str, Any]:
+        """The constructor's arguments for what a checkpoint holds as the configuration."""
+        return configuration
+
+    # ------------------------------------------------------------------ learning
+
+    def learn(
+        self,
+        experience: Experience,
+        *,
+        epochs: int | None = None,
+        progress: Callable[[Progress], None] | None = None,
+    ) -> None:
+        """Learns one experience.
+
+        After an exception out of ``progress`` (to stop early), or when loaded from a checkpoint that
+        ``progress`` wrote, call it with the same experience again: it goes on with the next epoch.
+
+        Args:
+            experience: a learner with a multi-layer perceptron takes any labels among the classes of the
+                stream; one with a vision transformer takes images, uint8 [n, 3, h, w] or float in [0, 1], with
+                labels from ``classes_seen`` on.
+            epochs: passes over the training inputs, at least 1; None: ``default_epochs``.
+            progress: called after each epoch.
+
+        Raises:
+            ValueError: if the experience does not fit, or another one was begun and not ended.
+        """
+        if epochs is None:
+            epochs = self.default_epochs
+        if epochs < 1:
+            raise ValueError(f"epochs must be at least 1, got {epochs}")
+        self._check(experience)
+        item = self._take_up(experience, epochs)
+        if item.train is not None:
+            for epoch in range(self._epochs_done, epochs):
+                loss = item.train(epoch)
+                self._epochs_done = epoch + 1
+                if progress is not None:
+                    progress(Progress(self.items_learned, epoch + 1, epochs, loss))
+        item.end()
+        self.items_learned += 1
+        self._epochs_done, self._begun = 0, None
+
+    def _check_begun(self, experience: Experience, same: bool, detail: str = "") -> None:
+        """Refuses another experience than the one that was begun; ``detail``: how far that is."""
+        if self._begun is not None and not same:
+            name = self._begun["name"]
+            raise ValueError(
+                f"experience: {name!r} was begun{detail} and not ended; learn it to its end before "
+                f"{experience.name!r}"
+            )
+
+    # ------------------------------------------------------------------ answering
+
+    def predict(self, x: Tensor) -> Tensor:
+        """The class of each input, int64 [n], on the learner's device."""
+        return self.logits(x).argmax(1)
+
+    def _answers(self, experience: Experience) -> Tensor:
+        """Predictions for the test inputs of an experience."""
+        return self.predict(experience.test_inputs)
+
+    def evaluate(self, stream: Sequence[Experience]) -> Evaluation:
+        """Accuracy on the test inputs of each experience, and the confusion matrix over all of them.
+
+        ``report`` then has what else is worth telling: ``seconds_per_image`` (of one input), and what the
+        method counts.
+        """
+        self._start_report()
+        start, accuracies, inputs = time.perf_counter(), [], 0
+        classes = self._count_classes(stream)
+        confusion = np.zeros((classes, classes), dtype=np.int64)
+        for experience in stream:
+            labels = experience.test_labels.numpy(force=True)
+            answers = self._answers(experience).numpy(force=True)
+            accuracies.append(float((labels == answers).mean()))
+            confusion += confusion_matrix(labels, answers, classes)
+            inputs += len(labels)
+        self.report = self._end_report() | {"seconds_per_image": (time.perf_counter() - start) / max(inputs, 1)}
+        return Evaluation(np.array(accuracies), confusion)
+
+    def _start_report(self) -> None:  # noqa: B027 - most methods count nothing
+        """Evaluation begins: forget what was counted."""
+
+    def _end_report(self) -> dict[str, float]:
+        """What a method has counted over an evaluation."""
+        return {"passes": 1.0}
+
+    # ------------------------------------------------------------------ files
+
+    def configuration(self) -> dict[str, Any]:
+        """What the constructor was given, but for frozen networks and the device; JSON."""
+        return dict(self._configuration)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes all that learning depends on, but no frozen network, to one safetensors file.
+
+        The file appears whole or not at all. It holds tensors and JSON; reading it executes nothing.
+        """
+        state, optimizer = self._modules().state_dict(), self._optimizer()
+        tensors = {f"model.{name}": value for name, value in state.items() if isinstance(value, Tensor)}
+        tensors |= {f"extra.{name}": value for name, value in self._extra_state().items()}
+        record: dict[str, Any] = {
+            "format": FORMAT,
+            "family": self.family,
+            "method": self._method_name(),
+            "class": type(self).__name__,  # for people who read the file
+            "configuration": self._configuration,
+            "frozen": self._frozen(),
+            "progress": self._progress(),
+            "model": {name: value for name, value in state.items() if not isinstance(value, Tensor)},
+            "optimizer": None,
+        }
+        if optimizer is not None:
+            of_optimizer, record["optimizer"] = checkpoint.split_optimizer(optimizer.state_dict())
+            tensors |= of_optimizer
+        checkpoint.write(path, tensors, record)
+
+    @classmethod
+    def load(
+        cls: type[_L], path: str | os.PathLike[str], *, device: torch.device | str = "cpu", **given: Any
+    ) -> _L:
+        """The learner that :meth:`save` wrote; on the same device it goes on to the bit as if never stopped.
+
+        Args:
+            path: of the checkpoint; one that an earlier version wrote is read too.
+            device: where to compute.
+            given: what the file does not hold. For a multi-layer perceptron ``features``, the extractor that
+                the learner was made with, if it had one, and ``cuda_graph`` (the bits are the same with and
+                without); for a vision transformer ``backbone`` (default: "small").
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: if it is not such a checkpoint, or features or backbone are others.
+        """
+        tensors, record = translated(*checkpoint.read(path))
+        mine = (FORMAT, cls.family, cls._method_name())
+        if (record.get("format"), record.get("family"), record.get("method")) != mine:
+            raise ValueError(
+                f"path: {os.fspath(path)!r} holds {record.get('class')!r} in format "
+                f"{record.get('format')!r}; this version reads {cls.__name__!r} in format {FORMAT}"
+            )
+        given = cls._check_frozen(record["frozen"], **given)
+        learner = cls(**cls._arguments(record["configuration"]), device=device, **given)
+        learner._configuration = record["configuration"]
+        learner._resume(record["progress"])
+        learner._modules().load_state_dict(_under("model.", tensors) | record["model"])
+        optimizer = learner._optimizer()
+        if optimizer is not None and record["optimizer"] is not None:
+            optimizer.load_state_dict(checkpoint.join_optimizer(tensors, record["optimizer"]))
+        extra = _under("extra.", tensors)
+        learner._load_extra_state({name: value.to(learner.device) for name, value in extra.items()})
+        return learner
+
+    @classmethod
+    def _method_name(cls) -> str:
+        """The name that it was registered by; of a class that was not, its own."""
+        return vars(cls).get("method", cls.__name__)
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def check_number(name: str, value: object, low: float, high: float) -> None:
+    """Raises TypeError or ValueError, naming the argument, unless ``value`` is a number in [low, high]."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not low <= value <= high:
+        raise ValueError(f"{name} must be in [{low:g}, {high:g}], got {value}")
+
+
+def check_count(name: str, value: object) -> None:
+    """Raises TypeError or ValueError, naming the argument, unless ``value`` is an integer of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be a whole number, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")

@@ -1,0 +1,235 @@
+"""What all learners on a multi-layer perceptron have in common: the network, and how it is trained."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from flexkern.features import extract_from, fingerprint
+from flexkern.learners.base import Item, Learner
+from flexkern.learners.mlp.cuda_graph import Step, check_cuda_graph, graphed_steps
+from flexkern.learners.mlp.network import build
+from flexkern.optim import MetaplasticSGD
+from flexkern.streams.base import Experience
+
+__all__ = ["MLPLearner"]
+
+
+class MLPLearner(Learner):
+    """Three linear layers on frozen features, trained item after item by SGD; no method against forgetting.
+
+    Linear, ReLU, linear, ReLU, linear; Glorot-normal weights, zero bias, no dropout, plain cross-entropy over
+    all classes of the stream. Methods differ in the optimizer (:meth:`_build`) or in what they add to a step or
+    to an item (the hooks below). So all of them have the same initial weights and the same order of inputs.
+
+    Args:
+        input_shape: of one input, for example ``stream.input_shape``.
+        classes: how many there are in the whole stream.
+        widths: units of the two hidden layers.
+        features: a frozen module from inputs to features, moved to ``device``, or None: inputs are features. It
+            is run once over an item's inputs, and its features serve all epochs. It is not saved.
+        lr, momentum: of SGD.
+        batch_size: inputs per step.
+        seed: of initial weights, the order of inputs and all other random choices; 0 <= seed < 2**64.
+        device: where to compute. Default: the CPU.
+        cuda_graph: whether steps on an NVIDIA GPU are replayed from a CUDA graph: the same bits, without the
+            time of the Python that launches kernels, which counts where layers are small. The first two steps
+            of an item run without it, and so do a last smaller batch, two steps after a change of lr, and all
+            steps that look at values on the device (while ``scale="auto"`` is measured). Not saved.
+
+    Raises:
+        TypeError, ValueError: naming the argument.
+    """
+
+    family = "mlp"
+    default_epochs = 5  # the paper's
+
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        classes: int,
+        *,
+        widths: tuple[int, int] = (512, 512),
+        features: nn.Module | None = None,
+        lr: float = 1e-2,
+        momentum: float = 0.0,
+        batch_size: int = 50,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        cuda_graph: bool = False,
+    ) -> None:
+        for name, value in (("classes", classes), ("batch_size", batch_size)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if len(widths) != 2 or min(widths) < 1:
+            raise ValueError(f"widths must be the units of two hidden layers, got {widths}")
+        configuration: dict[str, Any] = {
+            "input_shape": list(input_shape), "classes": classes, "widths": list(widths), "lr": lr,
+            "momentum": momentum, "batch_size": batch_size, "seed": seed,
+        }  # fmt: skip
+        super().__init__(seed=seed, device=device, configuration=configuration)
+        self.features = None if features is None else features.to(self.device).eval()
+        self.input_shape = tuple(input_shape)
+        self.classes = classes
+        self.batch_size = batch_size
+        self.model, self.optimizer = self._build((self._count_features(), *widths, classes), lr, momentum)
+        self._cuda_graph = check_cuda_graph(cuda_graph, self.device, type(self), MLPLearner)
+
+    def _build(self, sizes: Sequence[int], lr: float, momentum: float) -> tuple[nn.Sequential, MetaplasticSGD]:
+        """The network of these sizes and its optimizer. f = 1 is plain SGD, where scale has no effect."""
+        model, fields = build(sizes, self.seed, self.device)
+        anchors = [a for field in fields for a in (field, None)]
+        optimizer = MetaplasticSGD(
+            model.parameters(),
+            lr,
+            scale=1.0,
+            flexibility=1.0,
+            seed=self.seed,
+            momentum=momentum,
+            anchor=anchors,
+        )
+        return model, optimizer
+
+    # ------------------------------------------------------------------ what methods do differently
+
+    # Whether _before_step and _after_step of a subclass only launch kernels, the same ones in each step of an
+    # item and on the same memory, so that a CUDA graph of the step may hold them.
+    _captures_hooks: ClassVar[bool] = False
+
+    def _training_set(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """What an item is trained on. It is asked again when an item goes on, so it changes nothing."""
+        return inputs, labels
+
+    def _batch(self, inputs: Tensor, labels: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """What a step is taken on; ``step`` counts from 0 in each epoch."""
+        return inputs, labels
+
+    def _before_step(self) -> None:
+        """Parameters have their gradients, and the optimizer has not seen them."""
+
+    def _after_step(self) -> None:
+        """The optimizer has moved the parameters; their gradients are still there."""
+
+    def _after_item(self, inputs: Tensor, labels: Tensor) -> None:
+        """All epochs over this training set are done; ``items_learned`` does not count the item yet."""
+
+    # ------------------------------------------------------------------ learning
+
+    def _check(self, experience: Experience) -> None:
+        if experience.input_shape != self.input_shape:
+            raise ValueError(
+                f"experience: its inputs are {experience.input_shape}, this learner was made for "
+                f"{self.input_shape}"
+            )
+        labels = experience.train_labels
+        if not labels.numel():
+            raise ValueError("experience: it has no training inputs")
+        low, high = int(labels.min()), int(labels.max())
+        if low < 0 or high >= self.classes:
+            raise ValueError(f"experience: its labels must be in [0, {self.classes}), got {low} to {high}")
+        same = self._begun == {"name": experience.name}
+        self._check_begun(experience, same, f" ({self._epochs_done} epochs are done)")
+
+    def _take_up(self, experience: Experience, epochs: int) -> Item:
+        inputs, labels = self._training_set(
+            self._features_of(experience.train_inputs), experience.train_labels.to(self.device)
+        )
+        self._begun = {"name": experience.name}
+        # New ones for each item: alpha lies elsewhere, and all synapses may have become functional.
+        graphed = self._cuda_graph
+        take_step = graphed_steps(self._take_step, self.optimizer, self.device) if graphed else self._take_step
+
+        def train(epoch: int) -> float:
+            return self._epoch(inputs, labels, self._order(len(labels), epoch), take_step)
+
+        return Item(train, partial(self._end, inputs, labels))
+
+    def _end(self, inputs: Tensor, labels: Tensor) -> None:
+        self._after_item(inputs, labels)
+        self.optimizer.consolidate()
+
+    def _epoch(self, inputs: Tensor, labels: Tensor, order: Tensor, take_step: Step) -> float:
+        total = torch.zeros((), device=self.device)
+        for step, batch in enumerate(order.split(self.batch_size)):
+            x, y = self._batch(inputs[batch], labels[batch], step)
+            total += take_step(x, y) * len(batch)
+        return total.item() / len(labels)
+
+    def _take_step(self, x: Tensor, y: Tensor) -> Tensor:
+        """One step of training on a batch; the mean loss before it. Nothing in it waits for the device."""
+        self.optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(self.model(x), y)
+        loss.backward()
+        self._before_step()
+        self.optimizer.step()
+        self._after_step()
+        return loss.detach()
+
+    def _order(self, count: int, epoch: int) -> Tensor:
+        """The order of the inputs: seed, item and epoch decide it, so there is no generator to save."""
+        rng = np.random.default_rng([self.seed, self.items_learned, epoch])
+        return torch.from_numpy(rng.permutation(count)).to(self.device)
+
+    def _rng(self, what: int, epoch: int = 0, step: int = 0) -> np.random.Generator:
+        """Of another random choice: these, seed and item decide it."""
+        return np.random.default_rng([self.seed, self.items_learned, epoch, step, what])
+
+    def _zeros(self) -> list[Tensor]:
+        """A tensor of zeros for each parameter."""
+        return [torch.zeros_like(p) for p in self.model.parameters()]
+
+    def _copies(self) -> list[Tensor]:
+        """The parameters as they are."""
+        return [p.detach().clone() for p in self.model.parameters()]
+
+    # ------------------------------------------------------------------ answering
+
+    @torch.no_grad()
+    def logits(self, x: Tensor) -> Tensor:
+        """The network's output before softmax, float32 [n, classes], for inputs [n, \\*input_shape]."""
+        if tuple(x.shape[1:]) != self.input_shape:
+            raise ValueError(f"x must be [n, {', '.join(map(str, self.input_shape))}], got {tuple(x.shape)}")
+        return self.model(self._features_of(x))
+
+    def _count_classes(self, stream: Sequence[Experience]) -> int:
+        return self.classes
+
+    def _count_features(self) -> int:
+        if self.features is None:
+            return math.prod(self.input_shape)
+        example = torch.zeros((1, *self.input_shape), dtype=torch.uint8)
+        return extract_from(self.features, example, device=self.device).shape[1]
+
+    def _features_of(self, inputs: Tensor) -> Tensor:
+        if self.features is None:
+            return inputs.to(self.device, torch.float32).flatten(1)
+        return extract_from(self.features, inputs, device=self.device)
+
+    # ------------------------------------------------------------------ files
+
+    def _modules(self) -> nn.Module:
+        return self.model
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        return self.optimizer
+
+    def _frozen(self) -> str | None:
+        return fingerprint(self.features)
+
+    @classmethod
+    def _check_frozen(  # type: ignore[override] # it names what it takes
+        cls, known: str | None, *, features: nn.Module | None = None, cuda_graph: bool = False
+    ) -> dict[str, Any]:
+        if known != fingerprint(features):
+            expected = "none" if known is None else "another one"
+            raise ValueError(
+                f"features: not the extractor that this learner was trained with (it had {expected}); pass the "
+                "same module, with the same weights and calibration"
+            )
+        return {"features": features, "cuda_graph": cuda_graph}

@@ -1,0 +1,33 @@
+"""What replay and joint training have in common: training inputs are kept."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flexkern.learners.mlp.base import MLPLearner
+from flexkern.learners.mlp.network import linear_layers
+
+__all__ = ["KeepsInputs"]
+
+
+class KeepsInputs(MLPLearner):
+    """Keeps training inputs, as features, with the labels that it was told."""
+
+    def __init__(self, *args: Any, **common: Any) -> None:
+        super().__init__(*args, **common)
+        self._inputs = torch.zeros((0, linear_layers(self.model)[0].in_features), device=self.device)
+        self._labels = torch.zeros(0, dtype=torch.int64, device=self.device)
+
+    @property
+    def inputs_kept(self) -> int:
+        """How many training inputs are kept now."""
+        return len(self._labels)
+
+    def _extra_state(self) -> dict[str, Tensor]:
+        return {"inputs": self._inputs, "labels": self._labels}
+
+    def _load_extra_state(self, state: dict[str, Tensor]) -> None:
+        self._inputs, self._labels = state["inputs"], state["labels"]

@@ -1,0 +1,61 @@
+"""What EWC and SI have in common: a quadratic penalty on moving weights that mattered to earlier items."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flexkern.learners.base import check_number
+from flexkern.learners.mlp.base import MLPLearner
+
+__all__ = ["QuadraticPenalty", "numbered"]
+
+
+class QuadraticPenalty(MLPLearner):
+    """Pulls each parameter towards the value it had when the last item ended, by a quadratic penalty.
+
+    The step on the penalty ``stiffness / 2 (theta - anchor)^2`` is that of its gradient, except that it never
+    goes beyond the anchor: stiffness counts as 1 / lr where it is more. Plain SGD would overshoot there, and
+    diverge from twice that stiffness on. Importance differs so much between weights that the largest would then
+    keep strength too low for the others: on ten two-digit items (bundled digits, random convolutions, widths
+    256, one seed) the best average accuracy was 0.28 for both methods, and with the bound it is 0.47 (EWC) and
+    0.48 (SI).
+    """
+
+    _FACTOR: float  # stiffness = _FACTOR * strength * importance
+    _captures_hooks = True  # anchors and importance are others in each item only
+
+    def __init__(self, input_shape: Sequence[int], classes: int, *, strength: float, **common: Any) -> None:
+        check_number("strength", strength, 0, 1e30)  # more, times 0, is not a number in float32
+        super().__init__(input_shape, classes, **common)
+        self._configuration["strength"] = strength
+        self._anchors = self._copies()
+        self._importance = self._zeros()
+
+    @torch.no_grad()
+    def _before_step(self) -> None:
+        strength, lr = self._FACTOR * self._configuration["strength"], self._configuration["lr"]
+        if strength == 0 or self.items_learned == 0:
+            return
+        for p, anchor, importance in zip(self.model.parameters(), self._anchors, self._importance, strict=True):
+            assert p.grad is not None
+            stiffness = (strength * importance).clamp_(max=1 / lr if lr else math.inf)
+            # A new tensor: SI reads the gradient without the penalty after the step.
+            p.grad = torch.addcmul(p.grad, stiffness, p - anchor)
+
+    def _extra_state(self) -> dict[str, Tensor]:
+        return numbered("anchor", self._anchors) | numbered("importance", self._importance)
+
+    def _load_extra_state(self, state: dict[str, Tensor]) -> None:
+        count = len(self._anchors)
+        self._anchors = [state[f"anchor.{i}"] for i in range(count)]
+        self._importance = [state[f"importance.{i}"] for i in range(count)]
+
+
+def numbered(name: str, tensors: list[Tensor]) -> dict[str, Tensor]:
+    """A name for each tensor, for checkpoints."""
+    return {f"{name}.{i}": t for i, t in enumerate(tensors)}

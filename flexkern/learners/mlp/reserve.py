@@ -1,0 +1,58 @@
+"""The reserve of silent synapses that the hidden layers of a metaplastic learner can have."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from flexkern.nn import AdaptiveThreshold
+
+__all__ = ["Reserve"]
+
+# Found on two-digit items (docs/results/silent_reserve). It starts above the coincidences there are, because
+# under them half the reserve would convert at once; of the silent synapses one in 2,000 converts in a step.
+_THRESHOLD = AdaptiveThreshold(target=5e-4, gain=30.0, start=10.0)
+
+
+@dataclass(frozen=True)
+class Reserve:
+    """How many synapses begin silent, and how they become functional.
+
+    Args:
+        silent_fraction: share of the synapses that begins silent, 0 to 1. The functional ones have the weights
+            that they have without a reserve.
+        threshold: that a silent synapse has to pass to become functional: a number, or an
+            :class:`flexkern.nn.AdaptiveThreshold`.
+        rule, insert, eta: what is compared with it, and the weight that a synapse begins with, see
+            :class:`flexkern.nn.SilentLinear`.
+        prune: where it is above 0, functional synapses of a magnitude under it go silent.
+
+    Raises:
+        TypeError, ValueError: naming the argument.
+    """
+
+    silent_fraction: float = 0.0
+    threshold: float | AdaptiveThreshold = _THRESHOLD
+    rule: str = "rate"
+    insert: str = "init"
+    eta: float = 1.0
+    prune: float = 0.0
+
+    def __post_init__(self) -> None:
+        fraction = self.silent_fraction
+        if isinstance(fraction, bool) or not isinstance(fraction, (int, float)):
+            raise TypeError(f"silent_fraction must be a number, got {fraction!r}")
+        if not 0 <= fraction <= 1:
+            raise ValueError(f"silent_fraction must be a share of synapses in [0, 1], got {fraction}")
+        if not isinstance(self.threshold, (int, float, AdaptiveThreshold)):
+            # A tensor with an entry for each unit would have to fit both hidden layers.
+            raise TypeError(f"threshold must be a number or an AdaptiveThreshold, got {self.threshold!r}")
+
+    def layer_options(self) -> dict[str, Any] | None:
+        """Arguments of :class:`flexkern.nn.SilentLinear`; None where no synapse is ever silent."""
+        if not (self.silent_fraction > 0 or self.prune > 0):
+            return None
+        return {
+            "silent": float(self.silent_fraction), "threshold": self.threshold, "rule": self.rule,
+            "insert": self.insert, "eta": self.eta, "prune": self.prune,
+        }  # fmt: skip

@@ -1,0 +1,57 @@
+"""RanPAC: a ridge head on random features of the frozen ones."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flexkern.learners.registry import register_method
+from flexkern.learners.vit.base import ViTLearner
+from flexkern.nn.heads.ridge import RidgeHead
+
+__all__ = ["RanPAC"]
+
+
+@register_method("ranpac")
+class RanPAC(ViTLearner):
+    """A ridge head on a random ReLU projection of the frozen backbone's features (arXiv 2307.02251).
+
+    Its sums over all tasks are exact, so the order of tasks changes nothing, and no data is kept.
+
+    Args:
+        features: of the random projection; the paper has 10,000. The sums are features x features numbers.
+        ridge: the head's regularisation, or "auto".
+        backbone, recipe, images_per_pass, image_size, seed, device: as in
+            :class:`flexkern.learners.vit.base.ViTLearner`.
+    """
+
+    def __init__(
+        self,
+        backbone: str | os.PathLike[str] | nn.Module = "small",
+        *,
+        features: int = 2000,
+        ridge: float | str = "auto",
+        seed: int = 0,
+        **common: Any,
+    ) -> None:
+        super().__init__(backbone, seed=seed, features=features, ridge=ridge, **common)
+        self._parts = self._known_parts(self.backbone)
+        self.head = RidgeHead(self.width, features=features, ridge=ridge, seed=seed).to(self.device)
+
+    def _finish(self, images: Tensor, labels: Tensor) -> None:
+        h0 = torch.cat([self._run(self._parts.features, x) for x, _ in self._test_batches(images, labels)])
+        self.head.update(h0, labels.to(self.device))
+
+    def _logits(self, images: Tensor, task: Tensor | None) -> Tensor:
+        return self.head.logits(self._run(self._parts.features, images))
+
+    def _modules(self) -> nn.ModuleDict:
+        return nn.ModuleDict({"head": self.head})
+
+    @property
+    def parameters_added(self) -> int:
+        # As many as the head's weights; the projection is drawn anew from its seed.
+        return self.head.cross.numel()

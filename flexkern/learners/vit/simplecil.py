@@ -1,0 +1,44 @@
+"""SimpleCIL: class means on frozen features."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from torch import Tensor, nn
+
+from flexkern.learners.registry import register_method
+from flexkern.learners.vit.base import ViTLearner
+from flexkern.nn.heads.prototype import PrototypeClassifier
+
+__all__ = ["SimpleCIL"]
+
+
+@register_method("simplecil")
+class SimpleCIL(ViTLearner):
+    """Nearest class mean on the frozen backbone's features, by cosine; nothing is trained (arXiv 2303.07338).
+
+    Args:
+        backbone, recipe, images_per_pass, image_size, seed, device: as in
+            :class:`flexkern.learners.vit.base.ViTLearner`.
+    """
+
+    def __init__(self, backbone: str | os.PathLike[str] | nn.Module = "small", **common: Any) -> None:
+        super().__init__(backbone, **common)
+        self._parts = self._known_parts(self.backbone)
+        self.prototypes = PrototypeClassifier(self.width, device=self.device)
+        self.prototypes.add_subspace()
+
+    def _finish(self, images: Tensor, labels: Tensor) -> None:
+        for x, y in self._test_batches(images, labels):
+            self.prototypes.update(self._run(self._parts.features, x).unsqueeze(1), y)
+
+    def _logits(self, images: Tensor, task: Tensor | None) -> Tensor:
+        return self.prototypes.logits(self._run(self._parts.features, images).unsqueeze(1))
+
+    def _modules(self) -> nn.ModuleDict:
+        return nn.ModuleDict({"prototypes": self.prototypes})
+
+    @property
+    def parameters_added(self) -> int:
+        return self.classes_seen * self.width
