@@ -62,8 +62,8 @@ std::tuple<Tensor, Tensor> forward(const AdapterForward& given) {
     dropout.factor = static_cast<float>(1.0 / (1.0 - given.dropout_p));
   }
   auto [out, hidden] =
-      cpu::adapter_forward(given.x, {given.down, given.down_bias, given.up, given.up_bias}, given.index, given.residual,
-                           dropout, static_cast<float>(given.scale), sizes, dtype);
+      cpu::adapter_forward(given.x, {given.down, given.down_bias, given.up, given.up_bias}, given.index,
+                           given.residual, dropout, static_cast<float>(given.scale), sizes, dtype);
   return {out, given.keep_hidden ? hidden : cpu::new_tensor({0}, given.x.scalar_type())};
 }
 
@@ -72,8 +72,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(const AdapterBackwar
   const cpu::AdapterSizes sizes = check(given);
   check_tensor(given.grad_out, "grad_out", given.x, {sizes.samples, sizes.positions, sizes.d});
   check_tensor(given.hidden, "hidden", given.x, {sizes.samples, sizes.positions, sizes.r});
-  return cpu::adapter_backward(given.grad_out, given.x, given.hidden, given.down, given.up, given.index, given.scale,
-                               given.dropout_p, given.need_x, given.need_bank, sizes, dtype);
+  return cpu::adapter_backward(given.grad_out, given.x, given.hidden, given.down, given.up, given.index,
+                               given.scale, given.dropout_p, given.need_x, given.need_bank, sizes, dtype);
 }
 
 }  // namespace

@@ -22,11 +22,10 @@ void check_like(const Tensor& tensor, const char* name, const Tensor& weight, Sc
   FLEXKERN_CHECK(tensor.is_contiguous(), name, " must be contiguous");
   FLEXKERN_CHECK(tensor.scalar_type() == dtype, name, " has the wrong dtype");
   if (tensor.get() == weight.get()) return;
-  FLEXKERN_CHECK(tensor.get_device_index() == weight.get_device_index(), name,
-                  " is on another device than weight");
+  FLEXKERN_CHECK(tensor.get_device_index() == weight.get_device_index(), name, " is on another device than weight");
   const auto shape = tensor.sizes(), expected = weight.sizes();
   FLEXKERN_CHECK(std::equal(shape.begin(), shape.end(), expected.begin(), expected.end()), name,
-                  " has another shape than weight");
+                 " has another shape than weight");
 }
 
 void check_range(double value, const char* name, double low, double high) {
@@ -34,19 +33,20 @@ void check_range(double value, const char* name, double low, double high) {
 }
 
 void check_scale(double scale, const float* pointer) {
-  FLEXKERN_CHECK(pointer != nullptr || (scale > 0 && scale <= 1e38), "scale must be > 0 and at most 1e38, got ", scale);
+  FLEXKERN_CHECK(pointer != nullptr || (scale > 0 && scale <= 1e38), "scale must be > 0 and at most 1e38, got ",
+                 scale);
 }
 
 const float* number_pointer(const std::optional<Tensor>& tensor, const char* name) {
   if (!tensor.has_value()) return nullptr;
   FLEXKERN_CHECK(tensor->numel() == 1 && tensor->scalar_type() == ScalarType::Float, name,
-                  " must be one float32 element");
+                 " must be one float32 element");
   return static_cast<const float*>(tensor->data_ptr());
 }
 
 Source field_source(const int64_t* row, const double* parameters) {
   FLEXKERN_CHECK(row[0] > static_cast<int64_t>(Kind::kStored) && row[0] <= static_cast<int64_t>(Kind::kBiasedLow),
-                  "kind ", row[0], " is not a procedural source");
+                 "kind ", row[0], " is not a procedural source");
   Source source;
   source.kind = static_cast<Kind>(row[0]);
   source.seed = static_cast<uint64_t>(row[1]);
@@ -84,7 +84,7 @@ Source one_source(const std::optional<Tensor>& stored, const char* name, const T
 }
 
 std::vector<Source> all_sources(const Tensors& weights, const Tensors& stored, const char* name,
-                                   const SourceRows& sources, size_t first) {
+                                const SourceRows& sources, size_t first) {
   std::vector<Source> result(weights.size());
   size_t next = 0;
   for (size_t i = 0; i < weights.size(); ++i) {
@@ -119,9 +119,8 @@ void MemoryCheck::finish() {
   const char* any = nullptr;
   const char* written = nullptr;
   for (const Extent& extent : extents_) {
-    FLEXKERN_CHECK(
-        extent.begin >= (extent.written ? any : written),
-        "a tensor that is updated in place shares memory with another argument; pass a .clone() of one");
+    FLEXKERN_CHECK(extent.begin >= (extent.written ? any : written),
+                   "a tensor that is updated in place shares memory with another argument; pass a .clone() of one");
     any = std::max(any, extent.end);
     if (extent.written) written = std::max(written, extent.end);
   }

@@ -16,8 +16,8 @@ struct LayerCall {
 
 // Words of a packed mask.
 inline void check_words(const Tensor& words, int64_t rows, int64_t columns) {
-  FLEXKERN_CHECK(words.dim() == 2 && words.scalar_type() == ScalarType::Int && words.is_contiguous() && columns >= 0 &&
-                     words.size(0) == rows && words.size(1) == words_in_row(columns) &&
+  FLEXKERN_CHECK(words.dim() == 2 && words.scalar_type() == ScalarType::Int && words.is_contiguous() &&
+                     columns >= 0 && words.size(0) == rows && words.size(1) == words_in_row(columns) &&
                      words.device().type() == kDevice,
                  "words must be a contiguous int32 matrix of ceil(columns / 32) words a row, ", kOnDevice);
 }
@@ -43,7 +43,9 @@ void decode_silent(SynapseLayer<typename Given::Rule>& layer, const Given& given
   layer.prune = static_cast<float>(given.prune);
 }
 
-inline const Tensor* pointer(const std::optional<Tensor>& tensor) { return tensor.has_value() ? &*tensor : nullptr; }
+inline const Tensor* pointer(const std::optional<Tensor>& tensor) {
+  return tensor.has_value() ? &*tensor : nullptr;
+}
 
 // Everything but the gradient (for linear_step_ pass the weight in its place), the drive and the counts.
 template <class Given>
@@ -71,8 +73,8 @@ LayerCall<typename Given::Rule> decode_layer(const Given& given, const Tensor& g
   SynapseLayer<Rule>& layer = call.layer;
   layer.rows = weight.size(0);
   layer.columns = weight.size(1);
-  layer.synapses = decode_tensor<Rule>(weight, grad, pointer(given.alpha), low ? pointer(given.master) : nullptr, own,
-                                       Given::kStates);
+  layer.synapses = decode_tensor<Rule>(weight, grad, pointer(given.alpha), low ? pointer(given.master) : nullptr,
+                                       own, Given::kStates);
   FLEXKERN_CHECK(layer.synapses.gate != Gate::kStoredBFloat16, "alpha of a layer must be float32");
   // A gate that does not look at the anchor (stored, or f = 1) needs it none the less, for what converts.
   layer.synapses.anchor = one_source(given.anchor, "anchor", weight, sources, 0);

@@ -9,8 +9,8 @@ namespace {
 
 // A batch [batch, units]; `like` has its dtype and batch.
 void check_batch(const Tensor& batch, const char* name, int64_t units, const Tensor& like) {
-  FLEXKERN_CHECK(batch.dim() == 2 && batch.size(0) == like.size(0) && batch.size(1) == units, name, " must be [batch, ",
-                 units, "], with the batch of x");
+  FLEXKERN_CHECK(batch.dim() == 2 && batch.size(0) == like.size(0) && batch.size(1) == units, name,
+                 " must be [batch, ", units, "], with the batch of x");
   FLEXKERN_CHECK(
       batch.is_contiguous() && batch.device().type() == kDevice && batch.scalar_type() == like.scalar_type(), name,
       " must be contiguous, ", kOnDevice, ", and of the dtype of x");

@@ -4,7 +4,8 @@
 #ifdef FLEXKERN_FOR_CUDA
 namespace flexkern::cuda {
 const char* pack_mask(const uint8_t* mask, int32_t* words, int64_t rows, int64_t columns, int device, void* stream);
-const char* unpack_mask(const int32_t* words, uint8_t* mask, int64_t rows, int64_t columns, int device, void* stream);
+const char* unpack_mask(const int32_t* words, uint8_t* mask, int64_t rows, int64_t columns, int device,
+                        void* stream);
 }  // namespace flexkern::cuda
 #else
 // Rows [begin, end) of a bool matrix and of its packed words.

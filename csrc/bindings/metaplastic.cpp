@@ -12,8 +12,8 @@ const char* gate(const float* weight, const Source& anchor, const Source& flexib
                  const float* scale_pointer, float* alpha, int64_t numel, int device, void* stream);
 }  // namespace flexkern::cuda
 #else
-FLEXKERN_KERNEL(template <class Rule> void step(const StepTensor<Rule>& tensor, const Step<Rule>& step, Dtype weight,
-                                                Dtype grad, int64_t begin, int64_t end);
+FLEXKERN_KERNEL(template <class Rule> void step(const StepTensor<Rule>& tensor, const Step<Rule>& step,
+                                                Dtype weight, Dtype grad, int64_t begin, int64_t end);
                 void gate(const float* weight, const Source& anchor, const Source& flexibility, float scale,
                           float* alpha, int64_t begin, int64_t end);)
 #endif
@@ -125,9 +125,8 @@ Tensor gate(const MetaplasticGate& given) {
   Tensor alpha = cpu::new_tensor(given.weight.sizes(), ScalarType::Float);
   float* out = data<float>(alpha);
   const auto kernel = FLEXKERN_BEST(gate);
-  cpu::parallel_elements(numel, [&](int64_t begin, int64_t end) {
-    kernel(weight, anchor, flexibility, scale, out, begin, end);
-  });
+  cpu::parallel_elements(
+      numel, [&](int64_t begin, int64_t end) { kernel(weight, anchor, flexibility, scale, out, begin, end); });
 #endif
   return alpha;
 }

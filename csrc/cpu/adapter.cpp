@@ -36,7 +36,7 @@ std::vector<Rows> find_runs(const Index* index, const AdapterSizes& sizes) {
   for (int64_t s = 0; s < sizes.samples; ++s) {
     const int64_t task = index[s];
     FLEXKERN_CHECK(task >= -1 && task < sizes.tasks, "index must be in [-1, ", sizes.tasks, "), got ", task,
-                    " for sample ", s);
+                   " for sample ", s);
     if (runs.empty() || runs.back().task != task) runs.push_back({task, s * sizes.positions, 0});
     runs.back().count += sizes.positions;
   }
@@ -45,9 +45,8 @@ std::vector<Rows> find_runs(const Index* index, const AdapterSizes& sizes) {
 
 // One entry for each run of samples of one task.
 std::vector<Rows> find_runs(const Tensor& index, const AdapterSizes& sizes) {
-  return index.scalar_type() == ScalarType::Long
-             ? find_runs(static_cast<const int64_t*>(index.data_ptr()), sizes)
-             : find_runs(static_cast<const int32_t*>(index.data_ptr()), sizes);
+  return index.scalar_type() == ScalarType::Long ? find_runs(static_cast<const int64_t*>(index.data_ptr()), sizes)
+                                                 : find_runs(static_cast<const int32_t*>(index.data_ptr()), sizes);
 }
 
 // Splits runs into what a thread works on at a time.
@@ -231,10 +230,12 @@ std::tuple<Tensor, Tensor> adapter_forward(const Tensor& x, const AdapterBank& b
   return {out, hidden};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> adapter_backward(
-    const Tensor& grad_out, const Tensor& x, const Tensor& hidden, const Tensor& down, const Tensor& up,
-    const Tensor& index, double scale, double dropout_p, bool need_x, bool need_bank, const AdapterSizes& sizes,
-    Dtype dtype) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> adapter_backward(const Tensor& grad_out, const Tensor& x,
+                                                                    const Tensor& hidden, const Tensor& down,
+                                                                    const Tensor& up, const Tensor& index,
+                                                                    double scale, double dropout_p, bool need_x,
+                                                                    bool need_bank, const AdapterSizes& sizes,
+                                                                    Dtype dtype) {
   const std::vector<Rows> runs = find_runs(index, sizes);
   const std::vector<Rows> parts = split_runs(runs, rows_at_a_time(x, sizes));
 

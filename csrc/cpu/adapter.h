@@ -1,5 +1,5 @@
-// The gated adapter on the CPU: the library's products on a few rows at a time, with everything else done to those rows
-// while they are in the cache (docs/design.md, Artsy).
+// The gated adapter on the CPU: the library's products on a few rows at a time, with everything else done to those
+// rows while they are in the cache (docs/design.md, Artsy).
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -30,9 +30,11 @@ std::tuple<Tensor, Tensor> adapter_forward(const Tensor& x, const AdapterBank& b
                                            float scale, const AdapterSizes& sizes, Dtype dtype);
 
 // The gradients by x and by the tensors of the bank; [0] for what is not needed.
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> adapter_backward(
-    const Tensor& grad_out, const Tensor& x, const Tensor& hidden, const Tensor& down, const Tensor& up,
-    const Tensor& index, double scale, double dropout_p, bool need_x, bool need_bank, const AdapterSizes& sizes,
-    Dtype dtype);
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> adapter_backward(const Tensor& grad_out, const Tensor& x,
+                                                                    const Tensor& hidden, const Tensor& down,
+                                                                    const Tensor& up, const Tensor& index,
+                                                                    double scale, double dropout_p, bool need_x,
+                                                                    bool need_bank, const AdapterSizes& sizes,
+                                                                    Dtype dtype);
 
 }  // namespace flexkern::cpu

@@ -14,19 +14,19 @@ const char* name_of(InstructionSet set);
 }  // namespace flexkern::cpu
 
 #ifdef FLEXKERN_X86
-#define FLEXKERN_KERNEL(...)         \
-  namespace flexkern::baseline {     \
-  __VA_ARGS__                        \
-  }                                  \
-  namespace flexkern::avx2 {         \
-  __VA_ARGS__                        \
-  }                                  \
-  namespace flexkern::avx512 {       \
-  __VA_ARGS__                        \
+#define FLEXKERN_KERNEL(...)     \
+  namespace flexkern::baseline { \
+  __VA_ARGS__                    \
+  }                              \
+  namespace flexkern::avx2 {     \
+  __VA_ARGS__                    \
+  }                              \
+  namespace flexkern::avx512 {   \
+  __VA_ARGS__                    \
   }
-#define FLEXKERN_BEST(name)                                                                        \
+#define FLEXKERN_BEST(name)                                                                             \
   (flexkern::cpu::instruction_set() == flexkern::cpu::InstructionSet::kAvx512 ? &flexkern::avx512::name \
-   : flexkern::cpu::instruction_set() == flexkern::cpu::InstructionSet::kAvx2 ? &flexkern::avx2::name  \
+   : flexkern::cpu::instruction_set() == flexkern::cpu::InstructionSet::kAvx2 ? &flexkern::avx2::name   \
                                                                               : &flexkern::baseline::name)
 #else
 #define FLEXKERN_KERNEL(...)     \

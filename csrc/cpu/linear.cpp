@@ -86,8 +86,8 @@ bool any_silent(const SynapseLayer<Rule>& layer, int64_t begin, int64_t end) {
 
 // Coincidences of the rows [begin, end), a block, but only of the 128 at a time that have silent synapses.
 template <class Rule>
-void coincidence_rows(const SynapseLayer<Rule>& layer, float* out, const Tensor& post, const Tensor& pre, int64_t begin,
-                      int64_t end) {
+void coincidence_rows(const SynapseLayer<Rule>& layer, float* out, const Tensor& post, const Tensor& pre,
+                      int64_t begin, int64_t end) {
   constexpr int64_t kTile = 128;
   int64_t first = begin;  // of a run of such rows
   for (int64_t row = begin; row < end; row += kTile) {
@@ -102,8 +102,8 @@ void coincidence_rows(const SynapseLayer<Rule>& layer, float* out, const Tensor&
 }  // namespace
 
 template <class Rule>
-void linear(SynapseLayer<Rule>& layer, const Step<Rule>& step, Dtype weight, const Tensor& x, const Tensor& grad_out,
-            const Tensor* post) {
+void linear(SynapseLayer<Rule>& layer, const Step<Rule>& step, Dtype weight, const Tensor& x,
+            const Tensor& grad_out, const Tensor* post) {
   const NoGrad guard;
   const int64_t batch = x.size(0), height = block_rows(layer.rows, layer.columns);
   const Tensor inputs = widen(x), errors = widen(grad_out);

@@ -14,9 +14,8 @@ template <class Rule>
 void step_rows(const SynapseLayer<Rule>& layer, const Step<Rule>& step, Dtype weight, Dtype grad, int64_t begin,
                int64_t end) {
   const auto kernel = FLEXKERN_BEST(synapse<Rule>);
-  torch::stable::parallel_for(begin, end, row_grain(layer.columns), [&](int64_t first, int64_t last) {
-    kernel(layer, step, weight, grad, first, last);
-  });
+  torch::stable::parallel_for(begin, end, row_grain(layer.columns),
+                              [&](int64_t first, int64_t last) { kernel(layer, step, weight, grad, first, last); });
 }
 
 }  // namespace flexkern::cpu

@@ -44,10 +44,10 @@ class NoGrad {
   bool enabled_;
 };
 
-// Work is shared out in units of 4096 elements (16 KB of each float32 operand), at least kGrain of them for each thread:
-// fewer cost less to do than to hand over (a few microseconds while the other threads are awake, 10 when they
-// sleep). A step that computes its gate takes three times as long an element as one that does not, and one that
-// draws a field twice that again: there a thread is worth its while earlier.
+// Work is shared out in units of 4096 elements (16 KB of each float32 operand), at least kGrain of them for each
+// thread: fewer cost less to do than to hand over (a few microseconds while the other threads are awake, 10 when
+// they sleep). A step that computes its gate takes three times as long an element as one that does not, and one
+// that draws a field twice that again: there a thread is worth its while earlier.
 constexpr int64_t kUnit = 4096;
 constexpr int64_t kGrain = 8;
 

@@ -1,5 +1,4 @@
 #include "flexkern/null.h"
-
 #include "launch.cuh"
 #include "vector4.cuh"
 

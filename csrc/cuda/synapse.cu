@@ -45,8 +45,9 @@ struct Changes {
 
 // `silent` and `exists` have a bit for each of the four synapses from `begin` on, which lie in one row.
 template <class W, class G, class Rule>
-__device__ __forceinline__ Changes pass4(const SynapseLayer<Rule>& layer, int64_t row, int64_t column, uint32_t silent,
-                                         uint32_t exists, bool is_aligned, const Step<Rule>& step, float rate) {
+__device__ __forceinline__ Changes pass4(const SynapseLayer<Rule>& layer, int64_t row, int64_t column,
+                                         uint32_t silent, uint32_t exists, bool is_aligned, const Step<Rule>& step,
+                                         float rate) {
   constexpr int kStates = Rule::kStates;
   const StepTensor<Rule>& synapses = layer.synapses;
   const int64_t begin = row * layer.columns + column;

@@ -123,7 +123,8 @@ FLEXKERN_FN void step_vector(const Chunk<Rule>& c, int64_t i, int64_t count, con
 }
 
 template <int kHas, class Rule>
-FLEXKERN_FN void store_states(const Chunk<Rule>& c, int64_t i, int64_t count, const floats (&states)[Rule::kStates]) {
+FLEXKERN_FN void store_states(const Chunk<Rule>& c, int64_t i, int64_t count,
+                              const floats (&states)[Rule::kStates]) {
   FLEXKERN_UNROLL
   for (int k = 0; k < Rule::kStates; ++k)
     if (kHas >> k & 1) store_some(c.states[k] + i, states[k], count);
@@ -157,7 +158,8 @@ auto step_of_gate(Gate gate) {
 template <class Rule>
 auto choose_step(const StepTensor<Rule>& tensor) {
   decltype(&step_chunk<Gate::kFree, 0, Rule>) step = nullptr;
-  with_states<Rule>(states_of(tensor), [&](auto set) { step = step_of_gate<decltype(set)::value, Rule>(tensor.gate); });
+  with_states<Rule>(states_of(tensor),
+                    [&](auto set) { step = step_of_gate<decltype(set)::value, Rule>(tensor.gate); });
   return step;
 }
 

@@ -48,8 +48,8 @@ FLEXKERN_FN F log_unit(F y) {
   return to_float(exponent) * 0.69314718246459961f + s * horner(series, s * s);
 }
 
-// Inverse CDF of the standard normal: sqrt(2) erfinv(x) = x P(w), w = -log(1 - x^2). flexkern/spec/constants.py says
-// where the coefficients are from.
+// Inverse CDF of the standard normal: sqrt(2) erfinv(x) = x P(w), w = -log(1 - x^2). flexkern/spec/constants.py
+// says where the coefficients are from.
 template <class F>
 FLEXKERN_FN F normal_quantile(F u) {
   const float centre[] = FLEXKERN_NORMAL_CENTRE;

@@ -1,5 +1,5 @@
-// The rules by which a synapse steps (docs/design.md, Optimizers): the state and the numbers of each, and the direction
-// that the plain optimizer would go. flexkern/spec/rules.py declares their names.
+// The rules by which a synapse steps (docs/design.md, Optimizers): the state and the numbers of each, and the
+// direction that the plain optimizer would go. flexkern/spec/rules.py declares their names.
 #pragma once
 
 #include "flexkern/lanes.h"
