@@ -2,7 +2,8 @@
 
     python build_tools/bindings.py FOLDER
 
-CMake runs it when it configures; FOLDER/flexkern then has operators.h and constants.h, which are meant to be read.
+CMake runs it when it configures; FOLDER/flexkern then has operators.h and constants.h, which are meant to be
+read.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "flexkern"))  # not the package, which needs torch
 
-import spec
-from spec import Argument, Spec, constants
-from spec.declare import single
+import spec  # noqa: E402
+from spec import Argument, Spec, constants  # noqa: E402
+from spec.declare import single  # noqa: E402
 
 LINE = 112
 # Schema type to: a struct's member, a parameter that must be given, one that may be missing.
@@ -54,7 +55,7 @@ def numbers() -> str:
 
     m, w = constants.PHILOX_MULTIPLIERS, constants.PHILOX_WEYL
     lines = [
-        "// Written by build_tools/bindings.py from flexkern/spec/constants.py, which says where they are from.",
+        "// Written by build_tools/bindings.py from flexkern/spec/constants.py, which says where they are from.",  # noqa: E501
         "#pragma once",
         "",
         f"#define FLEXKERN_PHILOX_ROUNDS {constants.PHILOX_ROUNDS}",
@@ -77,7 +78,7 @@ def operators() -> str:
         "// Written by build_tools/bindings.py from flexkern/spec.\n"
         "//\n"
         "// Of each operator: a struct of its arguments, in which a list that is not given is empty, and\n"
-        "// unpack::name<body>, which the dispatcher calls with the arguments one by one, and which calls body with the\n"
+        "// unpack::name<body>, which the dispatcher calls with the arguments one by one, and which calls body with the\n"  # noqa: E501
         "// struct. FLEXKERN_<FAMILY>_STEPS(X) is X(struct, operator) for the step of each rule.\n"
         "#pragma once\n\n"
         '#include "bindings/arguments.h"\n'
@@ -157,7 +158,10 @@ def _unpack(s: Spec, arguments: Sequence[Argument], name: str) -> str:
     returns = _RETURNS.get(s.returns) or f"std::tuple<{', '.join(re.findall('Tensor', s.returns))}>"
     parameters = ", ".join(f"{_TYPES[a.type][2 if a.optional else 1]} {a.name}" for a in arguments)
     members = ", ".join(_member(a, b) for a, b in zip(arguments, s.arguments, strict=True))
-    return f"template <auto kBody>\n{returns} {name}({parameters}) {{\n  return kBody({s.record.__name__}{{{members}}});\n}}\n"
+    return (
+        f"template <auto kBody>\n{returns} {name}({parameters}) {{\n"
+        f"  return kBody({s.record.__name__}{{{members}}});\n}}\n"
+    )
 
 
 def _member(passed: Argument, kept: Argument) -> str:

@@ -1,4 +1,4 @@
-"""Procedural fields (docs/design.md): the operations of flexkern/reference/field.py in its order, each rounded once.
+"""Procedural fields (docs/design.md): the operations of flexkern/reference/field.py, each rounded once.
 
 The kernels are compiled with enable_fp_fusion=False, so no product and sum becomes a fused multiply-add.
 """

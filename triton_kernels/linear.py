@@ -133,8 +133,8 @@ def _step(
 
 @triton.jit(
     do_not_specialize=[
-        "weight", "master", "alpha", "state0", "state1", "state2", "silent", "counts", "x", "grad_out", "pre", "post",
-        "batch", "row_units", "column_units", "inverse_batch",
+        "weight", "master", "alpha", "state0", "state1", "state2", "silent", "counts", "x", "grad_out", "pre",
+        "post", "batch", "row_units", "column_units", "inverse_batch",
         "threshold", "threshold_address", "threshold_step", "eta",
         "prune", "lr", "lr_address", "scale", "scale_address", "n0", "n1", "n2", "n3", "n4", "n5", "n6", "n7",
         "skip_nonfinite",
@@ -207,7 +207,7 @@ def linear_kernel(
     BATCH: tl.constexpr,
     GROUP: tl.constexpr,
 ):
-    """Steps a layer, each program one tile [OUT, 128] of its weight; see step_tile for the arguments' meaning."""
+    """Steps a layer, each program one tile [OUT, 128] of it; see step_tile for the arguments' meaning."""
     SILENT: tl.constexpr = DRIVE != NOBODY
     # As products, so that Triton knows that what a thread reads at once begins at multiples of 16 bytes.
     rows = row_units * (UNIT if ALIGNED_ROWS else 1)
@@ -355,7 +355,8 @@ def linear_step_(given: Linear) -> Tensor:
             1.0 / len(x) if len(x) else math.nan, *theta, float(given.eta), float(given.prune),
             *rule, *a[1:], *f[1:],
             TRITON_DTYPES[weight.dtype], TRITON_DTYPES[x.dtype], precision, rule_of(given.rule),
-            state_bits(given.states), given.alpha is not None, a[0], f[0], how.value, given.hebbian and given.silent is not None, aligned,
+            state_bits(given.states), given.alpha is not None, a[0], f[0], how.value,
+            given.hebbian and given.silent is not None, aligned,
             aligned_rows, cut["out"], cut["batch"], cut["group"], **launch_options(cut), enable_fp_fusion=False,
         )  # fmt: skip
     return counts

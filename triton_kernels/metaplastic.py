@@ -182,7 +182,8 @@ def gate_kernel(
     SOURCES: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """alpha of one tensor, one tile for each program; a_* is the source of its anchor and f_* of its flexibility."""
+    """alpha of one tensor, one tile for each program; a_* is the source of its anchor, f_* of its
+    flexibility."""
     tile = tl.program_id(0).to(tl.int64)
     first = tile * TILE
     step_scale = number(scale, scale_address)

@@ -55,7 +55,7 @@ def _straddle(w0, w1, w2, w3, shift, following):
 
 @triton.jit
 def random_words(first, seed, stream, purpose, TILE: tl.constexpr):
-    """Four uint32 [TILE // 4]: the random words of the positions ``first + 4 i + lane``, one tensor for each lane.
+    """Four uint32 [TILE // 4], one for each lane: the random words of the positions ``first + 4 i + lane``.
 
     All arguments are int64.
     """

@@ -1,4 +1,4 @@
-"""One pass over the synapses of a layer (docs/design.md, One pass): functional ones step, silent ones convert."""
+"""One pass over a layer (docs/design.md, One pass): functional synapses step, silent ones convert."""
 
 # ruff: noqa: ANN001, ANN201, ANN202, RUF100, SIM300 - device functions: Triton infers the types of arguments
 
@@ -165,7 +165,8 @@ def step_tile(
 
 @triton.jit(
     do_not_specialize=[
-        "weight", "grad", "master", "alpha", "state0", "state1", "state2", "silent", "counts", "coincidence", "pre", "post",
+        "weight", "grad", "master", "alpha", "state0", "state1", "state2", "silent", "counts", "coincidence",
+        "pre", "post",
         "rows", "units", "threshold", "threshold_address", "threshold_step", "eta", "prune",
         "lr", "lr_address", "scale", "scale_address", "n0", "n1", "n2", "n3", "n4", "n5", "n6", "n7",
         "skip_nonfinite",

@@ -22,9 +22,9 @@ from flexkern.triton_kernels.rules import MOST_STATES
 
 __all__ = ["Row", "Table", "TableCache", "load_row", "source_columns"]
 
-# A row: addresses of weight, gradient, master, alpha and the states (0: none), number of elements, number of the
-# tensor's first program, how many of its tiles go without a mask, then two sources. A source: kind, address,
-# seed, stream, offset, purpose, and the float32 bits of p0 and p1.
+# A row: addresses of weight, gradient, master, alpha and the states (0: none), number of elements, number of
+# the tensor's first program, how many of its tiles go without a mask, then two sources. A source: kind,
+# address, seed, stream, offset, purpose, and the float32 bits of p0 and p1.
 ADDRESSES = 4 + MOST_STATES
 NUMEL = tl.constexpr(ADDRESSES)
 FIRST = tl.constexpr(ADDRESSES + 1)
@@ -109,8 +109,8 @@ def source_columns(
 
 @dataclass
 class Row:
-    """A tensor of a step: its number of elements, the addresses of a row (states may be left out), and its sources'
-    columns."""
+    """A tensor of a step: its number of elements, the addresses of a row (states may be left out), and the
+    columns of its sources."""
 
     numel: int
     addresses: list[int]

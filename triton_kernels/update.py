@@ -1,4 +1,4 @@
-"""The flexible update (arXiv 2407.07133; docs/design.md) in a tile: the gate alpha, and the step that it scales."""
+"""The flexible update (arXiv 2407.07133; docs/design.md) in a tile: the gate alpha, and the step."""
 
 # ruff: noqa: ANN001, ANN201, ANN202, RUF100, SIM300 - device functions: Triton infers the types of arguments
 

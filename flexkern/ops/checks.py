@@ -76,9 +76,9 @@ def check_writable(tensor: Tensor, name: str) -> None:
 
 
 def check_copied(written: Sequence[Tensor], read: Sequence[Tensor]) -> None:
-    """As :meth:`flexkern.spec.Arguments.check_memory`, for written tensors that are not contiguous: they are stepped
-    through a copy, so that the operator does not see what they share. Exact, as such views may interleave without
-    overlapping."""
+    """As :meth:`flexkern.spec.Arguments.check_memory`, for written tensors that are not contiguous: they are
+    stepped through a copy, so that the operator does not see what they share. Exact, as such views may
+    interleave without overlapping."""
     for i, tensor in enumerate(written):
         if tensor.is_contiguous():
             continue

@@ -1,4 +1,4 @@
-"""What the passes over the synapses of a layer share: their options, the checks, and the attempt before these."""
+"""What the passes over the synapses of a layer share: the checks, and the attempt before these."""
 
 from __future__ import annotations
 

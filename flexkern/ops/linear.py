@@ -84,12 +84,12 @@ def linear_step_(
     attempt = None
     if tries_compiled() and (silent is None or rule == "hebbian"):
         attempt = attempt_layer(
-            LINEAR, (weight, x, grad_out), anchor, flexibility, alpha, silent, None if silent is None else (post,),
-            threshold, lr, scale, states, master, insertion, numbers, nonfinite,
+            LINEAR, (weight, x, grad_out), anchor, flexibility, alpha, silent, None if silent is None else
+            (post,), threshold, lr, scale, states, master, insertion, numbers, nonfinite,
         )  # fmt: skip
     return conversions_of(
-        LINEAR(attempt, _checked, weight, x, grad_out, anchor, flexibility, silent, post, lr, scale, rule, threshold,
-               alpha, states, master, nonfinite, insertion, numbers)
+        LINEAR(attempt, _checked, weight, x, grad_out, anchor, flexibility, silent, post, lr, scale, rule,
+               threshold, alpha, states, master, nonfinite, insertion, numbers)
     )  # fmt: skip
 
 
@@ -141,7 +141,8 @@ def _checked(
         checks.check_finite([grad_out], "grad_out")
     x, grad_out, *drive = checks.contiguous([x, grad_out, *drive])
     given = layer_arguments(
-        LINEAR, {"weight": weight, "x": x, "grad_out": grad_out}, sources, alpha, silent, drive, threshold, lr, scale,
+        LINEAR, {"weight": weight, "x": x, "grad_out": grad_out}, sources, alpha, silent, drive, threshold, lr,
+        scale,
         {name: values[0] if values else None for name, values in checked_states.items()},
         masters[0] if masters else None, insertion, step_rule, nonfinite,
     )  # fmt: skip

@@ -108,8 +108,8 @@ def metaplastic_sgd_(
             raises before anything changes (not under ``torch.compile(fullgraph=True)``); "propagate" writes
             what comes out.
         rule: the numbers of :class:`flexkern.ops.SgdRule` by name: ``weight_decay``, ``momentum``,
-            ``dampening``, ``nesterov``, ``maximize``, as in :class:`torch.optim.SGD`; alpha scales the step, not
-            what enters the momentum buffer.
+            ``dampening``, ``nesterov``, ``maximize``, as in :class:`torch.optim.SGD`; alpha scales the step,
+            not what enters the momentum buffer.
 
     The CPU kernels flush what is under 2**-126 to 0, weights included.
 

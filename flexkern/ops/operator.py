@@ -1,9 +1,9 @@
 """An operator in all backends, from its declaration; and the one way past the checks in Python.
 
 ``flexkern::name`` is the compiled operator (the extension's libraries register its CPU and CUDA kernels);
-``flexkern::name_reference`` and ``flexkern::name_triton`` are the same operator in Python. The schemas come from
-:mod:`flexkern.spec` and not from C++ because the operators exist, and trace under ``torch.compile``, without the
-extension too.
+``flexkern::name_reference`` and ``flexkern::name_triton`` are the same operator in Python. The schemas come
+from :mod:`flexkern.spec` and not from C++ because the operators exist, and trace under ``torch.compile``,
+without the extension too.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ _R = TypeVar("_R")
 # A subclass of Tensor may mean anything, and True is no number.
 _TENSORS = frozenset({Tensor, torch.nn.Parameter})
 _NUMBERS = frozenset({int, float})
-# The compiled operators say that they refuse (csrc/bindings/arguments.h), and so does torch's dispatcher where an
-# argument is not of the type in the schema, or on a device or of a layout that has no kernel.
+# The compiled operators say that they refuse (csrc/bindings/arguments.h), and so does torch's dispatcher where
+# an argument is not of the type in the schema, or on a device or of a layout that has no kernel.
 _REFUSAL = re.compile(r"flexkern refuses|^flexkern::\S+(\(\) |: attempted to run)|^Could not run 'flexkern::")
 
 
@@ -92,8 +92,8 @@ def _join(name: str, suffix: str) -> str:
 
 
 def _implementation(spec: Spec, package: str) -> Callable[[Arguments], Any]:
-    """The operator's function in its family's file of a package, which takes either the declared arguments in their
-    order, or all of them as one: ``given``. Imported at its first use."""
+    """The operator's function in its family's file of a package, which takes either the declared arguments in
+    their order, or all of them as one: ``given``. Imported at its first use."""
     name = spec.name if spec.rule is None else f"{spec.family}_step_"  # one function serves every rule
     function: Callable[..., Any] | None = None
     takes_all = False
@@ -123,8 +123,8 @@ class Operator:
         spec: the declaration.
         compiled: the dispatcher entry of the compiled kernels.
         compiled_one: that of the overload of one tensor, where the declaration has one. Only the compiled CPU
-            library has it: it needs no fake kernel, as nothing that traces comes there. (A list of one costs 0.5
-            microseconds more than a tensor, and a step has four.)
+            library has it: it needs no fake kernel, as nothing that traces comes there. (A list of one costs
+            0.5 microseconds more than a tensor, and a step has four.)
     """
 
     def __init__(self, name: str) -> None:

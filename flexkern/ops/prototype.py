@@ -1,4 +1,6 @@
-"""Logits of a prototype classifier over subspaces, and prototypes of old classes in new subspaces (docs/design.md, Artsy).
+"""Logits of a prototype classifier over subspaces, and prototypes of old classes in new subspaces.
+
+docs/design.md, Artsy.
 
 Both are a few library products, whatever the number of classes and tasks, and differentiable. What they compute
 is written out as loops in :mod:`flexkern.reference.prototype`.

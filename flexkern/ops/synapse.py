@@ -89,8 +89,8 @@ def synapse_step_(
             SYNAPSE, (weight, grad), anchor, flexibility, alpha, silent, drive, threshold, lr, scale, states,
             master, insertion, rule, nonfinite,
         )  # fmt: skip
-    result = SYNAPSE(attempt, _checked, weight, grad, anchor, flexibility, silent, pre, post, coincidence, threshold,
-                     lr, scale, alpha, states, master, nonfinite, insertion, rule)  # fmt: skip
+    result = SYNAPSE(attempt, _checked, weight, grad, anchor, flexibility, silent, pre, post, coincidence,
+                     threshold, lr, scale, alpha, states, master, nonfinite, insertion, rule)  # fmt: skip
     return result if isinstance(result, list) else conversions_of(result)
 
 

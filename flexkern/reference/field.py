@@ -1,7 +1,7 @@
 """Procedural fields in plain PyTorch (docs/design.md, Procedural fields).
 
-Defined operation by operation in float32, each rounded once; the kernels repeat exactly these operations, so that
-all backends agree to the bit.
+Defined operation by operation in float32, each rounded once; the kernels repeat exactly these operations, so
+that all backends agree to the bit.
 """
 
 from __future__ import annotations

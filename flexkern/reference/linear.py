@@ -11,7 +11,7 @@ __all__ = ["linear_step_"]
 
 
 def linear_step_(given: Linear) -> Tensor:
-    """``flexkern::linear_step_``: the gradient is grad_out^T x, with x [batch, in] and grad_out [batch, out]."""
+    """``flexkern::linear_step_``: the gradient is grad_out^T x of x [batch, in] and grad_out [batch, out]."""
     given.check_memory()
     exact = given.weight if given.master is None else given.master
     grad = given.grad_out.to(exact.dtype).T @ given.x.to(exact.dtype)

@@ -1,4 +1,4 @@
-"""The rules of a step in plain PyTorch: the direction that the plain optimizer would go (docs/design.md, Optimizers)."""
+"""The rules of a step in plain PyTorch: the directions of the plain optimizers (docs/design.md, Optimizers)."""
 
 from __future__ import annotations
 

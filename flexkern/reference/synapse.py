@@ -43,8 +43,8 @@ def pass_over(given: Layer, grad: Tensor, c: Tensor | None) -> Tensor:
     """One pass over a layer: functional synapses step, silent ones whose coincidence is high enough convert.
 
     The weight [out, in] is exactly 0 where ``silent`` (packed) is set, and stays untouched there until the
-    coincidence ``c`` [out, in] reaches the threshold. A converted synapse has its weight as its anchor and states
-    of 0. Neither an infinite or NaN coincidence nor such a weight converts anything.
+    coincidence ``c`` [out, in] reaches the threshold. A converted synapse has its weight as its anchor and
+    states of 0. Neither an infinite or NaN coincidence nor such a weight converts anything.
 
     Returns:
         int32 [2, out]: how many synapses of each unit were converted, and how many pruned.

@@ -21,8 +21,8 @@ LARGEST_TRITON_RANK = 512  # a program holds a tile of all of an adapter's hidde
 class AdapterForward(Arguments):
     """adapters of many tasks, chosen by sample: both products, ReLU, dropout, scale and residual
 
-    The second result is the hidden units [S, L, r] after ReLU and dropout, without ``keep_hidden`` [0]. They are all
-    that the backward pass needs: they are above 0 where neither closed a unit.
+    The second result is the hidden units [S, L, r] after ReLU and dropout, without ``keep_hidden`` [0]. They
+    are all that the backward pass needs: they are above 0 where neither closed a unit.
     """
 
     x: Tensor = argument(dtypes=FLOATS, shape=("S", "L", "d"))

@@ -1,9 +1,9 @@
 """How an operator is declared: a class whose attributes are its arguments, in the order of its schema.
 
 Everything that must agree about an operator is made from that class: the schema that torch knows, the checks of
-its fake kernel, the look for shared memory, the arguments by name for implementations in Python, and the struct and
-the unpacking of the C++ ones (build_tools/bindings.py). The package needs neither torch nor anything else of
-flexkern, because the build reads it where torch cannot be imported.
+its fake kernel, the look for shared memory, the arguments by name for implementations in Python, and the struct
+and the unpacking of the C++ ones (build_tools/bindings.py). The package needs neither torch nor anything else
+of flexkern, because the build reads it where torch cannot be imported.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ __all__ = [
 LARGEST_NUMBER = 1e38  # kernels compute in float32, and with a few times the scale
 SHARED_MEMORY = "a tensor that is updated in place shares memory with another argument; pass a .clone() of one"
 
-# What an annotation means in a schema, and as a member of a C++ struct. Lists that may be missing are empty there.
+# What an annotation means in a schema, and as a member of a C++ struct. Lists that may be missing are empty
+# there.
 _SCHEMA = {
     "Tensor": "Tensor",
     "Tensor | None": "Tensor?",
@@ -62,8 +63,8 @@ class Argument:
         written: whether it is updated in place; names of other arguments: only where all of these are given and
             not False.
         dtypes: names of the dtypes that a tensor may have, or of an argument whose dtype it has.
-        shape: of a tensor, in names that mean the same size everywhere in one call; the name of an argument as the
-            only entry: its shape. None: anything.
+        shape: of a tensor, in names that mean the same size everywhere in one call; the name of an argument as
+            the only entry: its shape. None: anything.
         low, high: the range of a number.
         meaning: for people.
     """
@@ -280,7 +281,8 @@ class Arguments:
         if len(a.shape) == 1 and isinstance(like := getattr(self, a.shape[0], None), type(tensor)):
             if tuple(tensor.shape) != tuple(like.shape):
                 raise ValueError(
-                    f"{a.name} must have the shape of {a.shape[0]}, {tuple(like.shape)}, got {tuple(tensor.shape)}"
+                    f"{a.name} must have the shape of {a.shape[0]}, {tuple(like.shape)}, got "
+                    f"{tuple(tensor.shape)}"
                 )
             return
         fits = tensor.dim() == len(a.shape)
@@ -332,7 +334,7 @@ def operator(
     lacks: dict[str, str] | None = None,
     rule: type[Rule] | None = None,
 ) -> Callable[[_Record], _Record]:
-    """Declares an operator: decorates the class of its arguments, whose docstring's first line says what it does.
+    """Declares an operator: decorates the class of its arguments, whose docstring begins with what it does.
 
     Where the class has the attributes ``states`` and ``rule``, the operator has the arguments that ``rule``
     declares, and the attributes of a call are the rule's state, in its order, and its numbers as one record.

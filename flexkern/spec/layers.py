@@ -21,8 +21,8 @@ LIKE_WEIGHT = ("weight",)
 class Layer(Arguments):
     """The weight [out, in], then the gradient in some form (which each operator declares), then all of these.
 
-    ``anchor`` is written where what is inserted is written to it. ``drive`` is empty where no synapse is silent,
-    else what each operator says.
+    ``anchor`` is written where what is inserted is written to it. ``drive`` is empty where no synapse is
+    silent, else what each operator says.
     """
 
     weight: Tensor

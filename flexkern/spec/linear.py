@@ -1,4 +1,4 @@
-"""One pass over the synapses of a layer inside the product that makes its gradient (docs/design.md, One pass)."""
+"""One pass over a layer inside the product that makes its gradient (docs/design.md, One pass)."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ ON_TENSOR_CORES = {"cuda": "on a GPU it runs on tensor cores through Triton"}
 
 
 class Linear(Layer):
-    """By any rule. ``drive`` is empty without silent synapses. For the Hebbian rule it is the post activity of the
-    batch, [batch, out] (pre is x); for the rate rule, the mean activities pre [in] and post [out]."""
+    """By any rule. ``drive`` is empty without silent synapses. For the Hebbian rule it is the post activity of
+    the batch, [batch, out] (pre is x); for the rate rule, the mean activities pre [in] and post [out]."""
 
     weight: Tensor = argument("updated", written=True, dtypes=FLOATS, shape=("out", "in"))
     x: Tensor = argument("the layer's input", dtypes=FLOATS, shape=("batch", "in"))

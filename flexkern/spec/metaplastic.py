@@ -1,4 +1,4 @@
-"""The gate alpha, and the step that it scales (arXiv 2407.07133, section 2; docs/design.md, The flexible update)."""
+"""The gate alpha, and the step that it scales (arXiv 2407.07133; docs/design.md, The flexible update)."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from .rules import Rule
 
 FLOATS = ("float32", "float64", "bfloat16", "float16")
-# Anchors and flexibilities that are not stored: `sources` and `parameters` have a row for the anchor of each weight,
-# then one for the flexibility of each (flexkern.fields.Field.source); none where all are stored. Where a tensor
-# `lr_tensor` or `scale_tensor` is given it takes the place of the number.
+# Anchors and flexibilities that are not stored: `sources` and `parameters` have a row for the anchor of each
+# weight, then one for the flexibility of each (flexkern.fields.Field.source); none where all are stored. Where
+# a tensor `lr_tensor` or `scale_tensor` is given it takes the place of the number.
 SOURCES = "rows that describe anchors and flexibilities that are not stored; none: all are"
 
 

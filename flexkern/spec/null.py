@@ -1,4 +1,4 @@
-"""The worked template of an operator on four backends: what to copy for a new one (docs/design.md, How to add)."""
+"""The worked template of an operator on four backends, to copy for a new one (docs/design.md, How to add)."""
 
 from __future__ import annotations
 
