@@ -196,7 +196,7 @@ class QuickRule(NamedTuple):
 
 
 @functools.lru_cache(maxsize=1024, typed=True)
-def _quick_rule(kind: type[Rule], items: tuple[tuple[str, Any], ...]) -> QuickRule | None:
+def _quick_rule(kind: Any, items: tuple[tuple[str, Any], ...]) -> QuickRule | None:
     try:
         rule = kind(**dict(items))
     except TypeError:
@@ -209,4 +209,5 @@ def quick_rule(kind: type[Rule], numbers: dict[str, Any]) -> QuickRule | None:
     """The rule of these keyword arguments, for an attempt; None if the checks must look at them first."""
     if not _PLAIN_TYPES.issuperset(map(type, numbers.values())):
         return None
-    return _quick_rule(kind, tuple(numbers.items()))
+    hashable: Any = kind  # mypy takes the hash of the class for that of its instances
+    return _quick_rule(hashable, tuple(numbers.items()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from flexkern.nn.fused.stepped_grad import SteppedGrad
 from flexkern.ops import checks
 from flexkern.ops.checks import exact_dtype
 from flexkern.ops.choices import NONFINITE
+from flexkern.spec import Rule
 
 __all__ = [
     "STORED",
@@ -29,7 +30,6 @@ __all__ = [
     "resolve_anchors",
     "resolve_flexibilities",
     "scale_in_force",
-    "step_numbers",
 ]
 
 Flexibility = Tensor | Field | float
@@ -41,7 +41,6 @@ DISTRIBUTIONS: dict[str, Callable[[int, int], Field]] = {
     "biased_high": Field.biased_high,
     "biased_low": Field.biased_low,
 }
-SWITCHES = ("nesterov", "maximize", "flexible_vectors")
 
 
 def _number(group: dict[str, Any], name: str, *, positive: bool = False, tensor: bool = False) -> None:
@@ -61,8 +60,13 @@ def _number(group: dict[str, Any], name: str, *, positive: bool = False, tensor:
         raise ValueError(f"{name} must be a {allowed}, got {value}")
 
 
-def check_group(group: dict[str, Any]) -> None:
-    """Checks the numbers, switches and parameters of a new group.
+def _switch(group: dict[str, Any], name: str) -> None:
+    if not isinstance(group[name], bool):
+        raise TypeError(f"{name} must be True or False, got {group[name]!r}")
+
+
+def check_group(group: dict[str, Any], rule: type[Rule]) -> None:
+    """Checks the numbers, switches and parameters of a new group of an optimizer with this rule.
 
     Raises:
         TypeError, ValueError: naming what does not fit.
@@ -73,19 +77,21 @@ def check_group(group: dict[str, Any]) -> None:
             raise ValueError(f"scale must be a number > 0 or 'auto', got {group['scale']!r}")
     else:
         _number(group, "scale", positive=True, tensor=True)
-    for name in ("momentum", "weight_decay"):
-        _number(group, name)
-    dampening = group["dampening"]
-    if isinstance(dampening, bool) or not isinstance(dampening, (int, float)) or not math.isfinite(dampening):
-        raise ValueError(f"dampening must be a finite number, got {dampening!r}")
-    for name in SWITCHES:
-        if not isinstance(group[name], bool):
-            raise TypeError(f"{name} must be True or False, got {group[name]!r}")
-    if group["nesterov"] and (group["momentum"] == 0 or dampening != 0):
-        raise ValueError(
-            f"nesterov needs momentum > 0 and dampening = 0, got momentum {group['momentum']} and "
-            f"dampening {dampening}"
-        )
+    for f in fields(rule):
+        if f.metadata.get("low") is None:
+            _switch(group, f.name)
+        elif f.metadata["low"] == 0:
+            _number(group, f.name)
+        else:
+            value = group[f.name]
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+                raise ValueError(f"{f.name} must be a finite number, got {value!r}")
+    try:
+        rule.of(group).check()
+    except ValueError as error:
+        got = ", ".join(f"{f.name} {group[f.name]}" for f in fields(rule))
+        raise ValueError(f"{error}, got {got}") from None
+    _switch(group, "flexible_vectors")
     for name, allowed in (("gate", GATES), ("nonfinite", NONFINITE)):
         if group[name] not in allowed:
             raise ValueError(f"{name} must be one of {allowed}, got {group[name]!r}")
@@ -219,27 +225,6 @@ def scale_in_force(group: dict[str, Any]) -> Any:
     """A number or a float32 tensor; None while "auto" is unmeasured."""
     scale = group["measured_scale"] if group["scale"] == "auto" else group["scale"]
     return scale.to(torch.float32) if isinstance(scale, Tensor) else scale
-
-
-def step_numbers(group: dict[str, Any], fresh: bool) -> dict[str, Any]:
-    """The numbers of a step, as the operators take them.
-
-    Args:
-        group: a parameter group.
-        fresh: whether the momentum buffers are new. A buffer of zeros without dampening becomes the gradient,
-            as in :class:`torch.optim.SGD`'s first step.
-    """
-    lr = group["lr"]
-    return {
-        "lr": lr.to(torch.float32) if isinstance(lr, Tensor) else lr,
-        "weight_decay": group["weight_decay"],
-        "momentum": group["momentum"],
-        "dampening": 0.0 if fresh else group["dampening"],
-        "nesterov": group["nesterov"],
-        "maximize": group["maximize"],
-        # With "raise" all that goes into a step has been looked at before it begins.
-        "nonfinite": "propagate" if group["nonfinite"] == "propagate" else "skip",
-    }
 
 
 def _check_stepped(grad: SteppedGrad, i: int, optimizer: object) -> None:

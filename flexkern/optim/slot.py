@@ -13,6 +13,7 @@ from flexkern.nn.silent.registry import SilentSynapses, silent_synapses
 from flexkern.ops.checks import LOW_PRECISION
 from flexkern.optim import groups
 from flexkern.optim.groups import STORED, Flexibility, exact_dtype
+from flexkern.spec import Rule
 
 __all__ = ["Slot"]
 
@@ -52,12 +53,12 @@ class Slot:
 
     # ------------------------------------------------------------------ what a step takes
 
-    def prepare(self) -> tuple[str, bool]:
-        """Makes sure that the state has what a step needs.
+    def prepare(self, rule: type[Rule]) -> tuple[str, bool]:
+        """Makes sure that the state has what a step by this rule needs.
 
         Returns:
-            Which alpha the step has ("free": 1, "held": the item's, "step": computed in it), and whether the
-            momentum buffer is new.
+            Which alpha the step has ("free": 1, "stored": the item's, "step": computed in it), and whether the
+            rule's states are new.
 
         Raises:
             ValueError: if the weight does not hold the values of the Field that was given as its anchor.
@@ -71,10 +72,11 @@ class Slot:
         if first and (flexible or self.synapses is not None):
             self._take_anchor()
         kind = self._prepare_gate(first) if flexible else "free"
-        fresh = group["momentum"] != 0 and "momentum_buffer" not in state
-        if fresh:
-            state["momentum_buffer"] = torch.zeros(p.shape, dtype=exact_dtype(p), device=p.device)
-        return kind, fresh
+        needed = rule.of(group).needs()
+        missing = [name for name in needed if name not in state]
+        for name in missing:
+            state[name] = torch.zeros(p.shape, dtype=exact_dtype(p), device=p.device)
+        return kind, bool(missing)
 
     def _take_anchor(self) -> None:
         """Before a parameter's first step: its anchor, and from where its weight is exact.
@@ -113,14 +115,14 @@ class Slot:
         if first:
             # Here w = a: alpha is 1 at any scale, except 0 where f = 0.
             w = self.weight()
-            state["alpha"] = None if groups.is_never_zero(f) else self._held(ops.metaplastic_gate(w, w, f, 1.0))
+            state["alpha"] = None if groups.is_never_zero(f) else self._kept(ops.metaplastic_gate(w, w, f, 1.0))
         elif "alpha" not in state:
             # An unmeasured group never comes here: it has its first alpha until it is measured.
             scale = groups.scale_in_force(self.group)
-            state["alpha"] = self._held(ops.metaplastic_gate(self._resting(), self.anchor(), f, scale))
-        return "free" if state["alpha"] is None else "held"
+            state["alpha"] = self._kept(ops.metaplastic_gate(self._resting(), self.anchor(), f, scale))
+        return "free" if state["alpha"] is None else "stored"
 
-    def _held(self, alpha: Tensor) -> Tensor:
+    def _kept(self, alpha: Tensor) -> Tensor:
         """alpha as it is kept through an item."""
         rounds = alpha.dtype is torch.float32 and alpha.device.type == "cpu" and self.synapses is None
         return alpha.to(self.group["alpha_dtype"]) if rounds else alpha
@@ -148,7 +150,7 @@ class Slot:
         anchor = self.anchor() if needs_anchor else Field.uniform(0)
         if kind == "free":
             return {"anchor": anchor, "flexibility": 1.0, "scale": 1.0}
-        if kind == "held":
+        if kind == "stored":
             alpha = self.state["alpha"].to(exact_dtype(self.param))
             return {"anchor": anchor, "flexibility": None, "alpha": alpha}
         return {

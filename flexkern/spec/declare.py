@@ -152,7 +152,7 @@ class Spec:
     lacks: dict[str, str]
     rule: type[Rule] | None
     does: str
-    record: type[Arguments]
+    record: Any
 
     @property
     def schema(self) -> str:

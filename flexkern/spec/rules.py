@@ -7,8 +7,9 @@ flexkern/reference/rules.py, csrc/include/flexkern/rules.h, triton_kernels/rules
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
 
 from .declare import LARGEST_NUMBER, number
 
@@ -27,6 +28,11 @@ class Rule:
 
     NAME: ClassVar[str] = ""
     STATES: ClassVar[dict[str, str]] = {}
+
+    @classmethod
+    def of(cls, group: Mapping[str, Any]) -> Rule:
+        """The rule of a parameter group, which has its numbers among others."""
+        return cls(**{f.name: group[f.name] for f in fields(cls)})
 
     def needs(self) -> tuple[str, ...]:
         """The names of the states that a step with these numbers has; the others are not looked at."""

@@ -6,11 +6,14 @@
 
 namespace flexkern {
 
+// Sets of states, as bits.
+template <int... kSets>
+struct Sets {};
+
 // SGD as in torch.optim.SGD; its one state is the momentum buffer.
 struct Sgd {
   static constexpr int kStates = 1;
-  // The sets of states, as bits, that a step may have; kernels are compiled for each.
-  static constexpr int kSets[] = {0b0, 0b1};
+  using States = Sets<0b0, 0b1>;  // that a step may have; kernels are compiled for each
 
   float weight_decay = 0;
   float momentum = 0;
@@ -53,16 +56,21 @@ FLEXKERN_FN F direction(const Sgd& rule, F w, F (&states)[Sgd::kStates], F g) {
   return rule.nesterov ? g + states[0] * rule.momentum : states[0];
 }
 
-// Calls body(Constant<set>{}) for the set of states that a step has.
-template <class Rule, int kIndex = 0, class Body>
-FLEXKERN_FN void with_states(int has, const Body& body) {
-  if constexpr (kIndex < static_cast<int>(sizeof(Rule::kSets) / sizeof(int))) {
-    if (has == Rule::kSets[kIndex]) {
-      body(Constant<Rule::kSets[kIndex]>{});
-    } else {
-      with_states<Rule, kIndex + 1>(has, body);
-    }
+// Calls body(Constant<set>{}) for the set of states that a step has, which is one of these.
+template <int kFirst, int... kRest, class Body>
+FLEXKERN_FN void with_set(Sets<kFirst, kRest...>, int has, const Body& body) {
+  if constexpr (sizeof...(kRest) == 0) {
+    body(Constant<kFirst>{});
+  } else if (has == kFirst) {
+    body(Constant<kFirst>{});
+  } else {
+    with_set(Sets<kRest...>{}, has, body);
   }
+}
+
+template <class Rule, class Body>
+FLEXKERN_FN void with_states(int has, const Body& body) {
+  with_set(typename Rule::States{}, has, body);
 }
 
 // The set of states of a tensor.
