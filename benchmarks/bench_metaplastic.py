@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from flexkern import Field, ops
+from flexkern.benchmarks import workloads
 from flexkern.benchmarks.case import (
     CPU,
     GPU,
@@ -238,3 +239,60 @@ def gate(at: Setting) -> Contest:
 def count(elements: int) -> str:
     """For titles: 16.8 M."""
     return f"{elements / 1e6:.1f} M" if elements >= 1 << 20 else f"{elements}"
+
+
+# ---------------------------------------------------------------------- for the tuner
+
+F, A = Field.uniform(1), Field.normal(1, std=0.02, purpose=Purpose.ANCHOR)
+
+
+def _tuned_step(sources: str) -> workloads.Maker:
+    def make(device: torch.device, count: int, seed: int) -> workloads.Made:
+        draw = workloads.drawer(device, seed)
+        w, a, f = workloads.weights(draw, count)
+        g = draw(count)
+        calls = {
+            "stored": lambda: ops.metaplastic_sgd_(w, g, a, f, lr=workloads.LR, scale=workloads.SCALE),
+            "mixed": lambda: ops.metaplastic_sgd_(w, g, A, F, lr=workloads.LR, scale=workloads.SCALE),
+            "held": lambda: ops.gated_sgd_(w, g, f, lr=workloads.LR),
+        }
+        return calls[sources], lambda: [w]
+
+    return make
+
+
+def _tuned_gate(device: torch.device, count: int, seed: int) -> workloads.Made:
+    w, a, f = workloads.weights(workloads.drawer(device, seed), count)
+    written: list[Tensor] = []
+
+    def call() -> None:
+        written[:] = [ops.metaplastic_gate(w, a, f, workloads.SCALE)]
+
+    return call, lambda: written
+
+
+def _tuned_fill(device: torch.device, count: int, seed: int) -> workloads.Made:
+    written: list[Tensor] = []
+
+    def call() -> None:
+        written[:] = [ops.materialize(Field.normal(seed), (count,), device=device)]
+
+    return call, lambda: written
+
+
+for _kernel, _variant, _what, _make, _compiles, _place in (
+    ("sgd", "stored", "64 M float32, stored", _tuned_step("stored"), ["sgd-stored-fp32-fp32"], 5),
+    ("sgd", "mixed", "64 M float32, procedural", _tuned_step("mixed"), ["sgd-mixed-fp32-fp32"], 6),
+    ("sgd", "held", "64 M float32, stored alpha", _tuned_step("held"), ["sgd-held-fp32-fp32"], 7),
+    ("gate", "stored", "64 M float32", _tuned_gate, ["gate-stored"], 12),
+    ("fill", "any", "64 M normal values", _tuned_fill, ["fill"], 13),
+    ("metaplastic_sgd_", "", "64 M float32, stored", _tuned_step("stored"), [], 14),
+    ("gated_sgd_", "", "64 M float32, stored alpha", _tuned_step("held"), [], 15),
+    ("metaplastic_gate", "", "64 M float32", _tuned_gate, [], 17),
+    ("materialize", "", "64 M normal values", _tuned_fill, [], 18),
+):
+    workloads.register(
+        workloads.Workload(
+            _kernel, _variant, _what, _make, workloads.MILLIONS, workloads.SMALL, _compiles, place=_place
+        )
+    )

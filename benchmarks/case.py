@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import pkgutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
+from pathlib import Path
 
 __all__ = [
     "CPU",
@@ -29,8 +31,9 @@ __all__ = [
     "under",
 ]
 
-# The modules that register cases and series when they are imported, in the order of the table.
-MODULES = (
+# The modules that register cases and series when they are imported: first these, in the order of the table,
+# then any other whose name begins as theirs.
+FIRST = (
     "bench_metaplastic", "bench_synapse", "bench_linear", "bench_adapter", "bench_overhead", "bench_learner",
     "bench_artsy", "bench_artsy_training", "causes", "bench_seeds", "growth_optimizer", "growth_items",
     "growth_tasks",
@@ -259,7 +262,9 @@ def cases(only: Sequence[str] = ()) -> list[Case | Series]:
     Raises:
         ValueError: if one of ``only`` matches nothing; the message lists the names.
     """
-    for module in MODULES:
+    found_here = (module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)]))
+    others = sorted(name for name in found_here if name.startswith(("bench_", "growth_")) and name not in FIRST)
+    for module in (*FIRST, *others):
         importlib.import_module(f"flexkern.benchmarks.{module}")
     chosen = []
     for pattern in only:

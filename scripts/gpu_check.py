@@ -14,9 +14,9 @@ same machine, the most valuable first (what was built and compiled is found agai
     python scripts/gpu_check.py --only tune --select "linear half" --results out    # a part of a step
 
 Steps that would begin after --budget-seconds are left out; each has its own limit besides. With --results the
-files (gpu_check.json, that of the benchmarks, tune.json, tuned_table.py) go to another folder than
+files (gpu_check.json, that of the benchmarks, tune.json, tuned.toml) go to another folder than
 benchmarks/results. A call with --only adds its steps to the gpu_check.json that it finds there. To take what
-the tuner found, put tuned_table.py in place of triton_kernels/tuning_table.py.
+the tuner found, put tuned.toml in place of flexkern/backends/tuning.toml.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def steps(options: argparse.Namespace, environment: dict[str, str], processors: 
         ],
         "tune": [
             python, str(ROOT / "scripts" / "tune.py"), "--json", str(results / "tune.json"), "--table",
-            str(results / "tuned_table.py"), "--jobs", str(max(1, processors - 2)), *only,
+            str(results / "tuned.toml"), "--jobs", str(max(1, processors - 2)), *only,
         ],
         "memory": [*sanitizer, *pytest, "-x", *files, "-k", small],
     }  # fmt: skip

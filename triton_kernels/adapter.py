@@ -7,14 +7,8 @@ import triton
 from torch import Tensor
 
 from flexkern.backends.tuning import architecture, config, launch_options
-from flexkern.triton_kernels.adapter_bank import (
-    INDEX_DTYPES,
-    bank_gradients,
-    padded_rank,
-    size_units,
-    variant_of,
-)
-from flexkern.triton_kernels.adapter_pass import backward_kernel, forward_kernel
+from flexkern.triton_kernels.adapter_bank import INDEX_DTYPES, bank_gradients, padded_rank, size_units
+from flexkern.triton_kernels.adapter_pass import backward_kernel, forward_kernel, variant_of
 from flexkern.triton_kernels.linear import _precision
 from flexkern.triton_kernels.metaplastic import TRITON_DTYPES
 
