@@ -18,7 +18,6 @@ from flexkern.benchmarks.run import forget, verify, weigh
 from flexkern.benchmarks.timing import Turns
 
 DEVICE = GPU if torch.cuda.is_available() else CPU
-MARKS = [pytest.mark.gpu] if DEVICE == GPU else []
 SETTINGS = [
     pytest.param(
         entry, setting, id=f"{entry.name}-{setting.backend}", marks=[pytest.mark.gpu] * (DEVICE == GPU)
