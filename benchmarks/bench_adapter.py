@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flexkern import ops
 from flexkern.benchmarks import workloads
-from flexkern.benchmarks.case import CPU, GPU, Contest, Goal, Peer, Setting, Work, case, faster
+from flexkern.benchmarks.case import CPU, GPU, Comparison, Goal, Peer, Setting, Work, case, faster
 from flexkern.benchmarks.peers.adapters import EaseAdapter, loop_over_tasks, lora
 from flexkern.ops.adapter import BACKWARD, FORWARD
 
@@ -208,7 +208,7 @@ def goal(peer: str, at: Setting, dtype: torch.dtype, *, training: bool) -> Goal 
     return faster(GOALS[peer][at.device][training])
 
 
-def build(size: Size, tasks: int, dtype: torch.dtype, training: bool, at: Setting) -> Contest:
+def build(size: Size, tasks: int, dtype: torch.dtype, training: bool, at: Setting) -> Comparison:
     if at.device == GPU and size is VIT_B:
         size = VIT_B_256
     shape = QUICK if at.quick else size
@@ -234,9 +234,9 @@ def build(size: Size, tasks: int, dtype: torch.dtype, training: bool, at: Settin
         else:
             peers.append(Peer(PEFT, adapters.call(adapters.peft), ANOTHER_RULE))
     what = "forward and backward" if training else "forward"
-    kind = ", bf16" if dtype is torch.bfloat16 else ""
-    return Contest(
-        f"gated_adapter {what}, {shape.name}, T = {tasks}{kind}{at.suffix()}",
+    arithmetic = ", bf16" if dtype is torch.bfloat16 else ""
+    return Comparison(
+        f"gated_adapter {what}, {shape.name}, T = {tasks}{arithmetic}{at.suffix()}",
         adapters.call(adapters.fused),
         peers,
         work(shape, tasks, dtype, training=training),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from flexkern.benchmarks.bench_artsy import RANKS, backbone
-from flexkern.benchmarks.case import CPU, GPU, Contest, Peer, Setting, Work, case
+from flexkern.benchmarks.case import CPU, GPU, Comparison, Peer, Setting, Work, case
 from flexkern.benchmarks.peers.ease import Ease
 from flexkern.benchmarks.peers.vit_training import CosineHead, EaseTraining
 from flexkern.learners import ArtsyViT
@@ -146,10 +146,10 @@ def same_shape(plain: EaseTraining) -> list[Tensor]:
 
 
 @case("artsy/training", devices=(CPU, GPU), backends=("triton",))
-def training(at: Setting) -> Contest:
+def training(at: Setting) -> Comparison:
     epochs = Epochs(at)
     learner = epochs.learner()
-    return Contest(
+    return Comparison(
         epochs.title(),
         epochs.again(epochs.training(learner)),
         [Peer("EASE's, adapters as modules", epochs.again(epochs.plain(learner)), epochs.agrees)],

@@ -13,7 +13,7 @@ from flexkern.benchmarks import workloads
 from flexkern.benchmarks.case import (
     CPU,
     GPU,
-    Contest,
+    Comparison,
     Peer,
     Rotating,
     Setting,
@@ -98,7 +98,7 @@ def plain_sgd(elements: int, device: str) -> Peer:
 
 
 @case("metaplastic/step", devices=(CPU, GPU), backends=BACKENDS, small_pages=True, budget=True)
-def step(at: Setting) -> Contest:
+def step(at: Setting) -> Comparison:
     on_gpu = at.device == GPU
     elements = at.size(1 << 28 if on_gpu else 1 << 24, 1 << 16)
     sets = make_buffers(1 if on_gpu else rotation(16 * elements), elements, at.device)
@@ -117,11 +117,11 @@ def step(at: Setting) -> Contest:
         peers[1].goal = faster(25)
         sgd.goal = at_most(1.8)  # bytes alone say 20 / 12 = 1.67
     title = f"step, stored f, {count(elements)} float32{at.suffix()}"
-    return Contest(title, on_sets(ours, sets), peers, Work(20 * elements))
+    return Comparison(title, on_sets(ours, sets), peers, Work(20 * elements))
 
 
 @case("metaplastic/gated-step", devices=(CPU, GPU), backends=BACKENDS, small_pages=True, budget=True)
-def gated_step(at: Setting) -> Contest:
+def gated_step(at: Setting) -> Comparison:
     on_gpu = at.device == GPU
     elements = at.size(1 << 28 if on_gpu else 1 << 24, 1 << 16)
     # The flexibility buffers serve as stored alphas: any values in (0, 1) do.
@@ -143,7 +143,7 @@ def gated_step(at: Setting) -> Contest:
 
     sgd = plain_sgd(elements, at.device)
     sgd.goal = at_most(1.4)  # bytes alone say 16 / 12 = 1.33
-    return Contest(
+    return Comparison(
         f"item-gated step, {count(elements)} float32{at.suffix()}",
         on_sets(gated, sets),
         [sgd, Peer("torch.addcmul_", on_sets(addcmul, sets), check)],
@@ -152,7 +152,7 @@ def gated_step(at: Setting) -> Contest:
 
 
 @case("metaplastic/procedural-step", devices=(CPU, GPU), backends=BACKENDS, budget=True)
-def procedural_step(at: Setting) -> Contest:
+def procedural_step(at: Setting) -> Comparison:
     on_gpu = at.device == GPU
     elements = at.size(1 << 28 if on_gpu else 1 << 24, 1 << 16)
     f, a = Field.uniform(1), Field.normal(1, std=0.02, purpose=Purpose.ANCHOR)
@@ -177,7 +177,7 @@ def procedural_step(at: Setting) -> Contest:
     sgd = plain_sgd(elements, at.device)
     if on_gpu:
         sgd.goal = at_most(1.05)
-    return Contest(
+    return Comparison(
         f"step, procedural f and a, {count(elements)} float32{at.suffix()}",
         partial(procedural, w, g),
         [sgd, Peer("ours with both stored", partial(stored, w, g), check)],
@@ -186,7 +186,7 @@ def procedural_step(at: Setting) -> Contest:
 
 
 @case("metaplastic/small-tensors", devices=(CPU, GPU), backends=BACKENDS)
-def small_tensors(at: Setting) -> Contest:
+def small_tensors(at: Setting) -> Comparison:
     tensors, elements = at.size(200, 8), 4096
 
     def columns(sets: list[Buffers]) -> list[list[Tensor]]:
@@ -200,7 +200,7 @@ def small_tensors(at: Setting) -> Contest:
             assert bool(((w - v).abs() <= LR * g.abs() * 8 * 2**-24 + 2 * w.abs() * 2**-24).all())
 
     buffers = columns(make_buffers(tensors, elements, at.device))
-    return Contest(
+    return Comparison(
         f"step, {tensors} tensors of {elements}{at.suffix()}",
         partial(listed, *buffers),
         [Peer("the formula with torch._foreach_*", partial(foreach, *buffers), check, faster(3))],
@@ -210,7 +210,7 @@ def small_tensors(at: Setting) -> Contest:
 
 
 @case("metaplastic/gate", devices=(CPU, GPU), backends=BACKENDS)
-def gate(at: Setting) -> Contest:
+def gate(at: Setting) -> Comparison:
     on_gpu = at.device == GPU
     elements = at.size(1 << 28 if on_gpu else 1 << 24, 1 << 16)
     sets = make_buffers(1 if on_gpu else rotation(16 * elements), elements, at.device)
@@ -228,8 +228,8 @@ def gate(at: Setting) -> Contest:
         # 1 - tanh^2 is off by a few ulp of 1.
         assert float((alpha(*buffers) - compiled(*buffers)).abs().max()) <= 8 * 2**-24
 
-    return Contest(
-        f"alpha of {count(elements)} float32, once an item{at.suffix()}",
+    return Comparison(
+        f"alpha of {count(elements)} float32, once per item{at.suffix()}",
         on_sets(alpha, sets),
         [Peer(COMPILED, on_sets(compiled, sets), check, faster(1.0))],
         Work(16 * elements),

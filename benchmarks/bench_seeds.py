@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flexkern.benchmarks.case import Contest, Peer, Setting, Work, case, faster
+from flexkern.benchmarks.case import Comparison, Peer, Setting, Work, case, faster
 from flexkern.learners import MetaplasticMLP
 from flexkern.streams import Experience
 
@@ -69,7 +69,7 @@ def learn(networks: Sequence[tuple[MetaplasticMLP, Experience]]) -> None:
 
 
 class Batched:
-    """All networks as one, with a leading dimension: batched products, alpha held through the item."""
+    """All networks as one, with a leading dimension: batched products, alpha kept through the item."""
 
     def __init__(self, task: Task) -> None:
         sizes = (task.features, task.width, task.width, CLASSES)
@@ -143,7 +143,7 @@ def check_agreement(task: Task) -> None:
             assert (p - q.view_as(p)).norm() <= 0.01 * (p - before).norm(), f"network {seed}"
 
 
-def build(width: int, at: Setting) -> Contest:
+def build(width: int, at: Setting) -> Comparison:
     task = Task(width, at)
     workers, batched = Workers(task), Batched(task)
     networks = [(task.learner(seed), task.item(seed)) for seed in range(NETWORKS)]
@@ -154,7 +154,7 @@ def build(width: int, at: Setting) -> Contest:
         ),
         Peer("batched as one network, all threads", batched.learn, partial(check_agreement, task), faster(1.0)),
     ]  # fmt: skip
-    return Contest(
+    return Comparison(
         f"{NETWORKS} networks of width {task.width}, an item, a process a core",
         workers.learn,
         peers,

@@ -15,7 +15,7 @@ from flexkern.benchmarks.bench_metaplastic import GRADIENT, LR, SCALE, SPREAD
 from flexkern.benchmarks.case import (
     CPU,
     GPU,
-    Contest,
+    Comparison,
     Goal,
     Peer,
     Rotating,
@@ -96,7 +96,7 @@ def check_agreement(peer: Callable[[Layer], Tensor], units: int, device: str) ->
 
 
 @case("synapse/step", devices=(CPU, GPU), backends=("cuda", "triton"), budget=True)
-def step(at: Setting) -> Contest:
+def step(at: Setting) -> Comparison:
     on_gpu = at.device == GPU
     units = at.size(16384 if on_gpu else 4096, 128)
     layers = [make_layer(i, units, at.device) for i in range(1 if on_gpu else rotation(16 * units**2, most=4))]
@@ -114,7 +114,7 @@ def step(at: Setting) -> Contest:
     ]
     title = f"synapse_step_, {units} x {units}, a third silent{at.suffix()}"
     # A random third leaves no cache line without a functional synapse: w, g, a and f are read, w written.
-    return Contest(title, on_layers(ours), peers, Work(20 * units**2 + units**2 // 8))
+    return Comparison(title, on_layers(ours), peers, Work(20 * units**2 + units**2 // 8))
 
 
 # ---------------------------------------------------------------------- for the tuner

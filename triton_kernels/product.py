@@ -35,7 +35,7 @@ LARGEST = 2**24
 # wgmma, and transposes on the way to shared memory with 4-byte copies in place of 16-byte ones: 256 copy
 # instructions of a warp for a step instead of 64, where the tensor cores need 490 cycles. At one a cycle they
 # hide; with bank conflicts of four or more they set the pace, at 1000 cycles or more a step.
-# ieee: no tensor cores; 1024 FFMA a thread for 16 samples. 67 TFLOP/s are a 7th of the peak of tf32, so the
+# ieee: no tensor cores; 1024 FFMA per thread for 16 samples. 67 TFLOP/s are a 7th of the peak of tf32, so the
 # product sets the pace. With 64 rows, or 16 warps, the compiler did worse: a stack of up to 40 bytes, or slow.
 HALF, TF32, IEEE = "half", "tf32", "ieee"
 
