@@ -64,12 +64,12 @@ class Adapters:
         self.training = training
         self.dropout_p = DROPOUT if training else 0.0
         with torch.no_grad():
-            self.bank = [
+            self.bank = (
                 torch.stack([m.down.weight.T for m in self.modules]),
                 torch.stack([m.down.bias for m in self.modules]),
                 torch.stack([m.up.weight.T for m in self.modules]),
                 torch.stack([m.up.bias for m in self.modules]),
-            ]
+            )
         self.lora = lora(size.d, size.rank, tasks, scale=SCALE, dropout=DROPOUT)
         if self.lora is not None:
             self.lora.to(device, dtype).train(training)
@@ -98,7 +98,7 @@ class Adapters:
     def weights(self, forward: Forward) -> list[Tensor]:
         """What is trained by a way forward."""
         if forward == self.fused:
-            return self.bank
+            return [*self.bank]
         modules = [self.lora] if forward == self.peft else self.modules
         return [p for m in modules if m is not None for p in m.parameters() if p.requires_grad]
 

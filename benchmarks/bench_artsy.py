@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -70,7 +71,7 @@ class Inference:
         self, tasks: int, opened: int = 1, *, size: str = "small", batch: int = 64, device: str = CPU
     ) -> None:
         network = backbone(size, device)
-        config = network.config
+        config: Any = network.config  # of transformers
         self.tasks, self._size, self._device = tasks, size, device
         self.bank = AdapterBank(config.num_hidden_layers, config.hidden_size, RANKS[size], device=device)
         for _ in range(tasks):
@@ -111,7 +112,8 @@ class Inference:
 
     def work(self) -> Work:
         """Operations of the passes that are needed: products and attention of the network, and adapters."""
-        config, bank = self.adapted.model.config, self.bank
+        config: Any = self.adapted.model.config
+        bank = self.bank
         tokens, d = 1 + (config.image_size // config.patch_size) ** 2, config.hidden_size
         block = 2 * tokens * (4 * d * d + 2 * d * config.intermediate_size) + 4 * tokens * tokens * d
         adapter = 4 * tokens * d * bank.rank

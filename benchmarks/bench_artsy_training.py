@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -119,7 +120,7 @@ class Epochs:
         training = self.training(learner)
         ours = [*learner.bank.parameters_of(0), *learner._head.parameters()]  # type: ignore[union-attr]
         before = [p.detach().clone() for p in ours]
-        config = learner.backbone.config
+        config: Any = learner.backbone.config
         unit = math.sqrt(20 * config.num_hidden_layers * 4 * config.hidden_size) * 2**-24
         steps = 2 * math.ceil(len(self.labels) / self.recipe.batch_size)
         for _ in range(2):

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, wait
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -73,7 +74,7 @@ class Batched:
 
     def __init__(self, task: Task) -> None:
         sizes = (task.features, task.width, task.width, CLASSES)
-        models = [task.learner(seed).model for seed in range(NETWORKS)]
+        models: list[Any] = [task.learner(seed).model for seed in range(NETWORKS)]  # layers by number
         self.task = task
         self.weights = [torch.stack([m[i].weight.detach() for m in models]).requires_grad_() for i in (0, 2, 4)]
         self.biases = [torch.zeros(NETWORKS, 1, size, requires_grad=True) for size in sizes[1:]]

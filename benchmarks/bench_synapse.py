@@ -131,13 +131,13 @@ def _tuned(sources: str) -> workloads.Maker:
         asleep = draw(rows, columns) > 0.43  # a third
         w.masked_fill_(asleep, 0.0)
         words = ops.pack_mask(asleep)
-        fields = (a, f) if sources == "stored" else (A, F)
+        stored = sources == "stored"
+        anchor, flexibility = (a if stored else A), (f if stored else F)
         # In a check a threshold that some reach; when timed none, as a step converts few.
         theta = 4.0 if w.numel() < 1 << 20 else 1e30
+        rest = {"lr": workloads.LR, "scale": workloads.SCALE, "threshold": theta}
         return (
-            lambda: ops.synapse_step_(
-                w, g, *fields, words, pre, post, lr=workloads.LR, scale=workloads.SCALE, threshold=theta
-            ),
+            lambda: ops.synapse_step_(w, g, anchor, flexibility, words, pre, post, **rest),
             lambda: [w, words],
         )
 

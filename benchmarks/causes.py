@@ -162,7 +162,7 @@ class OneOperator(nn.Module):
         self.up_bias = nn.Parameter(adapter.up.bias.detach().clone())
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
-        bank = [p.unsqueeze(0) for p in (self.down, self.down_bias, self.up, self.up_bias)]
+        bank = self.down[None], self.down_bias[None], self.up[None], self.up_bias[None]
         index = torch.zeros(len(x), dtype=torch.int32, device=x.device)
         p = self.p if self.training else 0.0
         return ops.gated_adapter(x, *bank, index, scale=self.scale, residual=residual, dropout_p=p)

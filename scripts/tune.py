@@ -129,7 +129,7 @@ class Racer:
     def kernel(self, case: Workload) -> dict[str, Any]:
         """Races the configurations of a kernel's variant."""
         configurations = self._candidates(case)
-        runs: list[Callable[[], object] | None] = []
+        runs: list[list[Callable[[], object]] | None] = []
         skipped: list[str | None] = []
         with use_backend("triton"), workloads.precision(case.variant):
             expected = None
@@ -159,8 +159,9 @@ class Racer:
 
     def backends(self, case: Workload) -> dict[str, Any]:
         """Races the backends of an operator."""
-        entries, runs, names = [], [], ("cuda", "triton")
-        for name in names:
+        entries: list[dict[str, Any]] = []
+        runs: list[list[Callable[[], object]] | None] = []
+        for name in ("cuda", "triton"):
             why, run = None, None
             if not backends()[name].available:
                 why = backends()[name].reason
@@ -253,7 +254,8 @@ def entered(measured: dict[str, Any]) -> tuple[tuning.Table, list[str]]:
         others = sorted((e for e in timed if e is not won), key=lambda e: math.prod(e["us"]))
         second = f"{_short(others[0]['config'], won['config'])} {_us(others[0]['us'])}"
         reason = f"measured: {_us(won['us'])} us for {race['what']}; {second} ({where})"
-        rows: dict[str, tuple[Any, str]]
+        rows: dict[str, Any]
+        value: Any
         if "operator" in race:
             name, value = race["operator"], (won["config"], others[0]["config"])
             rows = present.backends.setdefault(name, {})
@@ -264,9 +266,9 @@ def entered(measured: dict[str, Any]) -> tuple[tuning.Table, list[str]]:
         before = rows[known][0] if known else None
         if before != value:
             changes.append(f"{name}: {before} -> {value}, {reason}")
-        others_rows = {target: row for target, row in rows.items() if target != here["architecture"]}
+        rest: dict[str, Any] = {target: row for target, row in rows.items() if target != here["architecture"]}
         rows.clear()
-        rows.update({here["architecture"]: (value, reason), **others_rows})
+        rows.update({here["architecture"]: (value, reason), **rest})  # what was measured comes first
     return present, changes
 
 

@@ -329,8 +329,7 @@ def bank_gradients(
     sections = [triton.cdiv(count, SECTION.value) for count in (d * r, r, d * r, d)]
     down_bias_at, up_at, up_bias_at, stride = (sum(sections[: i + 1]) for i in range(4))
     by_task = tasks <= samples
-    numbers = {"dtype": torch.int32, "device": x.device}
-    order, bounds = torch.empty(samples, **numbers), torch.empty(tasks + 1, **numbers)
+    order, bounds = (torch.empty(n, dtype=torch.int32, device=x.device) for n in (samples, tasks + 1))
     count = parts + min(tasks, samples) - 1
     partial = torch.empty(count * stride * SECTION.value, dtype=torch.float32, device=x.device)
     lists = [order.data_ptr(), bounds.data_ptr()]
