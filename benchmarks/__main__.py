@@ -16,8 +16,8 @@ from flexkern.benchmarks import record, worker
 from flexkern.benchmarks.case import CPU, GPU, Case, Series, Setting, cases
 from flexkern.benchmarks.ceilings import Calm, measure_ceilings
 from flexkern.benchmarks.machine import huge_pages, machine
-from flexkern.benchmarks.report import heading, row_lines
 from flexkern.benchmarks.run import forget, measure_case, measure_series
+from flexkern.benchmarks.tables import heading, row_lines
 from flexkern.benchmarks.worker import Options
 
 PATIENCE = "seconds to wait before a case, at most, where others take the memory's bandwidth"
@@ -94,7 +94,7 @@ def measure(chosen: Sequence[Case | Series], options: Options) -> Iterator[dict[
 
 
 def _guarded(name: dict[str, Any], measured: Any) -> dict[str, Any]:
-    """One case that fails must not cost the others their turn."""
+    """One case that fails must not cost the others theirs."""
     try:
         return measured()
     except Exception as error:

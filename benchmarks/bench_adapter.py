@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from flexkern import ops
-from flexkern.benchmarks.case import CPU, GPU, Contest, Goal, Peer, Setting, Work, case, faster
+from flexkern.benchmarks import workloads
+from flexkern.benchmarks.case import CPU, GPU, Comparison, Goal, Peer, Setting, Work, case, faster
 from flexkern.benchmarks.peers.adapters import EaseAdapter, loop_over_tasks, lora
+from flexkern.ops.adapter import BACKWARD, FORWARD
 
 SCALE = 0.1
 DROPOUT = 0.1
@@ -62,12 +64,12 @@ class Adapters:
         self.training = training
         self.dropout_p = DROPOUT if training else 0.0
         with torch.no_grad():
-            self.bank = [
+            self.bank = (
                 torch.stack([m.down.weight.T for m in self.modules]),
                 torch.stack([m.down.bias for m in self.modules]),
                 torch.stack([m.up.weight.T for m in self.modules]),
                 torch.stack([m.up.bias for m in self.modules]),
-            ]
+            )
         self.lora = lora(size.d, size.rank, tasks, scale=SCALE, dropout=DROPOUT)
         if self.lora is not None:
             self.lora.to(device, dtype).train(training)
@@ -96,7 +98,7 @@ class Adapters:
     def weights(self, forward: Forward) -> list[Tensor]:
         """What is trained by a way forward."""
         if forward == self.fused:
-            return self.bank
+            return [*self.bank]
         modules = [self.lora] if forward == self.peft else self.modules
         return [p for m in modules if m is not None for p in m.parameters() if p.requires_grad]
 
@@ -206,7 +208,7 @@ def goal(peer: str, at: Setting, dtype: torch.dtype, *, training: bool) -> Goal 
     return faster(GOALS[peer][at.device][training])
 
 
-def build(size: Size, tasks: int, dtype: torch.dtype, training: bool, at: Setting) -> Contest:
+def build(size: Size, tasks: int, dtype: torch.dtype, training: bool, at: Setting) -> Comparison:
     if at.device == GPU and size is VIT_B:
         size = VIT_B_256
     shape = QUICK if at.quick else size
@@ -232,9 +234,9 @@ def build(size: Size, tasks: int, dtype: torch.dtype, training: bool, at: Settin
         else:
             peers.append(Peer(PEFT, adapters.call(adapters.peft), ANOTHER_RULE))
     what = "forward and backward" if training else "forward"
-    kind = ", bf16" if dtype is torch.bfloat16 else ""
-    return Contest(
-        f"gated_adapter {what}, {shape.name}, T = {tasks}{kind}{at.suffix()}",
+    arithmetic = ", bf16" if dtype is torch.bfloat16 else ""
+    return Comparison(
+        f"gated_adapter {what}, {shape.name}, T = {tasks}{arithmetic}{at.suffix()}",
         adapters.call(adapters.fused),
         peers,
         work(shape, tasks, dtype, training=training),
@@ -255,3 +257,43 @@ for _tasks in (1, 10):
 register("vit-b-bf16", VIT_B, 1, torch.bfloat16, (CPU, GPU))
 for _tasks in (10, 50):
     register("vit-b-bf16", VIT_B, _tasks, torch.bfloat16, (GPU,))
+
+
+# ---------------------------------------------------------------------- for the tuner
+
+
+def _tuned(part: str) -> workloads.Maker:
+    def make(device: torch.device, shape: tuple[int, int, int, int, int], seed: int) -> workloads.Made:
+        samples, length, d, r, tasks = shape
+        draw, half = workloads.drawer(device, seed), torch.bfloat16
+        x, residual = (draw(samples, length, d, dtype=half) for _ in range(2))
+        down, up = draw(tasks, d, r, std=0.03, dtype=half), draw(tasks, r, d, std=0.1, dtype=half)
+        biases = draw(tasks, r, dtype=half), draw(tasks, d, dtype=half)
+        index = (torch.arange(samples, device=device) * tasks) // samples
+        bank = (down, biases[0], up, biases[1], index)
+        written: list[Tensor] = []
+
+        def forward() -> None:
+            written[:] = FORWARD.on("triton")(x, *bank, residual, None, 0.1, 0.0, False)[:1]
+
+        if part == "forward":
+            return forward, lambda: written
+        hidden = FORWARD.on("triton")(x, *bank, None, None, 0.1, 0.0, True)[1]
+        needs = (part == "backward", part == "bank")
+
+        def backward() -> None:
+            got = BACKWARD.on("triton")(residual, x, hidden, down, up, index, 0.1, 0.0, *needs)
+            written[:] = got[:1] if part == "backward" else got[1:]
+
+        return backward, lambda: written
+
+    return make
+
+
+for _place, (_part, _compiles) in enumerate(
+    {"forward": ["adapter-inference-bf16"], "backward": [], "bank": ["adapter-parts-bf16"]}.items(), 2
+):
+    workloads.register(
+        workloads.Workload(f"adapter {_part}", "half-64", "ViT-B/16, 256 images, rank 64", _tuned(_part),
+                    [(256, 197, 768, 64, 1)], (4, 20, 96, 64, 2), _compiles, workloads.ROUNDED, 2, _place)
+    )  # fmt: skip

@@ -5,12 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from flexkern import backbones
-from flexkern.benchmarks.case import CPU, GPU, Contest, Goal, Peer, Setting, Skip, Work, at_most, case, faster
+from flexkern.benchmarks.case import (
+    CPU,
+    GPU,
+    Comparison,
+    Goal,
+    Peer,
+    Setting,
+    Skip,
+    Work,
+    at_most,
+    case,
+    faster,
+)
 from flexkern.benchmarks.peers.ease import Ease
 from flexkern.nn import AdapterBank, attach_adapters
 
@@ -58,7 +71,7 @@ class Inference:
         self, tasks: int, opened: int = 1, *, size: str = "small", batch: int = 64, device: str = CPU
     ) -> None:
         network = backbone(size, device)
-        config = network.config
+        config: Any = network.config  # of transformers
         self.tasks, self._size, self._device = tasks, size, device
         self.bank = AdapterBank(config.num_hidden_layers, config.hidden_size, RANKS[size], device=device)
         for _ in range(tasks):
@@ -99,7 +112,8 @@ class Inference:
 
     def work(self) -> Work:
         """Operations of the passes that are needed: products and attention of the network, and adapters."""
-        config, bank = self.adapted.model.config, self.bank
+        config: Any = self.adapted.model.config
+        bank = self.bank
         tokens, d = 1 + (config.image_size // config.patch_size) ** 2, config.hidden_size
         block = 2 * tokens * (4 * d * d + 2 * d * config.intermediate_size) + 4 * tokens * tokens * d
         adapter = 4 * tokens * d * bank.rank
@@ -154,13 +168,13 @@ def ease_name(tasks: int) -> str:
     return f"EASE, {tasks + 1} whole passes"
 
 
-def inference(at: Setting, tasks: int, goal: Goal) -> Contest:
+def inference(at: Setting, tasks: int, goal: Goal) -> Comparison:
     ours = make(at, tasks)
     ease = ours.ease()
     passes = partial(ours.passes, ease)
     count = "1 task" if tasks == 1 else f"{tasks} tasks"
-    return Contest(
-        f"Artsy inference, {count}, 1 open synapse an image, {described(at)}",
+    return Comparison(
+        f"Artsy inference, {count}, 1 open synapse per image, {described(at)}",
         mixed(at, ours.ours),
         [Peer(ease_name(tasks), mixed(at, passes), lambda: agree(ours.ours(), passes()), goal)],
         ours.work(),
@@ -172,25 +186,25 @@ def goal_at(at: Setting, cpu: float, gpu: float) -> Goal:
 
 
 @case("artsy/inference-1")
-def inference_1(at: Setting) -> Contest:
+def inference_1(at: Setting) -> Comparison:
     return inference(at, 1, faster(0.9))
 
 
 @case("artsy/inference-10", devices=(CPU, GPU), backends=BACKENDS, budget=True)
-def inference_10(at: Setting) -> Contest:
+def inference_10(at: Setting) -> Comparison:
     return inference(at, at.size(10, 3), goal_at(at, 4.0, 4.5))
 
 
 @case("artsy/inference-50", devices=(CPU, GPU), backends=BACKENDS, budget=True)
-def inference_50(at: Setting) -> Contest:
+def inference_50(at: Setting) -> Comparison:
     return inference(at, at.size(50, 5), goal_at(at, 16.0, 20.0))
 
 
 @case("artsy/flat", devices=(CPU, GPU), backends=BACKENDS)
-def flat(at: Setting) -> Contest:
+def flat(at: Setting) -> Comparison:
     many, one = make(at, at.size(50, 5)), make(at, 1)
-    return Contest(
-        f"Artsy inference, {many.tasks} tasks, 1 open synapse an image, {described(at)}",
+    return Comparison(
+        f"Artsy inference, {many.tasks} tasks, 1 open synapse per image, {described(at)}",
         mixed(at, many.ours),
         [Peer("the same with 1 task", mixed(at, one.ours), "other adapters", at_most(1.15))],
         many.work(),
@@ -198,11 +212,11 @@ def flat(at: Setting) -> Contest:
 
 
 @case("artsy/open-5", devices=(CPU, GPU), backends=BACKENDS)
-def open_5(at: Setting) -> Contest:
+def open_5(at: Setting) -> Comparison:
     five, one = make(at, at.size(10, 6), 5), make(at, at.size(10, 6), 1)
     ease = five.ease()
-    return Contest(
-        f"Artsy inference, {five.tasks} tasks, 5 open synapses an image, {described(at)}",
+    return Comparison(
+        f"Artsy inference, {five.tasks} tasks, 5 open synapses per image, {described(at)}",
         mixed(at, five.ours),
         [
             Peer("the same with 1 open", mixed(at, one.ours), "it answers less", at_most(3.3)),

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from flexkern.benchmarks.bench_artsy import RANKS, backbone
-from flexkern.benchmarks.case import CPU, GPU, Contest, Peer, Setting, Work, case
+from flexkern.benchmarks.case import CPU, GPU, Comparison, Peer, Setting, Work, case
 from flexkern.benchmarks.peers.ease import Ease
 from flexkern.benchmarks.peers.vit_training import CosineHead, EaseTraining
 from flexkern.learners import ArtsyViT
@@ -119,7 +120,7 @@ class Epochs:
         training = self.training(learner)
         ours = [*learner.bank.parameters_of(0), *learner._head.parameters()]  # type: ignore[union-attr]
         before = [p.detach().clone() for p in ours]
-        config = learner.backbone.config
+        config: Any = learner.backbone.config
         unit = math.sqrt(20 * config.num_hidden_layers * 4 * config.hidden_size) * 2**-24
         steps = 2 * math.ceil(len(self.labels) / self.recipe.batch_size)
         for _ in range(2):
@@ -146,10 +147,10 @@ def same_shape(plain: EaseTraining) -> list[Tensor]:
 
 
 @case("artsy/training", devices=(CPU, GPU), backends=("triton",))
-def training(at: Setting) -> Contest:
+def training(at: Setting) -> Comparison:
     epochs = Epochs(at)
     learner = epochs.learner()
-    return Contest(
+    return Comparison(
         epochs.title(),
         epochs.again(epochs.training(learner)),
         [Peer("EASE's, adapters as modules", epochs.again(epochs.plain(learner)), epochs.agrees)],

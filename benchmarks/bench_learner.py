@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from flexkern import ops
-from flexkern.benchmarks.case import CPU, GPU, Contest, Peer, Setting, Work, at_most, case, faster
+from flexkern.benchmarks.case import CPU, GPU, Comparison, Peer, Setting, Work, at_most, case, faster
 from flexkern.benchmarks.peers import formula
 from flexkern.benchmarks.peers.mlp import Flexible, PlainMLP, PlainSGD, Update, update_by_hand
 from flexkern.fields import Field
@@ -160,7 +160,7 @@ class Items:
 
     def _state(self, params: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         weights = params[0::2]
-        # Parameter i of the learner, weights and biases in turns, has stream i.
+        # Parameter i of the learner, weights and biases alternating, has stream i.
         fields = [Field.uniform(SEED, 2 * i) for i in range(len(weights))]
         drawn = [ops.materialize(f, w.shape, device=w.device) for f, w in zip(fields, weights, strict=True)]
         return [w.detach().clone() for w in weights], drawn
@@ -193,7 +193,7 @@ def _rounding(start: Tensor, end: Tensor, steps: int) -> float:
 
 
 @case("learner/item", devices=(CPU, GPU), backends=BACKENDS, budget=True)
-def item_step_gate(at: Setting) -> Contest:
+def item_step_gate(at: Setting) -> Comparison:
     items = Items(at, "step")
     formula_rule, by_hand = items.flexible(formula.update), items.flexible(update_by_hand)
     peers = [
@@ -204,25 +204,25 @@ def item_step_gate(at: Setting) -> Contest:
         ),
         Peer(BY_HAND, items.plainly(by_hand), lambda: items.agrees(by_hand)),
     ]  # fmt: skip
-    return Contest(
+    return Comparison(
         f"MLP learner, {items.sizes()}{at.suffix()}", items.learns(), peers, items.work(),
         note="with f = 1 the learner's weights are those of plain SGD",
     )  # fmt: skip
 
 
 @case("learner/item-gate", devices=(CPU, GPU), backends=BACKENDS)
-def item_item_gate(at: Setting) -> Contest:
+def item_item_gate(at: Setting) -> Comparison:
     items = Items(at, "item")
     rule = items.flexible(formula.update)
     peers = [
         Peer(SGD, items.plainly(sgd), items.agrees_where_free),
         Peer("alpha by the formula, then addcmul_", items.plainly(rule), lambda: items.agrees(rule)),
     ]
-    return Contest(f"MLP learner, {items.sizes()}{at.suffix()}", items.learns(), peers, items.work())
+    return Comparison(f"MLP learner, {items.sizes()}{at.suffix()}", items.learns(), peers, items.work())
 
 
 @case("learner/cuda-graph", devices=(GPU,), backends=BACKENDS)
-def cuda_graph(at: Setting) -> Contest:
+def cuda_graph(at: Setting) -> Comparison:
     items = Items(at, "step")
     rule = items.flexible(formula.update)
     peers = [
@@ -231,4 +231,4 @@ def cuda_graph(at: Setting) -> Contest:
         Peer("the formula in eager PyTorch", items.plainly(rule), lambda: items.agrees(rule), faster(2.0)),
     ]
     title = f"MLP learner in a CUDA graph, {items.sizes()}{at.suffix()}"
-    return Contest(title, items.learns(cuda_graph=True), peers, items.work())
+    return Comparison(title, items.learns(cuda_graph=True), peers, items.work())

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from flexkern import ops
+from flexkern.benchmarks import workloads
 from flexkern.benchmarks.bench_metaplastic import LR, SCALE, SPREAD
-from flexkern.benchmarks.case import CPU, GPU, Contest, Peer, Setting, Work, at_most, case, faster
+from flexkern.benchmarks.case import CPU, GPU, Comparison, Peer, Setting, Work, at_most, case, faster
 from flexkern.benchmarks.ceilings import tf32
 from flexkern.benchmarks.memory import peak_mb
 from flexkern.benchmarks.peers import formula
+from flexkern.benchmarks.workloads import SUMS, Workload
 
 GRADIENT = 2.0**-13  # of grad_out: steps that leave alpha where it is, see bench_metaplastic
 # (batch, in, out). The second of the CPU's is the first layer of the paper's classifier.
@@ -129,7 +131,7 @@ def check_memory(layer: Layer) -> None:
     )
 
 
-def build(shape: Shape, product: str, at: Setting) -> Contest:
+def build(shape: Shape, product: str, at: Setting) -> Comparison:
     if at.quick:
         shape = QUICK_SHAPE
     on_gpu = at.device == GPU
@@ -159,7 +161,7 @@ def build(shape: Shape, product: str, at: Setting) -> Contest:
         ),
     ]  # fmt: skip
     gradient = layer.grad.numel() * layer.grad.element_size() / 2**20
-    contest = Contest(
+    comparison = Comparison(
         f"linear_step_, {named(shape, product)}{at.suffix()}",
         layer.fused,
         peers,
@@ -167,15 +169,15 @@ def build(shape: Shape, product: str, at: Setting) -> Contest:
         steady=True,
         note=f"the gradient matrix has {gradient:.0f} MB",
     )
-    return in_tf32(contest) if product == "tf32" else contest
+    return in_tf32(comparison) if product == "tf32" else comparison
 
 
-def in_tf32(contest: Contest) -> Contest:
+def in_tf32(comparison: Comparison) -> Comparison:
     """While it is measured, products of float32 may take tf32."""
     stack = ExitStack()
     stack.enter_context(tf32(True))
-    contest.close = stack.close
-    return contest
+    comparison.close = stack.close
+    return comparison
 
 
 def named(shape: Shape, product: str) -> str:
@@ -193,7 +195,7 @@ for _shape in GPU_SHAPES:
 
 
 @case("linear/none-silent", devices=(CPU, GPU), backends=("triton",))
-def none_silent(at: Setting) -> Contest:
+def none_silent(at: Setting) -> Comparison:
     """With no silent synapse left the second product must not be made: the time is that without a mask."""
     shape = QUICK_SHAPE if at.quick else (1024, 4096, 4096) if at.device == GPU else CPU_SHAPES[0]
     product = "bfloat16" if at.device == GPU else "float32"
@@ -203,4 +205,40 @@ def none_silent(at: Setting) -> Contest:
         at_most(1.1),
     )  # fmt: skip
     title = f"linear_step_, Hebbian, none silent, {named(shape, product)}{at.suffix()}"
-    return Contest(title, layer.hebbian, [peer], layer.work(), steady=True)
+    return Comparison(title, layer.hebbian, [peer], layer.work(), steady=True)
+
+
+# ---------------------------------------------------------------------- for the tuner
+
+
+def _tuned(dtype: torch.dtype, silent: bool) -> workloads.Maker:
+    def make(device: torch.device, shape: tuple[int, int, int], seed: int) -> workloads.Made:
+        batch, columns, rows = shape
+        draw = workloads.drawer(device, seed)
+        w, a, f = workloads.weights(draw, rows, columns)
+        x, g = draw(batch, columns, dtype=dtype), draw(batch, rows, dtype=dtype)
+        words = post = None
+        if silent:  # a tenth, in rows of tiles here and there; none is active enough to convert
+            asleep = draw(rows, columns) > 1.3
+            w.masked_fill_(asleep, 0.0)
+            words, post = ops.pack_mask(asleep), draw(batch, rows, dtype=dtype)
+        start = w.clone() if w.numel() < 1 << 20 else w
+        lr = 1e-3 if start is not w else workloads.LR  # so that the check sees the step, and not the weights
+        return (
+            lambda: ops.linear_step_(w, x, g, a, f, words, post, lr=lr, scale=workloads.SCALE, threshold=1e30),
+            lambda: [w - start],
+        )
+
+    return make
+
+
+for _variant, _words, _dtype, _silent, _compiles, _place in (
+    ("half", "bf16", torch.bfloat16, False, ["linear-bf16-stored", "linear-bf16-mixed"], 1),
+    ("tf32", "tf32", torch.float32, False, ["linear-tf32-stored"], 9),
+    ("half-silent", "bf16, a tenth silent, Hebbian", torch.bfloat16, True, ["linear-bf16-stored-hebbian"], 10),
+):
+    _what = f"linear_step_ (1024, 9216, 4096) and (256, 4096, 4096), {_words}"
+    _make = _tuned(_dtype, _silent)
+    workloads.register(
+        Workload("linear", _variant, _what, _make, GPU_SHAPES, (64, 264, 136), _compiles, SUMS, place=_place)
+    )

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from flexkern import Field, ops
+from flexkern.benchmarks import workloads
 from flexkern.benchmarks.case import (
     CPU,
     GPU,
-    Contest,
+    Comparison,
     Peer,
     Rotating,
     Setting,
@@ -97,7 +98,7 @@ def plain_sgd(elements: int, device: str) -> Peer:
 
 
 @case("metaplastic/step", devices=(CPU, GPU), backends=BACKENDS, small_pages=True, budget=True)
-def step(at: Setting) -> Contest:
+def step(at: Setting) -> Comparison:
     on_gpu = at.device == GPU
     elements = at.size(1 << 28 if on_gpu else 1 << 24, 1 << 16)
     sets = make_buffers(1 if on_gpu else rotation(16 * elements), elements, at.device)
@@ -116,11 +117,11 @@ def step(at: Setting) -> Contest:
         peers[1].goal = faster(25)
         sgd.goal = at_most(1.8)  # bytes alone say 20 / 12 = 1.67
     title = f"step, stored f, {count(elements)} float32{at.suffix()}"
-    return Contest(title, on_sets(ours, sets), peers, Work(20 * elements))
+    return Comparison(title, on_sets(ours, sets), peers, Work(20 * elements))
 
 
 @case("metaplastic/gated-step", devices=(CPU, GPU), backends=BACKENDS, small_pages=True, budget=True)
-def gated_step(at: Setting) -> Contest:
+def gated_step(at: Setting) -> Comparison:
     on_gpu = at.device == GPU
     elements = at.size(1 << 28 if on_gpu else 1 << 24, 1 << 16)
     # The flexibility buffers serve as stored alphas: any values in (0, 1) do.
@@ -142,7 +143,7 @@ def gated_step(at: Setting) -> Contest:
 
     sgd = plain_sgd(elements, at.device)
     sgd.goal = at_most(1.4)  # bytes alone say 16 / 12 = 1.33
-    return Contest(
+    return Comparison(
         f"item-gated step, {count(elements)} float32{at.suffix()}",
         on_sets(gated, sets),
         [sgd, Peer("torch.addcmul_", on_sets(addcmul, sets), check)],
@@ -151,7 +152,7 @@ def gated_step(at: Setting) -> Contest:
 
 
 @case("metaplastic/procedural-step", devices=(CPU, GPU), backends=BACKENDS, budget=True)
-def procedural_step(at: Setting) -> Contest:
+def procedural_step(at: Setting) -> Comparison:
     on_gpu = at.device == GPU
     elements = at.size(1 << 28 if on_gpu else 1 << 24, 1 << 16)
     f, a = Field.uniform(1), Field.normal(1, std=0.02, purpose=Purpose.ANCHOR)
@@ -176,7 +177,7 @@ def procedural_step(at: Setting) -> Contest:
     sgd = plain_sgd(elements, at.device)
     if on_gpu:
         sgd.goal = at_most(1.05)
-    return Contest(
+    return Comparison(
         f"step, procedural f and a, {count(elements)} float32{at.suffix()}",
         partial(procedural, w, g),
         [sgd, Peer("ours with both stored", partial(stored, w, g), check)],
@@ -185,7 +186,7 @@ def procedural_step(at: Setting) -> Contest:
 
 
 @case("metaplastic/small-tensors", devices=(CPU, GPU), backends=BACKENDS)
-def small_tensors(at: Setting) -> Contest:
+def small_tensors(at: Setting) -> Comparison:
     tensors, elements = at.size(200, 8), 4096
 
     def columns(sets: list[Buffers]) -> list[list[Tensor]]:
@@ -199,7 +200,7 @@ def small_tensors(at: Setting) -> Contest:
             assert bool(((w - v).abs() <= LR * g.abs() * 8 * 2**-24 + 2 * w.abs() * 2**-24).all())
 
     buffers = columns(make_buffers(tensors, elements, at.device))
-    return Contest(
+    return Comparison(
         f"step, {tensors} tensors of {elements}{at.suffix()}",
         partial(listed, *buffers),
         [Peer("the formula with torch._foreach_*", partial(foreach, *buffers), check, faster(3))],
@@ -209,7 +210,7 @@ def small_tensors(at: Setting) -> Contest:
 
 
 @case("metaplastic/gate", devices=(CPU, GPU), backends=BACKENDS)
-def gate(at: Setting) -> Contest:
+def gate(at: Setting) -> Comparison:
     on_gpu = at.device == GPU
     elements = at.size(1 << 28 if on_gpu else 1 << 24, 1 << 16)
     sets = make_buffers(1 if on_gpu else rotation(16 * elements), elements, at.device)
@@ -227,8 +228,8 @@ def gate(at: Setting) -> Contest:
         # 1 - tanh^2 is off by a few ulp of 1.
         assert float((alpha(*buffers) - compiled(*buffers)).abs().max()) <= 8 * 2**-24
 
-    return Contest(
-        f"alpha of {count(elements)} float32, once an item{at.suffix()}",
+    return Comparison(
+        f"alpha of {count(elements)} float32, once per item{at.suffix()}",
         on_sets(alpha, sets),
         [Peer(COMPILED, on_sets(compiled, sets), check, faster(1.0))],
         Work(16 * elements),
@@ -238,3 +239,60 @@ def gate(at: Setting) -> Contest:
 def count(elements: int) -> str:
     """For titles: 16.8 M."""
     return f"{elements / 1e6:.1f} M" if elements >= 1 << 20 else f"{elements}"
+
+
+# ---------------------------------------------------------------------- for the tuner
+
+F, A = Field.uniform(1), Field.normal(1, std=0.02, purpose=Purpose.ANCHOR)
+
+
+def _tuned_step(sources: str) -> workloads.Maker:
+    def make(device: torch.device, count: int, seed: int) -> workloads.Made:
+        draw = workloads.drawer(device, seed)
+        w, a, f = workloads.weights(draw, count)
+        g = draw(count)
+        calls = {
+            "stored": lambda: ops.metaplastic_sgd_(w, g, a, f, lr=workloads.LR, scale=workloads.SCALE),
+            "mixed": lambda: ops.metaplastic_sgd_(w, g, A, F, lr=workloads.LR, scale=workloads.SCALE),
+            "held": lambda: ops.gated_sgd_(w, g, f, lr=workloads.LR),
+        }
+        return calls[sources], lambda: [w]
+
+    return make
+
+
+def _tuned_gate(device: torch.device, count: int, seed: int) -> workloads.Made:
+    w, a, f = workloads.weights(workloads.drawer(device, seed), count)
+    written: list[Tensor] = []
+
+    def call() -> None:
+        written[:] = [ops.metaplastic_gate(w, a, f, workloads.SCALE)]
+
+    return call, lambda: written
+
+
+def _tuned_fill(device: torch.device, count: int, seed: int) -> workloads.Made:
+    written: list[Tensor] = []
+
+    def call() -> None:
+        written[:] = [ops.materialize(Field.normal(seed), (count,), device=device)]
+
+    return call, lambda: written
+
+
+for _kernel, _variant, _what, _make, _compiles, _place in (
+    ("sgd", "stored", "64 M float32, stored", _tuned_step("stored"), ["sgd-stored-fp32-fp32"], 5),
+    ("sgd", "mixed", "64 M float32, procedural", _tuned_step("mixed"), ["sgd-mixed-fp32-fp32"], 6),
+    ("sgd", "held", "64 M float32, stored alpha", _tuned_step("held"), ["sgd-held-fp32-fp32"], 7),
+    ("gate", "stored", "64 M float32", _tuned_gate, ["gate-stored"], 12),
+    ("fill", "any", "64 M normal values", _tuned_fill, ["fill"], 13),
+    ("metaplastic_sgd_", "", "64 M float32, stored", _tuned_step("stored"), [], 14),
+    ("gated_sgd_", "", "64 M float32, stored alpha", _tuned_step("held"), [], 15),
+    ("metaplastic_gate", "", "64 M float32", _tuned_gate, [], 17),
+    ("materialize", "", "64 M normal values", _tuned_fill, [], 18),
+):
+    workloads.register(
+        workloads.Workload(
+            _kernel, _variant, _what, _make, workloads.MILLIONS, workloads.SMALL, _compiles, place=_place
+        )
+    )

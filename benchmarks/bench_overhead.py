@@ -13,7 +13,7 @@ from torch import Tensor
 
 from flexkern import Field, ops
 from flexkern.benchmarks.bench_metaplastic import LR, SCALE
-from flexkern.benchmarks.case import CPU, GPU, Contest, Peer, Setting, case, under
+from flexkern.benchmarks.case import CPU, GPU, Comparison, Peer, Setting, case, under
 from flexkern.benchmarks.peers import formula
 from flexkern.fields import Purpose
 from flexkern.optim import MetaplasticSGD
@@ -123,11 +123,11 @@ def unpack(device: str) -> Call:
     return lambda: ops.unpack_mask(at.words, UNITS)
 
 
-def build(title: str, make: Maker, single: bool, at: Setting) -> Contest:
+def build(title: str, make: Maker, single: bool, at: Setting) -> Comparison:
     weight, grad = (normal(UNITS, UNITS, device=at.device) for _ in range(2))
     aim = under(AIM) if single and at.device == CPU else None
     torch_itself = Peer("w.add_(g, alpha=-lr)", lambda: weight.add_(grad, alpha=-LR), ANOTHER_RULE, aim)
-    return Contest(f"a call of {title}{at.suffix()}", make(at.device), [torch_itself], memory=False)
+    return Comparison(f"a call of {title}{at.suffix()}", make(at.device), [torch_itself], memory=False)
 
 
 # Name, title, and whether it is one operator on one tensor, of which the aim is spoken.
@@ -159,16 +159,16 @@ def mlp(device: str) -> list[torch.nn.Parameter]:
     return params
 
 
-def build_optimizer(gate: str, at: Setting) -> Contest:
+def build_optimizer(gate: str, at: Setting) -> Comparison:
     ours = MetaplasticSGD(mlp(at.device), lr=LR, scale=SCALE, gate=gate)
-    if gate == "item":  # a later item, in which alpha is held
+    if gate == "item":  # a later item, in which alpha is kept
         ours.step()
         ours.consolidate()
         ours.step()
     plain = torch.optim.SGD(mlp(at.device), lr=LR)
     params = mlp(at.device)
     fused = formula.fused_sgd([p.detach() for p in params], [p.grad for p in params if p.grad is not None], LR)
-    return Contest(
+    return Comparison(
         f'MetaplasticSGD.step, MLP of three layers, gate="{gate}"{at.suffix()}',
         ours.step,
         [

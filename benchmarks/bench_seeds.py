@@ -11,12 +11,13 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, wait
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from flexkern.benchmarks.case import Contest, Peer, Setting, Work, case, faster
+from flexkern.benchmarks.case import Comparison, Peer, Setting, Work, case, faster
 from flexkern.learners import MetaplasticMLP
 from flexkern.streams import Experience
 
@@ -69,11 +70,11 @@ def learn(networks: Sequence[tuple[MetaplasticMLP, Experience]]) -> None:
 
 
 class Batched:
-    """All networks as one, with a leading dimension: batched products, alpha held through the item."""
+    """All networks as one, with a leading dimension: batched products, alpha kept through the item."""
 
     def __init__(self, task: Task) -> None:
         sizes = (task.features, task.width, task.width, CLASSES)
-        models = [task.learner(seed).model for seed in range(NETWORKS)]
+        models: list[Any] = [task.learner(seed).model for seed in range(NETWORKS)]  # layers by number
         self.task = task
         self.weights = [torch.stack([m[i].weight.detach() for m in models]).requires_grad_() for i in (0, 2, 4)]
         self.biases = [torch.zeros(NETWORKS, 1, size, requires_grad=True) for size in sizes[1:]]
@@ -143,7 +144,7 @@ def check_agreement(task: Task) -> None:
             assert (p - q.view_as(p)).norm() <= 0.01 * (p - before).norm(), f"network {seed}"
 
 
-def build(width: int, at: Setting) -> Contest:
+def build(width: int, at: Setting) -> Comparison:
     task = Task(width, at)
     workers, batched = Workers(task), Batched(task)
     networks = [(task.learner(seed), task.item(seed)) for seed in range(NETWORKS)]
@@ -154,7 +155,7 @@ def build(width: int, at: Setting) -> Contest:
         ),
         Peer("batched as one network, all threads", batched.learn, partial(check_agreement, task), faster(1.0)),
     ]  # fmt: skip
-    return Contest(
+    return Comparison(
         f"{NETWORKS} networks of width {task.width}, an item, a process a core",
         workers.learn,
         peers,

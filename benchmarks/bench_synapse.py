@@ -9,12 +9,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from flexkern import ops
+from flexkern import Field, ops
+from flexkern.benchmarks import workloads
 from flexkern.benchmarks.bench_metaplastic import GRADIENT, LR, SCALE, SPREAD
 from flexkern.benchmarks.case import (
     CPU,
     GPU,
-    Contest,
+    Comparison,
     Goal,
     Peer,
     Rotating,
@@ -26,6 +27,7 @@ from flexkern.benchmarks.case import (
     rotation,
 )
 from flexkern.benchmarks.peers import formula
+from flexkern.fields import Purpose
 
 SILENT = 1 / 3
 THRESHOLD = 0.999  # activities are uniform on (0, 1): about one silent synapse in two million converts
@@ -94,7 +96,7 @@ def check_agreement(peer: Callable[[Layer], Tensor], units: int, device: str) ->
 
 
 @case("synapse/step", devices=(CPU, GPU), backends=("cuda", "triton"), budget=True)
-def step(at: Setting) -> Contest:
+def step(at: Setting) -> Comparison:
     on_gpu = at.device == GPU
     units = at.size(16384 if on_gpu else 4096, 128)
     layers = [make_layer(i, units, at.device) for i in range(1 if on_gpu else rotation(16 * units**2, most=4))]
@@ -112,4 +114,58 @@ def step(at: Setting) -> Contest:
     ]
     title = f"synapse_step_, {units} x {units}, a third silent{at.suffix()}"
     # A random third leaves no cache line without a functional synapse: w, g, a and f are read, w written.
-    return Contest(title, on_layers(ours), peers, Work(20 * units**2 + units**2 // 8))
+    return Comparison(title, on_layers(ours), peers, Work(20 * units**2 + units**2 // 8))
+
+
+# ---------------------------------------------------------------------- for the tuner
+
+F, A = Field.uniform(1), Field.normal(1, std=0.02, purpose=Purpose.ANCHOR)
+
+
+def _tuned(sources: str) -> workloads.Maker:
+    def make(device: torch.device, shape: tuple[int, int], seed: int) -> workloads.Made:
+        rows, columns = shape
+        draw = workloads.drawer(device, seed)
+        w, a, f = workloads.weights(draw, rows, columns)
+        g, pre, post = draw(rows, columns), draw(columns).relu_(), draw(rows).relu_()
+        asleep = draw(rows, columns) > 0.43  # a third
+        w.masked_fill_(asleep, 0.0)
+        words = ops.pack_mask(asleep)
+        stored = sources == "stored"
+        anchor, flexibility = (a if stored else A), (f if stored else F)
+        # In a check a threshold that some reach; when timed none, as a step converts few.
+        theta = 4.0 if w.numel() < 1 << 20 else 1e30
+        rest = {"lr": workloads.LR, "scale": workloads.SCALE, "threshold": theta}
+        return (
+            lambda: ops.synapse_step_(w, g, anchor, flexibility, words, pre, post, **rest),
+            lambda: [w, words],
+        )
+
+    return make
+
+
+def _tuned_mask(packs: bool) -> workloads.Maker:
+    def make(device: torch.device, shape: tuple[int, int], seed: int) -> workloads.Made:
+        asleep = workloads.drawer(device, seed)(*shape) > 0.43
+        words = ops.pack_mask(asleep)
+        written: list[Tensor] = []
+
+        def call() -> None:
+            written[:] = [ops.pack_mask(asleep) if packs else ops.unpack_mask(words, shape[1])]
+
+        return call, lambda: written
+
+    return make
+
+
+_THIRD = "8192 x 8192, a third silent"
+for _kernel, _variant, _what, _make, _compiles, _place in (
+    ("synapse", "stored", _THIRD, _tuned("stored"), ["synapse-stored-fp32-rate"], 8),
+    ("synapse", "mixed", f"{_THIRD}, procedural", _tuned("mixed"), ["synapse-mixed-fp32-rate"], 11),
+    ("synapse_step_", "", _THIRD, _tuned("stored"), [], 16),
+    ("pack_mask", "", "8192 x 8192", _tuned_mask(True), [], 19),
+    ("unpack_mask", "", "8192 x 8192", _tuned_mask(False), [], 20),
+):
+    workloads.register(
+        workloads.Workload(_kernel, _variant, _what, _make, [(8192, 8192)], (64, 136), _compiles, place=_place)
+    )

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import importlib
+import pkgutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
+from pathlib import Path
 
 __all__ = [
     "CPU",
     "GPU",
     "Case",
-    "Contest",
+    "Comparison",
     "Goal",
     "Peer",
     "Point",
@@ -24,13 +26,15 @@ __all__ = [
     "case",
     "cases",
     "faster",
+    "modules",
     "rotation",
     "series",
     "under",
 ]
 
-# The modules that register cases and series when they are imported, in the order of the table.
-MODULES = (
+# The modules that register cases and series when they are imported: first these, in the order of the table,
+# then any other whose name begins as theirs.
+FIRST = (
     "bench_metaplastic", "bench_synapse", "bench_linear", "bench_adapter", "bench_overhead", "bench_learner",
     "bench_artsy", "bench_artsy_training", "causes", "bench_seeds", "growth_optimizer", "growth_items",
     "growth_tasks",
@@ -135,7 +139,7 @@ class Peer:
 
 
 @dataclass
-class Contest:
+class Comparison:
     """A case at its size, ready to be timed.
 
     Attributes:
@@ -143,7 +147,7 @@ class Contest:
         ours: does it once.
         peers: at least one.
         work: of a call of ours.
-        steady: each timed call follows an untimed one of its own kind, as a training step follows another:
+        steady: each timed call follows an untimed one of its own, as a training step follows another:
             otherwise one would write back what the other left changed in the cache.
         graph: on a GPU, both are captured in CUDA graphs and replayed: for calls shorter than their launches.
         memory: whether peak memory is measured too (not where the work is done by other processes).
@@ -167,7 +171,7 @@ class Contest:
 
 @dataclass(frozen=True)
 class Case:
-    """A named case of the registry: ``build(setting)`` makes the contest, or raises :class:`Skip`.
+    """A named case of the registry: ``build(setting)`` makes the comparison, or raises :class:`Skip`.
 
     Attributes:
         devices: on which it is defined.
@@ -177,7 +181,7 @@ class Case:
     """
 
     name: str
-    build: Callable[[Setting], Contest]
+    build: Callable[[Setting], Comparison]
     devices: tuple[str, ...] = (CPU,)
     backends: tuple[str, ...] = ("auto",)
     small_pages: bool = False
@@ -231,10 +235,10 @@ def case(
     backends: tuple[str, ...] = ("auto",),
     small_pages: bool = False,
     budget: bool = False,
-) -> Callable[[Callable[[Setting], Contest]], Callable[[Setting], Contest]]:
-    """Registers a function that builds a contest as the case ``name``, "family/what"."""
+) -> Callable[[Callable[[Setting], Comparison]], Callable[[Setting], Comparison]]:
+    """Registers a function that builds a comparison as the case ``name``, "family/what"."""
 
-    def register(build: Callable[[Setting], Contest]) -> Callable[[Setting], Contest]:
+    def register(build: Callable[[Setting], Comparison]) -> Callable[[Setting], Comparison]:
         _register(Case(name, build, devices, backends, small_pages, budget))
         return build
 
@@ -253,21 +257,38 @@ def series(
     return register
 
 
+def modules() -> list[str]:
+    """The names of the modules that register cases and series, in the order of the table."""
+    found = sorted(module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)]))
+    return [*FIRST, *(name for name in found if name.startswith(("bench_", "growth_")) and name not in FIRST)]
+
+
+def _all() -> dict[str, Case | Series]:
+    """By name, in the order of the table, whichever module was imported first."""
+    order = [importlib.import_module(f"flexkern.benchmarks.{name}").__name__ for name in modules()]
+
+    def place(entry: Case | Series) -> int:
+        maker = entry.measure if isinstance(entry, Series) else entry.build
+        home = getattr(maker, "func", maker).__module__  # func: of a partial
+        return order.index(home) if home in order else len(order)
+
+    return {entry.name: entry for entry in sorted(_CASES.values(), key=place)}
+
+
 def cases(only: Sequence[str] = ()) -> list[Case | Series]:
     """All cases and series, or those that ``only`` names: whole names, parts of them, or patterns with \\*.
 
     Raises:
         ValueError: if one of ``only`` matches nothing; the message lists the names.
     """
-    for module in MODULES:
-        importlib.import_module(f"flexkern.benchmarks.{module}")
+    every = _all()
     chosen = []
     for pattern in only:
-        found = [pattern] if pattern in _CASES else [n for n in _CASES if pattern in n or fnmatch(n, pattern)]
+        found = [pattern] if pattern in every else [n for n in every if pattern in n or fnmatch(n, pattern)]
         if not found:
-            raise ValueError(f"only: no case is called {pattern!r}; there are {', '.join(_CASES)}")
+            raise ValueError(f"only: no case is called {pattern!r}; there are {', '.join(every)}")
         chosen += found
-    return [entry for name, entry in _CASES.items() if not only or name in chosen]
+    return [entry for name, entry in every.items() if not only or name in chosen]
 
 
 class Rotating:

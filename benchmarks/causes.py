@@ -1,7 +1,7 @@
 """Where a speed-up comes from: the same work in steps from the peer to ours; in each, one thing changes.
 
-A ladder is a case like others. Its peers are the rungs, the usual way first, all timed in turns in one run;
-:mod:`flexkern.benchmarks.ladders` reads the causes out of its row, and
+Each is a case like others. Its peers are the steps, the usual way first, all timed in one run;
+:mod:`flexkern.benchmarks.factors` reads the causes out of its row, and
 :mod:`flexkern.benchmarks.profiling` tells where each spends its time.
 """
 
@@ -19,7 +19,7 @@ from flexkern.benchmarks import bench_artsy
 from flexkern.benchmarks.bench_artsy import Inference, agree, backbone, described, mixed
 from flexkern.benchmarks.bench_artsy_training import Epochs
 from flexkern.benchmarks.bench_learner import BY_HAND, Items
-from flexkern.benchmarks.case import CPU, GPU, Contest, Peer, Setting, case
+from flexkern.benchmarks.case import CPU, GPU, Comparison, Peer, Setting, case
 from flexkern.benchmarks.peers import formula
 from flexkern.benchmarks.peers.ease import Adapter, Ease
 from flexkern.benchmarks.peers.mlp import update_by_hand
@@ -34,7 +34,7 @@ def one_pass(w: Tensor, g: Tensor, a: Tensor, f: Tensor, lr: float, scale: float
 
 
 @case("causes/mlp-item", devices=(CPU, GPU), backends=("cuda", "triton"))
-def mlp_item(at: Setting) -> Contest:
+def mlp_item(at: Setting) -> Comparison:
     items = Items(at, "step", inputs=at.size(512, 48))
     rules = {
         "the formula in eager PyTorch": items.flexible(formula.update),
@@ -45,7 +45,7 @@ def mlp_item(at: Setting) -> Contest:
     check = partial(items.agrees_with_itself, fused_step=False)
     peers.append(Peer("the learner, with a gradient in memory", items.learns(fused_step=False), check))
     title = f"MLP learner by causes, {items.sizes()}{at.suffix()}"
-    return Contest(title, items.learns(), peers, items.work(), profile=True)
+    return Comparison(title, items.learns(), peers, items.work(), profile=True)
 
 
 # ---------------------------------------------------------------------- inference
@@ -69,7 +69,7 @@ class ModuleBank(nn.Module):
         return torch.cat([self.adapters[t][layer](part, rest) for t, part, rest in parts])
 
 
-class Rungs:
+class Ways:
     """The ways between EASE's passes and :meth:`Inference.ours`, with the same weights."""
 
     def __init__(self, inference: Inference, at: Setting) -> None:
@@ -117,22 +117,22 @@ class Rungs:
 
 
 @case("causes/artsy-inference", devices=(CPU, GPU), backends=("triton",))
-def artsy_inference(at: Setting) -> Contest:
+def artsy_inference(at: Setting) -> Comparison:
     inference = bench_artsy.make(at, at.size(10, 3))
-    rungs = Rungs(inference, at)
+    ways_between = Ways(inference, at)
     ways: dict[str, Callable[[], Tensor]] = {
-        bench_artsy.ease_name(inference.tasks): partial(inference.passes, rungs.ease),
-        "passes of open synapses only": rungs.open_only,
-        "the same from a common trunk": rungs.shared_trunk,
-        "one batch of pairs, adapters in a loop over tasks": rungs.one_batch,
+        bench_artsy.ease_name(inference.tasks): partial(inference.passes, ways_between.ease),
+        "passes of open synapses only": ways_between.open_only,
+        "the same from a common trunk": ways_between.shared_trunk,
+        "one batch of pairs, adapters in a loop over tasks": ways_between.one_batch,
     }
 
     def check(way: Callable[[], Tensor]) -> None:
         agree(inference.ours(), way())
 
     peers = [Peer(name, mixed(at, way), partial(check, way)) for name, way in ways.items()]
-    title = f"Artsy inference by causes, {inference.tasks} tasks, 1 open synapse an image, {described(at)}"
-    return Contest(title, mixed(at, inference.ours), peers, inference.work(), profile=True)
+    title = f"Artsy inference by causes, {inference.tasks} tasks, 1 open synapse per image, {described(at)}"
+    return Comparison(title, mixed(at, inference.ours), peers, inference.work(), profile=True)
 
 
 # ---------------------------------------------------------------------- training
@@ -162,7 +162,7 @@ class OneOperator(nn.Module):
         self.up_bias = nn.Parameter(adapter.up.bias.detach().clone())
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
-        bank = [p.unsqueeze(0) for p in (self.down, self.down_bias, self.up, self.up_bias)]
+        bank = self.down[None], self.down_bias[None], self.up[None], self.up_bias[None]
         index = torch.zeros(len(x), dtype=torch.int32, device=x.device)
         p = self.p if self.training else 0.0
         return ops.gated_adapter(x, *bank, index, scale=self.scale, residual=residual, dropout_p=p)
@@ -186,7 +186,7 @@ def one_operator(ease: Ease) -> None:
 
 
 @case("causes/artsy-training", devices=(CPU, GPU), backends=("triton",))
-def artsy_training(at: Setting) -> Contest:
+def artsy_training(at: Setting) -> Comparison:
     epochs = Epochs(at)
     learner = epochs.learner()
     ways = {
@@ -199,4 +199,4 @@ def artsy_training(at: Setting) -> Contest:
         for name, way in ways.items()
     ]
     ours = epochs.again(epochs.training(learner))
-    return Contest(f"By causes: {epochs.title()}", ours, peers, epochs.work(), profile=True)
+    return Comparison(f"By causes: {epochs.title()}", ours, peers, epochs.work(), profile=True)

@@ -17,7 +17,7 @@ __all__ = ["Calm", "Ceilings", "measure_ceilings", "tf32"]
 
 @dataclass(frozen=True)
 class Ceilings:
-    """Bytes a second (read and written) of a copy, and operations a second of the library's matrix product.
+    """Bytes per second (read and written) of a copy, and operations per second of the library's matrix product.
 
     Attributes:
         copy: the faster of a copy into another tensor and an update in place: a CPU reads a line before it
@@ -73,7 +73,7 @@ class Calm:
         self._source, self._target = (torch.rand(ELEMENTS) for _ in range(2))
 
     def wait(self) -> float:
-        """The copy's bytes a second when it ended, as a share of the best seen."""
+        """The copy's bytes per second when it ended, as a share of the best seen."""
         give_up = time.perf_counter() + self._patience
         while True:
             spent = sorted(sample(lambda: self._target.copy_(self._source), CPU) for _ in range(9))[4]

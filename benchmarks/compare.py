@@ -1,4 +1,4 @@
-"""Two runs side by side: two results files, or two git revisions that are built and measured in turns."""
+"""Two runs side by side: two results files, or two git revisions, built and measured alternately."""
 
 from __future__ import annotations
 
@@ -77,29 +77,29 @@ def _difference(key: Key, before: list[dict[str, Any]], after: list[dict[str, An
 
 
 def runs_of(
-    names: tuple[str, str], options: Options, say: Callable[[str], object], turns: int = 2
+    names: tuple[str, str], options: Options, say: Callable[[str], object], repeats: int = 2
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The runs that two names stand for: files are read, git revisions are measured, in turns if both are.
+    """The runs that two names stand for: files are read, git revisions measured, alternately if both are.
 
     Args:
         names: paths of results files, or revisions of the repository of this folder.
         options: of the measurement.
         say: told what goes on.
-        turns: how often each revision is measured.
+        repeats: how often each revision is measured.
 
     Raises:
         ValueError: if a name is neither, or a revision has no such benchmarks or does not build.
     """
     revisions = list(dict.fromkeys(name for name in names if not Path(name).is_file()))
-    measured = measure_revisions(revisions, options, say, turns) if revisions else {}
+    measured = measure_revisions(revisions, options, say, repeats) if revisions else {}
     first, second = (measured[name] if name in measured else [record.read(Path(name))] for name in names)
     return first, second
 
 
 def measure_revisions(
-    revisions: Sequence[str], options: Options, say: Callable[[str], object], turns: int
+    revisions: Sequence[str], options: Options, say: Callable[[str], object], repeats: int
 ) -> dict[str, list[dict[str, Any]]]:
-    """Builds each revision in a folder of its own and measures them in turns, so that noise meets all alike."""
+    """Builds each revision in a folder of its own and measures alternately, so that noise meets all alike."""
     commits = {name: _commit(name) for name in revisions}
     with tempfile.TemporaryDirectory(prefix="flexkern-compare-") as scratch:
         sites: dict[str, Path] = {}
@@ -107,9 +107,9 @@ def measure_revisions(
             say(f"building {commit[:7]}")
             sites[commit] = _build(commit, Path(scratch), options.device)
         runs: dict[str, list[dict[str, Any]]] = {name: [] for name in revisions}
-        for turn in range(turns):
+        for repeat in range(repeats):
             for name, commit in commits.items():
-                say(f"measuring {name}, {turn + 1} of {turns}")
+                say(f"measuring {name}, {repeat + 1} of {repeats}")
                 environment = {"PYTHONPATH": str(sites[commit]), "FLEXKERN_COMMIT": commit}
                 parts = worker.stream(options, environment=environment, folder=str(sites[commit]))
                 runs[name].append(worker.collect(parts, options))

@@ -56,7 +56,7 @@ def make_items(size: Size) -> list[Experience]:
 
 
 def ours(size: Size, silent_fraction: float = 0.0) -> Learn:
-    """The learner as it is by default: alpha is taken once an item and held."""
+    """The learner as it is by default: alpha is taken once per item and kept."""
     learner = MetaplasticMLP(
         (size.features,), CLASSES, widths=size.widths, lr=LR, batch_size=size.batch, seed=SEED,
         device=size.device, silent_fraction=silent_fraction,
@@ -89,9 +89,9 @@ LEARNERS: dict[str, Callable[[Size], Learn]] = {
     flat=True,
 )
 def item_number(at: Setting) -> Iterator[Point]:
-    """Quartiles over the items of a stretch, at its middle; the learners take turns at every item.
+    """Quartiles over the items of a stretch, at its middle; all learners learn every item.
 
-    784-256-256-10 and 256 inputs an item; on a GPU 784-4096-4096-10 and 1,024.
+    784-256-256-10 and 256 inputs per item; on a GPU 784-4096-4096-10 and 1,024.
     """
     size = Size(at)
     items = make_items(size)
@@ -118,32 +118,32 @@ def item_number(at: Setting) -> Iterator[Point]:
 def item_memory(at: Setting) -> Iterator[Point]:
     """Over what there was before the learner was made, quartiles over a stretch; one learner after another."""
     size = Size(at)
-    size.inputs = size.batch  # how many steps an item has makes no difference to what is held
+    size.inputs = size.batch  # how many steps an item has makes no difference to what is kept
     items = make_items(size)
     stretches = np.array_split(np.arange(1, size.items + 1), size.points)
     values: list[dict[str, tuple[float, float, float]]] = [{} for _ in stretches]
     for line, build in LEARNERS.items():
         gc.collect()
-        before = held(at.device)
+        before = in_use(at.device)
         learn = build(size)
         for numbers, point in zip(stretches, values, strict=True):
-            values_held = []
+            values_in_use = []
             for number in numbers:
                 learn(items[number % len(items)])
-                values_held.append(held(at.device) - before)
-            point[line] = quartiles(values_held)
+                values_in_use.append(in_use(at.device) - before)
+            point[line] = quartiles(values_in_use)
         del learn
     for numbers, point in zip(stretches, values, strict=True):
         yield Point(float(numbers.mean()), point)
 
 
-def held(device: str) -> float:
+def in_use(device: str) -> float:
     """Memory in use now, in MiB.
 
     Raises:
         Skip: where that cannot be told.
     """
-    held_now = held_mb(device)
-    if held_now is None:
+    now = held_mb(device)
+    if now is None:
         raise Skip("resident memory is read as Linux and the GNU C library tell it")
-    return held_now
+    return now

@@ -1,4 +1,4 @@
-"""How near operators come to what the machine can do: to a copy's bytes a second, or to the roofline."""
+"""How near operators come to what the machine can do: to a copy's bytes per second, or to the roofline."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class Dot:
 
     key: str
     name: str
-    intensity: float  # operations a byte
-    rate: float  # operations a second
+    intensity: float  # operations per byte
+    rate: float  # operations per second
     share: float | None  # of the roof over it
     dtype: str
 
@@ -80,10 +80,10 @@ def _same(row: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def shares(run: dict[str, Any]) -> Panel:
-    """Cases without a product: bytes that must be moved a second, as a share of what a copy moves."""
+    """Cases without a product: bytes that must be moved per second, as a share of what a copy moves."""
     panel = Panel(
-        "operators without a product: bytes a second", False,
-        "of a copy's bytes a second in the same run; bytes: each operand once",
+        "operators without a product: bytes per second", False,
+        "of a copy's bytes per second in the same run; bytes: each operand once",
     )  # fmt: skip
     for row in run["rows"]:
         work = row.get("work", {})
@@ -168,8 +168,8 @@ def _roofs(axes: Axes, points: list[Dot], ceilings: dict[str, Any]) -> None:
         )  # fmt: skip
     _number(axes, [dot for dot in points if dot.key.isdigit()])
     axes.set_title("operators with a product: the roofline", **{**PANEL_TITLE, "pad": 5})
-    axes.set_xlabel("operations a byte (each operand counted once)", fontsize=FONT + 0.5)
-    axes.set_ylabel("operations a second", fontsize=FONT + 0.5)
+    axes.set_xlabel("operations per byte (each operand counted once)", fontsize=FONT + 0.5)
+    axes.set_ylabel("operations per second", fontsize=FONT + 0.5)
     axes.tick_params(labelsize=FONT)
     plain(axes, "both")
 

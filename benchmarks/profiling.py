@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, record_function
 
-from flexkern.benchmarks.case import CPU, GPU, Contest
+from flexkern.benchmarks.case import CPU, GPU, Comparison
 
 __all__ = ["CATEGORIES", "profile", "profiles"]
 
@@ -63,9 +63,9 @@ def profile(call: Callable[[], object], device: str = CPU) -> dict[str, float]:
     return seconds
 
 
-def profiles(contest: Contest, device: str) -> dict[str, dict[str, float]]:
+def profiles(comparison: Comparison, device: str) -> dict[str, dict[str, float]]:
     """Of ours, under "ours", and of each peer, under its name."""
-    calls = {"ours": contest.ours, **{peer.name: peer.call for peer in contest.peers}}
+    calls = {"ours": comparison.ours, **{peer.name: peer.call for peer in comparison.peers}}
     return {name: profile(call, device) for name, call in calls.items()}
 
 

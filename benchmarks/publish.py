@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from flexkern.benchmarks import record
-from flexkern.benchmarks.plots import draw
-from flexkern.benchmarks.report import page, with_table
+from flexkern.benchmarks.figures import draw
+from flexkern.benchmarks.tables import page, with_table
 
 __all__ = ["publish"]
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 import flexkern
-from flexkern.benchmarks.case import GPU, Case, Contest, Peer, Point, Series, Setting, Skip
+from flexkern.benchmarks.case import GPU, Case, Comparison, Peer, Point, Series, Setting, Skip
 from flexkern.benchmarks.ceilings import Ceilings
 from flexkern.benchmarks.memory import peak_mb
 from flexkern.benchmarks.profiling import profiles
@@ -19,19 +19,21 @@ from flexkern.benchmarks.timing import captured, quartiles, race
 __all__ = ["forget", "measure_case", "measure_series", "verify", "weigh"]
 
 
-def verify(contest: Contest) -> None:
+def verify(comparison: Comparison) -> None:
     """Every peer's result is ours.
 
     Raises:
         AssertionError: naming the peer.
     """
-    for peer in contest.peers:
+    for peer in comparison.peers:
         if isinstance(peer.check, str):
             continue
         try:
             peer.check()
         except AssertionError as error:
-            raise AssertionError(f"{contest.title}: {peer.name} does not agree with ours; {error}") from error
+            raise AssertionError(
+                f"{comparison.title}: {peer.name} does not agree with ours; {error}"
+            ) from error
 
 
 def measure_case(
@@ -49,26 +51,26 @@ def measure_case(
         return {"skipped": flexkern.backends()[setting.backend].reason}
     with flexkern.use_backend(setting.backend):
         try:
-            contest = case.build(setting)
+            comparison = case.build(setting)
         except Skip as reason:
             return {"skipped": str(reason)}
         try:
-            verify(contest)
-            calls = [contest.ours, *(peer.call for peer in contest.peers)]
-            if contest.graph and setting.device == GPU:
+            verify(comparison)
+            calls = [comparison.ours, *(peer.call for peer in comparison.peers)]
+            if comparison.graph and setting.device == GPU:
                 calls = [captured(call) for call in calls]
-            times = race(calls, setting.device, steady=contest.steady, seconds=seconds)
+            times = race(calls, setting.device, steady=comparison.steady, seconds=seconds)
             peaks: list[float | None] = [None] * len(calls)
-            if contest.memory:
+            if comparison.memory:
                 peaks = [peak_mb(call, setting.device) for call in calls]
-            spent = {"profile": profiles(contest, setting.device)} if contest.profile else {}
+            spent = {"profile": profiles(comparison, setting.device)} if comparison.profile else {}
         finally:
-            contest.close()
-    return weigh(contest, times, peaks, ceilings) | spent
+            comparison.close()
+    return weigh(comparison, times, peaks, ceilings) | spent
 
 
 def weigh(
-    contest: Contest,
+    comparison: Comparison,
     times: Sequence[Sequence[float]],
     peaks: Sequence[float | None],
     ceilings: Ceilings | None,
@@ -82,9 +84,9 @@ def weigh(
     ours = _summary(times[0], peaks[0])
     peers = [
         _against(peer, times[0], theirs, peak)
-        for peer, theirs, peak in zip(contest.peers, times[1:], peaks[1:], strict=True)
+        for peer, theirs, peak in zip(comparison.peers, times[1:], peaks[1:], strict=True)
     ]
-    work, seconds = contest.work, statistics.median(times[0])
+    work, seconds = comparison.work, statistics.median(times[0])
     rates: dict[str, Any] = {"bytes": work.bytes, "operations": work.operations, "dtype": work.dtype}
     if work.bytes:
         rates["bytes_per_s"] = work.bytes / seconds
@@ -93,7 +95,7 @@ def weigh(
     if ceilings is not None:
         rates["share_of_copy"] = work.bytes / seconds / ceilings.copy
         rates["share_of_product"] = work.operations / seconds / ceilings.product[work.dtype]
-    return {"title": contest.title, "note": contest.note, "ours": ours, "work": rates, "peers": peers}
+    return {"title": comparison.title, "note": comparison.note, "ours": ours, "work": rates, "peers": peers}
 
 
 def _summary(seconds: Sequence[float], peak: float | None) -> dict[str, Any]:
@@ -138,7 +140,7 @@ def _add(lines: dict[str, list[list[float]]], point: Point) -> None:
 
 
 def forget() -> None:
-    """Gives back what a case held, compiled code included, before the next one begins."""
+    """Gives back what a case took, compiled code included, before the next one begins."""
     torch.compiler.reset()
     gc.collect()
     if torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""Ours and its peers in turns: on the CPU by the clock, on a GPU by device events or graph replay."""
+"""Ours and its peers round by round: on the CPU by the clock, on a GPU by device events or graph replay."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 from flexkern.benchmarks.case import GPU, Point
 
-__all__ = ["Turns", "captured", "point", "quartiles", "race", "sample", "warm_up"]
+__all__ = ["Rounds", "captured", "point", "quartiles", "race", "sample", "warm_up"]
 
 Call = Callable[[], object]
 SHORTEST = 1e-3  # seconds: a timed stretch lasts at least this long, by repeating short calls
@@ -63,17 +63,17 @@ def warm_up(call: Call, device: str) -> tuple[float, int]:
     return once, max(1, math.ceil(SHORTEST / max(once, 1e-9)))
 
 
-class Turns:
-    """Calls that take turns: in each round each is timed once, so that all see the same noise.
+class Rounds:
+    """Calls timed round by round: in each round each is timed once, so that all see the same noise.
 
     Args:
         calls: ours first.
-        steady: each timed call follows an untimed one of its own kind.
+        steady: each timed call follows an untimed one of its own.
         seconds: about how long all rounds together may take; there are at most 60 of them.
         fewest: and at least so many.
 
     Attributes:
-        rounds: how many there are to be.
+        count: how many there are to be.
         times: for each call the seconds of each round.
     """
 
@@ -90,7 +90,7 @@ class Turns:
         warm = [warm_up(call, device) for call in calls]
         self._repeats = [repeats for _, repeats in warm]
         once_round = sum(once * repeats for once, repeats in warm) * (2 if steady else 1)
-        self.rounds = min(MOST, max(fewest, int(seconds / once_round)))
+        self.count = min(MOST, max(fewest, int(seconds / once_round)))
         self.times: list[list[float]] = [[] for _ in calls]
 
     def before(self, i: int) -> None:
@@ -106,25 +106,25 @@ class Turns:
 def race(
     calls: Sequence[Call], device: str, *, steady: bool = False, seconds: float = 12.0
 ) -> list[list[float]]:
-    """For each call the seconds of each round; see :class:`Turns`."""
-    turns = Turns(calls, device, steady=steady, seconds=seconds)
-    for _ in range(turns.rounds):
+    """For each call the seconds of each round; see :class:`Rounds`."""
+    rounds = Rounds(calls, device, steady=steady, seconds=seconds)
+    for _ in range(rounds.count):
         for i in range(len(calls)):
-            turns.before(i)
-            turns.take(i)
-    return turns.times
+            rounds.before(i)
+            rounds.take(i)
+    return rounds.times
 
 
 def point(x: float, calls: Mapping[str, Call], device: str, *, seconds: float = 1.0, fewest: int = 5) -> Point:
-    """A point of a series: quartiles of lines that take turns.
+    """A point of a series: quartiles of lines that take rounds.
 
     Args:
         x: its place.
         calls: what each line times.
-        seconds, fewest: see :class:`Turns`.
+        seconds, fewest: see :class:`Rounds`.
     """
-    turns = Turns(list(calls.values()), device, seconds=seconds, fewest=fewest)
-    for _ in range(turns.rounds):
+    rounds = Rounds(list(calls.values()), device, seconds=seconds, fewest=fewest)
+    for _ in range(rounds.count):
         for i in range(len(calls)):
-            turns.take(i)
-    return Point(x, {line: quartiles(times) for line, times in zip(calls, turns.times, strict=True)})
+            rounds.take(i)
+    return Point(x, {line: quartiles(times) for line, times in zip(calls, rounds.times, strict=True)})

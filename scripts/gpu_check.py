@@ -14,9 +14,9 @@ same machine, the most valuable first (what was built and compiled is found agai
     python scripts/gpu_check.py --only tune --select "linear half" --results out    # a part of a step
 
 Steps that would begin after --budget-seconds are left out; each has its own limit besides. With --results the
-files (gpu_check.json, that of the benchmarks, tune.json, tuned_table.py) go to another folder than
+files (gpu_check.json, that of the benchmarks, tune.json, tuned.toml) go to another folder than
 benchmarks/results. A call with --only adds its steps to the gpu_check.json that it finds there. To take what
-the tuner found, put tuned_table.py in place of triton_kernels/tuning_table.py.
+the tuner found, put tuned.toml in place of flexkern/backends/tuning.toml.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def steps(options: argparse.Namespace, environment: dict[str, str], processors: 
         ],
         "tune": [
             python, str(ROOT / "scripts" / "tune.py"), "--json", str(results / "tune.json"), "--table",
-            str(results / "tuned_table.py"), "--jobs", str(max(1, processors - 2)), *only,
+            str(results / "tuned.toml"), "--jobs", str(max(1, processors - 2)), *only,
         ],
         "memory": [*sanitizer, *pytest, "-x", *files, "-k", small],
     }  # fmt: skip
@@ -177,7 +177,12 @@ def summary(record: dict[str, Any]) -> str:
         for peer in row.get("peers", []):
             verdict = "" if peer["met"] is None else "met" if peer["met"] else "NOT MET"
             goal = peer["goal"] or ""
-            lines.append(f"{row['title']:<56} {peer['name']:<42} {peer['speedup']:>7.2f} {goal:<24} {verdict}")
+            # In the sense of the goal: a time of 1.4 under "time at most 1.8", not a speed-up of 0.7.
+            name, figure = (
+                ("time", 1 / peer["speedup"]) if goal.startswith("time") else ("speed-up", peer["speedup"])
+            )
+            against = f"{row['title']:<56} {peer['name']:<42}"
+            lines.append(f"{against} {name:>8} {figure:>7.2f} {goal:<24} {verdict}")
     return "\n".join(lines)
 
 

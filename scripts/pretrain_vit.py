@@ -48,7 +48,7 @@ class Classifier(nn.Module):
             intermediate_size=4 * arguments.width,
             image_size=32,
             patch_size=arguments.patch,
-            attn_implementation="eager",
+            attn_implementation="eager",  # type: ignore[call-arg]  # of its base class
         )
         self.vit = ViTModel(config, add_pooling_layer=False)
         self.head = nn.Linear(arguments.width, 10 + KEPT)

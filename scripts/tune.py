@@ -1,13 +1,14 @@
 """Races configurations of the Triton kernels, and backends, on the GPU that is here.
 
-The candidates are those of flexkern/triton_kernels/tuning_candidates.py, each on the shapes of the benchmarks.
+The candidates stand beside the kernels (CANDIDATES in the modules of flexkern.triton_kernels), the work that is
+timed beside the benchmarks (flexkern.benchmarks.workloads).
 A candidate is compiled (in parallel), dropped if it spills, compared with the present configuration, and then
 timed in turns with the others: replays of CUDA graphs between device events, over buffers larger than the L2
 cache. Prints a table, and the entries of the tuning table that would change; writes all measurements to a JSON.
 
     python scripts/tune.py --json out.json                    # about four minutes; changes nothing
-    python scripts/tune.py --json out.json --table tuned.py   # and the table with what was measured
-    python scripts/tune.py --update                           # the same, in triton_kernels/tuning_table.py
+    python scripts/tune.py --json out.json --table tuned.toml # and the table with what was measured
+    python scripts/tune.py --update                           # the same, in flexkern/backends/tuning.toml
     python scripts/tune.py --only "linear half" --only backends
     python scripts/tune.py --from out.json --update           # enters what was measured before, without a GPU
 
@@ -34,16 +35,14 @@ from typing import Any, NamedTuple
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-import tune_cases
-from tune_cases import BACKEND_CASES, KERNEL_CASES, Case
-
 from flexkern import backends, use_backend
 from flexkern.backends import tuning
-from flexkern.backends.tuning_table import BACKENDS, CONFIGURATIONS
-from flexkern.triton_kernels.tuning_candidates import candidates
+from flexkern.benchmarks import workloads
+from flexkern.benchmarks.workloads import Workload
+from flexkern.triton_kernels import aot
+from flexkern.triton_kernels.registry import candidates
 
-TABLE = Path(__file__).resolve().parent.parent / "flexkern" / "backends" / "tuning_table.py"
+TABLE = Path(__file__).resolve().parent.parent / "flexkern" / "backends" / "tuning.toml"
 ROUNDS = 15
 WORTH = 0.98  # a candidate takes the place of what is there if it takes at most this share of its time
 
@@ -97,12 +96,12 @@ class Racer:
         self._pool = ProcessPoolExecutor(jobs, get_context("spawn")) if jobs else None
         self._compiled: dict[tuple[str, str], list[list[Future]]] = {}
 
-    def compile(self, cases: Sequence[Case]) -> None:
+    def compile(self, cases: Sequence[Workload]) -> None:
         """Begins to compile all candidates, those of the first cases first."""
         for case in cases if self._pool is not None else ():
             assert self._pool is not None
             self._compiled[case.kernel, case.variant] = [
-                [self._pool.submit(tune_cases.compiled, name, c, self.architecture) for name in case.compiles]
+                [self._pool.submit(aot.report, name, self.architecture, c) for name in case.compiles]
                 for c in self._candidates(case)
             ]
 
@@ -110,12 +109,12 @@ class Racer:
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _candidates(self, case: Case) -> list[dict[str, int]]:
+    def _candidates(self, case: Workload) -> list[dict[str, int]]:
         return candidates(
             case.kernel, case.variant, tuning.config(case.kernel, case.variant, self.architecture)
         )
 
-    def _wait_compiled(self, case: Case, i: int) -> str | None:
+    def _wait_compiled(self, case: Workload, i: int) -> str | None:
         """Why candidate ``i`` cannot take part."""
         futures = self._compiled.get((case.kernel, case.variant))
         for future in futures[i] if futures else ():
@@ -127,12 +126,12 @@ class Racer:
                 return f"spills {report['spills']} bytes, stack {report['stack']}"
         return None
 
-    def kernel(self, case: Case) -> dict[str, Any]:
+    def kernel(self, case: Workload) -> dict[str, Any]:
         """Races the configurations of a kernel's variant."""
         configurations = self._candidates(case)
-        runs: list[Callable[[], object] | None] = []
+        runs: list[list[Callable[[], object]] | None] = []
         skipped: list[str | None] = []
-        with use_backend("triton"), tune_cases.precision(case.variant):
+        with use_backend("triton"), workloads.precision(case.variant):
             expected = None
             for i, configuration in enumerate(configurations):
                 why = None if i == 0 else "not reached" if time.monotonic() > self.deadline else None
@@ -158,10 +157,11 @@ class Racer:
         ]
         return {"kernel": case.kernel, "variant": case.variant, "what": case.what, **_verdict(entries)}
 
-    def backends(self, case: Case) -> dict[str, Any]:
+    def backends(self, case: Workload) -> dict[str, Any]:
         """Races the backends of an operator."""
-        entries, runs, names = [], [], ("cuda", "triton")
-        for name in names:
+        entries: list[dict[str, Any]] = []
+        runs: list[list[Callable[[], object]] | None] = []
+        for name in ("cuda", "triton"):
             why, run = None, None
             if not backends()[name].available:
                 why = backends()[name].reason
@@ -240,9 +240,10 @@ def _us(times: Sequence[float]) -> str:
     return " and ".join(f"{t:.1f}" for t in times)
 
 
-def entered(measured: dict[str, Any]) -> tuple[Any, Any, list[str]]:
-    """The table with what was measured, and a line for each entry that has another configuration now."""
-    configurations, orders, changes = copy.deepcopy(CONFIGURATIONS), copy.deepcopy(BACKENDS), []
+def entered(measured: dict[str, Any]) -> tuple[tuning.Table, list[str]]:
+    """The table with what was measured, and a line for each row that has another configuration now."""
+    present = copy.deepcopy(tuning.table())
+    changes: list[str] = []
     here = measured["machine"]
     where = f"{here['device']}, torch {here['torch']}, Triton {here['triton']}, {here['date']}"
     for race in (*measured["kernels"], *measured["backends"]):
@@ -253,24 +254,22 @@ def entered(measured: dict[str, Any]) -> tuple[Any, Any, list[str]]:
         others = sorted((e for e in timed if e is not won), key=lambda e: math.prod(e["us"]))
         second = f"{_short(others[0]['config'], won['config'])} {_us(others[0]['us'])}"
         reason = f"measured: {_us(won['us'])} us for {race['what']}; {second} ({where})"
+        rows: dict[str, Any]
+        value: Any
         if "operator" in race:
-            entries, value = orders.setdefault(race["operator"], {}), (won["config"], others[0]["config"])
-            name = race["operator"]
+            name, value = race["operator"], (won["config"], others[0]["config"])
+            rows = present.backends.setdefault(name, {})
         else:
-            entries, value = configurations[race["kernel"]][race["variant"]], won["config"]
-            name = f"{race['kernel']} {race['variant']}"
-        known = next((n for n in tuning.known_as(here["architecture"]) if n in entries), None)
-        before = entries[known][0] if known else None
+            name, value = f"{race['kernel']} {race['variant']}", won["config"]
+            rows = present.configurations.setdefault(race["kernel"], {}).setdefault(race["variant"], {})
+        known = next((n for n in tuning.known_as(here["architecture"]) if n in rows), None)
+        before = rows[known][0] if known else None
         if before != value:
             changes.append(f"{name}: {before} -> {value}, {reason}")
-        entries = {here["architecture"]: (value, reason)} | {
-            n: e for n, e in entries.items() if n != here["architecture"]
-        }
-        if "operator" in race:
-            orders[name] = entries
-        else:
-            configurations[race["kernel"]][race["variant"]] = entries
-    return configurations, orders, changes
+        rest: dict[str, Any] = {target: row for target, row in rows.items() if target != here["architecture"]}
+        rows.clear()
+        rows.update({here["architecture"]: (value, reason), **rest})  # what was measured comes first
+    return present, changes
 
 
 def _short(config: Any, like: Any) -> str:
@@ -309,8 +308,8 @@ def measure(
     after_each: Callable[[dict[str, Any]], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Races all cases, the most important first; ``after_each`` gets what there is after each race."""
-    wanted = [c for c in KERNEL_CASES if not only or f"{c.kernel} {c.variant}" in only]
-    operators = BACKEND_CASES if not only or "backends" in only else []
+    wanted = [c for c in workloads.of_kernels() if not only or f"{c.kernel} {c.variant}" in only]
+    operators = workloads.of_backends() if not only or "backends" in only else []
     deadline = time.monotonic() + budget
     racer = Racer(device, shapes, stopwatch, deadline, jobs)
     measured: dict[str, Any] = {"machine": machine(device), "kernels": [], "backends": [], "not_reached": []}
@@ -333,7 +332,7 @@ def measure(
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = [f"{c.kernel} {c.variant}" for c in KERNEL_CASES] + ["backends"]
+    names = [f"{c.kernel} {c.variant}" for c in workloads.of_kernels()] + ["backends"]
     parser.add_argument("--only", action="append", choices=names, default=[], help="may be repeated")
     parser.add_argument("--budget-seconds", type=float, default=240.0)
     parser.add_argument("--json", type=Path, help="where the measurements go, after each race")
@@ -362,11 +361,11 @@ def main(arguments: list[str] | None = None) -> int:
         )  # fmt: skip
         write(measured)
     print(table(measured))
-    configurations, orders, changes = entered(measured)
+    rows, changes = entered(measured)
     print("\n".join(changes) or "every configuration stays as it is")
     for path in (options.table, TABLE if options.update else None):
         if path is not None:
-            path.write_text(tuning.as_source(configurations, orders))
+            path.write_text(tuning.as_toml(rows), encoding="utf-8")
             print(f"written: {path}")
     return 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import shutil
 import subprocess
@@ -27,6 +28,7 @@ def _cuobjdump() -> str | None:
     return str(bundled) if bundled.exists() else None
 
 
+@functools.cache  # the library is large
 def _dump(*options: str) -> str:
     tool = _cuobjdump()
     if tool is None:
@@ -59,7 +61,7 @@ def test_no_kernel_spills() -> None:
     assert all(len({name for a, name, *_ in functions if a == one}) == 19 for one in built)
     spilling = [f for f in functions if f[3]]
     assert not spilling
-    # 65,536 registers a multiprocessor: 64 a thread leave half of its 2,048 threads, enough bytes in flight.
+    # 65,536 registers per multiprocessor: 64 per thread leave half of its 2,048 threads: enough in flight.
     assert max(registers for _, _, registers, _ in functions) <= 64
 
 

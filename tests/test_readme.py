@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flexkern.benchmarks import record, report
+from flexkern.benchmarks import record, tables
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -23,8 +23,8 @@ def test_code(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_table_is_that_of_the_results_file() -> None:
     runs = record.newest(ROOT / "benchmarks" / "results")
-    assert report.with_table(README.read_text(), runs) == README.read_text()
-    assert (ROOT / "docs" / "results" / "benchmarks" / "README.md").read_text() == report.page(runs)
+    assert tables.with_table(README.read_text(), runs) == README.read_text()
+    assert (ROOT / "docs" / "results" / "benchmarks" / "README.md").read_text() == tables.page(runs)
 
 
 def test_pictures_and_pages_exist() -> None:

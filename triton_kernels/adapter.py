@@ -7,14 +7,8 @@ import triton
 from torch import Tensor
 
 from flexkern.backends.tuning import architecture, config, launch_options
-from flexkern.triton_kernels.adapter_bank import (
-    INDEX_DTYPES,
-    bank_gradients,
-    padded_rank,
-    size_units,
-    variant_of,
-)
-from flexkern.triton_kernels.adapter_pass import backward_kernel, forward_kernel
+from flexkern.triton_kernels.adapter_bank import INDEX_DTYPES, bank_gradients, padded_rank, size_units
+from flexkern.triton_kernels.adapter_pass import backward_kernel, forward_kernel, variant_of
 from flexkern.triton_kernels.linear import _precision
 from flexkern.triton_kernels.metaplastic import TRITON_DTYPES
 
@@ -151,7 +145,8 @@ def gated_adapter_backward(
     grad_x = torch.empty_like(x) if need_x else x.new_empty(0)
     shapes = [(tasks, d, r), (tasks, r), (tasks, r, d), (tasks, d)] if need_bank else [(0,)] * 4
     empty = x.numel() == 0 or tasks == 0
-    bank = tuple(x.new_zeros(shape) if empty else x.new_empty(shape) for shape in shapes)
+    make = x.new_zeros if empty else x.new_empty
+    bank = make(shapes[0]), make(shapes[1]), make(shapes[2]), make(shapes[3])
     if x.numel() == 0 or not (need_x or need_bank):
         return grad_x, *bank
     rows, rank, precision = samples * length, padded_rank(r), _precision(x.dtype)

@@ -10,7 +10,7 @@ Which rows meet in a sum depends on ``index`` and the shapes only: the same bits
 
 # ruff: noqa: ANN001, ANN201, ANN202, RUF100, SIM300 - device functions: Triton infers the types of arguments
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import triton
@@ -18,12 +18,14 @@ import triton.language as tl
 from torch import Tensor
 
 from flexkern.backends.tuning import config, launch_options
+from flexkern.triton_kernels.adapter_pass import adapter_sizes, variant_of
 from flexkern.triton_kernels.memory import ALIGNMENT, from_float32, typed
 from flexkern.triton_kernels.metaplastic import TRITON_DTYPES
 from flexkern.triton_kernels.operand import operand, read
-from flexkern.triton_kernels.product import UNIT, arithmetic
+from flexkern.triton_kernels.product import UNIT
+from flexkern.triton_kernels.variant import Variant
 
-__all__ = ["INDEX_DTYPES", "bank_gradients", "padded_rank", "size_units", "variant_of"]
+__all__ = ["INDEX_DTYPES", "bank_gradients", "padded_rank", "size_units"]
 
 INDEX_DTYPES = {torch.int32: tl.int32, torch.int64: tl.int64}
 # The parts of the first stage give the table's number of programs, a few for each multiprocessor; another
@@ -36,7 +38,7 @@ SUM_PARTS = 8
 SECTION = tl.constexpr(64)  # float32 that the sections of a slot begin at multiples of
 
 
-# How the first stage is cut: ROWS a step, COLUMNS of d a program. tuning_table.py has it by GPU, arithmetic and
+# How the first stage is cut: ROWS a step, COLUMNS of d a program. tuning.toml has it by GPU, arithmetic and
 # rank. A program reads its columns of x or grad_out once, and all of the hidden units (or their gradient) from
 # the L2 cache: at rank 64 half as many bytes as 128 columns. For sm_90 it has 128 registers or less, so two
 # programs are on a multiprocessor, and two steps of 24 KB under way: of five stages, as the rows' numbers are
@@ -327,8 +329,7 @@ def bank_gradients(
     sections = [triton.cdiv(count, SECTION.value) for count in (d * r, r, d * r, d)]
     down_bias_at, up_at, up_bias_at, stride = (sum(sections[: i + 1]) for i in range(4))
     by_task = tasks <= samples
-    numbers = {"dtype": torch.int32, "device": x.device}
-    order, bounds = torch.empty(samples, **numbers), torch.empty(tasks + 1, **numbers)
+    order, bounds = (torch.empty(n, dtype=torch.int32, device=x.device) for n in (samples, tasks + 1))
     count = parts + min(tasks, samples) - 1
     partial = torch.empty(count * stride * SECTION.value, dtype=torch.float32, device=x.device)
     lists = [order.data_ptr(), bounds.data_ptr()]
@@ -360,11 +361,6 @@ def padded_rank(r: int) -> int:
     return max(16, triton.next_power_of_2(r))
 
 
-def variant_of(dtype: torch.dtype, precision: str, rank: int) -> str:
-    """The variant of an adapter's kernels in the tuning table; ``rank`` is that of padded_rank."""
-    return f"{arithmetic(dtype, precision)}-{max(64, rank)}"
-
-
 def size_units(d: int, r: int, wide: Sequence[Tensor], narrow: Sequence[Tensor]) -> tuple[int, int, bool, bool]:
     """d and r in units of 8 where all rows of ``wide`` or ``narrow`` begin at 16 bytes; and whether they do."""
 
@@ -374,3 +370,35 @@ def size_units(d: int, r: int, wide: Sequence[Tensor], narrow: Sequence[Tensor])
 
     (columns, aligned), (rank, aligned_rank) = in_units(d, wide), in_units(r, narrow)
     return columns, rank, aligned, aligned_rank
+
+
+# --------------------------------------------------------------------------- ahead of time, and tuning
+
+
+def ahead_of_time() -> Iterator[Variant]:
+    """What launches ask the compiler for: see :mod:`.variant`."""
+    for name, _, tuned, sizes in adapter_sizes():
+        yield Variant(f"adapter-parts-{name}", part_kernel, sizes, ("adapter bank", tuned))
+    four_warps = {"num_warps": 4}
+    order = {"INDEX_DTYPE": tl.int64, "BLOCK": ORDER_BLOCK}
+    yield Variant("adapter-order", order_kernel, order, options=four_warps)
+    for dtype in TRITON_DTYPES.values():
+        total = {"DTYPE": dtype, "BLOCK": SUM_BLOCK, "PARTS": SUM_PARTS}
+        yield Variant(f"adapter-total-{dtype}", total_kernel, total, options=four_warps)
+
+
+def _cut(rows: int, columns: int, programs: int, warps: int, stages: int, **bound: int) -> dict[str, int]:
+    sizes = {"rows": rows, "columns": columns, "programs": programs}
+    return {**sizes, "num_warps": warps, "num_stages": stages, **bound}
+
+
+CANDIDATES = {
+    ("adapter bank", "half-64"): [
+        _cut(64, 128, 384, 8, 5, maxnreg=128),
+        _cut(64, 128, 768, 8, 5, maxnreg=128),
+        _cut(64, 128, 512, 8, 5),
+        _cut(64, 256, 512, 8, 4),
+        _cut(32, 128, 512, 8, 6),
+        _cut(64, 64, 768, 4, 5),
+    ],
+}

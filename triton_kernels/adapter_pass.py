@@ -6,16 +6,22 @@ times a matrix [r, d]. Backward, up^T comes first and down^T second.
 
 # ruff: noqa: ANN001, ANN201, ANN202, RUF100, SIM300 - device functions: Triton infers the types of arguments
 
+from collections.abc import Iterator
+from typing import Any
+
+import torch
 import triton
 import triton.language as tl
 
 from flexkern.fields import Purpose
 from flexkern.triton_kernels.field import UNIFORM, computed_rows
 from flexkern.triton_kernels.memory import typed
+from flexkern.triton_kernels.metaplastic import TRITON_DTYPES
 from flexkern.triton_kernels.operand import as_operand, operand, read, read_wide, rounded
-from flexkern.triton_kernels.product import UNIT
+from flexkern.triton_kernels.product import PRODUCTS, UNIT, arithmetic
+from flexkern.triton_kernels.variant import Variant
 
-__all__ = ["backward_kernel", "forward_kernel"]
+__all__ = ["adapter_sizes", "backward_kernel", "forward_kernel", "variant_of"]
 
 
 _DROPOUT = tl.constexpr(int(Purpose.DROPOUT))
@@ -26,7 +32,7 @@ _ABSENT = tl.constexpr(-3)  # the row is past the end
 _LAST = tl.constexpr(2**31 - 1)  # after all tasks
 
 
-# How a pass is cut: ROWS a program, STEP of d at once in both products. tuning_table.py has it by GPU,
+# How a pass is cut: ROWS a program, STEP of d at once in both products. tuning.toml has it by GPU,
 # arithmetic and rank. For ViT-B/16 (256 x 197 rows of 768, rank 64, bf16) on Hopper: a pass forward moves 232
 # MB (x, residual and out), 54 us at 4.3 TB/s, and computes 9.9 GFLOP, 10 us: memory sets the pace. Each program
 # reads the bank of its task from the L2 cache, 197 KB: 78 MB for tiles of 128 rows, and 155 MB, as much as x
@@ -332,3 +338,61 @@ def backward_kernel(
                 tl.store(result + offsets, rounded(y, DTYPE), mask=mine[:, None] & (k < columns - at)[None, :])
         t = _next_task(task, t)
         column_units, rank_units = _again(column_units, t), _again(rank_units, t)
+
+
+# --------------------------------------------------------------------------- ahead of time, and tuning
+
+
+def variant_of(dtype: torch.dtype, precision: str, rank: int) -> str:
+    """The variant of an adapter's kernels in the tuning table; ``rank`` is that of padded_rank."""
+    return f"{arithmetic(dtype, precision)}-{max(64, rank)}"
+
+
+def adapter_sizes() -> Iterator[tuple[str, int, str, dict[str, Any]]]:
+    """Name, rank, variant in the tuning table and constants, of what is compiled ahead of time."""
+    shapes = [(x, 64, True) for x in PRODUCTS] + [("bf16", 16, True), ("ieee", 16, True), ("bf16", 16, False)]
+    for x, rank, aligned in shapes:
+        dtype, precision = PRODUCTS[x]
+        name = f"{x}{'' if rank == 64 else f'-{rank}'}{'' if aligned else '-unaligned'}"
+        sizes = {
+            "DTYPE": TRITON_DTYPES[dtype], "PRECISION": precision, "ALIGNED": aligned, "ALIGNED_RANK": aligned,
+            "RANK": rank,
+        }  # fmt: skip
+        yield name, rank, variant_of(dtype, precision, rank), sizes
+
+
+def ahead_of_time() -> Iterator[Variant]:
+    """Training (dropout, a residual) and inference at rank 64; and rank 16, and sizes that are not aligned."""
+    training = {"HAS_RESIDUAL": True, "DROPOUT": True, "KEEPS_HIDDEN": True}
+    inference = {"HAS_RESIDUAL": True, "DROPOUT": False, "KEEPS_HIDDEN": False}
+    backward = {"NEEDS_X": True, "NEEDS_BANK": True}
+    for name, rank, tuned, sizes in adapter_sizes():
+        sizes = sizes | {"INDEX_DTYPE": tl.int64}
+        forward = ("adapter forward", tuned)
+        yield Variant(f"adapter-{name}", forward_kernel, sizes | training, forward)
+        if rank == 64:
+            yield Variant(f"adapter-inference-{name}", forward_kernel, sizes | inference, forward)
+        yield Variant(
+            f"adapter-backward-{name}", backward_kernel, sizes | backward, ("adapter backward", tuned)
+        )
+
+
+def _cut(rows: int, step: int, warps: int, stages: int, **bound: int) -> dict[str, int]:
+    return {"rows": rows, "step": step, "num_warps": warps, "num_stages": stages, **bound}
+
+
+CANDIDATES = {
+    ("adapter forward", "half-64"): [
+        _cut(128, 64, 8, 4, maxnreg=128),  # another step under way
+        _cut(64, 64, 4, 3),  # smaller programs, more of them
+        _cut(64, 64, 4, 4),
+        _cut(128, 32, 8, 5, maxnreg=128),
+        _cut(128, 64, 8, 3),  # without the bound: one program where dropout takes more registers
+    ],
+    ("adapter backward", "half-64"): [
+        _cut(128, 64, 8, 4, maxnreg=128),
+        _cut(64, 64, 4, 3),
+        _cut(64, 64, 4, 4),
+        _cut(128, 64, 8, 2, maxnreg=128),
+    ],
+}

@@ -5,7 +5,7 @@ The kernels are compiled with enable_fp_fusion=False, so no product and sum beco
 
 # ruff: noqa: ANN001, ANN201, ANN202, RUF100, SIM300 - device functions: Triton infers the types of arguments
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import triton
@@ -15,8 +15,9 @@ from torch import Tensor
 from flexkern.backends.tuning import architecture, config, launch_options
 from flexkern.fields import SOURCE_FLOATS, SOURCE_INTS, Kind
 from flexkern.spec.constants import NORMAL_CENTRE, NORMAL_TAIL, SQRT_HALF_BITS
-from flexkern.triton_kernels.memory import full_tiles, load_float32, store_float32
+from flexkern.triton_kernels.memory import TILES, full_tiles, load_float32, store_float32
 from flexkern.triton_kernels.philox import random_words, random_words_of_rows
+from flexkern.triton_kernels.variant import Variant
 
 __all__ = ["computed_rows", "fill_field_", "source_row", "source_tile"]
 
@@ -210,3 +211,14 @@ def fill_field_(out: Tensor, source: Sequence[int], parameters: Sequence[float])
             address, numel, full_tiles([address], numel, tile), *ints, *floats, tile,
             **launch_options(cut), enable_fp_fusion=False,
         )  # fmt: skip
+
+
+# --------------------------------------------------------------------------- ahead of time, and tuning
+
+
+def ahead_of_time() -> Iterator[Variant]:
+    """What launches ask the compiler for: see :mod:`.variant`."""
+    yield Variant("fill", fill_kernel, {}, ("fill", "any"))
+
+
+CANDIDATES = {("fill", "any"): TILES}

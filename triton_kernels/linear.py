@@ -2,8 +2,10 @@
 
 # ruff: noqa: ANN001, ANN201, ANN202, RUF100, SIM300 - device functions: Triton infers the types of arguments
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 import triton
@@ -30,15 +32,17 @@ from flexkern.triton_kernels.product import (
     IEEE,
     IN,
     LARGEST,
+    PRODUCTS,
     TF32,
     UNIT,
     arithmetic,
     parts,
     product,
 )
-from flexkern.triton_kernels.rules import rule_of, state_bits
-from flexkern.triton_kernels.synapse import activity, drive, load_theta, step_tile
+from flexkern.triton_kernels.rules import SGD, rule_of, state_bits
+from flexkern.triton_kernels.synapse import LAYER_SOURCES, activity, drive, load_theta, step_tile
 from flexkern.triton_kernels.update import number
+from flexkern.triton_kernels.variant import Variant
 
 __all__ = ["linear_step_"]
 
@@ -360,3 +364,61 @@ def linear_step_(given: Linear) -> Tensor:
             aligned_rows, cut["out"], cut["batch"], cut["group"], **launch_options(cut), enable_fp_fusion=False,
         )  # fmt: skip
     return counts
+
+
+# --------------------------------------------------------------------------- ahead of time, and tuning
+
+
+def ahead_of_time() -> Iterator[Variant]:
+    """What launches ask the compiler for: see :mod:`.variant`."""
+    drives = {"": NOBODY, "-hebbian": HEBBIAN}
+    for x, (suffix, how), sources in itertools.product(PRODUCTS, drives.items(), ("stored", "mixed")):
+        yield _variant(f"{x}-{sources}{suffix}", x, sources, how)
+    yield _variant("bf16-stored-rate", "bf16", "stored", RATE)
+    yield _variant("bf16-held", "bf16", "held", NOBODY)
+    yield _variant("bf16-stored-bf16", "bf16", "stored", NOBODY, tl.bfloat16)
+
+
+def _variant(name: str, x: str, sources: str, how: tl.constexpr, weight: Any = tl.float32) -> Variant:
+    dtype, precision = PRODUCTS[x]
+    layer = dict(LAYER_SOURCES[sources])
+    if sources == "held":
+        layer["A_KIND"] = int(Kind.CONSTANT)  # without silent synapses nobody needs an anchor
+    constants = {
+        "WEIGHT_DTYPE": weight, "X_DTYPE": TRITON_DTYPES[dtype], "PRECISION": precision, "RULE": SGD.value,
+        "STATES": 0,
+        **layer, "DRIVE": how.value, "INSERTS_C": False, "ALIGNED": True, "ALIGNED_ROWS": True,
+    }  # fmt: skip
+    silent = "" if how is NOBODY else "-silent"
+    return Variant(
+        f"linear-{name}", linear_kernel, constants, ("linear", arithmetic(dtype, precision) + silent)
+    )
+
+
+def _tiles(out: int, batch: int, warps: int, stages: int, group: int = 8, **bound: int) -> dict[str, int]:
+    return {"out": out, "batch": batch, "group": group, "num_warps": warps, "num_stages": stages, **bound}
+
+
+CANDIDATES = {
+    ("linear", "half"): [
+        _tiles(128, 64, 8, 4),  # three steps under way, one program per multiprocessor
+        _tiles(128, 32, 8, 5),  # shorter steps, more of them
+        _tiles(256, 64, 16, 3),  # a quarter less traffic from L2, one program
+        # Triton 3.6 takes 181 registers where fields are procedural; told to, it keeps to 128 without a spill.
+        _tiles(128, 64, 8, 3, maxnreg=128),
+        _tiles(128, 64, 8, 3, group=4),
+        _tiles(128, 64, 8, 3, group=16),
+    ],
+    ("linear", "half-silent"): [
+        _tiles(128, 64, 8, 3, maxnreg=128),  # two programs; 8 bytes of stack with the rate rule
+        _tiles(128, 64, 8, 4),
+        _tiles(128, 32, 8, 4),
+        _tiles(128, 64, 8, 3, group=16),
+    ],
+    ("linear", "tf32"): [
+        _tiles(128, 16, 8, 4),  # 128 registers also with procedural fields, so two programs
+        _tiles(128, 32, 8, 4),
+        _tiles(128, 32, 8, 2),
+        _tiles(128, 32, 8, 3, group=16),
+    ],
+}

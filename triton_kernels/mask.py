@@ -2,12 +2,16 @@
 
 # ruff: noqa: ANN001, ANN201, ANN202, RUF100, SIM300 - device functions: Triton infers the types of arguments
 
+from collections.abc import Iterator
+from itertools import product
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from flexkern.triton_kernels.memory import ALIGNMENT
+from flexkern.triton_kernels.variant import Variant
 
 __all__ = ["pack_mask", "unpack_mask"]
 
@@ -91,3 +95,10 @@ def unpack_mask(words: Tensor, columns: int) -> Tensor:
     out = words.new_empty((words.shape[0], columns), dtype=torch.bool)
     _launch(unpack_kernel, words, out)
     return out
+
+
+def ahead_of_time() -> Iterator[Variant]:
+    """What launches ask the compiler for: see :mod:`.variant`."""
+    for kernel, unit in product((pack_kernel, unpack_kernel), (1, ALIGNMENT)):
+        name = f"{kernel.__name__.removesuffix('_kernel')}{'-aligned' if unit > 1 else ''}"
+        yield Variant(name, kernel, {"WORDS": WORDS, "UNIT": unit}, options={"num_warps": NUM_WARPS})

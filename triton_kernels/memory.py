@@ -16,7 +16,7 @@ __all__ = [
 ]
 
 # A program steps TILE elements, 1024 with 128 threads: 8 a thread, so 2 independent 16-byte loads of each
-# float32 array (tuning_table.py has it by kernel and GPU). By Little's law 4.3 TB/s at about 800 ns of loaded
+# float32 array (tuning.toml has it by kernel and GPU). By Little's law 4.3 TB/s at about 800 ns of loaded
 # latency want 3.4 MB in flight, 26 KB on each of 132 multiprocessors. The stored step has 4 arrays x 8 elements
 # x 4 bytes = 128 bytes a thread in flight, so 210 threads are enough; 64 registers allow 1024. What is left
 # over hides the table lookups that each program begins with. Larger tiles would leave more of a small tensor to
@@ -112,3 +112,10 @@ def store_float32(address, first, numel, values, DTYPE: tl.constexpr, FULL: tl.c
         tl.store(pointers, values)
     else:
         tl.store(pointers, values, mask=tl.arange(0, TILE) < _count(first, numel, TILE))
+
+
+# For the tuner, of kernels that pass over elements. Half a tile and twice the programs hide latency; a double
+# one has less to look up and more in flight per thread.
+TILES = [
+    {"tile": tile, "num_warps": warps} for tile, warps in ((512, 4), (1024, 8), (2048, 4), (2048, 8), (4096, 8))
+]

@@ -2,7 +2,8 @@
 
 # ruff: noqa: ANN001, ANN201, ANN202, RUF100, SIM300 - device functions: Triton infers the types of arguments
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import product
 
 import torch
 import triton
@@ -14,10 +15,11 @@ from flexkern.fields import SOURCE_INTS, Kind
 from flexkern.spec.metaplastic import Step
 from flexkern.triton_kernels.arguments import check_sources, check_tensors, device_number
 from flexkern.triton_kernels.field import source_row, source_tile
-from flexkern.triton_kernels.memory import full_tiles, load_float32, store_float32
-from flexkern.triton_kernels.rules import rule_numbers, rule_of, state_bits
+from flexkern.triton_kernels.memory import TILES, full_tiles, load_float32, store_float32
+from flexkern.triton_kernels.rules import SGD, rule_numbers, rule_of, state_bits
 from flexkern.triton_kernels.table import NOTHING, Row, TableCache, load_row, source_columns
 from flexkern.triton_kernels.update import gate, number, step
+from flexkern.triton_kernels.variant import Variant
 
 __all__ = ["metaplastic_gate", "metaplastic_step_"]
 
@@ -329,3 +331,27 @@ def _gate_source(stored: Tensor | None, sources: Sequence[int], parameters: Sequ
         return (int(Kind.STORED), stored.data_ptr(), 0, 0, 0, 0, 0.0, 0.0)
     (kind, *position), floats = source_row(sources, parameters)
     return (kind, 0, *position, *floats)
+
+
+# --------------------------------------------------------------------------- ahead of time, and tuning
+
+
+def ahead_of_time() -> Iterator[Variant]:
+    """What launches ask the compiler for: see :mod:`.variant`."""
+    pairs = [(w, g) for w in TRITON_DTYPES.values() for g in dict.fromkeys((w, tl.float32))]
+    for (w, g), has_momentum, (mode, name) in product(pairs, (False, True), _VARIANTS.items()):
+        constants = {
+            "WEIGHT_DTYPE": w,
+            "GRAD_DTYPE": g,
+            "RULE": SGD.value,
+            "STATES": int(has_momentum),
+            "SOURCES": mode,
+        }
+        full_name = f"sgd-{name}-{w}-{g}{'-momentum' if has_momentum else ''}"
+        yield Variant(full_name, step_kernel, constants, ("sgd", name))
+    for mode in (STORED.value, MIXED.value):
+        name = _VARIANTS[mode]
+        yield Variant(f"gate-{name}", gate_kernel, {"SOURCES": mode}, ("gate", name))
+
+
+CANDIDATES = dict.fromkeys((("sgd", "stored"), ("sgd", "mixed"), ("sgd", "held"), ("gate", "stored")), TILES)

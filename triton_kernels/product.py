@@ -20,7 +20,7 @@ LARGEST = 2**24
 
 # A tile is OUT x 128 weights, a step BATCH samples of it; tiles go in groups of GROUP rows of tiles, so that
 # what is read of x and grad_out stays in the L2 cache (with 8, 8 x 128 rows of grad_out and 132 / 8 tiles of x
-# are in use at a time). tuning_table.py has them by target and arithmetic; how they were chosen for Hopper:
+# are in use at a time). tuning.toml has them by target and arithmetic; how they were chosen for Hopper:
 #
 # 16-bit inputs. A step of a 128 x 128 tile over 64 samples: 2.1 MFLOP, 0.28 us of a multiprocessor's
 # tensor cores at 990 TFLOP/s / 132, and 32 KB from the L2 cache. A tile's state, stored and float32: 16 bytes x
@@ -35,7 +35,7 @@ LARGEST = 2**24
 # wgmma, and transposes on the way to shared memory with 4-byte copies in place of 16-byte ones: 256 copy
 # instructions of a warp for a step instead of 64, where the tensor cores need 490 cycles. At one a cycle they
 # hide; with bank conflicts of four or more they set the pace, at 1000 cycles or more a step.
-# ieee: no tensor cores; 1024 FFMA a thread for 16 samples. 67 TFLOP/s are a 7th of the peak of tf32, so the
+# ieee: no tensor cores; 1024 FFMA per thread for 16 samples. 67 TFLOP/s are a 7th of the peak of tf32, so the
 # product sets the pace. With 64 rows, or 16 warps, the compiler did worse: a stack of up to 40 bytes, or slow.
 HALF, TF32, IEEE = "half", "tf32", "ieee"
 
@@ -120,3 +120,12 @@ def parts(x):
     p4, p5 = _rows(q2)
     p6, p7 = _rows(q3)
     return p0, p1, p2, p3, p4, p5, p6, p7
+
+
+# Of the variants that are compiled ahead of time: what is multiplied, and how.
+PRODUCTS = {
+    "bf16": (torch.bfloat16, IEEE),
+    "fp16": (torch.float16, IEEE),
+    "tf32": (torch.float32, TF32),
+    "ieee": (torch.float32, IEEE),
+}

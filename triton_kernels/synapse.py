@@ -2,6 +2,10 @@
 
 # ruff: noqa: ANN001, ANN201, ANN202, RUF100, SIM300 - device functions: Triton infers the types of arguments
 
+from collections.abc import Iterator
+from itertools import product
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -33,8 +37,9 @@ from flexkern.triton_kernels.matrix import (
     store_synapses,
 )
 from flexkern.triton_kernels.metaplastic import TRITON_DTYPES
-from flexkern.triton_kernels.rules import rule_of, state_bits
+from flexkern.triton_kernels.rules import SGD, rule_of, state_bits
 from flexkern.triton_kernels.update import finite, gate, number, step
+from flexkern.triton_kernels.variant import Variant
 
 __all__ = ["activity", "drive", "load_theta", "step_tile", "synapse_step_"]
 
@@ -329,3 +334,45 @@ def synapse_step_(given: Synapse) -> Tensor:
             **launch_options(cut), enable_fp_fusion=False,
         )  # fmt: skip
     return counts
+
+
+# --------------------------------------------------------------------------- ahead of time, and tuning
+
+# Of the passes over a layer: whether alpha is stored, and the kinds of anchor and flexibility.
+LAYER_SOURCES = {
+    "stored": {"HELD": False, "A_KIND": int(Kind.STORED), "F_KIND": int(Kind.STORED)},
+    "mixed": {"HELD": False, "A_KIND": int(Kind.NORMAL), "F_KIND": int(Kind.UNIFORM)},
+    "held": {"HELD": True, "A_KIND": int(Kind.STORED), "F_KIND": int(Kind.CONSTANT)},
+}
+
+
+def ahead_of_time() -> Iterator[Variant]:
+    """What launches ask the compiler for: see :mod:`.variant`."""
+    for dtype, sources, rate in product((tl.float32, tl.bfloat16), ("stored", "mixed"), (True, False)):
+        yield _variant(f"{sources}-{dtype}-{'rate' if rate else 'matrix'}", dtype, sources, rate)
+    yield _variant("held-fp32-rate", tl.float32, "held", True)
+    yield _variant("stored-fp32-rate-momentum", tl.float32, "stored", True, momentum=True)
+    yield _variant("stored-bf16-matrix-hebbian", tl.bfloat16, "stored", False, hebbian=True)
+    yield _variant("mixed-fp32-rate-unaligned", tl.float32, "mixed", True, aligned=False)
+
+
+def _variant(
+    name: str,
+    dtype: Any,
+    sources: str,
+    rate: bool,
+    *,
+    momentum: bool = False,
+    hebbian: bool = False,
+    aligned: bool = True,
+) -> Variant:
+    constants = {
+        "WEIGHT_DTYPE": dtype, "GRAD_DTYPE": dtype, "RULE": SGD.value, "STATES": int(momentum),
+        **LAYER_SOURCES[sources],
+        "RATE": rate, "HEBBIAN": hebbian, "ALIGNED": aligned,
+    }  # fmt: skip
+    return Variant(f"synapse-{name}", synapse_kernel, constants, ("synapse", sources))
+
+
+_WORDS = [{"words": words, "num_warps": warps} for words, warps in ((16, 4), (32, 8), (64, 4), (64, 8))]
+CANDIDATES = {("synapse", "stored"): _WORDS, ("synapse", "mixed"): _WORDS}

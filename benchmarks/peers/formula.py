@@ -26,10 +26,10 @@ def update(w: Tensor, g: Tensor, a: Tensor, f: Tensor, lr: float, scale: float) 
 
 
 def update_foreach(
-    ws: Sequence[Tensor],
-    gs: Sequence[Tensor],
-    anchors: Sequence[Tensor],
-    fs: Sequence[Tensor],
+    ws: list[Tensor],
+    gs: list[Tensor],
+    anchors: list[Tensor],
+    fs: list[Tensor],
     lr: float,
     scale: float,
 ) -> None:

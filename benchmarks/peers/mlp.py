@@ -45,10 +45,10 @@ class Flexible:
     """The flexible update of a network's weights, with what it needs stored; biases move freely.
 
     Args:
-        params: weights and biases in turns.
+        params: weights and biases alternating.
         anchors, flexibilities: of each weight, float32 of its shape.
         lr, scale: as in the paper.
-        gate: "step", or "item": alpha is computed when an item begins and held.
+        gate: "step", or "item": alpha is computed when an item begins and kept.
         update: the step of one weight with ``gate="step"``: the formula as it is written, one of its
             rewritings, or an operator.
     """
@@ -97,7 +97,7 @@ class PlainMLP:
 
     Args:
         layers: whose weights and biases are copied.
-        rule: makes what moves the parameters, weights and biases in turns.
+        rule: makes what moves the parameters, weights and biases alternating.
         seed, batch_size: they decide the batches, as the learner's do.
     """
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import torch
 
-from flexkern.backends.tuning import fastest
+from flexkern.backends import tuning
 
 __all__ = [
     "BackendError",
@@ -29,8 +29,6 @@ __all__ = [
 
 LIBRARY_DIR = Path(__file__).resolve().parent.parent / "lib"
 NAMES = ("reference", "cpu", "cuda", "triton")
-# What `auto` tries on each device, first choice first. On CUDA the compiled kernels come first because they
-# step a whole parameter list from kernel arguments, with no table to copy; no measurement on a GPU yet.
 _REINSTALL = "reinstall with `pip install --no-cache-dir --force-reinstall --no-deps flexkern`"
 
 
@@ -86,6 +84,8 @@ _STATUS: dict[str, Status] = {
     "cuda": _cuda_status(),
     "triton": _triton_status(),
 }
+if torch.cuda.is_available():
+    tuning.table()  # torch.compile traces `choose`, and could not look into a file
 
 
 def backends() -> dict[str, Status]:
@@ -153,7 +153,7 @@ def _order(op: str, device: torch.device) -> tuple[str, ...]:
     if device.type != "cuda":
         return (device.type,) if device.type == "cpu" else ()
     major, minor = torch.cuda.get_device_capability(device)
-    return fastest(op, f"sm_{10 * major + minor}")
+    return tuning.fastest(op, f"sm_{10 * major + minor}")
 
 
 def choose(op: str, device: torch.device, supported: Callable[[str], str | None]) -> str:

@@ -1,28 +1,92 @@
 """Which configuration (tile, warps, stages) a kernel has on which GPU, and which backend an operator takes.
 
-The table is tuning_table.py: one entry for each kernel, variant and architecture, with the reason for it.
-``python scripts/tune.py`` races configurations on the GPU that is here and writes the entries it has measured.
-Nothing here imports Triton before a kernel is about to be launched.
+The table is tuning.toml: a row for each kernel, variant and target, with the reason for it.
+``python scripts/tune.py`` races configurations on the GPU that is here and writes the rows it has measured.
+Nothing here imports Triton before a kernel is about to be launched, nor reads the table before it is asked.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import textwrap
+import importlib
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 
-from flexkern.backends import tuning_table
-from flexkern.backends.tuning_table import BACKENDS, CONFIGURATIONS, Backends, Configurations
+__all__ = [
+    "Table",
+    "architecture",
+    "as_toml",
+    "config",
+    "fastest",
+    "known_as",
+    "launch_options",
+    "read",
+    "table",
+    "trial",
+]
 
-__all__ = ["architecture", "as_source", "config", "fastest", "known_as", "launch_options", "trial"]
-
+FILE = Path(__file__).with_name("tuning.toml")
 # What the compiler is told, as opposed to what the kernel is told.
 _OPTIONS = ("num_warps", "num_stages", "maxnreg")
 _trials: dict[tuple[str, str], dict[str, int]] = {}
+
+Configurations = dict[str, dict[str, dict[str, tuple[dict[str, int], str]]]]
+Backends = dict[str, dict[str, tuple[tuple[str, ...], str]]]
+
+
+class Table(NamedTuple):
+    """The rows of tuning.toml.
+
+    Attributes:
+        configurations: kernel, variant, target to the configuration and its reason.
+        backends: operator, target to the backends, the fastest first, and the reason.
+    """
+
+    configurations: Configurations
+    backends: Backends
+
+
+_table: Table | None = None
+
+
+def table() -> Table:
+    """The table, read when it is first asked for."""
+    global _table
+    if _table is None:  # no functools.cache: torch.compile traces choose(), and would look past a cache
+        _table = read(FILE)
+    return _table
+
+
+def read(path: Path) -> Table:
+    """The table of a file like tuning.toml.
+
+    Raises:
+        ValueError: if it is not TOML.
+        KeyError: if a row has no reason (``why``), or one of backends no ``order``.
+    """
+    text = path.read_text(encoding="utf-8")
+    try:
+        toml: Any = importlib.import_module("tomllib")
+    except ImportError:  # Python 3.10
+        toml = importlib.import_module("tomli")
+    found = toml.loads(text)
+    configurations: Configurations = {
+        kernel: {
+            variant: {target: (row, row.pop("why")) for target, row in rows.items()}
+            for variant, rows in variants.items()
+        }
+        for kernel, variants in found["kernels"].items()
+    }
+    backends: Backends = {
+        operator: {target: (tuple(row["order"]), row["why"]) for target, row in rows.items()}
+        for operator, rows in found["backends"].items()
+    }
+    return Table(configurations, backends)
 
 
 @functools.cache
@@ -39,7 +103,7 @@ def architecture(device: torch.device) -> str:
 
 
 def known_as(architecture: str) -> tuple[str, ...]:
-    """The names under which the table may know an architecture: its own, its family's, and what all share."""
+    """The targets by which the table may know an architecture: its own, its family's, and what all share."""
     return (architecture, "hip" if architecture.startswith("gfx") else "cuda", "any")
 
 
@@ -47,21 +111,23 @@ def config(kernel: str, variant: str, architecture: str, *, bounded: bool = True
     """The configuration of a kernel's variant on an architecture.
 
     Args:
-        kernel, variant: as in the table. In Triton's interpreter the variant "interpreter", where there is one:
-            small, so that small tensors have several tiles.
+        kernel, variant: as in the table; a kernel that it does not have gets the row of the kernel "other". In
+            Triton's interpreter the variant "interpreter", where there is one: small, so that small tensors
+            have several tiles.
         architecture: from :func:`architecture`.
         bounded: whether registers may be bounded: not where rows are not aligned, as addresses then take more.
 
     Raises:
-        KeyError: if the table has no such kernel or variant.
+        KeyError: if the table has the kernel, but no such variant of it.
     """
     found = _trials.get((kernel, variant))
     if found is None:
-        entries = CONFIGURATIONS[kernel][variant]
-        if architecture == "interpreter":
-            entries = CONFIGURATIONS[kernel].get("interpreter", entries)
-        name = next(name for name in known_as(architecture) if name in entries)
-        found = entries[name][0]
+        configurations = table().configurations
+        variants = configurations.get(kernel)
+        rows = configurations["other"]["any"] if variants is None else variants[variant]
+        if variants is not None and architecture == "interpreter":
+            rows = variants.get("interpreter", rows)
+        found = rows[next(target for target in known_as(architecture) if target in rows)][0]
     return found if bounded else {name: value for name, value in found.items() if name != "maxnreg"}
 
 
@@ -72,9 +138,10 @@ def launch_options(configuration: Mapping[str, int]) -> dict[str, int]:
 
 def fastest(operator: str, architecture: str) -> tuple[str, ...]:
     """The backends of an operator on an NVIDIA or AMD GPU, the fastest first."""
-    entries = BACKENDS[operator] if operator in BACKENDS else BACKENDS["other"]
-    name = next(name for name in known_as(architecture) if name in entries)
-    return entries[name][0]
+    backends = table().backends
+    rows = backends[operator] if operator in backends else backends["other"]
+    target = next(target for target in known_as(architecture) if target in rows)
+    return rows[target][0]
 
 
 @contextlib.contextmanager
@@ -94,34 +161,34 @@ def trial(kernel: str, variant: str, configuration: Mapping[str, int]) -> Iterat
 # --------------------------------------------------------------------------- writing the table
 
 
-def as_source(configurations: Configurations, backends: Backends) -> str:
-    """The text of tuning_table.py with these entries."""
-    start = "CONFIGURATIONS: Configurations = {"
-    head = Path(tuning_table.__file__).read_text().partition(start)[0]  # its docstring and types stay
-    lines = [head + start]
-    for kernel, variants in configurations.items():
-        lines.append(f'    "{kernel}": {{')
-        for variant, entries in variants.items():
-            lines.append(f'        "{variant}": {{')
-            for name, (numbers, reason) in entries.items():
-                body = ", ".join(f'"{key}": {value}' for key, value in numbers.items())
-                lines += _entry(12, name, f"{{{body}}}", reason)
-            lines.append("        },")
-        lines.append("    },")
-    lines += ["}", "", "BACKENDS: Backends = {"]
-    for operator, of_operator in backends.items():
-        lines.append(f'    "{operator}": {{')
-        for name, (order, reason) in of_operator.items():
-            body = "".join(f'"{backend}", ' for backend in order).rstrip()
-            lines += _entry(8, name, f"({body})", reason)
-        lines.append("    },")
-    return "\n".join([*lines, "}", ""])
+def as_toml(rows: Table) -> str:
+    """The text of tuning.toml with these rows."""
+    text = FILE.read_text(encoding="utf-8")
+    head = text[: text.index("[kernels.")].rstrip()  # what it says of itself stays
+    lines = [head]
+    for kernel, variants in rows.configurations.items():
+        lines += ["", f"[kernels.{_key(kernel)}]"]
+        lines += [
+            _row(f"{_key(variant)}.{_key(target)}", numbers, why)
+            for variant, targets in variants.items()
+            for target, (numbers, why) in targets.items()
+        ]
+    lines += ["", "[backends]"]
+    lines += [
+        _row(f"{_key(operator)}.{_key(target)}", {"order": list(order)}, why)
+        for operator, targets in rows.backends.items()
+        for target, (order, why) in targets.items()
+    ]
+    return "\n".join(lines) + "\n"
 
 
-def _entry(indent: int, name: str, body: str, reason: str) -> list[str]:
-    pieces = textwrap.wrap(reason.replace('"', "'"), 92, drop_whitespace=False) or [""]
-    before, inside = " " * indent, " " * (indent + 4)
-    text = "\n".join(f'{inside}"{piece}"' for piece in pieces)
-    first = f'{before}"{name}": ({body},'
-    head = [first] if len(first) <= 112 else [f'{before}"{name}": (', f"{inside}{body},"]
-    return [*head, f"{text}),"]
+def _key(name: str) -> str:
+    return name if name.replace("_", "").replace("-", "").isalnum() and name.isascii() else json.dumps(name)
+
+
+def _row(key: str, values: Mapping[str, object], why: str) -> str:
+    """One line: TOML writes numbers, strings and lists of strings as JSON does."""
+    pairs = (
+        f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in {**values, "why": why}.items()
+    )
+    return f"{key} = {{ {', '.join(pairs)} }}"

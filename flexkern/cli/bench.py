@@ -16,7 +16,7 @@ from rich.table import Table
 from flexkern.benchmarks import record, worker
 from flexkern.benchmarks.case import CPU, GPU, Case, Series, cases
 from flexkern.benchmarks.compare import Difference, compare, runs_of
-from flexkern.benchmarks.report import heading, row_lines
+from flexkern.benchmarks.tables import heading, row_lines
 from flexkern.benchmarks.worker import Options
 
 __all__ = ["app"]
@@ -92,7 +92,7 @@ def bench(
     else:
         console.print(f"written: {path}")
     if plot:
-        from flexkern.benchmarks.plots import draw
+        from flexkern.benchmarks.figures import draw
 
         for picture in draw(run, path.with_suffix("")):
             (errors if as_json else console).print(f"written: {picture}")

@@ -14,11 +14,11 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from flexkern.benchmarks.case import at_most, faster, under
+from flexkern.benchmarks.figures import draw
 from flexkern.benchmarks.plot_bars import MET, NEUTRAL, NOT_MET, Panel, columns
 from flexkern.benchmarks.plot_growth import counted, draw_growth, spread, styles
 from flexkern.benchmarks.plot_roofline import dots, draw_roofline, shares
 from flexkern.benchmarks.plot_speedups import draw_speedups, goal_as_speedup, panels
-from flexkern.benchmarks.plots import draw
 
 COPY, PRODUCT = 25e9, {"float32": 150e9, "bfloat16": 600e9}
 MACHINE = {
@@ -376,7 +376,7 @@ def test_pictures_with_nothing_on_them_are_not_written(tmp_path: Path) -> None:
 
 
 def test_a_quick_run_says_so() -> None:
-    from flexkern.benchmarks.plots import about
+    from flexkern.benchmarks.figures import about
 
     assert "quick" not in about(make_run([], []))
     quick = make_run([CALL, LINEAR], [GROWTH], quick=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -14,13 +15,14 @@ import pytest
 import torch
 
 from flexkern import backends
-from flexkern.benchmarks import bench_metaplastic, bench_seeds, bench_synapse
+from flexkern.benchmarks import bench_metaplastic, bench_seeds, bench_synapse, record
 from flexkern.benchmarks.__main__ import main
-from flexkern.benchmarks.case import CPU, GPU, MODULES, Case, Contest, Series, Setting, Skip, cases
+from flexkern.benchmarks.case import CPU, GPU, Case, Comparison, Series, Setting, Skip, cases, modules
 from flexkern.benchmarks.peers import adapters, formula
 from flexkern.benchmarks.run import forget, verify
 
 ENTRIES = cases()
+RESULTS = Path(__file__).resolve().parent.parent.parent / "benchmarks" / "results"
 ON_CPU = [entry for entry in ENTRIES if isinstance(entry, Case) and CPU in entry.devices]
 # Their processes import torch, each, before anything is measured.
 STARTS_PROCESSES = ("seeds/",)
@@ -42,7 +44,7 @@ def _captured_only(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     forget()
 
 
-def build(name: str) -> Contest:
+def build(name: str) -> Comparison:
     (entry,) = (entry for entry in ON_CPU if entry.name == name)
     try:
         return entry.build(Setting(CPU, quick=True))
@@ -52,26 +54,27 @@ def build(name: str) -> Contest:
 
 @pytest.mark.parametrize("entry", params(ON_CPU))
 def test_builds_agrees_and_runs(entry: Case) -> None:
-    contest = build(entry.name)
+    comparison = build(entry.name)
     try:
-        check_description(contest)
-        verify(contest)
-        contest.ours()
-        for peer in contest.peers:
+        check_description(comparison)
+        verify(comparison)
+        comparison.ours()
+        for peer in comparison.peers:
             peer.call()
     finally:
-        contest.close()
+        comparison.close()
 
 
-def check_description(contest: Contest) -> None:
-    assert contest.title
-    assert contest.title == contest.title.strip()
-    assert contest.peers, "a case needs something to be compared with"
-    names = [peer.name for peer in contest.peers]
+def check_description(comparison: Comparison) -> None:
+    assert comparison.title
+    assert comparison.title == comparison.title.strip()
+    assert "|" not in comparison.title, "it would break the row of a table"
+    assert comparison.peers, "a case needs something to be compared with"
+    names = [peer.name for peer in comparison.peers]
     assert len(set(names)) == len(names), names
-    assert min(contest.work.bytes, contest.work.operations) >= 0
-    assert contest.work.dtype in ("float32", "bfloat16", "tf32")  # measure_ceilings has these
-    for peer in contest.peers:
+    assert min(comparison.work.bytes, comparison.work.operations) >= 0
+    assert comparison.work.dtype in ("float32", "bfloat16", "tf32")  # measure_ceilings has these
+    for peer in comparison.peers:
         assert peer.name
         assert peer.check if isinstance(peer.check, str) else callable(peer.check)
         if peer.goal is not None:
@@ -81,6 +84,15 @@ def check_description(contest: Contest) -> None:
             assert low <= peer.goal.bound <= high, str(peer.goal)
 
 
+def test_titles_tell_cases_apart() -> None:
+    """In the tables that are published: two rows that read alike could not be told apart."""
+    for run in record.newest(RESULTS).values():
+        measured = [row for row in run["rows"] if "ours" in row]
+        names = [(row["title"], row["pages"], peer["name"]) for row in measured for peer in row["peers"]]
+        assert len(measured) > 40
+        assert [name for name, count in Counter(names).items() if count > 1] == []
+
+
 def test_names_are_unique_and_say_their_family() -> None:
     names = [entry.name for entry in ENTRIES]
     assert len(set(names)) == len(names)
@@ -88,7 +100,7 @@ def test_names_are_unique_and_say_their_family() -> None:
         assert re.fullmatch(r"[a-z0-9-]+/[a-z0-9_-]+", name), name
 
 
-@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize("module", modules())
 def test_each_module_registers(module: str) -> None:
     importlib.import_module(f"flexkern.benchmarks.{module}")
     makers = [entry.measure if isinstance(entry, Series) else entry.build for entry in ENTRIES]
@@ -155,19 +167,19 @@ def test_a_wrong_gradient_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
         hidden = self.dropout(self.relu(self.down(x)))
         return residual + self.scale * self.up(0.5 * hidden + 0.5 * hidden.detach())
 
-    contest = build("adapter/small-1-task-train")
-    verify(contest)
+    comparison = build("adapter/small-1-task-train")
+    verify(comparison)
     monkeypatch.setattr(adapters.EaseAdapter, "forward", right_forward)
     with pytest.raises(AssertionError, match="modules does not agree with ours; the gradient of x"):
-        verify(contest)
+        verify(comparison)
 
 
 def test_ours_wrong_is_found_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    contest = build("metaplastic/step")
+    comparison = build("metaplastic/step")
     right = bench_metaplastic.ours
     monkeypatch.setattr(bench_metaplastic, "ours", lambda w, g, a, f: right(w, g, a.clone().add_(1e-6), f))
     with pytest.raises(AssertionError, match="does not agree with ours"):
-        verify(contest)
+        verify(comparison)
 
 
 def test_networks_trained_as_one_are_those_trained_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -103,14 +103,14 @@ def test_a_revision_from_before_the_benchmarks(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.slow
-def test_two_revisions_are_built_and_measured_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_revisions_are_built_and_measured_alternately(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     said: list[str] = []
     options = Options(only=("metaplastic/gate",), quick=True, seconds=0.1)
     head = subprocess.run(
         ["git", "rev-parse", "HEAD"], check=True, capture_output=True, text=True
     ).stdout.strip()
-    first, second = compare.runs_of(("HEAD", "HEAD^0"), options, said.append, turns=1)
+    first, second = compare.runs_of(("HEAD", "HEAD^0"), options, said.append, repeats=1)
     assert said == [
         f"building {head[:7]}", "measuring HEAD, 1 of 1", "measuring HEAD^0, 1 of 1",
     ]  # fmt: skip

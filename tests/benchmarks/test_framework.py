@@ -19,7 +19,7 @@ from flexkern.benchmarks.case import (
     GPU,
     ROTATION_BYTES,
     Case,
-    Contest,
+    Comparison,
     Peer,
     Point,
     Rotating,
@@ -36,7 +36,7 @@ from flexkern.benchmarks.case import (
 from flexkern.benchmarks.ceilings import Ceilings, measure_ceilings, tf32
 from flexkern.benchmarks.memory import peak_mb
 from flexkern.benchmarks.run import measure_case, measure_series, verify, weigh
-from flexkern.benchmarks.timing import FEWEST, MOST, Turns, quartiles, race
+from flexkern.benchmarks.timing import FEWEST, MOST, Rounds, quartiles, race
 
 MIB = 2**20
 
@@ -45,8 +45,8 @@ def nothing() -> None:
     return None
 
 
-def contest(*peers: Peer, **rest: Any) -> Contest:
-    return Contest("ours, 10 of 10", nothing, peers or [Peer("theirs", nothing, nothing)], **rest)
+def comparison(*peers: Peer, **rest: Any) -> Comparison:
+    return Comparison("ours, 10 of 10", nothing, peers or [Peer("theirs", nothing, nothing)], **rest)
 
 
 @pytest.fixture
@@ -81,8 +81,8 @@ def test_a_name_is_given_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_CASES", {})
 
     @registry.case("made/up", devices=(GPU,), backends=("cuda", "triton"), budget=True)
-    def build(at: Setting) -> Contest:
-        return contest()
+    def build(at: Setting) -> Comparison:
+        return comparison()
 
     (entry,) = cases()
     assert entry == Case("made/up", build, (GPU,), ("cuda", "triton"), False, True)
@@ -91,7 +91,7 @@ def test_a_name_is_given_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_settings() -> None:
-    entry = Case("made/up", lambda at: contest(), (CPU, GPU), ("cuda", "triton"))
+    entry = Case("made/up", lambda at: comparison(), (CPU, GPU), ("cuda", "triton"))
     assert entry.settings(CPU, quick=True) == [Setting(CPU, "auto", True)]  # backends are a GPU's
     on_gpu = entry.settings(GPU, quick=False)
     assert [s.suffix() for s in on_gpu] == [" (cuda)", " (triton)"]
@@ -137,26 +137,26 @@ def test_short_calls_are_repeated(clock: Callable[[float], Callable[[], None]]) 
         taken[0] += 1
         call()
 
-    turns = Turns([counted], CPU)
+    rounds = Rounds([counted], CPU)
     before = taken[0]
-    turns.take(0)
+    rounds.take(0)
     assert taken[0] - before == 132
-    assert turns.times == [[2.0**-17]]
+    assert rounds.times == [[2.0**-17]]
 
 
 def test_steady_calls_follow_their_own_kind() -> None:
     seen: list[str] = []
-    turns = Turns([lambda: seen.append("a"), lambda: seen.append("b")], CPU, steady=True, seconds=0.0)
-    turns._repeats = [1, 1]
+    rounds = Rounds([lambda: seen.append("a"), lambda: seen.append("b")], CPU, steady=True, seconds=0.0)
+    rounds._repeats = [1, 1]
     seen.clear()
     for i in (0, 1, 0, 1):
-        turns.before(i)
-        turns.take(i)
+        rounds.before(i)
+        rounds.take(i)
     assert "".join(seen) == "aabbaabb"
     seen.clear()
-    turns = Turns([lambda: seen.append("a")], CPU, seconds=0.0)
+    rounds = Rounds([lambda: seen.append("a")], CPU, seconds=0.0)
     seen.clear()
-    turns.before(0)
+    rounds.before(0)
     assert not seen
 
 
@@ -226,9 +226,9 @@ def test_what_does_not_agree_is_named() -> None:
 
     right = Peer("right", nothing, nothing)
     wrong = Peer("the wrong one", nothing, disagree)
-    verify(contest(right, Peer("yardstick", nothing, "it does something else")))
+    verify(comparison(right, Peer("yardstick", nothing, "it does something else")))
     with pytest.raises(AssertionError, match="10 of 10: the wrong one does not agree with ours; off by 3"):
-        verify(contest(right, wrong))
+        verify(comparison(right, wrong))
 
 
 @pytest.mark.parametrize(
@@ -246,7 +246,7 @@ def test_goals(goal: registry.Goal, text: str, met: bool) -> None:
     # Ratios in rounds 4, 1 and 1.5: their median is 1.5, and not the ratio 2 of the medians 4 and 2. What
     # slowed the second round slowed both.
     times = [[1.0, 10.0, 2.0], [4.0, 10.0, 3.0]]
-    row = weigh(contest(Peer("theirs", nothing, nothing, goal)), times, [1, 2], None)
+    row = weigh(comparison(Peer("theirs", nothing, nothing, goal)), times, [1, 2], None)
     (peer,) = row["peers"]
     assert (peer["speedup_q1"], peer["speedup"], peer["speedup_q3"]) == (1.25, 1.5, 2.75)
     assert (peer["goal"], peer["met"]) == (text, met)
@@ -258,14 +258,14 @@ def test_shares_of_the_ceilings() -> None:
     ceilings = Ceilings(copy=1000.0, product={"float32": 50.0, "bfloat16": 400.0})
     work = Work(bytes=1000, operations=400, dtype="bfloat16")
     times = [[2.0, 2.0, 2.0], [2.0, 2.0, 2.0]]
-    rates = weigh(contest(work=work), times, [None, None], ceilings)["work"]
+    rates = weigh(comparison(work=work), times, [None, None], ceilings)["work"]
     assert (rates["bytes_per_s"], rates["share_of_copy"]) == (500.0, 0.5)
     assert (rates["operations_per_s"], rates["share_of_product"]) == (200.0, 0.5)
-    assert "share_of_copy" not in weigh(contest(work=work), times, [None, None], None)["work"]
+    assert "share_of_copy" not in weigh(comparison(work=work), times, [None, None], None)["work"]
 
 
 def test_without_a_goal_nothing_is_met_or_missed() -> None:
-    row = weigh(contest(Peer("yardstick", nothing, "it is no step")), [[1.0], [2.0]], [None, None], None)
+    row = weigh(comparison(Peer("yardstick", nothing, "it is no step")), [[1.0], [2.0]], [None, None], None)
     (peer,) = row["peers"]
     assert peer["goal"] is None
     assert peer["met"] is None
@@ -276,9 +276,9 @@ def test_a_case_is_measured_and_closed() -> None:
     closed: list[int] = []
     kept = torch.ones(MIB)
 
-    def build(at: Setting) -> Contest:
+    def build(at: Setting) -> Comparison:
         peers = [Peer("twice", lambda: (kept.mul_(1.0), kept.mul_(1.0)), nothing)]
-        return Contest("once", lambda: kept.mul_(1.0), peers, close=lambda: closed.append(1), memory=False)
+        return Comparison("once", lambda: kept.mul_(1.0), peers, close=lambda: closed.append(1), memory=False)
 
     row = measure_case(Case("made/up", build), Setting(), None, seconds=0.5)
     assert closed == [1]
@@ -296,9 +296,9 @@ def test_a_case_that_does_not_agree_is_not_timed_but_closed() -> None:
     def not_to_be_called() -> None:
         pytest.fail("timed before its peers agreed")
 
-    def build(at: Setting) -> Contest:
+    def build(at: Setting) -> Comparison:
         peers = [Peer("theirs", not_to_be_called, disagree)]
-        return Contest("ours", not_to_be_called, peers, close=lambda: closed.append(1))
+        return Comparison("ours", not_to_be_called, peers, close=lambda: closed.append(1))
 
     with pytest.raises(AssertionError, match="theirs does not agree with ours; off by 3"):
         measure_case(Case("made/up", build), Setting(), None)
@@ -306,7 +306,7 @@ def test_a_case_that_does_not_agree_is_not_timed_but_closed() -> None:
 
 
 def test_what_cannot_be_measured_here_says_why() -> None:
-    def build(at: Setting) -> Contest:
+    def build(at: Setting) -> Comparison:
         raise Skip("peft is not installed")
 
     assert measure_case(Case("made/up", build), Setting(), None) == {"skipped": "peft is not installed"}
@@ -318,9 +318,9 @@ def test_what_cannot_be_measured_here_says_why() -> None:
 def test_the_backend_is_that_of_the_setting() -> None:
     used: list[str] = []
 
-    def build(at: Setting) -> Contest:
+    def build(at: Setting) -> Comparison:
         used.append(requested())
-        return contest(memory=False)
+        return comparison(memory=False)
 
     before = requested()
     measure_case(Case("made/up", build), Setting(backend="reference"), None, seconds=0.0)

@@ -13,9 +13,9 @@ from flexkern.benchmarks import causes
 from flexkern.benchmarks.bench_artsy import Inference, agree
 from flexkern.benchmarks.bench_artsy_training import Epochs
 from flexkern.benchmarks.bench_learner import Items, sgd
-from flexkern.benchmarks.case import CPU, Contest, Setting
-from flexkern.benchmarks.causes import Rungs, as_written, one_operator, one_pass
-from flexkern.benchmarks.ladders import CAUSES, split
+from flexkern.benchmarks.case import CPU, Comparison, Setting
+from flexkern.benchmarks.causes import Ways, as_written, one_operator, one_pass
+from flexkern.benchmarks.factors import CAUSES, split
 from flexkern.benchmarks.peers import formula
 from flexkern.benchmarks.peers.ease import Ease
 from flexkern.benchmarks.peers.mlp import update_by_hand
@@ -23,7 +23,7 @@ from flexkern.benchmarks.profiling import CATEGORIES, profile
 from flexkern.benchmarks.run import verify, weigh
 
 QUICK = Setting(CPU, quick=True)
-LADDERS = {
+BY_CAUSES = {
     "causes/mlp-item": causes.mlp_item,
     "causes/artsy-inference": causes.artsy_inference,
     "causes/artsy-training": causes.artsy_training,
@@ -80,8 +80,8 @@ def test_inference_is_that_of_whole_passes(opened: int) -> None:
     ours = inference.ours()
     agree(ours, inference.passes(ease))
     assert int((ours[:, 1:] != 0).any(2).sum()) == 5 * opened
-    rungs = Rungs(inference, QUICK)
-    for way in (rungs.open_only, rungs.shared_trunk, rungs.one_batch):
+    ways = Ways(inference, QUICK)
+    for way in (ways.open_only, ways.shared_trunk, ways.one_batch):
         agree(ours, way())
 
 
@@ -114,20 +114,20 @@ def test_other_training_does_not_agree() -> None:
 # ---------------------------------------------------------------------- causes
 
 
-def ladder(name: str) -> Contest:
+def by_causes(name: str) -> Comparison:
     if name != "causes/mlp-item":
         pytest.importorskip("transformers")
-    return LADDERS[name](QUICK)
+    return BY_CAUSES[name](QUICK)
 
 
-@pytest.mark.parametrize("name", LADDERS)
+@pytest.mark.parametrize("name", BY_CAUSES)
 def test_a_split_multiplies_to_the_whole(name: str) -> None:
-    """On made-up times: a rung's figure is the median of its ratios, whatever they are."""
-    contest = ladder(name)
-    verify(contest)
+    """On made-up times: a step's figure is the median of its ratios, whatever they are."""
+    comparison = by_causes(name)
+    verify(comparison)
     generator = torch.Generator().manual_seed(len(name))
-    times = (0.1 + torch.rand((1 + len(contest.peers), 7), generator=generator)).tolist()
-    row = {"case": name, **weigh(contest, times, [None] * len(times), None)}
+    times = (0.1 + torch.rand((1 + len(comparison.peers), 7), generator=generator)).tolist()
+    row = {"case": name, **weigh(comparison, times, [None] * len(times), None)}
     causes_of = split(row)
     assert [cause for cause, _ in causes_of] == list(CAUSES[name])
     assert math.prod(factor for _, factor in causes_of) == pytest.approx(row["peers"][0]["speedup"], rel=1e-12)
@@ -140,14 +140,14 @@ def test_what_cannot_be_split() -> None:
         split({"case": "learner/item", "peers": []})
     with pytest.raises(ValueError, match="not the figures"):
         split({"case": "causes/mlp-item", "skipped": "no"})
-    with pytest.raises(ValueError, match="1 rungs, but 4 causes"):
+    with pytest.raises(ValueError, match="1 steps, but 4 causes"):
         split({"case": "causes/mlp-item", "peers": [{"speedup": 2.0}]})
 
 
-@pytest.mark.parametrize("name", LADDERS)
+@pytest.mark.parametrize("name", BY_CAUSES)
 def test_categories_add_up(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """To the time of the call, which torch's profiler tells as that of the range around it."""
-    contest, totals = ladder(name), []
+    comparison, totals = by_causes(name), []
 
     class Watched(torch.profiler.profile):
         def events(self) -> Any:
@@ -156,7 +156,7 @@ def test_categories_add_up(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
             return found
 
     monkeypatch.setattr(torch.profiler, "profile", Watched)
-    seconds = profile(contest.ours)
+    seconds = profile(comparison.ours)
     assert tuple(seconds) == CATEGORIES
     assert all(s >= 0 for s in seconds.values())
     # Times are kept in whole nanoseconds, a few thousand events.

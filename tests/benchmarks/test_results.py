@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from flexkern.benchmarks import record, report
-from flexkern.benchmarks.case import Contest, Peer, Work, at_most, faster
+from flexkern.benchmarks import record, tables
+from flexkern.benchmarks.case import Comparison, Peer, Work, at_most, faster, under
 from flexkern.benchmarks.ceilings import Ceilings
 from flexkern.benchmarks.run import weigh
 
@@ -29,7 +29,7 @@ def made_run(date: str = "2026-01-02T03:04:05", device: str = "cpu", **rest: Any
     work = Work(bytes=1000, operations=0)
     ceilings = Ceilings(copy=4e9, product={"float32": 123456.789e9})
     times = [[1e-6] * 3, [2e-6, 2e-6, 4e-6], [3e-6] * 3, [1e-6] * 3]
-    row = weigh(Contest("ours, 10 of 10", nothing, peers, work), times, [22.0, 69.0, None, 1.0], ceilings)
+    row = weigh(Comparison("ours, 10 of 10", nothing, peers, work), times, [22.0, 69.0, None, 1.0], ceilings)
     where = {"device": device, "pages": "huge", "backend": "auto"}
     rows = [
         {"case": "made/up", "budget": True, **where, **row},
@@ -104,7 +104,7 @@ def test_what_is_not_a_results_file_is_said(tmp_path: Path, text: str) -> None:
 
 def test_the_table_of_the_readme(tmp_path: Path) -> None:
     path = record.write(made_run(), tmp_path)
-    text = report.with_table(README, record.newest(tmp_path))
+    text = tables.with_table(README, record.newest(tmp_path))
     assert text.startswith("Before.\n<!-- benchmarks: by a command -->\n| ours | against |")
     assert text.endswith("\n<!-- /benchmarks -->\nAfter.\n")
     assert "old table" not in text
@@ -113,21 +113,21 @@ def test_the_table_of_the_readme(tmp_path: Path) -> None:
     assert rows == [
         f"| ours, 10 of 10 | {what} | 25% |  | {memory} |"
         for what, memory in (
-            ("a slow one | **2.00** (2.00 to 3.00) | speed-up at least 2, met", "22 / 69"),
-            ("a quick one | **3.00** (3.00 to 3.00) | time at most 0.25, **not met**", ""),
+            ("a slow one | speed-up **2.00** (2.00 to 3.00) | speed-up at least 2, met", "22 / 69"),
+            ("a quick one | time **0.33** (0.33 to 0.33) | time at most 0.25, **not met**", ""),
         )
     ]
     for part in ("A Processor", "2 cores", "avx2", "torch 9.9", "2026-01-02", "commit 0123456", path.name):
         assert part in text, part
     assert "copy 4.0 GB/s, product float32 123,457 GFLOP/s" in text
     # Written over itself it stays as it is.
-    assert report.with_table(text, record.newest(tmp_path)) == text
+    assert tables.with_table(text, record.newest(tmp_path)) == text
 
 
 def test_the_page_has_all_rows_and_what_is_missing(tmp_path: Path) -> None:
     record.write(made_run(), tmp_path)
     record.write(made_run(device="cuda"), tmp_path)
-    page = report.page(record.newest(tmp_path))
+    page = tables.page(record.newest(tmp_path))
     cpu, gpu = page.split("## GPU")
     assert cpu.count("| ours, 10 of 10 |") == cpu.count("| ours, 10 of 10, small pages |") == 3
     assert gpu.count("| ours, 10 of 10 |") == 6  # a GPU's case has no pages to speak of
@@ -138,14 +138,29 @@ def test_the_page_has_all_rows_and_what_is_missing(tmp_path: Path) -> None:
 
 def test_lines_for_a_terminal() -> None:
     first, second, skipped = made_run()["rows"]
-    slow, quick, yardstick = report.row_lines(first)
-    assert "0.0010    0.0020  2.00 (2.00-3.00)  speed-up at least 2, met" in slow
-    assert quick.endswith("time at most 0.25, NOT MET")
-    assert yardstick.split()[-1] == "(1.00-1.00)"
-    assert len(report.heading().splitlines()) == 2
-    assert report.row_lines(second)[0].startswith("ours, 10 of 10, small pages ")
-    assert report.row_lines(skipped) == ["made/skipped: skipped: peft is not installed"]
-    assert report.row_lines({"machine": {}}) == []
+    slow, quick, yardstick = tables.row_lines(first)
+    assert "0.0010    0.0020  speed-up 2.00 (2.00 to 3.00)  speed-up at least 2, met" in slow
+    assert quick.endswith("time 0.33 (0.33 to 0.33)  time at most 0.25, NOT MET")
+    assert yardstick.split()[-4:] == ["1.00", "(1.00", "to", "1.00)"]
+    assert len(tables.heading().splitlines()) == 2
+    assert tables.row_lines(second)[0].startswith("ours, 10 of 10, small pages ")
+    assert tables.row_lines(skipped) == ["made/skipped: skipped: peft is not installed"]
+    assert tables.row_lines({"machine": {}}) == []
     points = {"ours": [[1.0, 0.1, 0.25, 0.3], [1000.0, 0.1, 0.5, 0.7]]}
     line = {"series": "s", "title": "Time", "y": "seconds", "lines": points}
-    assert report.row_lines(line) == ["Time: ours, seconds 0.25 at 1, 0.5 at 1000"]
+    assert tables.row_lines(line) == ["Time: ours, seconds 0.25 at 1, 0.5 at 1000"]
+
+
+def test_what_is_shown_is_what_the_goal_is_about() -> None:
+    """A time of 1.43 under a goal of 1.8 is met; as a speed-up of 0.70 nobody would see that."""
+    times = [[1.43e-6] * 3, [1e-6] * 3, [1e-6] * 3, [1e-6] * 3]
+    peers = [
+        Peer("a quick one", nothing, nothing, at_most(1.8)),
+        Peer("a call", nothing, nothing, under(8e-6)),
+        Peer("a yardstick", nothing, "it is no step"),
+    ]
+    row = weigh(Comparison("ours", nothing, peers), times, [None] * 4, None)
+    first, call, yardstick = tables.table({"rows": [{"case": "made/up", **row}]}).splitlines()[2:]
+    assert first.split(" | ")[2:4] == ["time **1.43** (1.43 to 1.43)", "time at most 1.8, met"]
+    assert call.split(" | ")[2:4] == ["ours **1.43** us (1.43 to 1.43)", "at most 8 us, met"]
+    assert yardstick.split(" | ")[2:4] == ["speed-up **0.70** (0.70 to 0.70)", ""]

@@ -1,6 +1,6 @@
 """Run by test_aot.py in a process without the interpreter: what would each launch compile?
 
-Records launches instead of making them, looks each up among the variants of aot.py, and prints a JSON.
+Records launches instead of making them, looks each up among the variants of the registry, and prints a JSON.
 """
 
 from __future__ import annotations
@@ -22,8 +22,11 @@ from flexkern.ops.mask import PACK, UNPACK
 from flexkern.ops.metaplastic import GATE, SGD
 from flexkern.ops.synapse import SYNAPSE
 from flexkern.triton_kernels import adapter, aot, field, linear, mask, metaplastic, synapse
+from flexkern.triton_kernels.registry import all_variants
+from flexkern.triton_kernels.variant import Variant
 
 TARGET = "cuda:90"
+ARCHITECTURE = aot.architecture_of(TARGET)
 recorded: list[tuple[Any, tuple, dict[str, Any]]] = []
 
 
@@ -45,7 +48,7 @@ def compiled_for(kernel: Any, args: tuple, options: dict[str, Any]) -> str:
     return repr((kernel.__name__, types, constants, attributes, sorted(rest.items())))
 
 
-def expected_for(variant: aot.Variant) -> str:
+def expected_for(variant: Variant) -> str:
     options: dict[str, Any] = dict(variant.options)
     if variant.kernel not in (mask.pack_kernel, mask.unpack_kernel):  # these compute with integers
         options["enable_fp_fusion"] = False
@@ -191,12 +194,12 @@ def pass_adapter(dtype: torch.dtype, number: float, samples: int, tasks: int, d:
 def main() -> None:
     jit.JITFunction.run = record
     for module in (adapter, field, linear, metaplastic, synapse):  # there is no device to ask
-        module.architecture = lambda device: aot.architecture_of(TARGET)
+        module.architecture = lambda device: ARCHITECTURE
     step_all()
     fill_pack_and_gate()
     step_layers()
     pass_adapters()
-    registry = {expected_for(variant.at(TARGET)): name for name, variant in aot.VARIANTS.items()}
+    registry = {expected_for(variant.at(ARCHITECTURE)): name for name, variant in all_variants().items()}
     calls = [compiled_for(*launch) for launch in recorded]
     report = {
         "launches": len(calls),

@@ -1,6 +1,6 @@
 """Every kernel variant compiled ahead of time: no spills, wide accesses, and one compilation for all numbers.
 
-The compiler works without a GPU but not under the interpreter, so it runs in a process of its own.
+Each is compiled once for all tests: see helpers/compiled.py.
 """
 
 from __future__ import annotations
@@ -9,26 +9,31 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("triton")
 
+import triton
+
+from flexkern.triton_kernels.registry import all_variants
+from helpers.compiled import Wanted, everything, reports, without_interpreter
+
 HERE = Path(__file__).parent
 
 
 def run(*arguments: str) -> str:
-    environment = {**os.environ, "TRITON_INTERPRET": "0", "OMP_NUM_THREADS": "1"}
     process = subprocess.run(
-        [sys.executable, *arguments], capture_output=True, text=True, env=environment, check=False
+        [sys.executable, *arguments], capture_output=True, text=True, env=without_interpreter(), check=False
     )
     assert process.stdout, process.stderr
     return process.stdout
 
 
-def compile_variants(*options: str) -> list[dict]:
-    return json.loads(run("-m", "flexkern.triton_kernels.aot", "--json", *options))["kernels"]
+def compile_variants(target: str, names: Iterable[str]) -> list[dict]:
+    return reports([Wanted(name, target) for name in names])
 
 
 # In how many 16-byte accesses a thread of an NVIDIA GPU reads and writes its 8 elements of each float32 array
@@ -163,8 +168,8 @@ QUICK = {
 
 @pytest.mark.parametrize("target", QUICK)
 def test_compiles_without_spills(target: str) -> None:
-    options = [option for name in QUICK[target] for option in ("--variant", name)]
-    kernels = compile_variants("--target", target, *options)
+    reports([Wanted(name, target) for target in QUICK for name in QUICK[target]])  # of all targets at once
+    kernels = compile_variants(target, QUICK[target])
     assert [kernel["variant"] for kernel in kernels] == QUICK[target]
     for kernel in kernels:
         check(kernel)
@@ -173,10 +178,31 @@ def test_compiles_without_spills(target: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("target", QUICK)
 def test_every_variant_compiles_without_spills(target: str) -> None:
-    kernels = compile_variants("--target", target)
+    reports(everything())  # of all targets at once, and for test_tuning.py
+    kernels = compile_variants(target, all_variants())
     assert len(kernels) > 30
     for kernel in kernels:
         check(kernel)
+
+
+def test_the_command_prints_what_it_compiled() -> None:
+    command = ("-m", "flexkern.triton_kernels.aot", "--target", "cuda:90", "--variant", "fill")
+    said = json.loads(run(*command, "--json"))
+    assert said["kernels"] == compile_variants("cuda:90", ["fill"])
+    assert said["triton"] == triton.__version__
+    head, row = run(*command).splitlines()
+    assert head.split()[:3] == ["variant", "target", "registers"]
+    assert row.split()[:2] == ["fill", "cuda:90"]
+
+
+def test_a_kernel_is_found_where_it_is_defined() -> None:
+    """Modules of kernels say what is compiled; nothing else has a list of them."""
+    names = {name for name, variant in all_variants().items() if variant.kernel.fn.__module__.endswith(".mask")}
+    assert names == {"pack", "pack-aligned", "unpack", "unpack-aligned"}
+    of_kernels = {variant.kernel.fn for variant in all_variants().values()}
+    for module in {sys.modules[fn.__module__] for fn in of_kernels}:
+        defined = [value for name, value in vars(module).items() if name.endswith("_kernel")]
+        assert {kernel.fn for kernel in defined if kernel.fn.__module__ == module.__name__} <= of_kernels
 
 
 def test_calls_use_the_variants_that_are_compiled_here() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import json
 import sys
@@ -139,6 +140,24 @@ def test_a_step_that_hangs_is_ended_with_its_children(check: Any, tmp_path: Path
         time.sleep(0.05)
     assert not alive(state)
     assert check.run(check.Step("memory", ["no-such-tool"], {}, 5.0), 5.0)["exit_code"] == 127
+
+
+def gpu_marks(source: str) -> list[int]:
+    """Lines of ``mark.gpu`` in a file of tests."""
+    return [
+        node.lineno
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Attribute) and node.attr == "gpu" and ast.unparse(node.value).endswith("mark")
+    ]
+
+
+def test_every_gpu_test_is_where_it_is_run(check: Any, steps: Run, tmp_path: Path) -> None:
+    check.main(["--results", str(tmp_path), "--only", "tests"])
+    (command,) = [step.command for step, _ in steps.seen]
+    marked = {str(path) for path in (ROOT / "tests").rglob("*.py") if gpu_marks(path.read_text())}
+    assert gpu_marks("import pytest\n@pytest.mark.gpu\ndef test(): ...") == [2]
+    assert len(marked) >= 5
+    assert marked <= set(command), "the GPU's tests lie in tests/gpu"
 
 
 def test_without_a_gpu_it_says_so(

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,12 @@ import torch
 
 pytest.importorskip("triton")
 
-from flexkern.backends import tuning, tuning_table
-from flexkern.triton_kernels.tuning_candidates import CANDIDATES, candidates
+from flexkern.backends import tuning
+from flexkern.triton_kernels.registry import CANDIDATES, candidates
+from helpers import compiled
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-TABLE, BACKENDS = tuning_table.CONFIGURATIONS, tuning_table.BACKENDS
+TABLE, BACKENDS = tuning.table()
 NVIDIA, AMD = ("sm_80", "sm_90", "sm_100", "sm_120"), ("gfx942", "gfx950")
 
 
@@ -38,8 +38,23 @@ def tune() -> Any:
 # --------------------------------------------------------------------------- the table
 
 
-def test_the_file_is_what_as_source_writes() -> None:
-    assert Path(tuning_table.__file__).read_text() == tuning.as_source(TABLE, BACKENDS)
+def test_the_file_is_what_as_toml_writes() -> None:
+    assert tuning.FILE.read_text(encoding="utf-8") == tuning.as_toml(tuning.table())
+
+
+def test_any_reason_can_be_written_and_read(tmp_path: Path) -> None:
+    reason = 'measured: "quoted", a \\ and a tab\t; 3 µs'
+    rows = tuning.Table(
+        {"a kernel": {"its-variant": {"sm_90": ({"tile": 64}, reason)}}},
+        {"op_": {"any": (("triton",), reason)}},
+    )
+    (tmp_path / "table.toml").write_text(tuning.as_toml(rows), encoding="utf-8")
+    assert tuning.read(tmp_path / "table.toml") == rows
+
+
+def test_a_kernel_without_rows_has_those_of_other() -> None:
+    for architecture in (*NVIDIA, *AMD, "interpreter"):
+        assert tuning.config("no such kernel", "any", architecture) == TABLE["other"]["any"]["any"][0]
 
 
 def test_every_gpu_has_every_kernel() -> None:
@@ -111,7 +126,7 @@ def test_trials_end() -> None:
 
 
 def test_the_table_is_read_without_triton() -> None:
-    code = "import sys, flexkern.backends.tuning; print('triton' in sys.modules)"
+    code = "import sys; from flexkern.backends import tuning; tuning.table(); print('triton' in sys.modules)"
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert process.stdout.strip() == "False"
 
@@ -163,7 +178,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, tune: Any, triton_backend: None) -> C
     ],
 )  # fmt: skip
 def test_every_candidate_gives_the_right_results(
-    quick: Callable[..., dict[str, Any]], tune: Any, kernel: str, variant: str
+    quick: Callable[..., dict[str, Any]], tune: Any, kernel: str, variant: str, tmp_path: Path
 ) -> None:
     """And the one that the stopwatch calls quickest goes into the table, with the reason."""
     wanted = CANDIDATES[kernel, variant][-1]
@@ -171,14 +186,14 @@ def test_every_candidate_gives_the_right_results(
     (race,) = measured["kernels"]
     assert [e["skipped"] for e in race["candidates"]] == [None] * len(race["candidates"])
     assert race["chosen"] == wanted
-    configurations, _, changes = tune.entered(measured)
+    rows, changes = tune.entered(measured)
     assert len(changes) == (wanted != tuning.config(kernel, variant, "sm_80"))  # the same family
-    (value, reason) = configurations[kernel][variant][measured["machine"]["architecture"]]
+    (value, reason) = rows.configurations[kernel][variant][measured["machine"]["architecture"]]
     assert value == wanted
     assert reason.startswith("measured: ")
-    namespace: dict[str, Any] = {}
-    exec(tuning.as_source(configurations, BACKENDS), namespace)
-    assert namespace["CONFIGURATIONS"] == configurations
+    (tmp_path / "table.toml").write_text(tuning.as_toml(rows), encoding="utf-8")
+    assert tuning.read(tmp_path / "table.toml") == rows
+    assert rows.backends == BACKENDS
     assert f"{race['candidates'][0]['us'][0]:.1f} us" in tune.table(measured)
 
 
@@ -186,7 +201,7 @@ def test_a_little_faster_is_not_worth_a_change(quick: Callable[..., dict[str, An
     present = tuning.config("sgd", "stored", "interpreter")
     measured = quick("sgd", "stored", lambda c: 1e-6 if c == present else 0.985e-6)
     assert measured["kernels"][0]["chosen"] == present
-    assert tune.entered(measured)[2] == []
+    assert tune.entered(measured)[1] == []
 
 
 def test_what_does_not_run_or_is_wrong_is_dropped(
@@ -246,50 +261,30 @@ def test_measurements_of_a_file_are_entered(tune: Any, tmp_path: Path, capsys: p
         "not_reached": ["fill any"],
     }  # fmt: skip
     (tmp_path / "in.json").write_text(json.dumps(measured))
-    assert tune.main(["--from", str(tmp_path / "in.json"), "--table", str(tmp_path / "table.py")]) == 0
+    assert tune.main(["--from", str(tmp_path / "in.json"), "--table", str(tmp_path / "table.toml")]) == 0
     said = capsys.readouterr().out
     assert "spills 8 bytes" in said
     assert "not reached: fill any" in said
-    namespace: dict[str, Any] = {}
-    exec((tmp_path / "table.py").read_text(), namespace)
-    value, reason = namespace["CONFIGURATIONS"]["sgd"]["held"]["sm_90"]
+    rows = tuning.read(tmp_path / "table.toml")
+    value, reason = rows.configurations["sgd"]["held"]["sm_90"]
     assert value == wins
     assert reason == "measured: 10.0 us for work; tile 1024, num_warps 4 20.0 (a GPU, torch 2, Triton 3, today)"
-    order, reason = namespace["BACKENDS"]["gated_sgd_"]["sm_90"]
+    order, reason = rows.backends["gated_sgd_"]["sm_90"]
     assert order == ("triton", "cuda")
     assert "cuda 12.0" in reason
-    assert namespace["CONFIGURATIONS"]["sgd"]["held"]["any"] == TABLE["sgd"]["held"]["any"]
+    assert rows.configurations["sgd"]["held"]["any"] == TABLE["sgd"]["held"]["any"]
 
 
 # --------------------------------------------------------------------------- ahead of time
 
-COMPILE = """
-import json, sys
-sys.path.insert(0, {scripts!r})
-from concurrent.futures import ThreadPoolExecutor
-import tune_cases
-from flexkern.backends import tuning
-from flexkern.triton_kernels.tuning_candidates import candidates
-for case in tune_cases.KERNEL_CASES:
-    if {only!r} and f"{{case.kernel}} {{case.variant}}" not in {only!r}:
-        continue
-    for c in candidates(case.kernel, case.variant, tuning.config(case.kernel, case.variant, "sm_90")):
-        for name in case.compiles:
-            print(json.dumps([name, c, tune_cases.compiled(name, c, "sm_90")]))
-"""
+
+def compile_candidates(*only: str) -> list[tuple[str, Mapping[str, int], dict[str, Any]]]:
+    wanted = compiled.candidates(*only)
+    found = compiled.reports(wanted)
+    return [(w.variant, w.configuration or {}, report) for w, report in zip(wanted, found, strict=True)]
 
 
-def compile_candidates(*only: str) -> list[tuple[str, dict[str, int], dict[str, Any]]]:
-    environment = {**os.environ, "TRITON_INTERPRET": "0", "OMP_NUM_THREADS": "1"}
-    code = COMPILE.format(scripts=str(ROOT / "scripts"), only=only)
-    process = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False
-    )
-    assert process.returncode == 0, process.stderr[-2000:]
-    return [json.loads(line) for line in process.stdout.splitlines()]
-
-
-def check(reports: list[tuple[str, dict[str, int], dict[str, Any]]]) -> None:
+def check(reports: list[tuple[str, Mapping[str, int], dict[str, Any]]]) -> None:
     assert reports
     for name, configuration, report in reports:
         assert report["spills"] == 0, (name, configuration, report)
@@ -306,6 +301,7 @@ def test_candidates_of_a_kernel_compile() -> None:
 
 @pytest.mark.slow
 def test_every_candidate_compiles_without_spills() -> None:
+    compiled.reports(compiled.everything())  # with the variants of test_aot.py
     check(compile_candidates())
 
 

@@ -15,10 +15,9 @@ import torch
 import flexkern
 from flexkern.benchmarks.case import CPU, GPU, Case, Setting, Skip, cases
 from flexkern.benchmarks.run import forget, verify, weigh
-from flexkern.benchmarks.timing import Turns
+from flexkern.benchmarks.timing import Rounds
 
 DEVICE = GPU if torch.cuda.is_available() else CPU
-MARKS = [pytest.mark.gpu] if DEVICE == GPU else []
 SETTINGS = [
     pytest.param(
         entry, setting, id=f"{entry.name}-{setting.backend}", marks=[pytest.mark.gpu] * (DEVICE == GPU)
@@ -40,22 +39,22 @@ def test_case(
         pytest.skip(status.reason)
     with flexkern.use_backend(setting.backend):
         try:
-            contest = entry.build(setting)
+            comparison = entry.build(setting)
         except Skip as reason:
             pytest.skip(str(reason))
-        verify(contest)
-        calls = [contest.ours, *(peer.call for peer in contest.peers)]
-        turns = Turns(calls, setting.device, steady=contest.steady, seconds=0.0 if quick else 12.0)
+        verify(comparison)
+        calls = [comparison.ours, *(peer.call for peer in comparison.peers)]
+        rounds = Rounds(calls, setting.device, steady=comparison.steady, seconds=0.0 if quick else 12.0)
 
-        def others_turns() -> None:
+        def others() -> None:
             for i in range(1, len(calls)):
-                turns.before(i)
-                turns.take(i)
-            turns.before(0)
+                rounds.before(i)
+                rounds.take(i)
+            rounds.before(0)
 
-        benchmark.pedantic(turns.take, args=(0,), setup=others_turns, rounds=1 if quick else turns.rounds)
-        row = weigh(contest, turns.times, [None] * len(calls), None)
-        contest.close()
+        benchmark.pedantic(rounds.take, args=(0,), setup=others, rounds=1 if quick else rounds.count)
+        row = weigh(comparison, rounds.times, [None] * len(calls), None)
+        comparison.close()
     benchmark.extra_info.update(row)
     if not quick:
         rows.append(row)

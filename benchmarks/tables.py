@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from flexkern.benchmarks.ladders import CAUSES, split
+from flexkern.benchmarks.factors import CAUSES, split
 
 __all__ = ["heading", "page", "row_lines", "table", "with_table"]
 
@@ -15,7 +15,7 @@ DEVICES = {"cpu": "CPU", "cuda": "GPU"}
 
 def heading() -> str:
     """Over the lines of :func:`row_lines`."""
-    head = f"{'case':<56} {'against':<44} {'ours ms':>9} {'peer ms':>9} {'speed-up':>17}  goal"
+    head = f"{'case':<56} {'against':<44} {'ours ms':>9} {'peer ms':>9} {'measured (quartiles)':>29}  goal"
     return f"{head}\n{'-' * len(head)}"
 
 
@@ -32,7 +32,7 @@ def row_lines(part: dict[str, Any]) -> list[str]:
         return []
     return [
         f"{_name(part):<56} {peer['name']:<44} {part['ours']['median_ms']:9.4f} {peer['median_ms']:9.4f} "
-        f"{peer['speedup']:5.2f} ({peer['speedup_q1']:.2f}-{peer['speedup_q3']:.2f})  {_verdict(peer)}"
+        f"{_measured(part, peer):>29}  {_verdict(peer)}"
         for peer in part["peers"]
     ]
 
@@ -41,6 +41,27 @@ def _name(row: dict[str, Any]) -> str:
     return row["title"] + (
         ", small pages" if row.get("pages") == "small" and row.get("device") == "cpu" else ""
     )
+
+
+def _measured(row: dict[str, Any], peer: dict[str, Any], mark: str = "") -> str:
+    """The figure that the goal is about, with its quartiles; without a goal the speed-up.
+
+    Args:
+        mark: put before and after the median.
+    """
+    goal = peer["goal"] or ""
+    if goal.startswith("at most"):  # microseconds of ours alone
+        figures = tuple(1e3 * row["ours"][key] for key in ("median_ms", "q1_ms", "q3_ms"))
+        return _figure("ours", figures, mark, " us")
+    if goal.startswith("time"):
+        figures = tuple(1 / peer[key] for key in ("speedup", "speedup_q3", "speedup_q1"))
+        return _figure("time", figures, mark)
+    return _figure("speed-up", tuple(peer[key] for key in ("speedup", "speedup_q1", "speedup_q3")), mark)
+
+
+def _figure(name: str, figures: tuple[float, ...], mark: str, unit: str = "") -> str:
+    median, q1, q3 = (f"{figure:.2f}" for figure in figures)
+    return f"{name} {mark}{median}{mark}{unit} ({q1} to {q3})"
 
 
 def _verdict(peer: dict[str, Any]) -> str:
@@ -57,7 +78,7 @@ def _ends(points: list[list[float]]) -> str:
 def table(run: dict[str, Any], *, budget: bool = False) -> str:
     """The rows of a run as a Markdown table: all, or those of the budget that have a goal."""
     lines = [
-        "| ours | against | speed-up (quartiles) | goal | of the copy | of the product | memory, MB |",
+        "| ours | against | measured (quartiles) | goal | of the copy | of the product | memory, MB |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in run["rows"]:
@@ -66,11 +87,11 @@ def table(run: dict[str, Any], *, budget: bool = False) -> str:
         for peer in row["peers"]:
             if budget and peer["goal"] is None:
                 continue
-            speedup = f"**{peer['speedup']:.2f}** ({peer['speedup_q1']:.2f} to {peer['speedup_q3']:.2f})"
             verdict = _verdict(peer).replace("NOT MET", "**not met**")
             cells = [
-                _name(row), peer["name"], speedup, verdict, _share(row, "share_of_copy", "bytes"),
-                _share(row, "share_of_product", "operations"), _memory(row, peer),
+                _name(row), peer["name"], _measured(row, peer, "**"), verdict,
+                _share(row, "share_of_copy", "bytes"), _share(row, "share_of_product", "operations"),
+                _memory(row, peer),
             ]  # fmt: skip
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -101,10 +122,11 @@ def _where(run: dict[str, Any]) -> str:
 
 
 HOW = (
-    "A speed-up is the peer's time over ours: the median (and quartiles) over rounds in which all take turns, "
-    "after their outputs were compared. Goals on time are goals on its inverse. `of the copy` is the share of "
-    "the bytes a second that a copy reaches, `of the product` the share of the operations a second of the "
-    "library's matrix product. Memory is what a call needs beside its operands, ours / the peer's."
+    "A speed-up is the peer's time over ours, a time is ours over the peer's, whichever the goal is about: "
+    "medians (and quartiles) over rounds in which each is timed once, after their outputs were compared. "
+    "`of the copy` is the share of the bytes per second that a copy reaches, `of the product` the share of the "
+    "operations per second of the library's matrix product. Memory is what a call needs beside its operands, "
+    "ours / the peer's."
 )
 
 
@@ -129,20 +151,20 @@ def page(runs: Mapping[str, dict[str, Any]]) -> str:
         ]
         if missing:
             parts.append("Not measured:\n\n" + "\n".join(missing))
-        ladders = [row for row in run["rows"] if row["case"] in CAUSES and "ours" in row]
-        if ladders:
-            parts += ["### Where the speed-up comes from", LADDERS, *(_ladder(row) for row in ladders)]
+        by_causes = [row for row in run["rows"] if row["case"] in CAUSES and "ours" in row]
+        if by_causes:
+            parts += ["### Where the speed-up comes from", BY_CAUSES, *map(_by_causes, by_causes)]
     return "\n\n".join(parts) + "\n"
 
 
-LADDERS = (
+BY_CAUSES = (
     "From the usual way to ours one thing changes at a time, in one run; the factors multiply to the whole. "
     "Then where a call of either spends its time, by torch's profiler, which costs many small operators more "
     "than a few large ones."
 )
 
 
-def _ladder(row: dict[str, Any]) -> str:
+def _by_causes(row: dict[str, Any]) -> str:
     """Causes and their factors, then milliseconds by category."""
     lines = [f"{row['title']}: **{row['peers'][0]['speedup']:.2f}** times as fast.", ""]
     lines += ["| what changes | factor |", "| --- | --- |"]

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from flexkern.benchmarks.report import heading, row_lines
+from flexkern.benchmarks.tables import heading, row_lines
 
 ROWS: list[dict[str, Any]] = []
 
