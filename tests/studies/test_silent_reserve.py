@@ -28,7 +28,7 @@ from studies.silent_reserve import (  # noqa: E402
     summarise,
 )
 
-PUBLISHED = Path(__file__).parent.parent / "docs" / "results" / "silent_reserve"
+PUBLISHED = Path(__file__).parents[2] / "docs" / "results" / "silent_reserve"
 TINY = StudyConfig(
     seeds=2, pilot_seeds=1, shares=(0.5,), targets=(0.01,), items=4, epochs=1, train_per_item=100,
     test_per_item=20, width=16, channels=4, grid=4, lr=0.05,

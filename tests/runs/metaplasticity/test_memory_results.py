@@ -22,7 +22,7 @@ from flexkern.runs.metaplasticity.protocol import protocol_for
 from flexkern.runs.metaplasticity.rivals import Rivals
 from flexkern.runs.metaplasticity.serial_position import SerialPosition, memory_measures
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parents[3]
 PAGE = ROOT / "docs" / "results" / "metaplasticity.md"
 
 
