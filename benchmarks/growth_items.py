@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from flexkern.benchmarks.case import CPU, GPU, Point, Setting, Skip, series
-from flexkern.benchmarks.memory import held_mb
+from flexkern.measure import used_mb
 from flexkern.benchmarks.peers.mlp import PlainMLP, PlainSGD
 from flexkern.benchmarks.timing import quartiles, sample
 from flexkern.learners import MetaplasticMLP
@@ -143,7 +143,7 @@ def held(device: str) -> float:
     Raises:
         Skip: where that cannot be told.
     """
-    held_now = held_mb(device)
+    held_now = used_mb(device)
     if held_now is None:
         raise Skip("resident memory is read as Linux and the GNU C library tell it")
     return held_now

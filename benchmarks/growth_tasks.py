@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from flexkern.benchmarks.bench_artsy import Inference
 from flexkern.benchmarks.case import CPU, GPU, Point, Setting, Skip, series
-from flexkern.benchmarks.memory import peak_mb
+from flexkern.measure import peak_mb
 from flexkern.benchmarks.peers.ease import Ease
 from flexkern.benchmarks.timing import point, quartiles
 

@@ -12,7 +12,7 @@ import torch
 import flexkern
 from flexkern.benchmarks.case import GPU, Case, Contest, Peer, Point, Series, Setting, Skip
 from flexkern.benchmarks.ceilings import Ceilings
-from flexkern.benchmarks.memory import peak_mb
+from flexkern.measure import peak_mb
 from flexkern.benchmarks.profiling import profiles
 from flexkern.benchmarks.timing import captured, quartiles, race
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from flexkern.backbones import random_backbone
 from flexkern.environment import environment
 from flexkern.nn import AdaptedModel, AdapterBank, attach_adapters
-from flexkern.runs.json_file import write_json
+from flexkern.files import write_json
 
 __all__ = ["main", "measure"]
 

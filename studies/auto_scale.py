@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from flexkern.features import RandomConvolutions, extract
+from flexkern.files import write_json
 from flexkern.learners import MetaplasticMLP
 from flexkern.runs.metaplasticity.squeezenet import SqueezeNet
 from flexkern.streams import Stream, bundled_digits, mnist, two_digit_stream
@@ -258,9 +259,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "summary": summarise(records),
         "settings": records,
     }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(results, allow_nan=False)
-    options.out.write_text(text.replace('{"setting"', '\n{"setting"') + "\n")
+    write_json(options.out, results)
     print(json.dumps(results["summary"]), f"wrote {options.out}", sep="\n")
 
 

@@ -21,7 +21,7 @@ import torch
 
 from flexkern.environment import environment
 from flexkern.learners import FinetuneViT, JointViT, Recipe
-from flexkern.runs.json_file import write_json
+from flexkern.files import write_json
 from flexkern.streams import Experience, Stream
 from studies.gate_study import StudyConfig, streams
 

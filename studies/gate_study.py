@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from flexkern.environment import environment
+from flexkern.files import write_json
 from flexkern.learners.vit.training import Recipe
 from flexkern.nn import ExpertHead, PrototypeClassifier, RidgeHead, SynapseGate
 from flexkern.streams import Stream, class_incremental, image_pack
@@ -275,7 +276,7 @@ def run(config: StudyConfig, kept: Path, progress: Callable[[str], None]) -> dic
                 began = time.perf_counter()
                 result = replay(features, variant, seed=seed)
                 done[key] = {"seconds": round(time.perf_counter() - began, 2), **result}
-                notes.write_text(json.dumps(done))
+                write_json(notes, done)
             runs.append({"seed": seed, "variant": variant.key, **done[key]})
             last, opened = done[key]["last"], done[key]["open_per_sample"]
             progress(f"seed {seed}: {variant.name}: last {last:.1%}, open {opened:.2f}")

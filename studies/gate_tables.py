@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from flexkern.runs.json_file import write_json
+from flexkern.files import write_json
 
 __all__ = ["table", "tables", "write"]
 

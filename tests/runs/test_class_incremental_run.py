@@ -35,7 +35,7 @@ from flexkern.runs.incremental.config import (
 )
 from flexkern.runs.incremental.data import load_images
 from flexkern.runs.incremental.run import Event, Learners, run
-from flexkern.runs.measure import Measure
+from flexkern.measure import Measure
 from flexkern.streams import Experience
 
 EPOCHS = 3

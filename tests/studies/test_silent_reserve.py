@@ -16,17 +16,9 @@ stats = pytest.importorskip("scipy.stats")
 
 from flexkern.runs.metaplasticity.claims import paired  # noqa: E402
 from studies import silent_reserve  # noqa: E402 - after the checks that it can be imported
+from studies.reserve_settings import CONTROL, METHODS, NONE, StudyConfig, condition  # noqa: E402
 from studies.reserve_tables import BY_HAND, page, write  # noqa: E402
-from studies.silent_reserve import (  # noqa: E402
-    CONTROL,
-    METHODS,
-    NONE,
-    StudyConfig,
-    condition,
-    measures,
-    run,
-    summarise,
-)
+from studies.silent_reserve import measures, run, summarise  # noqa: E402
 
 PUBLISHED = Path(__file__).parents[2] / "docs" / "results" / "silent_reserve"
 TINY = StudyConfig(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flexkern.runs.incremental.config import Config
-from flexkern.runs.json_file import write_json
+from flexkern.files import write_json
 
 __all__ = ["Journal", "differences"]
 

@@ -21,7 +21,7 @@ from flexkern.runs.incremental.config import Config, MethodConfig
 from flexkern.runs.incremental.data import digest, load_images, make_stream
 from flexkern.runs.incremental.journal import Journal
 from flexkern.runs.incremental.summary import number, summarise
-from flexkern.runs.measure import Measure
+from flexkern.measure import Measure
 from flexkern.streams import Stream
 
 __all__ = ["Event", "Learners", "run"]

@@ -16,7 +16,7 @@ import numpy as np
 from flexkern.learners import Progress
 from flexkern.learners.mlp.baselines import MLP_METHODS, load_mlp
 from flexkern.metrics import Evaluation, memorised
-from flexkern.runs.json_file import write_json
+from flexkern.files import write_json
 from flexkern.runs.metaplasticity.flexibility import flexibility
 from flexkern.runs.metaplasticity.protocol import Network, Protocol
 from flexkern.runs.metaplasticity.schedule import Experiment, Part
