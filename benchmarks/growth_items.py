@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from flexkern.benchmarks.case import CPU, GPU, Point, Setting, Skip, series
-from flexkern.measure import used_mb
 from flexkern.benchmarks.peers.mlp import PlainMLP, PlainSGD
 from flexkern.benchmarks.timing import quartiles, sample
 from flexkern.learners import MetaplasticMLP
+from flexkern.measure import used_mb
 from flexkern.streams import Experience
 
 __all__ = ["item_memory", "item_number"]

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from flexkern.backbones import random_backbone
 from flexkern.environment import environment
-from flexkern.nn import AdaptedModel, AdapterBank, attach_adapters
 from flexkern.files import write_json
+from flexkern.nn import AdaptedModel, AdapterBank, attach_adapters
 
 __all__ = ["main", "measure"]
 

@@ -20,8 +20,8 @@ import numpy as np
 import torch
 
 from flexkern.environment import environment
-from flexkern.learners import FinetuneViT, JointViT, Recipe
 from flexkern.files import write_json
+from flexkern.learners import FinetuneViT, JointViT, Recipe
 from flexkern.streams import Experience, Stream
 from studies.gate_study import StudyConfig, streams
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -47,21 +47,21 @@ _RUNNING: dict[str, Any] = {
 }
 
 
-def add_to(app: typer.Typer) -> None:
+def add_to(app: typer.Typer, experiments: Iterable[type[Any]] = tuple(EXPERIMENTS.values())) -> None:
     """Adds one command for each experiment."""
-    for kind in EXPERIMENTS.values():
-        app.command(kind.name, help=_help(kind))(_command(kind))
+    for experiment in experiments:
+        app.command(experiment.name, help=_help(experiment))(_command(experiment))
 
 
-def _help(kind: type[Any]) -> str:
-    """What the class says of itself, less its arguments; a paragraph a line, for the terminal to fill."""
-    said = inspect.cleandoc(kind.__doc__ or "").split("\n\nArgs:")[0]
+def _help(experiment: type[Any]) -> str:
+    """What the class says of itself, less its arguments; one paragraph per line, for the terminal to fill."""
+    said = inspect.cleandoc(experiment.__doc__ or "").split("\n\nArgs:")[0]
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in said.split("\n\n"))
 
 
-def _command(kind: type[Any]) -> Callable[..., None]:
+def _command(experiment: type[Any]) -> Callable[..., None]:
     """A function with an option for each setting, those of the experiment included."""
-    own = {f.name: f for f in dataclasses.fields(kind)}
+    own = {f.name: f for f in dataclasses.fields(experiment)}
     annotations: dict[str, Any] = {}
     for name, (type_, text) in _COMMON.items():
         annotations[name] = Annotated[type_ | None, typer.Option(help=text)]  # type: ignore[valid-type]
@@ -78,10 +78,10 @@ def _command(kind: type[Any]) -> Callable[..., None]:
         running = {name: given.pop(name) for name in _RUNNING}
         options = {name: given.pop(name) for name in own}
         try:
-            experiment = kind(**{k: _value(k, v, own[k].default) for k, v in options.items() if v is not None})
-            show(experiment, given, **running)
+            chosen = {k: _value(k, v, own[k].default) for k, v in options.items() if v is not None}
+            show(experiment(**chosen), given, **running)
         except (ValueError, OSError, RuntimeError) as error:
-            errors.print(f"flexkern run {kind.name}: {error}", style="red", markup=False)
+            errors.print(f"{experiment.command()}: {error}", style="red", markup=False)
             raise typer.Exit(1) from error
         except KeyboardInterrupt:
             errors.print("stopped; the same command goes on where it was", markup=False)
@@ -120,8 +120,7 @@ def show(
 ) -> None:
     """Runs an experiment with a bar, then prints its tables and writes its picture."""
     # matplotlib too: if it is missing, say so now and not after the training.
-    from flexkern.runs.metaplasticity import pictures as plots
-    from flexkern.runs.metaplasticity import tables as report
+    from flexkern.runs.metaplasticity import pictures, tables
 
     scale = given.pop("scale")
     if scale is not None:
@@ -142,8 +141,8 @@ def show(
             experiment, protocol, out=folder, cache=cache, jobs=jobs, restart=restart, observe=observe
         )
     picture = folder / "picture.png"
-    plots.draw(results, picture)
-    console.print(report.table(results))
-    console.print(report.claims_table(results))
+    pictures.draw(results, picture)
+    console.print(tables.table(results))
+    console.print(tables.claims_table(results))
     for path in (folder / "results.json", picture):
         console.print(f"wrote {path}", markup=False)

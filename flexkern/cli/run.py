@@ -16,7 +16,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from flexkern.cli import metaplasticity as cli_memory
+from flexkern.cli import metaplasticity
 from flexkern.runs.incremental.config import Config, find_config, read_config
 from flexkern.runs.incremental.config import shipped as shipped_configurations
 
@@ -87,8 +87,7 @@ def class_incremental(
 def show(config: Config, *, restart: bool, keep: bool) -> dict[str, Any]:
     """Runs a configuration, with a bar for all tasks and one for the epochs of a task; returns the results."""
     # matplotlib too: if it is missing, say so now and not after the training.
-    from flexkern.runs.incremental import pictures as incremental_plots
-    from flexkern.runs.incremental import tables as incremental_report
+    from flexkern.runs.incremental import pictures, tables
     from flexkern.runs.incremental.run import Event, run
 
     columns = (
@@ -119,18 +118,18 @@ def show(config: Config, *, restart: bool, keep: bool) -> dict[str, Any]:
                 place = [m.name for m in config.methods].index(event.method)
                 place += len(config.methods) * config.seeds.index(event.seed)
                 bar.update(whole, completed=(place + 1) * event.tasks)  # tasks of an earlier call count too
-                console.print(incremental_report.task_table(event.record))
+                console.print(tables.task_table(event.record))
 
         results = run(config, restart=restart, keep=keep, observe=observe)
         bar.update(task, visible=False)
     folder = Path(config.out)
-    incremental_plots.draw(results, folder / "picture.png")
-    console.print(incremental_report.method_table(config, results))
-    for note in incremental_report.notes(config, results):
+    pictures.draw(results, folder / "picture.png")
+    console.print(tables.method_table(config, results))
+    for note in tables.notes(config, results):
         console.print(note, markup=False, highlight=False)
     for path in (folder / "results.json", folder / "picture.png"):
         console.print(f"wrote {path}", markup=False)
     return results
 
 
-cli_memory.add_to(app)
+metaplasticity.add_to(app)

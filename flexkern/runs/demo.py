@@ -19,10 +19,10 @@ import torch
 
 import flexkern
 from flexkern.features import RandomConvolutions, extract
+from flexkern.files import write_json
 from flexkern.learners import MetaplasticMLP
 from flexkern.metrics import AccuracyMatrix, memorised
 from flexkern.runs import awakening
-from flexkern.files import write_json
 from flexkern.streams import Stream, bundled_digits, two_digit_stream
 from flexkern.streams.digits import Digits
 

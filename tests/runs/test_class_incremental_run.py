@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from flexkern.learners import Progress, checkpoint
+from flexkern.measure import Measure
 from flexkern.metrics import Evaluation, confusion_matrix
 from flexkern.runs.incremental.config import (
     Config,
@@ -35,7 +36,6 @@ from flexkern.runs.incremental.config import (
 )
 from flexkern.runs.incremental.data import load_images
 from flexkern.runs.incremental.run import Event, Learners, run
-from flexkern.measure import Measure
 from flexkern.streams import Experience
 
 EPOCHS = 3

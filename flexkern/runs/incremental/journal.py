@@ -8,8 +8,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from flexkern.runs.incremental.config import Config
 from flexkern.files import write_json
+from flexkern.runs.incremental.config import Config
 
 __all__ = ["Journal", "differences"]
 

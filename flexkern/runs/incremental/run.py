@@ -16,12 +16,12 @@ import torch
 
 import flexkern
 from flexkern.backends import requested
+from flexkern.measure import Measure
 from flexkern.metrics import AccuracyMatrix, Evaluation
 from flexkern.runs.incremental.config import Config, MethodConfig
 from flexkern.runs.incremental.data import digest, load_images, make_stream
 from flexkern.runs.incremental.journal import Journal
 from flexkern.runs.incremental.summary import number, summarise
-from flexkern.measure import Measure
 from flexkern.streams import Stream
 
 __all__ = ["Event", "Learners", "run"]

@@ -57,8 +57,13 @@ class Items(Protocol):
 class Experiment:
     """A figure of the paper. It is sent to other processes, so it is a frozen dataclass of plain values."""
 
-    name: ClassVar[str]  # of its command
+    name: ClassVar[str]
     title: ClassVar[str]
+
+    @classmethod
+    def command(cls) -> str:
+        """What runs it, less the options."""
+        return f"flexkern run {cls.name}"
 
     def items(self, protocol: settings.Protocol) -> int:
         """How many items there must be."""

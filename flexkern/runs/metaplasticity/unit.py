@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from flexkern.files import write_json
 from flexkern.learners import Progress
 from flexkern.learners.mlp.baselines import MLP_METHODS, load_mlp
 from flexkern.metrics import Evaluation, memorised
-from flexkern.files import write_json
 from flexkern.runs.metaplasticity.flexibility import flexibility
 from flexkern.runs.metaplasticity.protocol import Network, Protocol
 from flexkern.runs.metaplasticity.schedule import Experiment, Part

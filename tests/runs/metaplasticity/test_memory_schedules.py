@@ -19,11 +19,11 @@ from flexkern.runs.metaplasticity.learning_frequency import order
 from flexkern.runs.metaplasticity.poisoning import CLEAN, DERANGED, Poisoning
 from flexkern.runs.metaplasticity.protocol import Network, Protocol, protocol_for
 from flexkern.runs.metaplasticity.rivals import Rivals
-from flexkern.runs.metaplasticity.scale_study import ScaleStudy
 from flexkern.runs.metaplasticity.serial_position import SerialPosition
 from flexkern.runs.metaplasticity.sources import load_items
 from flexkern.streams import TwoDigitItems
 from helpers.memory_tiny import TINY
+from studies.scale_study import ScaleStudy
 
 
 @pytest.fixture(scope="module")
