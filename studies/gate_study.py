@@ -31,6 +31,7 @@ from flexkern.learners.vit.training import Recipe
 from flexkern.nn import ExpertHead, PrototypeClassifier, RidgeHead, SynapseGate
 from flexkern.streams import Stream, class_incremental, image_pack
 from studies.gate_features import SpaceFeatures, features_of_stream
+from studies.gate_tables import write
 
 __all__ = ["StudyConfig", "Variant", "main", "replay", "variants"]
 
@@ -322,8 +323,6 @@ def summarise(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the study and writes its JSON, tables and pictures."""
-    from studies.gate_tables import write
-
     parser = argparse.ArgumentParser(prog="python -m studies.gate_study", description=__doc__.split("\n")[0])
     parser.add_argument(
         "--data", required=True, help="an archive of CIFAR-100, see flexkern.streams.image_pack"
