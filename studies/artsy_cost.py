@@ -3,8 +3,8 @@
     python -m studies.artsy_cost --out docs/results/artsy
 
 Random weights: cost does not depend on them. Both run the same adapters through the same kernel, and the peer's
-passes are whole ones, as EASE makes them. The benchmarks (``flexkern bench --only growth/tasks``) measure the same
-inference against adapters as EASE's authors have them.
+passes are whole ones, as EASE makes them. The benchmarks (``flexkern bench --only growth/tasks``) measure the
+same inference against adapters as EASE's authors have them.
 """
 
 from __future__ import annotations

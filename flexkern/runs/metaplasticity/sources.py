@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -67,17 +68,13 @@ def two_digit_images(
         data: "digits" or the path of an MNIST archive, as :class:`Protocol` has it.
         items, train_per_item, test_per_item, seed: of :func:`flexkern.streams.two_digit_items`.
     """
-    sizes = {"items": items, "train_per_item": train_per_item, "test_per_item": test_per_item}
+    sizes: dict[str, Any] = {
+        "items": items, "train_per_item": train_per_item, "test_per_item": test_per_item, "seed": seed
+    }  # fmt: skip
     if data == DIGITS:
-        return two_digit_items(*bundled_digits(), **sizes, seed=seed)  # type: ignore[arg-type]
+        return two_digit_items(*bundled_digits(), **sizes)
     train, test = mnist(data)
-    return two_digit_items(
-        *train,
-        test_images=test.images,
-        test_labels=test.labels,
-        **sizes,
-        seed=seed,  # type: ignore[arg-type]
-    )
+    return two_digit_items(*train, test_images=test.images, test_labels=test.labels, **sizes)
 
 
 def cached(
