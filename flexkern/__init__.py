@@ -5,8 +5,8 @@ from importlib.util import find_spec as _find_spec
 # The kernels lie beside this folder in the source tree, and inside it where the package is installed.
 if _find_spec("flexkern.triton_kernels") is None:
     raise ImportError(
-        f"{__path__[0]} is flexkern's source, which is not installed from here: run Python from another folder, "
-        "or install this one editable with `pip install -e .`",
+        f"{__path__[0]} is flexkern's source, which is not installed from here: run Python from another "
+        "folder, or install this one editable with `pip install -e .`",
         name="flexkern",
     )
 
