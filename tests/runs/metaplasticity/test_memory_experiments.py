@@ -144,6 +144,35 @@ def test_a_stopped_unit_goes_on_to_the_same_record(
         assert not list((tmp_path / f"stopped {every:g}").glob("*.safetensors"))
 
 
+def test_a_record_ahead_of_its_checkpoint_is_cut_back(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped after the record was written and before the learner was saved, in turn at every presentation."""
+    monkeypatch.setattr("flexkern.runs.metaplasticity.unit._SAVE_EVERY", 0.0)
+    protocol = protocol_for(**TINY)
+    experiment, network = HebbRepetition(passes=2), Network()
+    whole = Unit(experiment, protocol, "network", network, 0, tmp_path / "whole", cache).run()
+    save = MetaplasticMLP.save
+    shown = len(whole["parts"]["repetition"]["items"])
+    for stopped_at in range(1, shown + 1):
+        unit = Unit(experiment, protocol, "network", network, 0, tmp_path / str(stopped_at), cache)
+        saves = 0
+
+        def stop_before(learner: MetaplasticMLP, path: Path, last: int = stopped_at) -> None:
+            nonlocal saves
+            saves += 1
+            if saves == last:
+                raise _StoppedError
+            save(learner, path)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(MetaplasticMLP, "save", stop_before)
+            with pytest.raises(_StoppedError):
+                unit.run()
+        assert len(unit.record()["parts"]["repetition"]["items"]) == stopped_at
+        assert unit.run() | {"seconds": 0} == whole | {"seconds": 0}
+
+
 def test_jobs_do_not_change_a_bit(tmp_path: Path, cache: Path) -> None:
     protocol = protocol_for(**TINY)
     said: list[float] = []
