@@ -17,7 +17,7 @@ def _order(seed: int, monkeypatch: pytest.MonkeyPatch) -> dict[tuple[int, int, i
     """In which order inputs are learned, by seed, item and epoch."""
     labels = torch.arange(16) % 2
     inputs = torch.arange(16.0)[:, None]  # each input is its number
-    learner = MetaplasticMLP((1,), 2, widths=(3, 3), batch_size=4, seed=seed)
+    learner = MetaplasticMLP((1,), 2, widths=(3, 3), scale=1.0, batch_size=4, seed=seed)
     shown: list[int] = []
     take_step = learner._take_step
 
