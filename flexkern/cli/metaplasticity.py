@@ -9,18 +9,15 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
+from flexkern.cli.terminal import console, explained
 from flexkern.runs.metaplasticity.figures import EXPERIMENTS
 from flexkern.runs.metaplasticity.protocol import protocol_for
 from flexkern.runs.metaplasticity.runner import run
 from flexkern.runs.metaplasticity.schedule import Experiment
 
 __all__ = ["add_to"]
-
-console = Console()
-errors = Console(stderr=True)
 
 # What all of them take. None: what suits the features, see flexkern.runs.metaplasticity.protocol.
 _COMMON: dict[str, tuple[type, str]] = {
@@ -77,15 +74,9 @@ def _command(experiment: type[Any]) -> Callable[..., None]:
     def command(**given: Any) -> None:
         running = {name: given.pop(name) for name in _RUNNING}
         options = {name: given.pop(name) for name in own}
-        try:
+        with explained(experiment.command(), stopped="stopped; the same command goes on where it was"):
             chosen = {k: _value(k, v, own[k].default) for k, v in options.items() if v is not None}
             show(experiment(**chosen), given, **running)
-        except (ValueError, OSError, RuntimeError) as error:
-            errors.print(f"{experiment.command()}: {error}", style="red", markup=False)
-            raise typer.Exit(1) from error
-        except KeyboardInterrupt:
-            errors.print("stopped; the same command goes on where it was", markup=False)
-            raise typer.Exit(130) from None
 
     command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [
