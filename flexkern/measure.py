@@ -53,10 +53,10 @@ class Measure:
         return time.perf_counter() - self._start
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self, raised: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self.device.type == "cuda":
-            if kind is None:  # after an error the device may not answer, and the error must not be covered
+            if raised is None:  # after an error the device may not answer, and the error must not be covered
                 torch.cuda.synchronize(self.device)
             self.mib = torch.cuda.max_memory_allocated(self.device) / _MIB
         elif self._counts:

@@ -180,7 +180,7 @@ def _one(setting: Setting, stream: Stream, seed: int) -> dict[str, Any]:
 
 
 def run(settings: Sequence[Setting], seeds: Sequence[int], sources: _Sources) -> Iterator[dict[str, Any]]:
-    """One record a setting, as soon as it is done."""
+    """One record per setting, as soon as it is done."""
     for setting in settings:
         if sources.has(setting):
             # SqueezeNet's 18,432 features make one seed of it as long as all seeds of the others.

@@ -2,7 +2,7 @@
 
 The paper (arXiv 2410.05899) leaves open whether its gate beats having none, which detector gates best, how
 thresholds should be set, and whether gates should be trained again. Adapters do not depend on gates, so they
-are trained once a seed; each variant then goes through the stream again on the stored features, task after
+are trained once per seed; each variant then goes through the stream again on the stored features, task after
 task, as the learner does.
 
     python -m studies.gate_study --data cifar100.npz --out docs/results/artsy
@@ -98,11 +98,11 @@ def variants() -> list[Variant]:
     for theta in (0.1, 0.3, 0.5, 0.7, 0.9, 0.97):
         for name in ("mlp", "ridge"):
             found.append(Variant(f"{name}, fixed {theta}", "threshold", _gate(name, theta=theta)))
-    for kind, targets in (("quantile", (0.7, 0.9, 0.95, 0.99)), ("adaptive", (0.05, 0.1, 0.2, 0.4))):
+    for rule, targets in (("quantile", (0.7, 0.9, 0.95, 0.99)), ("adaptive", (0.05, 0.1, 0.2, 0.4))):
         for target in targets:
             for name in ("mlp", "ridge"):
-                gate = _gate(name, threshold=kind, target=target)
-                found.append(Variant(f"{name}, {kind} {target}", "threshold", gate))
+                gate = _gate(name, threshold=rule, target=target)
+                found.append(Variant(f"{name}, {rule} {target}", "threshold", gate))
     gatings: dict[str, dict[str, Any]] = {
         "hard": {}, "soft": {"gating": "soft"}, "one open": TOP1, "two open": TOP2,
         "soft, two open": {"gating": "soft", "k": 2},
@@ -194,11 +194,11 @@ class _Head:
     def answer(self, read: Tensor, spaces: Tensor, task: Tensor) -> Tensor:
         if self.gate is None:
             return self.head.logits(spaces[:, :1] if self.kind == "simplecil" else read).argmax(1)
-        openings = self.gate(read, task)
+        opened = self.gate(read, task)
         if self.kind == "experts":
-            return self.head.logits(self.gate.class_scores(read), spaces, openings).argmax(1)
-        openings = torch.cat([openings.new_ones((len(openings), 1)), openings], 1)
-        return self.head.logits(spaces, openings).argmax(1)
+            return self.head.logits(self.gate.class_scores(read), spaces, opened).argmax(1)
+        opened = torch.cat([opened.new_ones((len(opened), 1)), opened], 1)
+        return self.head.logits(spaces, opened).argmax(1)
 
     def report(self, read: Tensor, task: Tensor) -> dict[str, Any]:
         if self.gate is None:

@@ -107,7 +107,7 @@ def _artsy(out: Path) -> None:
         s = summary[name]
         passes, seconds = s["report"]["passes"]["mean"][-1], s["cost"]["predict_seconds"]["mean"]
         console.print(
-            f"{name}: {passes:.1f} passes per image at the end, {seconds:.1f} s for all tests", highlight=False
+            f"{name}: {passes:.1f} passes an image at the end, {seconds:.1f} s for all tests", highlight=False
         )
 
 

@@ -37,7 +37,7 @@ _COMMON: dict[str, tuple[type, str]] = {
     "device": (str, "cpu, cuda, cuda:1, ... Default: cpu."),
 }  # fmt: skip
 _RUNNING: dict[str, Any] = {
-    "jobs": Annotated[int | None, typer.Option(min=1, help="Networks trained at a time. Default: one a core.")],
+    "jobs": Annotated[int | None, typer.Option(min=1, help="Networks trained at once. Default: one per core.")],
     "out": Annotated[Path | None, typer.Option(help="Folder for the results. Default: out/NAME.")],
     "cache": Annotated[Path | None, typer.Option(help="Folder for features. Default: out/features.")],
     "restart": Annotated[bool, typer.Option("--restart", help="Discard what the folder holds.")],

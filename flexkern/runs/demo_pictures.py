@@ -125,8 +125,8 @@ def draw_awakening(awakening: dict[str, Any], path: Path) -> None:
     figure.text(0.018, 0.9, "A layer comes alive", fontsize=17, weight="bold")
     figure.text(
         0.018, 0.83,
-        f"{awakening['silent_fraction']:.0%} of the hidden layers' synapses begin silent. What new items drive "
-        f"hard enough becomes functional: {shares[-1, 0]:.0%} of the first layer at the end.",
+        f"{awakening['silent_fraction']:.0%} of the hidden layers' synapses begin silent. Those that new items "
+        f"activate enough become functional: {shares[-1, 0]:.0%} of the first layer at the end.",
         fontsize=11,
     )  # fmt: skip
     figure.text(

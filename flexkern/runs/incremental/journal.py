@@ -97,7 +97,7 @@ class Journal:
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """What is not the same in two configurations, one phrase a key."""
+    """What is not the same in two configurations, one phrase per key."""
     before, now = _flat(old), _flat(new)
     return [
         f"{key} was {json.dumps(before.get(key))}, is {json.dumps(now.get(key))}"

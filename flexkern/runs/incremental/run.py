@@ -104,7 +104,7 @@ def run(
     fixed = config.stream.seed != "run"
     if fixed:
         del train, test  # the stream has its own copy of the images that take part
-    # Options that a learner does not take are found now, not when its turn comes after hours.
+    # Options that a learner does not take are found now, and not after hours.
     for method in config.methods:
         _make(config, method, config.seeds[0], device, learners)
     observe(Event("images", tasks=len(stream)))

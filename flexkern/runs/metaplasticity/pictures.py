@@ -158,9 +158,9 @@ def _hebb_repetition(results: dict[str, Any]) -> Figure:
     name_panel(left, "All items, and the one that is remembered worst", "passes", "accuracy")
 
     hybrid = of_items["hybrid"]
-    turns = sorted({k for k in (1, 3, 6, 9) if k <= passes} | {passes})
-    shown = {f"pass {k}": {key: hybrid[key][k - 1] for key in ("mean", "std")} for k in turns}
-    looks = [PASS_STYLES[round(k)] for k in np.linspace(0, len(PASS_STYLES) - 1, len(turns))]
+    numbers = sorted({k for k in (1, 3, 6, 9) if k <= passes} | {passes})
+    shown = {f"pass {k}": {key: hybrid[key][k - 1] for key in ("mean", "std")} for k in numbers}
+    looks = [PASS_STYLES[round(k)] for k in np.linspace(0, len(PASS_STYLES) - 1, len(numbers))]
     styles = dict(zip(shown, looks, strict=True))
     by_item(right, shown, styles=styles, bands=False)
     items = len(hybrid["mean"][0])

@@ -18,11 +18,11 @@ __all__ = ["Experiment", "Items", "Part", "Shown", "in_order"]
 class Shown:
     """One presentation of an item.
 
-    item: its number; turn: how many presentations of it came before; experience: makes its training set.
+    item: its number; repetition: how many presentations of it came before; experience: makes its training set.
     """
 
     item: int
-    turn: int
+    repetition: int
     experience: Callable[[], Experience]
 
 
@@ -92,6 +92,6 @@ class Experiment:
         raise NotImplementedError
 
 
-def in_order(items: Items, numbers: Sequence[int], turn: int = 0) -> list[Shown]:
+def in_order(items: Items, numbers: Sequence[int], repetition: int = 0) -> list[Shown]:
     """These items once, as they are."""
-    return [Shown(i, turn, lambda i=i: items.experience(i)) for i in numbers]  # type: ignore[misc]
+    return [Shown(i, repetition, lambda i=i: items.experience(i)) for i in numbers]  # type: ignore[misc]

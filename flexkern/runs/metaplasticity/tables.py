@@ -69,7 +69,7 @@ def setting(results: dict[str, Any]) -> str:
     """What was run, in one phrase."""
     c = results["configuration"]
     scale = c["scale"] if isinstance(c["scale"], str) else f"{c['scale']:g}"
-    of = "a class" if "first_class" in c["options"] else "an item"
+    of = "per class" if "first_class" in c["options"] else "per item"
     seeds = f"{c['seeds']} seed{'s' if c['seeds'] > 1 else ''} from {c['first_seed']}"
     return (
         f"{seeds}, {source(results)}, {c['items']} items, {c['train_per_item']} + {c['test_per_item']} images "
@@ -92,7 +92,7 @@ def _count(value: dict[str, Any], at: int = -1) -> str:
     return f"{value['mean'][at]:.1f} ± {value['std'][at]:.1f}"
 
 
-def _memory(summary: dict[str, Any]) -> Rows:
+def _shown_once(summary: dict[str, Any]) -> Rows:
     """Of all experiments that show a stream once."""
     heads = ["network", "average", "memorised", "gross memory", "first item", "last item"]
     longer = summary.get("longer", {})
@@ -143,10 +143,10 @@ def _frequency(summary: dict[str, Any]) -> Rows:
 
 # By the names of experiments. A study adds its own.
 ROWS: dict[str, Callable[[dict[str, Any]], Rows]] = {
-    "serial-position": _memory,
-    "flexibility-distribution": _memory,
-    "rivals": _memory,
-    "split-cifar100": _memory,
+    "serial-position": _shown_once,
+    "flexibility-distribution": _shown_once,
+    "rivals": _shown_once,
+    "split-cifar100": _shown_once,
     "hebb-repetition": _hebb,
     "poisoning": _poisoning,
     "learning-frequency": _frequency,

@@ -77,7 +77,7 @@ def test_features_are_computed_once(cache: Path, items: TwoDigitItems, monkeypat
 
 
 def _shown(part: Any) -> list[tuple[int, int]]:
-    return [(s.item, s.turn) for s in part.shown]
+    return [(s.item, s.repetition) for s in part.shown]
 
 
 def test_the_longer_stream_goes_on_where_the_expected_one_ended(items: TwoDigitItems) -> None:
