@@ -22,8 +22,8 @@ def tables(results: dict[str, Any]) -> str:
 def table(results: dict[str, Any], group: str) -> str:
     """The variants of one question: mean ± standard deviation over the seeds."""
     lines = [
-        "| variant | last | average | open per sample | own gate open | others open | AUROC | best gate right | "
-        "to EASE | to RanPAC | keeps data |",
+        "| variant | last | average | open per sample | own gate open | others open | AUROC | "
+        "best gate right | to EASE | to RanPAC | keeps data |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for variant in results["variants"]:
