@@ -10,6 +10,7 @@ from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 sys.path.insert(0, str(Path(__file__).parent / "build_tools"))
 from target_torch import find_torch
@@ -58,6 +59,14 @@ class CMakeBuild(build_ext):
         return [*super().get_outputs(), *(str(p) for p in (package / "lib").glob("*.so"))]
 
 
+class WithoutTests(build_py):
+    """Tests lie beside what they test in some packages; they stay in the checkout."""
+
+    def find_package_modules(self, package: str, package_dir: str) -> list[tuple[str, str, str]]:
+        found = super().find_package_modules(package, package_dir)
+        return [m for m in found if m[1] != "conftest" and not m[1].startswith("test_")]
+
+
 # FLEXKERN_EXTENSION=0 installs the Python files only: every operator then runs in plain PyTorch or Triton.
 extensions = [] if os.environ.get("FLEXKERN_EXTENSION") == "0" else [Extension("flexkern._core", sources=[])]
 # Two packages lie beside flexkern/ in the tree and inside it where they are installed (pyproject: package-dir).
@@ -65,4 +74,4 @@ beside = {"flexkern.triton_kernels": "triton_kernels", "flexkern.benchmarks": "b
 packages = find_packages(include=["flexkern", "flexkern.*"])
 for name, folder in beside.items():
     packages += [name, *(f"{name}.{inner}" for inner in find_packages(folder))]
-setup(packages=packages, ext_modules=extensions, cmdclass={"build_ext": CMakeBuild})
+setup(packages=packages, ext_modules=extensions, cmdclass={"build_ext": CMakeBuild, "build_py": WithoutTests})

@@ -14,9 +14,9 @@ from flexkern.benchmarks import workloads
 from flexkern.benchmarks.bench_metaplastic import LR, SCALE, SPREAD
 from flexkern.benchmarks.case import CPU, GPU, Comparison, Peer, Setting, Work, at_most, case, faster
 from flexkern.benchmarks.ceilings import tf32
-from flexkern.benchmarks.memory import peak_mb
 from flexkern.benchmarks.peers import formula
 from flexkern.benchmarks.workloads import SUMS, Workload
+from flexkern.measure import peak_mb
 
 GRADIENT = 2.0**-13  # of grad_out: steps that leave alpha where it is, see bench_metaplastic
 # (batch, in, out). The second of the CPU's is the first layer of the paper's classifier.

@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from flexkern.benchmarks.case import CPU, GPU, Point, Setting, Skip, series
-from flexkern.benchmarks.memory import held_mb
 from flexkern.benchmarks.peers.mlp import PlainMLP, PlainSGD
 from flexkern.benchmarks.timing import quartiles, sample
 from flexkern.learners import MetaplasticMLP
+from flexkern.measure import used_mb
 from flexkern.streams import Experience
 
 __all__ = ["item_memory", "item_number"]
@@ -143,7 +143,7 @@ def in_use(device: str) -> float:
     Raises:
         Skip: where that cannot be told.
     """
-    now = held_mb(device)
+    now = used_mb(device)
     if now is None:
         raise Skip("resident memory is read as Linux and the GNU C library tell it")
     return now

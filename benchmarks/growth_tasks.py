@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from flexkern.benchmarks.bench_artsy import Inference
 from flexkern.benchmarks.case import CPU, GPU, Point, Setting, Skip, series
-from flexkern.benchmarks.memory import peak_mb
 from flexkern.benchmarks.peers.ease import Ease
 from flexkern.benchmarks.timing import point, quartiles
+from flexkern.measure import peak_mb
 
 __all__ = ["tasks_memory", "tasks_time"]
 

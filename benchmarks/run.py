@@ -12,9 +12,9 @@ import torch
 import flexkern
 from flexkern.benchmarks.case import GPU, Case, Comparison, Peer, Point, Series, Setting, Skip
 from flexkern.benchmarks.ceilings import Ceilings
-from flexkern.benchmarks.memory import peak_mb
 from flexkern.benchmarks.profiling import profiles
 from flexkern.benchmarks.timing import captured, quartiles, race
+from flexkern.measure import peak_mb
 
 __all__ = ["forget", "measure_case", "measure_series", "verify", "weigh"]
 

@@ -135,7 +135,7 @@ def extract_from(
         device: where the module is and the features go. Default: the device of ``inputs``.
 
     Raises:
-        ValueError: if batch_size is not positive, or the module does not give one row an input.
+        ValueError: if batch_size is not positive, or the module does not give one row per input.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")

@@ -49,7 +49,7 @@ class AccuracyMatrix:
         self._weights = None if weights is None else np.array(weights, dtype=np.float64)
         w = self._weights
         if w is not None and (w.ndim != 1 or w.size == 0 or not (np.isfinite(w) & (w > 0)).all()):
-            raise ValueError(f"weights must be a list of positive numbers, one an item, got {weights!r}")
+            raise ValueError(f"weights must be a list of positive numbers, one per item, got {weights!r}")
         for row in np.asarray(rows, dtype=np.float64):
             self.add(row)
 
@@ -57,7 +57,9 @@ class AccuracyMatrix:
         """Adds the accuracies of all items after one more item was learned."""
         row = np.asarray(accuracies, dtype=np.float64)
         if row.ndim != 1 or row.size == 0 or not ((row >= 0) & (row <= 1)).all():
-            raise ValueError(f"accuracies must be a list of numbers in [0, 1], one an item, got {accuracies!r}")
+            raise ValueError(
+                f"accuracies must be a list of numbers in [0, 1], one per item, got {accuracies!r}"
+            )
         if self._weights is not None and row.size != self._weights.size:
             raise ValueError(
                 f"accuracies must have {self._weights.size} numbers, as the weights do, got {row.size}"

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import ViTConfig, ViTModel
 
+from flexkern.files import write_json
 from flexkern.streams.augment import as_float, random_resized_crop
 from flexkern.streams.packs import Images, image_pack
 
@@ -144,7 +145,7 @@ def main() -> None:
         "test_accuracy_of_60_classes": {k: round(v, 4) for k, v in accuracy.items()},
         "epochs": history,
     }
-    (arguments.out / "training.json").write_text(json.dumps(record, indent=1) + "\n")
+    write_json(arguments.out / "training.json", record)
     checkpoint.unlink()
     print(json.dumps(accuracy))
 

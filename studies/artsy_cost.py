@@ -1,95 +1,71 @@
-"""What an answer costs as tasks come: Artsy with one open synapse an image, and a pass for each task.
+"""Inference as tasks come: Artsy with one open synapse per image, and one pass per task.
 
     python -m studies.artsy_cost --out docs/results/artsy
 
 Random weights: cost does not depend on them. Both run the same adapters through the same kernel, and the peer's
-passes are whole ones, as EASE makes them.
+passes are whole ones, as EASE makes them. The benchmarks (``flexkern bench --only growth/tasks``) measure the
+same inference against adapters as EASE's authors have them.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
-import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from flexkern.backbones import random_backbone
+from flexkern.benchmarks.bench_artsy import Inference
+from flexkern.benchmarks.case import CPU
+from flexkern.benchmarks.timing import quartiles, sample
 from flexkern.environment import environment
-from flexkern.nn import AdaptedModel, AdapterBank, attach_adapters
-from flexkern.runs.json_file import write_json
+from flexkern.files import write_json
 
 __all__ = ["main", "measure"]
 
 TASKS = (1, 2, 5, 10, 20, 50)
 
 
-def _model(tasks: int, rank: int) -> AdaptedModel:
-    model: Any = random_backbone("small")
-    bank = AdapterBank(model.config.num_hidden_layers, model.config.hidden_size, rank, capacity=tasks)
-    for _ in range(tasks):
-        bank.add_task()
-    return attach_adapters(model, bank).eval()
-
-
 @torch.no_grad()
-def _artsy(model: AdaptedModel, images: Tensor, task: Tensor) -> None:
-    trunk = model.trunk(images)
-    model.features(trunk)
-    model.features(trunk, task)
+def _passes(inference: Inference) -> None:
+    for task in (None, *range(inference.tasks)):
+        inference.adapted(inference.images, task=task)
 
 
-@torch.no_grad()
-def _ease(model: AdaptedModel, images: Tensor) -> None:
-    for task in (None, *range(model.bank.tasks)):
-        model(images, task=task)
-
-
-def _median(call: Callable[[], None], rounds: int) -> float:
-    call()
-    times = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
-
-
-def measure(
-    tasks: Sequence[int] = TASKS, *, batch: int = 64, rank: int = 16, rounds: int = 5
-) -> dict[str, Any]:
-    """Milliseconds an image of both, and the megabytes of all adapters, for each number of tasks."""
-    torch.manual_seed(0)
-    images = torch.rand(batch, 3, 32, 32)
+def measure(tasks: Sequence[int] = TASKS, *, batch: int = 64, rounds: int = 5) -> dict[str, Any]:
+    """Milliseconds per image of both, and the megabytes of all adapters, for each number of tasks."""
     rows = []
     for count in tasks:
-        model = _model(count, rank)
-        task = (torch.arange(batch) * count // batch).to(torch.int32)
-        artsy = _median(lambda m=model, t=task: _artsy(m, images, t), rounds)  # type: ignore[misc]
-        ease = _median(lambda m=model: _ease(m, images), max(rounds * 2 // (count + 1), 1))  # type: ignore[misc]
+        inference = Inference(count, batch=batch)
+        artsy = _median(inference.ours, rounds)
+        ease = _median(partial(_passes, inference), max(rounds * 2 // (count + 1), 1))
         rows.append(
             {
                 "tasks": count,
                 "artsy_ms": round(1e3 * artsy / batch, 4),
                 "ease_ms": round(1e3 * ease / batch, 4),
-                "adapters_mb": round(model.bank.parameters_per_task * count * 4 / 2**20, 3),
+                "adapters_mb": round(inference.bank.parameters_per_task * count * 4 / 2**20, 3),
             }
         )
     here = environment()
     return {
         "experiment": "cost of an answer against the number of tasks",
         "batch": batch,
-        "rank": rank,
+        "rank": inference.bank.rank,
         "threads": torch.get_num_threads(),
         "rows": rows,
         "versions": here["versions"],
         "build": here["build"],
     }
+
+
+def _median(call: Callable[[], object], rounds: int) -> float:
+    sample(call, CPU)
+    _, median, _ = quartiles([sample(call, CPU) for _ in range(rounds)])
+    return median
 
 
 def _draw(results: dict[str, Any], path: Path) -> None:
@@ -98,9 +74,9 @@ def _draw(results: dict[str, Any], path: Path) -> None:
     figure = Figure(figsize=(8.4, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2)
     tasks = [r["tasks"] for r in results["rows"]]
-    for key, label in (("ease_ms", "a pass for each task (EASE)"), ("artsy_ms", "Artsy, one open synapse")):
+    for key, label in (("ease_ms", "one pass per task (EASE)"), ("artsy_ms", "Artsy, one open synapse")):
         left.plot(tasks, [r[key] for r in results["rows"]], "o-", label=label)
-    left.set(xlabel="tasks", ylabel="ms an image", xscale="log", yscale="log")
+    left.set(xlabel="tasks", ylabel="ms per image", xscale="log", yscale="log")
     left.legend(fontsize=8)
     right.plot(tasks, [r["adapters_mb"] for r in results["rows"]], "o-")
     right.set(xlabel="tasks", ylabel="MB of adapters")

@@ -20,8 +20,8 @@ import numpy as np
 import torch
 
 from flexkern.environment import environment
+from flexkern.files import write_json
 from flexkern.learners import FinetuneViT, JointViT, Recipe
-from flexkern.runs.json_file import write_json
 from flexkern.streams import Experience, Stream
 from studies.gate_study import StudyConfig, streams
 
@@ -41,11 +41,11 @@ def run(config: StudyConfig, epochs: int, joint_epochs: int, progress: Callable[
     recipe = Recipe(lr=0.003, crop=(config.crop, 1.0), precision="bfloat16")
     runs = []
     for seed, stream in streams(config):
-        for name, kind, given, count in (
+        for name, learner_type, given, count in (
             ("finetune", FinetuneViT, stream, epochs), ("joint", JointViT, as_one_task(stream), joint_epochs),
         ):  # fmt: skip
             start = time.perf_counter()
-            learner = kind(config.backbone, recipe=replace(recipe, epochs=count), seed=seed)
+            learner = learner_type(config.backbone, recipe=replace(recipe, epochs=count), seed=seed)
             after = []
             for item in given:
                 learner.learn(item)

@@ -1,5 +1,5 @@
-"""Features of a whole stream in E0 and in every adapter: trained once a seed, so that gates can be compared on
-them."""
+"""Features of a whole stream in E0 and in every adapter: trained once per seed, so that gates can be compared
+on them."""
 
 from __future__ import annotations
 

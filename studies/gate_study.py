@@ -2,7 +2,7 @@
 
 The paper (arXiv 2410.05899) leaves open whether its gate beats having none, which detector gates best, how
 thresholds should be set, and whether gates should be trained again. Adapters do not depend on gates, so they
-are trained once a seed; each variant then goes through the stream again on the stored features, task after
+are trained once per seed; each variant then goes through the stream again on the stored features, task after
 task, as the learner does.
 
     python -m studies.gate_study --data cifar100.npz --out docs/results/artsy
@@ -26,10 +26,12 @@ import torch
 from torch import Tensor
 
 from flexkern.environment import environment
+from flexkern.files import write_json
 from flexkern.learners.vit.training import Recipe
 from flexkern.nn import ExpertHead, PrototypeClassifier, RidgeHead, SynapseGate
 from flexkern.streams import Stream, class_incremental, image_pack
 from studies.gate_features import SpaceFeatures, features_of_stream
+from studies.gate_tables import write
 
 __all__ = ["StudyConfig", "Variant", "main", "replay", "variants"]
 
@@ -96,11 +98,11 @@ def variants() -> list[Variant]:
     for theta in (0.1, 0.3, 0.5, 0.7, 0.9, 0.97):
         for name in ("mlp", "ridge"):
             found.append(Variant(f"{name}, fixed {theta}", "threshold", _gate(name, theta=theta)))
-    for kind, targets in (("quantile", (0.7, 0.9, 0.95, 0.99)), ("adaptive", (0.05, 0.1, 0.2, 0.4))):
+    for rule, targets in (("quantile", (0.7, 0.9, 0.95, 0.99)), ("adaptive", (0.05, 0.1, 0.2, 0.4))):
         for target in targets:
             for name in ("mlp", "ridge"):
-                gate = _gate(name, threshold=kind, target=target)
-                found.append(Variant(f"{name}, {kind} {target}", "threshold", gate))
+                gate = _gate(name, threshold=rule, target=target)
+                found.append(Variant(f"{name}, {rule} {target}", "threshold", gate))
     gatings: dict[str, dict[str, Any]] = {
         "hard": {}, "soft": {"gating": "soft"}, "one open": TOP1, "two open": TOP2,
         "soft, two open": {"gating": "soft", "k": 2},
@@ -192,11 +194,11 @@ class _Head:
     def answer(self, read: Tensor, spaces: Tensor, task: Tensor) -> Tensor:
         if self.gate is None:
             return self.head.logits(spaces[:, :1] if self.kind == "simplecil" else read).argmax(1)
-        openings = self.gate(read, task)
+        opened = self.gate(read, task)
         if self.kind == "experts":
-            return self.head.logits(self.gate.class_scores(read), spaces, openings).argmax(1)
-        openings = torch.cat([openings.new_ones((len(openings), 1)), openings], 1)
-        return self.head.logits(spaces, openings).argmax(1)
+            return self.head.logits(self.gate.class_scores(read), spaces, opened).argmax(1)
+        opened = torch.cat([opened.new_ones((len(opened), 1)), opened], 1)
+        return self.head.logits(spaces, opened).argmax(1)
 
     def report(self, read: Tensor, task: Tensor) -> dict[str, Any]:
         if self.gate is None:
@@ -275,7 +277,7 @@ def run(config: StudyConfig, kept: Path, progress: Callable[[str], None]) -> dic
                 began = time.perf_counter()
                 result = replay(features, variant, seed=seed)
                 done[key] = {"seconds": round(time.perf_counter() - began, 2), **result}
-                notes.write_text(json.dumps(done))
+                write_json(notes, done)
             runs.append({"seed": seed, "variant": variant.key, **done[key]})
             last, opened = done[key]["last"], done[key]["open_per_sample"]
             progress(f"seed {seed}: {variant.name}: last {last:.1%}, open {opened:.2f}")
@@ -321,8 +323,6 @@ def summarise(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the study and writes its JSON, tables and pictures."""
-    from studies.gate_tables import write
-
     parser = argparse.ArgumentParser(prog="python -m studies.gate_study", description=__doc__.split("\n")[0])
     parser.add_argument(
         "--data", required=True, help="an archive of CIFAR-100, see flexkern.streams.image_pack"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from flexkern.runs.json_file import write_json
+from flexkern.files import write_json
 
 __all__ = ["table", "tables", "write"]
 
@@ -22,8 +22,8 @@ def tables(results: dict[str, Any]) -> str:
 def table(results: dict[str, Any], group: str) -> str:
     """The variants of one question: mean ± standard deviation over the seeds."""
     lines = [
-        "| variant | last | average | open a sample | own gate open | others open | AUROC | best gate right | "
-        "to EASE | to RanPAC | keeps data |",
+        "| variant | last | average | open per sample | own gate open | others open | AUROC | "
+        "best gate right | to EASE | to RanPAC | keeps data |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for variant in results["variants"]:
@@ -84,7 +84,7 @@ def _figure(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
 
 
 def _draw_open(results: dict[str, Any], path: Path) -> None:
-    """Accuracy against open synapses a sample: what each variant buys."""
+    """Accuracy against open synapses per sample: what each variant buys."""
     figure, axes = _figure(8, 5)
     summary = results["summary"]
     # An oracle is far above all others, which would lie on one another: only its label is shown, at the top.
@@ -104,7 +104,7 @@ def _draw_open(results: dict[str, Any], path: Path) -> None:
                     xytext=(-4 if right else 4, 4), textcoords="offset points", ha="right" if right else "left",
                 )  # fmt: skip
     axes.set_ylim(top=top + 1)
-    axes.set_xlabel("open synapses a sample")
+    axes.set_xlabel("open synapses per sample")
     axes.set_ylabel("last accuracy, %")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="lower right")
@@ -116,8 +116,8 @@ def _draw_thresholds(results: dict[str, Any], path: Path) -> None:
     figure, (left, right) = _figure(9, 3.6, 2)
     summary = results["summary"]
     for name, colour in (("mlp", "tab:blue"), ("ridge", "tab:red")):
-        for kind, style in (("fixed", "o-"), ("quantile", "s--"), ("adaptive", "^:")):
-            prefix = f"threshold: {name}, {kind} "
+        for rule, style in (("fixed", "o-"), ("quantile", "s--"), ("adaptive", "^:")):
+            prefix = f"threshold: {name}, {rule} "
             of = [v["key"] for v in results["variants"] if v["key"].startswith(prefix)]
             points = sorted(
                 (summary[k]["open_per_sample"]["mean"], 100 * summary[k]["last"]["mean"]) for k in of
@@ -127,10 +127,10 @@ def _draw_thresholds(results: dict[str, Any], path: Path) -> None:
         of = [v["key"] for v in results["variants"] if v["key"].startswith(f"threshold: {name}, fixed ")]
         theta = [float(k.split()[-1]) for k in of]
         right.plot(theta, [summary[k]["open_per_sample"]["mean"] for k in of], "o-", color=colour, label=name)
-    left.set_xlabel("open synapses a sample")
+    left.set_xlabel("open synapses per sample")
     left.set_ylabel("last accuracy, %")
     right.set_xlabel("fixed threshold")
-    right.set_ylabel("open synapses a sample")
+    right.set_ylabel("open synapses per sample")
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.legend(fontsize=7)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import textwrap
 from pathlib import Path
 from typing import Any
 
-from studies.silent_reserve import CONTROL, METHODS, NONE, StudyConfig, condition
+from flexkern.files import write_json
+from studies.reserve_settings import CONTROL, METHODS, NONE, StudyConfig, condition
 
 __all__ = ["page", "write"]
 
@@ -29,16 +29,14 @@ def write(results: dict[str, Any], out: Path) -> tuple[Path, Path, Path]:
     Raises:
         ModuleNotFoundError: if matplotlib is not installed.
     """
-    from flexkern.runs.reserve_pictures import draw_study
+    from studies.reserve_pictures import draw
 
-    out.mkdir(parents=True, exist_ok=True)
     paths = out / "results.json", out / "README.md", out / "picture.png"
-    text = json.dumps(results, allow_nan=False)
-    paths[0].write_text(text.replace('{"seed"', '\n{"seed"').replace('{"method"', '\n{"method"') + "\n")
+    write_json(paths[0], results)
     old = paths[1].read_text() if paths[1].exists() else ""
     _, marker, by_hand = old.partition(BY_HAND)
     paths[1].write_text(page(results) + (marker + by_hand if marker else BY_HAND + "\n"))
-    draw_study(results, paths[2])
+    draw(results, paths[2])
     return paths
 
 

@@ -16,7 +16,7 @@ import argparse
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,86 +24,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from flexkern.features import RandomConvolutions, extract
 from flexkern.learners import MetaplasticMLP
 from flexkern.metrics import AccuracyMatrix
-from flexkern.nn import AdaptiveThreshold
+from flexkern.runs.demo import digit_features
 from flexkern.runs.metaplasticity.claims import paired
-from flexkern.streams import Stream, bundled_digits, two_digit_stream
+from flexkern.streams import Stream, bundled_digits
+from studies.reserve_settings import CONTROL, METHODS, NEVER, NONE, StudyConfig, condition
+from studies.reserve_tables import write
 
-__all__ = [
-    "CONTROL",
-    "METHODS",
-    "NONE",
-    "StudyConfig",
-    "condition",
-    "main",
-    "measures",
-    "run",
-    "summarise",
-]
+__all__ = ["main", "measures", "run", "summarise"]
 
-NONE, CONTROL = "no reserve", "never converted"
-# How a synapse converts. A drawn weight is as large as those of the functional synapses; a small one is 0.001
-# times the coincidence that converted it, so that the network does at first what it did before.
-METHODS: dict[str, dict[str, Any]] = {
-    "rate, drawn weight": {"rule": "rate", "insert": "init"},
-    "rate, small weight": {"rule": "rate", "insert": "hebbian", "eta": 1e-3},
-    "hebbian, small weight": {"rule": "hebbian", "insert": "hebbian", "eta": 1e-3},
-}
-NEVER = 1e30  # a threshold that no coincidence reaches
 MEASURES = ("early", "late", "last", "learned", "learned_late")
-
-
-@dataclass(frozen=True)
-class StudyConfig:
-    """Sizes of the study. ``targets``: of the adaptive threshold, tried in the pilot.
-
-    Raises:
-        ValueError: naming the argument. (Items, epochs and the like are checked where they are used.)
-    """
-
-    seeds: int = 8
-    first_seed: int = 0
-    pilot_seeds: int = 3
-    first_pilot_seed: int = 100
-    shares: tuple[float, ...] = (0.25, 0.5, 0.75)
-    pilot_share: float = 0.5
-    targets: tuple[float, ...] = (5e-4, 1e-3, 2e-3)
-    items: int = 10
-    epochs: int = 2
-    train_per_item: int = 500
-    test_per_item: int = 200
-    lr: float = 5e-3
-    batch_size: int = 50
-    width: int = 128
-    channels: int = 16
-    grid: int = 8
-
-    def __post_init__(self) -> None:
-        if self.seeds < 2:
-            raise ValueError(f"seeds must be at least 2, or differences have no spread, got {self.seeds}")
-        if self.pilot_seeds < 1:
-            raise ValueError(f"pilot_seeds must be at least 1, got {self.pilot_seeds}")
-        reported = range(self.first_seed, self.first_seed + self.seeds)
-        if set(reported) & set(self.pilot()):
-            raise ValueError(
-                f"first_pilot_seed: the pilot's seeds {list(self.pilot())} must not be among the reported "
-                f"ones, {list(reported)}"
-            )
-
-    def pilot(self) -> range:
-        """The pilot's seeds."""
-        return range(self.first_pilot_seed, self.first_pilot_seed + self.pilot_seeds)
-
-    def threshold(self, target: float) -> AdaptiveThreshold:
-        """It starts above the coincidences there are; under them half the reserve would convert at once."""
-        return AdaptiveThreshold(target=target, gain=30.0, start=10.0)
-
-
-def condition(method: str, share: float) -> str:
-    """The name of a network in the results."""
-    return method if method == NONE else f"{share:.0%}, {method}"
 
 
 def run(config: StudyConfig, progress: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
@@ -123,7 +54,7 @@ def run(config: StudyConfig, progress: Callable[[str], None] = lambda _: None) -
     progress(f"chosen targets: {chosen}")
     runs = []
     for seed in range(config.first_seed, config.first_seed + config.seeds):
-        stream = _stream(config, digits, seed)
+        stream = digit_features(digits, config, seed)
         runs.append(_learn(config, stream, seed, NONE, 0.0, {}, progress))
         for share in config.shares:
             runs.append(_learn(config, stream, seed, CONTROL, share, {"threshold": NEVER}, progress))
@@ -144,19 +75,6 @@ def run(config: StudyConfig, progress: Callable[[str], None] = lambda _: None) -
 
 
 # --------------------------------------------------------------------------- networks
-
-
-def _stream(config: StudyConfig, digits: Any, seed: int) -> Stream:
-    stream = two_digit_stream(
-        *digits,
-        items=config.items,
-        train_per_item=config.train_per_item,
-        test_per_item=config.test_per_item,
-        seed=seed,
-    )
-    extractor = RandomConvolutions(config.channels, grid=config.grid, seed=seed)
-    # Unlabelled images of the first item: nothing is known of the stream before it begins.
-    return extract(stream, extractor.calibrate(stream[0].train_inputs))
 
 
 def _learn(
@@ -208,7 +126,7 @@ def _pilot(config: StudyConfig, digits: Any, progress: Callable[[str], None]) ->
     """Every method with every target, on the pilot's seeds: last accuracy, and how much was converted."""
     results: dict[tuple[str, float], list[tuple[float, float]]] = {}
     for seed in config.pilot():
-        stream = _stream(config, digits, seed)
+        stream = digit_features(digits, config, seed)
         for method, options in METHODS.items():
             for target in config.targets:
                 given = options | {"threshold": config.threshold(target)}
@@ -289,8 +207,6 @@ def summarise(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the study and writes its JSON, page and picture."""
-    from studies.reserve_tables import write
-
     defaults = StudyConfig()
     parser = argparse.ArgumentParser(
         prog="python -m studies.silent_reserve", description=__doc__.split("\n")[0]

@@ -128,6 +128,14 @@ def test_significant_but_below_chance_is_not_memorised() -> None:
     assert memorised(counts).tolist() == [False, True]
 
 
+def test_exactly_at_chance_is_not_memorised_however_significant() -> None:
+    counts = np.array([[500, 500], [0, 1000]])  # accuracy 1 / 2 of two items, and never named for the other
+    assert hypergeometric_tail(500, 2000, 500, 1000) < 1e-9
+    assert memorised(counts).tolist() == [False, True]
+    counts[0] += [1, -1]
+    assert memorised(counts).tolist() == [True, True]
+
+
 def test_memorised_refuses_what_is_not_a_confusion_matrix() -> None:
     with pytest.raises(ValueError, match="square"):
         memorised([[1, 2, 3], [4, 5, 6]])

@@ -2,12 +2,15 @@
 
 # ruff: noqa: ANN001, ANN201, ANN202, RUF100, SIM300 - device functions: Triton infers the types of arguments
 
+from collections.abc import Iterator
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from flexkern.triton_kernels.memory import full_tiles, load_float32, store_float32
+from flexkern.triton_kernels.variant import Variant
 
 __all__ = ["null"]
 
@@ -36,6 +39,11 @@ def null(x: Tensor, factor: float) -> Tensor:
         full = full_tiles([x.data_ptr(), out.data_ptr()], x.numel(), TILE)
         with torch.cuda.device_of(x):
             null_kernel[(triton.cdiv(x.numel(), TILE),)](
-                x.data_ptr(), out.data_ptr(), x.numel(), full, factor, TILE, num_warps=4
+                x.data_ptr(), out.data_ptr(), x.numel(), full, factor, TILE, num_warps=4, enable_fp_fusion=False
             )
     return out
+
+
+def ahead_of_time() -> Iterator[Variant]:
+    """What launches ask the compiler for: see :mod:`.variant`."""
+    yield Variant("null", null_kernel, {"TILE": TILE}, options={"num_warps": 4})

@@ -9,23 +9,15 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 
-from flexkern.cli import bench as cli_bench
-from flexkern.cli import run as cli_run
+from flexkern.cli import bench
+from flexkern.cli import run as runs
 from flexkern.cli.run import show
+from flexkern.cli.terminal import console, counting_bar, explained
 from flexkern.environment import environment
-from flexkern.runs import demo as demo_experiment
-from flexkern.runs.demo import DemoConfig
+from flexkern.runs.demo import DemoConfig, write
+from flexkern.runs.demo import run as run_demo
 from flexkern.runs.incremental.config import find_config, read_config
 
 app = typer.Typer(
@@ -34,11 +26,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_show_locals=False,
 )
-console = Console()
-errors = Console(stderr=True)
 DEFAULTS = DemoConfig()
-app.add_typer(cli_run.app, name="run")
-app.add_typer(cli_bench.app, name="bench")
+app.add_typer(runs.app, name="run")
+app.add_typer(bench.app, name="bench")
 
 
 @app.callback()
@@ -79,7 +69,7 @@ def demo(
     """
     import matplotlib  # noqa: F401 - if it is missing, say so now and not after the training
 
-    # These networks gain little from threads (4.9 s a seed with two, 6.4 s with one), and on a busy machine
+    # These networks gain little from threads (4.9 s per seed with two, 6.4 s with one), and on a busy machine
     # threads that wait for each other take ten times as long.
     torch.set_num_threads(1)
     config = DemoConfig(
@@ -92,20 +82,11 @@ def demo(
         lr=lr,
         scale=_scale(scale),
     )
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-        TimeElapsedColumn(), TimeRemainingColumn(),
-    )  # fmt: skip
-    try:
-        with Progress(*columns, console=console) as bar:
+    with explained("flexkern demo"):
+        with counting_bar() as bar:
             task = bar.add_task("features", total=config.steps)
-            results = demo_experiment.run(
-                config, lambda done: bar.update(task, advance=1, description=f"{done:<40}")
-            )
-        written = demo_experiment.write(results, out)
-    except (ValueError, OSError, RuntimeError) as error:
-        errors.print(f"flexkern demo: {error}", style="red", markup=False)
-        raise typer.Exit(1) from error
+            results = run_demo(config, lambda done: bar.update(task, advance=1, description=f"{done:<40}"))
+        written = write(results, out)
     console.print(_table(results))
     console.print(_awakening(results["awakening"]), highlight=False)
     for path in written:
@@ -120,11 +101,8 @@ def _artsy(out: Path) -> None:
         console.print("Artsy needs transformers: pip install 'flexkern[vit]', then run the demo again")
         return
     config = read_config(find_config("digits")).override(out=str(out))
-    try:
+    with explained("flexkern demo"):
         summary = show(config, restart=True, keep=False)["summary"]
-    except (ValueError, OSError, RuntimeError) as error:
-        errors.print(f"flexkern demo: {error}", style="red", markup=False)
-        raise typer.Exit(1) from error
     for name in ("Artsy", "Artsy, best", "EASE"):
         s = summary[name]
         passes, seconds = s["report"]["passes"]["mean"][-1], s["cost"]["predict_seconds"]["mean"]

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
+from flexkern.cli.terminal import console, explained
 from flexkern.runs.metaplasticity.figures import EXPERIMENTS
 from flexkern.runs.metaplasticity.protocol import protocol_for
 from flexkern.runs.metaplasticity.runner import run
 from flexkern.runs.metaplasticity.schedule import Experiment
 
 __all__ = ["add_to"]
-
-console = Console()
-errors = Console(stderr=True)
 
 # What all of them take. None: what suits the features, see flexkern.runs.metaplasticity.protocol.
 _COMMON: dict[str, tuple[type, str]] = {
@@ -40,28 +37,28 @@ _COMMON: dict[str, tuple[type, str]] = {
     "device": (str, "cpu, cuda, cuda:1, ... Default: cpu."),
 }  # fmt: skip
 _RUNNING: dict[str, Any] = {
-    "jobs": Annotated[int | None, typer.Option(min=1, help="Networks trained at a time. Default: one a core.")],
+    "jobs": Annotated[int | None, typer.Option(min=1, help="Networks trained at once. Default: one per core.")],
     "out": Annotated[Path | None, typer.Option(help="Folder for the results. Default: out/NAME.")],
     "cache": Annotated[Path | None, typer.Option(help="Folder for features. Default: out/features.")],
     "restart": Annotated[bool, typer.Option("--restart", help="Discard what the folder holds.")],
 }
 
 
-def add_to(app: typer.Typer) -> None:
+def add_to(app: typer.Typer, experiments: Iterable[type[Any]] = tuple(EXPERIMENTS.values())) -> None:
     """Adds one command for each experiment."""
-    for kind in EXPERIMENTS.values():
-        app.command(kind.name, help=_help(kind))(_command(kind))
+    for experiment in experiments:
+        app.command(experiment.name, help=_help(experiment))(_command(experiment))
 
 
-def _help(kind: type[Any]) -> str:
-    """What the class says of itself, less its arguments; a paragraph a line, for the terminal to fill."""
-    said = inspect.cleandoc(kind.__doc__ or "").split("\n\nArgs:")[0]
+def _help(experiment: type[Any]) -> str:
+    """What the class says of itself, less its arguments; one paragraph per line, for the terminal to fill."""
+    said = inspect.cleandoc(experiment.__doc__ or "").split("\n\nArgs:")[0]
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in said.split("\n\n"))
 
 
-def _command(kind: type[Any]) -> Callable[..., None]:
+def _command(experiment: type[Any]) -> Callable[..., None]:
     """A function with an option for each setting, those of the experiment included."""
-    own = {f.name: f for f in dataclasses.fields(kind)}
+    own = {f.name: f for f in dataclasses.fields(experiment)}
     annotations: dict[str, Any] = {}
     for name, (type_, text) in _COMMON.items():
         annotations[name] = Annotated[type_ | None, typer.Option(help=text)]  # type: ignore[valid-type]
@@ -77,15 +74,9 @@ def _command(kind: type[Any]) -> Callable[..., None]:
     def command(**given: Any) -> None:
         running = {name: given.pop(name) for name in _RUNNING}
         options = {name: given.pop(name) for name in own}
-        try:
-            experiment = kind(**{k: _value(k, v, own[k].default) for k, v in options.items() if v is not None})
-            show(experiment, given, **running)
-        except (ValueError, OSError, RuntimeError) as error:
-            errors.print(f"flexkern run {kind.name}: {error}", style="red", markup=False)
-            raise typer.Exit(1) from error
-        except KeyboardInterrupt:
-            errors.print("stopped; the same command goes on where it was", markup=False)
-            raise typer.Exit(130) from None
+        with explained(experiment.command(), stopped="stopped; the same command goes on where it was"):
+            chosen = {k: _value(k, v, own[k].default) for k, v in options.items() if v is not None}
+            show(experiment(**chosen), given, **running)
 
     command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [
@@ -120,8 +111,7 @@ def show(
 ) -> None:
     """Runs an experiment with a bar, then prints its tables and writes its picture."""
     # matplotlib too: if it is missing, say so now and not after the training.
-    from flexkern.runs.metaplasticity import pictures as plots
-    from flexkern.runs.metaplasticity import tables as report
+    from flexkern.runs.metaplasticity import pictures, tables
 
     scale = given.pop("scale")
     if scale is not None:
@@ -142,8 +132,8 @@ def show(
             experiment, protocol, out=folder, cache=cache, jobs=jobs, restart=restart, observe=observe
         )
     picture = folder / "picture.png"
-    plots.draw(results, picture)
-    console.print(report.table(results))
-    console.print(report.claims_table(results))
+    pictures.draw(results, picture)
+    console.print(tables.table(results))
+    console.print(tables.claims_table(results))
     for path in (folder / "results.json", picture):
         console.print(f"wrote {path}", markup=False)

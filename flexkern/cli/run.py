@@ -6,23 +6,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
-from flexkern.cli import metaplasticity as cli_memory
+from flexkern.cli import metaplasticity
+from flexkern.cli.terminal import console, counting_bar, errors, explained
 from flexkern.runs.incremental.config import Config, find_config, read_config
 from flexkern.runs.incremental.config import shipped as shipped_configurations
 
 app = typer.Typer(help="Runs an experiment.", no_args_is_help=True)
-console = Console()
-errors = Console(stderr=True)
 
 
 @app.callback()
@@ -72,30 +62,24 @@ def class_incremental(
         "out": None if out is None else str(out),
     }
     changes["seeds"] = _seeds(seeds)
+    command = "flexkern run class-incremental"
     try:
-        show(read_config(find_config(config)).override(**changes), restart=restart, keep=keep)
-    except (ValueError, OSError, RuntimeError, ImportError) as error:
-        if isinstance(error, ImportError) and "pip install" not in str(error):
+        with explained(command, stopped="stopped; the same command goes on from the last epoch"):
+            show(read_config(find_config(config)).override(**changes), restart=restart, keep=keep)
+    except ImportError as error:
+        if "pip install" not in str(error):
             raise  # main() says what to install
-        errors.print(f"flexkern run class-incremental: {error}", style="red", markup=False)
+        errors.print(f"{command}: {error}", style="red", markup=False)
         raise typer.Exit(1) from error
-    except KeyboardInterrupt:
-        errors.print("stopped; the same command goes on from the last epoch", markup=False)
-        raise typer.Exit(130) from None
 
 
 def show(config: Config, *, restart: bool, keep: bool) -> dict[str, Any]:
     """Runs a configuration, with a bar for all tasks and one for the epochs of a task; returns the results."""
     # matplotlib too: if it is missing, say so now and not after the training.
-    from flexkern.runs.incremental import pictures as incremental_plots
-    from flexkern.runs.incremental import tables as incremental_report
+    from flexkern.runs.incremental import pictures, tables
     from flexkern.runs.incremental.run import Event, run
 
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-        TimeElapsedColumn(), TimeRemainingColumn(),
-    )  # fmt: skip
-    with Progress(*columns, console=console) as bar:
+    with counting_bar() as bar:
         whole = bar.add_task("reading images", total=None)
         task = bar.add_task("", total=None, visible=False)
 
@@ -119,18 +103,18 @@ def show(config: Config, *, restart: bool, keep: bool) -> dict[str, Any]:
                 place = [m.name for m in config.methods].index(event.method)
                 place += len(config.methods) * config.seeds.index(event.seed)
                 bar.update(whole, completed=(place + 1) * event.tasks)  # tasks of an earlier call count too
-                console.print(incremental_report.task_table(event.record))
+                console.print(tables.task_table(event.record))
 
         results = run(config, restart=restart, keep=keep, observe=observe)
         bar.update(task, visible=False)
     folder = Path(config.out)
-    incremental_plots.draw(results, folder / "picture.png")
-    console.print(incremental_report.method_table(config, results))
-    for note in incremental_report.notes(config, results):
+    pictures.draw(results, folder / "picture.png")
+    console.print(tables.method_table(config, results))
+    for note in tables.notes(config, results):
         console.print(note, markup=False, highlight=False)
     for path in (folder / "results.json", folder / "picture.png"):
         console.print(f"wrote {path}", markup=False)
     return results
 
 
-cli_memory.add_to(app)
+metaplasticity.add_to(app)

@@ -12,20 +12,21 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 import flexkern
 from flexkern.features import RandomConvolutions, extract
+from flexkern.files import write_json
 from flexkern.learners import MetaplasticMLP
 from flexkern.metrics import AccuracyMatrix, memorised
 from flexkern.runs import awakening
-from flexkern.runs.json_file import write_json
 from flexkern.streams import Stream, bundled_digits, two_digit_stream
+from flexkern.streams.digits import Digits
 
-__all__ = ["NETWORKS", "DemoConfig", "run", "write"]
+__all__ = ["NETWORKS", "DemoConfig", "digit_features", "run", "write"]
 
 NETWORKS = ("conventional", "hybrid", "stable")
 
@@ -77,22 +78,13 @@ def run(config: DemoConfig, progress: Callable[[str], None] = lambda _: None) ->
     runs: list[dict[str, Any]] = []
     alive: dict[str, Any] = {}
     for seed in range(config.first_seed, config.first_seed + config.seeds):
-        stream = two_digit_stream(
-            *digits,
-            items=config.items,
-            train_per_item=config.train_per_item,
-            test_per_item=config.test_per_item,
-            seed=seed,
-        )
-        extractor = RandomConvolutions(config.channels, grid=config.grid, seed=seed)
-        # Unlabelled images of the first item: nothing is known of the stream before it begins.
-        features = extract(stream, extractor.calibrate(stream[0].train_inputs))
+        features = digit_features(digits, config, seed)
         progress(f"seed {seed}: features")
         networks = {name: _learn(name, features, config, seed, progress) for name in NETWORKS}
         if not runs:
             options = _options(config, seed) | {"network": "hybrid"}
             alive = awakening.run(features, config.epochs, progress, **options)
-        runs.append({"seed": seed, "items": stream.names, "networks": networks})
+        runs.append({"seed": seed, "items": features.names, "networks": networks})
     return {
         "experiment": "two-digit items, bundled digits, frozen random convolutions",
         "source": "arXiv 2407.07133",
@@ -104,6 +96,41 @@ def run(config: DemoConfig, progress: Callable[[str], None] = lambda _: None) ->
         "awakening": alive,
         "runs": runs,
     }
+
+
+class Sizes(Protocol):
+    """What :func:`digit_features` needs to know of a configuration."""
+
+    @property
+    def items(self) -> int: ...
+    @property
+    def train_per_item(self) -> int: ...
+    @property
+    def test_per_item(self) -> int: ...
+    @property
+    def channels(self) -> int: ...
+    @property
+    def grid(self) -> int: ...
+
+
+def digit_features(digits: Digits, sizes: Sizes, seed: int) -> Stream:
+    """Two-digit items as features of frozen random convolutions, all of them by one seed.
+
+    Args:
+        digits: single digits, of which the items are put together.
+        sizes: of the stream and of the convolutions.
+        seed: of items, their order, and convolutions.
+    """
+    stream = two_digit_stream(
+        *digits,
+        items=sizes.items,
+        train_per_item=sizes.train_per_item,
+        test_per_item=sizes.test_per_item,
+        seed=seed,
+    )
+    extractor = RandomConvolutions(sizes.channels, grid=sizes.grid, seed=seed)
+    # Unlabelled images of the first item: nothing is known of the stream before it begins.
+    return extract(stream, extractor.calibrate(stream[0].train_inputs))
 
 
 def _options(config: DemoConfig, seed: int) -> dict[str, Any]:
@@ -120,19 +147,19 @@ def _options(config: DemoConfig, seed: int) -> dict[str, Any]:
 def _learn(
     network: str, stream: Stream, config: DemoConfig, seed: int, progress: Callable[[str], None]
 ) -> dict[str, Any]:
-    """One network through the stream: its accuracy matrix, and how many items it holds after each."""
+    """One network through the stream: its accuracy matrix, and how many items it remembers after each."""
     learner = MetaplasticMLP(stream.input_shape, stream.classes, network=network, **_options(config, seed))
     matrix = AccuracyMatrix()
-    held = []
+    remembered = []
     for item in stream:
         learner.learn(item, epochs=config.epochs)
         evaluation = learner.evaluate(stream)
         matrix.add(evaluation.accuracies)
-        held.append(int(memorised(evaluation.confusion, learned=range(item.number + 1)).sum()))
+        remembered.append(int(memorised(evaluation.confusion, learned=range(item.number + 1)).sum()))
         progress(f"seed {seed}: {network}, item {item.number + 1} of {len(stream)}")
     return {
         "accuracy": [[round(a, 4) for a in row] for row in matrix.tolist()],
-        "memorised": held,
+        "memorised": remembered,
         "last": matrix.last,
         "average": matrix.average,
         "forgetting": matrix.forgetting,
@@ -183,8 +210,7 @@ def write(results: dict[str, Any], out: Path) -> tuple[Path, Path, Path]:
     Raises:
         ModuleNotFoundError: if matplotlib is not installed.
     """
-    from flexkern.runs.drawing import draw_memory
-    from flexkern.runs.reserve_pictures import draw_awakening
+    from flexkern.runs.demo_pictures import draw_awakening, draw_memory
 
     out.mkdir(parents=True, exist_ok=True)
     paths = out / "results.json", out / "memory.png", out / "awakening.png"

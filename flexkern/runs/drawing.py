@@ -1,19 +1,16 @@
-"""Pictures of results."""
+"""What pictures of results are put together from."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["GREY", "LABELS", "PANEL_TITLE", "STYLES", "curves", "draw_memory", "frame", "name_ends", "plain"]
+__all__ = ["GREY", "LABELS", "LINE_STYLES", "PANEL_TITLE", "STYLES", "curves", "frame", "name_ends", "plain"]
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart, and line styles for print without colour.
 STYLES: dict[str, dict[str, Any]] = {
@@ -21,6 +18,8 @@ STYLES: dict[str, dict[str, Any]] = {
     "hybrid": {"color": "#0072B2", "linestyle": "-", "marker": "o"},
     "stable": {"color": "#007F5F", "linestyle": (0, (1.5, 1.2)), "marker": "^"},
 }
+# The same three, for lines that are other things than these networks.
+LINE_STYLES: list[dict[str, Any]] = [STYLES["conventional"], STYLES["hybrid"], STYLES["stable"]]
 LABELS = {
     "conventional": "conventional\nplain SGD",
     "hybrid": "hybrid\nmixed flexibility",
@@ -28,65 +27,6 @@ LABELS = {
 }
 GREY = "#5A5A5A"
 PANEL_TITLE: dict[str, Any] = {"loc": "left", "fontsize": 12, "pad": 12}
-
-
-def draw_memory(results: dict[str, Any], path: Path) -> None:
-    """Left: accuracy on each item after the whole stream. Right: memorised against trained items.
-
-    Lines are means over seeds, bands one standard deviation.
-
-    Args:
-        results: of :func:`flexkern.runs.demo.run`.
-        path: of the PNG.
-    """
-    configuration, summary = results["configuration"], results["summary"]
-    items, seeds = configuration["items"], configuration["seeds"]
-    x = np.arange(1, items + 1)
-    figure = Figure(figsize=(12.8, 5.9), dpi=150)
-    left, right = figure.subplots(1, 2)
-    figure.subplots_adjust(left=0.062, right=0.865, bottom=0.155, top=0.765, wspace=0.52)
-
-    left.axhline(results["chance"], color=GREY, linewidth=1, linestyle=":")
-    _curves(left, x, summary, "accuracy", upper=1.0, reference=("chance", results["chance"]))
-    left.set_title("What is left of each item after the last one", **PANEL_TITLE)
-    left.set_xlabel("item, in the order of learning")
-    left.set_ylabel("accuracy on its test images")
-    left.yaxis.set_major_formatter(PercentFormatter(1.0))
-
-    right.plot(x, x, color=GREY, linewidth=1, linestyle=":")
-    _curves(right, x, summary, "memorised", upper=items, reference=("all remembered", items))
-    right.set_title("How many items are in memory as the stream goes on", **PANEL_TITLE)
-    right.set_xlabel("items learned so far")
-    right.set_ylabel("memorised items (p < 0.05)")
-    right.yaxis.set_major_locator(MaxNLocator(integer=True))
-
-    frame(left, items, 1.0)
-    frame(right, items, items)
-    figure.text(
-        0.018, 0.935, f"{items} two-digit items, learned one after the other", fontsize=17, weight="bold"
-    )
-    ranking = sorted(summary, key=lambda name: -summary[name]["last"]["mean"])
-    shown = ", ".join(f"{name} network {summary[name]['last']['mean']:.0%}" for name in ranking)
-    headline = f"Test images recognised after the last item: {shown}. Chance: {results['chance']:.0%}."
-    figure.text(0.018, 0.878, headline, fontsize=12)
-    figure.text(
-        0.018, 0.022,
-        f"Lines: mean of {seeds} seed{'s' if seeds > 1 else ''}; bands: standard deviation. scikit-learn's "
-        "handwritten digits, frozen random convolutions.\nMethod: Cho, Lee, Baek and Paik, arXiv 2407.07133. "
-        "Made by `flexkern demo`.",
-        fontsize=8.5, color=GREY, linespacing=1.4,
-    )  # fmt: skip
-    figure.savefig(path, facecolor="white")
-
-
-def _curves(
-    axes: Axes, x: np.ndarray, summary: dict[str, Any], key: str, upper: float, reference: tuple[str, float]
-) -> None:
-    """A line with its band for each network; they and the reference line are named at their right ends."""
-    values = {name: of[key] for name, of in summary.items()}
-    curves(axes, x, values, upper)
-    ends = {name: value["mean"][-1] for name, value in values.items()}
-    name_ends(axes, x[-1] + 0.4, ends, 0.125 * upper, reference)
 
 
 def curves(

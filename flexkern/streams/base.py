@@ -43,7 +43,7 @@ class Experience:
             inputs, labels = getattr(self, f"{part}_inputs"), getattr(self, f"{part}_labels")
             if labels.dtype != torch.int64 or labels.shape != inputs.shape[:1]:
                 raise ValueError(
-                    f"{part}_labels must be int64 with one label an input: got {labels.dtype} "
+                    f"{part}_labels must be int64 with one label per input: got {labels.dtype} "
                     f"{tuple(labels.shape)} for inputs {tuple(inputs.shape)}"
                 )
         if self.train_inputs.shape[1:] != self.test_inputs.shape[1:]:

@@ -130,7 +130,7 @@ def _decoded(archive: Any, part: str, name: str, path: str) -> np.ndarray:
 
 
 def _stack(images: Iterable[np.ndarray], count: int, what: str) -> np.ndarray:
-    """``count`` images of one size, written into one array as they come: no list of them is held."""
+    """``count`` images of one size, written into one array as they come: there is never a list of them."""
     stacked = np.empty((0,), np.uint8)
     for i, image in enumerate(images):
         if i == 0:
@@ -210,7 +210,7 @@ def image_folders(path: str | os.PathLike[str], *, size: int) -> tuple[Images, I
     )
     if unknown or not rows:
         raise ValueError(
-            f"path: {os.fspath(annotations)!r} must name an image and its class a line, separated by a tab; "
+            f"path: {os.fspath(annotations)!r} must name an image and its class per line, separated by a tab; "
             f"there is no class {', '.join(unknown[:3]) or 'in it'}"
         )
     files = [root / "val" / "images" / row[0] for row in rows]

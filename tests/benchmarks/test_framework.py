@@ -34,9 +34,9 @@ from flexkern.benchmarks.case import (
     under,
 )
 from flexkern.benchmarks.ceilings import Ceilings, measure_ceilings, tf32
-from flexkern.benchmarks.memory import peak_mb
 from flexkern.benchmarks.run import measure_case, measure_series, verify, weigh
 from flexkern.benchmarks.timing import FEWEST, MOST, Rounds, quartiles, race
+from flexkern.measure import peak_mb
 
 MIB = 2**20
 

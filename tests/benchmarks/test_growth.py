@@ -181,7 +181,7 @@ def test_networks_that_disagree_are_found(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_unknown_memory_is_a_reason_to_skip(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(growth_items, "held_mb", _cannot_tell)
+    monkeypatch.setattr(growth_items, "used_mb", _cannot_tell)
     result = measure_series(SERIES["growth/item-memory"], QUICK)
     assert result["skipped"] == "no such file"
     assert "lines" not in result

@@ -270,17 +270,17 @@ def _method(entry: Any, common: Mapping[str, Any], where: str) -> MethodConfig:
         raise ValueError(f"{where}: {error}") from error
 
 
-def _section(kind: Any, value: Any, where: str) -> Any:
+def _section(section: Any, value: Any, where: str) -> Any:
     """A dataclass from a table, with the section's name in what it says of mistakes."""
     values = _table(value, where)
-    fields = dataclasses.fields(kind)
+    fields = dataclasses.fields(section)
     _known(values, {f.name for f in fields}, f"[{where}]: ")
     for f in fields:
         needed = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
         if needed and f.name not in values:
             raise ValueError(f"[{where}]: {f.name} is missing")
     try:
-        return kind(**values)
+        return section(**values)
     except ValueError as error:
         raise ValueError(f"[{where}]: {error}") from error
 

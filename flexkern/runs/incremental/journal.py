@@ -8,8 +8,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from flexkern.files import write_json
 from flexkern.runs.incremental.config import Config
-from flexkern.runs.json_file import write_json
 
 __all__ = ["Journal", "differences"]
 
@@ -97,7 +97,7 @@ class Journal:
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """What is not the same in two configurations, one phrase a key."""
+    """What is not the same in two configurations, one phrase per key."""
     before, now = _flat(old), _flat(new)
     return [
         f"{key} was {json.dumps(before.get(key))}, is {json.dumps(now.get(key))}"

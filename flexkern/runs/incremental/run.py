@@ -16,12 +16,12 @@ import torch
 
 import flexkern
 from flexkern.backends import requested
+from flexkern.measure import Measure
 from flexkern.metrics import AccuracyMatrix, Evaluation
 from flexkern.runs.incremental.config import Config, MethodConfig
 from flexkern.runs.incremental.data import digest, load_images, make_stream
 from flexkern.runs.incremental.journal import Journal
 from flexkern.runs.incremental.summary import number, summarise
-from flexkern.runs.measure import Measure
 from flexkern.streams import Stream
 
 __all__ = ["Event", "Learners", "run"]
@@ -104,7 +104,7 @@ def run(
     fixed = config.stream.seed != "run"
     if fixed:
         del train, test  # the stream has its own copy of the images that take part
-    # Options that a learner does not take are found now, not when its turn comes after hours.
+    # Options that a learner does not take are found now, and not after hours.
     for method in config.methods:
         _make(config, method, config.seeds[0], device, learners)
     observe(Event("images", tasks=len(stream)))

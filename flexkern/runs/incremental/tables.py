@@ -102,7 +102,7 @@ def _last(summary: dict[str, Any], key: str, form: str) -> str:
 
 
 def notes(config: Config, results: dict[str, Any]) -> list[str]:
-    """What a reader must know to compare with the papers' figures; one sentence an entry."""
+    """What a reader must know to compare with the papers' figures; one sentence per entry."""
     said = []
     for method in config.methods:
         paper = method.paper

@@ -1,1 +1,1 @@
-"""The experiments of the metaplasticity paper (arXiv 2407.07133), one module a figure."""
+"""The experiments of the metaplasticity paper (arXiv 2407.07133), one module per figure."""

@@ -39,7 +39,7 @@ def spearman(x: ArrayLike, y: ArrayLike) -> float:
 
 
 def check(what: str, values: ArrayLike) -> dict[str, Any]:
-    """One part of a claim: that a quantity is above 0. One value a seed, paired where it is a difference.
+    """One part of a claim: that a quantity is above 0. One value per seed, paired where it is a difference.
 
     It is met if the 95 % confidence interval of the mean lies above 0, refuted if it lies below, else open. The
     p-value beside it is that of the exact Wilcoxon signed-rank test, two-sided, which takes no distribution for

@@ -9,15 +9,14 @@ from flexkern.runs.metaplasticity.hebb_repetition import HebbRepetition
 from flexkern.runs.metaplasticity.learning_frequency import LearningFrequency
 from flexkern.runs.metaplasticity.poisoning import Poisoning
 from flexkern.runs.metaplasticity.rivals import Rivals
-from flexkern.runs.metaplasticity.scale_study import ScaleStudy
 from flexkern.runs.metaplasticity.serial_position import SerialPosition
 from flexkern.runs.metaplasticity.split_cifar100 import SplitCIFAR100
 
 __all__ = ["EXPERIMENTS"]
 
 EXPERIMENTS: dict[str, type[Any]] = {
-    kind.name: kind
-    for kind in (
+    one.name: one
+    for one in (
         SerialPosition,
         HebbRepetition,
         Poisoning,
@@ -25,6 +24,5 @@ EXPERIMENTS: dict[str, type[Any]] = {
         FlexibilityDistribution,
         Rivals,
         SplitCIFAR100,
-        ScaleStudy,
     )
 }

@@ -31,19 +31,21 @@ DISTRIBUTIONS: dict[str, str | float] = {
 _BETA = 41  # what numpy's generator is for, so that no other use shares its numbers
 
 
-def flexibility(kind: str | float, sizes: Sequence[int], seed: int, device: torch.device | str = "cpu") -> Any:
+def flexibility(
+    distribution: str | float, sizes: Sequence[int], seed: int, device: torch.device | str = "cpu"
+) -> Any:
     """A value for ``network`` of :class:`flexkern.learners.MetaplasticMLP`.
 
     Args:
-        kind: a value of :data:`DISTRIBUTIONS`, or whatever the learner takes itself.
+        distribution: a value of :data:`DISTRIBUTIONS`, or whatever the learner takes itself.
         sizes: inputs, units of each hidden layer, outputs.
         seed: of the draw; the learner's own.
         device: where the learner is.
     """
-    if kind == "uniform 0 to 0.5":
+    if distribution == "uniform 0 to 0.5":
         return Field.uniform(seed, low=0.0, high=0.5)
-    if isinstance(kind, str) and kind.startswith("beta "):
-        a, b = (float(number) for number in kind.removeprefix("beta ").split(","))
+    if isinstance(distribution, str) and distribution.startswith("beta "):
+        a, b = (float(number) for number in distribution.removeprefix("beta ").split(","))
         values: list[Any] = []
         for layer, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes)):
             draw = np.random.default_rng([_BETA, seed, layer]).beta(a, b, (fan_out, fan_in))
@@ -52,4 +54,4 @@ def flexibility(kind: str | float, sizes: Sequence[int], seed: int, device: torc
                 1.0,
             ]  # the weight, and its bias, which is free
         return values
-    return kind
+    return distribution

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from flexkern.runs.metaplasticity.claims import check, claim
 from flexkern.runs.metaplasticity.flexibility import DISTRIBUTIONS
 from flexkern.runs.metaplasticity.protocol import Network, Protocol
-from flexkern.runs.metaplasticity.records import accuracy, by_network, held
+from flexkern.runs.metaplasticity.records import accuracy, by_network, memorised_count
 from flexkern.runs.metaplasticity.schedule import Experiment
 from flexkern.runs.metaplasticity.serial_position import memory_measures
 
@@ -31,7 +31,7 @@ class FlexibilityDistribution(Experiment):
     def summarise(self, records: Sequence[dict[str, Any]], protocol: Protocol) -> dict[str, Any]:
         networks = by_network(records)
         final = {name: accuracy(of, "stream")[:, -1] for name, of in networks.items()}
-        memorised = {name: held(of, "stream")[:, -1] for name, of in networks.items()}
+        memorised = {name: memorised_count(of, "stream")[:, -1] for name, of in networks.items()}
         measures = {
             name: memory_measures(accuracy(of, "stream"), of, "stream") for name, of in networks.items()
         }

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from flexkern.runs.metaplasticity.claims import check, claim, describe
 from flexkern.runs.metaplasticity.protocol import Network, Protocol
-from flexkern.runs.metaplasticity.records import accuracy, by_network, held, of_network
+from flexkern.runs.metaplasticity.records import accuracy, by_network, memorised_count, of_network
 from flexkern.runs.metaplasticity.schedule import Experiment, Part, Shown, in_order
 from flexkern.runs.metaplasticity.serial_position import THREE
 from flexkern.streams import TwoDigitItems
@@ -51,7 +51,9 @@ class HebbRepetition(Experiment):
                 "mean": describe(final.mean(2)),
                 "minimum": describe(final.min(2)),
                 "items": describe(final),
-                "memorised": describe(held(of_network(records, name), "repetition")[:, _ends(final, protocol)]),
+                "memorised": describe(
+                    memorised_count(of_network(records, name), "repetition")[:, _ends(final, protocol)]
+                ),
             }
             for name, final in passes.items()
         }
@@ -84,7 +86,7 @@ class HebbRepetition(Experiment):
 
 def repeated(items: TwoDigitItems, passes: int) -> list[Shown]:
     """All items in order, ``passes`` times."""
-    return [shown for turn in range(passes) for shown in in_order(items, range(len(items)), turn)]
+    return [shown for k in range(passes) for shown in in_order(items, range(len(items)), k)]
 
 
 def _after_passes(of: Sequence[dict[str, Any]], items: int) -> NDArray[np.float64]:

@@ -37,10 +37,10 @@ class LearningFrequency(Experiment):
 
     def schedule(self, items: TwoDigitItems, protocol: Protocol, seed: int) -> Sequence[Part]:
         shown: list[Shown] = []
-        turns = [0] * len(items)
+        repetitions = [0] * len(items)
         for item in order(len(items), seed):
-            shown += in_order(items, [item], turns[item])
-            turns[item] += 1
+            shown += in_order(items, [item], repetitions[item])
+            repetitions[item] += 1
         return [Part("frequency", shown, len(items))]
 
     def summarise(self, records: Sequence[dict[str, Any]], protocol: Protocol) -> dict[str, Any]:

@@ -39,6 +39,7 @@ def sheet(
     size: tuple[float, float] = (12.8, 5.9),
     margins: tuple[float, float] = (0.85, 0.3),
     gap: float = 0.2,
+    command: str | None = None,
 ) -> tuple[Figure, list[Axes]]:
     """An empty picture: title, what was found, names of the lines, panels side by side, and the small print.
 
@@ -52,6 +53,7 @@ def sheet(
         size: in inches.
         margins: left and right of the panels, in inches.
         gap: between panels, relative to their mean width.
+        command: what makes the picture, for the small print. Default: ``flexkern run EXPERIMENT``.
     """
     width, height = size
     figure = Figure(figsize=size, dpi=150)
@@ -75,7 +77,7 @@ def sheet(
         x, 0.13 / height,
         f"{drawn[0]}: {means}. {said[0].upper()}{said[1:]}.\n"
         "Method: Cho, Lee, Baek and Paik, arXiv 2407.07133. "
-        f"Made by `flexkern run {results['experiment']}`.",
+        f"Made by `{command or 'flexkern run ' + results['experiment']}`.",
         fontsize=8.5, color=GREY, linespacing=1.4,
     )  # fmt: skip
     return figure, list(panels)

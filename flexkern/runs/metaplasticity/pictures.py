@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from flexkern.runs.drawing import GREY, STYLES, curves, name_ends, plain
+from flexkern.runs.drawing import GREY, STYLES, name_ends
 from flexkern.runs.metaplasticity.panels import (
     CHANCE,
     Value,
@@ -24,12 +24,11 @@ from flexkern.runs.metaplasticity.panels import (
     listed,
     name_panel,
     networks,
-    reach,
     sheet,
 )
 from flexkern.runs.metaplasticity.poisoning import CLEAN, DERANGED
 
-__all__ = ["draw", "figure"]
+__all__ = ["FIGURES", "MORE_STYLES", "draw", "figure"]
 
 ORDER, ACCURACY = "item, in the order of learning", "accuracy on its test images"
 # From light to dark, so that later passes are darker with and without colour.
@@ -37,7 +36,7 @@ PASS_STYLES: list[dict[str, Any]] = [
     {"color": color, "linestyle": "-", "marker": marker}
     for color, marker in zip(("#56A3CF", "#2E7FB5", "#12609A", "#0A3D66", "#000000"), "vs^oD", strict=True)
 ]
-# Beside those of the paper's networks: for other methods, and for settings of the scale.
+# Beside those of the paper's networks.
 MORE_STYLES: list[dict[str, Any]] = [
     {"color": "#B5588F", "linestyle": (0, (3, 1, 1, 1)), "marker": "D"},
     {"color": "#C98500", "linestyle": (0, (1.5, 1.2)), "marker": "v"},
@@ -72,9 +71,9 @@ def figure(results: dict[str, Any]) -> Figure:
         ValueError: as :func:`draw`.
     """
     name = results["experiment"]
-    if name not in _FIGURES:
-        raise ValueError(f"results: there is no picture of {name!r}, only of {', '.join(_FIGURES)}")
-    return _FIGURES[name](results)
+    if name not in FIGURES:
+        raise ValueError(f"results: there is no picture of {name!r}, only of {', '.join(FIGURES)}")
+    return FIGURES[name](results)
 
 
 def _of(measures: Measures, key: str) -> dict[str, Any]:
@@ -159,9 +158,9 @@ def _hebb_repetition(results: dict[str, Any]) -> Figure:
     name_panel(left, "All items, and the one that is remembered worst", "passes", "accuracy")
 
     hybrid = of_items["hybrid"]
-    turns = sorted({k for k in (1, 3, 6, 9) if k <= passes} | {passes})
-    shown = {f"pass {k}": {key: hybrid[key][k - 1] for key in ("mean", "std")} for k in turns}
-    looks = [PASS_STYLES[round(k)] for k in np.linspace(0, len(PASS_STYLES) - 1, len(turns))]
+    numbers = sorted({k for k in (1, 3, 6, 9) if k <= passes} | {passes})
+    shown = {f"pass {k}": {key: hybrid[key][k - 1] for key in ("mean", "std")} for k in numbers}
+    looks = [PASS_STYLES[round(k)] for k in np.linspace(0, len(PASS_STYLES) - 1, len(numbers))]
     styles = dict(zip(shown, looks, strict=True))
     by_item(right, shown, styles=styles, bands=False)
     items = len(hybrid["mean"][0])
@@ -288,52 +287,8 @@ def _rivals(results: dict[str, Any]) -> Figure:
     return drawing
 
 
-def _scale_study(results: dict[str, Any]) -> Figure:
-    summary = results["summary"]
-    measures, one = summary["measures"], summary["one_scale"]
-    lengths = list(dict.fromkeys(m["items"] for m in measures.values()))
-    settings = list(dict.fromkeys(_setting(m) for m in measures.values()))
-    looks = [STYLES["hybrid"], STYLES["conventional"], *MORE_STYLES]
-    styles = {name: looks[k % len(looks)] for k, name in enumerate(settings)}
-    auto = np.mean([m["auto"]["mean"] / m["best"] for m in measures.values()])
-    drawing, panels = sheet(
-        results, [1] * len(lengths),
-        headline="Share of the best scale's accuracy, mean over settings: "
-        f"'auto' {auto:.0%}, one scale for all ({one['scale']:g}) {one['mean_share_of_best']:.0%}.",
-        drawn=("Lines and stars", "bands and error bars"), seeds=_seeds(measures, "curve"), gap=0.16,
-        legend=[
-            *(line(name, styles[name]) for name in settings),
-            line("'auto'", {"linestyle": "", "marker": "*", "markersize": 14, "color": GREY}),
-            line("chance", CHANCE),
-        ],
-        size=(max(12.8, 4.8 * len(lengths)), 5.9),
-    )  # fmt: skip
-    for panel, items in zip(panels, lengths, strict=True):
-        of = {_setting(m): m for m in measures.values() if m["items"] == items}
-        curves(panel, np.array(summary["scales"]), _of(of, "curve"), 1.0, styles)
-        for name, m in of.items():
-            color, y = styles[name]["color"], m["auto"]
-            if y["n"] > 1:
-                panel.errorbar(m["auto_scale"], y["mean"], yerr=reach(y, 0, 1), color=color, zorder=4)
-            panel.plot(
-                m["auto_scale"], y["mean"], "*", label=f"{name}, 'auto'", markersize=16, color=color, zorder=5,
-                markeredgecolor="black", markeredgewidth=0.9, clip_on=False,
-            )  # fmt: skip
-        panel.set_xscale("log")
-        panel.set_ylim(-0.035, 1.035)
-        panel.yaxis.set_major_formatter(PercentFormatter(1.0))
-        plain(panel, "y")
-        panel.axhline(1 / items, **CHANCE)
-        y_label = "accuracy, mean over items" if panel is panels[0] else ""
-        name_panel(panel, f"{items} items", "scale of the flexible update", y_label)
-    return drawing
-
-
-def _setting(measure: Mapping[str, Any]) -> str:
-    return f"width {measure['width']}, lr {measure['lr']:g}"
-
-
-_FIGURES: dict[str, Callable[[dict[str, Any]], Figure]] = {
+# By the names of experiments. A study adds its own.
+FIGURES: dict[str, Callable[[dict[str, Any]], Figure]] = {
     "serial-position": _serial_position,
     "hebb-repetition": _hebb_repetition,
     "poisoning": _poisoning,
@@ -341,5 +296,4 @@ _FIGURES: dict[str, Callable[[dict[str, Any]], Figure]] = {
     "flexibility-distribution": _flexibility_distribution,
     "rivals": _rivals,
     "split-cifar100": _rivals,
-    "scale-study": _scale_study,
 }

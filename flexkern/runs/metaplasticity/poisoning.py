@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from flexkern.runs.metaplasticity.claims import check, claim, describe
 from flexkern.runs.metaplasticity.hebb_repetition import PASSES, repeated
 from flexkern.runs.metaplasticity.protocol import Network, Protocol
-from flexkern.runs.metaplasticity.records import accuracy, by_network, held
+from flexkern.runs.metaplasticity.records import accuracy, by_network, memorised_count
 from flexkern.runs.metaplasticity.schedule import Experiment, Part, Shown, in_order
 from flexkern.runs.metaplasticity.serial_position import THREE
 from flexkern.streams import Experience, TwoDigitItems
@@ -105,10 +105,10 @@ class Poisoning(Experiment):
         measures = {
             name: {
                 "before": describe(before[name].mean(1)),
-                "memorised before": describe(held(of, "repetition")[:, -1]),
+                "memorised before": describe(memorised_count(of, "repetition")[:, -1]),
                 "after": {attack: describe(final.mean(1)) for attack, final in after[name].items()},
                 "items after": {attack: describe(final) for attack, final in after[name].items()},
-                "memorised after": {attack: describe(held(of, attack)[:, -1]) for attack in attacks},
+                "memorised after": {attack: describe(memorised_count(of, attack)[:, -1]) for attack in attacks},
             }
             for name, of in networks.items()
         }
@@ -178,7 +178,7 @@ class Poisoning(Experiment):
 
 
 def _attacked(shown: Shown, attack: Callable[[Experience], Experience]) -> Shown:
-    return Shown(shown.item, shown.turn, lambda: attack(shown.experience()))
+    return Shown(shown.item, shown.repetition, lambda: attack(shown.experience()))
 
 
 def _share_kept(before: NDArray[np.float64], after: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -28,7 +28,7 @@ class Protocol:
     train_per_item, test_per_item: images of an item; its training set has as many again from other items, with
         wrong labels.
     epochs, batch_size, lr: of training; plain SGD.
-    scale: how fast synapses get stiff, or "auto"; alpha is taken once an item.
+    scale: how fast synapses get stiff, or "auto"; alpha is taken once per item.
     width: units of each of the two hidden layers.
     seeds, first_seed: how many times everything is done; a seed decides items, their order, features where
         they are random, initial weights and flexibility.

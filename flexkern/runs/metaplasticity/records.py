@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["accuracy", "by_network", "held", "of_network"]
+__all__ = ["accuracy", "by_network", "memorised_count", "of_network"]
 
 Record = dict[str, Any]
 
@@ -28,6 +28,6 @@ def accuracy(of: Sequence[Record], part: str) -> NDArray[np.float64]:
     return np.array([r["parts"][part]["accuracy"] for r in of], dtype=np.float64)
 
 
-def held(of: Sequence[Record], part: str) -> NDArray[np.float64]:
+def memorised_count(of: Sequence[Record], part: str) -> NDArray[np.float64]:
     """[seeds, presentations]: how many items are memorised after each presentation of a part."""
     return np.array([[len(m) for m in r["parts"][part]["memorised"]] for r in of], dtype=np.float64)

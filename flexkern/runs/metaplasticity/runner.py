@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from flexkern.environment import environment
-from flexkern.runs.json_file import write_json
+from flexkern.files import write_json
 from flexkern.runs.metaplasticity.protocol import Protocol
 from flexkern.runs.metaplasticity.schedule import Experiment
 from flexkern.runs.metaplasticity.unit import Unit

@@ -18,11 +18,11 @@ __all__ = ["Experiment", "Items", "Part", "Shown", "in_order"]
 class Shown:
     """One presentation of an item.
 
-    item: its number; turn: how many presentations of it came before; experience: makes its training set.
+    item: its number; repetition: how many presentations of it came before; experience: makes its training set.
     """
 
     item: int
-    turn: int
+    repetition: int
     experience: Callable[[], Experience]
 
 
@@ -57,8 +57,13 @@ class Items(Protocol):
 class Experiment:
     """A figure of the paper. It is sent to other processes, so it is a frozen dataclass of plain values."""
 
-    name: ClassVar[str]  # of its command
+    name: ClassVar[str]
     title: ClassVar[str]
+
+    @classmethod
+    def command(cls) -> str:
+        """What runs it, less the options."""
+        return f"flexkern run {cls.name}"
 
     def items(self, protocol: settings.Protocol) -> int:
         """How many items there must be."""
@@ -87,6 +92,6 @@ class Experiment:
         raise NotImplementedError
 
 
-def in_order(items: Items, numbers: Sequence[int], turn: int = 0) -> list[Shown]:
+def in_order(items: Items, numbers: Sequence[int], repetition: int = 0) -> list[Shown]:
     """These items once, as they are."""
-    return [Shown(i, turn, lambda i=i: items.experience(i)) for i in numbers]  # type: ignore[misc]
+    return [Shown(i, repetition, lambda i=i: items.experience(i)) for i in numbers]  # type: ignore[misc]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from flexkern.runs.metaplasticity.claims import check, claim, describe
 from flexkern.runs.metaplasticity.protocol import Network, Protocol
-from flexkern.runs.metaplasticity.records import accuracy, by_network, held, of_network
+from flexkern.runs.metaplasticity.records import accuracy, by_network, memorised_count, of_network
 from flexkern.runs.metaplasticity.schedule import Experiment, Part, in_order
 from flexkern.streams import TwoDigitItems
 
@@ -69,7 +69,7 @@ def memory_measures(matrix: NDArray[np.float64], of: Sequence[dict[str, Any]], p
 
     Args:
         matrix: accuracy [seeds, presentations, items] on each item after each presentation.
-        of: the records of one network, one a seed.
+        of: the records of one network, one per seed.
         part: of the schedule, for how many items are memorised.
 
     Returns:
@@ -84,7 +84,7 @@ def memory_measures(matrix: NDArray[np.float64], of: Sequence[dict[str, Any]], p
         "learned": describe(np.stack([np.diag(m) for m in matrix])),
         "average_memory": describe(gross / steps),
         "gross_memory": describe(gross),
-        "memorised": describe(held(of, part)),
+        "memorised": describe(memorised_count(of, part)),
     }
 
 
@@ -98,7 +98,7 @@ def _whole(of: Sequence[dict[str, Any]], items: int) -> NDArray[np.float64]:
 def _claims(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     final = {n: accuracy(of_network(records, n), "stream")[:, -1] for n in THREE}
     conventional, hybrid, stable = (final[n] for n in ("conventional", "hybrid", "stable"))
-    memorised = {n: held(of_network(records, n), "stream")[:, -1] for n in THREE}
+    memorised = {n: memorised_count(of_network(records, n), "stream")[:, -1] for n in THREE}
     half = hybrid.shape[1] // 2
     middle = hybrid[:, 1:-1].mean(1)
     more = memorised["hybrid"]
@@ -152,7 +152,7 @@ def _claims_longer(records: Sequence[dict[str, Any]], items: int, longer: int) -
     of = {n: of_network(records, n) for n in THREE}
     average = {n: accuracy(of[n], "longer")[:, -1].mean(1) for n in THREE}
     hybrid, hybrid_ends = _whole(of["hybrid"], longer), average["hybrid"]
-    more = held(of["hybrid"], "longer")[:, -1] - held(of["hybrid"], "stream")[:, -1]
+    more = memorised_count(of["hybrid"], "longer")[:, -1] - memorised_count(of["hybrid"], "stream")[:, -1]
     learned = np.stack([np.diag(m) for m in hybrid])[:, items:].mean(1)
     return [
         claim(

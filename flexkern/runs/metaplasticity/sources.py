@@ -16,7 +16,7 @@ from flexkern.runs.metaplasticity.protocol import DIGITS, RANDOM, Protocol
 from flexkern.runs.metaplasticity.squeezenet import SqueezeNet
 from flexkern.streams import TwoDigitItems, bundled_digits, mnist, two_digit_items
 
-__all__ = ["cached", "load_items"]
+__all__ = ["cached", "load_items", "two_digit_images"]
 
 _FORMAT = 1
 
@@ -41,7 +41,13 @@ def load_items(
     Raises:
         ValueError, FileNotFoundError: if data or weights are not what they should be.
     """
-    images = _images(protocol, seed, protocol.items if items is None else items)
+    images = two_digit_images(
+        protocol.data,
+        items=protocol.items if items is None else items,
+        train_per_item=protocol.train_per_item,
+        test_per_item=protocol.test_per_item,
+        seed=seed,
+    )
     extractor = _extractor(protocol, seed, images)
 
     def make() -> dict[str, Tensor]:
@@ -51,6 +57,24 @@ def load_items(
 
     stored = cached(cache, extractor, [*images.train, *images.tests], make)
     return TwoDigitItems(images.names, list(stored["train"]), list(stored["test"]), seed)
+
+
+def two_digit_images(
+    data: str, *, items: int, train_per_item: int, test_per_item: int, seed: int
+) -> TwoDigitItems:
+    """Items as images.
+
+    Args:
+        data: "digits" or the path of an MNIST archive, as :class:`Protocol` has it.
+        items, train_per_item, test_per_item, seed: of :func:`flexkern.streams.two_digit_items`.
+    """
+    sizes: dict[str, Any] = {
+        "items": items, "train_per_item": train_per_item, "test_per_item": test_per_item, "seed": seed
+    }  # fmt: skip
+    if data == DIGITS:
+        return two_digit_items(*bundled_digits(), **sizes)
+    train, test = mnist(data)
+    return two_digit_items(*train, test_images=test.images, test_labels=test.labels, **sizes)
 
 
 def cached(
@@ -70,19 +94,6 @@ def cached(
     if record["key"] != key:
         raise ValueError(f"cache: {path} holds other features; remove it")
     return stored
-
-
-def _images(protocol: Protocol, seed: int, items: int) -> TwoDigitItems:
-    sizes: dict[str, Any] = {
-        "items": items,
-        "train_per_item": protocol.train_per_item,
-        "test_per_item": protocol.test_per_item,
-        "seed": seed,
-    }
-    if protocol.data == DIGITS:
-        return two_digit_items(*bundled_digits(), **sizes)
-    train, test = mnist(protocol.data)
-    return two_digit_items(*train, test_images=test.images, test_labels=test.labels, **sizes)
 
 
 def _extractor(protocol: Protocol, seed: int, images: TwoDigitItems) -> nn.Module:

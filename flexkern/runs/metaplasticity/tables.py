@@ -10,14 +10,14 @@ from rich.table import Table
 
 from flexkern.runs.metaplasticity.protocol import DIGITS, RANDOM
 
-__all__ = ["claims_table", "rows", "setting", "source", "table"]
+__all__ = ["ROWS", "Rows", "claims_table", "percent", "rows", "setting", "source", "table"]
 
 Rows = tuple[list[str], list[list[str]]]
 
 
 def rows(results: dict[str, Any]) -> Rows:
     """Column heads and cells: a line for each network."""
-    return _ROWS[results["experiment"]](results["summary"])
+    return ROWS[results["experiment"]](results["summary"])
 
 
 def table(results: dict[str, Any]) -> Table:
@@ -69,7 +69,7 @@ def setting(results: dict[str, Any]) -> str:
     """What was run, in one phrase."""
     c = results["configuration"]
     scale = c["scale"] if isinstance(c["scale"], str) else f"{c['scale']:g}"
-    of = "a class" if "first_class" in c["options"] else "an item"
+    of = "per class" if "first_class" in c["options"] else "per item"
     seeds = f"{c['seeds']} seed{'s' if c['seeds'] > 1 else ''} from {c['first_seed']}"
     return (
         f"{seeds}, {source(results)}, {c['items']} items, {c['train_per_item']} + {c['test_per_item']} images "
@@ -79,10 +79,11 @@ def setting(results: dict[str, Any]) -> str:
     )
 
 
-# --------------------------------------------------------------------------- one an experiment
+# --------------------------------------------------------------------------- one for each experiment
 
 
-def _percent(value: dict[str, Any], at: int | None = None) -> str:
+def percent(value: dict[str, Any], at: int | None = None) -> str:
+    """ "51.3 ± 2.0", of a mean and its standard deviation, or of one entry of lists of them."""
     mean, std = (value[k] if at is None else value[k][at] for k in ("mean", "std"))
     return f"{100 * mean:.1f} ± {100 * std:.1f}"
 
@@ -91,7 +92,7 @@ def _count(value: dict[str, Any], at: int = -1) -> str:
     return f"{value['mean'][at]:.1f} ± {value['std'][at]:.1f}"
 
 
-def _memory(summary: dict[str, Any]) -> Rows:
+def _shown_once(summary: dict[str, Any]) -> Rows:
     """Of all experiments that show a stream once."""
     heads = ["network", "average", "memorised", "gross memory", "first item", "last item"]
     longer = summary.get("longer", {})
@@ -101,11 +102,11 @@ def _memory(summary: dict[str, Any]) -> Rows:
     cells = []
     for name, m in summary["measures"].items():
         line = [
-            name, _percent(m["average_memory"], -1), _count(m["memorised"]), _count(m["gross_memory"]),
-            _percent(m["final"], 0), _percent(m["final"], -1),
+            name, percent(m["average_memory"], -1), _count(m["memorised"]), _count(m["gross_memory"]),
+            percent(m["final"], 0), percent(m["final"], -1),
         ]  # fmt: skip
         if longer:
-            line += [_percent(longer[name]["average_memory"], -1), _count(longer[name]["memorised"])]
+            line += [percent(longer[name]["average_memory"], -1), _count(longer[name]["memorised"])]
         cells.append(line)
     return heads, cells
 
@@ -115,7 +116,7 @@ def _hebb(summary: dict[str, Any]) -> Rows:
     shown = [k for k in (1, 3, 6, 9) if k <= passes] or [passes]
     heads = ["network", *(f"{what}, pass {k}" for what in ("mean", "worst item") for k in shown)]
     return heads, [
-        [name, *(_percent(m[key], k - 1) for key in ("mean", "minimum") for k in shown)]
+        [name, *(percent(m[key], k - 1) for key in ("mean", "minimum") for k in shown)]
         for name, m in summary["measures"].items()
     ]
 
@@ -123,7 +124,7 @@ def _hebb(summary: dict[str, Any]) -> Rows:
 def _poisoning(summary: dict[str, Any]) -> Rows:
     attacks = list(next(iter(summary["measures"].values()))["after"])
     return ["network", "before", *attacks], [
-        [name, _percent(m["before"]), *(_percent(m["after"][a]) for a in attacks)]
+        [name, percent(m["before"]), *(percent(m["after"][a]) for a in attacks)]
         for name, m in summary["measures"].items()
     ]
 
@@ -132,7 +133,7 @@ def _frequency(summary: dict[str, Any]) -> Rows:
     heads = ["network", "average", "shown once", "shown most", "rho with frequency", "rho with last seen"]
     return heads, [
         [
-            name, _percent(m["average"]), _percent(m["by_frequency"], 0), _percent(m["by_frequency"], -1),
+            name, percent(m["average"]), percent(m["by_frequency"], 0), percent(m["by_frequency"], -1),
             *(f"{m[key]['mean']:+.2f} ± {m[key]['std']:.2f}"
               for key in ("correlation with frequency", "correlation with last seen")),
         ]
@@ -140,24 +141,13 @@ def _frequency(summary: dict[str, Any]) -> Rows:
     ]  # fmt: skip
 
 
-def _scales(summary: dict[str, Any]) -> Rows:
-    heads = ["setting", "best scale", "its accuracy", "'auto' chose", "its accuracy", "of the best"]
-    return heads, [
-        [
-            name, f"{m['best_scale']:g}", f"{100 * m['best']:.1f}", f"{m['auto_scale']:g}",
-            _percent(m["auto"]), f"{m['auto']['mean'] / m['best']:.0%}",
-        ]
-        for name, m in summary["measures"].items()
-    ]  # fmt: skip
-
-
-_ROWS: dict[str, Callable[[dict[str, Any]], Rows]] = {
-    "serial-position": _memory,
-    "flexibility-distribution": _memory,
-    "rivals": _memory,
-    "split-cifar100": _memory,
+# By the names of experiments. A study adds its own.
+ROWS: dict[str, Callable[[dict[str, Any]], Rows]] = {
+    "serial-position": _shown_once,
+    "flexibility-distribution": _shown_once,
+    "rivals": _shown_once,
+    "split-cifar100": _shown_once,
     "hebb-repetition": _hebb,
     "poisoning": _poisoning,
     "learning-frequency": _frequency,
-    "scale-study": _scales,
 }

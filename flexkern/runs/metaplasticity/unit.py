@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from flexkern.files import write_json
 from flexkern.learners import MLP_METHODS, Progress, load_mlp
 from flexkern.metrics import Evaluation, memorised
-from flexkern.runs.json_file import write_json
 from flexkern.runs.metaplasticity.flexibility import flexibility
 from flexkern.runs.metaplasticity.protocol import Network, Protocol
 from flexkern.runs.metaplasticity.schedule import Experiment, Part
@@ -23,7 +23,7 @@ from flexkern.streams import Experience
 
 __all__ = ["Unit"]
 
-# Of a part's record, one entry a presentation: what was shown, and how the network did after it.
+# Of a part's record, one entry per presentation: what was shown, and how the network did after it.
 _COLUMNS = ("items", "turns", "accuracy", "memorised", "epochs", "losses")
 _SAVE_EVERY = 30.0  # seconds of learning that may be lost; a checkpoint of a wide network takes a second or two
 
@@ -75,7 +75,7 @@ class Unit:
         if record["finished"]:
             return record
         items = self.experiment.load(self.protocol, self.seed, self.cache, lambda what: notify(0.0, what))
-        # Test sets alone: their training sets are put together when it is their turn.
+        # Test sets alone: their training sets are put together when they are shown.
         tests = [items.test(i) for i in range(len(items))]
         parts = list(self.experiment.schedule(items, self.protocol, self.seed))
         total = sum(len(part.shown) for part in parts)
@@ -143,7 +143,7 @@ class Unit:
         row = _accuracies(evaluation)
         return {
             "items": shown.item,
-            "turns": shown.turn,
+            "turns": shown.repetition,
             "accuracy": row,
             "memorised": _memorised(evaluation, tests, sorted(known)),
             "epochs": [*epochs, row] if part.by_epoch else [],

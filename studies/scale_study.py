@@ -1,4 +1,10 @@
-"""The scale of the flexible update: accuracy against it, over stream lengths, widths and learning rates."""
+"""The scale of the flexible update: accuracy against it, over stream lengths, widths and learning rates.
+
+    python -m studies.scale_study --data mnist.npz --out docs/results/metaplasticity/scale-study
+
+It is run as the experiments of :mod:`flexkern.runs.metaplasticity` are, with the same options. How good the
+automatic scale is over more kinds of settings, ``studies.auto_scale`` says.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +21,7 @@ from flexkern.runs.metaplasticity.protocol import Network, Protocol
 from flexkern.runs.metaplasticity.records import accuracy, by_network
 from flexkern.runs.metaplasticity.schedule import Experiment
 
-__all__ = ["ScaleStudy", "Setting"]
+__all__ = ["ScaleStudy", "Setting", "application", "main"]
 
 AUTO = "auto"
 _CLOSE = 0.9  # of the best scale's accuracy: what a rule must reach to be said to serve
@@ -53,6 +59,10 @@ class ScaleStudy(Experiment):
 
     name: ClassVar[str] = "scale-study"
     title: ClassVar[str] = "Accuracy against the scale of the flexible update"
+
+    @classmethod
+    def command(cls) -> str:
+        return "python -m studies.scale_study"
 
     def settings(self, protocol: Protocol) -> list[Setting]:
         """What is tried."""
@@ -123,3 +133,26 @@ class ScaleStudy(Experiment):
 def _best(curve: np.ndarray) -> np.ndarray:
     """[seeds]: accuracy at the scale that is best on average, which is known only afterwards."""
     return curve[:, curve.mean(0).argmax()]
+
+
+def application() -> Any:
+    """The command line, with the options that the experiments of ``flexkern run`` have."""
+    # Here, for the processes that train networks import this module, too.
+    import typer
+
+    from flexkern.cli.metaplasticity import add_to
+    from studies.scale_tables import register
+
+    register()
+    app = typer.Typer(add_completion=False, pretty_exceptions_show_locals=False)
+    add_to(app, [ScaleStudy])
+    return app
+
+
+def main() -> None:
+    """Runs the study, or goes on with it."""
+    application()(prog_name=ScaleStudy.command())
+
+
+if __name__ == "__main__":
+    main()

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flexkern.streams import Experience, Stream, mnist, two_digit_items, two_digit_stream
+from flexkern.streams import Experience, Stream, TwoDigitItems, mnist, two_digit_items, two_digit_stream
 from flexkern.streams.two_digit import CLASSES, compose, wrong_labels
 
 Coded = tuple[torch.Tensor, torch.Tensor]
@@ -77,6 +77,30 @@ def test_an_item_is_its_images_and_as_many_others_with_wrong_labels(coded_digits
         assert (np.bincount(true, minlength=5) == [0 if i == e.number else 10 for i in range(5)]).all()
         left, right = sources(e.test_inputs)
         assert {(int(labels[a]), int(labels[b])) for a, b in zip(left, right, strict=True)} == {target}
+
+
+def test_halves_of_other_images_round_up(coded_digits: Coded) -> None:
+    """As the release rounds: 10 images and four other items give 3 of each, where 2.5 to even would be 2."""
+    for train_per_item, each in ((10, 3), (14, 4), (13, 3)):
+        stream = two_digit_stream(
+            *coded_digits, items=5, train_per_item=train_per_item, test_per_item=2, seed=0
+        )
+        for e in stream:
+            assert len(e.train_labels) == train_per_item + 4 * each
+
+
+def test_seeds_and_numbers_are_not_added_up(coded_digits: Coded) -> None:
+    """Item 1 of seed 0 and item 0 of seed 1: the same images, and other ones of them are drawn."""
+    items = two_digit_items(*coded_digits, seed=3, **SMALL)
+
+    def drawn(number: int, seed: int) -> list[list[int]]:
+        same = TwoDigitItems(items.names, [items.train[0]] * 5, items.tests, seed)
+        others = sources(same.experience(number).train_inputs[40:])
+        return torch.stack(others).tolist()
+
+    assert drawn(1, 0) == drawn(1, 0)
+    assert drawn(1, 0) != drawn(0, 1)
+    assert drawn(2, 0) != drawn(1, 1) != drawn(0, 2)
 
 
 def test_training_and_test_images_share_no_digit_image(coded_digits: Coded) -> None:

@@ -23,6 +23,8 @@ from flexkern.runs.metaplasticity import panels  # noqa: E402
 from flexkern.runs.metaplasticity import pictures as plots  # noqa: E402
 from flexkern.runs.metaplasticity.claims import describe  # noqa: E402
 from flexkern.runs.metaplasticity.flexibility import DISTRIBUTIONS  # noqa: E402
+from studies import scale_tables  # noqa: E402
+from studies.scale_study import ScaleStudy  # noqa: E402
 
 THREE = ("conventional", "hybrid", "stable")
 METHODS = (
@@ -113,7 +115,8 @@ class Made:
         }  # fmt: skip
 
 
-EXPERIMENTS = tuple(plots._FIGURES)
+scale_tables.register()
+EXPERIMENTS = tuple(plots.FIGURES)
 MADE: list[Callable[[int, int], dict[str, Any]]] = [
     *(lambda items, seeds, name=name: Made(items, seeds).results(name) for name in EXPERIMENTS),  # type: ignore[misc]
     lambda items, seeds: Made(items, seeds).with_longer(items + 20 if items == 10 else 45),
@@ -176,9 +179,12 @@ def test_no_text_covers_another_or_leaves_the_picture(make: Any, items: int, see
     cifar = results["experiment"] == "split-cifar100"
     data = "Classes 50 to 99" if cifar else "scikit-learn's handwritten digits"
     features = "the frozen transformer 'small'" if cifar else "frozen random convolutions"
+    command = {ScaleStudy.name: ScaleStudy.command()}.get(
+        results["experiment"], f"flexkern run {results['experiment']}"
+    )
     for part in (
         results["title"], data, features,
-        "Cho, Lee, Baek and Paik, arXiv 2407.07133", f"Made by `flexkern run {results['experiment']}`",
+        "Cho, Lee, Baek and Paik, arXiv 2407.07133", f"Made by `{command}`",
         "one seed" if seeds == 1 else "mean of 3 seeds",
     ):  # fmt: skip
         assert part in small_print

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from flexkern.learners import Progress, checkpoint
+from flexkern.measure import Measure
 from flexkern.metrics import Evaluation, confusion_matrix
 from flexkern.runs.incremental.config import (
     Config,
@@ -35,7 +36,6 @@ from flexkern.runs.incremental.config import (
 )
 from flexkern.runs.incremental.data import load_images
 from flexkern.runs.incremental.run import Event, Learners, run
-from flexkern.runs.measure import Measure
 from flexkern.streams import Experience
 
 EPOCHS = 3
@@ -98,6 +98,7 @@ class Softmax:
         return Evaluation(np.array(accuracies), confusion)
 
     def save(self, path: Path) -> None:
+        maybe_die(f"saving {self.tasks_learned} {self.epochs_done}")
         keys = ("method", "seed", "lr", "epochs", "classes_seen", "tasks_learned", "epochs_done")
         checkpoint.write(path, {"weight": self.weight}, {k: getattr(self, k) for k in keys})
         maybe_die(f"saved {self.tasks_learned} {self.epochs_done}")
@@ -264,6 +265,7 @@ POINTS = (
     "saved 0 1",  # after the first epoch
     "learning 1 2",  # in the middle of an epoch of a later task
     "saved 1 2",
+    "saving 1 3",  # the record knows an epoch that the checkpoint does not
     "end of learning 1",
     "saved 2 0",  # after a task and before its test
     "testing 2",
@@ -379,6 +381,32 @@ def test_a_lost_checkpoint_is_named(killed: Path) -> None:
     next((folder / "checkpoints").iterdir()).unlink()
     with pytest.raises(ValueError, match=r"0_local_rows_seed3.safetensors is missing.*--restart"):
         run(configuration(folder, seeds=(3, 4)), learners=LEARNERS)
+
+
+def test_a_record_ahead_of_its_checkpoint_is_refused(tmp_path: Path) -> None:
+    """An older checkpoint would be tested as if it had learned what the record says."""
+    config = configuration(tmp_path, methods=(MethodConfig("All rows", "global"),))
+
+    def stop_after(task: int) -> Callable[[Event], None]:
+        def observe(event: Event) -> None:
+            if event.kind == "task" and event.task == task:
+                raise InterruptedError
+
+        return observe
+
+    with pytest.raises(InterruptedError):
+        run(config, learners=LEARNERS, observe=stop_after(0))
+    (path,) = (tmp_path / "checkpoints").iterdir()
+    older = path.read_bytes()
+    with pytest.raises(InterruptedError):
+        run(config, learners=LEARNERS, observe=stop_after(1))
+    newer, record = path.read_bytes(), (tmp_path / "results.json").read_bytes()
+    path.write_bytes(older)
+    with pytest.raises(ValueError, match=r"has learned 1 tasks and .*results.json has 2 of them.*--restart"):
+        run(config, learners=LEARNERS)
+    assert (tmp_path / "results.json").read_bytes() == record
+    path.write_bytes(newer)
+    assert run(config, learners=LEARNERS)["finished"]
 
 
 def test_all_shipped_methods_resume_to_the_same_numbers(tmp_path: Path) -> None:

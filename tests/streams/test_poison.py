@@ -113,6 +113,7 @@ def test_seeds_and_numbers_have_random_numbers_of_their_own() -> None:
     assert places(2, 7) == places(2, 7)
     assert places(2, 7) != places(2, 8)
     assert places(2, 7) != places(3, 7)
+    assert places(2, 1) != places(1, 2)  # they are not added up
     for seeded in (
         lambda: flipped_labels(item(), 0.5, CLASSES, seed=-1),
         lambda: foreign_inputs(item(), FOREIGN, 0.5, seed=-1),

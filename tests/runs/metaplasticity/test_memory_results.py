@@ -11,18 +11,17 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from flexkern.runs.metaplasticity import page
 from flexkern.runs.metaplasticity import tables as report
 from flexkern.runs.metaplasticity.claims import check, claim, describe, paired, spearman
-from flexkern.runs.metaplasticity.figures import EXPERIMENTS
 from flexkern.runs.metaplasticity.hebb_repetition import HebbRepetition
 from flexkern.runs.metaplasticity.learning_frequency import LearningFrequency
 from flexkern.runs.metaplasticity.poisoning import CLEAN, DERANGED, Poisoning
 from flexkern.runs.metaplasticity.protocol import protocol_for
 from flexkern.runs.metaplasticity.rivals import Rivals
 from flexkern.runs.metaplasticity.serial_position import SerialPosition, memory_measures
+from studies import metaplasticity_page as page
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parents[3]
 PAGE = ROOT / "docs" / "results" / "metaplasticity.md"
 
 
@@ -214,7 +213,7 @@ def test_the_page_has_every_experiment_and_its_picture() -> None:
         assert results["finished"]
         assert f"<!-- results: {path.parent.name} -->" in text
         assert (path.parent / "picture.png").exists()
-        kind = EXPERIMENTS[results["experiment"]]
+        kind = page.SHOWN[results["experiment"]]
         options = {
             k: tuple(v) if isinstance(v, list) else v for k, v in results["configuration"]["options"].items()
         }
@@ -227,7 +226,7 @@ def test_the_page_has_every_experiment_and_its_picture() -> None:
         again = kind(**options).summarise(results["runs"], protocol)
         assert json.loads(json.dumps(again)) == results["summary"]
     shown = {json.loads(p.read_text())["experiment"] for p in PAGE.with_suffix("").glob("*/results.json")}
-    assert shown == set(EXPERIMENTS)
+    assert shown == set(page.SHOWN)
 
 
 def test_missing_results_are_named(tmp_path: Path) -> None:

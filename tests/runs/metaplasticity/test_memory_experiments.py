@@ -26,12 +26,13 @@ from flexkern.runs.metaplasticity.poisoning import Poisoning
 from flexkern.runs.metaplasticity.protocol import Network, protocol_for
 from flexkern.runs.metaplasticity.rivals import Rivals
 from flexkern.runs.metaplasticity.runner import run, units
-from flexkern.runs.metaplasticity.scale_study import ScaleStudy
 from flexkern.runs.metaplasticity.serial_position import SerialPosition
 from flexkern.runs.metaplasticity.sources import load_items
 from flexkern.runs.metaplasticity.unit import Unit
 from flexkern.streams import TwoDigitItems
 from helpers.memory_tiny import TINY
+from studies import scale_study
+from studies.scale_study import ScaleStudy
 
 SMALL: dict[str, Any] = {
     "serial-position": SerialPosition(longer=6),
@@ -143,6 +144,35 @@ def test_a_stopped_unit_goes_on_to_the_same_record(
         assert not list((tmp_path / f"stopped {every:g}").glob("*.safetensors"))
 
 
+def test_a_record_ahead_of_its_checkpoint_is_cut_back(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped after the record was written and before the learner was saved, in turn at every presentation."""
+    monkeypatch.setattr("flexkern.runs.metaplasticity.unit._SAVE_EVERY", 0.0)
+    protocol = protocol_for(**TINY)
+    experiment, network = HebbRepetition(passes=2), Network()
+    whole = Unit(experiment, protocol, "network", network, 0, tmp_path / "whole", cache).run()
+    save = MetaplasticMLP.save
+    shown = len(whole["parts"]["repetition"]["items"])
+    for stopped_at in range(1, shown + 1):
+        unit = Unit(experiment, protocol, "network", network, 0, tmp_path / str(stopped_at), cache)
+        saves = 0
+
+        def stop_before(learner: MetaplasticMLP, path: Path, last: int = stopped_at) -> None:
+            nonlocal saves
+            saves += 1
+            if saves == last:
+                raise _StoppedError
+            save(learner, path)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(MetaplasticMLP, "save", stop_before)
+            with pytest.raises(_StoppedError):
+                unit.run()
+        assert len(unit.record()["parts"]["repetition"]["items"]) == stopped_at
+        assert unit.run() | {"seconds": 0} == whole | {"seconds": 0}
+
+
 def test_jobs_do_not_change_a_bit(tmp_path: Path, cache: Path) -> None:
     protocol = protocol_for(**TINY)
     said: list[float] = []
@@ -204,6 +234,10 @@ def _invoke(*arguments: str) -> Any:
     return CliRunner().invoke(app, ["run", *arguments], env={"COLUMNS": "200"})
 
 
+def _invoke_study(*arguments: str) -> Any:
+    return CliRunner().invoke(scale_study.application(), arguments, env={"COLUMNS": "200"})
+
+
 def test_every_experiment_is_a_command_with_its_own_options() -> None:
     for name, kind in EXPERIMENTS.items():
         shown = _invoke(name, "--help")
@@ -216,8 +250,8 @@ def test_every_experiment_is_a_command_with_its_own_options() -> None:
 def test_the_command_runs_shows_and_resumes(tmp_path: Path) -> None:
     tiny = [f"--{k.replace('_', '-')}={v}" for k, v in TINY.items()]
     out = tmp_path / "out"
-    arguments = ("scale-study", *tiny, "--lengths=3,4", "--scales=100,1e4", f"--out={out}", "--jobs=1")
-    first = _invoke(*arguments)
+    arguments = (*tiny, "--lengths=3,4", "--scales=100,1e4", f"--out={out}", "--jobs=1")
+    first = _invoke_study(*arguments)
     assert first.exit_code == 0, first.output
     assert "3 items, width 12, lr 0.02" in first.output
     assert "one fixed scale" in first.output
@@ -226,11 +260,11 @@ def test_the_command_runs_shows_and_resumes(tmp_path: Path) -> None:
     assert results["configuration"]["options"]["lengths"] == [3, 4]
     assert results["configuration"]["scale"] == "auto"
     assert list((tmp_path / "features").glob("*.safetensors"))
-    assert _invoke(*arguments).exit_code == 0
-    wrong = _invoke(*arguments, "--scale=fast")
+    assert _invoke_study(*arguments).exit_code == 0
+    wrong = _invoke_study(*arguments, "--scale=fast")
     assert wrong.exit_code == 1
     assert "scale must be a number or 'auto', got 'fast'" in wrong.output
-    wrong = _invoke(*arguments[:-4], "--lengths=a,b", f"--out={out}")
+    wrong = _invoke_study(*arguments[:-4], "--lengths=a,b", f"--out={out}")
     assert "lengths must be numbers with commas between them" in wrong.output
 
 

@@ -3,7 +3,7 @@
 The page's sentences are written by hand; between the lines ``<!-- results: FOLDER -->`` and ``<!-- end -->``
 stands what the results say, and between ``<!-- verdicts -->`` and ``<!-- end -->`` a table of all verdicts.
 
-    python -m flexkern.runs.metaplasticity.page docs/results/metaplasticity.md
+    python -m studies.metaplasticity_page docs/results/metaplasticity.md
 """
 
 from __future__ import annotations
@@ -16,12 +16,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from flexkern.runs.metaplasticity import tables as report
+from flexkern.runs.metaplasticity import tables
 from flexkern.runs.metaplasticity.figures import EXPERIMENTS
 from flexkern.runs.metaplasticity.protocol import RANDOM, protocol_for
 from flexkern.runs.metaplasticity.runner import read
+from studies.scale_study import ScaleStudy
+from studies.scale_tables import register
 
-__all__ = ["fill", "main"]
+__all__ = ["SHOWN", "fill", "main"]
+
+# What has sections on the page.
+SHOWN: dict[str, type[Any]] = {**EXPERIMENTS, ScaleStudy.name: ScaleStudy}
 
 _BLOCK = re.compile(r"(<!-- (results: (?P<folder>[\w-]+)|verdicts) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -32,6 +37,7 @@ def fill(page: str, folder: Path) -> str:
     Raises:
         ValueError: if results that a block names are missing or not finished.
     """
+    register()
     names = [m["folder"] for m in _BLOCK.finditer(page) if m["folder"]]
     results = {name: _load(folder / name / "results.json") for name in names}
 
@@ -51,8 +57,8 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def _section(name: str, results: dict[str, Any]) -> str:
-    heads, cells = report.rows(results)
-    lines = [f"`{_command(name, results)}`", "", f"{report.setting(results)}.", ""]
+    heads, cells = tables.rows(results)
+    lines = [f"`{_command(name, results)}`", "", f"{tables.setting(results)}.", ""]
     lines += [f"| {' | '.join(line)} |" for line in (heads, ["---"] * len(heads), *cells)]
     for claim in results["summary"]["claims"]:
         lines += ["", f"**{claim['claim']}** *{claim['verdict'].capitalize()}.*", ""]
@@ -82,25 +88,23 @@ def _verdicts(results: dict[str, dict[str, Any]]) -> str:
 
 def _command(name: str, results: dict[str, Any]) -> str:
     """The command that gives these results: what differs from its defaults."""
-    c = results["configuration"]
+    c, kind = results["configuration"], SHOWN[results["experiment"]]
     random = c["features"] == RANDOM
     usual = protocol_for(items=c["items"], features=RANDOM if random else os.devnull)
     given = {key: value for key, value in c.items() if key not in ("options", "device")}
     given = {key: value for key, value in given.items() if value != getattr(usual, key)}
-    for field in dataclasses.fields(EXPERIMENTS[results["experiment"]]):
+    for field in dataclasses.fields(kind):
         value = c["options"][field.name]
         several = isinstance(value, list)
         if (tuple(value) if several else value) != field.default:
             given[field.name] = ",".join(f"{v:g}" for v in value) if several else value
     words = [f"--{key.replace('_', '-')} {value}" for key, value in given.items()]
-    return " ".join(
-        ["flexkern run", results["experiment"], *words, f"--out docs/results/metaplasticity/{name}"]
-    )
+    return " ".join([kind.command(), *words, f"--out docs/results/metaplasticity/{name}"])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Fills the page."""
-    parser = argparse.ArgumentParser(prog="python -m flexkern.runs.metaplasticity.page")
+    parser = argparse.ArgumentParser(prog="python -m studies.metaplasticity_page")
     parser.add_argument("page", type=Path)
     given = parser.parse_args(arguments)
     given.page.write_text(

@@ -15,8 +15,7 @@ pytest.importorskip("transformers", reason="transformers is not installed")
 
 from flexkern.learners import ArtsyViT, Recipe
 from helpers.tiny_vit import backbone, stream
-from studies import artsy_cost, gate_study
-from studies import gate_tables as gate_report
+from studies import artsy_cost, gate_study, gate_tables
 from studies.gate_bounds import as_one_task
 from studies.gate_features import SpaceFeatures, features_of_stream
 from studies.gate_study import TOP1, Variant, replay
@@ -96,12 +95,12 @@ def test_the_study_writes_tables_and_pictures_and_goes_on(
         gate_study.run(gate_study.StudyConfig(data="x/y.npz"), kept, lambda line: None)
     out = tmp_path / "artsy"
     out.mkdir()
-    paths = gate_report.write(results, out)
+    paths = gate_tables.write(results, out)
     assert all(p.stat().st_size > 1000 for p in paths)
     page = (tmp_path / "artsy.md").read_text()
     summary = json.loads((out / "gates.json").read_text())["summary"]
     assert f"{100 * summary['baseline: oracle gate']['last']['mean']:.1f} ±" in page
-    gate_report.write(results, out)
+    gate_tables.write(results, out)
     assert (tmp_path / "artsy.md").read_text() == page
 
 
@@ -112,6 +111,6 @@ def test_the_whole_stream_as_one_task() -> None:
 
 
 def test_cost_is_measured_for_each_number_of_tasks() -> None:
-    results = artsy_cost.measure((1, 3), batch=4, rank=4, rounds=1)
+    results = artsy_cost.measure((1, 3), batch=4, rounds=1)
     assert [r["tasks"] for r in results["rows"]] == [1, 3]
     assert results["rows"][1]["adapters_mb"] == pytest.approx(3 * results["rows"][0]["adapters_mb"], abs=2e-3)

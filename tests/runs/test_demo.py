@@ -118,7 +118,7 @@ def test_a_layer_comes_alive(tiny: dict[str, Any]) -> None:
 
 
 def test_the_published_demo_shows_a_layer_coming_alive() -> None:
-    folder = Path(__file__).parent.parent / "docs" / "results" / "demo"
+    folder = Path(__file__).parents[2] / "docs" / "results" / "demo"
     results = json.loads((folder / "results.json").read_text())
     check_awakening(results)
     assert results["configuration"] == dataclasses.asdict(DemoConfig())

@@ -19,11 +19,11 @@ from flexkern.runs.metaplasticity.learning_frequency import order
 from flexkern.runs.metaplasticity.poisoning import CLEAN, DERANGED, Poisoning
 from flexkern.runs.metaplasticity.protocol import Network, Protocol, protocol_for
 from flexkern.runs.metaplasticity.rivals import Rivals
-from flexkern.runs.metaplasticity.scale_study import ScaleStudy
 from flexkern.runs.metaplasticity.serial_position import SerialPosition
 from flexkern.runs.metaplasticity.sources import load_items
 from flexkern.streams import TwoDigitItems
 from helpers.memory_tiny import TINY
+from studies.scale_study import ScaleStudy
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def test_features_are_computed_once(cache: Path, items: TwoDigitItems, monkeypat
 
 
 def _shown(part: Any) -> list[tuple[int, int]]:
-    return [(s.item, s.turn) for s in part.shown]
+    return [(s.item, s.repetition) for s in part.shown]
 
 
 def test_the_longer_stream_goes_on_where_the_expected_one_ended(items: TwoDigitItems) -> None:

@@ -16,19 +16,11 @@ stats = pytest.importorskip("scipy.stats")
 
 from flexkern.runs.metaplasticity.claims import paired  # noqa: E402
 from studies import silent_reserve  # noqa: E402 - after the checks that it can be imported
+from studies.reserve_settings import CONTROL, METHODS, NONE, StudyConfig, condition  # noqa: E402
 from studies.reserve_tables import BY_HAND, page, write  # noqa: E402
-from studies.silent_reserve import (  # noqa: E402
-    CONTROL,
-    METHODS,
-    NONE,
-    StudyConfig,
-    condition,
-    measures,
-    run,
-    summarise,
-)
+from studies.silent_reserve import measures, run, summarise  # noqa: E402
 
-PUBLISHED = Path(__file__).parent.parent / "docs" / "results" / "silent_reserve"
+PUBLISHED = Path(__file__).parents[2] / "docs" / "results" / "silent_reserve"
 TINY = StudyConfig(
     seeds=2, pilot_seeds=1, shares=(0.5,), targets=(0.01,), items=4, epochs=1, train_per_item=100,
     test_per_item=20, width=16, channels=4, grid=4, lr=0.05,

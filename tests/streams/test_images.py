@@ -382,6 +382,20 @@ def test_the_whole_image_unmirrored_is_the_image() -> None:
     torch.testing.assert_close(mirrored, x.flip(3), atol=5e-6, rtol=0)
 
 
+def test_the_border_is_repeated_where_a_crop_looks_beyond_it() -> None:
+    """The outermost half of the outermost pixels has no neighbour: it must not fade to black."""
+    white = torch.ones(50, 3, 6, 6)
+    # Twice as many pixels as the image has, so that the outermost lie outside of the outermost pixels' middles.
+    for scale in ((1.0, 1.0), (0.05, 1.0)):
+        crops = random_resized_crop(white, 12, scale=scale, generator=torch.Generator().manual_seed(0))
+        # Weights of four neighbours, which sum to 1 but for their roundings.
+        torch.testing.assert_close(crops, torch.ones_like(crops), atol=1e-6, rtol=0)
+    ramp = (torch.arange(6.0)[None, None, None] / 8).expand(1, 3, 6, 6)
+    whole = random_resized_crop(ramp, 12, scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=0)
+    torch.testing.assert_close(whole[..., 0], ramp[..., [0] * 12][:, :, 0], atol=1e-6, rtol=0)
+    torch.testing.assert_close(whole[..., -1], ramp[..., [5] * 12][:, :, 0], atol=1e-6, rtol=0)
+
+
 def test_crops_are_reproducible_and_may_be_of_no_images() -> None:
     x = torch.rand(4, 3, 8, 8)
     first, second = (random_resized_crop(x, 5, generator=torch.Generator().manual_seed(7)) for _ in range(2))
