@@ -5,15 +5,20 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
+# Test processes, and which tests they run; each may take 2 GB of memory.
+PROCESSES ?= 2
+SELECT ?= not slow and not gpu
+# pip would compile in a new folder each time. With this one a second installation compiles only what has changed.
+export FLEXKERN_BUILD_DIR ?= $(CURDIR)/build/cmake
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc build_tools -type f -not -name '*.pyc')
 
-.PHONY: demo test lint bench gpu-check clean
+.PHONY: demo test lint bench mutate gpu-check clean
 
 demo: $(VENV)/.demo
 	$(BIN)/flexkern demo
 
 test: $(VENV)/.test
-	$(BIN)/pytest -m "not slow and not gpu"
+	$(BIN)/pytest -n $(PROCESSES) --dist worksteal -m "$(SELECT)"
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -25,6 +30,11 @@ lint: $(VENV)/.dev
 bench: $(VENV)/.test
 	$(BIN)/flexkern bench
 	$(BIN)/python -m flexkern.benchmarks.publish
+
+# Breaks the code in some sixty ways, one at a time, and says which of them no test notices: see scripts/mutate.py.
+# It takes an hour or two: by hand, or once a week. `make mutate ONLY=fields` tries those with that in their name.
+mutate: $(VENV)/.test
+	$(BIN)/python scripts/mutate.py $(ONLY)
 
 # On a machine with an NVIDIA GPU, with the torch that is there and no network: see scripts/gpu_check.py.
 gpu-check:
@@ -45,9 +55,10 @@ $(VENV)/.test: $(VENV)/.torch $(SOURCES)
 	$(BIN)/pip install --editable '.[test]'
 	touch $@ $(VENV)/.demo
 
-$(VENV)/.dev: $(VENV)/.test
+# Has all that the other two have: one installation serves for them, too.
+$(VENV)/.dev: $(VENV)/.torch $(SOURCES)
 	$(BIN)/pip install --editable '.[dev]'
-	touch $@
+	touch $@ $(VENV)/.test $(VENV)/.demo
 
 clean:
 	rm -rf $(VENV) build out *.egg-info flexkern/lib flexkern/_core*.so

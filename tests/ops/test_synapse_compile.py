@@ -213,6 +213,39 @@ def test_fake_tensors(backend: str) -> None:
         assert [(t.dtype, tuple(t.shape)) for t in done] == [(torch.int32, (5,))] * 2
 
 
+# --------------------------------------------------------------------------- inside a graph
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, BF16], ids=str)
+def test_operands_that_want_gradients_stay_out_of_the_graph(dtype: torch.dtype) -> None:
+    """The compiled operator itself, in grad mode: the products that it has the library make are none of autograd's.
+
+    As a layer's backward calls it, where x is the output of the layer before. (Where autograd watched, it would
+    refuse to write a product into given memory.)
+    """
+    status = flexkern.backends()["cpu"]
+    if not status.available:
+        pytest.skip(status.reason)
+    operator, (weight, batch, post) = LINEAR.on("cpu"), (0, (1, 2), 6)
+    for wanted in ((weight,), batch, (weight, *batch)):
+        plain, given = (list(entry(dtype, linear=True, drive="hebbian", hebbian=True)) for _ in range(2))
+        for i in wanted:
+            given[i].requires_grad_()
+        if batch[0] in wanted:
+            given[post][0].requires_grad_()
+            given[1] = given[1] * 1.0  # not a leaf
+        with torch.no_grad():
+            expected = operator(*plain)
+        with torch.enable_grad():
+            counts = operator(*given)
+        assert torch.equal(counts, expected)
+        assert same_bits(given[weight].detach(), plain[weight])
+        assert not counts.requires_grad
+        assert given[weight].grad_fn is None
+        assert all(given[i].grad is None for i in wanted if given[i].is_leaf)
+        assert torch.is_grad_enabled()  # as it was before
+
+
 # --------------------------------------------------------------------------- which implementation runs
 
 
