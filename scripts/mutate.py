@@ -1,8 +1,8 @@
 """Breaks the code on purpose, one way at a time, and says which of them no test notices.
 
-``python scripts/mutate.py`` (or ``make mutate``) takes the mutations of scripts/mutations.toml, each a text in a
-file, what stands there instead, and the tests that should fail then. It works in a temporary copy of the tree.
-Those of C++ are compiled there, for the CPU only: that needs cmake, ninja and a compiler.
+``python scripts/mutate.py`` (or ``make mutate``) takes the mutations of scripts/mutations.toml: a text in a file,
+what stands there instead, and the tests that should fail then. It works in a temporary copy of the tree. Those of
+C++ are compiled there, for the CPU only: that needs cmake, ninja and a compiler.
 
     python scripts/mutate.py                 # all: an hour or two
     python scripts/mutate.py fields optim    # those with one of these in their name or file
@@ -31,6 +31,10 @@ LIST = ROOT / "scripts" / "mutations.toml"
 SECONDS = 900  # a test that hangs has noticed, too
 # Beside flexkern/ in the tree, inside it where it is installed (see setup.py)
 BESIDE = ("triton_kernels", "benchmarks")
+# An editable installation may have a finder that knows flexkern's packages: Python's own come before it.
+SITE = (
+    "import sys\nsys.meta_path.sort(key=lambda finder: not finder.__module__.startswith('_frozen_importlib'))\n"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +105,7 @@ def copy_tree(target: Path, *, libraries: bool) -> None:
             shutil.copy2(ROOT / path, target / path)
     for name in BESIDE:
         (target / "flexkern" / name).symlink_to(target / name, target_is_directory=True)
+    (target / "sitecustomize.py").write_text(SITE)
 
 
 def environment(tree: Path) -> dict[str, str]:
@@ -110,14 +115,8 @@ def environment(tree: Path) -> dict[str, str]:
 
 def check_imports(tree: Path) -> None:
     code = "import flexkern, flexkern.triton_kernels as t; print(flexkern.__file__, t.__file__)"
-    where = subprocess.run(
-        [sys.executable, "-c", code],
-        env=environment(tree),
-        cwd=tree,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    command = [sys.executable, "-c", code]
+    where = subprocess.run(command, env=environment(tree), cwd=tree, capture_output=True, text=True, check=True)
     for path in where.stdout.split():
         if not Path(path).is_relative_to(tree):
             raise SystemExit(f"the tests would import {path}, not the copy")

@@ -1,4 +1,4 @@
-"""The list of mutations fits the code, so that it cannot rot, and scripts/mutate.py tells the three verdicts apart."""
+"""scripts/mutations.toml fits the code, so that it cannot rot, and scripts/mutate.py tells its verdicts apart."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MUTATIONS = mutate.read_list()
 
 
 def test_every_mutation_fits_the_tree() -> None:
-    """Each text stands exactly once in its file. Whoever changes such a line changes scripts/mutations.toml, too."""
+    """Each text stands once in its file. Whoever changes such a line changes scripts/mutations.toml, too."""
     problems = {m.name: why for m in MUTATIONS if (why := m.problem(ROOT)) is not None}
     assert problems == {}
     assert [name for name, times in Counter(m.name for m in MUTATIONS).items() if times > 1] == []
