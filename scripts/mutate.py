@@ -1,8 +1,8 @@
 """Breaks the code on purpose, one way at a time, and says which of them no test notices.
 
-``python scripts/mutate.py`` (or ``make mutate``) takes the mutations of scripts/mutations.toml: a text in a file,
-what stands there instead, and the tests that should fail then. It works in a temporary copy of the tree. Those of
-C++ are compiled there, for the CPU only: that needs cmake, ninja and a compiler.
+``python scripts/mutate.py`` (or ``make mutate``) takes the mutations of scripts/mutations.toml: a text in a
+file, what stands there instead, and the tests that should fail then. It works in a temporary copy of the tree.
+Those of C++ are compiled there, for the CPU only: that needs cmake, ninja and a compiler.
 
     python scripts/mutate.py                 # all: an hour or two
     python scripts/mutate.py fields optim    # those with one of these in their name or file
@@ -32,9 +32,7 @@ SECONDS = 900  # a test that hangs has noticed, too
 # Beside flexkern/ in the tree, inside it where it is installed (see setup.py)
 BESIDE = ("triton_kernels", "benchmarks")
 # An editable installation may have a finder that knows flexkern's packages: Python's own come before it.
-SITE = (
-    "import sys\nsys.meta_path.sort(key=lambda finder: not finder.__module__.startswith('_frozen_importlib'))\n"
-)
+SITE = "import sys\nsys.meta_path.sort(key=lambda f: not f.__module__.startswith('_frozen_importlib'))\n"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,11 +135,8 @@ class Build:
         assert torch is not None
         assert torch.origin is not None
         configure = ["cmake", f"-S{tree}", f"-B{folder}", "-GNinja", "-DFLEXKERN_CUDA=OFF"]
-        configure += [
-            f"-DFLEXKERN_TORCH_DIR={Path(torch.origin).parent}",
-            f"-DPython_EXECUTABLE={sys.executable}",
-        ]
-        configure += [f"-DCMAKE_INSTALL_PREFIX={tree / 'flexkern'}"]
+        configure += [f"-DFLEXKERN_TORCH_DIR={Path(torch.origin).parent}"]
+        configure += [f"-DPython_EXECUTABLE={sys.executable}", f"-DCMAKE_INSTALL_PREFIX={tree / 'flexkern'}"]
         subprocess.run(configure, env=self.environment, check=True, stdout=subprocess.DEVNULL)
 
     def run(self) -> bool:
@@ -157,18 +152,8 @@ class Build:
 
 def run_tests(tree: Path, tests: Sequence[str]) -> tuple[str, str]:
     """``passed``, ``failed`` or ``broken`` (no test, or none that could be collected), and the last line."""
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-x",
-        "-m",
-        "not gpu and not slow",
-        "-p",
-        "no:cacheprovider",
-        "--tb=no",
-        *tests,
-    ]
+    command = [sys.executable, "-m", "pytest", "-x", "--tb=no", "-p", "no:cacheprovider"]
+    command += ["-m", "not gpu and not slow", *tests]
     try:
         done = subprocess.run(
             command, cwd=tree, env=environment(tree), capture_output=True, text=True, timeout=SECONDS

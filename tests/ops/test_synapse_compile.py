@@ -218,7 +218,7 @@ def test_fake_tensors(backend: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, BF16], ids=str)
 def test_operands_that_want_gradients_stay_out_of_the_graph(dtype: torch.dtype) -> None:
-    """The compiled operator itself, in grad mode: what it has the library multiply is none of autograd's business.
+    """The compiled operator itself, in grad mode: autograd hears nothing of the products that it is made of.
 
     As a layer's backward calls it, where x is the output of the layer before. (Where autograd watched, it would
     refuse to write a product into given memory.)

@@ -1,4 +1,4 @@
-"""scripts/mutations.toml fits the code, so that it cannot rot, and scripts/mutate.py tells its verdicts apart."""
+"""scripts/mutations.toml fits the code, so that it cannot rot, and scripts/mutate.py tells verdicts apart."""
 
 from __future__ import annotations
 
