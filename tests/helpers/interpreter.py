@@ -24,9 +24,14 @@ def quicken() -> None:
     if patch is None or getattr(patch, "once_a_launch", False):
         return
     replaced: set[Any] = set()  # the modules whose functions are the interpreter's now
+    seen: dict[int, set[Any]] = {}  # by the globals of a file: those of the modules that it has names for
 
     def patch_once(function: Any) -> Any:
-        modules = {m for m in function.__globals__.values() if inspect.ismodule(m) and m in (tl, tl.core)}
+        names = function.__globals__
+        modules = seen.get(id(names))
+        if modules is None:
+            modules = {m for m in names.values() if inspect.ismodule(m) and m in (tl, tl.core)}
+            seen[id(names)] = modules
         if replaced and modules <= replaced:
             return interpreter._LangPatchScope()  # with nothing to put back
         scope = patch(function)
