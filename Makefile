@@ -8,8 +8,9 @@ BIN := $(VENV)/bin
 # Test processes, and which tests they run; each may take 2 GB of memory.
 PROCESSES ?= 2
 SELECT ?= not slow and not gpu
-# pip would compile in a new folder each time. With this one a second installation compiles only what has changed.
-export FLEXKERN_BUILD_DIR ?= $(CURDIR)/build/cmake
+# Editable, so that a change of a Python file needs no new installation; a change of csrc/ builds again. pip would
+# compile all in a new folder each time: with this one a second installation compiles only what has changed.
+INSTALL := FLEXKERN_BUILD_DIR=$(CURDIR)/build/cmake $(BIN)/pip install --editable
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc build_tools -type f -not -name '*.pyc')
 
 .PHONY: demo test lint bench mutate gpu-check clean
@@ -46,18 +47,17 @@ $(VENV)/.torch:
 	$(BIN)/pip install $(TORCH) numpy
 	touch $@
 
-# Editable, so that a change of a Python file needs no new installation; a change of csrc/ builds again.
 $(VENV)/.demo: $(VENV)/.torch $(SOURCES)
-	$(BIN)/pip install --editable '.[cli,vit]'
+	$(INSTALL) '.[cli,vit]'
 	touch $@
 
 $(VENV)/.test: $(VENV)/.torch $(SOURCES)
-	$(BIN)/pip install --editable '.[test]'
+	$(INSTALL) '.[test]'
 	touch $@ $(VENV)/.demo
 
 # Has all that the other two have: one installation serves for them, too.
 $(VENV)/.dev: $(VENV)/.torch $(SOURCES)
-	$(BIN)/pip install --editable '.[dev]'
+	$(INSTALL) '.[dev]'
 	touch $@ $(VENV)/.test $(VENV)/.demo
 
 clean:
