@@ -324,23 +324,3 @@ def test_scale_as_a_tensor() -> None:
     train(MetaplasticSGD(as_tensor, 0.05, scale=torch.tensor([20.0], dtype=torch.float64)), as_tensor, 0, 8)
     train(MetaplasticSGD(as_number, 0.05, scale=20.0), as_number, 0, 8)
     assert same_bits(as_tensor, as_number)
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no NVIDIA GPU")
-@pytest.mark.parametrize("gate", ["item", "step"])
-def test_steps_do_not_wait_for_the_gpu(gate: str) -> None:
-    params = [Parameter(p.detach().cuda()) for p in make_parameters()]
-    optimizer = MetaplasticSGD(params, torch.tensor(0.05, device="cuda"), scale=20.0, gate=gate, momentum=0.9)
-    for p in params:
-        p.grad = torch.ones_like(p)
-    optimizer.step()  # kernels may load here
-    optimizer.consolidate()
-    optimizer.step()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        optimizer.step()
-        optimizer.consolidate()
-        optimizer.step()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
