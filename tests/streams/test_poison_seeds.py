@@ -11,7 +11,6 @@ from torch import Tensor
 from flexkern.streams import Experience
 from flexkern.streams.poison import flipped_labels, foreign_inputs, perturbed_inputs
 
-
 ATTACKS: dict[str, Callable[[Experience, int], Experience]] = {
     "flipped": lambda e, seed: flipped_labels(e, 0.5, 5, seed=seed),
     "foreign": lambda e, seed: foreign_inputs(e, -1 - torch.rand(50, 4), 0.5, seed=seed),
