@@ -192,6 +192,8 @@ def run(mutations: Sequence[Mutation]) -> int:
         for number, mutation in enumerate(mutations, 1):
             began = time.monotonic()
             if mutation.tests not in unbroken:  # what fails anyway notices nothing
+                if build is not None and not build.run():  # without the mutation before this one
+                    raise SystemExit("the tree does not compile as it is")
                 verdict, line = run_tests(tree, mutation.tests)
                 if verdict != "passed":
                     raise SystemExit(f"without a mutation: {' '.join(mutation.tests)}: {line}")
