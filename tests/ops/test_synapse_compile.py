@@ -220,8 +220,8 @@ def test_fake_tensors(backend: str) -> None:
 def test_operands_that_want_gradients_stay_out_of_the_graph(dtype: torch.dtype) -> None:
     """The compiled operator itself, in grad mode: autograd hears nothing of the products that it is made of.
 
-    As a layer's backward calls it, where x is the output of the layer before. (Where autograd watched, it would
-    refuse to write a product into given memory.)
+    As where x is the output of the layer before: were bfloat16 operands widened in grad mode, each widening would
+    be a node of a graph that nobody wants.
     """
     status = flexkern.backends()["cpu"]
     if not status.available:
@@ -236,8 +236,11 @@ def test_operands_that_want_gradients_stay_out_of_the_graph(dtype: torch.dtype) 
             given[1] = given[1] * 1.0  # not a leaf
         with torch.no_grad():
             expected = operator(*plain)
+        probe = torch.ones(1, requires_grad=True)
         with torch.enable_grad():
+            first = (probe * 1.0).grad_fn._sequence_nr()  # nodes of graphs are numbered as they are made
             counts = operator(*given)
+            assert (probe * 1.0).grad_fn._sequence_nr() == first + 1
         assert torch.equal(counts, expected)
         assert same_bits(given[weight].detach(), plain[weight])
         assert not counts.requires_grad
