@@ -220,8 +220,8 @@ def test_fake_tensors(backend: str) -> None:
 def test_operands_that_want_gradients_stay_out_of_the_graph(dtype: torch.dtype) -> None:
     """The compiled operator itself, in grad mode: autograd hears nothing of the products that it is made of.
 
-    As where x is the output of the layer before: were bfloat16 operands widened in grad mode, each widening would
-    be a node of a graph that nobody wants.
+    As where x is the output of the layer before: bfloat16 operands that are widened in grad mode would each
+    make a node of a graph that nobody wants.
     """
     status = flexkern.backends()["cpu"]
     if not status.available:
