@@ -5,15 +5,21 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc build_tools -type f -not -name '*.pyc')
+# Test processes, and which tests they run; each may take 2 GB of memory.
+PROCESSES ?= 2
+SELECT ?= not slow and not gpu
+# Editable, so that a change of a Python file needs no new installation; a change of csrc/ builds again. pip would
+# compile all in a new folder each time: with this one a second installation compiles only what has changed.
+INSTALL := FLEXKERN_BUILD_DIR=$(CURDIR)/build/cmake $(BIN)/pip install --editable
+SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc build_tools flexkern/spec -type f -not -name '*.pyc')
 
-.PHONY: demo test lint bench gpu-check clean
+.PHONY: demo test lint bench mutate gpu-check clean
 
 demo: $(VENV)/.demo
 	$(BIN)/flexkern demo
 
 test: $(VENV)/.test
-	$(BIN)/pytest -m "not slow and not gpu"
+	$(BIN)/pytest -n $(PROCESSES) --dist worksteal -m "$(SELECT)"
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -26,6 +32,11 @@ bench: $(VENV)/.test
 	$(BIN)/flexkern bench
 	$(BIN)/python -m flexkern.benchmarks.publish
 
+# Breaks the code in some sixty ways, one at a time, and says which of them no test notices: see scripts/mutate.py.
+# It takes an hour or two: by hand, or once a week. `make mutate ONLY=fields` tries those with that in their name.
+mutate: $(VENV)/.test
+	$(BIN)/python scripts/mutate.py $(ONLY)
+
 # On a machine with an NVIDIA GPU, with the torch that is there and no network: see scripts/gpu_check.py.
 gpu-check:
 	$(PYTHON) scripts/gpu_check.py
@@ -36,18 +47,18 @@ $(VENV)/.torch:
 	$(BIN)/pip install $(TORCH) numpy
 	touch $@
 
-# Editable, so that a change of a Python file needs no new installation; a change of csrc/ builds again.
 $(VENV)/.demo: $(VENV)/.torch $(SOURCES)
-	$(BIN)/pip install --editable '.[cli,vit]'
+	$(INSTALL) '.[cli,vit]'
 	touch $@
 
 $(VENV)/.test: $(VENV)/.torch $(SOURCES)
-	$(BIN)/pip install --editable '.[test]'
+	$(INSTALL) '.[test]'
 	touch $@ $(VENV)/.demo
 
-$(VENV)/.dev: $(VENV)/.test
-	$(BIN)/pip install --editable '.[dev]'
-	touch $@
+# Has all that the other two have: one installation serves for them, too.
+$(VENV)/.dev: $(VENV)/.torch $(SOURCES)
+	$(INSTALL) '.[dev]'
+	touch $@ $(VENV)/.test $(VENV)/.demo
 
 clean:
 	rm -rf $(VENV) build out *.egg-info flexkern/lib flexkern/_core*.so

@@ -23,7 +23,8 @@ class CMakeBuild(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         package = Path(self.get_ext_fullpath(ext.name)).resolve().parent
-        build = Path(self.build_temp).resolve()
+        # pip gives each build a new temporary folder; in one that stays only what has changed is compiled.
+        build = Path(os.environ.get("FLEXKERN_BUILD_DIR") or self.build_temp).resolve()
         torch = find_torch()
         if torch is None:
             raise SystemExit(
@@ -35,10 +36,13 @@ class CMakeBuild(build_ext):
             f"-S{ROOT}",
             f"-B{build}",
             "-GNinja",
+            "-UFLEXKERN_*",  # what the last build in this folder was told
             f"-DCMAKE_INSTALL_PREFIX={package}",
             f"-DFLEXKERN_TORCH_DIR={torch}",
             f"-DPython_EXECUTABLE={sys.executable}",
         ]
+        if ninja := shutil.which("ninja"):  # of this build's environment: the last one's may be gone
+            configure.append(f"-DCMAKE_MAKE_PROGRAM={ninja}")
         if archs := os.environ.get("FLEXKERN_CUDA_ARCHS"):
             configure.append(f"-DFLEXKERN_CUDA_ARCHS={archs.replace(',', ';')}")
         if os.environ.get("FLEXKERN_CUDA") == "0":

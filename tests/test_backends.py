@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from flexkern import BackendError, Field, backends, ops, use_backend
-from flexkern.backends import NAMES, requested
+from flexkern.backends import NAMES, Status, requested
 from helpers.children import PACKAGE, run_python
 
 needs_cpu = pytest.mark.skipif(not backends()["cpu"].available, reason=backends()["cpu"].reason)
@@ -38,8 +38,20 @@ def test_every_backend_has_a_reason() -> None:
 
 
 def test_the_answer_is_a_copy() -> None:
-    backends()["reference"] = None
-    assert backends()["reference"].available
+    """Whoever changes it changes nothing of what runs."""
+    answer, before = backends(), dict(backends())
+    answer.pop("cpu")
+    answer["reference"] = Status(False, "taken away")
+    answer["triton"] = Status(True, "made up")
+    assert backends() == before
+    with use_backend("reference"):  # still allowed, and still what runs
+        assert requested() == "reference"
+        weight = torch.ones(3)
+        ops.gated_sgd_(weight, torch.ones(3), None, lr=0.5)
+    assert weight.tolist() == [0.5] * 3
+    for name in missing():  # still refused
+        with pytest.raises(BackendError):
+            use_backend(name)
 
 
 def test_use_backend_as_a_call() -> None:

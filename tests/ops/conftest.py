@@ -8,6 +8,9 @@ import pytest
 import torch
 
 import flexkern
+from helpers.interpreter import quicken
+
+quicken()
 
 
 @pytest.fixture(params=["reference", "cpu"])

@@ -14,6 +14,7 @@ from torch import Tensor
 from flexkern import Field, Purpose, ops, reference
 from flexkern.fields import Kind
 from flexkern.ops.field import FILL
+from flexkern.optim import MetaplasticSGD
 from flexkern.spec import constants
 from helpers.judge import same_bits
 
@@ -306,3 +307,27 @@ def test_only_a_field_is_materialized() -> None:
 def test_a_seed_is_an_integer(seed: object) -> None:
     with pytest.raises(TypeError, match="seed"):
         Field.uniform(seed)
+
+
+def test_a_uniform_field_of_one_value(backend: str) -> None:
+    """An anchor may be one; a flexibility is refused: (low, high) is empty, and a number says it plainly."""
+    assert ops.materialize(Field.uniform(3, low=0.25, high=0.25), (2, 3)).tolist() == [[0.25] * 3] * 2
+    for low, high in ((0.25, 0.25), (0.0, 0.0), (1.0, 1.0), (0.5, 0.25)):
+        assert not Field.uniform(3, low=low, high=high).is_flexibility()
+        weight = torch.zeros(2, 3)
+        with pytest.raises(ValueError, match="flexibility must"):
+            ops.metaplastic_sgd_(
+                weight,
+                torch.ones(2, 3),
+                torch.zeros(2, 3),
+                Field.uniform(3, low=low, high=high),
+                lr=0.1,
+                scale=1.0,
+            )
+        assert not weight.any()
+        with pytest.raises(ValueError, match=r"uniform with 0 <= low < high <= 1"):
+            MetaplasticSGD(
+                [torch.nn.Parameter(weight)], 0.1, scale=1.0, flexibility=Field.uniform(3, low=low, high=high)
+            )
+    for low, high in ((0.0, 1.0), (0.0, 1e-6), (0.25, 0.75)):
+        assert Field.uniform(3, low=low, high=high).is_flexibility()

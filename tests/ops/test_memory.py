@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+import flexkern
 from flexkern import ops
+from flexkern.ops.metaplastic import SGD
 from helpers import judge
 from helpers.arguments import SHAPE, gated, refuses, step_arguments
 from helpers.judge import make_inputs, same_bits
@@ -91,6 +93,45 @@ def test_neighbours_in_memory_are_no_overlap(backend: str) -> None:
     ops.metaplastic_sgd_(*columns[:4], lr=0.1, scale=20.0)
     ops.metaplastic_sgd_(*y[:4], lr=0.1, scale=20.0)
     assert same_bits(x.weight, y.weight)
+
+
+# --------------------------------------------------------------------------- extents inside others
+
+
+def nested() -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Weights, gradients and anchors of which the second weight lies inside the first gradient.
+
+    Between them, in the order in which they begin, lies the second gradient, which ends before the weight
+    begins: what is remembered has to be how far any of them reached, not the last.
+    """
+    memory = torch.arange(100.0)
+    weights = [torch.zeros(100), memory[50:60]]
+    grads = [memory, memory[10:20]]
+    return weights, grads, [torch.zeros(100), torch.zeros(10)]
+
+
+def test_an_extent_inside_a_larger_one_with_a_third_between(backend: str) -> None:
+    weights, grads, anchors = nested()
+    arguments = {"weight": weights, "grad": grads, "anchor": anchors, "flexibility": [0.5, 0.5]}
+    refuses(ops.metaplastic_sgd_, {**arguments, "lr": 0.1, "scale": 20.0}, (ValueError, RuntimeError), SHARED)
+    gate = {"weight": weights, "grad": grads, "alpha": None, "lr": 0.1}
+    refuses(ops.gated_sgd_, gate, (ValueError, RuntimeError), SHARED)
+
+
+@pytest.mark.parametrize("name", ["reference", "cpu"])
+def test_each_operator_itself_refuses_it(name: str) -> None:
+    """Also where a check before it has not looked: the compiled operators have a check of their own."""
+    if not flexkern.backends()[name].available:
+        pytest.skip(flexkern.backends()[name].reason)
+    weights, grads, anchors = nested()
+    flexibilities = [torch.full((100,), 0.5), torch.full((10,), 0.5)]
+    before = [t.clone() for t in (*weights, *grads)]
+    with pytest.raises((ValueError, RuntimeError), match=SHARED):
+        SGD.on(name)(weights, grads, anchors, flexibilities, 0.1, 20.0)
+    assert all(same_bits(t, b) for t, b in zip((*weights, *grads), before, strict=True))
+    # and neighbours of the same extents are stepped
+    SGD.on(name)([weights[0], torch.zeros(10)], grads, anchors, flexibilities, 0.1, 20.0)
+    assert not same_bits(weights[0], before[0])
 
 
 # --------------------------------------------------------------------------- autograd

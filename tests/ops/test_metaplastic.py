@@ -248,12 +248,39 @@ def test_a_list_is_its_tensors_one_by_one(backend: str, dtype: torch.dtype) -> N
 
 
 def test_a_list_of_nothing(backend: str) -> None:
-    ops.metaplastic_sgd_([], [], [], [], lr=0.1, scale=1.0)
-    ops.gated_sgd_([], [], None, lr=0.1)
+    """It computes nothing, and goes with nothing only."""
+    with torch.profiler.profile() as profiler:
+        assert ops.metaplastic_sgd_([], [], [], [], lr=0.1, scale=1.0) is None
+        assert ops.gated_sgd_([], [], None, lr=0.1) is None
+    assert not [event.name for event in profiler.events() if "::" in event.name]
+    grad = torch.ones(2)
+    for call in (
+        lambda: ops.metaplastic_sgd_([], [grad], [], [], lr=0.1, scale=1.0),
+        lambda: ops.gated_sgd_([], [grad], None, lr=0.1),
+    ):
+        with pytest.raises(ValueError, match="grad has 1 entries but weight has 0"):
+            call()
+    with pytest.raises(ValueError, match="anchor has 0 entries but weight has 1"):
+        ops.metaplastic_sgd_([torch.ones(2)], [grad], [], [], lr=0.1, scale=1.0)
+
+
+def test_empty_tensors_stay_as_they_are_beside_one_that_steps(backend: str) -> None:
+    x, alone = make_inputs((5,), 1), make_inputs((5,), 1)
     empty = [torch.empty(0), torch.empty(0, 3)]
+    weights = [empty[0], x.weight, empty[1]]
+    ops.metaplastic_sgd_(
+        weights, [torch.empty(0), x.grad, torch.empty(0, 3)], [torch.empty(0), x.anchor, torch.empty(0, 3)],
+        [0.5, x.flexibility, 0.5], lr=0.1, scale=20.0,
+    )  # fmt: skip
+    ops.metaplastic_sgd_(alone.weight, alone.grad, alone.anchor, alone.flexibility, lr=0.1, scale=20.0)
+    assert [tuple(w.shape) for w in weights] == [(0,), (5,), (0, 3)]
+    assert same_bits(x.weight, alone.weight)
+    assert not same_bits(x.weight, make_inputs((5,), 1).weight)
+    # and with nothing but empty ones
     ops.metaplastic_sgd_(
         empty, [t.clone() for t in empty], [t.clone() for t in empty], [0.5, 0.5], lr=0.1, scale=1.0
     )
+    assert [tuple(t.shape) for t in empty] == [(0,), (0, 3)]
 
 
 # --------------------------------------------------------------------------- numbers

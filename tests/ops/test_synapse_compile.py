@@ -214,6 +214,42 @@ def test_fake_tensors(backend: str) -> None:
         assert [(t.dtype, tuple(t.shape)) for t in done] == [(torch.int32, (5,))] * 2
 
 
+# --------------------------------------------------------------------------- inside a graph
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, BF16], ids=str)
+def test_operands_that_want_gradients_stay_out_of_the_graph(dtype: torch.dtype) -> None:
+    """The compiled operator itself, in grad mode: autograd hears nothing of the products that it is made of.
+
+    As where x is the output of the layer before: bfloat16 operands that are widened in grad mode would each
+    make a node of a graph that nobody wants.
+    """
+    status = flexkern.backends()["cpu"]
+    if not status.available:
+        pytest.skip(status.reason)
+    operator, (weight, batch, post) = LINEAR.on("cpu"), (0, (1, 2), 6)
+    for wanted in ((weight,), batch, (weight, *batch)):
+        plain, given = (list(entry(dtype, linear=True, drive="hebbian", hebbian=True)) for _ in range(2))
+        for i in wanted:
+            given[i].requires_grad_()
+        if batch[0] in wanted:
+            given[post][0].requires_grad_()
+            given[1] = given[1] * 1.0  # not a leaf
+        with torch.no_grad():
+            expected = operator(*plain)
+        probe = torch.ones(1, requires_grad=True)
+        with torch.enable_grad():
+            first = (probe * 1.0).grad_fn._sequence_nr()  # nodes of graphs are numbered as they are made
+            counts = operator(*given)
+            assert (probe * 1.0).grad_fn._sequence_nr() == first + 1
+        assert torch.equal(counts, expected)
+        assert same_bits(given[weight].detach(), plain[weight])
+        assert not counts.requires_grad
+        assert given[weight].grad_fn is None
+        assert all(given[i].grad is None for i in wanted if given[i].is_leaf)
+        assert torch.is_grad_enabled()  # as it was before
+
+
 # --------------------------------------------------------------------------- which implementation runs
 
 

@@ -9,6 +9,9 @@ import pytest
 import torch
 
 import flexkern
+from helpers.interpreter import quicken
+
+quicken()
 
 
 @pytest.fixture

@@ -129,7 +129,7 @@ def test_every_step_is_that_of_the_product(dtype: Any, gate: str, rule: dict[str
                 g = g + mu * new if rule.get("nesterov") else new
                 size = (1 + mu) * size
             expected = before[i] - lr * alpha[i] * g
-            # 14 roundings of the rule and 16 of alpha: tests/test_optim.py counts them.
+            # 14 roundings of the rule and 16 of alpha: tests/optim/test_optim.py counts them.
             tolerance = u * (exact(i).abs() + lr * size * (roundings + 14 + 16))
             assert ((exact(i) - expected).abs() <= tolerance).all()
             assert torch.equal(w, exact(i).to(w.dtype))
