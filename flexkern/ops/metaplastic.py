@@ -21,7 +21,7 @@ from flexkern.ops.steps import (
     states_and_master,
 )
 
-__all__ = ["gated_sgd_", "metaplastic_gate", "metaplastic_sgd_"]
+__all__ = ["gated_sgd_", "gated_step_by_rule", "metaplastic_gate", "metaplastic_sgd_", "step_by_rule"]
 
 GATE = Operator("metaplastic_gate")
 SGD = Operator("metaplastic_sgd_")
@@ -119,14 +119,8 @@ def metaplastic_sgd_(
 
     Source: arXiv 2407.07133, section 2.
     """
-    states = {"momentum_buffer": momentum_buffer}
-    attempt = None
-    if tries_compiled():
-        sources = quick_sources(anchor, flexibility)
-        if sources is not None:
-            attempt = _attempt(SGD, weight, grad, sources, None, lr, scale, states, master, nonfinite, rule)
-    SGD(attempt, _checked_step, SGD, "metaplastic_sgd_", weight, grad, anchor, flexibility,
-        lr, scale, states, master, nonfinite, rule)  # fmt: skip
+    step_by_rule(SGD, weight, grad, anchor, flexibility, lr, scale,
+                 {"momentum_buffer": momentum_buffer}, master, nonfinite, rule)  # fmt: skip
 
 
 def gated_sgd_(
@@ -150,17 +144,58 @@ def gated_sgd_(
 
     The other arguments, and what is raised, are those of :func:`metaplastic_sgd_`.
     """
-    states = {"momentum_buffer": momentum_buffer}
+    gated_step_by_rule(SGD, "gated_sgd_", weight, grad, alpha, lr,
+                       {"momentum_buffer": momentum_buffer}, master, nonfinite, rule)  # fmt: skip
+
+
+# ------------------------------------------------------------------ the step of any rule
+
+
+def step_by_rule(
+    operator: Operator,
+    weight: Any,
+    grad: Any,
+    anchor: Any,
+    flexibility: Any,
+    lr: float | Tensor,
+    scale: float | Tensor,
+    states: dict[str, Any],
+    master: Any,
+    nonfinite: str,
+    numbers: dict[str, Any],
+) -> None:
+    """:func:`metaplastic_sgd_` by the operator of any rule; ``states`` are its states by name."""
+    attempt = None
+    if tries_compiled():
+        sources = quick_sources(anchor, flexibility)
+        if sources is not None:
+            attempt = _attempt(
+                operator, weight, grad, sources, None, lr, scale, states, master, nonfinite, numbers
+            )
+    operator(attempt, _checked_step, operator, weight, grad, anchor, flexibility,
+             lr, scale, states, master, nonfinite, numbers)  # fmt: skip
+
+
+def gated_step_by_rule(
+    operator: Operator,
+    name: str,
+    weight: Any,
+    grad: Any,
+    alpha: Any,
+    lr: float | Tensor,
+    states: dict[str, Any],
+    master: Any,
+    nonfinite: str,
+    numbers: dict[str, Any],
+) -> None:
+    """:func:`gated_sgd_` by the operator of any rule, for the function of this name."""
     attempt = None
     if tries_compiled():
         count = len(weight) if isinstance(weight, (list, tuple)) else 1
         sources = free(count) if alpha is None else (None, None, None, None)
-        attempt = _attempt(SGD, weight, grad, sources, alpha, lr, 1.0, states, master, nonfinite, rule)
-    SGD(attempt, _checked_gated_step, SGD, "gated_sgd_", weight, grad, alpha,
-        lr, states, master, nonfinite, rule)  # fmt: skip
-
-
-# ------------------------------------------------------------------ the step of any rule
+        attempt = _attempt(operator, weight, grad, sources, alpha, lr, 1.0, states, master, nonfinite, numbers)
+    operator(attempt, _checked_gated_step, operator, name, weight, grad, alpha,
+             lr, states, master, nonfinite, numbers)  # fmt: skip
 
 
 def _attempt(
@@ -203,7 +238,6 @@ def _attempt(
 
 def _checked_step(
     operator: Operator,
-    name: str,
     weight: Any,
     grad: Any,
     anchor: Any,
@@ -215,8 +249,7 @@ def _checked_step(
     nonfinite: str,
     numbers: dict[str, Any],
 ) -> None:
-    assert operator.spec.rule is not None
-    rule = rule_of(operator.spec.rule, numbers, name)
+    rule = rule_of(operator, numbers, operator.spec.name)
     weights, grads = check_step(weight, grad, lr, rule, nonfinite)
     if not weights:
         return
@@ -243,8 +276,7 @@ def _checked_gated_step(
     nonfinite: str,
     numbers: dict[str, Any],
 ) -> None:
-    assert operator.spec.rule is not None
-    rule = rule_of(operator.spec.rule, numbers, name)
+    rule = rule_of(operator, numbers, name)
     weights, grads = check_step(weight, grad, lr, rule, nonfinite)
     if not weights:
         return

@@ -8,7 +8,7 @@ of flexkern, because the build reads it where torch cannot be imported.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, make_dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -29,6 +29,7 @@ __all__ = [
     "check_extents",
     "number",
     "operator",
+    "operator_of_each_rule",
     "single",
 ]
 
@@ -323,6 +324,25 @@ def check_extents(extents: list[tuple[int, int, bool]]) -> None:
 # Attributes of a declaration that stand for what its rule declares.
 STATES, NUMBERS = "states", "rule"
 _Record = TypeVar("_Record", bound=type)
+
+
+def operator_of_each_rule(
+    rules: Iterable[type[Rule]], *, returns: str, one: bool = False, lacks: dict[str, str] | None = None
+) -> Callable[[_Record], _Record]:
+    """Declares the operators of a family that exist for each rule: decorates the class of what they share.
+
+    Its docstring begins with what such an operator does; the operators' own classes are named after the rule.
+    """
+
+    def declare(declared: _Record) -> _Record:
+        family = declared.__module__.rpartition(".")[2]
+        for rule in rules:
+            own = type(f"{rule.NAME}{declared.__name__}", (declared,), {"__doc__": declared.__doc__})
+            own.__module__ = declared.__module__
+            operator(rule.operator(family), returns=returns, one=one, lacks=lacks, rule=rule)(own)
+        return declared
+
+    return declare
 
 
 def operator(
