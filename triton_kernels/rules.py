@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from flexkern.spec import Rule, SgdRule
+from flexkern.spec.rules import Rule, SgdRule
 
 __all__ = ["MOST_STATES", "NUMBERS", "SGD", "VARIANTS", "direction", "rule_numbers", "rule_of", "state_bits"]
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .declare import argument, operator_of_each_rule
+from .argument import argument
+from .declare import operator_of_each_rule
 from .layers import Layer
 from .metaplastic import FLOATS
 from .rules import RULES

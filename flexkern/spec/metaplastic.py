@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from .declare import EXACT, Arguments, argument, number, operator, operator_of_each_rule
+from .argument import EXACT, argument, number
+from .declare import operator, operator_of_each_rule
+from .record import Arguments
 from .rules import RULES
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
-from .declare import LARGEST_NUMBER, number
+from .argument import LARGEST_NUMBER, number
 
 __all__ = ["RULES", "Rule", "SgdRule"]
 

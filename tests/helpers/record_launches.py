@@ -22,7 +22,7 @@ from flexkern.ops.mask import PACK, UNPACK
 from flexkern.ops.metaplastic import GATE, SGD
 from flexkern.ops.synapse import SYNAPSE
 from flexkern.triton_kernels import adapter, aot, field, linear, mask, metaplastic, synapse
-from flexkern.triton_kernels.registry import all_variants
+from flexkern.triton_kernels.catalogue import all_variants
 from flexkern.triton_kernels.variant import Variant
 
 TARGET = "cuda:90"
