@@ -288,7 +288,7 @@ def _checked_gated_step(
         for w, value in zip(weights, alphas, strict=True):
             checks.check_matches(value, "alpha", w, allowed)
     sources = free(len(weights)) if alpha is None else Sources((), (), None, None)
-    _run(operator, weights, grads, sources, alphas, lr, 1.0, states, master, nonfinite, rule)
+    _run(operator, weights, grads, sources, alphas, lr, 1.0, states, master, nonfinite, rule, name)
 
 
 def _run(
@@ -303,9 +303,10 @@ def _run(
     master: Any,
     nonfinite: str,
     rule: Any,
+    public_name: str | None = None,
 ) -> None:
     checked, masters = states_and_master(states, master, weights, rule)
-    backend = operator.choose(weights[0], lambda name: _takes(name, alphas))
+    backend = operator.choose(weights[0], lambda name: _takes(name, alphas), public_name)
     if nonfinite == "raise":
         checks.check_finite(grads)
     (lr_number, lr_tensor), (scale_number, scale_tensor) = number_and_tensor(lr), number_and_tensor(scale)
