@@ -40,13 +40,13 @@ from flexkern.triton_kernels.product import (
     product,
 )
 from flexkern.triton_kernels.rules import SGD, rule_of, state_bits
-from flexkern.triton_kernels.synapse import LAYER_SOURCES, activity, drive, load_theta, step_tile
+from flexkern.triton_kernels.synapse import LAYER_SOURCES, activity, find_converting, load_theta, step_tile
 from flexkern.triton_kernels.update import number
 from flexkern.triton_kernels.variant import Variant
 
 __all__ = ["linear_step_"]
 
-# What drives silent synapses, a constexpr of the kernel.
+# What the coincidence of silent synapses is made of, a constexpr of the kernel.
 NOBODY = tl.constexpr(0)  # no synapse is silent
 RATE = tl.constexpr(1)
 HEBBIAN = tl.constexpr(2)
@@ -79,13 +79,13 @@ def _load_silent(silent, tile, columns):
 
 
 @triton.jit
-def _drive(c, part, position, silent, threshold, insertion, INSERTS_C: tl.constexpr, ALIGNED: tl.constexpr,
+def _converting(c, part, position, silent, threshold, insertion, INSERTS_C: tl.constexpr, ALIGNED: tl.constexpr,
            OUT: tl.constexpr):  # fmt: skip
-    """The driven synapses of a part, whose coincidence is ``c``."""
+    """The synapses of a part that convert, by its coincidence ``c``."""
     tile = _tile(part, position, OUT)
     anchor_address, eta = insertion
     theta = load_theta(tile[2], tile[4] != 0, threshold)
-    return drive(
+    return find_converting(
         c, theta, _load_silent(silent, tile, position[3]), tile, anchor_address, eta, INSERTS_C, ALIGNED
     )
 
@@ -103,7 +103,7 @@ def _rate(pre, post, part, position, silent, ALIGNED: tl.constexpr, OUT: tl.cons
 @triton.jit
 def _step(
     grad,
-    driven,
+    converting,
     part,
     position,
     state,
@@ -128,10 +128,10 @@ def _step(
     was_silent = tl.zeros((OUT // 2,), tl.uint32)
     if SILENT:
         was_silent = _load_silent(silent, tile, position[3])
-    touched = groups((tile[4] & ~was_silent) | driven, ALIGNED)
+    touched = groups((tile[4] & ~was_silent) | converting, ALIGNED)
     counts_of = counts.to(tl.int64).to(tl.pointer_type(tl.int32)) + tile[2]
     addresses = (weight, master, alpha, state0, state1, state2, _words(silent, tile, position[3]), counts_of)
-    step_tile(tile, grad, was_silent, driven, touched, addresses, scale, rule, anchor, flexibility, prune,
+    step_tile(tile, grad, was_silent, converting, touched, addresses, scale, rule, anchor, flexibility, prune,
               position[2], WEIGHT_DTYPE, RULE, STATES, HELD, A_KIND, F_KIND, SILENT, ALIGNED)  # fmt: skip
 
 
@@ -203,7 +203,7 @@ def linear_kernel(
     HELD: tl.constexpr,
     A_KIND: tl.constexpr,
     F_KIND: tl.constexpr,
-    DRIVE: tl.constexpr,
+    COINCIDENCE: tl.constexpr,
     INSERTS_C: tl.constexpr,
     ALIGNED: tl.constexpr,
     ALIGNED_ROWS: tl.constexpr,
@@ -212,7 +212,7 @@ def linear_kernel(
     GROUP: tl.constexpr,
 ):
     """Steps a layer, each program one tile [OUT, 128] of it; see step_tile for the arguments' meaning."""
-    SILENT: tl.constexpr = DRIVE != NOBODY
+    SILENT: tl.constexpr = COINCIDENCE != NOBODY
     # As products, so that Triton knows that what a thread reads at once begins at multiples of 16 bytes.
     rows = row_units * (UNIT if ALIGNED_ROWS else 1)
     columns = column_units * (UNIT if ALIGNED else 1)
@@ -240,23 +240,23 @@ def linear_kernel(
     if SILENT:
         theta = (threshold, threshold_address, threshold_step)
         insertion = (a_address, eta)
-        if DRIVE == HEBBIAN:
+        if COINCIDENCE == HEBBIAN:
             some = tl.zeros((), tl.int32)
             for part in tl.range(0, 8, num_stages=1):
                 words = _load_silent(silent, _tile(part, position, OUT), columns)
                 some = tl.maximum(some, tl.max((words != 0).to(tl.int32), axis=0))
-            # Without silent synapses the product has no steps, and its 0 drives nobody.
+            # Without silent synapses the product has no steps, and its 0 converts nobody.
             c = product(post, pre, steps * some, batch, row, column, rows, columns, X_DTYPE, PRECISION,
                          ALIGNED_ROWS, ALIGNED, OUT, BATCH)  # fmt: skip
             c0, c1, c2, c3, c4, c5, c6, c7 = parts(c * inverse_batch)
             for part in tl.range(0, 8, num_stages=1, disable_licm=True):
-                d = _drive(c0, part, position, silent, theta, insertion, INSERTS_C, ALIGNED, OUT)
+                d = _converting(c0, part, position, silent, theta, insertion, INSERTS_C, ALIGNED, OUT)
                 c0, c1, c2, c3, c4, c5, c6 = c1, c2, c3, c4, c5, c6, c7
                 d0, d1, d2, d3, d4, d5, d6, d7 = d1, d2, d3, d4, d5, d6, d7, d
         else:
             for part in tl.range(0, 8, num_stages=1, disable_licm=True):
                 c0 = _rate(pre, post, part, position, silent, ALIGNED, OUT)
-                d = _drive(c0, part, position, silent, theta, insertion, INSERTS_C, ALIGNED, OUT)
+                d = _converting(c0, part, position, silent, theta, insertion, INSERTS_C, ALIGNED, OUT)
                 d0, d1, d2, d3, d4, d5, d6, d7 = d1, d2, d3, d4, d5, d6, d7, d
 
     gradient = product(grad_out, x, steps, batch, row, column, rows, columns, X_DTYPE, PRECISION, ALIGNED_ROWS,
@@ -323,14 +323,14 @@ def linear_step_(given: Linear) -> Tensor:
     weight, x, grad_out = given.weight, given.x, given.grad_out
     check_layer(given)
     rows, columns = weight.shape
-    how = NOBODY if given.silent is None else HEBBIAN if len(given.drive) == 1 else RATE
-    batches = [x, grad_out, *given.drive] if how is HEBBIAN else [x, grad_out]
+    how = NOBODY if given.silent is None else HEBBIAN if len(given.activities) == 1 else RATE
+    batches = [x, grad_out, *given.activities] if how is HEBBIAN else [x, grad_out]
     _check_batch(
         batches, ("x", "grad_out", "post")[: len(batches)], (columns, rows, rows)[: len(batches)], weight
     )
     pre = post = None
     if how is RATE:
-        pre, post = given.drive
+        pre, post = given.activities
         check_units(pre, "pre", weight, columns)
         check_units(post, "post", weight, rows)
     theta = threshold_arguments(given)
@@ -339,22 +339,24 @@ def linear_step_(given: Linear) -> Tensor:
     if weight.numel() == 0:
         return counts
     if how is HEBBIAN:
-        pre, post = x.clamp(min=0), given.drive[0].clamp(min=0)
+        pre, post = x.clamp(min=0), given.activities[0].clamp(min=0)
     addresses = layer_addresses(given)
     a, f = source_arguments(given)
     if given.silent is None and (given.alpha is not None or _is_unit(1.0, f)):
         a = NOTHING  # alpha is there, or 1 whatever the anchor: it is neither read nor drawn
-    drives = [0 if t is None else t.data_ptr() for t in (pre, post)]
+    units_at = [0 if t is None else t.data_ptr() for t in (pre, post)]
     batch_addresses = [x.data_ptr(), grad_out.data_ptr()]
-    aligned = columns % UNIT.value == 0 and is_aligned([*addresses, batch_addresses[0], drives[0]], a, f)
-    aligned_rows = rows % UNIT.value == 0 and not any(at % ALIGNMENT for at in (batch_addresses[1], drives[1]))
+    aligned = columns % UNIT.value == 0 and is_aligned([*addresses, batch_addresses[0], units_at[0]], a, f)
+    aligned_rows = rows % UNIT.value == 0 and not any(
+        at % ALIGNMENT for at in (batch_addresses[1], units_at[1])
+    )
     precision = _precision(x.dtype)
     variant = arithmetic(x.dtype, precision) + ("" if given.silent is None else "-silent")
     cut = config("linear", variant, architecture(weight.device), bounded=aligned and aligned_rows)
     programs = triton.cdiv(rows, cut["out"]) * triton.cdiv(columns, IN.value)
     with torch.cuda.device_of(weight):
         linear_kernel[(programs,)](
-            *addresses, counts.data_ptr(), *batch_addresses, *drives, len(x),
+            *addresses, counts.data_ptr(), *batch_addresses, *units_at, len(x),
             rows // UNIT.value if aligned_rows else rows, columns // UNIT.value if aligned else columns,
             1.0 / len(x) if len(x) else math.nan, *theta, float(given.eta), float(given.prune),
             *rule, *a[1:], *f[1:],
@@ -371,8 +373,8 @@ def linear_step_(given: Linear) -> Tensor:
 
 def ahead_of_time() -> Iterator[Variant]:
     """What launches ask the compiler for: see :mod:`.variant`."""
-    drives = {"": NOBODY, "-hebbian": HEBBIAN}
-    for x, (suffix, how), sources in itertools.product(PRODUCTS, drives.items(), ("stored", "mixed")):
+    coincidences = {"": NOBODY, "-hebbian": HEBBIAN}
+    for x, (suffix, how), sources in itertools.product(PRODUCTS, coincidences.items(), ("stored", "mixed")):
         yield _variant(f"{x}-{sources}{suffix}", x, sources, how)
     yield _variant("bf16-stored-rate", "bf16", "stored", RATE)
     yield _variant("bf16-held", "bf16", "held", NOBODY)
@@ -387,7 +389,7 @@ def _variant(name: str, x: str, sources: str, how: tl.constexpr, weight: Any = t
     constants = {
         "WEIGHT_DTYPE": weight, "X_DTYPE": TRITON_DTYPES[dtype], "PRECISION": precision, "RULE": SGD.value,
         "STATES": 0,
-        **layer, "DRIVE": how.value, "INSERTS_C": False, "ALIGNED": True, "ALIGNED_ROWS": True,
+        **layer, "COINCIDENCE": how.value, "INSERTS_C": False, "ALIGNED": True, "ALIGNED_ROWS": True,
     }  # fmt: skip
     silent = "" if how is NOBODY else "-silent"
     return Variant(

@@ -41,7 +41,7 @@ from flexkern.triton_kernels.rules import SGD, rule_of, state_bits
 from flexkern.triton_kernels.update import finite, gate, number, step
 from flexkern.triton_kernels.variant import Variant
 
-__all__ = ["activity", "drive", "load_theta", "step_tile", "synapse_step_"]
+__all__ = ["activity", "find_converting", "load_theta", "step_tile", "synapse_step_"]
 
 
 @triton.jit
@@ -59,17 +59,17 @@ def load_theta(rows, exist, threshold):
 
 
 @triton.jit
-def drive(c, theta, silent, tile, anchor_address, eta, HEBBIAN: tl.constexpr, ALIGNED: tl.constexpr):
-    """uint32 [T]: the silent synapses that are driven hard enough, by the coincidence ``c`` [T, 32].
+def find_converting(c, theta, silent, tile, anchor_address, eta, HEBBIAN: tl.constexpr, ALIGNED: tl.constexpr):
+    """uint32 [T]: the silent synapses whose coincidence, in ``c`` [T, 32], reaches the threshold.
 
     Hebbian insertion makes eta c their anchor, here and now: from then on it is as if that had been their
     initial draw. So a coincidence need not be kept for the step.
     """
-    driven = lanes(silent) & (c >= theta[:, None]) & finite(c)
+    converting = lanes(silent) & (c >= theta[:, None]) & finite(c)
     if HEBBIAN:
         inserted = eta * c
-        driven = driven & finite(inserted)
-    words = pack(driven)
+        converting = converting & finite(inserted)
+    words = pack(converting)
     if HEBBIAN:
         # Alone, not in groups: few are stored. The barrier, because other threads may read them.
         store_synapses(anchor_address, tile, words, inserted, tl.float32, False)
@@ -82,7 +82,7 @@ def step_tile(
     tile,
     grad,
     silent,
-    driven,
+    converting,
     touched,
     addresses,
     scale,
@@ -102,8 +102,8 @@ def step_tile(
 ):
     """Steps the functional synapses of a tile with the gradient ``grad`` [T, 32], converts and prunes.
 
-    ``silent`` and ``driven`` are words; ``touched``, from :func:`matrix.groups`, are the functional and the
-    driven ones with what is accessed with them: silent synapses among these are written back as they were.
+    ``silent`` and ``converting`` are words; ``touched``, from :func:`matrix.groups`, are the functional and the
+    converting ones with what is accessed with them: silent synapses among these are written back as they were.
     ``addresses`` are those of weight, master, alpha and states, and pointers to the tile's words and to the
     counts of its rows; the counts of what was pruned follow ``all_rows`` later.
     """
@@ -123,8 +123,8 @@ def step_tile(
         alpha = load_synapses(alpha_address, tile, touched, tl.float32, ALIGNED)
         a = weight
         if SILENT:  # noqa: SIM102 - a constexpr; only what is inserted needs an anchor
-            if tl.max(driven, axis=0) != 0:
-                a = source_synapses(anchor, tile, groups(driven, ALIGNED), A_KIND, ALIGNED)
+            if tl.max(converting, axis=0) != 0:
+                a = source_synapses(anchor, tile, groups(converting, ALIGNED), A_KIND, ALIGNED)
     else:
         a = source_synapses(anchor, tile, touched, A_KIND, ALIGNED)
         f = source_synapses(flexibility, tile, touched, F_KIND, ALIGNED)
@@ -134,7 +134,7 @@ def step_tile(
     )
     if SILENT:
         functional = lanes(tile[4] & ~silent)
-        converts = lanes(driven) & finite(a)
+        converts = lanes(converting) & finite(a)
         prunes = functional & (tl.abs(weight) < prune) & (tl.abs(new_weight) < prune)
         changes = converts | prunes
         new_weight = tl.where(functional, new_weight, weight)
@@ -269,9 +269,9 @@ def synapse_kernel(
         c = activity(load_units(post, row, row_exists))[:, None] * pre_values
     else:
         c = load_synapses(coincidence, tile, silent_groups, tl.float32, ALIGNED)
-    driven = drive(c, theta, was_silent, tile, a_address, eta, HEBBIAN, ALIGNED)
+    converting = find_converting(c, theta, was_silent, tile, a_address, eta, HEBBIAN, ALIGNED)
 
-    touched = groups((inside & ~was_silent) | driven, ALIGNED)
+    touched = groups((inside & ~was_silent) | converting, ALIGNED)
     gradients = load_synapses(grad, tile, touched, GRAD_DTYPE, ALIGNED)
     counts_of = counts.to(tl.pointer_type(tl.int32)) + row
     addresses = (weight, master, alpha, state0, state1, state2, words_pointers, counts_of)
@@ -281,7 +281,8 @@ def synapse_kernel(
     flexibility = (f_address, f_seed, f_stream, f_offset, f_purpose,
                    tl.full((), f_p0, tl.float32), tl.full((), f_p1, tl.float32))  # fmt: skip
     step_scale = number(scale, scale_address)
-    step_tile(tile, gradients, was_silent, driven, touched, addresses, step_scale, rule, anchor, flexibility,
+    step_tile(tile, gradients, was_silent, converting, touched, addresses, step_scale, rule, anchor,
+              flexibility,
               prune, rows, WEIGHT_DTYPE, RULE, STATES, HELD, A_KIND, F_KIND, True, ALIGNED)  # fmt: skip
 
 
@@ -302,12 +303,12 @@ def synapse_step_(given: Synapse) -> Tensor:
     if grad.dtype not in (weight.dtype, torch.float32):
         raise TypeError(f"grad must be {weight.dtype} or torch.float32, got {grad.dtype}")
     check_tensors([grad], "grad", [weight], grad.dtype)
-    rate = len(given.drive) == 2
+    rate = len(given.activities) == 2
     if rate:
-        check_units(given.drive[0], "pre", weight, weight.shape[1])
-        check_units(given.drive[1], "post", weight, weight.shape[0])
+        check_units(given.activities[0], "pre", weight, weight.shape[1])
+        check_units(given.activities[1], "post", weight, weight.shape[0])
     else:
-        check_tensors(given.drive, "coincidence", [weight], torch.float32)
+        check_tensors(given.activities, "coincidence", [weight], torch.float32)
     theta = threshold_arguments(given)
     rule = rule_arguments(given)
     rows, columns = weight.shape
@@ -316,9 +317,9 @@ def synapse_step_(given: Synapse) -> Tensor:
         return counts
     addresses = layer_addresses(given)
     a, f = source_arguments(given)
-    driven = [t.data_ptr() for t in given.drive]
-    drives = [0, *driven] if rate else [*driven, 0, 0]
-    aligned = columns % 4 == 0 and is_aligned([*addresses, grad.data_ptr(), *drives[:2]], a, f)
+    listed = [t.data_ptr() for t in given.activities]
+    units_at = [0, *listed] if rate else [*listed, 0, 0]
+    aligned = columns % 4 == 0 and is_aligned([*addresses, grad.data_ptr(), *units_at[:2]], a, f)
     stored = a[0] == f[0] == Kind.STORED
     variant = "held" if given.alpha is not None else "stored" if stored else "mixed"
     cut = config("synapse", variant, architecture(weight.device))
@@ -326,7 +327,7 @@ def synapse_step_(given: Synapse) -> Tensor:
     programs = triton.cdiv(rows * triton.cdiv(columns, 32), words)
     with torch.cuda.device_of(weight):
         synapse_kernel[(programs,)](
-            addresses[0], grad.data_ptr(), *addresses[1:], counts.data_ptr(), *drives, rows,
+            addresses[0], grad.data_ptr(), *addresses[1:], counts.data_ptr(), *units_at, rows,
             columns // 4 if aligned else columns, *theta,
             float(given.eta), float(given.prune), *rule, *a[1:], *f[1:],
             TRITON_DTYPES[weight.dtype], TRITON_DTYPES[grad.dtype], rule_of(given.rule),

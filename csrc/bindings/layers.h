@@ -47,7 +47,7 @@ inline const Tensor* pointer(const std::optional<Tensor>& tensor) {
   return tensor.has_value() ? &*tensor : nullptr;
 }
 
-// Everything but the gradient (for linear_step_ pass the weight in its place), the drive and the counts.
+// Everything but the gradient (for linear_step_ pass the weight in its place), the activities and the counts.
 template <class Given>
 LayerCall<typename Given::Rule> decode_layer(const Given& given, const Tensor& grad) {
   using Rule = typename Given::Rule;
@@ -88,24 +88,26 @@ LayerCall<typename Given::Rule> decode_layer(const Given& given, const Tensor& g
 
 // A coincidence matrix, or mean activities pre and post.
 template <class Rule>
-void decode_drive(SynapseLayer<Rule>& layer, const Tensor& weight, const Tensors& drive) {
-  FLEXKERN_CHECK(drive.size() == 1 || drive.size() == 2, "drive must be a coincidence matrix, or pre and post");
-  const bool rate = drive.size() == 2;
-  for (size_t i = 0; i < drive.size(); ++i) {
+void decode_activities(SynapseLayer<Rule>& layer, const Tensor& weight, const Tensors& activities) {
+  FLEXKERN_CHECK(activities.size() == 1 || activities.size() == 2,
+                 "activities must be a coincidence matrix, or pre and post");
+  const bool rate = activities.size() == 2;
+  for (size_t i = 0; i < activities.size(); ++i) {
     const bool fits =
-        rate ? drive[i].dim() == 1 && drive[i].size(0) == (i == 0 ? layer.columns : layer.rows)
-             : drive[i].dim() == 2 && drive[i].size(0) == layer.rows && drive[i].size(1) == layer.columns;
-    FLEXKERN_CHECK(fits && drive[i].scalar_type() == ScalarType::Float && drive[i].is_contiguous() &&
-                       drive[i].device().type() == kDevice &&
-                       drive[i].get_device_index() == weight.get_device_index(),
-                   "drive must be contiguous float32 on the weight's device, a coincidence of its size or one "
+        rate ? activities[i].dim() == 1 && activities[i].size(0) == (i == 0 ? layer.columns : layer.rows)
+             : activities[i].dim() == 2 && activities[i].size(0) == layer.rows &&
+                   activities[i].size(1) == layer.columns;
+    FLEXKERN_CHECK(fits && activities[i].scalar_type() == ScalarType::Float && activities[i].is_contiguous() &&
+                       activities[i].device().type() == kDevice &&
+                       activities[i].get_device_index() == weight.get_device_index(),
+                   "activities must be contiguous float32 on the weight's device, a coincidence of its size or one "
                    "activity for each column and each row");
   }
   if (rate) {
-    layer.pre = data<float>(drive[0]);
-    layer.post = data<float>(drive[1]);
+    layer.pre = data<float>(activities[0]);
+    layer.post = data<float>(activities[1]);
   } else {
-    layer.coincidence = data<float>(drive[0]);
+    layer.coincidence = data<float>(activities[0]);
   }
 }
 

@@ -23,14 +23,14 @@ Tensor step(const Given& given) {
   auto& layer = call.layer;
   check_batch(given.x, "x", layer.columns, given.x);
   check_batch(given.grad_out, "grad_out", layer.rows, given.x);
-  const bool hebbian = given.drive.size() == 1;
-  if (hebbian) check_batch(given.drive[0], "post", layer.rows, given.x);
-  FLEXKERN_CHECK(given.silent.has_value() != given.drive.empty(), "drive and silent must come together");
-  if (!hebbian && !given.drive.empty()) decode_drive(layer, given.weight, given.drive);
+  const bool hebbian = given.activities.size() == 1;
+  if (hebbian) check_batch(given.activities[0], "post", layer.rows, given.x);
+  FLEXKERN_CHECK(given.silent.has_value() != given.activities.empty(), "activities and silent must come together");
+  if (!hebbian && !given.activities.empty()) decode_activities(layer, given.weight, given.activities);
   given.check_memory();
   Tensor counts = new_counts(layer, given.weight);
   if (given.weight.numel() > 0) {
-    cpu::linear(layer, call.step, call.weight, given.x, given.grad_out, hebbian ? &given.drive[0] : nullptr);
+    cpu::linear(layer, call.step, call.weight, given.x, given.grad_out, hebbian ? &given.activities[0] : nullptr);
   }
   return counts;
 }

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import tempfile
 from typing import Any
 
 from torch import Tensor
+
+from flexkern.files import replace_file
 
 __all__ = ["join_optimizer", "read", "split_optimizer", "write"]
 
@@ -17,7 +17,7 @@ _MARK = {"tensor": True}  # stands in the JSON for a tensor of the optimizer's s
 
 
 def write(path: str | os.PathLike[str], tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
-    """Writes to a temporary file beside ``path``, then puts it in place of ``path`` in one step."""
+    """Puts the file in place in one step, by :func:`flexkern.files.replace_file`."""
     # Here and not above, so that a bare checkout on a borrowed machine (scripts/gpu_check.py) works without it.
     from safetensors.torch import save
 
@@ -25,18 +25,7 @@ def write(path: str | os.PathLike[str], tensors: dict[str, Tensor], record: dict
         {name: t.detach().cpu().contiguous() for name, t in tensors.items()},
         metadata={_KEY: json.dumps(record, allow_nan=False)},
     )
-    path = os.path.abspath(path)
-    descriptor, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".", suffix=".tmp")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
+    replace_file(path, content)
 
 
 def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -152,7 +152,7 @@ def layer_arguments(
     sources: Sources,
     alpha: Tensor | None,
     silent: Tensor | None,
-    drive: Sequence[Tensor],
+    activities: Sequence[Tensor],
     threshold: float | Tensor,
     lr: float | Tensor,
     scale: float | Tensor | None,
@@ -171,7 +171,7 @@ def layer_arguments(
         anchor=sources.anchor,
         flexibility=sources.flexibility,
         silent=silent,
-        drive=drive,
+        activities=activities,
         threshold=theta[0],
         lr=lr_number,
         scale=scale_number,
@@ -206,7 +206,7 @@ def attempt_layer(
     flexibility: Any,
     alpha: Any,
     silent: Any,
-    drive: tuple[Any, ...] | None,
+    activities: tuple[Any, ...] | None,
     threshold: Any,
     lr: Any,
     scale: Any,
@@ -244,7 +244,7 @@ def attempt_layer(
     if sources is None:
         return None
     a, f, rows, floats = sources
-    given = (*inputs, a, f, silent, drive, threshold, lr, scale, alpha, rows, floats, *needed, exact)
+    given = (*inputs, a, f, silent, activities, threshold, lr, scale, alpha, rows, floats, *needed, exact)
     if insertion or not rule.is_plain or nonfinite != "skip":
         given = (*given, None, None, None, hebbian, eta, prune, *rule.numbers, nonfinite == "skip")
     return Attempt(operator.compiled, given, written)

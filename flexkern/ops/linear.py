@@ -153,21 +153,22 @@ def _checked(
     out, units_in = weight.shape
     _check_batch(x, "x", weight, None, units_in)
     _check_batch(grad_out, "grad_out", weight, x, out)
-    drive: list[Tensor] = []
+    activities: list[Tensor] = []
     if silent is not None:
         if rule not in RULES:
             raise ValueError(f"rule must be one of {RULES}, got {rule!r}")
         _check_batch(post, "post", weight, x, out)
         assert post is not None
         exact = checks.exact_dtype(weight)
-        drive = [_mean_activity(x, exact), _mean_activity(post, exact)] if rule == "rate" else [post]
+        activities = [_mean_activity(x, exact), _mean_activity(post, exact)] if rule == "rate" else [post]
     backend = operator.choose(weight)
     if nonfinite == "raise":
         checks.check_finite([x], "x")
         checks.check_finite([grad_out], "grad_out")
-    x, grad_out, *drive = checks.contiguous([x, grad_out, *drive])
+    x, grad_out, *activities = checks.contiguous([x, grad_out, *activities])
     given = layer_arguments(
-        operator, {"weight": weight, "x": x, "grad_out": grad_out}, sources, alpha, silent, drive, threshold,
+        operator, {"weight": weight, "x": x, "grad_out": grad_out}, sources, alpha, silent, activities,
+        threshold,
         lr, scale, {name: values[0] if values else None for name, values in checked_states.items()},
         masters[0] if masters else None, insertion, step_rule, nonfinite,
     )  # fmt: skip

@@ -109,9 +109,10 @@ def synapse_step_by_rule(
     insertion, rule = split_options(options)
     attempt = None
     if tries_compiled() and (coincidence is None or (pre is None and post is None)):
-        drive = (pre, post) if coincidence is None else (coincidence,)
+        activities = (pre, post) if coincidence is None else (coincidence,)
         attempt = attempt_layer(
-            operator, (weight, grad), anchor, flexibility, alpha, silent, drive, threshold, lr, scale, states,
+            operator, (weight, grad), anchor, flexibility, alpha, silent, activities, threshold, lr, scale,
+            states,
             master, insertion, rule, nonfinite,
         )  # fmt: skip
     result = operator(attempt, _checked, operator, weight, grad, anchor, flexibility, silent, pre, post,
@@ -165,10 +166,11 @@ def _checked(
         sources = make_sources(
             w, of["anchor"], of["flexibility"], of["alpha"], scale, insertion.insert == "hebbian"
         )
-        drive = _check_drive(w, of["pre"], of["post"], of["coincidence"])
+        activities = _check_activities(w, of["pre"], of["post"], of["coincidence"])
         own = {name: values[i] if values else None for name, values in checked_states.items()}
         layers.append(layer_arguments(
-            operator, {"weight": w, "grad": g}, sources, of["alpha"], of["silent"], drive, of["threshold"], lr,
+            operator, {"weight": w, "grad": g}, sources, of["alpha"], of["silent"], activities,
+            of["threshold"], lr,
             scale, own, masters[i] if masters else None, insertion, rule, nonfinite,
         ))  # fmt: skip
     backend = operator.choose(weights[0])
@@ -181,7 +183,7 @@ def _checked(
     return results if several else results[0]
 
 
-def _check_drive(
+def _check_activities(
     weight: Tensor, pre: Tensor | None, post: Tensor | None, coincidence: Tensor | None
 ) -> list[Tensor]:
     exact, (units_out, units_in) = checks.exact_dtype(weight), weight.shape
@@ -190,7 +192,7 @@ def _check_drive(
             raise ValueError("give either coincidence, or pre and post, not both")
         checks.check_matches(coincidence, "coincidence", weight, (exact,))
         return checks.contiguous([coincidence])
-    drive = []
+    activities = []
     for name, value, size in (("pre", pre, units_in), ("post", post, units_out)):
         if not isinstance(value, Tensor):
             raise TypeError(f"{name} must be a tensor of mean activities, got {type(value).__name__}")
@@ -202,5 +204,5 @@ def _check_drive(
             )
         if value.device != weight.device:
             raise ValueError(f"{name} must be on the device of weight, {weight.device}, got {value.device}")
-        drive.append(value)
-    return checks.contiguous(drive)
+        activities.append(value)
+    return checks.contiguous(activities)

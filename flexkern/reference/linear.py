@@ -18,6 +18,6 @@ def linear_step_(given: Linear) -> Tensor:
     c = None
     if given.silent is not None:
         # The Hebbian rule has the post activity of the batch only: pre is x.
-        pre, post = given.drive if len(given.drive) == 2 else (given.x, given.drive[0])
+        pre, post = given.activities if len(given.activities) == 2 else (given.x, given.activities[0])
         c = coincidence(pre.to(exact.dtype), post.to(exact.dtype))
     return pass_over(given, grad, c)

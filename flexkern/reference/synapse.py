@@ -35,7 +35,7 @@ def synapse_step_(given: Synapse) -> Tensor:
     """``flexkern::synapse_step_``."""
     given.check_memory()
     assert given.silent is not None
-    c = given.drive[0] if len(given.drive) == 1 else coincidence(*given.drive)
+    c = given.activities[0] if len(given.activities) == 1 else coincidence(*given.activities)
     return pass_over(given, given.grad, c)
 
 

@@ -22,7 +22,7 @@ LIKE_WEIGHT = ("weight",)
 class Layer(Arguments):
     """The weight [out, in], then the gradient in some form (which each operator declares), then all of these.
 
-    ``anchor`` is written where what is inserted is written to it. ``drive`` is empty where no synapse is
+    ``anchor`` is written where what is inserted is written to it. ``activities`` is empty where no synapse is
     silent, else what each operator says.
     """
 
@@ -34,7 +34,7 @@ class Layer(Arguments):
     silent: Tensor | None = argument(
         "packed, bit = 1: silent; None: no synapse is", written=True, dtypes="int32", shape=("out", "words")
     )
-    drive: Sequence[Tensor] = argument("what silent synapses are compared with theta by", optional=True)
+    activities: Sequence[Tensor] = argument("what silent synapses are compared with theta by", optional=True)
     threshold: float = number(low=0.0)
     lr: float = number(low=0.0)
     scale: float = number(low=0.0)

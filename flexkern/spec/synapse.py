@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class Synapse(Layer):
     """one pass over a layer: functional synapses step, silent ones over their threshold become functional
 
-    ``drive`` is the coincidence matrix, or the mean activities pre and post.
+    ``activities`` is the coincidence matrix, or the mean activities pre and post.
     """
 
     weight: Tensor = argument("updated", written=True, dtypes=FLOATS, shape=("out", "in"))

@@ -86,9 +86,9 @@ def test_coincidence_matrix_held_alpha_and_alignment(gpu_backend: str, aligned: 
     tensors = [*before, alpha, c]
     if not aligned:  # 4 bytes past an alignment
         tensors = [torch.cat([t.flatten()[:1], t.flatten()]).cuda()[1:].view(t.shape) for t in tensors]
-    *layer, held, drive = move(tuple(tensors), "cuda")
+    *layer, held, activities = move(tuple(tensors), "cuda")
     after = Layer(*layer)
-    done = step_layer(after, Rule(), how, coincidence=drive, alpha=held, flexibility=None, scale=None)
+    done = step_layer(after, Rule(), how, coincidence=activities, alpha=held, flexibility=None, scale=None)
     no_error = torch.zeros_like(c, dtype=torch.float64)
     judged = judge_pass(
         before, Layer(*move(after, "cpu")), on_cpu(done), (c.double(), no_error), Rule(), how, alpha=alpha

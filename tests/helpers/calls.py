@@ -113,7 +113,7 @@ def _of_layer(values: dict[str, Any], dtype: torch.dtype, hebbian: bool) -> None
     silent = torch.rand((SIZES["out"], SIZES["in"]), generator=generator) < 0.4
     values["silent"] = reference.pack_mask(silent)
     values["weight"] = values["weight"].masked_fill(silent, 0.0)
-    values["drive"] = [torch.rand(SIZES[units], generator=generator) for units in ("in", "out")]
+    values["activities"] = [torch.rand(SIZES[units], generator=generator) for units in ("in", "out")]
     values["alpha"], values["hebbian"] = None, hebbian
     values["threshold_tensor"] = torch.full((SIZES["out"],), 0.5)
     _exact(values, dtype)

@@ -129,38 +129,43 @@ def step_layer(rows: int, columns: int, number: float) -> None:
         "nesterov": number == 1, "maximize": number == 0, "skip_nonfinite": number == 1,
     }  # fmt: skip
 
-    def synapse(dtype: Any, state: Any, drive: Any, momentum: bool = False, hebbian: bool = False) -> None:
+    def synapse(dtype: Any, state: Any, activities: Any, momentum: bool = False, hebbian: bool = False) -> None:
         SYNAPSE.on("triton")(
-            torch.zeros(shape, dtype=dtype), torch.ones(shape, dtype=dtype), **state, silent=words, drive=drive,
+            torch.zeros(shape, dtype=dtype), torch.ones(shape, dtype=dtype), **state, silent=words,
+            activities=activities,
             momentum_buffer=one[2] if momentum else None, master=None if dtype is fp32 else one[3],
             hebbian=hebbian, **rest,
         )  # fmt: skip
 
-    for dtype, state, drive in itertools.product((fp32, bf16), (stored, mixed), (units, c)):
-        synapse(dtype, state, drive)
+    for dtype, state, activities in itertools.product((fp32, bf16), (stored, mixed), (units, c)):
+        synapse(dtype, state, activities)
     synapse(fp32, held, units)
     synapse(fp32, stored, units, momentum=True)
     synapse(bf16, stored, c, hebbian=True)
     odd = torch.zeros(rows, 37), torch.ones(rows, 37)
     SYNAPSE.on("triton")(
-        *odd, **mixed, silent=torch.zeros(rows, 2, dtype=torch.int32), drive=[torch.ones(37), units[1]], **rest
+        *odd, **mixed, silent=torch.zeros(rows, 2, dtype=torch.int32),
+        activities=[torch.ones(37), units[1]], **rest
     )  # fmt: skip
     if rows % 8:
         return
 
-    def linear(dtype: Any, state: Any, drive: Any, weight: Any = fp32) -> None:
+    def linear(dtype: Any, state: Any, activities: Any, weight: Any = fp32) -> None:
         batch = 0 if number == 0 else 16
         x, post = torch.ones(batch, columns, dtype=dtype), [torch.ones(batch, rows, dtype=dtype)]
-        drives = {None: [], "hebbian": post, "rate": units}[drive]
+        listed = {None: [], "hebbian": post, "rate": units}[activities]
         LINEAR.on("triton")(
             torch.zeros(shape, dtype=weight), x, torch.ones(batch, rows, dtype=dtype), **state,
-            silent=words if drive else None, drive=drives, master=None if weight is fp32 else one[3], **rest,
+            silent=words if activities else None, activities=listed,
+            master=None if weight is fp32 else one[3], **rest,
         )  # fmt: skip
 
     for precision in ("ieee", "tf32"):
         torch.backends.cuda.matmul.fp32_precision = precision
-        for dtype, state, drive in itertools.product((fp32, bf16, fp16), (stored, mixed), (None, "hebbian")):
-            linear(dtype, state, drive)
+        for dtype, state, activities in itertools.product(
+            (fp32, bf16, fp16), (stored, mixed), (None, "hebbian")
+        ):
+            linear(dtype, state, activities)
     linear(bf16, stored, "rate")
     linear(bf16, held, None)
     linear(bf16, stored, None, weight=bf16)

@@ -78,13 +78,15 @@ def check_layer(
     """``after`` is ``before`` after a pass with the exact coincidence ``c``. No decision is open: no weight is
     so near to the bound of pruning that rounding could decide; the seeds are chosen so."""
     shape = before.silent.shape
-    drive = torch.full(shape, torch.nan, dtype=torch.float64) if c is None else c.double()  # NaN: no drive
+    activities = (
+        torch.full(shape, torch.nan, dtype=torch.float64) if c is None else c.double()
+    )  # NaN: no activities
     product = None if grad is None else (grad, torch.as_tensor(grad_bound).double().expand(shape))
     judged = judge_layer.judge_pass(
         before.judged(),
         after.judged(),
         ops.Conversions(*(t.cpu() for t in result)),
-        (drive, torch.zeros_like(drive)),
+        (activities, torch.zeros_like(activities)),
         rule,
         Opening(theta if isinstance(theta, float) else theta.cpu(), insert, eta, prune),
         alpha=alpha,

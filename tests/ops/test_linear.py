@@ -215,10 +215,10 @@ def test_exact_sums_give_the_bits_of_synapse_step(
     fused, other = make_layer(shape, 9, dtype), make_layer(shape, 9, dtype)
     done = linear_layer(fused, batch, rule, how, coincidence)
     if coincidence == "rate":
-        drive = {"pre": pre.mean(0), "post": after.mean(0)}
+        activities = {"pre": pre.mean(0), "post": after.mean(0)}
     else:
-        drive = {"coincidence": after.T @ pre / size[0]}
-    expected = step_layer(other, rule, how, grad=grad, **drive)
+        activities = {"coincidence": after.T @ pre / size[0]}
+    expected = step_layer(other, rule, how, grad=grad, **activities)
     assert same_state(fused, other)
     assert all(same_bits(a, b) for a, b in zip(done, expected, strict=True))
 

@@ -33,7 +33,7 @@ INF, NAN = math.inf, math.nan
 SHAPE = (6, 1060)  # a whole chunk, a whole word, and a rest
 
 
-def drive(shape: tuple[int, int] = SHAPE) -> tuple[Tensor, Tensor]:
+def activities(shape: tuple[int, int] = SHAPE) -> tuple[Tensor, Tensor]:
     return eighths((shape[1],), 1), eighths((shape[0],), 2)
 
 
@@ -58,7 +58,7 @@ def test_the_definition(insert: str, prune: float) -> None:
         Rule(lr=0.2, scale=3.0, momentum=0.5, weight_decay=0.1),
         Opening(0.5, insert, 0.7, prune),
     )
-    before, (pre, post) = make_layer(shape, 1, torch.float64), drive((5, 40))
+    before, (pre, post) = make_layer(shape, 1, torch.float64), activities((5, 40))
     after, silent = clone(before), mask_of(before)
     done = step_layer(after, rule, how, pre.double(), post.double())
     converted, pruned = [0] * 5, [0] * 5
@@ -97,7 +97,7 @@ def test_a_functional_layer_takes_the_plain_step(
     mine, other = (make_layer(SHAPE, 1, dtype, silent=0.0) for _ in range(2))
     alpha = torch.rand(SHAPE)
     held = {"alpha": alpha, "flexibility": None, "scale": None} if gate == "held" else {}
-    done = step_layer(mine, rule, Opening(0.0, "hebbian"), *drive(), **held)
+    done = step_layer(mine, rule, Opening(0.0, "hebbian"), *activities(), **held)
     assert int(done.converted.sum() + done.pruned.sum()) == 0
     common = {
         **rule._asdict(),
@@ -117,7 +117,7 @@ def test_functional_synapses_do_not_see_the_silent_ones(backend: str, rule: Rule
     # The same step, bit for bit, whatever the neighbours in a vector are.
     mixed, plain = make_layer(SHAPE, 1), make_layer(SHAPE, 1)
     silent = mask_of(mixed)
-    step_layer(mixed, rule, Opening(0.5), *drive())
+    step_layer(mixed, rule, Opening(0.5), *activities())
     buffer = plain.buffer if rule.momentum else None
     ops.metaplastic_sgd_(
         plain.weight, plain.grad, plain.anchor, plain.flexibility, momentum_buffer=buffer, **rule._asdict()
@@ -143,7 +143,7 @@ def test_what_stands_in_a_silent_synapse_does_not_matter(
         wrong_alpha = torch.where(silent, value, alpha)
         for layer, a in ((clean, alpha), (dirty, wrong_alpha)):
             held = {"alpha": a, "flexibility": None, "scale": None} if gate == "held" else {}
-            step_layer(layer, RULES["nesterov"], Opening(9.0), *drive(), nonfinite=nonfinite, **held)
+            step_layer(layer, RULES["nesterov"], Opening(9.0), *activities(), nonfinite=nonfinite, **held)
         for name in ("weight", "master", "buffer", "anchor", "silent"):
             got, expected = getattr(dirty, name), getattr(clean, name)
             if name in ("buffer", "anchor"):
@@ -159,7 +159,7 @@ def test_what_stands_in_a_silent_synapse_does_not_matter(
 def test_a_converted_synapse_starts_at_its_anchor_and_moves_freely(
     backend: str, rule: Rule, insert: str
 ) -> None:
-    layer, (pre, post) = make_layer(SHAPE, 1, silent=1.0), drive()
+    layer, (pre, post) = make_layer(SHAPE, 1, silent=1.0), activities()
     how = Opening(0.5, insert, eta=0.3)
     step_layer(layer, rule, how, pre, post)
     woke = ~mask_of(layer)
@@ -202,12 +202,13 @@ def test_pruning_looks_before_and_after(backend: str) -> None:
 def test_what_converts_is_not_pruned_at_once(backend: str) -> None:
     layer = make_layer(SHAPE, 1, silent=1.0)
     layer.anchor.mul_(2.0**-20)
-    done = step_layer(layer, Rule(), Opening(0.0, prune=0.5), *drive())
+    done = step_layer(layer, Rule(), Opening(0.0, prune=0.5), *activities())
     assert int(done.converted.sum()) == layer.weight.numel()
     assert int(done.pruned.sum()) == 0
     layer = layer._replace(grad=torch.zeros(SHAPE))
     assert (
-        int(step_layer(layer, Rule(), Opening(99.0, prune=0.5), *drive()).pruned.sum()) == layer.weight.numel()
+        int(step_layer(layer, Rule(), Opening(99.0, prune=0.5), *activities()).pruned.sum())
+        == layer.weight.numel()
     )
 
 
@@ -222,7 +223,7 @@ def test_a_list_is_its_layers_one_by_one(backend: str, dtype: torch.dtype, inser
     together = [make_layer(s, i, dtype) for i, s in enumerate(shapes)]
     together[2] = Layer(*(lay_out(t, "transposed") for t in together[2]))
     alone = [clone(layer) for layer in together]
-    drives = [drive(s) for s in shapes]
+    drives = [activities(s) for s in shapes]
     thetas = [0.5, torch.tensor(0.25), torch.tensor([0.0, 0.5, 1.0]), 0.5, 0.5, torch.full((700,), 0.3)]
     flexibilities = [0.3 if i % 2 else layer.flexibility for i, layer in enumerate(together)]
     w, g, a, _, m, master, words = (list(column) for column in zip(*together, strict=True))
@@ -264,7 +265,7 @@ def test_lists_of_coincidences_alphas_and_fields(backend: str) -> None:
 def both(layer: Layer, other: Layer) -> list[Tensor]:
     batch = make_batch(37, tuple(other.weight.shape), 3, exact=False)
     done = step_layer(
-        layer, RULES["nesterov"], Opening(0.4, "hebbian", prune=0.1), *drive(tuple(layer.weight.shape))
+        layer, RULES["nesterov"], Opening(0.4, "hebbian", prune=0.1), *activities(tuple(layer.weight.shape))
     )
     also = linear_layer(other, batch, RULES["nesterov"], Opening(0.2, prune=0.1))
     return [*layer, *other, *done, *also]
@@ -284,6 +285,6 @@ def test_threads_do_not_change_a_bit(backend: str) -> None:
         results.append([])
         for layer in map(clone, start):
             shape = tuple(layer.weight.shape)
-            done = step_layer(layer, RULES["nesterov"], Opening(0.5, "hebbian", prune=0.2), *drive(shape))
+            done = step_layer(layer, RULES["nesterov"], Opening(0.5, "hebbian", prune=0.2), *activities(shape))
             results[-1] += [*layer, *done]
     assert all(same_bits(a, b) for a, b in zip(*results, strict=True))

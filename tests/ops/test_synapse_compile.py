@@ -38,7 +38,7 @@ def entry(
     gate: str = "stored",
     *,
     linear: bool = False,
-    drive: str = "rate",
+    activities: str = "rate",
     hebbian: bool = False,
     momentum: float = 0.9,
     threshold: Tensor | None = None,
@@ -54,14 +54,15 @@ def entry(
     if gate == "procedural":
         anchor, flexibility = None, None
         sources, parameters = NORMAL[0] + UNIFORM[0], NORMAL[1] + UNIFORM[1]
-    drives = {
+    by_rule = {
         "rate": [eighths((37,), 1), eighths((5,), 2)],
         "hebbian": [batch.post] if linear else [torch.rand(SHAPE)],
         "none": None,
     }
     return (
         layer.weight, *((batch.x, batch.grad_out) if linear else (layer.grad,)),
-        anchor, flexibility, None if drive == "none" else layer.silent, drives[drive], 0.3, 0.1, 20.0, alpha,
+        anchor, flexibility, None if activities == "none" else layer.silent, by_rule[activities],
+        0.3, 0.1, 20.0, alpha,
         sources, parameters, layer.buffer if momentum else None,
         None if dtype is torch.float32 else layer.master, threshold,
         None if momentum else torch.tensor([0.1]), torch.tensor([20.0]) if momentum else None, hebbian, 0.5,
@@ -72,13 +73,16 @@ def entry(
 BF16, THETA = torch.bfloat16, torch.full((5,), 0.25)
 OPCHECKS = {
     "synapse": (SYNAPSE, lambda: entry()),
-    "synapse bf16, hebbian": (SYNAPSE, lambda: entry(BF16, hebbian=True, drive="hebbian", threshold=THETA)),
+    "synapse bf16, hebbian": (
+        SYNAPSE,
+        lambda: entry(BF16, hebbian=True, activities="hebbian", threshold=THETA),
+    ),
     "synapse held": (SYNAPSE, lambda: entry(gate="held", momentum=0.0)),
     "synapse procedural": (SYNAPSE, lambda: entry(gate="procedural", threshold=THETA[:1])),
-    "linear": (LINEAR, lambda: entry(linear=True, drive="none")),
+    "linear": (LINEAR, lambda: entry(linear=True, activities="none")),
     "linear rate": (LINEAR, lambda: entry(linear=True, gate="procedural")),
-    "linear bf16, hebbian": (LINEAR, lambda: entry(BF16, linear=True, drive="hebbian", hebbian=True)),
-    "linear held": (LINEAR, lambda: entry(linear=True, gate="held", drive="hebbian", momentum=0.0)),
+    "linear bf16, hebbian": (LINEAR, lambda: entry(BF16, linear=True, activities="hebbian", hebbian=True)),
+    "linear held": (LINEAR, lambda: entry(linear=True, gate="held", activities="hebbian", momentum=0.0)),
 }
 
 
@@ -229,7 +233,7 @@ def test_operands_that_want_gradients_stay_out_of_the_graph(dtype: torch.dtype) 
         pytest.skip(status.reason)
     operator, (weight, batch, post) = LINEAR.on("cpu"), (0, (1, 2), 6)
     for wanted in ((weight,), batch, (weight, *batch)):
-        plain, given = (list(entry(dtype, linear=True, drive="hebbian", hebbian=True)) for _ in range(2))
+        plain, given = (list(entry(dtype, linear=True, activities="hebbian", hebbian=True)) for _ in range(2))
         for i in wanted:
             given[i].requires_grad_()
         if batch[0] in wanted:

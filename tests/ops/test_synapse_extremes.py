@@ -30,7 +30,7 @@ INF, NAN = math.inf, math.nan
 SHAPE = (6, 1060)  # a whole chunk, a whole word, and a rest
 
 
-def drive(shape: tuple[int, int] = SHAPE) -> tuple[Tensor, Tensor]:
+def activities(shape: tuple[int, int] = SHAPE) -> tuple[Tensor, Tensor]:
     return eighths((shape[1],), 1), eighths((shape[0],), 2)
 
 
@@ -54,7 +54,7 @@ def test_a_poisoned_gradient(backend: str, poison: float, dtype: torch.dtype) ->
     for layer, mode in ((clean, "skip"), (skip, "skip"), (propagate, "propagate")):
         if layer is not clean:
             layer.grad[hit] = poison
-        step_layer(layer, rule, how, *drive(), nonfinite=mode)
+        step_layer(layer, rule, how, *activities(), nonfinite=mode)
     for name in ("weight", "buffer", "master"):
         got = getattr(skip, name)
         small = before.exact.abs() < 0.1  # where nothing moved, it is under the bound before and after
@@ -67,7 +67,7 @@ def test_a_poisoned_gradient(backend: str, poison: float, dtype: torch.dtype) ->
     raises = before._replace(grad=torch.where(hit, poison, 1.0).to(dtype))
     start = clone(raises)
     with pytest.raises(FloatingPointError, match=r"grad\[0\] .*infinite or NaN.*nothing was changed"):
-        step_layer(raises, rule, how, *drive(), nonfinite="raise")
+        step_layer(raises, rule, how, *activities(), nonfinite="raise")
     assert same_state(raises, start)
 
 

@@ -62,16 +62,16 @@ class Batch:
         return torch.outer(post.mean(0), pre.mean(0))
 
 
-def run(layer: Layer, batch: Batch, rule: Rule, drive: str | None, **changes: Any) -> ops.Conversions:
+def run(layer: Layer, batch: Batch, rule: Rule, activities: str | None, **changes: Any) -> ops.Conversions:
     x, (inputs, grad_out, post) = layer.inputs, batch.on_device
     arguments = {"anchor": x.anchor, "flexibility": x.flexibility, **step_arguments(layer, rule)}
-    if drive is not None:
-        arguments |= {"silent": layer.words, "post": post, "rule": drive, "threshold": THETA[drive]}
+    if activities is not None:
+        arguments |= {"silent": layer.words, "post": post, "rule": activities, "threshold": THETA[activities]}
     return ops.linear_step_(x.weight, inputs, grad_out, **(arguments | changes))
 
 
 @pytest.mark.parametrize(
-    ("shape", "drive", "insert"),
+    ("shape", "activities", "insert"),
     [
         *itertools.product([(1, 1), (37, 75)], ["hebbian", "rate"], ["init", "hebbian"]),
         ((65, 130), "hebbian", "hebbian"),
@@ -79,12 +79,13 @@ def run(layer: Layer, batch: Batch, rule: Rule, drive: str | None, **changes: An
     ids=str,
 )
 def test_layers(
-    shape: tuple[int, int], drive: str, insert: str, device: torch.device, alpha_factor: float
+    shape: tuple[int, int], activities: str, insert: str, device: torch.device, alpha_factor: float
 ) -> None:
     before, batch = make_layer(shape, 1), Batch(16, shape, torch.float32, device)
     after = before.copy(device)
-    result = run(after, batch, MOMENTUM, drive, insert=insert, eta=0.5, prune=0.25)
-    check_layer(before, after, result, batch.coincidence(drive), THETA[drive], MOMENTUM, grad=batch.grad,
+    result = run(after, batch, MOMENTUM, activities, insert=insert, eta=0.5, prune=0.25)
+    check_layer(before, after, result, batch.coincidence(activities), THETA[activities], MOMENTUM,
+                grad=batch.grad,
                 insert=insert, eta=0.5, prune=0.25, alpha_factor=alpha_factor)  # fmt: skip
     if shape != (1, 1):
         assert result.converted.sum() > 0
@@ -101,29 +102,32 @@ def test_layers(
     ],
     ids=str,
 )
-@pytest.mark.parametrize("drive", [None, "hebbian"])
+@pytest.mark.parametrize("activities", [None, "hebbian"])
 def test_dtypes(
-    drive: str | None, dtype: torch.dtype, x_dtype: torch.dtype, device: torch.device, alpha_factor: float
+    activities: str | None, dtype: torch.dtype, x_dtype: torch.dtype, device: torch.device, alpha_factor: float
 ) -> None:
     """Aligned, with a batch that is no multiple of a step's samples."""
     shape = (16, 40)
-    before, batch = make_layer(shape, 2, dtype, share=0.5 if drive else 0.0), Batch(19, shape, x_dtype, device)
+    before, batch = (
+        make_layer(shape, 2, dtype, share=0.5 if activities else 0.0),
+        Batch(19, shape, x_dtype, device),
+    )
     after = before.copy(device)
-    result = run(after, batch, Rule(), drive)
-    c = None if drive is None else batch.coincidence(drive)
+    result = run(after, batch, Rule(), activities)
+    c = None if activities is None else batch.coincidence(activities)
     check_layer(before, after, result, c, THETA["hebbian"], Rule(), grad=batch.grad, alpha_factor=alpha_factor)
 
 
-@pytest.mark.parametrize("drive", [None, "hebbian", "rate"])
-def test_an_empty_batch(drive: str | None, device: torch.device, alpha_factor: float) -> None:
+@pytest.mark.parametrize("activities", [None, "hebbian", "rate"])
+def test_an_empty_batch(activities: str | None, device: torch.device, alpha_factor: float) -> None:
     """No gradient, so only the decay moves weights; and nobody is driven, whatever the threshold."""
     before, batch = (
-        make_layer((3, 33), 3, share=0.5 if drive else 0.0),
+        make_layer((3, 33), 3, share=0.5 if activities else 0.0),
         Batch(0, (3, 33), torch.float32, device),
     )
     after = before.copy(device)
     rule = Rule(weight_decay=0.1)
-    result = run(after, batch, rule, drive, **({"threshold": 0.0} if drive else {}))
+    result = run(after, batch, rule, activities, **({"threshold": 0.0} if activities else {}))
     check_layer(
         before, after, result, None, 0.0, rule, grad=torch.zeros(3, 33).double(), alpha_factor=alpha_factor
     )
@@ -178,9 +182,9 @@ def test_the_same_bits_again(device: torch.device) -> None:
 
 
 @pytest.mark.skipif(not INTERPRETED.value, reason="counts the products that the interpreter makes")
-@pytest.mark.parametrize("drive", [None, "rate", "hebbian"])
+@pytest.mark.parametrize("activities", [None, "rate", "hebbian"])
 def test_the_second_product_is_made_only_where_synapses_are_silent(
-    drive: str | None, device: torch.device, monkeypatch: pytest.MonkeyPatch
+    activities: str | None, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two tiles of three steps: 6 products for the gradient. A silent synapse: 3 more, if Hebbian."""
     from triton.runtime import interpreter
@@ -201,21 +205,21 @@ def test_the_second_product_is_made_only_where_synapses_are_silent(
         for at in silent:
             mask[at] = True
         layer = make_layer((5, 160), 8, share=0.0)._replace(silent=mask, words=reference.pack_mask(mask))
-        run(layer.copy(device), batch, Rule(), drive)
-        assert len(made) == (9 if silent and drive == "hebbian" else 6)
+        run(layer.copy(device), batch, Rule(), activities)
+        assert len(made) == (9 if silent and activities == "hebbian" else 6)
 
 
-@pytest.mark.parametrize(("drive", "how"), [(None, NOBODY), ("rate", RATE), ("hebbian", HEBBIAN)])
+@pytest.mark.parametrize(("activities", "how"), [(None, NOBODY), ("rate", RATE), ("hebbian", HEBBIAN)])
 def test_one_launch_of_the_variant_that_fits(
-    drive: str | None, how: Any, device: torch.device, launches: Any
+    activities: str | None, how: Any, device: torch.device, launches: Any
 ) -> None:
     seen = launches(linear_kernel)
     layer, batch = make_layer((8, 16), 9).copy(device), Batch(4, (8, 16), torch.float32, device)
-    run(layer, batch, Rule(), drive)
-    run(layer, batch, Rule(), drive, flexibility=1.0)
-    assert [launch["DRIVE"] for launch in seen] == [how.value] * 2
+    run(layer, batch, Rule(), activities)
+    run(layer, batch, Rule(), activities, flexibility=1.0)
+    assert [launch["COINCIDENCE"] for launch in seen] == [how.value] * 2
     assert [launch["ALIGNED"] for launch in seen] == [True] * 2
-    if drive is None:  # f = 1: alpha is 1 wherever the anchor is, and nobody is inserted
+    if activities is None:  # f = 1: alpha is 1 wherever the anchor is, and nobody is inserted
         assert seen[1]["A_KIND"] == 1
 
 
@@ -253,8 +257,8 @@ def test_operands_that_do_not_fit(device: torch.device) -> None:
         ({"grad_out": grad_out[:3]}, r"grad_out must be \[4, 2\]"),
         ({"grad_out": grad_out.half()}, "grad_out must be torch.float32 as x is"),
         ({"grad_out": grad_out.t().contiguous().t()}, "grad_out must be contiguous"),
-        ({"drive": [x]}, r"post must be \[4, 2\]"),
-        ({"drive": [post[0], post[0]]}, "pre must have 3 elements"),
+        ({"activities": [x]}, r"post must be \[4, 2\]"),
+        ({"activities": [post[0], post[0]]}, "pre must have 3 elements"),
         ({"silent": layer.words.long()}, "silent must be int32"),
         ({"x": i.weight}, "shares memory"),
     ):

@@ -40,7 +40,7 @@ def alpha_factor(device: torch.device) -> float:
 
 
 def drives(kind: str, shape: tuple[int, int], device: torch.device) -> tuple[dict[str, Tensor], Tensor]:
-    """The drive's arguments, and the coincidence in float64."""
+    """The activities's arguments, and the coincidence in float64."""
     if kind == "matrix":
         c = eighths(shape, 5) ** 2
         return {"coincidence": c.to(device)}, c.double()
@@ -49,22 +49,22 @@ def drives(kind: str, shape: tuple[int, int], device: torch.device) -> tuple[dic
     return {"pre": pre.to(device), "post": post.to(device)}, c
 
 
-def run(layer: Layer, drive: dict[str, Tensor], rule: Rule, **changes: Any) -> ops.Conversions:
+def run(layer: Layer, activities: dict[str, Tensor], rule: Rule, **changes: Any) -> ops.Conversions:
     x = layer.inputs
     sources = {"anchor": x.anchor, "flexibility": x.flexibility}
-    arguments = {**sources, "threshold": THETA, **step_arguments(layer, rule), **drive, **changes}
+    arguments = {**sources, "threshold": THETA, **step_arguments(layer, rule), **activities, **changes}
     return ops.synapse_step_(x.weight, x.grad, silent=layer.words, **arguments)
 
 
 @pytest.mark.parametrize("insert", ["init", "hebbian"])
-@pytest.mark.parametrize("drive", ["rate", "matrix"])
+@pytest.mark.parametrize("activities", ["rate", "matrix"])
 @pytest.mark.parametrize("shape", [(1, 1), (3, 33), (37, 75), (64, 64), (1, 4100), (65, 132)], ids=str)
 def test_layers(
-    shape: tuple[int, int], drive: str, insert: str, device: torch.device, alpha_factor: float
+    shape: tuple[int, int], activities: str, insert: str, device: torch.device, alpha_factor: float
 ) -> None:
     before = make_layer(shape, 1)
     after = before.copy(device)
-    arguments, c = drives(drive, shape, device)
+    arguments, c = drives(activities, shape, device)
     result = run(after, arguments, RULES["momentum"], insert=insert, eta=0.7, prune=0.25)
     check_layer(before, after, result, c, THETA, RULES["momentum"], insert=insert, eta=0.7, prune=0.25,
                 alpha_factor=alpha_factor)  # fmt: skip
@@ -222,8 +222,8 @@ def test_operands_that_do_not_fit(device: torch.device) -> None:
         ({"grad": i.grad.half()}, "grad must be torch.float32"),
         ({"grad": i.grad[:1]}, "grad has 3 elements"),
         ({"silent": x.words[:1]}, r"silent must be int32 \[2, 1\]"),
-        ({"drive": units[::-1]}, "pre must have 3 elements"),
-        ({"drive": [units[0]]}, "coincidence has 3 elements"),
+        ({"activities": units[::-1]}, "pre must have 3 elements"),
+        ({"activities": [units[0]]}, "coincidence has 3 elements"),
         ({"threshold_tensor": torch.ones(3, device=device)}, "threshold_tensor must have 2 elements"),
         ({"momentum_buffer": i.buffer[:1]}, "momentum_buffer has 3 elements"),
         ({"sources": [2, 0, 0, 0, 0] * 2, "parameters": [0.0] * 4, "hebbian": True, "anchor": None,

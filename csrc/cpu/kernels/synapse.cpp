@@ -10,8 +10,8 @@ namespace {
 static_assert(kChunk % kWordBits == 0 && kWordBits % kLanes == 0);
 constexpr uint32_t kAllLanes = kLanes == 32 ? ~0u : (1u << kLanes) - 1;
 
-// One row's part of a chunk: its words, and where its drive is.
-struct Drive {
+// One row's part of a chunk: its words, and what its coincidences come from.
+struct SilentPart {
   uint32_t* words;
   const float* pre;          // null where there is a coincidence matrix
   const float* coincidence;  // the chunk's
@@ -20,13 +20,13 @@ struct Drive {
   float theta;
 };
 
-FLEXKERN_FN floats coincidence(const Drive& d, int64_t i, int64_t count) {
+FLEXKERN_FN floats coincidence(const SilentPart& d, int64_t i, int64_t count) {
   if (d.pre == nullptr && d.coincidence == nullptr) return splat<floats>(0.0f);
   if (d.pre == nullptr) return load_some(d.coincidence + i, count) * d.factor;
   return activity(load_some(d.pre + i, count)) * d.factor;
 }
 
-FLEXKERN_FN uint32_t lane_bits_at(const Drive& d, int64_t i) {
+FLEXKERN_FN uint32_t lane_bits_at(const SilentPart& d, int64_t i) {
   return (d.words[i / kWordBits] >> (i % kWordBits)) & kAllLanes;
 }
 
@@ -34,20 +34,20 @@ struct Counts {
   int32_t converted = 0, pruned = 0;
 };
 
-// Whether a synapse of an all-silent chunk could convert; decides from the drive alone, so that a silent chunk
-// costs its drive and nothing else.
-bool any_driven(const Drive& d, int64_t n) {
+// Whether a synapse of an all-silent chunk could convert; decides from the activities alone, so that a silent chunk
+// costs these and nothing else.
+bool any_converts(const SilentPart& d, int64_t n) {
   int32s found = {};
   for_each_vector(n, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
-    const int32s driven = coincidence(d, i, count) >= d.theta;
-    found |= count == kLanes ? driven : driven & lanes_of((1u << count) - 1);
+    const int32s converts_now = coincidence(d, i, count) >= d.theta;
+    found |= count == kLanes ? converts_now : converts_now & lanes_of((1u << count) - 1);
   });
   return any(found);
 }
 
 // A chunk with silent synapses, or with pruning.
 template <Gate kGate, int kHas, class Rule>
-Counts convert(const Chunk<Rule>& c, const Drive& d, const SynapseLayer<Rule>& layer, const Step<Rule>& step) {
+Counts convert(const Chunk<Rule>& c, const SilentPart& d, const SynapseLayer<Rule>& layer, const Step<Rule>& step) {
   using States = const floats(&)[Rule::kStates];
   const float rate = gate_rate(step.scale);
   Counts counts;
@@ -58,10 +58,10 @@ Counts convert(const Chunk<Rule>& c, const Drive& d, const SynapseLayer<Rule>& l
         c, i, count, step, rate,
         [&](floats w, States states, floats new_w, States new_states) __attribute__((always_inline)) {
           const floats zero = {};
-          const floats driven = coincidence(d, i, count);
+          const floats product = coincidence(d, i, count);
           const floats anchor = load_some(c.a + i, count);
-          const floats inserted = inserted_weight(driven, anchor, layer);
-          const int32s converted = silent & converts(driven, inserted, d.theta);
+          const floats inserted = inserted_weight(product, anchor, layer);
+          const int32s converted = silent & converts(product, inserted, d.theta);
           const int32s pruned = ~silent & prunes(w, new_w, layer.prune);
           w = silent ? (converted ? inserted : w) : (pruned ? zero : new_w);
           store_some(c.w + i, w, count);
@@ -134,26 +134,26 @@ void synapse(const SynapseLayer<Rule>& layer, const Step<Rule>& step, Dtype weig
       const int64_t count = layer.columns - column < kChunk ? layer.columns - column : kChunk;
       const int64_t i = row * layer.columns + column;
       const int64_t block_i = i - layer.first_row * layer.columns;
-      Drive drive{};
+      SilentPart part{};
       Silence silent = Silence::kNone;
       if (layer.silent != nullptr) {
-        drive = {reinterpret_cast<uint32_t*>(layer.silent) + row * words + column / kWordBits,
-                 layer.pre == nullptr ? nullptr : layer.pre + column,
-                 layer.coincidence == nullptr ? nullptr : layer.coincidence + block_i,
-                 layer.anchor == nullptr ? nullptr : layer.anchor + i,
-                 layer.pre == nullptr ? layer.coincidence_scale : activity(layer.post[row]),
-                 layer.thetas == nullptr ? layer.threshold : layer.thetas[layer.one_theta ? 0 : row]};
+        part = {reinterpret_cast<uint32_t*>(layer.silent) + row * words + column / kWordBits,
+                layer.pre == nullptr ? nullptr : layer.pre + column,
+                layer.coincidence == nullptr ? nullptr : layer.coincidence + block_i,
+                layer.anchor == nullptr ? nullptr : layer.anchor + i,
+                layer.pre == nullptr ? layer.coincidence_scale : activity(layer.post[row]),
+                layer.thetas == nullptr ? layer.threshold : layer.thetas[layer.one_theta ? 0 : row]};
         // The mask is a stream too thin for the hardware's prefetcher: ask for what comes four chunks later.
-        __builtin_prefetch(drive.words + 4 * kChunk / kWordBits);
-        silent = silence(drive.words, count);
+        __builtin_prefetch(part.words + 4 * kChunk / kWordBits);
+        silent = silence(part.words, count);
       }
       const bool functional = silent == Silence::kNone && (layer.prune == 0 || layer.silent == nullptr);
-      if (silent == Silence::kAll && !any_driven(drive, count)) continue;
+      if (silent == Silence::kAll && !any_converts(part, count)) continue;
       const Chunk<Rule> chunk(synapses, weight, grad, i, block_i, count, !functional, buffers);
       if (functional) {
         step_chunk(chunk, step);
       } else {
-        const Counts some = convert(chunk, drive, layer, step);
+        const Counts some = convert(chunk, part, layer, step);
         counts.converted += some.converted;
         counts.pruned += some.pruned;
       }
