@@ -46,7 +46,7 @@ from flexkern.triton_kernels.variant import Variant
 
 __all__ = ["linear_step_"]
 
-# What drives silent synapses, a constexpr of the kernel.
+# What the coincidence of silent synapses is made from, a constexpr of the kernel.
 NOBODY = tl.constexpr(0)  # no synapse is silent
 RATE = tl.constexpr(1)
 HEBBIAN = tl.constexpr(2)
@@ -81,7 +81,7 @@ def _load_silent(silent, tile, columns):
 @triton.jit
 def _drive(c, part, position, silent, threshold, insertion, INSERTS_C: tl.constexpr, ALIGNED: tl.constexpr,
            OUT: tl.constexpr):  # fmt: skip
-    """The driven synapses of a part, whose coincidence is ``c``."""
+    """The silent synapses of a part that reach their threshold, by the coincidence ``c``."""
     tile = _tile(part, position, OUT)
     anchor_address, eta = insertion
     theta = load_theta(tile[2], tile[4] != 0, threshold)
@@ -245,7 +245,7 @@ def linear_kernel(
             for part in tl.range(0, 8, num_stages=1):
                 words = _load_silent(silent, _tile(part, position, OUT), columns)
                 some = tl.maximum(some, tl.max((words != 0).to(tl.int32), axis=0))
-            # Without silent synapses the product has no steps, and its 0 drives nobody.
+            # Without silent synapses the product has no steps, and its 0 converts nothing.
             c = product(post, pre, steps * some, batch, row, column, rows, columns, X_DTYPE, PRECISION,
                          ALIGNED_ROWS, ALIGNED, OUT, BATCH)  # fmt: skip
             c0, c1, c2, c3, c4, c5, c6, c7 = parts(c * inverse_batch)

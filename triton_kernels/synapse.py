@@ -60,7 +60,7 @@ def load_theta(rows, exist, threshold):
 
 @triton.jit
 def drive(c, theta, silent, tile, anchor_address, eta, HEBBIAN: tl.constexpr, ALIGNED: tl.constexpr):
-    """uint32 [T]: the silent synapses that are driven hard enough, by the coincidence ``c`` [T, 32].
+    """uint32 [T]: the silent synapses that reach their threshold, by the coincidence ``c`` [T, 32].
 
     Hebbian insertion makes eta c their anchor, here and now: from then on it is as if that had been their
     initial draw. So a coincidence need not be kept for the step.

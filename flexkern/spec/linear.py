@@ -26,4 +26,4 @@ class Linear(Layer):
 
 @operator("linear_step_", returns="Tensor", rule=SgdRule, lacks=ON_TENSOR_CORES)
 class LinearStep(Linear):
-    """the same inside the product that makes the gradient, which is never written to memory"""
+    """the pass of synapse_step_ inside the product that makes the gradient, which is never written to memory"""

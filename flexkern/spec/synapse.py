@@ -24,4 +24,4 @@ class Synapse(Layer):
 
 @operator("synapse_step_", returns="Tensor", rule=SgdRule)
 class SynapseStep(Synapse):
-    """one pass over a layer: functional synapses step, silent ones over their threshold become functional"""
+    """one pass over a layer: functional synapses step, silent ones at their threshold become functional"""

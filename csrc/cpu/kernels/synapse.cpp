@@ -10,7 +10,7 @@ namespace {
 static_assert(kChunk % kWordBits == 0 && kWordBits % kLanes == 0);
 constexpr uint32_t kAllLanes = kLanes == 32 ? ~0u : (1u << kLanes) - 1;
 
-// One row's part of a chunk: its words, and where its drive is.
+// One row's part of a chunk: its words, and what its coincidences are made from.
 struct Drive {
   uint32_t* words;
   const float* pre;          // null where there is a coincidence matrix
@@ -34,8 +34,8 @@ struct Counts {
   int32_t converted = 0, pruned = 0;
 };
 
-// Whether a synapse of an all-silent chunk could convert; decides from the drive alone, so that a silent chunk
-// costs its drive and nothing else.
+// Whether a synapse of an all-silent chunk could convert; decides from the coincidences alone, so that a silent
+// chunk costs these and nothing else.
 bool any_driven(const Drive& d, int64_t n) {
   int32s found = {};
   for_each_vector(n, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
