@@ -202,7 +202,7 @@ def forward_kernel(
     STEP: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """Rows of all samples, ROWS per program. A tile with samples of several tasks goes through once per task."""
+    """Rows of all samples, ROWS per program. A tile with samples of several tasks runs once per task."""
     columns, rank = _sizes_of(column_units, rank_units, ALIGNED, ALIGNED_RANK)
     first = tl.program_id(0) * ROWS
     begin = first.to(tl.int64) * columns

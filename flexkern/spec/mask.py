@@ -32,7 +32,7 @@ class Pack(Arguments):
 
 @operator("unpack_mask", returns="Tensor")
 class Unpack(Arguments):
-    """the bool matrix of such words"""
+    """the bool matrix of packed words"""
 
     words: Tensor = argument(dtypes="int32", shape=("rows", "words"))
     columns: int
