@@ -117,7 +117,8 @@ be is in the docstrings. *torch*: a few of torch's own operators on every device
 
 def page() -> str:
     """docs/operators.md."""
-    rows, reasons = [], {}
+    rows: list[str] = []
+    reasons: dict[str, None] = {}
     for line in lines():
         cells = (f"`{line.name}`", _cell(line.does), _dtypes(line), *_kernels(line))
         rows.append(f"| {' | '.join(cells)} |")
