@@ -47,7 +47,7 @@ class Workload:
         make: (device, shape, seed) to a call and its results.
         full: shapes that are timed.
         tiny: a small one, for comparing results.
-        compiles: names of the variants that it needs, see :mod:`flexkern.triton_kernels.registry`.
+        compiles: names of the variants that it needs, see :mod:`flexkern.triton_kernels.catalogue`.
         tolerance: of results, against those of another configuration; 0: the same bits.
         sets: how many sets of buffers are rotated, so that the L2 cache of 50 MB does not help.
         place: the lowest is timed first, as the time that is left may not reach the last.

@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT / "flexkern"))  # not the package, which needs torch
 
 import spec  # noqa: E402
 from spec import Argument, Spec, constants  # noqa: E402
-from spec.declare import single  # noqa: E402
+from spec.argument import single  # noqa: E402
 
 LINE = 112
 # Schema type to: a struct's member, a parameter that must be given, one that may be missing.

@@ -40,7 +40,7 @@ from flexkern.backends import tuning
 from flexkern.benchmarks import workloads
 from flexkern.benchmarks.workloads import Workload
 from flexkern.triton_kernels import aot
-from flexkern.triton_kernels.registry import candidates
+from flexkern.triton_kernels.catalogue import candidates
 
 TABLE = Path(__file__).resolve().parent.parent / "flexkern" / "backends" / "tuning.toml"
 ROUNDS = 15

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from flexkern.features import RandomConvolutions, extract
 from flexkern.files import write_json
 from flexkern.learners import MetaplasticMLP
-from flexkern.runs.metaplasticity.sources import two_digit_images
+from flexkern.runs.metaplasticity.items import two_digit_images
 from flexkern.runs.metaplasticity.squeezenet import SqueezeNet
 from flexkern.streams import Stream
 

@@ -23,7 +23,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
 
-from flexkern.triton_kernels.registry import all_variants
+from flexkern.triton_kernels.catalogue import all_variants
 from flexkern.triton_kernels.variant import Variant
 
 __all__ = ["TARGETS", "Resources", "architecture_of", "compile_variant", "report", "resources", "resources_of"]
@@ -104,7 +104,7 @@ def resources(name: str, target: str, configuration: Mapping[str, int] | None = 
     """Compiles a variant by name and reads what it needs from the binary.
 
     Args:
-        name: in the registry.
+        name: in the catalogue.
         target: one of TARGETS.
         configuration: instead of the tuning table's.
     """

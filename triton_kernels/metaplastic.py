@@ -16,7 +16,7 @@ from flexkern.spec.metaplastic import Step
 from flexkern.triton_kernels.arguments import check_sources, check_tensors, device_number
 from flexkern.triton_kernels.field import source_row, source_tile
 from flexkern.triton_kernels.memory import TILES, full_tiles, load_float32, store_float32
-from flexkern.triton_kernels.rules import SGD, rule_numbers, rule_of, state_bits
+from flexkern.triton_kernels.rules import VARIANTS, rule_numbers, rule_of, state_bits
 from flexkern.triton_kernels.table import NOTHING, Row, TableCache, load_row, source_columns
 from flexkern.triton_kernels.update import gate, number, step
 from flexkern.triton_kernels.variant import Variant
@@ -339,16 +339,12 @@ def _gate_source(stored: Tensor | None, sources: Sequence[int], parameters: Sequ
 def ahead_of_time() -> Iterator[Variant]:
     """What launches ask the compiler for: see :mod:`.variant`."""
     pairs = [(w, g) for w in TRITON_DTYPES.values() for g in dict.fromkeys((w, tl.float32))]
-    for (w, g), has_momentum, (mode, name) in product(pairs, (False, True), _VARIANTS.items()):
-        constants = {
-            "WEIGHT_DTYPE": w,
-            "GRAD_DTYPE": g,
-            "RULE": SGD.value,
-            "STATES": int(has_momentum),
-            "SOURCES": mode,
-        }
-        full_name = f"sgd-{name}-{w}-{g}{'-momentum' if has_momentum else ''}"
-        yield Variant(full_name, step_kernel, constants, ("sgd", name))
+    for rule, (number_of, sets) in VARIANTS.items():
+        for (w, g), (has, states), (mode, name) in product(pairs, sets.items(), _VARIANTS.items()):
+            constants = {
+                "WEIGHT_DTYPE": w, "GRAD_DTYPE": g, "RULE": number_of, "STATES": states, "SOURCES": mode,
+            }  # fmt: skip
+            yield Variant(f"{rule}-{name}-{w}-{g}{has}", step_kernel, constants, ("sgd", name))
     for mode in (STORED.value, MIXED.value):
         name = _VARIANTS[mode]
         yield Variant(f"gate-{name}", gate_kernel, {"SOURCES": mode}, ("gate", name))

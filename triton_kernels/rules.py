@@ -13,9 +13,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from flexkern.spec import Rule, SgdRule
+from flexkern.spec.rules import Rule, SgdRule
 
-__all__ = ["MOST_STATES", "NUMBERS", "direction", "rule_numbers", "rule_of", "state_bits"]
+__all__ = ["MOST_STATES", "NUMBERS", "SGD", "VARIANTS", "direction", "rule_numbers", "rule_of", "state_bits"]
 
 MOST_STATES = 3
 NUMBERS = 8
@@ -51,6 +51,8 @@ def _sgd_numbers(rule: SgdRule) -> tuple[float, ...]:
     )  # fmt: skip
 
 
+# For the compiler ahead of time: rules by name, each with the sets of states that a step may have.
+VARIANTS: dict[str, tuple[int, dict[str, int]]] = {"sgd": (SGD.value, {"": 0b0, "-momentum": 0b1})}
 _RULES: dict[type[Rule], tuple[int, Callable[[Any], tuple[float, ...]]]] = {SgdRule: (SGD.value, _sgd_numbers)}
 
 

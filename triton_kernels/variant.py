@@ -1,6 +1,6 @@
 """What a module of kernels says of each kernel that the compiler ahead of time and the tuner are to know.
 
-A module with kernels defines, after its last function, what :mod:`.registry` looks for:
+A module with kernels defines, after its last function, what :mod:`.catalogue` looks for:
 
 ``ahead_of_time() -> Iterable[Variant]``
     all that launches may ask the compiler for. A test records launches and compares.

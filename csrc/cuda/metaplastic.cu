@@ -146,13 +146,11 @@ const char* gate(const float* weight, const Source& anchor, const Source& flexib
   if (numel == 0) return nullptr;
   const CurrentDevice current(device);
   if (current.error() != cudaSuccess) return cudaGetErrorString(current.error());
-  StepTensor<Sgd> operands;
-  operands.weight = alpha;
-  operands.grad = weight;
-  operands.anchor = anchor;
-  operands.flexibility = flexibility;
+  const auto bits = [](const void* p) { return reinterpret_cast<uintptr_t>(p); };
+  const bool is_aligned =
+      (bits(weight) | bits(alpha) | bits(anchor.data) | bits(flexibility.data)) % 16 == 0;
   gate_kernel<<<grid_size((numel + kTile - 1) / kTile, device), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
-      weight, anchor, flexibility, scale, scale_pointer, alpha, numel, aligned(operands));
+      weight, anchor, flexibility, scale, scale_pointer, alpha, numel, is_aligned);
   return launch_error();
 }
 

@@ -9,7 +9,7 @@ from flexkern.ops.metaplastic import gated_sgd_, metaplastic_gate, metaplastic_s
 from flexkern.ops.prototype import complete_prototypes, prototype_logits
 from flexkern.ops.steps import InsertionRule
 from flexkern.ops.synapse import synapse_step_
-from flexkern.spec import SgdRule
+from flexkern.spec.rules import SgdRule
 
 __all__ = [
     "Conversions",

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from flexkern.spec.declare import LARGEST_NUMBER, SHARED_MEMORY
+from flexkern.spec.argument import LARGEST_NUMBER
+from flexkern.spec.record import SHARED_MEMORY
 
 __all__ = [
     "FLOAT_DTYPES",

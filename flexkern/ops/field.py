@@ -30,7 +30,7 @@ def materialize(field: Field, shape: Sequence[int], *, device: torch.device | st
     if not isinstance(field, Field):
         raise TypeError(f"field must be a flexkern.Field, got {type(field).__name__}")
     out = torch.empty(tuple(shape), dtype=torch.float32, device=device)
-    backend = FILL.choose(out)
+    backend = FILL.choose(out, name="materialize")
     source, parameters = field.source()
     FILL.on(backend)(out, source, parameters)
     return out

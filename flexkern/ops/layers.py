@@ -15,8 +15,8 @@ from flexkern.ops.operator import Attempt, Operator, are_numbers, are_plain
 from flexkern.ops.sources import Sources, check_source, encode, quick_sources, single
 from flexkern.ops.steps import QUICK_NONFINITE, InsertionRule, number_and_tensor, quick_rule
 from flexkern.spec import Arguments, Rule
-from flexkern.spec.declare import check_extents
 from flexkern.spec.mask import words_in_row
+from flexkern.spec.record import check_extents
 
 __all__ = [
     "Conversions",

@@ -24,7 +24,7 @@ from flexkern.ops.layers import (
 from flexkern.ops.operator import Operator, tries_compiled
 from flexkern.ops.steps import InsertionRule, check_rule, of_options, rule_of, split_options, states_and_master
 
-__all__ = ["linear_step_"]
+__all__ = ["linear_step_", "linear_step_by_rule"]
 
 LINEAR = Operator("linear_step_")
 
@@ -79,21 +79,47 @@ def linear_step_(
 
     Source: arXiv 2407.07133, section 2; arXiv 2410.05899; the fusion is this package's own.
     """
-    states = {"momentum_buffer": momentum_buffer}
+    return linear_step_by_rule(
+        LINEAR, weight, x, grad_out, anchor, flexibility, silent, post, lr, scale, rule, threshold, alpha,
+        {"momentum_buffer": momentum_buffer}, master, nonfinite, options,
+    )  # fmt: skip
+
+
+def linear_step_by_rule(
+    operator: Operator,
+    weight: Tensor,
+    x: Tensor,
+    grad_out: Tensor,
+    anchor: Tensor | Field,
+    flexibility: Tensor | Field | float | None,
+    silent: Tensor | None,
+    post: Tensor | None,
+    lr: float | Tensor,
+    scale: float | Tensor | None,
+    rule: str,
+    threshold: float | Tensor,
+    alpha: Tensor | None,
+    states: dict[str, Any],
+    master: Tensor | None,
+    nonfinite: str,
+    options: dict[str, Any],
+) -> Conversions:
+    """:func:`linear_step_` by the operator of any rule; ``states`` are its states by name."""
     insertion, numbers = split_options(options)
     attempt = None
     if tries_compiled() and (silent is None or rule == "hebbian"):
         attempt = attempt_layer(
-            LINEAR, (weight, x, grad_out), anchor, flexibility, alpha, silent, None if silent is None else
+            operator, (weight, x, grad_out), anchor, flexibility, alpha, silent, None if silent is None else
             (post,), threshold, lr, scale, states, master, insertion, numbers, nonfinite,
         )  # fmt: skip
     return conversions_of(
-        LINEAR(attempt, _checked, weight, x, grad_out, anchor, flexibility, silent, post, lr, scale, rule,
-               threshold, alpha, states, master, nonfinite, insertion, numbers)
+        operator(attempt, _checked, operator, weight, x, grad_out, anchor, flexibility, silent, post, lr, scale,
+                 rule, threshold, alpha, states, master, nonfinite, insertion, numbers)
     )  # fmt: skip
 
 
 def _checked(
+    operator: Operator,
     weight: Tensor,
     x: Tensor,
     grad_out: Tensor,
@@ -112,9 +138,9 @@ def _checked(
     insertion_options: dict[str, Any],
     numbers: dict[str, Any],
 ) -> Conversions:
-    assert LINEAR.spec.rule is not None
-    step_rule = rule_of(LINEAR.spec.rule, numbers, "linear_step_")
-    insertion = of_options(InsertionRule, insertion_options, "linear_step_")
+    name = operator.spec.name
+    step_rule = rule_of(operator, numbers, name)
+    insertion = of_options(InsertionRule, insertion_options, name)
     checks.check_matches(weight, "weight", weight, checks.FLOAT_DTYPES)
     checks.check_writable(weight, "weight")
     check_matrix(weight)
@@ -135,19 +161,18 @@ def _checked(
         assert post is not None
         exact = checks.exact_dtype(weight)
         drive = [_mean_activity(x, exact), _mean_activity(post, exact)] if rule == "rate" else [post]
-    backend = LINEAR.choose(weight)
+    backend = operator.choose(weight)
     if nonfinite == "raise":
         checks.check_finite([x], "x")
         checks.check_finite([grad_out], "grad_out")
     x, grad_out, *drive = checks.contiguous([x, grad_out, *drive])
     given = layer_arguments(
-        LINEAR, {"weight": weight, "x": x, "grad_out": grad_out}, sources, alpha, silent, drive, threshold, lr,
-        scale,
-        {name: values[0] if values else None for name, values in checked_states.items()},
+        operator, {"weight": weight, "x": x, "grad_out": grad_out}, sources, alpha, silent, drive, threshold,
+        lr, scale, {name: values[0] if values else None for name, values in checked_states.items()},
         masters[0] if masters else None, insertion, step_rule, nonfinite,
     )  # fmt: skip
     check_layers([given])
-    return conversions_of(LINEAR.run(given, backend))
+    return conversions_of(operator.run(given, backend))
 
 
 def _check_batch(tensor: object, name: str, weight: Tensor, like: Tensor | None, units: int) -> None:

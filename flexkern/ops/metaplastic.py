@@ -21,7 +21,7 @@ from flexkern.ops.steps import (
     states_and_master,
 )
 
-__all__ = ["gated_sgd_", "metaplastic_gate", "metaplastic_sgd_"]
+__all__ = ["gated_sgd_", "gated_step_by_rule", "metaplastic_gate", "metaplastic_sgd_", "step_by_rule"]
 
 GATE = Operator("metaplastic_gate")
 SGD = Operator("metaplastic_sgd_")
@@ -119,14 +119,8 @@ def metaplastic_sgd_(
 
     Source: arXiv 2407.07133, section 2.
     """
-    states = {"momentum_buffer": momentum_buffer}
-    attempt = None
-    if tries_compiled():
-        sources = quick_sources(anchor, flexibility)
-        if sources is not None:
-            attempt = _attempt(SGD, weight, grad, sources, None, lr, scale, states, master, nonfinite, rule)
-    SGD(attempt, _checked_step, SGD, "metaplastic_sgd_", weight, grad, anchor, flexibility,
-        lr, scale, states, master, nonfinite, rule)  # fmt: skip
+    step_by_rule(SGD, weight, grad, anchor, flexibility, lr, scale,
+                 {"momentum_buffer": momentum_buffer}, master, nonfinite, rule)  # fmt: skip
 
 
 def gated_sgd_(
@@ -152,17 +146,58 @@ def gated_sgd_(
 
     The other arguments, and what is raised, are those of :func:`metaplastic_sgd_`.
     """
-    states = {"momentum_buffer": momentum_buffer}
+    gated_step_by_rule(SGD, "gated_sgd_", weight, grad, alpha, lr,
+                       {"momentum_buffer": momentum_buffer}, master, nonfinite, rule)  # fmt: skip
+
+
+# ------------------------------------------------------------------ the step of any rule
+
+
+def step_by_rule(
+    operator: Operator,
+    weight: Any,
+    grad: Any,
+    anchor: Any,
+    flexibility: Any,
+    lr: float | Tensor,
+    scale: float | Tensor,
+    states: dict[str, Any],
+    master: Any,
+    nonfinite: str,
+    numbers: dict[str, Any],
+) -> None:
+    """:func:`metaplastic_sgd_` by the operator of any rule; ``states`` are its states by name."""
+    attempt = None
+    if tries_compiled():
+        sources = quick_sources(anchor, flexibility)
+        if sources is not None:
+            attempt = _attempt(
+                operator, weight, grad, sources, None, lr, scale, states, master, nonfinite, numbers
+            )
+    operator(attempt, _checked_step, operator, weight, grad, anchor, flexibility,
+             lr, scale, states, master, nonfinite, numbers)  # fmt: skip
+
+
+def gated_step_by_rule(
+    operator: Operator,
+    name: str,
+    weight: Any,
+    grad: Any,
+    alpha: Any,
+    lr: float | Tensor,
+    states: dict[str, Any],
+    master: Any,
+    nonfinite: str,
+    numbers: dict[str, Any],
+) -> None:
+    """:func:`gated_sgd_` by the operator of any rule, for the function of this name."""
     attempt = None
     if tries_compiled():
         count = len(weight) if isinstance(weight, (list, tuple)) else 1
         sources = free(count) if alpha is None else (None, None, None, None)
-        attempt = _attempt(SGD, weight, grad, sources, alpha, lr, 1.0, states, master, nonfinite, rule)
-    SGD(attempt, _checked_gated_step, SGD, "gated_sgd_", weight, grad, alpha,
-        lr, states, master, nonfinite, rule)  # fmt: skip
-
-
-# ------------------------------------------------------------------ the step of any rule
+        attempt = _attempt(operator, weight, grad, sources, alpha, lr, 1.0, states, master, nonfinite, numbers)
+    operator(attempt, _checked_gated_step, operator, name, weight, grad, alpha,
+             lr, states, master, nonfinite, numbers)  # fmt: skip
 
 
 def _attempt(
@@ -205,7 +240,6 @@ def _attempt(
 
 def _checked_step(
     operator: Operator,
-    name: str,
     weight: Any,
     grad: Any,
     anchor: Any,
@@ -217,8 +251,7 @@ def _checked_step(
     nonfinite: str,
     numbers: dict[str, Any],
 ) -> None:
-    assert operator.spec.rule is not None
-    rule = rule_of(operator.spec.rule, numbers, name)
+    rule = rule_of(operator, numbers, operator.spec.name)
     weights, grads = check_step(weight, grad, lr, rule, nonfinite)
     if not weights:
         return
@@ -245,8 +278,7 @@ def _checked_gated_step(
     nonfinite: str,
     numbers: dict[str, Any],
 ) -> None:
-    assert operator.spec.rule is not None
-    rule = rule_of(operator.spec.rule, numbers, name)
+    rule = rule_of(operator, numbers, name)
     weights, grads = check_step(weight, grad, lr, rule, nonfinite)
     if not weights:
         return
@@ -258,7 +290,7 @@ def _checked_gated_step(
         for w, value in zip(weights, alphas, strict=True):
             checks.check_matches(value, "alpha", w, allowed)
     sources = free(len(weights)) if alpha is None else Sources((), (), None, None)
-    _run(operator, weights, grads, sources, alphas, lr, 1.0, states, master, nonfinite, rule)
+    _run(operator, weights, grads, sources, alphas, lr, 1.0, states, master, nonfinite, rule, name)
 
 
 def _run(
@@ -273,9 +305,10 @@ def _run(
     master: Any,
     nonfinite: str,
     rule: Any,
+    public_name: str | None = None,
 ) -> None:
     checked, masters = states_and_master(states, master, weights, rule)
-    backend = operator.choose(weights[0], lambda name: _takes(name, alphas))
+    backend = operator.choose(weights[0], lambda name: _takes(name, alphas), public_name)
     if nonfinite == "raise":
         checks.check_finite(grads)
     (lr_number, lr_tensor), (scale_number, scale_tensor) = number_and_tensor(lr), number_and_tensor(scale)

@@ -176,12 +176,15 @@ class Operator:
                 return result
         return checked(*given)
 
-    def choose(self, like: Tensor, supported: Callable[[str], str | None] | None = None) -> str:
+    def choose(
+        self, like: Tensor, supported: Callable[[str], str | None] | None = None, name: str | None = None
+    ) -> str:
         """The backend for a call on tensors like this one.
 
         Args:
             like: decides the device, and for floating-point tensors the dtype.
             supported: backend to None, or why it cannot take these arguments.
+            name: the public function, in messages and in the tuning table, where it is not the operator's.
 
         Raises:
             BackendError: if a backend was asked for by name and cannot serve.
@@ -191,7 +194,7 @@ class Operator:
             why = self.spec.has_no_kernel(name) or checks.native_dtypes(name, like.dtype)
             return why or (None if supported is None else supported(name))
 
-        return choose(self.spec.name, like.device, serves)
+        return choose(name or self.spec.name, like.device, serves)
 
     def run(self, given: Arguments, backend: str) -> Any:
         """Calls it with arguments that have been checked.

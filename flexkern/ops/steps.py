@@ -13,6 +13,7 @@ from torch import Tensor
 
 from flexkern.ops import checks
 from flexkern.ops.choices import NONFINITE
+from flexkern.ops.operator import Operator
 from flexkern.spec import RULES, Rule
 
 __all__ = [
@@ -87,13 +88,15 @@ def split_options(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, An
     return insertion, {name: value for name, value in options.items() if name not in insertion}
 
 
-def rule_of(kind: type[Rule], numbers: dict[str, Any], operator: str) -> Rule:
-    """The rule of these keyword arguments.
+def rule_of(operator: Operator, numbers: dict[str, Any], name: str) -> Rule:
+    """The rule of an operator with these keyword arguments of the function of this name.
 
     Raises:
         TypeError: if one is unknown.
     """
-    return of_options(kind, numbers, operator, ("lr", "scale", "master", "nonfinite", *kind.STATES))
+    kind = operator.spec.rule
+    assert kind is not None
+    return of_options(kind, numbers, name, ("lr", "scale", "master", "nonfinite", *kind.STATES))
 
 
 def number_and_tensor(value: float | Tensor) -> tuple[float, Tensor | None]:

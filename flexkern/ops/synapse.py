@@ -22,7 +22,7 @@ from flexkern.ops.layers import (
 from flexkern.ops.operator import Operator, tries_compiled
 from flexkern.ops.steps import InsertionRule, check_step, of_options, rule_of, split_options, states_and_master
 
-__all__ = ["Conversions", "synapse_step_"]
+__all__ = ["Conversions", "synapse_step_", "synapse_step_by_rule"]
 
 SYNAPSE = Operator("synapse_step_")
 
@@ -80,21 +80,48 @@ def synapse_step_(
 
     Source: arXiv 2407.07133, section 2, for the update; arXiv 2410.05899 for silent and functional synapses.
     """
-    states = {"momentum_buffer": momentum_buffer}
+    return synapse_step_by_rule(
+        SYNAPSE, weight, grad, anchor, flexibility, silent, pre, post, coincidence, threshold, lr, scale, alpha,
+        {"momentum_buffer": momentum_buffer}, master, nonfinite, options,
+    )  # fmt: skip
+
+
+def synapse_step_by_rule(
+    operator: Operator,
+    weight: Any,
+    grad: Any,
+    anchor: Any,
+    flexibility: Any,
+    silent: Any,
+    pre: Any,
+    post: Any,
+    coincidence: Any,
+    threshold: Any,
+    lr: float | Tensor,
+    scale: float | Tensor | None,
+    alpha: Any,
+    states: dict[str, Any],
+    master: Any,
+    nonfinite: str,
+    options: dict[str, Any],
+) -> Conversions | list[Conversions]:
+    """:func:`synapse_step_` by the operator of any rule; ``states`` are its states by name."""
     insertion, rule = split_options(options)
     attempt = None
     if tries_compiled() and (coincidence is None or (pre is None and post is None)):
         drive = (pre, post) if coincidence is None else (coincidence,)
         attempt = attempt_layer(
-            SYNAPSE, (weight, grad), anchor, flexibility, alpha, silent, drive, threshold, lr, scale, states,
+            operator, (weight, grad), anchor, flexibility, alpha, silent, drive, threshold, lr, scale, states,
             master, insertion, rule, nonfinite,
         )  # fmt: skip
-    result = SYNAPSE(attempt, _checked, weight, grad, anchor, flexibility, silent, pre, post, coincidence,
-                     threshold, lr, scale, alpha, states, master, nonfinite, insertion, rule)  # fmt: skip
+    result = operator(attempt, _checked, operator, weight, grad, anchor, flexibility, silent, pre, post,
+                      coincidence, threshold, lr, scale, alpha, states, master, nonfinite,
+                      insertion, rule)  # fmt: skip
     return result if isinstance(result, list) else conversions_of(result)
 
 
 def _checked(
+    operator: Operator,
     weight: Any,
     grad: Any,
     anchor: Any,
@@ -113,9 +140,9 @@ def _checked(
     insertion_options: dict[str, Any],
     numbers: dict[str, Any],
 ) -> Conversions | list[Conversions]:
-    assert SYNAPSE.spec.rule is not None
-    rule = rule_of(SYNAPSE.spec.rule, numbers, "synapse_step_")
-    insertion = of_options(InsertionRule, insertion_options, "synapse_step_")
+    name = operator.spec.name
+    rule = rule_of(operator, numbers, name)
+    insertion = of_options(InsertionRule, insertion_options, name)
     weights, grads = check_step(weight, grad, lr, rule, nonfinite)
     several = isinstance(weight, (list, tuple))
     if not weights:
@@ -141,16 +168,16 @@ def _checked(
         drive = _check_drive(w, of["pre"], of["post"], of["coincidence"])
         own = {name: values[i] if values else None for name, values in checked_states.items()}
         layers.append(layer_arguments(
-            SYNAPSE, {"weight": w, "grad": g}, sources, of["alpha"], of["silent"], drive, of["threshold"], lr,
+            operator, {"weight": w, "grad": g}, sources, of["alpha"], of["silent"], drive, of["threshold"], lr,
             scale, own, masters[i] if masters else None, insertion, rule, nonfinite,
         ))  # fmt: skip
-    backend = SYNAPSE.choose(weights[0])
+    backend = operator.choose(weights[0])
     if nonfinite == "raise":
         checks.check_finite(grads)
     check_layers(layers)
     for layer, dense in zip(layers, checks.contiguous(grads), strict=True):
         layer.grad = dense  # type: ignore[attr-defined]
-    results = [conversions_of(SYNAPSE.run(layer, backend)) for layer in layers]
+    results = [conversions_of(operator.run(layer, backend)) for layer in layers]
     return results if several else results[0]
 
 

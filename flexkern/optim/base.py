@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from flexkern import ops
 from flexkern.nn.fused.stepped_grad import SteppedGrad
-from flexkern.nn.silent.registry import silent_synapses
+from flexkern.nn.silent.layer_of_weight import silent_synapses
 from flexkern.ops import checks
 from flexkern.optim import groups
 from flexkern.optim.groups import STORED, exact_dtype

@@ -8,7 +8,7 @@ from torch import nn
 
 from flexkern.nn.fused.linear import MetaplasticLinear, check_window
 from flexkern.nn.silent.linear import SilentLinear
-from flexkern.optim.sgd import MetaplasticSGD
+from flexkern.optim.base import MetaplasticOptimizer
 
 __all__ = ["fuse_into_backward"]
 
@@ -16,7 +16,7 @@ __all__ = ["fuse_into_backward"]
 _CLASSES = (nn.Linear, MetaplasticLinear, SilentLinear)
 
 
-def fuse_into_backward(model: nn.Module, optimizer: MetaplasticSGD, *, window: int = 1) -> list[str]:
+def fuse_into_backward(model: nn.Module, optimizer: MetaplasticOptimizer, *, window: int = 1) -> list[str]:
     """Lets backward step the weights of the model's linear layers, so that their gradients never exist.
 
     Every ``nn.Linear``, :class:`flexkern.nn.MetaplasticLinear` and :class:`flexkern.nn.SilentLinear` (not
@@ -40,7 +40,7 @@ def fuse_into_backward(model: nn.Module, optimizer: MetaplasticSGD, *, window: i
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    if not isinstance(optimizer, MetaplasticSGD):
+    if not isinstance(optimizer, MetaplasticOptimizer):
         raise TypeError(
             f"optimizer must be a flexkern.optim.MetaplasticSGD, got {type(optimizer).__name__}; others need "
             "gradients"

@@ -14,7 +14,7 @@ from flexkern.fields import Field
 from flexkern.optim.base import MetaplasticOptimizer, Steps
 from flexkern.optim.groups import Flexibility
 from flexkern.optim.scale import FirstItem
-from flexkern.spec import Rule, SgdRule
+from flexkern.spec.rules import Rule, SgdRule
 
 __all__ = ["MetaplasticSGD"]
 

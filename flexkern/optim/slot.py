@@ -9,7 +9,7 @@ from torch import Tensor
 
 from flexkern import ops
 from flexkern.fields import Field
-from flexkern.nn.silent.registry import SilentSynapses, silent_synapses
+from flexkern.nn.silent.layer_of_weight import SilentSynapses, silent_synapses
 from flexkern.ops.checks import LOW_PRECISION
 from flexkern.optim import groups
 from flexkern.optim.groups import STORED, Flexibility, exact_dtype

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from flexkern.spec import Rule, SgdRule
+from flexkern.spec.rules import Rule, SgdRule
 
 __all__ = ["DIRECTIONS", "sgd", "step"]
 

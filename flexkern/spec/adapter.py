@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from .declare import Arguments, argument, operator
+from .argument import argument
+from .declare import operator
 from .linear import ON_TENSOR_CORES
 from .metaplastic import FLOATS
+from .record import Arguments
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from .declare import EXACT, Arguments, argument, number
+from .argument import EXACT, argument, number
 from .metaplastic import SOURCES
+from .record import Arguments
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from .declare import EXACT, Arguments, argument, number, operator
-from .rules import SgdRule
+from .argument import EXACT, argument, number
+from .declare import operator, operator_of_each_rule
+from .record import Arguments
+from .rules import RULES
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,8 +38,9 @@ class MetaplasticGate(Arguments):
         return [(self.weight.dtype, self.weight.shape)]
 
 
+@operator_of_each_rule(RULES, returns="()", one=True)
 class Step(Arguments):
-    """What the step of a list of tensors takes by any rule."""
+    """the flexible step, in place, of one tensor or a list of them"""
 
     weight: Sequence[Tensor] = argument("updated", written=True, dtypes=FLOATS)
     grad: Sequence[Tensor] = argument("of the weight's dtype or float32", dtypes=("weight", "float32"))
@@ -60,11 +63,6 @@ class Step(Arguments):
     scale_tensor: Tensor | None = argument("takes the place of scale", dtypes="float32", default=None)
     rule: Rule
     skip_nonfinite: bool = True
-
-
-@operator("metaplastic_sgd_", returns="()", one=True, rule=SgdRule)
-class SgdStep(Step):
-    """the flexible SGD step, in place, of one tensor or a list of them"""
 
 
 if TYPE_CHECKING:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from .declare import Arguments, argument, number, operator
+from .argument import argument, number
+from .declare import operator
+from .record import Arguments
 
 if TYPE_CHECKING:
     from torch import Tensor

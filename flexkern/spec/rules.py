@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
-from .declare import LARGEST_NUMBER, number
+from .argument import LARGEST_NUMBER, number
 
 __all__ = ["RULES", "Rule", "SgdRule"]
 
@@ -21,13 +21,21 @@ class Rule:
     """What a rule declares: its numbers are its attributes.
 
     Attributes:
-        NAME: of its struct in C++ and of its functions elsewhere.
+        NAME: of its struct in C++; the operators of a rule have it in small letters in their names.
         STATES: the state of a weight, each with its meaning: tensors like the weight, in float32 (float64 for
             float64 weights), that begin as zeros.
     """
 
     NAME: ClassVar[str] = ""
     STATES: ClassVar[dict[str, str]] = {}
+
+    @classmethod
+    def operator(cls, family: str) -> str:
+        """The name of its operator in a family; those of SGD, the first rule, on layers do not name it."""
+        word = cls.NAME.lower()
+        if family == "metaplastic":
+            return f"metaplastic_{word}_"
+        return f"{family}_step_" if cls is SgdRule else f"{family}_{word}_step_"
 
     @classmethod
     def of(cls, group: Mapping[str, Any]) -> Rule:

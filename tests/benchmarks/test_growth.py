@@ -133,12 +133,12 @@ def test_learners_take_the_same_number_of_steps(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_held_memory_is_seen_and_what_was_given_back_is_not() -> None:
-    before = growth_items.held(CPU)
+    before = growth_items.in_use(CPU)
     held = torch.ones(64 << 18)  # 64 MiB
     # Pages are counted whole, and the interpreter takes some of its own.
-    assert growth_items.held(CPU) - before == pytest.approx(64, abs=4)
+    assert growth_items.in_use(CPU) - before == pytest.approx(64, abs=4)
     del held
-    assert growth_items.held(CPU) - before == pytest.approx(0, abs=4)
+    assert growth_items.in_use(CPU) - before == pytest.approx(0, abs=4)
 
 
 def test_memory_that_a_learner_hoards_would_show(monkeypatch: pytest.MonkeyPatch) -> None:

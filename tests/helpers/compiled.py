@@ -33,7 +33,7 @@ FOLDER = ROOT / "build" / "compiled"
 
 
 class Wanted(NamedTuple):
-    """A variant of the registry on a target of aot.py; without a configuration as the tuning table has it."""
+    """A variant of the catalogue on a target of aot.py; without a configuration as the tuning table has it."""
 
     variant: str
     target: str
@@ -63,7 +63,7 @@ def reports(wanted: Sequence[Wanted]) -> list[dict[str, Any]]:
 def everything() -> list[Wanted]:
     """All variants on all targets, and the candidates of the tuner on sm_90."""
     from flexkern.triton_kernels.aot import TARGETS
-    from flexkern.triton_kernels.registry import all_variants
+    from flexkern.triton_kernels.catalogue import all_variants
 
     return [Wanted(name, target) for target in TARGETS for name in all_variants()] + candidates()
 
@@ -72,13 +72,13 @@ def candidates(*only: str) -> list[Wanted]:
     """What the tuner races on sm_90, or that of some kernels and variants, "sgd held"."""
     from flexkern.backends import tuning
     from flexkern.benchmarks import workloads
-    from flexkern.triton_kernels import registry
+    from flexkern.triton_kernels import catalogue
 
     return [
         Wanted(name, "cuda:90", configuration)
         for work in workloads.of_kernels()
         if not only or f"{work.kernel} {work.variant}" in only
-        for configuration in registry.candidates(
+        for configuration in catalogue.candidates(
             work.kernel, work.variant, tuning.config(work.kernel, work.variant, "sm_90")
         )
         for name in work.compiles
@@ -99,7 +99,7 @@ def _state() -> str:
 def _in_full(wanted: Wanted) -> Wanted:
     """With the configuration, so that the table's own is found again among a tuner's candidates."""
     from flexkern.triton_kernels.aot import architecture_of
-    from flexkern.triton_kernels.registry import all_variants
+    from flexkern.triton_kernels.catalogue import all_variants
 
     if wanted.configuration is not None:
         return wanted

@@ -20,9 +20,10 @@ from flexkern.ops.field import FILL
 from flexkern.ops.linear import LINEAR
 from flexkern.ops.mask import PACK, UNPACK
 from flexkern.ops.metaplastic import GATE, SGD
+from flexkern.ops.null import NULL
 from flexkern.ops.synapse import SYNAPSE
 from flexkern.triton_kernels import adapter, aot, field, linear, mask, metaplastic, synapse
-from flexkern.triton_kernels.registry import all_variants
+from flexkern.triton_kernels.catalogue import all_variants
 from flexkern.triton_kernels.variant import Variant
 
 TARGET = "cuda:90"
@@ -197,6 +198,7 @@ def main() -> None:
         module.architecture = lambda device: ARCHITECTURE
     step_all()
     fill_pack_and_gate()
+    NULL.on("triton")(torch.ones(1025), 2.0)
     step_layers()
     pass_adapters()
     registry = {expected_for(variant.at(ARCHITECTURE)): name for name, variant in all_variants().items()}

@@ -11,7 +11,6 @@ import json
 import mmap
 import os
 import signal
-import struct
 import subprocess
 import sys
 import time
@@ -22,136 +21,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
-from flexkern.learners import Progress, checkpoint
 from flexkern.measure import Measure
-from flexkern.metrics import Evaluation, confusion_matrix
 from flexkern.runs.incremental.config import (
-    Config,
     DataConfig,
     MethodConfig,
-    Paper,
     StreamConfig,
 )
 from flexkern.runs.incremental.data import load_images
-from flexkern.runs.incremental.run import Event, Learners, run
-from flexkern.streams import Experience
-
-EPOCHS = 3
-
-
-class Softmax:
-    """Softmax regression on the pixels; ``local`` trains only the rows of the task's classes."""
-
-    def __init__(self, method: str, seed: int, lr: float, epochs: int) -> None:
-        if lr <= 0:
-            raise ValueError(f"lr must be positive, got {lr}")
-        self.method, self.seed, self.lr, self.epochs = method, seed, lr, epochs
-        self.weight = torch.zeros(0, 0)
-        self.classes_seen = self.tasks_learned = self.epochs_done = 0
-        self.report: dict[str, float] = {}
-
-    @property
-    def parameters_added(self) -> int:
-        return self.weight.numel()
-
-    def learn(self, experience: Experience, *, progress: Callable[[Progress], None] | None = None) -> None:
-        x = experience.train_inputs.flatten(1).float() / 255
-        classes = self.classes_seen + len(experience.class_names)
-        if len(self.weight) < classes:
-            rows = torch.zeros(classes - len(self.weight), x.shape[1])
-            self.weight = torch.cat([self.weight.reshape(-1, x.shape[1]), rows])
-        first = self.classes_seen if self.method == "local" else 0
-        for epoch in range(self.epochs_done, self.epochs):
-            generator = torch.Generator().manual_seed(self.seed * 1000 + self.tasks_learned * 10 + epoch)
-            for rows in torch.randperm(len(x), generator=generator).split(16):
-                p = (x[rows] @ self.weight[first:].T).softmax(1)
-                p[torch.arange(len(rows)), experience.train_labels[rows] - first] -= 1
-                self.weight[first:] -= self.lr * p.T @ x[rows] / len(rows)
-            self.epochs_done = epoch + 1
-            maybe_die(f"learning {self.tasks_learned} {epoch + 1}")
-            if progress is not None:
-                loss = float((x @ self.weight.T).logsumexp(1).mean())
-                progress(Progress(self.tasks_learned, epoch + 1, self.epochs, loss))
-        maybe_die(f"end of learning {self.tasks_learned}")
-        self.classes_seen, self.epochs_done = classes, 0
-        self.tasks_learned += 1
-
-    def predict(self, images: Tensor) -> Tensor:
-        return (images.flatten(1).float() / 255 @ self.weight.T).argmax(1)
-
-    def evaluate(self, stream: Any) -> Evaluation:
-        maybe_die(f"testing {self.tasks_learned}")
-        accuracies, confusion = [], np.zeros((self.classes_seen, self.classes_seen), dtype=np.int64)
-        for e in stream:
-            answers = self.predict(e.test_inputs)
-            accuracies.append(float((answers == e.test_labels).double().mean()))
-            confusion += confusion_matrix(e.test_labels.numpy(), answers.numpy(), self.classes_seen)
-        self.report = {
-            "passes": 1.0 + self.tasks_learned,
-            "gate_auroc": float("nan"),
-            "seconds_per_image": 1e-3,
-        }
-        if self.method == "local":
-            self.report["open_rate"] = 1 / self.tasks_learned
-        return Evaluation(np.array(accuracies), confusion)
-
-    def save(self, path: Path) -> None:
-        maybe_die(f"saving {self.tasks_learned} {self.epochs_done}")
-        keys = ("method", "seed", "lr", "epochs", "classes_seen", "tasks_learned", "epochs_done")
-        checkpoint.write(path, {"weight": self.weight}, {k: getattr(self, k) for k in keys})
-        maybe_die(f"saved {self.tasks_learned} {self.epochs_done}")
-
-
-def make(method: str, backbone: str, *, seed: int, device: torch.device, **options: Any) -> Softmax:
-    assert backbone == "small"
-    assert device == torch.device("cpu")
-    return Softmax(method, seed, **{"lr": 0.5, "epochs": EPOCHS, **options})
-
-
-def load(path: Path, *, backbone: str, device: torch.device) -> Softmax:
-    tensors, record = checkpoint.read(path)
-    learner = Softmax(*(record[k] for k in ("method", "seed", "lr", "epochs")))
-    learner.weight = tensors["weight"]
-    for key in ("classes_seen", "tasks_learned", "epochs_done"):
-        setattr(learner, key, record[key])
-    return learner
-
-
-LEARNERS = Learners(("global", "local"), make, load)
-POINT = ""
-
-
-def maybe_die(here: str) -> None:
-    if here == POINT:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
-def configuration(out: Path, **changes: Any) -> Config:
-    values: dict[str, Any] = {
-        "data": DataConfig(kind="digits", train_per_class=20, test_per_class=10),
-        "stream": StreamConfig(increment=3, base=4),
-        "methods": (
-            MethodConfig("Local rows", "local", {"lr": 0.3}, Paper(90.0, 80.0, "a paper", "vit", 20)),
-            MethodConfig("All rows", "global"),
-        ),
-        "device": "cpu",
-        "out": str(out),
-    }
-    return Config(**(values | changes))
-
-
-def numbers(results: dict[str, Any]) -> dict[str, Any]:
-    """All that must be equal from run to run: everything but seconds, memory and paths."""
-    plain = json.loads(json.dumps(results))
-    del plain["environments"], plain["configuration"]["out"]
-    for summary in plain["summary"].values():
-        del summary["cost"], summary["mib"]
-    for record in plain["runs"]:
-        for task in record["tasks"]:
-            del task["cost"]
-    return plain
+from flexkern.runs.incremental.run import Event, run
+from helpers import incremental
+from helpers.incremental import EPOCHS, LEARNERS, configuration, load, make, numbers
 
 
 @pytest.fixture(scope="module")
@@ -277,7 +157,10 @@ POINTS = (
 def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with one folder for each of POINTS, in which a run was killed there."""
     folder = tmp_path_factory.mktemp("killed")
-    done = subprocess.run([sys.executable, __file__, str(folder)], capture_output=True, text=True, timeout=300)
+    path = os.pathsep.join(filter(None, (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH"))))
+    environment = {**os.environ, "PYTHONPATH": path}  # it imports helpers
+    command = [sys.executable, __file__, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -473,149 +356,13 @@ def test_measuring() -> None:
         assert after.mib <= spent.mib - 100  # it began anew
 
 
-# ----------------------------------------------------------------- mistakes
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"methods": (MethodConfig("x", "magic"),)}, "'x' has method 'magic'; allowed are global, local"),
-        ({"methods": (MethodConfig("x", "local", {"speed": 1}),)}, r"methods: 'x' \(local\): .*speed"),
-        (
-            {"methods": (MethodConfig("x", "local", {"lr": -1.0}),)},
-            r"methods: 'x' \(local\): lr must be positive",
-        ),
-        ({"device": "gpu"}, "device must be auto, cpu, cuda"),
-        ({"data": DataConfig()}, "data.path: this configuration needs the archive .* --data PATH"),
-        ({"data": DataConfig(kind="digits", train_per_class=500)}, "train_per_class is 500, but class"),
-    ],
-)
-def test_mistakes_are_found_before_anything_is_trained(
-    changes: dict[str, Any], message: str, tmp_path: Path
-) -> None:
-    with pytest.raises(ValueError, match=message):
-        run(configuration(tmp_path / "out", **changes), learners=LEARNERS)
-    assert not (tmp_path / "out").exists()
-
-
-# ----------------------------------------------------------------- report, picture, command
-
-
-def test_tables_and_notes(whole: dict[str, Any]) -> None:
-    rich = pytest.importorskip("rich.console")
-    from flexkern.runs.incremental import tables as report
-
-    config = configuration(Path("unused"), seeds=(3, 4))
-    console = rich.Console(width=160, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
-    console.print(report.task_table(whole["runs"][0]))
-    console.print(report.method_table(config, whole))
-    text = console.export_text()
-    last = whole["runs"][0]["tasks"][-1]
-    each = " ".join(f"{100 * a:.0f}" for a in last["accuracies"])
-    row = next(line for line in text.splitlines() if each in line)
-    cells = row.split()
-    assert cells[:6] == ["3", "10", f"{100 * last['seen']:.1f}", f"{100 * last['average']:.1f}",
-                         f"{100 * last['forgetting']:.1f}", "0.33"]  # fmt: skip
-    summary = whole["summary"]["Local rows"]
-    assert f"{100 * summary['average']['mean']:.2f} ± {100 * summary['average']['std']:.2f}" in text
-    assert "Local rows, a paper" in text
-    assert "90.00" in text
-    (note,) = report.notes(config, whole)
-    for part in ("backbone small (there vit)", "20 training images a class", "10 test images a class"):
-        assert part in note
-    assert "epochs" not in note  # the learner's default is what the paper had
-    report_of = whole["summary"]["Local rows"]["report"] | {"keeps_data": {"mean": [0.0, 1.0, 1.0]}}
-    keeps = whole | {"summary": {"Local rows": summary | {"report": report_of}}}
-    assert "Local rows: keeps features of training images." in report.notes(config, keeps)
-    twice = whole | {"environments": [{"torch": "1"}, {"torch": "2"}]}
-    assert "other versions" in report.notes(config, twice)[-1]
-
-
-def test_the_picture(whole: dict[str, Any], tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
-    from flexkern.runs.incremental.pictures import draw
-
-    draw(whole, tmp_path / "picture.png")
-    header = (tmp_path / "picture.png").read_bytes()[:24]
-    assert header[:8] == b"\x89PNG\r\n\x1a\n"
-    width, height = struct.unpack(">II", header[16:])
-    assert width > 1800  # two panels: one method has gates
-    assert height > 700
-    with pytest.raises(ValueError, match="no run has ended"):
-        draw(whole | {"summary": {}}, tmp_path / "none.png")
-
-
-def invoke(*arguments: str) -> Any:
-    testing = pytest.importorskip("typer.testing")
-    from flexkern.cli.app import app
-
-    return testing.CliRunner().invoke(app, ["run", "class-incremental", *arguments])
-
-
-TOML = """
-[data]
-kind = "digits"
-train_per_class = 20
-test_per_class = 10
-[stream]
-increment = 5
-[[methods]]
-name = "Mine"
-method = "local"
-lr = 0.3
-"""
-
-
-def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from flexkern.runs.incremental import run as class_incremental
-
-    monkeypatch.setattr(class_incremental, "_shipped_learners", lambda: LEARNERS)
-    (tmp_path / "mine.toml").write_text(TOML)
-    options = [str(tmp_path / "mine.toml"), "--out", str(tmp_path / "out"), "--device", "cpu", "--seeds", "1,2"]
-    result = invoke(*options)
-    assert result.exit_code == 0, result.output
-    results = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert results["configuration"]["seeds"] == [1, 2]
-    assert f"{100 * results['summary']['Mine']['last']['mean']:.2f}" in result.output
-    assert (tmp_path / "out" / "picture.png").stat().st_size > 10_000
-    assert invoke(*options).exit_code == 0  # nothing left to do
-    refused = invoke(*options[:-1], "3")
-    assert refused.exit_code == 1
-    assert "seeds was [1, 2], is [3]" in " ".join(refused.output.split())
-    assert invoke(*options[:-1], "3", "--restart").exit_code == 0
-
-
-@pytest.mark.parametrize(
-    ("arguments", "code", "message"),
-    [
-        ([], 2, "name a TOML file"),
-        (["digit"], 1, "no configuration at 'digit'; did you mean 'digits'?"),
-        (["digits", "--seeds", "1;2"], 2, "must be numbers with commas"),
-        (["digits", "--data", "x.npz"], 1, "the digits are bundled"),
-    ],
-)
-def test_the_command_explains_mistakes(arguments: list[str], code: int, message: str) -> None:
-    result = invoke(*arguments)
-    assert result.exit_code == code
-    assert message in " ".join(result.output.split())
-    assert "Traceback" not in result.output
-
-
-def test_shipped_configurations_are_listed() -> None:
-    result = invoke("--list")
-    assert result.exit_code == 0
-    for name in ("cifar100_b0_inc10", "cifar100_b0_inc5", "digits", "tinyimagenet_5steps"):
-        assert name in result.output
-
-
 def kill_at_each_point(folder: Path) -> None:
     """Each run in a copy of this process, which saves importing everything anew; it has not started threads."""
-    global POINT
     load_images(DataConfig(kind="digits"))  # imports scikit-learn, once for all
     for number, point in enumerate(POINTS):
         child = os.fork()
         if not child:
-            POINT = point
+            incremental.POINT = point
             run(configuration(folder / str(number), seeds=(3, 4)), learners=LEARNERS)
             os._exit(0)  # it should not have come this far
         status = os.waitpid(child, 0)[1]

@@ -18,7 +18,7 @@ pytest.importorskip("triton")
 
 import triton
 
-from flexkern.triton_kernels.registry import all_variants
+from flexkern.triton_kernels.catalogue import all_variants
 from helpers.compiled import Wanted, everything, reports, without_interpreter
 
 HERE = Path(__file__).parent

@@ -17,7 +17,7 @@ import torch
 pytest.importorskip("triton")
 
 from flexkern.backends import tuning
-from flexkern.triton_kernels.registry import CANDIDATES, candidates
+from flexkern.triton_kernels.catalogue import CANDIDATES, candidates
 from helpers import compiled
 
 ROOT = Path(__file__).resolve().parent.parent.parent

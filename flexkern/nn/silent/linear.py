@@ -18,8 +18,8 @@ from flexkern.nn.fused.linear import MetaplasticLinear
 from flexkern.nn.records import record_of
 from flexkern.nn.silent.adaptive_threshold import AdaptiveThreshold
 from flexkern.nn.silent.insertion import Insertion
+from flexkern.nn.silent.layer_of_weight import register
 from flexkern.nn.silent.mask import MaskGradient, check_silent, silent_mask
-from flexkern.nn.silent.registry import register
 from flexkern.ops.checks import exact_dtype
 from flexkern.reference import activity
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from flexkern.runs.metaplasticity import protocol as settings
-from flexkern.runs.metaplasticity.sources import load_items
+from flexkern.runs.metaplasticity.items import load_items
 from flexkern.streams import Experience
 
 __all__ = ["Experiment", "Items", "Part", "Shown", "in_order"]

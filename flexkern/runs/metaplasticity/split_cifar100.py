@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from flexkern.backbones import image_size, load_backbone
 from flexkern.features import extract_from
 from flexkern.learners.vit.training import test_view
+from flexkern.runs.metaplasticity.items import cached
 from flexkern.runs.metaplasticity.protocol import DIGITS, Protocol
 from flexkern.runs.metaplasticity.rivals import Rivals
-from flexkern.runs.metaplasticity.sources import cached
 from flexkern.streams import Experience, Images, Stream, class_incremental, image_pack
 
 __all__ = ["SplitCIFAR100", "TokenFeatures"]

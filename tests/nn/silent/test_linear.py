@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from flexkern import Field, Purpose, ops
 from flexkern.nn import AdaptiveThreshold, Insertion, SilentLinear
-from flexkern.nn.silent import registry as synapses
+from flexkern.nn.silent import layer_of_weight as synapses
 from helpers.nets import SIZES, batches, mask_of, mlp, optimizer_of, silent, silent_are_zero, train
 
 NEVER = 1e30  # a threshold that nothing reaches

@@ -21,13 +21,13 @@ from flexkern.learners import MetaplasticMLP
 from flexkern.runs.metaplasticity.figures import EXPERIMENTS
 from flexkern.runs.metaplasticity.flexibility_distribution import FlexibilityDistribution
 from flexkern.runs.metaplasticity.hebb_repetition import HebbRepetition
+from flexkern.runs.metaplasticity.items import load_items
 from flexkern.runs.metaplasticity.learning_frequency import LearningFrequency
 from flexkern.runs.metaplasticity.poisoning import Poisoning
 from flexkern.runs.metaplasticity.protocol import Network, protocol_for
 from flexkern.runs.metaplasticity.rivals import Rivals
 from flexkern.runs.metaplasticity.runner import run, units
 from flexkern.runs.metaplasticity.serial_position import SerialPosition
-from flexkern.runs.metaplasticity.sources import load_items
 from flexkern.runs.metaplasticity.unit import Unit
 from flexkern.streams import TwoDigitItems
 from helpers.memory_tiny import TINY

@@ -15,12 +15,12 @@ from flexkern.learners import MetaplasticMLP
 from flexkern.runs.metaplasticity.claims import spearman
 from flexkern.runs.metaplasticity.flexibility import DISTRIBUTIONS, flexibility
 from flexkern.runs.metaplasticity.hebb_repetition import HebbRepetition
+from flexkern.runs.metaplasticity.items import load_items
 from flexkern.runs.metaplasticity.learning_frequency import order
 from flexkern.runs.metaplasticity.poisoning import CLEAN, DERANGED, Poisoning
 from flexkern.runs.metaplasticity.protocol import Network, Protocol, protocol_for
 from flexkern.runs.metaplasticity.rivals import Rivals
 from flexkern.runs.metaplasticity.serial_position import SerialPosition
-from flexkern.runs.metaplasticity.sources import load_items
 from flexkern.streams import TwoDigitItems
 from helpers.memory_tiny import TINY
 from studies.scale_study import ScaleStudy
@@ -66,7 +66,7 @@ def test_features_are_computed_once(cache: Path, items: TwoDigitItems, monkeypat
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("computed again")
 
-    monkeypatch.setattr("flexkern.runs.metaplasticity.sources.extract_from", never)
+    monkeypatch.setattr("flexkern.runs.metaplasticity.items.extract_from", never)
     again = load_items(protocol_for(**TINY), 0, cache, items=9)
     assert all(torch.equal(a, b) for a, b in zip(again.train, items.train, strict=True))
     with pytest.raises(AssertionError, match="computed again"):

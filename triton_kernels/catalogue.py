@@ -14,7 +14,7 @@ from flexkern.triton_kernels.variant import Variant
 __all__ = ["CANDIDATES", "all_variants", "candidates"]
 
 # Not kernels, and these import this module.
-_TOOLS = ("aot", "registry")
+_TOOLS = ("aot", "catalogue")
 
 
 def _modules() -> Iterator[ModuleType]:
