@@ -147,8 +147,7 @@ const char* gate(const float* weight, const Source& anchor, const Source& flexib
   const CurrentDevice current(device);
   if (current.error() != cudaSuccess) return cudaGetErrorString(current.error());
   const auto bits = [](const void* p) { return reinterpret_cast<uintptr_t>(p); };
-  const bool is_aligned =
-      (bits(weight) | bits(alpha) | bits(anchor.data) | bits(flexibility.data)) % 16 == 0;
+  const bool is_aligned = (bits(weight) | bits(alpha) | bits(anchor.data) | bits(flexibility.data)) % 16 == 0;
   gate_kernel<<<grid_size((numel + kTile - 1) / kTile, device), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
       weight, anchor, flexibility, scale, scale_pointer, alpha, numel, is_aligned);
   return launch_error();

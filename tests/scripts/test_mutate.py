@@ -59,7 +59,7 @@ def test_a_mutation_that_does_not_fit_is_named(capsys: pytest.CaptureFixture, mo
 def test_words_choose(capsys: pytest.CaptureFixture) -> None:
     assert mutate.chosen(MUTATIONS, []) == sorted(MUTATIONS, key=lambda m: m.compiled)
     some = mutate.chosen(MUTATIONS, ["flexkern/metrics.py", "dropout"])
-    assert {m.file for m in some} == {"flexkern/metrics.py", "csrc/cpu/adapter.cpp"}
+    assert {m.file for m in some} == {"flexkern/metrics.py", "csrc/cpu/kernels/adapter.cpp"}
     assert mutate.main(["--list", "metrics.py"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == len([m for m in some if not m.compiled])
     assert mutate.main(["no such word"]) == 2
