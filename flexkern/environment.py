@@ -10,22 +10,12 @@ from typing import Any
 import torch
 
 from flexkern.backends import backends, choose, requested
+from flexkern.spec import SPECS, Spec
 from flexkern.version import __version__
 
 __all__ = ["environment"]
 
-OPERATORS = (
-    "metaplastic_gate",
-    "metaplastic_sgd_",
-    "gated_sgd_",
-    "flexibility_field",
-    "pack_mask",
-    "unpack_mask",
-    "synapse_step_",
-    "linear_step_",
-    "gated_adapter",
-)
-_WITHOUT_CUDA = ("linear_step_", "gated_adapter")  # on GPUs Triton serves them
+TEMPLATE = "null"  # the worked example of an operator, which nothing calls
 
 
 def _version(package: str) -> str | None:
@@ -65,8 +55,10 @@ def environment() -> dict[str, Any]:
     Returns:
         ``versions``; ``build``, the compilers, GPU architectures and CPU instruction set of the compiled
         extension, or None without it; ``gpus``; ``requested``, the backend asked for; ``backends``, for each
-        whether it is available and why; ``operators``, the backend that each takes on each device type here.
+        whether it is available and why; ``operators``, the backend that serves each on each device type here;
+        ``lacking``, for each of them the backends that have no kernel of it, and why.
     """
+    specs = [spec for spec in SPECS.values() if spec.name != TEMPLATE]
     devices = [torch.device("cpu")]
     if torch.cuda.is_available():
         devices.append(torch.device("cuda"))
@@ -84,13 +76,13 @@ def environment() -> dict[str, Any]:
         "gpus": _gpus(),
         "requested": requested(),
         "backends": {name: status._asdict() for name, status in backends().items()},
-        "operators": {op: {device.type: _taken(op, device) for device in devices} for op in OPERATORS},
+        "operators": {spec.name: {d.type: _serves(spec, d) for d in devices} for spec in specs},
+        "lacking": {spec.name: {b: spec.has_no_kernel(b) for b in spec.lacks} for spec in specs},
     }
 
 
-def _taken(op: str, device: torch.device) -> str:
+def _serves(spec: Spec, device: torch.device) -> str:
     try:
-        without = "it has no CUDA C++ kernel" if op in _WITHOUT_CUDA else None
-        return choose(op, device, lambda name: without if name == "cuda" else None)
+        return choose(spec.name, device, spec.has_no_kernel)
     except RuntimeError as error:
         return f"none: {error}"

@@ -37,7 +37,7 @@ class Purpose(enum.IntEnum):
 
 @dataclass(frozen=True)
 class Field:
-    """A random tensor that is not stored (DESIGN 1.2).
+    """A random tensor that is not stored (docs/design.md, Procedural fields).
 
     The value at ``index``, the position in the whole, unsharded tensor in row-major order, comes
     from lane ``index % 4`` of Philox4x32-10 with the 64-bit ``seed`` as key and the counter

@@ -1,4 +1,7 @@
-"""The gated adapter (DESIGN 1.5) on the host: one launch forward, backward one for x and three for the bank."""
+"""The gated adapter on the host: one launch forward, backward one for x and three for the bank.
+
+See docs/design.md, Artsy.
+"""
 
 from collections.abc import Mapping
 

@@ -32,13 +32,13 @@ INDEX_DTYPES = {torch.int32: tl.int32, torch.int64: tl.int64}
 # number gives other sums. A part has at least MIN_STEPS steps, so that its sums weigh little.
 MIN_STEPS = 4
 ORDER_BLOCK = 1024
-# The second stage: elements a program, and parts that it reads at once.
+# The second stage: elements per program, and parts that it reads at once.
 SUM_BLOCK = 512
 SUM_PARTS = 8
 SECTION = tl.constexpr(64)  # float32 that the sections of a slot begin at multiples of
 
 
-# How the first stage is cut: ROWS a step, COLUMNS of d a program. tuning.toml has it by GPU, arithmetic and
+# How the first stage is cut: ROWS per step, COLUMNS of d per program. tuning.toml has it by GPU, arithmetic and
 # rank. A program reads its columns of x or grad_out once, and all of the hidden units (or their gradient) from
 # the L2 cache: at rank 64 half as many bytes as 128 columns. For sm_90 it has 128 registers or less, so two
 # programs are on a multiprocessor, and two steps of 24 KB under way: of five stages, as the rows' numbers are
@@ -58,7 +58,7 @@ def order_kernel(
     INDEX_DTYPE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """A stable counting sort, a task a program: the samples of each task in ``order``, from bounds[task] on.
+    """A stable counting sort, one program per task: each task's samples in ``order``, from bounds[task] on.
 
     Samples of no task have no place.
     """

@@ -32,7 +32,7 @@ _ABSENT = tl.constexpr(-3)  # the row is past the end
 _LAST = tl.constexpr(2**31 - 1)  # after all tasks
 
 
-# How a pass is cut: ROWS a program, STEP of d at once in both products. tuning.toml has it by GPU,
+# How a pass is cut: ROWS per program, STEP of d at once in both products. tuning.toml has it by GPU,
 # arithmetic and rank. For ViT-B/16 (256 x 197 rows of 768, rank 64, bf16) on Hopper: a pass forward moves 232
 # MB (x, residual and out), 54 us at 4.3 TB/s, and computes 9.9 GFLOP, 10 us: memory sets the pace. Each program
 # reads the bank of its task from the L2 cache, 197 KB: 78 MB for tiles of 128 rows, and 155 MB, as much as x
@@ -202,7 +202,7 @@ def forward_kernel(
     STEP: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """Rows of all samples, ROWS a program. A tile with samples of several tasks goes through once for each."""
+    """Rows of all samples, ROWS per program. A tile with samples of several tasks runs once per task."""
     columns, rank = _sizes_of(column_units, rank_units, ALIGNED, ALIGNED_RANK)
     first = tl.program_id(0) * ROWS
     begin = first.to(tl.int64) * columns

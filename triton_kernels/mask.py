@@ -1,4 +1,7 @@
-"""Packed masks (DESIGN 1.3): one bit a synapse, rows padded to whole words."""
+"""Packed masks: one bit per synapse, rows padded to whole words.
+
+See docs/design.md, Silent and functional synapses.
+"""
 
 # ruff: noqa: ANN001, ANN201, ANN202, RUF100, SIM300 - device functions: Triton infers the types of arguments
 
@@ -86,7 +89,7 @@ def unpack_mask(words: Tensor, columns: int) -> Tensor:
     """The Triton implementation of ``flexkern::unpack_mask``, the inverse of :func:`pack_mask`.
 
     Raises:
-        ValueError: if ``words`` is not an int32 matrix of as many words a row as ``columns`` need.
+        ValueError: if ``words`` is not an int32 matrix of as many words per row as ``columns`` need.
     """
     width = triton.cdiv(columns, WORD_BITS)
     if words.dtype is not torch.int32 or words.dim() != 2 or words.shape[1] != width:

@@ -1,4 +1,4 @@
-"""A tile of a weight matrix: T words of the silent mask (DESIGN 1.3) and the 32 synapses of each.
+"""A tile of a weight matrix: T words of the packed mask of silent synapses, and the 32 synapses of each.
 
 A tile is ``(first, offsets, rows, columns, inside)``: the index of an element of the matrix, int64; for each
 word, how far after it its first synapse lies, int32 [T, 1], and the row and the column of that synapse, [T];

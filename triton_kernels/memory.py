@@ -15,10 +15,10 @@ __all__ = [
     "typed",
 ]
 
-# A program steps TILE elements, 1024 with 128 threads: 8 a thread, so 2 independent 16-byte loads of each
+# A program steps TILE elements, 1024 with 128 threads: 8 per thread, so 2 independent 16-byte loads of each
 # float32 array (tuning.toml has it by kernel and GPU). By Little's law 4.3 TB/s at about 800 ns of loaded
 # latency want 3.4 MB in flight, 26 KB on each of 132 multiprocessors. The stored step has 4 arrays x 8 elements
-# x 4 bytes = 128 bytes a thread in flight, so 210 threads are enough; 64 registers allow 1024. What is left
+# x 4 bytes = 128 bytes per thread in flight, so 210 threads are enough; 64 registers allow 1024. What is left
 # over hides the table lookups that each program begins with. Larger tiles would leave more of a small tensor to
 # the masked tail.
 ALIGNMENT = 16  # bytes: the widest access of a thread
@@ -39,7 +39,7 @@ def typed(address, DTYPE: tl.constexpr, ALIGNED: tl.constexpr):
     stored: tl.constexpr = tl.uint16 if DTYPE == tl.bfloat16 else DTYPE
     pointer = address.to(tl.int64).to(tl.pointer_type(stored))  # the interpreter takes small numbers as int32
     if ALIGNED:
-        # Four elements an access in every dtype, so that a thread holds the same elements of all arrays.
+        # Four elements per access in every dtype, so that a thread has the same elements of all arrays.
         pointer = tl.multiple_of(pointer, 4 * (DTYPE.primitive_bitwidth // 8))
     return pointer
 

@@ -29,12 +29,12 @@ LARGEST = 2**24
 # 256 threads at 128 registers are its 65,536, and 2 x 96 KB (three steps in flight) fit its 227 KB. The
 # compiled kernel has 115 registers (stored), 128 (procedural), 159 to 170 with silent synapses: those run one
 # program at a time. A tile of 256 x 128 would read a quarter less from L2 (for batch 1024, in 9216, out 4096:
-# 0.88 instead of 1.18 GB), but its 128 accumulators a thread leave room for one program.
-# tf32: 32 samples a step have the same bytes, at half the rate. Hopper's float32 tensor instructions want both
-# operands contiguous along the batch, and x and grad_out are contiguous along the units: Triton still uses
-# wgmma, and transposes on the way to shared memory with 4-byte copies in place of 16-byte ones: 256 copy
-# instructions of a warp for a step instead of 64, where the tensor cores need 490 cycles. At one a cycle they
-# hide; with bank conflicts of four or more they set the pace, at 1000 cycles or more a step.
+# 0.88 instead of 1.18 GB), but its 128 accumulators per thread leave room for one program.
+# tf32: 32 samples per step have the same bytes, at half the rate. Hopper's float32 tensor instructions want
+# both operands contiguous along the batch, and x and grad_out are contiguous along the units: Triton still
+# uses wgmma, and transposes on the way to shared memory with 4-byte copies in place of 16-byte ones: 256 copy
+# instructions of a warp for a step instead of 64, where the tensor cores need 490 cycles. At one per cycle they
+# hide; with bank conflicts of four or more they set the pace, at 1000 cycles or more per step.
 # ieee: no tensor cores; 1024 FFMA per thread for 16 samples. 67 TFLOP/s are a 7th of the peak of tf32, so the
 # product sets the pace. With 64 rows, or 16 warps, the compiler did worse: a stack of up to 40 bytes, or slow.
 HALF, TF32, IEEE = "half", "tf32", "ieee"
@@ -107,7 +107,7 @@ def _rows(x):
 
 @triton.jit
 def parts(x):
-    """The eight parts of a tile [OUT, 128]: [OUT // 2, 32], a word a row.
+    """The eight parts of a tile [OUT, 128]: [OUT // 2, 32], one word per row.
 
     They are cut where a thread's registers in the layout of the tensor cores can be cut, so nothing moves. The
     state of a part takes half of the registers that a part of all rows would.

@@ -46,8 +46,8 @@ class NoGrad {
 
 // Work is shared out in units of 4096 elements (16 KB of each float32 operand), at least kGrain of them for each
 // thread: fewer cost less to do than to hand over (a few microseconds while the other threads are awake, 10 when
-// they sleep). A step that computes its gate takes three times as long an element as one that does not, and one
-// that draws a field twice that again: there a thread is worth its while earlier.
+// they sleep). A step that computes its gate takes three times as long per element as one that does not, and one
+// that draws a field takes twice that again: there a second thread pays off earlier.
 constexpr int64_t kUnit = 4096;
 constexpr int64_t kGrain = 8;
 

@@ -150,7 +150,7 @@ def _awakening(alive: dict[str, Any]) -> str:
 def info(
     as_json: Annotated[bool, typer.Option("--json", help="Plain data, for a bug report or a script.")] = False,
 ) -> None:
-    """Says what is installed, which backends work here and why others do not, and what each operator takes."""
+    """Says what is installed, what works here and why the rest does not, and what serves each operator."""
     here = environment()
     if as_json:
         typer.echo(json.dumps(here, indent=1))
@@ -179,10 +179,10 @@ def info(
     for name, status in here["backends"].items():
         backends.add_row(name, "yes" if status["available"] else "no", status["reason"])
     console.print(backends)
-    operators = Table(title="What each operator takes", title_justify="left")
+    operators = Table(title="What serves each operator", title_justify="left")
     devices = next(iter(here["operators"].values()))
-    for column in ("operator", *(f"on {device}" for device in devices)):
-        operators.add_column(column)
-    for name, taken in here["operators"].items():
-        operators.add_row(name, *taken.values())
+    for column in ("operator", *(f"on {device}" for device in devices), "what it lacks"):
+        operators.add_column(column, overflow="fold")
+    for name, serves in here["operators"].items():
+        operators.add_row(name, *serves.values(), "; ".join(here["lacking"][name].values()))
     console.print(operators)

@@ -64,7 +64,7 @@ class _GatedAdapter(torch.autograd.Function):
 
 
 def _no_autocast(device_type: str) -> contextlib.AbstractContextManager[Any]:
-    """Autocast must not turn the products inside an operator to another dtype."""
+    """Autocast must not change the dtype of the products inside an operator."""
     if torch.is_autocast_enabled(device_type):
         return torch.autocast(device_type, enabled=False)
     return contextlib.nullcontext()

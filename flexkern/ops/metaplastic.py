@@ -134,7 +134,9 @@ def gated_sgd_(
     nonfinite: str = "skip",
     **rule: Any,
 ) -> None:
-    """w <- w - lr alpha g with an alpha that is kept through an item (``gate="item"``, as the release does).
+    """The flexible SGD step with an alpha that was computed before: once per item, ``gate="item"``.
+
+    So does the release of the paper (arXiv 2407.07133): w <- w - lr alpha g, with one alpha for a whole item.
 
     Args:
         alpha: float32 like the weight, from :func:`metaplastic_gate`, or its rounding to bfloat16: two bytes

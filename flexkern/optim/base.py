@@ -77,8 +77,9 @@ class MetaplasticOptimizer(Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step of all parameters that have a gradient.
 
-        Silent synapses that were driven since the last step become functional in the same pass. Weights that
-        their backward has stepped already (:func:`flexkern.optim.fuse_into_backward`) are left as they are.
+        Silent synapses whose coincidence since the last step reaches their threshold become functional in the
+        same pass. Weights that their backward pass has stepped already
+        (:func:`flexkern.optim.fuse_into_backward`) are left as they are.
 
         Args:
             closure: evaluates the model again and returns the loss.

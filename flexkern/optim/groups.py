@@ -320,5 +320,5 @@ def decode_group(plain: dict[str, Any]) -> dict[str, Any]:
         name: [_field_from_dict(v) if isinstance(v, dict) else v for v in plain[name]]
         for name in ("flexibility", "anchor")
     }
-    # Checkpoints of before there was a choice held alpha in float32.
+    # Checkpoints of before there was a choice have alpha in float32.
     return {**plain, **lists, "alpha_dtype": getattr(torch, plain.get("alpha_dtype", "float32"))}

@@ -63,7 +63,7 @@ def auto_scale(first_item: FirstItem, displacement: float) -> float:
     seed), learning rates 6e-4 to 0.03, and 1e-4 once, widths 64 to 512. Against the best of seven scales from
     1/8 to 8 times the automatic one, chosen by the final accuracy, the rule reaches 95 % of that accuracy on
     average and 78 % at worst; the best constant over D 87 % and 61 %, the conventional network 47 %. The
-    setting with momentum is not held out: its seeds led to counting momentum in the effort.
+    setting with momentum is no independent test: its seeds led to counting momentum in the effort.
 
     Args:
         first_item: as the steps left it, with looks after steps 1, 2, 4, 8, ...

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LARGEST_TRITON_RANK", "AdapterBackward", "AdapterForward"]
 
-LARGEST_TRITON_RANK = 512  # a program holds a tile of all of an adapter's hidden units
+LARGEST_TRITON_RANK = 512  # a program has a tile of all of an adapter's hidden units
 
 
 @operator("gated_adapter", returns="(Tensor, Tensor)", recorded=True, lacks=ON_TENSOR_CORES)
@@ -52,7 +52,7 @@ class AdapterForward(Arguments):
     lacks=ON_TENSOR_CORES,
 )
 class AdapterBackward(Arguments):
-    """its gradients by x and by the four tensors of the bank; [0] for what is not needed"""
+    """gradients of gated_adapter by x and by the four tensors of the bank; [0] for what is not needed"""
 
     grad_out: Tensor = argument(dtypes="x", shape=("S", "L", "d"))
     x: Tensor = argument(dtypes=FLOATS, shape=("S", "L", "d"))

@@ -18,7 +18,7 @@ ON_TENSOR_CORES = {"cuda": "on a GPU it runs on tensor cores through Triton"}
 
 @operator_of_each_rule(RULES, returns="Tensor", lacks=ON_TENSOR_CORES)
 class Linear(Layer):
-    """the same inside the product that makes the gradient, which is never written to memory
+    """the pass of synapse_step_ inside the product that makes the gradient, which is never written to memory
 
     ``activities`` is empty without silent synapses. For the Hebbian rule it is the post activity of the batch,
     [batch, out] (pre is x); for the rate rule, the mean activities pre [in] and post [out].

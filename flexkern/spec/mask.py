@@ -24,7 +24,7 @@ def words_in_row(columns: int) -> int:
 
 @operator("pack_mask", returns="Tensor")
 class Pack(Arguments):
-    """a bool matrix as one bit per synapse"""
+    """a bool matrix as int32 words, one bit per synapse"""
 
     mask: Tensor = argument(dtypes="bool", shape=("rows", "columns"))
 
@@ -34,7 +34,7 @@ class Pack(Arguments):
 
 @operator("unpack_mask", returns="Tensor")
 class Unpack(Arguments):
-    """and back"""
+    """the bool matrix of packed words"""
 
     words: Tensor = argument(dtypes="int32", shape=("rows", "words"))
     columns: int

@@ -40,7 +40,7 @@ class MetaplasticGate(Arguments):
 
 @operator_of_each_rule(RULES, returns="()", one=True)
 class Step(Arguments):
-    """the flexible step of a rule, in place, of one tensor or a list of them"""
+    """the flexible step, in place, of one tensor or a list of them"""
 
     weight: Sequence[Tensor] = argument("updated", written=True, dtypes=FLOATS)
     grad: Sequence[Tensor] = argument("of the weight's dtype or float32", dtypes=("weight", "float32"))

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @operator_of_each_rule(RULES, returns="Tensor")
 class Synapse(Layer):
-    """one pass over a layer: functional synapses step, silent ones over their threshold become functional
+    """one pass over a layer: functional synapses step, silent ones at their threshold become functional
 
     ``activities`` is the coincidence matrix, or the mean activities pre and post.
     """

@@ -1,4 +1,4 @@
-"""The float64 judge of a pass over a layer: what steps, what converts, what is pruned (DESIGN 1.3, 1.4).
+"""The float64 judge of a pass over a layer: what steps, what converts, what is pruned (docs/design.md).
 
 Activities that are small multiples of 1/8, in batches of a power of two, have exact coincidences: then every
 decision is certain. Of random floats, only synapses within the counted bound of a threshold may go either way.

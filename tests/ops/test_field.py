@@ -86,7 +86,7 @@ def test_values_are_the_generators_words(backend: str, field: Field) -> None:
 
 @pytest.mark.parametrize("field", [FIELDS["uniform"], FIELDS["uniform_far"]], ids=["first", "far"])
 def test_uniform_is_23_bits_and_a_half(backend: str, field: Field) -> None:
-    # DESIGN 1.2: f = ((r >> 9) + 0.5) 2^-23, exact in float32
+    # docs/design.md, Procedural fields: f = ((r >> 9) + 0.5) 2^-23, exact in float32
     expected = [((word >> 9) + 0.5) * 2.0**-23 for word in plain_words(field, 100)]
     assert ops.materialize(field, (100,)).tolist() == expected
 

@@ -52,7 +52,7 @@ def same(a: Layer, b: Layer) -> bool:
 @pytest.mark.parametrize("insert", ["init", "hebbian"])
 @pytest.mark.parametrize("prune", [0.0, 0.4])
 def test_the_definition(insert: str, prune: float) -> None:
-    # DESIGN 1.1 and 1.3 in Python's own float64 numbers, a synapse at a time, with 1 - tanh^2.
+    # The formulas of docs/design.md in Python's own float64 numbers, one synapse at a time, with 1 - tanh^2.
     shape, rule, how = (
         (5, 40),
         Rule(lr=0.2, scale=3.0, momentum=0.5, weight_decay=0.1),

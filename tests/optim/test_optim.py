@@ -1,4 +1,4 @@
-"""MetaplasticSGD against an independent float64 simulation of DESIGN 1.1 and against torch.optim.SGD."""
+"""MetaplasticSGD against an independent float64 simulation of the flexible update, and torch.optim.SGD."""
 
 from __future__ import annotations
 

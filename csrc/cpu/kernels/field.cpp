@@ -7,8 +7,8 @@ inline namespace FLEXKERN_ISA {
 constexpr int kSets = 2;
 static_assert(kOverhang == kSets * 2 * kLanes);
 
-// kLanes / 2 Philox counters a vector give 2 * kLanes values. In the words of counter i, lanes r0 and r1 share one
-// 64-bit lane, r2 and r3 another, so that interleaving 64-bit lanes puts the values in order.
+// kLanes / 2 Philox counters per vector give 2 * kLanes values. In the words of counter i, lanes r0 and r1 share
+// one 64-bit lane, r2 and r3 another, so that interleaving 64-bit lanes puts the values in order.
 template <Kind kKind>
 static void generate(const Source& source, uint64_t block, int64_t values, float* out) {
   constexpr uint64_t kLow = 0xffffffffu;

@@ -51,7 +51,7 @@ FLEXKERN_FN floats mul_add(floats a, floats b, floats c) {
 
 FLEXKERN_FN floats reciprocal(floats a) {
 #if defined(__AVX512F__)
-  // 14 bits, doubled by a Newton step: 4 cycles a vector where a division takes 16.
+  // 14 bits, doubled by a Newton step: 4 cycles per vector where a division takes 16.
   const floats r = _mm512_rcp14_ps(a);
   return mul_add(r, _mm512_fnmadd_ps(a, r, _mm512_set1_ps(1.0f)), r);
 #else
