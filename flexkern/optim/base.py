@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
@@ -48,9 +48,13 @@ class MetaplasticOptimizer(Optimizer):
         """What ``scale="auto"`` is measured from, after one more step of this group."""
         raise NotImplementedError
 
-    def rule_of(self, group: dict[str, Any], fresh: bool) -> Rule:
-        """The rule's numbers for a step of this group; ``fresh``: its states are new."""
+    def rule_of(self, group: dict[str, Any], state: dict[str, Any], fresh: bool) -> Rule:
+        """The numbers for a step of a parameter with this state; ``fresh``: the rule's states are new."""
         return self.rule.of(group)
+
+    def told_apart_by(self, state: dict[str, Any], fresh: bool) -> Hashable:
+        """What :meth:`rule_of` makes of a parameter beside its group: those that agree in it step together."""
+        return fresh
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group, as in :meth:`torch.optim.Optimizer.add_param_group`.
@@ -143,7 +147,7 @@ class MetaplasticOptimizer(Optimizer):
         if slot.group["nonfinite"] == "raise":
             checks.check_finite([x], "x")
             checks.check_finite([grad_out], "grad_out")
-        kind, fresh = slot.prepare(self.rule)
+        kind, fresh = slot.prepare(self.rule.of(slot.group))
         arguments = slot.gate(kind) | self._rule([slot], fresh, several=False)
         synapses = slot.synapses
         if synapses is None or post is None:
@@ -248,19 +252,21 @@ class MetaplasticOptimizer(Optimizer):
     def _batches(self, group: dict[str, Any]) -> dict[tuple, list[Slot]]:
         """The parameters that step: those of one key go in one call."""
         batches: dict[tuple, list[Slot]] = {}
+        numbers = self.rule.of(group)
         for i, p in enumerate(group["params"]):
             if p.grad is None or isinstance(p.grad, SteppedGrad):
                 continue
             slot = self._slot(group, i)
-            kind, fresh = slot.prepare(self.rule)
+            kind, fresh = slot.prepare(numbers)
             alone = None if slot.synapses is None else i
-            batches.setdefault((p.device, p.dtype, p.grad.dtype, alone, kind, fresh), []).append(slot)
+            own = self.told_apart_by(slot.state, fresh)
+            batches.setdefault((p.device, p.dtype, p.grad.dtype, alone, own, kind, fresh), []).append(slot)
         return batches
 
     def _rule(self, slots: list[Slot], fresh: bool, *, several: bool = True) -> dict[str, Any]:
         """The step of these parameters of one group and dtype, but for its alpha; one, if not ``several``."""
         group = slots[0].group
-        rule = self.rule_of(group, fresh)
+        rule = self.rule_of(group, slots[0].state, fresh)
         lr = group["lr"]
         arguments: dict[str, Any] = {
             "lr": lr.to(torch.float32) if isinstance(lr, Tensor) else lr,

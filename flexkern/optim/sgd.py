@@ -128,7 +128,7 @@ class MetaplasticSGD(MetaplasticOptimizer):
         numbers = (group[name] for name in ("momentum", "dampening", "nesterov"))
         return first_item.step(float(group["lr"]), *numbers)
 
-    def rule_of(self, group: dict[str, Any], fresh: bool) -> Rule:
+    def rule_of(self, group: dict[str, Any], state: dict[str, Any], fresh: bool) -> Rule:
         """As in :class:`torch.optim.SGD`'s first step, a new buffer becomes the gradient, without dampening."""
-        rule = super().rule_of(group, fresh)
+        rule = super().rule_of(group, state, fresh)
         return replace(rule, dampening=0.0) if fresh else rule  # type: ignore[call-arg] # it is an SgdRule

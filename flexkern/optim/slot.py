@@ -53,7 +53,7 @@ class Slot:
 
     # ------------------------------------------------------------------ what a step takes
 
-    def prepare(self, rule: type[Rule]) -> tuple[str, bool]:
+    def prepare(self, rule: Rule) -> tuple[str, bool]:
         """Makes sure that the state has what a step by this rule needs.
 
         Returns:
@@ -72,8 +72,7 @@ class Slot:
         if first and (flexible or self.synapses is not None):
             self._take_anchor()
         kind = self._prepare_gate(first) if flexible else "free"
-        needed = rule.of(group).needs()
-        missing = [name for name in needed if name not in state]
+        missing = [name for name in rule.needs() if name not in state]
         for name in missing:
             state[name] = torch.zeros(p.shape, dtype=exact_dtype(p), device=p.device)
         return kind, bool(missing)
