@@ -10,6 +10,7 @@ import triton
 from torch import Tensor
 
 from flexkern.backends.tuning import architecture, config, launch_options
+from flexkern.spec.adapter import LARGEST_TRITON_RANK
 from flexkern.triton_kernels.adapter_bank import INDEX_DTYPES, bank_gradients, padded_rank, size_units
 from flexkern.triton_kernels.adapter_pass import backward_kernel, forward_kernel, variant_of
 from flexkern.triton_kernels.linear import _precision
@@ -17,7 +18,7 @@ from flexkern.triton_kernels.metaplastic import TRITON_DTYPES
 
 __all__ = ["LARGEST_RANK", "gated_adapter", "gated_adapter_backward"]
 
-LARGEST_RANK = 512  # a tile's hidden units are in registers, and all of a row's are in one product
+LARGEST_RANK = LARGEST_TRITON_RANK
 LARGEST_ROWS = 2**30  # rows are counted in 32 bits; their elements in 64
 LARGEST_WIDTH = 2**22  # and so are the elements of a tile
 

@@ -13,13 +13,14 @@ from flexkern.ops import checks
 from flexkern.ops.choices import INSERTS
 from flexkern.ops.operator import Attempt, Operator, are_numbers, are_plain
 from flexkern.ops.sources import Sources, check_source, encode, quick_sources, single
-from flexkern.ops.steps import QUICK_NONFINITE, InsertionRule, number_and_tensor, quick_rule
+from flexkern.ops.steps import QUICK_NONFINITE, InsertionRule, Options, number_and_tensor, quick_rule
 from flexkern.spec import Arguments, Rule
 from flexkern.spec.mask import words_in_row
 from flexkern.spec.record import check_extents
 
 __all__ = [
     "Conversions",
+    "LayerGate",
     "attempt_layer",
     "check_layers",
     "check_matrix",
@@ -39,6 +40,14 @@ class Conversions(NamedTuple):
 
     converted: Tensor
     pruned: Tensor
+
+
+class LayerGate(NamedTuple):
+    """Where alpha comes from, of one layer or of lists, as it was given: alpha itself, or a flexibility."""
+
+    anchor: Any
+    flexibility: Any
+    alpha: Any
 
 
 # ------------------------------------------------------------------ checks
@@ -154,18 +163,16 @@ def layer_arguments(
     silent: Tensor | None,
     activities: Sequence[Tensor],
     threshold: float | Tensor,
-    lr: float | Tensor,
-    scale: float | Tensor | None,
     states: dict[str, Tensor | None],
     master: Tensor | None,
     insertion: InsertionRule,
     rule: Rule,
-    nonfinite: str,
+    options: Options,
 ) -> Arguments:
     """The call of a layer's operator, once all has been checked; ``inputs`` are weight and gradient by name."""
     theta = number_and_tensor(threshold.contiguous() if isinstance(threshold, Tensor) else threshold)
-    lr_number, lr_tensor = number_and_tensor(lr)
-    scale_number, scale_tensor = number_and_tensor(0.0 if scale is None else scale)
+    lr_number, lr_tensor = number_and_tensor(options.lr)
+    scale_number, scale_tensor = number_and_tensor(0.0 if options.scale is None else options.scale)
     return operator.spec.record(
         **inputs,
         anchor=sources.anchor,
@@ -185,7 +192,7 @@ def layer_arguments(
         hebbian=insertion.insert == "hebbian",
         eta=float(insertion.eta),
         prune=float(insertion.prune),
-        skip_nonfinite=nonfinite != "propagate",
+        skip_nonfinite=options.nonfinite != "propagate",
         **states,
         **vars(rule),
     )  # type: ignore[call-arg] # the record of this operator, as its declaration says
@@ -202,22 +209,16 @@ def conversions_of(counts: Tensor | Conversions) -> Conversions:
 def attempt_layer(
     operator: Operator,
     inputs: tuple[Any, ...],
-    anchor: Any,
-    flexibility: Any,
-    alpha: Any,
+    gate: LayerGate,
     silent: Any,
     activities: tuple[Any, ...] | None,
     threshold: Any,
-    lr: Any,
-    scale: Any,
-    states: dict[str, Any],
-    master: Any,
-    insertion: dict[str, Any],
-    numbers: dict[str, Any],
-    nonfinite: str,
+    options: Options,
 ) -> Attempt | None:
     """The step of one layer, after tries_compiled; ``inputs`` are weight and gradient."""
     weight = inputs[0]
+    anchor, flexibility, alpha = gate
+    lr, scale, states, master, nonfinite, numbers, insertion = options
     assert operator.spec.rule is not None
     rule = quick_rule(operator.spec.rule, numbers)
     if rule is None:

@@ -13,6 +13,7 @@ from flexkern.ops import checks
 from flexkern.ops.choices import RULES
 from flexkern.ops.layers import (
     Conversions,
+    LayerGate,
     attempt_layer,
     check_layers,
     check_matrix,
@@ -22,7 +23,15 @@ from flexkern.ops.layers import (
     make_sources,
 )
 from flexkern.ops.operator import Operator, tries_compiled
-from flexkern.ops.steps import InsertionRule, check_rule, of_options, rule_of, split_options, states_and_master
+from flexkern.ops.steps import (
+    InsertionRule,
+    Options,
+    check_rule,
+    of_options,
+    rule_of,
+    split_options,
+    states_and_master,
+)
 
 __all__ = ["linear_step_", "linear_step_by_rule"]
 
@@ -79,10 +88,10 @@ def linear_step_(
 
     Source: arXiv 2407.07133, section 2; arXiv 2410.05899; the fusion is this package's own.
     """
-    return linear_step_by_rule(
-        LINEAR, weight, x, grad_out, anchor, flexibility, silent, post, lr, scale, rule, threshold, alpha,
-        {"momentum_buffer": momentum_buffer}, master, nonfinite, options,
-    )  # fmt: skip
+    insertion, numbers = split_options(options)
+    given = Options(lr, scale, {"momentum_buffer": momentum_buffer}, master, nonfinite, numbers, insertion)
+    gate = LayerGate(anchor, flexibility, alpha)
+    return linear_step_by_rule(LINEAR, weight, x, grad_out, gate, silent, post, rule, threshold, given)
 
 
 def linear_step_by_rule(
@@ -90,32 +99,21 @@ def linear_step_by_rule(
     weight: Tensor,
     x: Tensor,
     grad_out: Tensor,
-    anchor: Tensor | Field,
-    flexibility: Tensor | Field | float | None,
+    gate: LayerGate,
     silent: Tensor | None,
     post: Tensor | None,
-    lr: float | Tensor,
-    scale: float | Tensor | None,
     rule: str,
     threshold: float | Tensor,
-    alpha: Tensor | None,
-    states: dict[str, Any],
-    master: Tensor | None,
-    nonfinite: str,
-    options: dict[str, Any],
+    options: Options,
 ) -> Conversions:
-    """:func:`linear_step_` by the operator of any rule; ``states`` are its states by name."""
-    insertion, numbers = split_options(options)
+    """:func:`linear_step_` by the operator of any rule; ``options`` has its states and numbers by name."""
     attempt = None
     if tries_compiled() and (silent is None or rule == "hebbian"):
-        attempt = attempt_layer(
-            operator, (weight, x, grad_out), anchor, flexibility, alpha, silent, None if silent is None else
-            (post,), threshold, lr, scale, states, master, insertion, numbers, nonfinite,
-        )  # fmt: skip
+        activities = None if silent is None else (post,)
+        attempt = attempt_layer(operator, (weight, x, grad_out), gate, silent, activities, threshold, options)
     return conversions_of(
-        operator(attempt, _checked, operator, weight, x, grad_out, anchor, flexibility, silent, post, lr, scale,
-                 rule, threshold, alpha, states, master, nonfinite, insertion, numbers)
-    )  # fmt: skip
+        operator(attempt, _checked, operator, weight, x, grad_out, gate, silent, post, rule, threshold, options)
+    )
 
 
 def _checked(
@@ -123,33 +121,25 @@ def _checked(
     weight: Tensor,
     x: Tensor,
     grad_out: Tensor,
-    anchor: Tensor | Field,
-    flexibility: Tensor | Field | float | None,
+    gate: LayerGate,
     silent: Tensor | None,
     post: Tensor | None,
-    lr: float | Tensor,
-    scale: float | Tensor | None,
     rule: str,
     threshold: float | Tensor,
-    alpha: Tensor | None,
-    states: dict[str, Any],
-    master: Any,
-    nonfinite: str,
-    insertion_options: dict[str, Any],
-    numbers: dict[str, Any],
+    options: Options,
 ) -> Conversions:
     name = operator.spec.name
-    step_rule = rule_of(operator, numbers, name)
-    insertion = of_options(InsertionRule, insertion_options, name)
+    step_rule = rule_of(operator, options, name)
+    insertion = of_options(InsertionRule, options.insertion, name)
     checks.check_matches(weight, "weight", weight, checks.FLOAT_DTYPES)
     checks.check_writable(weight, "weight")
     check_matrix(weight)
-    check_rule(weight, lr, step_rule, nonfinite)
-    checked_states, masters = states_and_master(states, master, [weight], step_rule)
+    check_rule(weight, step_rule, options)
+    checked_states, masters = states_and_master(options, [weight], step_rule)
     if silent is not None:
-        check_silent(silent, weight, anchor, threshold, insertion)
+        check_silent(silent, weight, gate.anchor, threshold, insertion)
     writes_anchor = silent is not None and insertion.insert == "hebbian"
-    sources = make_sources(weight, anchor, flexibility, alpha, scale, writes_anchor)
+    sources = make_sources(weight, *gate, options.scale, writes_anchor)
     out, units_in = weight.shape
     _check_batch(x, "x", weight, None, units_in)
     _check_batch(grad_out, "grad_out", weight, x, out)
@@ -162,15 +152,14 @@ def _checked(
         exact = checks.exact_dtype(weight)
         activities = [_mean_activity(x, exact), _mean_activity(post, exact)] if rule == "rate" else [post]
     backend = operator.choose(weight)
-    if nonfinite == "raise":
+    if options.nonfinite == "raise":
         checks.check_finite([x], "x")
         checks.check_finite([grad_out], "grad_out")
     x, grad_out, *activities = checks.contiguous([x, grad_out, *activities])
     given = layer_arguments(
-        operator, {"weight": weight, "x": x, "grad_out": grad_out}, sources, alpha, silent, activities,
-        threshold,
-        lr, scale, {name: values[0] if values else None for name, values in checked_states.items()},
-        masters[0] if masters else None, insertion, step_rule, nonfinite,
+        operator, {"weight": weight, "x": x, "grad_out": grad_out}, sources, gate.alpha, silent, activities,
+        threshold, {name: values[0] if values else None for name, values in checked_states.items()},
+        masters[0] if masters else None, insertion, step_rule, options,
     )  # fmt: skip
     check_layers([given])
     return conversions_of(operator.run(given, backend))

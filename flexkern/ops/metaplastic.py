@@ -14,6 +14,7 @@ from flexkern.ops.operator import Attempt, Operator, are_numbers, are_plain, tri
 from flexkern.ops.sources import Sources, check_source, encode, free, quick_sources, single
 from flexkern.ops.steps import (
     QUICK_NONFINITE,
+    Options,
     check_step,
     number_and_tensor,
     quick_rule,
@@ -119,8 +120,8 @@ def metaplastic_sgd_(
 
     Source: arXiv 2407.07133, section 2.
     """
-    step_by_rule(SGD, weight, grad, anchor, flexibility, lr, scale,
-                 {"momentum_buffer": momentum_buffer}, master, nonfinite, rule)  # fmt: skip
+    options = Options(lr, scale, {"momentum_buffer": momentum_buffer}, master, nonfinite, rule, {})
+    step_by_rule(SGD, weight, grad, anchor, flexibility, options)
 
 
 def gated_sgd_(
@@ -146,8 +147,8 @@ def gated_sgd_(
 
     The other arguments, and what is raised, are those of :func:`metaplastic_sgd_`.
     """
-    gated_step_by_rule(SGD, "gated_sgd_", weight, grad, alpha, lr,
-                       {"momentum_buffer": momentum_buffer}, master, nonfinite, rule)  # fmt: skip
+    options = Options(lr, 1.0, {"momentum_buffer": momentum_buffer}, master, nonfinite, rule, {})
+    gated_step_by_rule(SGD, "gated_sgd_", weight, grad, alpha, options)
 
 
 # ------------------------------------------------------------------ the step of any rule
@@ -159,23 +160,15 @@ def step_by_rule(
     grad: Any,
     anchor: Any,
     flexibility: Any,
-    lr: float | Tensor,
-    scale: float | Tensor,
-    states: dict[str, Any],
-    master: Any,
-    nonfinite: str,
-    numbers: dict[str, Any],
+    options: Options,
 ) -> None:
-    """:func:`metaplastic_sgd_` by the operator of any rule; ``states`` are its states by name."""
+    """:func:`metaplastic_sgd_` by the operator of any rule; ``options`` has its states and numbers by name."""
     attempt = None
     if tries_compiled():
         sources = quick_sources(anchor, flexibility)
         if sources is not None:
-            attempt = _attempt(
-                operator, weight, grad, sources, None, lr, scale, states, master, nonfinite, numbers
-            )
-    operator(attempt, _checked_step, operator, weight, grad, anchor, flexibility,
-             lr, scale, states, master, nonfinite, numbers)  # fmt: skip
+            attempt = _attempt(operator, weight, grad, sources, None, options)
+    operator(attempt, _checked_step, operator, weight, grad, anchor, flexibility, options)
 
 
 def gated_step_by_rule(
@@ -184,20 +177,15 @@ def gated_step_by_rule(
     weight: Any,
     grad: Any,
     alpha: Any,
-    lr: float | Tensor,
-    states: dict[str, Any],
-    master: Any,
-    nonfinite: str,
-    numbers: dict[str, Any],
+    options: Options,
 ) -> None:
     """:func:`gated_sgd_` by the operator of any rule, for the function of this name."""
     attempt = None
     if tries_compiled():
         count = len(weight) if isinstance(weight, (list, tuple)) else 1
         sources = free(count) if alpha is None else (None, None, None, None)
-        attempt = _attempt(operator, weight, grad, sources, alpha, lr, 1.0, states, master, nonfinite, numbers)
-    operator(attempt, _checked_gated_step, operator, name, weight, grad, alpha,
-             lr, states, master, nonfinite, numbers)  # fmt: skip
+        attempt = _attempt(operator, weight, grad, sources, alpha, options)
+    operator(attempt, _checked_gated_step, operator, name, weight, grad, alpha, options)
 
 
 def _attempt(
@@ -206,17 +194,13 @@ def _attempt(
     grad: Any,
     sources: Any,
     alpha: Any,
-    lr: Any,
-    scale: Any,
-    states: dict[str, Any],
-    master: Any,
-    nonfinite: str,
-    numbers: dict[str, Any],
+    options: Options,
 ) -> Attempt | None:
     """The step of a compiled operator, after tries_compiled; ``sources`` and ``alpha`` are as it takes them."""
     several = type(weight) is list
     kind = operator.spec.rule
     assert kind is not None
+    lr, scale, states, master, nonfinite, numbers, _ = options
     rule = quick_rule(kind, numbers)
     if rule is None:
         return None
@@ -244,15 +228,10 @@ def _checked_step(
     grad: Any,
     anchor: Any,
     flexibility: Any,
-    lr: float | Tensor,
-    scale: float | Tensor,
-    states: dict[str, Any],
-    master: Any,
-    nonfinite: str,
-    numbers: dict[str, Any],
+    options: Options,
 ) -> None:
-    rule = rule_of(operator, numbers, operator.spec.name)
-    weights, grads = check_step(weight, grad, lr, rule, nonfinite)
+    rule = rule_of(operator, options, operator.spec.name)
+    weights, grads = check_step(weight, grad, options, rule)
     if not weights:
         return
     exact = checks.exact_dtype(weights[0])
@@ -261,9 +240,9 @@ def _checked_step(
     for w, a, f in zip(weights, anchors, flexibilities, strict=True):
         check_source(a, "anchor", w, exact)
         check_source(f, "flexibility", w, exact)
-    checks.check_number(scale, "scale", weights[0], positive=True)
+    checks.check_number(options.scale, "scale", weights[0], positive=True)
     sources = encode(anchors, flexibilities)
-    _run(operator, weights, grads, sources, [], lr, scale, states, master, nonfinite, rule)
+    _run(operator, weights, grads, sources, [], options, rule)
 
 
 def _checked_gated_step(
@@ -272,14 +251,10 @@ def _checked_gated_step(
     weight: Any,
     grad: Any,
     alpha: Any,
-    lr: float | Tensor,
-    states: dict[str, Any],
-    master: Any,
-    nonfinite: str,
-    numbers: dict[str, Any],
+    options: Options,
 ) -> None:
-    rule = rule_of(operator, numbers, name)
-    weights, grads = check_step(weight, grad, lr, rule, nonfinite)
+    rule = rule_of(operator, options, name)
+    weights, grads = check_step(weight, grad, options, rule)
     if not weights:
         return
     alphas: list[Tensor] = []
@@ -290,7 +265,7 @@ def _checked_gated_step(
         for w, value in zip(weights, alphas, strict=True):
             checks.check_matches(value, "alpha", w, allowed)
     sources = free(len(weights)) if alpha is None else Sources((), (), None, None)
-    _run(operator, weights, grads, sources, alphas, lr, 1.0, states, master, nonfinite, rule, name)
+    _run(operator, weights, grads, sources, alphas, options, rule, name)
 
 
 def _run(
@@ -299,19 +274,16 @@ def _run(
     grads: list[Tensor],
     sources: Sources,
     alphas: list[Tensor],
-    lr: float | Tensor,
-    scale: float | Tensor,
-    states: dict[str, Any],
-    master: Any,
-    nonfinite: str,
+    options: Options,
     rule: Any,
     public_name: str | None = None,
 ) -> None:
-    checked, masters = states_and_master(states, master, weights, rule)
+    checked, masters = states_and_master(options, weights, rule)
     backend = operator.choose(weights[0], lambda name: _takes(name, alphas), public_name)
-    if nonfinite == "raise":
+    if options.nonfinite == "raise":
         checks.check_finite(grads)
-    (lr_number, lr_tensor), (scale_number, scale_tensor) = number_and_tensor(lr), number_and_tensor(scale)
+    lr_number, lr_tensor = number_and_tensor(options.lr)
+    scale_number, scale_tensor = number_and_tensor(options.scale)
     given = operator.spec.record(
         weight=weights,
         grad=checks.contiguous(grads),
@@ -325,7 +297,7 @@ def _run(
         master=masters,
         lr_tensor=lr_tensor,
         scale_tensor=scale_tensor,
-        skip_nonfinite=nonfinite != "propagate",
+        skip_nonfinite=options.nonfinite != "propagate",
         **checked,
         **vars(rule),
     )

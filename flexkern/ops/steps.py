@@ -19,6 +19,7 @@ from flexkern.spec import RULES, Rule
 __all__ = [
     "QUICK_NONFINITE",
     "InsertionRule",
+    "Options",
     "QuickRule",
     "check_rule",
     "check_step",
@@ -48,6 +49,24 @@ class InsertionRule:
     insert: str = "init"
     eta: float = 1.0
     prune: float = 0.0
+
+
+class Options(NamedTuple):
+    """What a public function was given beside tensors and gate, as it was given.
+
+    lr, scale, master, nonfinite: of the step.
+    states: those of the rule, by name.
+    rule: its numbers, by name.
+    insertion: of InsertionRule, by name; for layers.
+    """
+
+    lr: Any
+    scale: Any
+    states: dict[str, Any]
+    master: Any
+    nonfinite: str
+    rule: dict[str, Any]
+    insertion: dict[str, Any]
 
 
 # Of the records that keyword arguments make: their names, and the ranges of numbers. Looked up here because
@@ -88,15 +107,15 @@ def split_options(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, An
     return insertion, {name: value for name, value in options.items() if name not in insertion}
 
 
-def rule_of(operator: Operator, numbers: dict[str, Any], name: str) -> Rule:
-    """The rule of an operator with these keyword arguments of the function of this name.
+def rule_of(operator: Operator, options: Options, name: str) -> Rule:
+    """The rule of an operator with these options of the function of this name.
 
     Raises:
         TypeError: if one is unknown.
     """
     kind = operator.spec.rule
     assert kind is not None
-    return of_options(kind, numbers, name, ("lr", "scale", "master", "nonfinite", *kind.STATES))
+    return of_options(kind, options.rule, name, ("lr", "scale", "master", "nonfinite", *kind.STATES))
 
 
 def number_and_tensor(value: float | Tensor) -> tuple[float, Tensor | None]:
@@ -104,13 +123,13 @@ def number_and_tensor(value: float | Tensor) -> tuple[float, Tensor | None]:
     return (0.0, value) if isinstance(value, Tensor) else (float(value), None)
 
 
-def check_rule(weight: Tensor, lr: float | Tensor, rule: Rule, nonfinite: str) -> None:
+def check_rule(weight: Tensor, rule: Rule, options: Options) -> None:
     """Checks the numbers of a step.
 
     Raises:
         TypeError, ValueError: naming the argument.
     """
-    checks.check_number(lr, "lr", weight)
+    checks.check_number(options.lr, "lr", weight)
     for name, low, high in _RANGES[type(rule)]:
         value = getattr(rule, name)
         if not isinstance(value, (int, float, torch.SymFloat, torch.SymInt)):
@@ -119,16 +138,15 @@ def check_rule(weight: Tensor, lr: float | Tensor, rule: Rule, nonfinite: str) -
             allowed = f">= 0 and at most {high}" if low == 0 else "a finite number"
             raise ValueError(f"{name} must be {allowed}, got {value}")
     rule.check()
-    if nonfinite not in NONFINITE:
-        raise ValueError(f"nonfinite must be one of {NONFINITE}, got {nonfinite!r}")
+    if options.nonfinite not in NONFINITE:
+        raise ValueError(f"nonfinite must be one of {NONFINITE}, got {options.nonfinite!r}")
 
 
 def check_step(
     weight: Tensor | Sequence[Tensor],
     grad: Tensor | Sequence[Tensor],
-    lr: float | Tensor,
+    options: Options,
     rule: Rule,
-    nonfinite: str,
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Checks what all steps share and returns weights and gradients as lists."""
     weights = checks.as_list(weight, "weight")
@@ -145,7 +163,7 @@ def check_step(
         if g.dtype != grads[0].dtype:
             raise ValueError(f"grads of one call must share a dtype, got {grads[0].dtype} and {g.dtype}")
     if weights:
-        check_rule(weights[0], lr, rule, nonfinite)
+        check_rule(weights[0], rule, options)
     return weights, grads
 
 
@@ -164,17 +182,17 @@ def _state(value: Any, name: str, weights: list[Tensor], needed: str) -> list[Te
 
 
 def states_and_master(
-    states: dict[str, Any], master: Any, weights: list[Tensor], rule: Rule
+    options: Options, weights: list[Tensor], rule: Rule
 ) -> tuple[dict[str, list[Tensor]], list[Tensor]]:
     """The rule's states and the masters of a step, checked; each list is empty where none is needed."""
     dtype = weights[0].dtype
     low = dtype in checks.LOW_PRECISION
     checked = {}
-    for name, value in states.items():
+    for name, value in options.states.items():
         needed = name in rule.needs()
         checked[name] = _state(value if needed else None, name, weights, rule.why_needed() if needed else "")
     masters = _state(
-        master if low else None, "master", weights,
+        options.master if low else None, "master", weights,
         f"a {dtype} weight cannot hold its displacement; pass weight.float() once and keep it" if low else "",
     )  # fmt: skip
     return checked, masters

@@ -11,6 +11,7 @@ from flexkern.fields import Field
 from flexkern.ops import checks
 from flexkern.ops.layers import (
     Conversions,
+    LayerGate,
     attempt_layer,
     check_layers,
     check_matrix,
@@ -20,7 +21,15 @@ from flexkern.ops.layers import (
     make_sources,
 )
 from flexkern.ops.operator import Operator, tries_compiled
-from flexkern.ops.steps import InsertionRule, check_step, of_options, rule_of, split_options, states_and_master
+from flexkern.ops.steps import (
+    InsertionRule,
+    Options,
+    check_step,
+    of_options,
+    rule_of,
+    split_options,
+    states_and_master,
+)
 
 __all__ = ["Conversions", "synapse_step_", "synapse_step_by_rule"]
 
@@ -80,44 +89,32 @@ def synapse_step_(
 
     Source: arXiv 2407.07133, section 2, for the update; arXiv 2410.05899 for silent and functional synapses.
     """
-    return synapse_step_by_rule(
-        SYNAPSE, weight, grad, anchor, flexibility, silent, pre, post, coincidence, threshold, lr, scale, alpha,
-        {"momentum_buffer": momentum_buffer}, master, nonfinite, options,
-    )  # fmt: skip
+    insertion, rule = split_options(options)
+    given = Options(lr, scale, {"momentum_buffer": momentum_buffer}, master, nonfinite, rule, insertion)
+    gate = LayerGate(anchor, flexibility, alpha)
+    return synapse_step_by_rule(SYNAPSE, weight, grad, gate, silent, pre, post, coincidence, threshold, given)
 
 
 def synapse_step_by_rule(
     operator: Operator,
     weight: Any,
     grad: Any,
-    anchor: Any,
-    flexibility: Any,
+    gate: LayerGate,
     silent: Any,
     pre: Any,
     post: Any,
     coincidence: Any,
     threshold: Any,
-    lr: float | Tensor,
-    scale: float | Tensor | None,
-    alpha: Any,
-    states: dict[str, Any],
-    master: Any,
-    nonfinite: str,
-    options: dict[str, Any],
+    options: Options,
 ) -> Conversions | list[Conversions]:
-    """:func:`synapse_step_` by the operator of any rule; ``states`` are its states by name."""
-    insertion, rule = split_options(options)
+    """:func:`synapse_step_` by the operator of any rule; ``options`` has its states and numbers by name."""
     attempt = None
     if tries_compiled() and (coincidence is None or (pre is None and post is None)):
         activities = (pre, post) if coincidence is None else (coincidence,)
-        attempt = attempt_layer(
-            operator, (weight, grad), anchor, flexibility, alpha, silent, activities, threshold, lr, scale,
-            states,
-            master, insertion, rule, nonfinite,
-        )  # fmt: skip
-    result = operator(attempt, _checked, operator, weight, grad, anchor, flexibility, silent, pre, post,
-                      coincidence, threshold, lr, scale, alpha, states, master, nonfinite,
-                      insertion, rule)  # fmt: skip
+        attempt = attempt_layer(operator, (weight, grad), gate, silent, activities, threshold, options)
+    result = operator(
+        attempt, _checked, operator, weight, grad, gate, silent, pre, post, coincidence, threshold, options
+    )
     return result if isinstance(result, list) else conversions_of(result)
 
 
@@ -125,26 +122,18 @@ def _checked(
     operator: Operator,
     weight: Any,
     grad: Any,
-    anchor: Any,
-    flexibility: Any,
+    gate: LayerGate,
     silent: Any,
     pre: Any,
     post: Any,
     coincidence: Any,
     threshold: Any,
-    lr: float | Tensor,
-    scale: float | Tensor | None,
-    alpha: Any,
-    states: dict[str, Any],
-    master: Any,
-    nonfinite: str,
-    insertion_options: dict[str, Any],
-    numbers: dict[str, Any],
+    options: Options,
 ) -> Conversions | list[Conversions]:
     name = operator.spec.name
-    rule = rule_of(operator, numbers, name)
-    insertion = of_options(InsertionRule, insertion_options, name)
-    weights, grads = check_step(weight, grad, lr, rule, nonfinite)
+    rule = rule_of(operator, options, name)
+    insertion = of_options(InsertionRule, options.insertion, name)
+    weights, grads = check_step(weight, grad, options, rule)
     several = isinstance(weight, (list, tuple))
     if not weights:
         return []
@@ -154,27 +143,26 @@ def _checked(
         shared = several and (value is None or isinstance(value, (int, float)))
         return [value] * len(weights) if shared else checks.as_list(value, name, len(weights))
 
-    given = {"anchor": anchor, "flexibility": flexibility, "silent": silent, "pre": pre, "post": post,
-             "coincidence": coincidence, "threshold": threshold, "alpha": alpha}  # fmt: skip
+    given = {**gate._asdict(), "silent": silent, "pre": pre, "post": post, "coincidence": coincidence,
+             "threshold": threshold}  # fmt: skip
     columns = {name: column(value, name) for name, value in given.items()}
-    checked_states, masters = states_and_master(states, master, weights, rule)
+    checked_states, masters = states_and_master(options, weights, rule)
     layers = []
     for i, (w, g) in enumerate(zip(weights, grads, strict=True)):
         of = {name: values[i] for name, values in columns.items()}
         check_matrix(w)
         check_silent(of["silent"], w, of["anchor"], of["threshold"], insertion)
         sources = make_sources(
-            w, of["anchor"], of["flexibility"], of["alpha"], scale, insertion.insert == "hebbian"
+            w, of["anchor"], of["flexibility"], of["alpha"], options.scale, insertion.insert == "hebbian"
         )
         activities = _check_activities(w, of["pre"], of["post"], of["coincidence"])
         own = {name: values[i] if values else None for name, values in checked_states.items()}
         layers.append(layer_arguments(
             operator, {"weight": w, "grad": g}, sources, of["alpha"], of["silent"], activities,
-            of["threshold"], lr,
-            scale, own, masters[i] if masters else None, insertion, rule, nonfinite,
+            of["threshold"], own, masters[i] if masters else None, insertion, rule, options,
         ))  # fmt: skip
     backend = operator.choose(weights[0])
-    if nonfinite == "raise":
+    if options.nonfinite == "raise":
         checks.check_finite(grads)
     check_layers(layers)
     for layer, dense in zip(layers, checks.contiguous(grads), strict=True):
