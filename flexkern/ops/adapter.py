@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from flexkern.ops import checks
-from flexkern.ops.operator import Attempt, Operator, are_numbers, are_plain, tries_compiled
+from flexkern.ops.operator import Operator, are_numbers, are_plain, tries_compiled
 from flexkern.spec.adapter import LARGEST_TRITON_RANK
 
 __all__ = ["gated_adapter"]
@@ -226,7 +226,7 @@ def gated_adapter(
     if tries_compiled() and are_plain((x,)) and are_numbers((scale,)) and dropout_p == 0 and seed is None:
         gradients = torch.is_grad_enabled() and any(getattr(t, "requires_grad", False) for t in floats)
         if not (gradients or torch.is_autocast_enabled("cpu")):
-            attempt = Attempt(FORWARD.compiled, (*floats[:5], index, residual, None, scale, 0.0, False), ())
+            attempt = FORWARD.compiled, (*floats[:5], index, residual, None, scale, 0.0, False), ()
     return FORWARD(attempt, _checked, *floats, index, scale, dropout_p, seed)[0]
 
 

@@ -13,7 +13,7 @@ from flexkern.ops import checks
 from flexkern.ops.choices import INSERTS
 from flexkern.ops.operator import Attempt, Operator, are_numbers, are_plain
 from flexkern.ops.sources import Sources, check_source, encode, quick_sources, single
-from flexkern.ops.steps import QUICK_NONFINITE, InsertionRule, Options, number_and_tensor, quick_rule
+from flexkern.ops.steps import QUICK_NONFINITE, Given, InsertionRule, Options, number_and_tensor, quick_rule
 from flexkern.spec import Arguments, Rule
 from flexkern.spec.mask import words_in_row
 from flexkern.spec.record import check_extents
@@ -213,12 +213,12 @@ def attempt_layer(
     silent: Any,
     activities: tuple[Any, ...] | None,
     threshold: Any,
-    options: Options,
+    given: Given,
 ) -> Attempt | None:
     """The step of one layer, after tries_compiled; ``inputs`` are weight and gradient."""
     weight = inputs[0]
     anchor, flexibility, alpha = gate
-    lr, scale, states, master, nonfinite, numbers, insertion = options
+    lr, scale, states, master, nonfinite, numbers, insertion = given
     assert operator.spec.rule is not None
     rule = quick_rule(operator.spec.rule, numbers)
     if rule is None:
@@ -231,7 +231,7 @@ def attempt_layer(
     if alpha is not None:
         scale, flexibility = 0.0, 1.0
     hebbian = insert == "hebbian" and silent is not None
-    needed = [state if needs else None for state, needs in zip(states.values(), rule.needs, strict=True)]
+    needed = rule.none or rule.states(states)
     exact = None if master is None or getattr(weight, "dtype", None) is torch.float32 else master
     written = [t for t in (weight, silent, *needed, exact, anchor if hebbian else None) if t is not None]
     if not (
@@ -245,7 +245,7 @@ def attempt_layer(
     if sources is None:
         return None
     a, f, rows, floats = sources
-    given = (*inputs, a, f, silent, activities, threshold, lr, scale, alpha, rows, floats, *needed, exact)
+    arguments = (*inputs, a, f, silent, activities, threshold, lr, scale, alpha, rows, floats, *needed, exact)
     if insertion or not rule.is_plain or nonfinite != "skip":
-        given = (*given, None, None, None, hebbian, eta, prune, *rule.numbers, nonfinite == "skip")
-    return Attempt(operator.compiled, given, written)
+        arguments = (*arguments, None, None, None, hebbian, eta, prune, *rule.numbers, nonfinite == "skip")
+    return operator.compiled, arguments, written

@@ -24,6 +24,7 @@ from flexkern.ops.layers import (
 )
 from flexkern.ops.operator import Operator, tries_compiled
 from flexkern.ops.steps import (
+    Given,
     InsertionRule,
     Options,
     check_rule,
@@ -89,7 +90,7 @@ def linear_step_(
     Source: arXiv 2407.07133, section 2; arXiv 2410.05899; the fusion is this package's own.
     """
     insertion, numbers = split_options(options)
-    given = Options(lr, scale, {"momentum_buffer": momentum_buffer}, master, nonfinite, numbers, insertion)
+    given = (lr, scale, {"momentum_buffer": momentum_buffer}, master, nonfinite, numbers, insertion)
     gate = LayerGate(anchor, flexibility, alpha)
     return linear_step_by_rule(LINEAR, weight, x, grad_out, gate, silent, post, rule, threshold, given)
 
@@ -104,15 +105,15 @@ def linear_step_by_rule(
     post: Tensor | None,
     rule: str,
     threshold: float | Tensor,
-    options: Options,
+    given: Given,
 ) -> Conversions:
-    """:func:`linear_step_` by the operator of any rule; ``options`` has its states and numbers by name."""
+    """:func:`linear_step_` by the operator of any rule; ``given`` has its states and numbers by name."""
     attempt = None
     if tries_compiled() and (silent is None or rule == "hebbian"):
         activities = None if silent is None else (post,)
-        attempt = attempt_layer(operator, (weight, x, grad_out), gate, silent, activities, threshold, options)
+        attempt = attempt_layer(operator, (weight, x, grad_out), gate, silent, activities, threshold, given)
     return conversions_of(
-        operator(attempt, _checked, operator, weight, x, grad_out, gate, silent, post, rule, threshold, options)
+        operator(attempt, _checked, operator, weight, x, grad_out, gate, silent, post, rule, threshold, given)
     )
 
 
@@ -126,9 +127,9 @@ def _checked(
     post: Tensor | None,
     rule: str,
     threshold: float | Tensor,
-    options: Options,
+    given: Given,
 ) -> Conversions:
-    name = operator.spec.name
+    name, options = operator.spec.name, Options(*given)
     step_rule = rule_of(operator, options, name)
     insertion = of_options(InsertionRule, options.insertion, name)
     checks.check_matches(weight, "weight", weight, checks.FLOAT_DTYPES)
@@ -156,13 +157,13 @@ def _checked(
         checks.check_finite([x], "x")
         checks.check_finite([grad_out], "grad_out")
     x, grad_out, *activities = checks.contiguous([x, grad_out, *activities])
-    given = layer_arguments(
+    layer = layer_arguments(
         operator, {"weight": weight, "x": x, "grad_out": grad_out}, sources, gate.alpha, silent, activities,
         threshold, {name: values[0] if values else None for name, values in checked_states.items()},
         masters[0] if masters else None, insertion, step_rule, options,
     )  # fmt: skip
-    check_layers([given])
-    return conversions_of(operator.run(given, backend))
+    check_layers([layer])
+    return conversions_of(operator.run(layer, backend))
 
 
 def _check_batch(tensor: object, name: str, weight: Tensor, like: Tensor | None, units: int) -> None:

@@ -13,7 +13,9 @@ from flexkern.ops import checks
 from flexkern.ops.operator import Attempt, Operator, are_numbers, are_plain, tries_compiled
 from flexkern.ops.sources import Sources, check_source, encode, free, quick_sources, single
 from flexkern.ops.steps import (
+    NO_OPTIONS,
     QUICK_NONFINITE,
+    Given,
     Options,
     check_step,
     number_and_tensor,
@@ -53,7 +55,7 @@ def metaplastic_gate(
     if tries_compiled() and are_plain((weight,)) and are_numbers((scale,)):
         quick = quick_sources(anchor, flexibility)
         if quick is not None:
-            attempt = Attempt(GATE.compiled, (weight, *quick[:2], scale, *quick[2:]), ())
+            attempt = GATE.compiled, (weight, *quick[:2], scale, *quick[2:]), ()
     return GATE(attempt, _checked_gate, weight, anchor, flexibility, scale)
 
 
@@ -120,8 +122,8 @@ def metaplastic_sgd_(
 
     Source: arXiv 2407.07133, section 2.
     """
-    options = Options(lr, scale, {"momentum_buffer": momentum_buffer}, master, nonfinite, rule, {})
-    step_by_rule(SGD, weight, grad, anchor, flexibility, options)
+    given = (lr, scale, {"momentum_buffer": momentum_buffer}, master, nonfinite, rule, NO_OPTIONS)
+    step_by_rule(SGD, weight, grad, anchor, flexibility, given)
 
 
 def gated_sgd_(
@@ -147,8 +149,8 @@ def gated_sgd_(
 
     The other arguments, and what is raised, are those of :func:`metaplastic_sgd_`.
     """
-    options = Options(lr, 1.0, {"momentum_buffer": momentum_buffer}, master, nonfinite, rule, {})
-    gated_step_by_rule(SGD, "gated_sgd_", weight, grad, alpha, options)
+    given = (lr, 1.0, {"momentum_buffer": momentum_buffer}, master, nonfinite, rule, NO_OPTIONS)
+    gated_step_by_rule(SGD, "gated_sgd_", weight, grad, alpha, given)
 
 
 # ------------------------------------------------------------------ the step of any rule
@@ -160,15 +162,15 @@ def step_by_rule(
     grad: Any,
     anchor: Any,
     flexibility: Any,
-    options: Options,
+    given: Given,
 ) -> None:
-    """:func:`metaplastic_sgd_` by the operator of any rule; ``options`` has its states and numbers by name."""
+    """:func:`metaplastic_sgd_` by the operator of any rule; ``given`` has its states and numbers by name."""
     attempt = None
     if tries_compiled():
         sources = quick_sources(anchor, flexibility)
         if sources is not None:
-            attempt = _attempt(operator, weight, grad, sources, None, options)
-    operator(attempt, _checked_step, operator, weight, grad, anchor, flexibility, options)
+            attempt = _attempt(operator, weight, grad, sources, None, given)
+    operator(attempt, _checked_step, operator, weight, grad, anchor, flexibility, given)
 
 
 def gated_step_by_rule(
@@ -177,15 +179,15 @@ def gated_step_by_rule(
     weight: Any,
     grad: Any,
     alpha: Any,
-    options: Options,
+    given: Given,
 ) -> None:
     """:func:`gated_sgd_` by the operator of any rule, for the function of this name."""
     attempt = None
     if tries_compiled():
         count = len(weight) if isinstance(weight, (list, tuple)) else 1
         sources = free(count) if alpha is None else (None, None, None, None)
-        attempt = _attempt(operator, weight, grad, sources, alpha, options)
-    operator(attempt, _checked_gated_step, operator, name, weight, grad, alpha, options)
+        attempt = _attempt(operator, weight, grad, sources, alpha, given)
+    operator(attempt, _checked_gated_step, operator, name, weight, grad, alpha, given)
 
 
 def _attempt(
@@ -194,32 +196,35 @@ def _attempt(
     grad: Any,
     sources: Any,
     alpha: Any,
-    options: Options,
+    given: Given,
 ) -> Attempt | None:
     """The step of a compiled operator, after tries_compiled; ``sources`` and ``alpha`` are as it takes them."""
     several = type(weight) is list
     kind = operator.spec.rule
     assert kind is not None
-    lr, scale, states, master, nonfinite, numbers, _ = options
+    lr, scale, states, master, nonfinite, numbers, _ = given
     rule = quick_rule(kind, numbers)
     if rule is None:
         return None
-    needed = [state if needs else None for state, needs in zip(states.values(), rule.needs, strict=True)]
+    needed = rule.none or rule.states(states)
     first = weight[0] if several and weight else weight
     if master is not None and getattr(first, "dtype", None) is torch.float32:
         master = None
-    given = (weight, grad, *sources[:2], lr, scale, alpha, *sources[2:], *needed, master)
+    a, f, rows, floats = sources
+    arguments: tuple[Any, ...] = (weight, grad, a, f, lr, scale, alpha, rows, floats, *needed, master)
     if several:
-        if not all(v is None or type(v) is list for v in (grad, *sources[:2], alpha, *needed, master)):
+        if not all(v is None or type(v) is list for v in (grad, a, f, alpha, *needed, master)):
             return None  # a Tensor would pass for a list of its rows
         written = [*weight, *(t for state in (*needed, master) if state is not None for t in state)]
     else:
-        written = [t for t in (weight, *needed, master) if t is not None]
+        written = [weight]
+        if not rule.none or master is not None:
+            written += [t for t in (*needed, master) if t is not None]
     if not (are_plain(written) and are_numbers((lr, scale)) and nonfinite in QUICK_NONFINITE):
         return None
     if not (rule.is_plain and nonfinite == "skip"):
-        given = (*given, None, None, *rule.numbers, nonfinite == "skip")
-    return Attempt(operator.compiled if several else operator.compiled_one, given, written)
+        arguments = (*arguments, None, None, *rule.numbers, nonfinite == "skip")
+    return operator.compiled if several else operator.compiled_one, arguments, written
 
 
 def _checked_step(
@@ -228,8 +233,9 @@ def _checked_step(
     grad: Any,
     anchor: Any,
     flexibility: Any,
-    options: Options,
+    given: Given,
 ) -> None:
+    options = Options(*given)
     rule = rule_of(operator, options, operator.spec.name)
     weights, grads = check_step(weight, grad, options, rule)
     if not weights:
@@ -251,8 +257,9 @@ def _checked_gated_step(
     weight: Any,
     grad: Any,
     alpha: Any,
-    options: Options,
+    given: Given,
 ) -> None:
+    options = Options(*given)
     rule = rule_of(operator, options, name)
     weights, grads = check_step(weight, grad, options, rule)
     if not weights:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from flexkern.ops import checks
-from flexkern.ops.operator import Attempt, Operator, are_numbers, are_plain, tries_compiled
+from flexkern.ops.operator import Operator, are_numbers, are_plain, tries_compiled
 
 __all__ = ["null"]
 
@@ -27,7 +27,7 @@ def null(x: Tensor, factor: float) -> Tensor:
     """
     attempt = None
     if tries_compiled() and are_plain((x,)) and are_numbers((factor,)):
-        attempt = Attempt(NULL.compiled, (x, factor), ())
+        attempt = NULL.compiled, (x, factor), ()
     return NULL(attempt, _checked, x, factor)
 
 

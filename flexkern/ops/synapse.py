@@ -22,6 +22,7 @@ from flexkern.ops.layers import (
 )
 from flexkern.ops.operator import Operator, tries_compiled
 from flexkern.ops.steps import (
+    Given,
     InsertionRule,
     Options,
     check_step,
@@ -90,7 +91,7 @@ def synapse_step_(
     Source: arXiv 2407.07133, section 2, for the update; arXiv 2410.05899 for silent and functional synapses.
     """
     insertion, rule = split_options(options)
-    given = Options(lr, scale, {"momentum_buffer": momentum_buffer}, master, nonfinite, rule, insertion)
+    given = (lr, scale, {"momentum_buffer": momentum_buffer}, master, nonfinite, rule, insertion)
     gate = LayerGate(anchor, flexibility, alpha)
     return synapse_step_by_rule(SYNAPSE, weight, grad, gate, silent, pre, post, coincidence, threshold, given)
 
@@ -105,15 +106,15 @@ def synapse_step_by_rule(
     post: Any,
     coincidence: Any,
     threshold: Any,
-    options: Options,
+    given: Given,
 ) -> Conversions | list[Conversions]:
-    """:func:`synapse_step_` by the operator of any rule; ``options`` has its states and numbers by name."""
+    """:func:`synapse_step_` by the operator of any rule; ``given`` has its states and numbers by name."""
     attempt = None
     if tries_compiled() and (coincidence is None or (pre is None and post is None)):
         activities = (pre, post) if coincidence is None else (coincidence,)
-        attempt = attempt_layer(operator, (weight, grad), gate, silent, activities, threshold, options)
+        attempt = attempt_layer(operator, (weight, grad), gate, silent, activities, threshold, given)
     result = operator(
-        attempt, _checked, operator, weight, grad, gate, silent, pre, post, coincidence, threshold, options
+        attempt, _checked, operator, weight, grad, gate, silent, pre, post, coincidence, threshold, given
     )
     return result if isinstance(result, list) else conversions_of(result)
 
@@ -128,9 +129,9 @@ def _checked(
     post: Any,
     coincidence: Any,
     threshold: Any,
-    options: Options,
+    given: Given,
 ) -> Conversions | list[Conversions]:
-    name = operator.spec.name
+    name, options = operator.spec.name, Options(*given)
     rule = rule_of(operator, options, name)
     insertion = of_options(InsertionRule, options.insertion, name)
     weights, grads = check_step(weight, grad, options, rule)
@@ -143,9 +144,9 @@ def _checked(
         shared = several and (value is None or isinstance(value, (int, float)))
         return [value] * len(weights) if shared else checks.as_list(value, name, len(weights))
 
-    given = {**gate._asdict(), "silent": silent, "pre": pre, "post": post, "coincidence": coincidence,
+    of_layers = {**gate._asdict(), "silent": silent, "pre": pre, "post": post, "coincidence": coincidence,
              "threshold": threshold}  # fmt: skip
-    columns = {name: column(value, name) for name, value in given.items()}
+    columns = {name: column(value, name) for name, value in of_layers.items()}
     checked_states, masters = states_and_master(options, weights, rule)
     layers = []
     for i, (w, g) in enumerate(zip(weights, grads, strict=True)):

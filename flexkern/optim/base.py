@@ -147,7 +147,7 @@ class MetaplasticOptimizer(Optimizer):
         if slot.group["nonfinite"] == "raise":
             checks.check_finite([x], "x")
             checks.check_finite([grad_out], "grad_out")
-        kind, fresh = slot.prepare(self.rule.of(slot.group))
+        kind, fresh = slot.prepare(self.rule.of(slot.group).needs())
         arguments = slot.gate(kind) | self._rule([slot], fresh, several=False)
         synapses = slot.synapses
         if synapses is None or post is None:
@@ -252,12 +252,12 @@ class MetaplasticOptimizer(Optimizer):
     def _batches(self, group: dict[str, Any]) -> dict[tuple, list[Slot]]:
         """The parameters that step: those of one key go in one call."""
         batches: dict[tuple, list[Slot]] = {}
-        numbers = self.rule.of(group)
+        needed = self.rule.of(group).needs()
         for i, p in enumerate(group["params"]):
             if p.grad is None or isinstance(p.grad, SteppedGrad):
                 continue
             slot = self._slot(group, i)
-            kind, fresh = slot.prepare(numbers)
+            kind, fresh = slot.prepare(needed)
             alone = None if slot.synapses is None else i
             own = self.told_apart_by(slot.state, fresh)
             batches.setdefault((p.device, p.dtype, p.grad.dtype, alone, own, kind, fresh), []).append(slot)
@@ -272,7 +272,7 @@ class MetaplasticOptimizer(Optimizer):
             "lr": lr.to(torch.float32) if isinstance(lr, Tensor) else lr,
             # With "raise" all that goes into a step has been looked at before it begins.
             "nonfinite": "propagate" if group["nonfinite"] == "propagate" else "skip",
-            **vars(rule),
+            **rule.keywords(),
         }
         low = slots[0].param.dtype in checks.LOW_PRECISION
         for name in (*rule.needs(), *(["master"] if low else [])):

@@ -13,7 +13,6 @@ from flexkern.nn.silent.layer_of_weight import SilentSynapses, silent_synapses
 from flexkern.ops.checks import LOW_PRECISION
 from flexkern.optim import groups
 from flexkern.optim.groups import STORED, Flexibility, exact_dtype
-from flexkern.spec import Rule
 
 __all__ = ["Slot"]
 
@@ -53,8 +52,8 @@ class Slot:
 
     # ------------------------------------------------------------------ what a step takes
 
-    def prepare(self, rule: Rule) -> tuple[str, bool]:
-        """Makes sure that the state has what a step by this rule needs.
+    def prepare(self, needed: tuple[str, ...]) -> tuple[str, bool]:
+        """Makes sure that the state has what a step needs, of the rule's states those that are named.
 
         Returns:
             Which alpha the step has ("free": 1, "stored": the item's, "step": computed in it), and whether the
@@ -72,7 +71,7 @@ class Slot:
         if first and (flexible or self.synapses is not None):
             self._take_anchor()
         kind = self._prepare_gate(first) if flexible else "free"
-        missing = [name for name in rule.needs() if name not in state]
+        missing = [name for name in needed if name not in state] if needed else ()
         for name in missing:
             state[name] = torch.zeros(p.shape, dtype=exact_dtype(p), device=p.device)
         return kind, bool(missing)
