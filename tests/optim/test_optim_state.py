@@ -112,13 +112,14 @@ def test_state_of_low_precision_parameters_stays_float32() -> None:
         assert not torch.equal(optimizer.state[p]["master"].bfloat16().float(), optimizer.state[p]["master"])
 
 
-def test_loaded_state_is_not_shared() -> None:
-    params = make_parameters()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "master"])
+def test_loaded_state_is_not_shared(dtype: torch.dtype) -> None:
+    params = make_parameters(dtype)
     optimizer = MetaplasticSGD(params, 0.05, scale=20.0, momentum=0.9)
     train(optimizer, params, 0, 2)
     state = optimizer.state_dict()
     before = copy.deepcopy(state["state"])
-    others = make_parameters()
+    others = make_parameters(dtype)
     fresh = MetaplasticSGD(others, 0.05, scale=20.0)
     fresh.load_state_dict(state)
     train(fresh, others, 2, 6)
