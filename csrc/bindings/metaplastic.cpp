@@ -35,7 +35,10 @@ void check_count(const Tensors& tensors, const char* name, size_t count, bool op
                  " tensors but weight has ", count);
 }
 
-const Tensor* item(const Tensors& tensors, size_t i) { return tensors.empty() ? nullptr : &tensors[i]; }
+// The alpha of a weight; null where there is none, and where an empty one says that the weight moves freely.
+const Tensor* stored_alpha(const Tensors& alpha, const Tensors& weight, size_t i) {
+  return alpha.empty() || (alpha[i].numel() == 0 && weight[i].numel() > 0) ? nullptr : &alpha[i];
+}
 
 template <class Given>
 Call<typename Given::Rule> decode(const Given& given) {
@@ -70,9 +73,12 @@ Call<typename Given::Rule> decode(const Given& given) {
                    "weights of one call must have one dtype, and so must their gradients");
     std::array<const Tensor*, Rule::kStates> own{};
     for (int k = 0; k < Rule::kStates; ++k) own[k] = has >> k & 1 ? &(*states[k])[i] : nullptr;
-    call.tensors[i] = decode_tensor<Rule>(weight[i], given.grad[i], item(given.alpha, i),
+    call.tensors[i] = decode_tensor<Rule>(weight[i], given.grad[i], stored_alpha(given.alpha, weight, i),
                                           low ? &given.master[i] : nullptr, own, Given::kStates);
-    if (gated) set_sources(call.tensors[i], anchors[i], flexibilities[i]);
+    if (gated)
+      set_sources(call.tensors[i], anchors[i], flexibilities[i]);
+    else if (call.tensors[i].alpha == nullptr)
+      call.tensors[i].gate = Gate::kFree;
   }
   given.check_memory();
   return call;

@@ -1,165 +1,191 @@
-"""What the metaplastic optimizers have in common: all but their rule (docs/design.md, Optimizers)."""
+"""What the metaplastic optimizers have in common, whatever takes their steps (docs/design.md, Optimizers).
+
+Groups, the state of each parameter, items, the measured scale, checkpoints and copies.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterable
-from typing import Any, ClassVar, NamedTuple, cast
+import warnings
+import weakref
+from collections.abc import Iterable
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from flexkern import ops
-from flexkern.nn.fused.stepped_grad import SteppedGrad
 from flexkern.nn.silent.layer_of_weight import silent_synapses
-from flexkern.ops import checks
-from flexkern.optim import groups
-from flexkern.optim.groups import STORED, exact_dtype
+from flexkern.optim import checkpoints, flexibility, options
+from flexkern.optim.no_effect import NoEffect
+from flexkern.optim.options import scale_in_force
 from flexkern.optim.scale import FirstItem, auto_scale
-from flexkern.optim.slot import Slot
-from flexkern.spec import Rule
+from flexkern.optim.slot import Slot, is_unmeasured
 
-__all__ = ["MetaplasticOptimizer", "Steps"]
-
-
-class Steps(NamedTuple):
-    """The operators that step by a rule: with alpha computed in the step, with an alpha that is given, over a
-    layer with silent synapses, and inside a layer's backward pass."""
-
-    step: Callable[..., None]
-    gated: Callable[..., None]
-    synapse: Callable[..., Any]
-    linear: Callable[..., ops.Conversions]
+__all__ = ["MetaplasticOptimizer"]
 
 
 class MetaplasticOptimizer(Optimizer):
     """An optimizer of which each weight moves by alpha times the step that the plain one would take.
 
-    A subclass has the rule and its operators, and says in its constructor which numbers there are. It says how
-    far a steady gradient takes a weight in :meth:`watch_step`, and, where a step with new states has other
-    numbers than the group, which in :meth:`rule_of`.
+    A subclass takes the steps, and says what its groups hold beside :data:`flexkern.optim.options.DEFAULTS`.
+
+    Args:
+        params: as for every torch optimizer.
+        defaults: options of the groups.
+        model: whose names the parameters have, if ``params`` are not named.
     """
 
-    rule: ClassVar[type[Rule]]
-    steps: ClassVar[Steps]
+    def __init__(self, params: Iterable[Any], defaults: dict[str, Any], model: nn.Module | None = None) -> None:
+        self._slots: dict[Tensor, Slot] = {}
+        self._fused: list[tuple[Any, int]] = []  # layers that are stepped in backward, with their windows
+        if model is not None and not isinstance(model, nn.Module):
+            raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+        self._names = {} if model is None else {p: name for name, p in model.named_parameters()}
+        self._begin()
+        super().__init__(params, defaults)
+
+    def _begin(self) -> None:
+        self._no_effect = NoEffect(type(self).__name__)
+        weakref.finalize(self, self._no_effect.end)
+
+    def option_defaults(self) -> dict[str, Any]:
+        """What a saved group that lacks an option gets."""
+        return dict(options.DEFAULTS)
+
+    def check_group(self, group: dict[str, Any]) -> None:
+        """Checks the options and parameters of a group; makes plain numbers of its numbers.
+
+        Raises:
+            TypeError, ValueError: naming what does not fit.
+        """
+        options.check_synapses(group)
 
     def watch_step(self, first_item: FirstItem, group: dict[str, Any]) -> FirstItem:
-        """What ``scale="auto"`` is measured from, after one more step of this group."""
-        raise NotImplementedError
+        """What ``scale="auto"`` is measured from, after one more step of this group: a steady gradient takes a
+        weight ``lr`` far in a step, if a subclass does not know better."""
+        return first_item.step(float(group["lr"]))
 
-    def rule_of(self, group: dict[str, Any], state: dict[str, Any], fresh: bool) -> Rule:
-        """The numbers for a step of a parameter with this state; ``fresh``: the rule's states are new."""
-        return self.rule.of(group)
-
-    def told_apart_by(self, state: dict[str, Any], fresh: bool) -> Hashable:
-        """What :meth:`rule_of` makes of a parameter beside its group: those that agree in it step together."""
-        return fresh
+    # ------------------------------------------------------------------ groups
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group, as in :meth:`torch.optim.Optimizer.add_param_group`.
 
-        In the group that results, ``flexibility`` and ``anchor`` are lists with an entry for each parameter.
+        In the group that results, ``flexibility`` and ``anchor`` are "each" where they were given for each
+        parameter.
 
         Raises:
             TypeError, ValueError: if a value does not fit; the optimizer is then as it was before.
         """
-        first = sum(len(group["params"]) for group in self.param_groups)
+        if isinstance(param_group, dict) and self._names:
+            param_group = {**param_group, "params": self._named(param_group["params"])}
         super().add_param_group(dict(param_group) if isinstance(param_group, dict) else param_group)
         group = self.param_groups.pop()
-        groups.check_group(group, self.rule)
-        flexibility = groups.resolve_flexibilities(group, first)
-        group["anchor"] = groups.resolve_anchors(group)
-        group["flexibility"] = [STORED if isinstance(f, Tensor) else f for f in flexibility]
-        group["measured_scale"] = None
-        for p, f in zip(group["params"], flexibility, strict=True):
-            if isinstance(f, Tensor):
-                self.state[p]["flexibility"] = f
+        self.check_group(group)
+        params = list(dict.fromkeys(group["params"]))
+        slots = self._new_slots(group, params, group.get("param_names"))
+        group |= {
+            "flexibility": flexibility.group_setting(group["flexibility"]),
+            "anchor": flexibility.group_setting(group["anchor"]),
+            "measured_scale": 0.0,  # not measured
+            "first_item": tuple(FirstItem()),
+        }
+        for slot in slots:
+            slot.settings = _settings(group)
+            self._slots[slot.param] = slot
         self.param_groups.append(group)
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step of all parameters that have a gradient.
+    def _named(self, params: Any) -> list[Any]:
+        params = [params] if isinstance(params, Tensor) else list(params)
+        unknown = [p for p in params if isinstance(p, Tensor) and p not in self._names]
+        if unknown:
+            raise ValueError(
+                f"params: a parameter of shape {tuple(unknown[0].shape)} is not one of model's; give the model "
+                "that they belong to, or named parameters"
+            )
+        return [(self._names[p], p) if isinstance(p, Tensor) else p for p in params]
 
-        Silent synapses whose coincidence since the last step reaches their threshold become functional in the
-        same pass. Weights that their backward pass has stepped already
-        (:func:`flexkern.optim.fuse_into_backward`) are left as they are.
+    def _new_slots(self, group: dict[str, Any], params: list[Tensor], names: list[str] | None) -> list[Slot]:
+        if names is None or len(names) != len(params):
+            positions = [slot.stream for slot in self._slots.values() if not flexibility.is_named(slot.stream)]
+            first = max(positions, default=-1) + 1
+            streams = list(range(first, first + len(params)))
+        else:
+            streams = [flexibility.stream_of_name(name) for name in names]
+        f = flexibility.flexibilities_of(group, params, streams)
+        anchors = flexibility.anchors_of(group, params)
+        return [Slot(*of_one) for of_one in zip(params, streams, f, anchors, strict=True)]
 
-        Args:
-            closure: evaluates the model again and returns the loss.
-
-        Returns:
-            What the closure returned, or None.
-
-        Raises:
-            TypeError: if a gradient is sparse or of a dtype that does not fit its parameter.
-            ValueError: if a weight does not hold the values of the Field that was given as its anchor.
-            FloatingPointError: if a gradient is not finite and ``nonfinite="raise"``.
-            RuntimeError: if a weight with a fused step is in the middle of its window, or had its step before.
-
-        No weight has been changed when one of these is raised.
-        """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            groups.check_grads(group, self)
-        # All that can refuse comes before the first weight changes.
-        batches = [(group, self._batches(group)) for group in self.param_groups]
-        for group, of_group in batches:
-            for (*_, kind, fresh), members in of_group.items():
-                self._step_batch(members, kind, fresh)
-            stepped = [slot.i for members in of_group.values() for slot in members]
-            for i, p in enumerate(group["params"]):
-                if isinstance(p.grad, SteppedGrad):
-                    p.grad.counted = True
-                    stepped.append(i)
-            if groups.is_unmeasured(group):
-                self._watch_first_item(group, stepped)
-        return loss
-
-    @torch.no_grad()
-    def step_in_backward(
-        self, weight: Tensor, x: Tensor, grad_out: Tensor, post: Tensor | None = None
-    ) -> ops.Conversions:
-        """The step of one weight [out, in] with the gradient ``grad_out^T x``, which is never formed.
-
-        :class:`flexkern.nn.MetaplasticLinear` calls it in its backward pass. It is the step that :meth:`step`
-        takes with such a gradient, up to rounding.
-
-        Args:
-            weight: one of this optimizer's parameters.
-            x: [batch, in], the layer's input.
-            grad_out: [batch, out], the loss's derivative by its output; dtype of ``x``.
-            post: [batch, out], what its units did, for a weight with silent synapses; dtype of ``x``. None: no
-                synapse converts.
+    def slots_of(self, group: dict[str, Any]) -> list[Slot]:
+        """The slots of a group's parameters, in its order; one that was added to the list, or whose settings
+        were changed in the group, gets what the group says.
 
         Raises:
-            ValueError: if this optimizer does not own the weight; as :meth:`step`.
-            FloatingPointError: if ``x`` or ``grad_out`` is not finite and ``nonfinite="raise"``.
-
-        The weight has not been changed when one of these is raised.
+            TypeError, ValueError: if that does not fit.
         """
-        slot = self._slot_of(weight)
-        if slot is None:
-            raise ValueError(f"weight of shape {tuple(weight.shape)} is not a parameter of this optimizer")
-        if slot.group["nonfinite"] == "raise":
-            checks.check_finite([x], "x")
-            checks.check_finite([grad_out], "grad_out")
-        kind, fresh = slot.prepare(self.rule.of(slot.group).needs())
-        arguments = slot.gate(kind) | self._rule([slot], fresh, several=False)
-        synapses = slot.synapses
-        if synapses is None or post is None:
-            return self.steps.linear(weight, x, grad_out, **arguments)
-        arguments |= {"silent": synapses.silent, "post": post, "rule": synapses.rule, **synapses.insertion()}
-        conversions = self.steps.linear(weight, x, grad_out, **arguments)
-        synapses.passed(conversions)
-        return conversions
+        slots = [self._slots.get(p) for p in group["params"]]
+        if None in slots:
+            self._adopt(group)
+            slots = [self._slots[p] for p in group["params"]]
+        known: list[Slot] = [slot for slot in slots if slot is not None]
+        now = _settings(group)
+        if any(slot.settings is not now and not _same(slot.settings, now) for slot in known):
+            self._change(group, known)
+        return known
 
-    def owns(self, weight: Tensor) -> bool:
-        """Whether ``weight`` is one of this optimizer's parameters."""
-        return self._slot_of(weight) is not None
+    def _adopt(self, group: dict[str, Any]) -> None:
+        """Parameters that were put into the group's list by hand."""
+        new = [p for p in dict.fromkeys(group["params"]) if p not in self._slots]
+        known = [self._slots[p] for p in group["params"] if p in self._slots]
+        options.check_parameters(new)
+        given = dict(group)
+        for name, of_known in (
+            ("flexibility", [slot.flexibility for slot in known]),
+            ("anchor", [slot.anchor for slot in known]),
+        ):
+            if flexibility.is_each(group[name]):
+                raise ValueError(
+                    f"{name} was given for each parameter of the group, and a parameter of shape "
+                    f"{tuple(new[0].shape)} was put into its list later; add it by add_param_group with its own"
+                )
+            given[name] = flexibility.going_on(group[name], of_known)
+        names = [self._names[p] for p in new if p in self._names]
+        for slot in self._new_slots(given, new, names):
+            slot.settings = _settings(group)
+            self._slots[slot.param] = slot
+
+    def _change(self, group: dict[str, Any], slots: list[Slot]) -> None:
+        """Settings of the group were changed by hand: they hold from now on."""
+        params = [slot.param for slot in slots]
+        fs: list[Any] = [slot.flexibility for slot in slots]
+        anchors: list[Any] = [slot.anchor for slot in slots]
+        if not flexibility.is_each(group["flexibility"]):
+            fs = flexibility.flexibilities_of(group, params, [slot.stream for slot in slots])
+        if not flexibility.is_each(group["anchor"]):
+            anchors = flexibility.anchors_of(group, params)
+        now = _settings(group)
+        changed = [
+            of_one for of_one in zip(slots, fs, anchors, strict=True) if not _same(of_one[0].settings, now)
+        ]
+        for slot, _, anchor in changed:
+            if slot.has_begun and anchor != slot.anchor:
+                raise ValueError(
+                    f"anchor was changed to {group['anchor']!r}, but it is taken at a parameter's first step; make "
+                    "a new optimizer to begin from other anchors"
+                )
+        group["flexibility"] = flexibility.group_setting(group["flexibility"])
+        group["anchor"] = flexibility.group_setting(group["anchor"])
+        for slot, f, anchor in changed:
+            if isinstance(f, Tensor) or isinstance(slot.flexibility, Tensor) or f != slot.flexibility:
+                slot.flexibility = f
+                state = self.state.get(slot.param)
+                if state:
+                    state["flexibility"] = flexibility.plain(f)
+                    if "alpha_item" in state:
+                        state["alpha_item"] = 0  # alpha is taken anew
+            slot.anchor, slot.settings = anchor, _settings(group)
+
+    # ------------------------------------------------------------------ items
 
     @torch.no_grad()
     def consolidate(self) -> None:
@@ -172,38 +198,139 @@ class MetaplasticOptimizer(Optimizer):
             RuntimeError: with ``scale="auto"`` if there is nothing to measure: no step has been taken, or the
                 weights are still where they started. Nothing has been changed then.
         """
-        waiting = [group for group in self.param_groups if groups.is_unmeasured(group)]
-        if waiting and not any("anchor" in state for state in self.state.values()):
+        slots = [self.slots_of(group) for group in self.param_groups]
+        waiting = [
+            (group, of) for group, of in zip(self.param_groups, slots, strict=True) if is_unmeasured(group, of)
+        ]
+        if waiting and not any(state.get("items") and "anchor" in state for state in self.state.values()):
             raise RuntimeError(
                 "scale='auto' is measured over the first item, but no flexible weight has had a step yet; call "
                 "consolidate() after the first item's steps, or give scale a number"
             )
-        measured = [self._measure_scale(group) for group in waiting]
-        for group, scale in zip(waiting, measured, strict=True):
+        measured = [self._measure_scale(group, of) for group, of in waiting]
+        for (group, _), scale in zip(waiting, measured, strict=True):
             group["measured_scale"] = scale
-        for group in self.param_groups:
-            if not groups.is_unmeasured(group):
-                for p in group["params"]:
-                    self.state[p].pop("alpha", None)
-                    self.state[p].pop("first_item", None)
-            for p in group["params"]:
-                synapses = silent_synapses(p)
+            if scale:
+                group["first_item"] = tuple(FirstItem())
+        for group, of in zip(self.param_groups, slots, strict=True):
+            for slot in of:
+                state = self.state.get(slot.param, {})
+                if state.get("items") and not is_unmeasured(group, of):
+                    state["items"] += 1
+                synapses = slot.synapses
                 if synapses is not None:
                     synapses.end_item()
+        self._no_effect.is_settled = True
 
     def scales(self) -> list[float | Tensor | None]:
         """The scale in force in each group; None where "auto" has not measured it yet."""
-        return [groups.scale_in_force(group) for group in self.param_groups]
+        return [scale_in_force(group) for group in self.param_groups]
+
+    def measures_scale(self) -> bool:
+        """Whether a group's scale="auto" is being measured; then each step may look at values."""
+        return any(is_unmeasured(group, self.slots_of(group)) for group in self.param_groups)
+
+    def _watch_first_item(self, group: dict[str, Any], stepped: Iterable[Slot]) -> None:
+        """Keeps of the group's last flexible weight what ``scale="auto"`` is measured from."""
+        watched = [slot for slot in stepped if slot.can_be_watched(group)]
+        if not watched:
+            return
+        last, before = watched[-1], FirstItem(*group["first_item"])
+        order = [slot.stream for slot in self.slots_of(group)]
+        if before.watched in order and before.watched != last.stream:
+            if order.index(before.watched) > order.index(last.stream):
+                return  # the one that is watched has had no step
+            before = FirstItem()
+        before = before._replace(watched=last.stream)
+        watch = self.watch_step(before, group)
+        # After steps 1, 2, 4, 8, ...: a look reads the weight and waits for the device.
+        if watch.steps & (watch.steps - 1) == 0:
+            moved = last.displacement(self.state[last.param])
+            if watch.steps == 1 and moved == 0.0:
+                # A step that moves nothing (a zero gradient, a skipped NaN, lr 0) is not the first one.
+                watch = before
+            else:
+                watch = watch.look(moved)
+        group["first_item"] = tuple(watch)
+
+    def _measure_scale(self, group: dict[str, Any], slots: list[Slot]) -> float:
+        """0.0 where no flexible weight has had a step yet."""
+        watch = FirstItem(*group["first_item"])
+        begun = [s for s in slots if s.can_be_watched(group) and self.state.get(s.param, {}).get("items")]
+        if not begun:
+            return 0.0
+        watched = next((slot for slot in begun if slot.stream == watch.watched), begun[-1])
+        scale = auto_scale(watch, watched.displacement(self.state[watched.param]))
+        if not (math.isfinite(scale) and scale > 0):
+            raise RuntimeError(
+                f"scale='auto' cannot be measured, it came out as {scale}: in the first item the weights have "
+                "not moved, or not to finite values; look at lr and the gradients, or give scale a number"
+            )
+        return scale
+
+    # ------------------------------------------------------------------ around a step
+
+    def _check_reset(self, slots: Iterable[Slot]) -> None:
+        """Parameters whose state was taken away begin anew: their anchors are taken from the weights as they
+        stand. Says so once."""
+        gone = [slot for slot in slots if slot.has_begun and not self.state.get(slot.param, {}).get("items")]
+        for slot in gone:
+            slot.has_begun = False
+        if gone:
+            warnings.warn(
+                f"the state of {len(gone)} parameters of {type(self).__name__} was removed, so they begin anew: "
+                "anchors are taken from the weights as they are now, and what was learned so far is not protected "
+                "any more. Flexibilities stay. To end an item, call consolidate() in place of a reset",
+                stacklevel=4,
+            )
+
+    def _has_stepped(self, group: dict[str, Any], slots: Iterable[Slot]) -> None:
+        """These parameters of a group had a step."""
+        for slot in slots:
+            state = self.state[slot.param]
+            if not state["items"]:
+                state["items"] = 1
+            slot.has_begun = True
+
+    def _look_for_effect(self) -> None:
+        """After a step: whether this can only be the plain optimizer."""
+        watch = self._no_effect
+        if watch.is_settled:
+            return
+        slots = [(group, slot) for group in self.param_groups for slot in self.slots_of(group)]
+        flexible = [group for group, slot in slots if slot.is_flexible(group)]
+        if not flexible:
+            if watch.steps == 0 and any(isinstance(s.flexibility, Tensor) or s.flexibility != 1.0 for _, s in slots):
+                watch.nothing_is_flexible()
+            watch.is_settled = True
+        elif any(group["gate"] == "item" or scale_in_force(group) is None for group in flexible):
+            watch.count()
+        else:
+            watch.is_settled = True  # alpha is computed in each step
+
+    # ------------------------------------------------------------------ checkpoints and copies
 
     def state_dict(self) -> dict[str, Any]:
         """As in :class:`torch.optim.Optimizer`; holds tensors and plain data, so that
         ``torch.load(weights_only=True)`` reads it. Fields are written as dictionaries."""
+        self._no_effect.was_saved = True
         state_dict = super().state_dict()
-        plain = [groups.encode_group(group) for group in state_dict["param_groups"]]
-        return {**state_dict, "param_groups": plain}
+        state = dict(state_dict["state"])
+        for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=True):
+            for p, key in zip(group["params"], saved["params"], strict=True):
+                slot = self._slots.get(p)
+                if slot is not None and key not in state:
+                    # What cannot be made from the group again is written before the first step, too.
+                    given = checkpoints.given_for_one(slot, group)
+                    if given:
+                        state[key] = given
+        groups = [checkpoints.encode_group(group) for group in state_dict["param_groups"]]
+        return {**state_dict, "state": state, "param_groups": groups}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores what :meth:`state_dict` gave, to the bit, on the devices of this optimizer's parameters.
+
+        Options that the saved groups lack take their defaults.
 
         Raises:
             ValueError: if it is not the state of such an optimizer or does not fit the parameters; nothing has
@@ -215,17 +342,26 @@ class MetaplasticOptimizer(Optimizer):
         loaded: dict[Tensor, dict[str, Any]] = {}
 
         def decode(_: Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
-            decoded = [groups.decode_group(group) for group in saved["param_groups"]]
+            saved = checkpoints.decoded(saved, self.option_defaults())
             # torch refuses other numbers of groups and of parameters after this hook.
-            for group, saved_group in zip(self.param_groups, decoded, strict=False):
+            for group, saved_group in zip(self.param_groups, saved["param_groups"], strict=False):
+                try:
+                    self.check_group({**saved_group, "params": group["params"]})
+                except (TypeError, ValueError) as error:
+                    raise ValueError(f"state_dict: {error}") from None
                 for p, key in zip(group["params"], saved_group["params"], strict=False):
-                    loaded[p] = {
-                        k: _restored(p, k, v, self.rule) for k, v in saved["state"].get(key, {}).items()
-                    }
-            return {**saved, "state": {}, "param_groups": decoded}
+                    if key in saved["state"]:
+                        loaded[p] = checkpoints.restored(p, saved["state"][key], self._written())
+            return {**saved, "state": {}}
 
         def restore(_: Optimizer) -> None:
             self.state.update(loaded)
+            for group in self.param_groups:
+                for p in group["params"]:
+                    if p in self._slots:
+                        self._restore_slot(self._slots[p], group)
+            if any(state.get("items", 0) > 1 for state in loaded.values()):
+                self._no_effect.is_settled = True
 
         hooks = [
             self.register_load_state_dict_pre_hook(decode),
@@ -237,105 +373,48 @@ class MetaplasticOptimizer(Optimizer):
             for hook in hooks:
                 hook.remove()
 
-    # ------------------------------------------------------------------ one step
+    def _written(self) -> tuple[str, ...]:
+        """The names of state that steps write to: loading copies it."""
+        return ("master",)
 
-    def _slot(self, group: dict[str, Any], i: int) -> Slot:
-        return Slot(group, i, self.state[group["params"][i]])
+    def _restore_slot(self, slot: Slot, group: dict[str, Any]) -> None:
+        state = self.state.get(slot.param, {})
+        slot.has_begun = bool(state.get("items"))
+        # A parameter of which nothing was saved gets what the group says, at its next step.
+        slot.settings = _settings(group) if "flexibility" in state else (None, None, None)
+        if "flexibility" in state:
+            slot.flexibility = flexibility.field_of(state["flexibility"])
+            if flexibility.is_distribution(group["flexibility"]):
+                slot.stream = slot.flexibility.stream
+        if "anchor" in state and silent_synapses(slot.param) is None:
+            anchor = flexibility.field_of(state["anchor"])
+            slot.anchor = None if isinstance(anchor, Tensor) else anchor
+        if not slot.has_begun and not set(state) - {"flexibility", "anchor"}:
+            self.state.pop(slot.param, None)  # given, but not begun
 
-    def _slot_of(self, weight: Tensor) -> Slot | None:
-        for group in self.param_groups:
-            for i, p in enumerate(group["params"]):
-                if p is weight:
-                    return self._slot(group, i)
-        return None
+    def remember_fused(self, layer: Any, window: int) -> None:
+        """A layer steps in backward by this optimizer: copies of both (``copy.deepcopy((model, optimizer))``,
+        pickle) are to find each other."""
+        self._fused = [(known, w) for known, w in self._fused if known is not layer]
+        self._fused.append((layer, window))
 
-    def _batches(self, group: dict[str, Any]) -> dict[tuple, list[Slot]]:
-        """The parameters that step: those of one key go in one call."""
-        batches: dict[tuple, list[Slot]] = {}
-        needed = self.rule.of(group).needs()
-        for i, p in enumerate(group["params"]):
-            if p.grad is None or isinstance(p.grad, SteppedGrad):
-                continue
-            slot = self._slot(group, i)
-            kind, fresh = slot.prepare(needed)
-            alone = None if slot.synapses is None else i
-            own = self.told_apart_by(slot.state, fresh)
-            batches.setdefault((p.device, p.dtype, p.grad.dtype, alone, own, kind, fresh), []).append(slot)
-        return batches
+    def __getstate__(self) -> dict[str, Any]:
+        self._fused = [(layer, window) for layer, window in self._fused if layer.fused_step]
+        return {**super().__getstate__(), "_slots": self._slots, "_fused": self._fused}
 
-    def _rule(self, slots: list[Slot], fresh: bool, *, several: bool = True) -> dict[str, Any]:
-        """The step of these parameters of one group and dtype, but for its alpha; one, if not ``several``."""
-        group = slots[0].group
-        rule = self.rule_of(group, slots[0].state, fresh)
-        lr = group["lr"]
-        arguments: dict[str, Any] = {
-            "lr": lr.to(torch.float32) if isinstance(lr, Tensor) else lr,
-            # With "raise" all that goes into a step has been looked at before it begins.
-            "nonfinite": "propagate" if group["nonfinite"] == "propagate" else "skip",
-            **rule.keywords(),
-        }
-        low = slots[0].param.dtype in checks.LOW_PRECISION
-        for name in (*rule.needs(), *(["master"] if low else [])):
-            values = [slot.state[name] for slot in slots]
-            arguments[name] = values if several else values[0]
-        return arguments
-
-    def _step_batch(self, slots: list[Slot], kind: str, fresh: bool) -> None:
-        params = [slot.param for slot in slots]
-        grads = [cast(Tensor, slot.param.grad) for slot in slots]
-        synapses = slots[0].synapses
-        if synapses is not None and synapses.may_convert():
-            arguments = slots[0].gate(kind) | self._rule(slots, fresh, several=False)
-            arguments |= {"silent": synapses.silent, **synapses.recorded(), **synapses.insertion()}
-            synapses.passed(cast(ops.Conversions, self.steps.synapse(params[0], grads[0], **arguments)))
-            return
-        rule = self._rule(slots, fresh)
-        if kind == "free":
-            self.steps.gated(params, grads, None, **rule)
-        elif kind == "stored":
-            self.steps.gated(params, grads, [slot.state["alpha"] for slot in slots], **rule)
-        else:
-            anchors, flexibilities = [slot.anchor() for slot in slots], [slot.flexibility() for slot in slots]
-            scale = groups.scale_in_force(slots[0].group)
-            self.steps.step(params, grads, anchors, flexibilities, scale=scale, **rule)
-
-    def _watch_first_item(self, group: dict[str, Any], stepped: Iterable[int]) -> None:
-        """Keeps of the group's last flexible weight what ``scale="auto"`` is measured from."""
-        params, f = group["params"], group["flexibility"]
-        watched = [i for i in stepped if groups.is_flexible(group, i) and f[i] != 0.0 and params[i].numel()]
-        if not watched:
-            return
-        state = self.state[params[max(watched)]]
-        watch = self.watch_step(FirstItem(*state.get("first_item", ())), group)
-        # After steps 1, 2, 4, 8, ...: a look reads the weight and waits for the device.
-        if watch.steps & (watch.steps - 1) == 0:
-            watch = watch.look(self._slot(group, max(watched)).displacement())
-        state["first_item"] = tuple(watch)
-
-    def _measure_scale(self, group: dict[str, Any]) -> float | None:
-        watched = [i for i, p in enumerate(group["params"]) if "first_item" in self.state[p]]
-        if not watched:
-            return None
-        watch = FirstItem(*self.state[group["params"][max(watched)]]["first_item"])
-        scale = auto_scale(watch, self._slot(group, max(watched)).displacement())
-        if not (math.isfinite(scale) and scale > 0):
-            raise RuntimeError(
-                f"scale='auto' cannot be measured, it came out as {scale}: in the first item the weights have "
-                "not moved, or not to finite values; look at lr and the gradients, or give scale a number"
-            )
-        return scale
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if "_no_effect" not in self.__dict__:  # a copy, or read from a pickle
+            self._names = {}
+            self._begin()
+            self._no_effect.is_settled = any(of.get("items", 0) > 1 for of in self.state.values())
+            for layer, window in self._fused:
+                layer.fuse(self, window)
 
 
-def _restored(p: Tensor, name: str, value: Any, rule: type[Rule]) -> Any:
-    """A value of a saved state for parameter ``p``."""
-    if not isinstance(value, Tensor):
-        return value
-    if value.shape != p.shape:
-        raise ValueError(
-            f"state_dict: {name} has shape {tuple(value.shape)} but its parameter has {tuple(p.shape)}"
-        )
-    # What steps write to must not be shared with the state_dict that was given.
-    written = name in (*rule.STATES, "master") or (name == "anchor" and silent_synapses(p) is not None)
-    rounded = name == "alpha" and value.dtype is torch.bfloat16
-    dtype = torch.bfloat16 if rounded else exact_dtype(p)
-    return value.to(device=p.device, dtype=dtype, copy=written)
+def _settings(group: dict[str, Any]) -> tuple[Any, Any, Any]:
+    return group["flexibility"], group["anchor"], group["seed"]
+
+
+def _same(left: tuple[Any, ...], right: tuple[Any, ...]) -> bool:
+    return all(a is b for a, b in zip(left, right, strict=True))

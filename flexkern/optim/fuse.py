@@ -8,7 +8,7 @@ from torch import nn
 
 from flexkern.nn.fused.linear import MetaplasticLinear, check_window
 from flexkern.nn.silent.linear import SilentLinear
-from flexkern.optim.base import MetaplasticOptimizer
+from flexkern.optim.by_rule import RuleOptimizer
 
 __all__ = ["fuse_into_backward"]
 
@@ -16,7 +16,7 @@ __all__ = ["fuse_into_backward"]
 _CLASSES = (nn.Linear, MetaplasticLinear, SilentLinear)
 
 
-def fuse_into_backward(model: nn.Module, optimizer: MetaplasticOptimizer, *, window: int = 1) -> list[str]:
+def fuse_into_backward(model: nn.Module, optimizer: RuleOptimizer, *, window: int = 1) -> list[str]:
     """Lets backward step the weights of the model's linear layers, so that their gradients never exist.
 
     Every ``nn.Linear``, :class:`flexkern.nn.MetaplasticLinear` and :class:`flexkern.nn.SilentLinear` (not
@@ -40,9 +40,9 @@ def fuse_into_backward(model: nn.Module, optimizer: MetaplasticOptimizer, *, win
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    if not isinstance(optimizer, MetaplasticOptimizer):
+    if not isinstance(optimizer, RuleOptimizer):
         raise TypeError(
-            f"optimizer must be a flexkern.optim.MetaplasticSGD, got {type(optimizer).__name__}; others need "
+            f"optimizer must be a flexkern.optim.MetaplasticSGD or MetaplasticAdamW, got {type(optimizer).__name__}; others need "
             "gradients"
         )
     check_window(window)
@@ -72,4 +72,5 @@ def fuse_into_backward(model: nn.Module, optimizer: MetaplasticOptimizer, *, win
             layer.__class__ = MetaplasticLinear
         assert isinstance(layer, MetaplasticLinear)
         layer.fuse(optimizer, window)
+        optimizer.remember_fused(layer, window)
     return list(layers)

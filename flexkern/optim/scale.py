@@ -22,19 +22,23 @@ class FirstItem(NamedTuple):
     buffer: the momentum buffer of a gradient that is always 1.
     effort: how far such a gradient would have taken a weight; without momentum, the sum of learning rates.
     speed: the largest mean |w - a| / effort that was seen; the mean gradient, as far as it pulled one way.
+    watched: the stream of the parameter that is looked at; -1: none yet.
     """
 
     steps: int = 0
     buffer: float = 0.0
     effort: float = 0.0
     speed: float = 0.0
+    watched: int = -1
 
-    def step(self, lr: float, momentum: float, dampening: float, nesterov: bool) -> FirstItem:
+    def step(
+        self, lr: float, momentum: float = 0.0, dampening: float = 0.0, nesterov: bool = False
+    ) -> FirstItem:
         """After one more step of SGD with these settings."""
         # A first buffer is the gradient itself, as in torch.optim.SGD.
         buffer = momentum * self.buffer + (1 - dampening) if self.steps else 1.0
         pull = 1.0 if momentum == 0 else (1 + momentum * buffer if nesterov else buffer)
-        return FirstItem(self.steps + 1, buffer, self.effort + lr * pull, self.speed)
+        return self._replace(steps=self.steps + 1, buffer=buffer, effort=self.effort + lr * pull)
 
     def look(self, displacement: float) -> FirstItem:
         """After mean |w - a| was found to be ``displacement``."""

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from flexkern import ops
 from flexkern.fields import Field
-from flexkern.optim.base import MetaplasticOptimizer, Steps
-from flexkern.optim.groups import Flexibility
+from flexkern.ops.metaplastic import SGD
+from flexkern.optim.by_rule import RuleOptimizer, Steps
+from flexkern.optim.convert import converted
+from flexkern.optim.flexibility import Flexibility
+from flexkern.optim.options import check_not_differentiable
 from flexkern.optim.scale import FirstItem
-from flexkern.spec.rules import Rule, SgdRule
+from flexkern.spec.rules import SgdRule
 
 __all__ = ["MetaplasticSGD"]
 
 
-class MetaplasticSGD(MetaplasticOptimizer):
+class MetaplasticSGD(RuleOptimizer):
     """SGD in which each weight moves by ``alpha = sech(scale (1 - f) / f |w - a|)^2`` of its step.
 
     A weight w that has moved far from its anchor a (its value at initialisation) holds what was learned and
@@ -44,18 +48,22 @@ class MetaplasticSGD(MetaplasticOptimizer):
         params: parameters, named parameters or groups, as for every torch optimizer. float32, bfloat16,
             float16 or float64. A parameter of fewer than two dimensions (a bias) moves freely, alpha = 1,
             unless ``flexible_vectors``.
-        lr: learning rate, a number or a one-element tensor.
-        scale: s > 0, a number or a one-element tensor, or "auto": measured over the first item, in which alpha
+        lr: learning rate, a number or a one-element tensor. The value of a tensor is looked at here; what is
+            written to it later is taken as it is, so a negative one goes uphill.
+        scale: s > 0, a number or a one-element tensor (as ``lr``: a NaN there stops the synapses), or "auto": measured over the first item, in which alpha
             is 1 with either gate, by :func:`flexkern.optim.scale.auto_scale`; the first consolidate() sets it.
         flexibility: f in [0, 1], fixed for life. "uniform" (the hybrid network), "biased_high" or "biased_low"
-            (the paper's supplement): procedural, drawn from ``seed`` and the parameter's position in the
-            optimizer and never stored. A number for all (1: conventional, 0.3: the paper's stable network). A
-            :class:`flexkern.Field`: as it is for a group of one parameter, else with its stream plus the
-            parameter's position in the group. A tensor, for a group of one parameter. Or a list with a number,
-            a Field or a tensor for each parameter. A tensor is kept, not copied.
+            (the paper's supplement): procedural, drawn from ``seed`` and the parameter's stream and never
+            stored. The stream comes from the parameter's name, where ``params`` are named or ``model`` is
+            given (the same in DistributedDataParallel, fully_shard, ZeroRedundancyOptimizer, or with one
+            optimizer per parameter), else from its position among all parameters that were added. A number
+            for all (1: conventional, 0.3: the paper's stable network). A :class:`flexkern.Field`: as it is
+            for a group of one parameter, else with its stream plus the parameter's position in the group. A
+            tensor, for a group of one parameter. Or a list with a number, a Field or a tensor for each
+            parameter. A tensor is kept, not copied. Set in a group later, it holds from then on.
         seed: of the procedural flexibility; 0 <= seed < 2**64.
         gate: "item" computes alpha once per item, at its first step, and keeps it (as the release does; stores
-            one more float32 tensor from the second item on); "step" computes it anew at each step.
+            one more float32 tensor); "step" computes it anew at each step.
         momentum, dampening, weight_decay, nesterov, maximize: as in :class:`torch.optim.SGD`. alpha scales the
             step, not what enters the momentum buffer.
         anchor: None: a float32 copy of each flexible weight, taken at the first step that has a gradient for
@@ -72,12 +80,20 @@ class MetaplasticSGD(MetaplasticOptimizer):
             float32, bfloat16 and float16 weights on the CPU that have no silent synapses; others keep float32.
             Not for weights that are stepped in backward: their alpha is widened there at each step.
 
-    State, for each parameter, all float32 (float64 for float64 parameters; ``alpha`` as ``alpha_dtype`` says),
-    only what is needed: ``anchor``
-    (None where procedural), ``alpha`` (None while it is 1 everywhere, as it is in a parameter's first item),
-    ``momentum_buffer``, ``master`` (the exact weight of which a bfloat16 or float16 parameter is the rounding;
-    write to such a parameter from outside, and the next step overwrites it), ``flexibility`` (a given tensor).
-    :meth:`state_dict` holds tensors and plain data only.
+        model: the module whose names the parameters have; for groups and parameters without names.
+        foreach, fused: accepted, as all steps are fused over all parameters. ``differentiable=True`` is refused.
+
+    State, for each parameter, with keys and types that stay as they are (torch.distributed.checkpoint asks for
+    it); tensors are float32 (float64 for float64 parameters; ``alpha`` as ``alpha_dtype`` says): ``items``, the
+    number of the item that it is in; ``flexibility``, a given tensor, a number, or a Field as numbers;
+    ``momentum_buffer`` with momentum; ``master``, the exact weight of which a bfloat16 or float16 parameter is
+    the rounding (where such a parameter is written from outside, the next step takes what was written); and of
+    a flexible one ``anchor`` (or its Field), with ``gate="item"`` ``alpha`` and ``alpha_item``, the item that it
+    was taken for. :meth:`state_dict` holds tensors and plain data only.
+
+    ``optimizer.state = defaultdict(dict)`` begins anew, and warns: anchors are taken from the weights as they
+    are then; flexibilities stay. An optimizer that cannot be more than plain SGD warns once: no parameter is
+    flexible; or 1,000 steps, or its end, came without a call of consolidate() although its gate needs one.
 
     Raises:
         TypeError, ValueError: at construction and in :meth:`add_param_group`, naming the argument; nothing
@@ -85,7 +101,7 @@ class MetaplasticSGD(MetaplasticOptimizer):
     """
 
     rule = SgdRule
-    steps = Steps(ops.metaplastic_sgd_, ops.gated_sgd_, ops.synapse_step_, ops.linear_step_)
+    steps = Steps(ops.metaplastic_sgd_, ops.gated_sgd_, ops.synapse_step_, ops.linear_step_, SGD)
 
     def __init__(
         self,
@@ -105,7 +121,12 @@ class MetaplasticSGD(MetaplasticOptimizer):
         flexible_vectors: bool = False,
         nonfinite: str = "skip",
         alpha_dtype: torch.dtype = torch.float32,
+        model: nn.Module | None = None,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        differentiable: bool = False,
     ) -> None:
+        check_not_differentiable(differentiable)
         defaults = {
             "lr": lr,
             "scale": scale,
@@ -122,13 +143,26 @@ class MetaplasticSGD(MetaplasticOptimizer):
             "nonfinite": nonfinite,
             "alpha_dtype": alpha_dtype,
         }
-        super().__init__(params, defaults)
+        super().__init__(params, defaults, model)
 
     def watch_step(self, first_item: FirstItem, group: dict[str, Any]) -> FirstItem:
         numbers = (group[name] for name in ("momentum", "dampening", "nesterov"))
         return first_item.step(float(group["lr"]), *numbers)
 
-    def rule_of(self, group: dict[str, Any], state: dict[str, Any], fresh: bool) -> Rule:
-        """As in :class:`torch.optim.SGD`'s first step, a new buffer becomes the gradient, without dampening."""
-        rule = super().rule_of(group, state, fresh)
-        return replace(rule, dampening=0.0) if fresh else rule  # type: ignore[call-arg] # it is an SgdRule
+    @classmethod
+    def from_optimizer(
+        cls, optimizer: Optimizer, *, schedulers: Iterable[LRScheduler] = (), **options: Any
+    ) -> MetaplasticSGD:
+        """A MetaplasticSGD that goes on where a :class:`torch.optim.SGD` is: its groups with all their settings,
+        and its momentum buffers.
+
+        Args:
+            optimizer: the one to take over; it is not changed, and must not step any more.
+            schedulers: those that drive it, of :mod:`torch.optim.lr_scheduler`; from now on they drive this one.
+            options: ``scale``, which is needed, and any others of this class but those that SGD has.
+
+        Raises:
+            TypeError: if it is not a torch.optim.SGD.
+            ValueError: if schedulers drive it and are not given.
+        """
+        return converted(cls, torch.optim.SGD, optimizer, schedulers, options)

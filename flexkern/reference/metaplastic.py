@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,7 +41,10 @@ def metaplastic_step_(given: Step) -> None:
     given.check_memory()
     exact = given.master or given.weight
     if given.alpha:
-        alphas = [alpha.to(w.dtype) for alpha, w in zip(given.alpha, exact, strict=True)]
+        alphas: list[Any] = [
+            1.0 if alpha.numel() < w.numel() else alpha.to(w.dtype)
+            for alpha, w in zip(given.alpha, exact, strict=True)
+        ]
     else:
         a, f = tensors_of(exact, given.anchor, given.flexibility, given.sources, given.parameters)
         scale = number(given.scale, given.scale_tensor, given.weight[0])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
 from .argument import LARGEST_NUMBER, number
@@ -25,10 +25,12 @@ class Rule:
         NAME: of its struct in C++; the operators of a rule have it in small letters in their names.
         STATES: the state of a weight, each with its meaning: tensors like the weight, in float32 (float64 for
             float64 weights), that begin as zeros.
+        COUNTS: whether it counts the steps of each weight; operators of such a rule take ``step``.
     """
 
     NAME: ClassVar[str] = ""
     STATES: ClassVar[dict[str, str]] = {}
+    COUNTS: ClassVar[bool] = False
 
     @classmethod
     def operator(cls, family: str) -> str:
@@ -51,6 +53,10 @@ class Rule:
     def needs(self) -> tuple[str, ...]:
         """The names of the states that a step with these numbers has; the others are not looked at."""
         return tuple(self.STATES)
+
+    def of_first_step(self) -> Rule:
+        """The rule of a step whose states are new."""
+        return self
 
     def why_needed(self) -> str:
         """Why they are needed, for the message that says that one is missing."""
@@ -87,6 +93,10 @@ class SgdRule(Rule):
 
     def needs(self) -> tuple[str, ...]:
         return ("momentum_buffer",) if self.momentum else ()
+
+    def of_first_step(self) -> Rule:
+        """As in :class:`torch.optim.SGD`, a new buffer becomes the gradient, without dampening."""
+        return replace(self, dampening=0.0) if self.dampening else self
 
     def why_needed(self) -> str:
         return "momentum is not 0"

@@ -164,7 +164,7 @@ def test_item_gate_holds_alpha_until_consolidate() -> None:
     for x, y in zip(held, free, strict=True):
         # 3 steps of either, each rounding w once and the step (lr, one product) twice.
         assert (x - y).abs().max() <= 2 * 3 * 2.0**-24 * (y.abs().max() + 0.1 * 2 * 4)
-    assert optimizer.state[held[0]]["alpha"] is None
+    assert (optimizer.state[held[0]]["alpha"] == 1).all()
     optimizer.consolidate()
     item_end = [p.detach().clone() for p in held]
     set_grads(held, 7)
@@ -265,7 +265,7 @@ def test_procedural_anchor(dtype: torch.dtype, gate: str) -> None:
     procedural = [Parameter(w.to(dtype)) for w in inits]
     optimizer = MetaplasticSGD(procedural, 0.05, scale=20.0, gate=gate, anchor=fields)
     run(optimizer, procedural)
-    assert [optimizer.state[p].get("anchor") for p in procedural] == [None, None, None]
+    assert not any(isinstance(optimizer.state[p].get("anchor"), torch.Tensor) for p in procedural)
     if dtype is torch.bfloat16:
         # Its float32 master starts at the anchor itself, so it goes the way of the float32 weight, but for
         # gradients that were rounded to bfloat16: give those to the float32 weights too.
@@ -290,7 +290,7 @@ def test_wrong_procedural_anchor_is_refused() -> None:
     start = [p.detach().clone() for p in params]
     optimizer = MetaplasticSGD(params, 0.05, scale=20.0, anchor=Field.normal(0))
     set_grads(params, 0)
-    with pytest.raises(ValueError, match=r"anchor: parameter 0 .*materialize"):
+    with pytest.raises(ValueError, match=r"anchor: the parameter of shape \(6, 5\) .*materialize"):
         optimizer.step()
     assert same_bits(params, start)
 
@@ -310,7 +310,7 @@ def test_parameters_join_when_they_get_a_gradient() -> None:
     set_grads(params[2:], 1)
     optimizer.step()  # the first item of this parameter: all of its synapses move freely
     assert torch.equal(params[0], first)
-    assert optimizer.state[params[2]]["alpha"] is None
+    assert (optimizer.state[params[2]]["alpha"] == 1).all()
     assert torch.equal(optimizer.state[params[2]]["anchor"], start[2])
 
 
@@ -337,7 +337,7 @@ def test_parameters_of_a_kind_go_in_one_call(gate: str) -> None:
         optimizer.step()
     # Flexible ones, and those that move freely. The gates are taken one by one, once an item.
     assert first.calls == ({"sgd": 2, "gate": 20} if gate == "item" else {"sgd": 2})
-    assert second.calls == {"sgd": 2}
+    assert second.calls == {"sgd": 1}  # a step as the one before has all in one
 
 
 def test_zero_size_and_other_memory_layouts() -> None:

@@ -195,7 +195,15 @@ def test_bad_arguments(options: dict[str, Any], error: type[Exception], message:
     assert len(optimizer.param_groups) == 1
 
 
-def test_a_parameter_twice() -> None:
-    p = Parameter(torch.ones(2, 2))
-    with pytest.warns(UserWarning, match="duplicate"), pytest.raises(ValueError, match="a parameter twice"):
-        MetaplasticSGD([p, p], 0.1, scale=1.0)
+def test_a_parameter_twice_steps_twice_as_in_torch() -> None:
+    p, q = (Parameter(torch.ones(2, 2)) for _ in range(2))
+    with pytest.warns(UserWarning, match="duplicate"):
+        ours = MetaplasticSGD([p, p], 0.25, scale=1.0, flexibility=1.0)
+    with pytest.warns(UserWarning, match="duplicate"):
+        theirs = torch.optim.SGD([q, q], 0.25)
+    for _ in range(3):
+        p.grad, q.grad = torch.ones(2, 2), torch.ones(2, 2)
+        ours.step()
+        theirs.step()
+    assert torch.equal(p, q)  # exact: all numbers are multiples of a quarter
+    assert (p == 1 - 3 * 2 * 0.25).all()

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from flexkern.optim import MetaplasticSGD
-from flexkern.optim.groups import is_unmeasured
 
 __all__ = [
     "CudaGraphRecorder",
@@ -146,7 +145,7 @@ def graphed_steps(step: Step, optimizer: MetaplasticSGD, device: torch.device) -
 
     def take(inputs: Tensor, labels: Tensor) -> Tensor:
         groups = optimizer.param_groups
-        if any(group["nonfinite"] == "raise" or is_unmeasured(group) for group in groups):
+        if optimizer.measures_scale() or any(group["nonfinite"] == "raise" for group in groups):
             return step(inputs, labels)
         return steps(inputs, labels, _settings(optimizer))
 

@@ -11,7 +11,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from flexkern.fields import Field
 from flexkern.ops import Conversions
 
-__all__ = ["SilentSynapses", "register", "silent_synapses"]
+__all__ = ["SilentSynapses", "any_silent", "register", "silent_synapses"]
 
 
 class SilentSynapses(Protocol):
@@ -53,6 +53,11 @@ def register(weight: Tensor, layer: SilentSynapses) -> None:
     known = _layers.get(weight)
     if known is None or known() is not layer:
         _layers[weight] = weakref.ref(layer)
+
+
+def any_silent() -> bool:
+    """Whether any layer with silent synapses is known."""
+    return bool(_layers.data)
 
 
 def silent_synapses(weight: Tensor) -> SilentSynapses | None:

@@ -1,0 +1,278 @@
+"""Metaplastic optimizers that step by a rule of their own, with its operators: all but the rule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any, ClassVar, NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from flexkern import ops
+from flexkern.nn.fused.stepped_grad import SteppedGrad
+from flexkern.ops import checks
+from flexkern.ops.operator import Operator
+from flexkern.optim import options, sharded
+from flexkern.optim.base import MetaplasticOptimizer
+from flexkern.optim.gradients import all_zero, check_grads
+from flexkern.optim.options import scale_in_force
+from flexkern.optim.quick import Plan, make_plan
+from flexkern.optim.slot import Slot, is_unmeasured
+from flexkern.spec import Rule
+
+__all__ = ["RuleOptimizer", "Steps"]
+
+
+class Steps(NamedTuple):
+    """The operators that step by a rule: with alpha computed in the step, with an alpha that is given, over a
+    layer with silent synapses, and inside a layer's backward pass; and what the first two call."""
+
+    step: Callable[..., None]
+    gated: Callable[..., None]
+    synapse: Callable[..., Any]
+    linear: Callable[..., ops.Conversions]
+    operator: Operator
+
+
+class _Batch(NamedTuple):
+    """Parameters that step in one call."""
+
+    slots: list[Slot]
+    kind: str
+    fresh: bool
+
+
+class RuleOptimizer(MetaplasticOptimizer):
+    """A metaplastic optimizer that steps by a rule of :mod:`flexkern.spec.rules`.
+
+    A subclass has the rule and its operators, and says in its constructor which numbers there are. It says how
+    far a steady gradient takes a weight in :meth:`watch_step`.
+    """
+
+    rule: ClassVar[type[Rule]]
+    steps: ClassVar[Steps]
+
+    def option_defaults(self) -> dict[str, Any]:
+        return super().option_defaults() | {f.name: f.default for f in fields(self.rule)}
+
+    def check_group(self, group: dict[str, Any]) -> None:
+        options.check_group(group, self.rule)
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step of all parameters that have a gradient.
+
+        Silent synapses whose coincidence since the last step reaches their threshold become functional in the
+        same pass. Weights that their backward pass has stepped already
+        (:func:`flexkern.optim.fuse_into_backward`) are left as they are.
+
+        Args:
+            closure: evaluates the model again and returns the loss.
+
+        Returns:
+            What the closure returned, or None.
+
+        Raises:
+            TypeError: if a gradient is sparse or of a dtype that does not fit its parameter.
+            ValueError: if a weight does not hold the values of the Field that was given as its anchor.
+            FloatingPointError: if a gradient is not finite and ``nonfinite="raise"``.
+            RuntimeError: if a weight with a fused step is in the middle of its window, or had its step before.
+
+        No weight has been changed when one of these is raised.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        if not self._step_as_before():
+            self._checked_step(self.param_groups)
+        watch = self._no_effect
+        if not watch.is_settled:
+            self._look_for_effect()
+        return loss
+
+    # ------------------------------------------------------------------ a step as the one before
+
+    def _step_as_before(self) -> bool:
+        """The step of plans that were made when the step before was looked at; False if something has changed
+        that they depend on, and nothing has been stepped."""
+        plans: dict[int, Plan] = self.__dict__.get("_plans", {})
+        if len(plans) != len(self.param_groups):
+            return False
+        states = self.state
+        grads = []
+        for group in self.param_groups:
+            plan = plans.get(id(group))
+            of_group = None if plan is None else plan.gradients(group, states)
+            if of_group is None:
+                return False
+            grads.append(of_group)
+        for i, group in enumerate(self.param_groups):
+            if not plans[id(group)].step(group, grads[i]):
+                # The operator refuses: the checks know better.
+                self._checked_step(self.param_groups[i:])
+                break
+        return True
+
+    def _plan(self, group: dict[str, Any], batches: list[_Batch]) -> None:
+        """After a checked step: a plan for the next one, if the two that were last had the same settings."""
+        plans = self.__dict__.setdefault("_plans", {})
+        plans.pop(id(group), None)
+        seen = self.__dict__.setdefault("_seen", {})
+        settings = tuple(value for name, value in group.items() if name != "lr")
+        before, seen[id(group)] = seen.get(id(group)), settings
+        if before is None or len(before) != len(settings) or any(a is not b for a, b in zip(before, settings, strict=True)):
+            return
+        members = [(slot, batch.kind, batch.fresh) for batch in batches for slot in batch.slots]
+        plan = make_plan(self.steps.operator, self.rule.of(group), group, members, self.state)
+        if plan is not None:
+            plans[id(group)] = plan
+
+    # ------------------------------------------------------------------ a step that is looked at
+
+    @torch.no_grad()
+    def _checked_step(self, param_groups: list[dict[str, Any]]) -> None:
+        slots = [self.slots_of(group) for group in param_groups]
+        for group in param_groups:
+            check_grads(group, self)
+        self._check_reset(slot for of_group in slots for slot in of_group)
+        if not self.state and all_zero(param_groups):
+            # So torch.distributed.checkpoint asks which state there will be. It is no step.
+            for group, of_group in zip(param_groups, slots, strict=True):
+                self._batches(group, of_group)
+            return
+        # All that can refuse comes before the first weight changes.
+        work = [self._batches(group, of_group) for group, of_group in zip(param_groups, slots, strict=True)]
+        for group, of_group, batches in zip(param_groups, slots, work, strict=True):
+            for batch in batches:
+                self._step_batch(group, batch)
+            stepped = {slot for batch in batches for slot in batch.slots}
+            for slot in of_group:
+                if isinstance(slot.param.grad, SteppedGrad):
+                    slot.param.grad.counted = True
+                    stepped.add(slot)
+            self._has_stepped(group, stepped)
+            if is_unmeasured(group, of_group):
+                self._watch_first_item(group, [slot for slot in of_group if slot in stepped])
+            else:
+                self._plan(group, batches)
+
+    def _batches(self, group: dict[str, Any], slots: list[Slot]) -> list[_Batch]:
+        """The parameters that step: those of one key go in one call."""
+        batches: dict[tuple, _Batch] = {}
+        needed, unmeasured = self.rule.of(group).needs(), is_unmeasured(group, slots)
+        occurrences: dict[Slot, int] = {}
+        for slot in slots:
+            p = slot.param
+            if p.grad is None or isinstance(p.grad, SteppedGrad):
+                continue
+            state = self.state[p]
+            fresh = slot.prepare(group, state, needed, self.rule.COUNTS)
+            kind = slot.gate_kind(group, state, unmeasured)
+            alone = None if slot.synapses is None else slot
+            occurrences[slot] = again = occurrences.get(slot, 0) + 1  # one that is in the list twice steps twice
+            key = (p.device, p.dtype, p.grad.dtype, alone, again, kind, fresh)
+            batches.setdefault(key, _Batch([], kind, fresh)).slots.append(slot)
+        return list(batches.values())
+
+    def _arguments(self, group: dict[str, Any], slots: list[Slot], fresh: bool, *, several: bool) -> dict[str, Any]:
+        """The step of these parameters of one group and dtype, but for its alpha; one, if not ``several``."""
+        rule = self.rule.of(group)
+        rule = rule.of_first_step() if fresh else rule
+        lr = group["lr"]
+        arguments: dict[str, Any] = {
+            "lr": lr.to(torch.float32) if isinstance(lr, Tensor) else options.plain_number(lr, "lr"),
+            # With "raise" all that goes into a step has been looked at before it begins.
+            "nonfinite": "propagate" if group["nonfinite"] == "propagate" else "skip",
+            **rule.keywords(),
+        }
+        low = slots[0].param.dtype in checks.LOW_PRECISION
+        counted = ["step"] if self.rule.COUNTS else []
+        for name in (*rule.needs(), *counted, *(["master"] if low else [])):
+            values = [sharded.here(self.state[slot.param][name]) for slot in slots]
+            arguments[name] = values if several else values[0]
+        if counted:
+            torch._foreach_add_([self.state[slot.param]["step"] for slot in slots], 1.0)
+        return arguments
+
+    def _step_batch(self, group: dict[str, Any], batch: _Batch) -> None:
+        slots, kind, fresh = batch
+        params = [sharded.here(slot.param) for slot in slots]
+        grads = [sharded.here(cast(Tensor, slot.param.grad)) for slot in slots]
+        states = [self.state[slot.param] for slot in slots]
+        synapses = slots[0].synapses
+        if synapses is not None and synapses.may_convert():
+            arguments = slots[0].gate(group, states[0], kind)
+            arguments |= self._arguments(group, slots, fresh, several=False)
+            arguments |= {"silent": synapses.silent, **synapses.recorded(), **synapses.insertion()}
+            synapses.passed(cast(ops.Conversions, self.steps.synapse(params[0], grads[0], **arguments)))
+            return
+        rule = self._arguments(group, slots, fresh, several=True)
+        if kind == "free":
+            self.steps.gated(params, grads, None, **rule)
+        elif kind == "stored":
+            self.steps.gated(params, grads, [sharded.here(state["alpha"]) for state in states], **rule)
+        else:
+            anchors = [slot.anchor_here(state) for slot, state in zip(slots, states, strict=True)]
+            flexibilities = [slot.flexibility_here() for slot in slots]
+            self.steps.step(params, grads, anchors, flexibilities, scale=scale_in_force(group), **rule)
+
+    # ------------------------------------------------------------------ inside a backward pass
+
+    @torch.no_grad()
+    def step_in_backward(
+        self, weight: Tensor, x: Tensor, grad_out: Tensor, post: Tensor | None = None
+    ) -> ops.Conversions:
+        """The step of one weight [out, in] with the gradient ``grad_out^T x``, which is never formed.
+
+        :class:`flexkern.nn.MetaplasticLinear` calls it in its backward pass. It is the step that :meth:`step`
+        takes with such a gradient, up to rounding.
+
+        Args:
+            weight: one of this optimizer's parameters.
+            x: [batch, in], the layer's input.
+            grad_out: [batch, out], the loss's derivative by its output; dtype of ``x``.
+            post: [batch, out], what its units did, for a weight with silent synapses; dtype of ``x``. None: no
+                synapse converts.
+
+        Raises:
+            ValueError: if this optimizer does not own the weight; as :meth:`step`.
+            FloatingPointError: if ``x`` or ``grad_out`` is not finite and ``nonfinite="raise"``.
+
+        The weight has not been changed when one of these is raised.
+        """
+        group = self._group_of(weight)
+        if group is None:
+            raise ValueError(f"weight of shape {tuple(weight.shape)} is not a parameter of this optimizer")
+        if group["nonfinite"] == "raise":
+            checks.check_finite([x], "x")
+            checks.check_finite([grad_out], "grad_out")
+        slots = self.slots_of(group)
+        slot = self._slots[weight]
+        self._check_reset([slot])
+        state = self.state[weight]
+        fresh = slot.prepare(group, state, self.rule.of(group).needs(), self.rule.COUNTS)
+        kind = slot.gate_kind(group, state, is_unmeasured(group, slots))
+        arguments = slot.gate(group, state, kind) | self._arguments(group, [slot], fresh, several=False)
+        synapses = slot.synapses
+        if synapses is None or post is None:
+            conversions = self.steps.linear(weight, x, grad_out, **arguments)
+        else:
+            arguments |= {"silent": synapses.silent, "post": post, "rule": synapses.rule, **synapses.insertion()}
+            conversions = self.steps.linear(weight, x, grad_out, **arguments)
+            synapses.passed(conversions)
+        self._has_stepped(group, [slot])
+        return conversions
+
+    def owns(self, weight: Tensor) -> bool:
+        """Whether ``weight`` is one of this optimizer's parameters."""
+        return self._group_of(weight) is not None
+
+    def _group_of(self, weight: Tensor) -> dict[str, Any] | None:
+        for group in self.param_groups:
+            if any(p is weight for p in group["params"]):
+                return group
+        return None
+
+    def _written(self) -> tuple[str, ...]:
+        return (*super()._written(), *self.rule.STATES)

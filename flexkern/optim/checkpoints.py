@@ -1,0 +1,138 @@
+"""The plain form of a metaplastic optimizer's groups and state, which ``torch.load(weights_only=True)`` reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flexkern.nn.silent.layer_of_weight import silent_synapses
+from flexkern.ops.checks import exact_dtype
+from flexkern.optim import sharded
+from flexkern.optim.flexibility import EACH, field_of, is_each, plain
+from flexkern.optim.scale import FirstItem
+from flexkern.optim.slot import Slot
+
+__all__ = ["decoded", "encode_group", "given_for_one", "restored"]
+
+_NUMBERS = ("items", "alpha_item")
+
+
+def encode_group(group: dict[str, Any]) -> dict[str, Any]:
+    """A group with its Fields, dtypes and numbers of numpy written as plain data."""
+    values = {
+        name: value.item() if isinstance(value, np.generic) else plain(value) for name, value in group.items()
+    }
+    return {**values, "alpha_dtype": str(group["alpha_dtype"]).removeprefix("torch.")}
+
+
+def given_for_one(slot: Slot, group: dict[str, Any]) -> dict[str, Any]:
+    """What was given for this very parameter, which its group does not say."""
+    given = {}
+    if is_each(group["flexibility"]):
+        given["flexibility"] = plain(slot.flexibility)
+    if is_each(group["anchor"]) and slot.anchor is not None:
+        given["anchor"] = plain(slot.anchor)
+    return given
+
+
+def decoded(saved: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """A state_dict with its groups as the optimizer has them; also one of an earlier version.
+
+    Raises:
+        ValueError: if it is not one of these optimizers.
+    """
+    groups, state = [], dict(saved["state"])
+    for group in saved["param_groups"]:
+        missing = [name for name in ("scale", "measured_scale") if name not in group]
+        if missing:
+            raise ValueError(
+                f"state_dict is not one of a metaplastic optimizer: its group has no {', '.join(missing)}"
+            )
+        if "first_item" not in group:
+            group = _from_lists(group, state)
+        group = {**defaults, **group}
+        dtype = group["alpha_dtype"]
+        group |= {
+            "flexibility": field_of(group["flexibility"]),
+            "anchor": field_of(group["anchor"]),
+            "alpha_dtype": getattr(torch, dtype, dtype) if isinstance(dtype, str) else dtype,
+            "first_item": tuple(FirstItem(*group["first_item"])),
+        }
+        groups.append(group)
+    return {**saved, "state": state, "param_groups": groups}
+
+
+def restored(p: Tensor, saved: dict[str, Any], written: Sequence[str]) -> dict[str, Any]:
+    """The saved state of parameter ``p``, on its device; names in ``written`` as copies, because what steps write
+    to must not be shared with the state_dict that was given.
+
+    Raises:
+        ValueError: if it does not fit.
+    """
+    return {name: _restored(p, name, value, written) for name, value in saved.items()}
+
+
+def _restored(p: Tensor, name: str, value: Any, written: Sequence[str]) -> Any:
+    if name in _NUMBERS:
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise ValueError(f"state_dict: {name} must be a number of items, got {value!r}")
+        return value
+    if not isinstance(value, Tensor):
+        field_of(value)  # that it is one, if it is a dictionary
+        return value
+    device = sharded.here(p).device
+    if name == "step":
+        return value.to(device=device, dtype=torch.float32, copy=True).reshape(())
+    if value.shape != p.shape:
+        raise ValueError(
+            f"state_dict: {name} has shape {tuple(value.shape)} but its parameter has {tuple(p.shape)}"
+        )
+    copies = name in written or (name == "anchor" and silent_synapses(p) is not None)
+    dtype = torch.bfloat16 if name == "alpha" and value.dtype is torch.bfloat16 else exact_dtype(p)
+    value = sharded.like_parameter(p, sharded.values_here(p, value))
+    return value.to(device=device, dtype=dtype, copy=copies)
+
+
+# ------------------------------------------------------------------ of earlier versions
+
+
+def _from_lists(group: dict[str, Any], state: dict[Any, dict[str, Any]]) -> dict[str, Any]:
+    """A group whose ``flexibility`` and ``anchor`` are lists, one entry for each parameter; its parameters'
+    state, of which keys came and went, is replaced in ``state``."""
+    first_item: Any = FirstItem()
+    for key, f, anchor in zip(group["params"], group["flexibility"], group["anchor"], strict=True):
+        old = dict(state.get(key, {}))
+        watched = old.pop("first_item", None)
+        if watched is not None:
+            first_item = FirstItem(*watched)
+        new = {name: value for name, value in old.items() if name not in ("alpha", "anchor", "flexibility")}
+        if not isinstance(f, str):
+            new["flexibility"] = f
+        elif "flexibility" in old:
+            new["flexibility"] = old["flexibility"]
+        if anchor is not None:
+            new["anchor"] = anchor
+        if "anchor" in old:
+            new |= _begun(old, group)
+        elif old:
+            new["items"] = 1  # it moves freely, and has had a step
+        state[key] = new
+    measured = group["measured_scale"] or 0.0
+    lists = {"flexibility": EACH, "anchor": EACH, "measured_scale": measured, "first_item": tuple(first_item)}
+    return {**group, **lists}
+
+
+def _begun(old: dict[str, Any], group: dict[str, Any]) -> dict[str, Any]:
+    """The state of a flexible parameter after its first step: alpha was None while it is 1, and taken away where
+    an item had ended."""
+    new = {} if old["anchor"] is None else {"anchor": old["anchor"]}
+    alpha = old.get("alpha")
+    in_first = ("alpha" in old and alpha is None) or (group["scale"] == "auto" and not group["measured_scale"])
+    new["items"] = 1 if in_first else 2
+    if alpha is not None:
+        new |= {"alpha": alpha, "alpha_item": new["items"]}
+    return new
