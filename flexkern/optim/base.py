@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from flexkern.nn.silent.layer_of_weight import silent_synapses
-from flexkern.optim import checkpoints, flexibility, options
+from flexkern.optim import flexibilities, group_options, plain_state
+from flexkern.optim.group_options import scale_in_force
 from flexkern.optim.no_effect import NoEffect
-from flexkern.optim.options import scale_in_force
 from flexkern.optim.scale import FirstItem, auto_scale
 from flexkern.optim.slot import Slot, is_unmeasured
 
@@ -28,7 +28,8 @@ __all__ = ["MetaplasticOptimizer"]
 class MetaplasticOptimizer(Optimizer):
     """An optimizer of which each weight moves by alpha times the step that the plain one would take.
 
-    A subclass takes the steps, and says what its groups hold beside :data:`flexkern.optim.options.DEFAULTS`.
+    A subclass takes the steps, and says what its groups hold beside the options of
+    :mod:`flexkern.optim.group_options`.
 
     Args:
         params: as for every torch optimizer.
@@ -41,7 +42,9 @@ class MetaplasticOptimizer(Optimizer):
         self._fused: list[tuple[Any, int]] = []  # layers that are stepped in backward, with their windows
         if model is not None and not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-        self._names = {} if model is None else {p: name for name, p in model.named_parameters()}
+        self._names: dict[Tensor, str] = (
+            {} if model is None else {p: name for name, p in model.named_parameters()}
+        )
         self._begin()
         super().__init__(params, defaults)
 
@@ -51,7 +54,7 @@ class MetaplasticOptimizer(Optimizer):
 
     def option_defaults(self) -> dict[str, Any]:
         """What a saved group that lacks an option gets."""
-        return dict(options.DEFAULTS)
+        return dict(group_options.DEFAULTS)
 
     def check_group(self, group: dict[str, Any]) -> None:
         """Checks the options and parameters of a group; makes plain numbers of its numbers.
@@ -59,7 +62,7 @@ class MetaplasticOptimizer(Optimizer):
         Raises:
             TypeError, ValueError: naming what does not fit.
         """
-        options.check_synapses(group)
+        group_options.check_synapses(group)
 
     def watch_step(self, first_item: FirstItem, group: dict[str, Any]) -> FirstItem:
         """What ``scale="auto"`` is measured from, after one more step of this group: a steady gradient takes a
@@ -85,8 +88,8 @@ class MetaplasticOptimizer(Optimizer):
         params = list(dict.fromkeys(group["params"]))
         slots = self._new_slots(group, params, group.get("param_names"))
         group |= {
-            "flexibility": flexibility.group_setting(group["flexibility"]),
-            "anchor": flexibility.group_setting(group["anchor"]),
+            "flexibility": flexibilities.group_setting(group["flexibility"]),
+            "anchor": flexibilities.group_setting(group["anchor"]),
             "measured_scale": 0.0,  # not measured
             "first_item": tuple(FirstItem()),
         }
@@ -107,13 +110,15 @@ class MetaplasticOptimizer(Optimizer):
 
     def _new_slots(self, group: dict[str, Any], params: list[Tensor], names: list[str] | None) -> list[Slot]:
         if names is None or len(names) != len(params):
-            positions = [slot.stream for slot in self._slots.values() if not flexibility.is_named(slot.stream)]
+            positions = [
+                slot.stream for slot in self._slots.values() if not flexibilities.is_named(slot.stream)
+            ]
             first = max(positions, default=-1) + 1
             streams = list(range(first, first + len(params)))
         else:
-            streams = [flexibility.stream_of_name(name) for name in names]
-        f = flexibility.flexibilities_of(group, params, streams)
-        anchors = flexibility.anchors_of(group, params)
+            streams = [flexibilities.stream_of_name(name) for name in names]
+        f = flexibilities.flexibilities_of(group, params, streams)
+        anchors = flexibilities.anchors_of(group, params)
         return [Slot(*of_one) for of_one in zip(params, streams, f, anchors, strict=True)]
 
     def slots_of(self, group: dict[str, Any]) -> list[Slot]:
@@ -137,18 +142,18 @@ class MetaplasticOptimizer(Optimizer):
         """Parameters that were put into the group's list by hand."""
         new = [p for p in dict.fromkeys(group["params"]) if p not in self._slots]
         known = [self._slots[p] for p in group["params"] if p in self._slots]
-        options.check_parameters(new)
+        group_options.check_parameters(new)
         given = dict(group)
         for name, of_known in (
             ("flexibility", [slot.flexibility for slot in known]),
             ("anchor", [slot.anchor for slot in known]),
         ):
-            if flexibility.is_each(group[name]):
+            if flexibilities.is_each(group[name]):
                 raise ValueError(
                     f"{name} was given for each parameter of the group, and a parameter of shape "
                     f"{tuple(new[0].shape)} was put into its list later; add it by add_param_group with its own"
                 )
-            given[name] = flexibility.going_on(group[name], of_known)
+            given[name] = flexibilities.going_on(group[name], of_known)
         names = [self._names[p] for p in new if p in self._names]
         for slot in self._new_slots(given, new, names):
             slot.settings = _settings(group)
@@ -159,10 +164,10 @@ class MetaplasticOptimizer(Optimizer):
         params = [slot.param for slot in slots]
         fs: list[Any] = [slot.flexibility for slot in slots]
         anchors: list[Any] = [slot.anchor for slot in slots]
-        if not flexibility.is_each(group["flexibility"]):
-            fs = flexibility.flexibilities_of(group, params, [slot.stream for slot in slots])
-        if not flexibility.is_each(group["anchor"]):
-            anchors = flexibility.anchors_of(group, params)
+        if not flexibilities.is_each(group["flexibility"]):
+            fs = flexibilities.flexibilities_of(group, params, [slot.stream for slot in slots])
+        if not flexibilities.is_each(group["anchor"]):
+            anchors = flexibilities.anchors_of(group, params)
         now = _settings(group)
         changed = [
             of_one for of_one in zip(slots, fs, anchors, strict=True) if not _same(of_one[0].settings, now)
@@ -170,17 +175,17 @@ class MetaplasticOptimizer(Optimizer):
         for slot, _, anchor in changed:
             if slot.has_begun and anchor != slot.anchor:
                 raise ValueError(
-                    f"anchor was changed to {group['anchor']!r}, but it is taken at a parameter's first step; make "
-                    "a new optimizer to begin from other anchors"
+                    f"anchor was changed to {group['anchor']!r}, but it is taken at a parameter's first step; "
+                    "make a new optimizer to begin from other anchors"
                 )
-        group["flexibility"] = flexibility.group_setting(group["flexibility"])
-        group["anchor"] = flexibility.group_setting(group["anchor"])
+        group["flexibility"] = flexibilities.group_setting(group["flexibility"])
+        group["anchor"] = flexibilities.group_setting(group["anchor"])
         for slot, f, anchor in changed:
             if isinstance(f, Tensor) or isinstance(slot.flexibility, Tensor) or f != slot.flexibility:
                 slot.flexibility = f
                 state = self.state.get(slot.param)
                 if state:
-                    state["flexibility"] = flexibility.plain(f)
+                    state["flexibility"] = flexibilities.plain(f)
                     if "alpha_item" in state:
                         state["alpha_item"] = 0  # alpha is taken anew
             slot.anchor, slot.settings = anchor, _settings(group)
@@ -246,11 +251,8 @@ class MetaplasticOptimizer(Optimizer):
         # After steps 1, 2, 4, 8, ...: a look reads the weight and waits for the device.
         if watch.steps & (watch.steps - 1) == 0:
             moved = last.displacement(self.state[last.param])
-            if watch.steps == 1 and moved == 0.0:
-                # A step that moves nothing (a zero gradient, a skipped NaN, lr 0) is not the first one.
-                watch = before
-            else:
-                watch = watch.look(moved)
+            # A step that moves nothing (a zero gradient, a skipped NaN, lr 0) is not the first one.
+            watch = before if watch.steps == 1 and moved == 0.0 else watch.look(moved)
         group["first_item"] = tuple(watch)
 
     def _measure_scale(self, group: dict[str, Any], slots: list[Slot]) -> float:
@@ -278,9 +280,9 @@ class MetaplasticOptimizer(Optimizer):
             slot.has_begun = False
         if gone:
             warnings.warn(
-                f"the state of {len(gone)} parameters of {type(self).__name__} was removed, so they begin anew: "
-                "anchors are taken from the weights as they are now, and what was learned so far is not protected "
-                "any more. Flexibilities stay. To end an item, call consolidate() in place of a reset",
+                f"the state of {len(gone)} parameters of {type(self).__name__} was removed, they begin anew: "
+                "anchors are taken from the weights as they are now, and what was learned so far is not "
+                "protected any more. Flexibilities stay. To end an item, call consolidate(), not a reset",
                 stacklevel=4,
             )
 
@@ -300,7 +302,9 @@ class MetaplasticOptimizer(Optimizer):
         slots = [(group, slot) for group in self.param_groups for slot in self.slots_of(group)]
         flexible = [group for group, slot in slots if slot.is_flexible(group)]
         if not flexible:
-            if watch.steps == 0 and any(isinstance(s.flexibility, Tensor) or s.flexibility != 1.0 for _, s in slots):
+            if watch.steps == 0 and any(
+                isinstance(s.flexibility, Tensor) or s.flexibility != 1.0 for _, s in slots
+            ):
                 watch.nothing_is_flexible()
             watch.is_settled = True
         elif any(group["gate"] == "item" or scale_in_force(group) is None for group in flexible):
@@ -321,10 +325,10 @@ class MetaplasticOptimizer(Optimizer):
                 slot = self._slots.get(p)
                 if slot is not None and key not in state:
                     # What cannot be made from the group again is written before the first step, too.
-                    given = checkpoints.given_for_one(slot, group)
+                    given = plain_state.given_for_one(slot, group)
                     if given:
                         state[key] = given
-        groups = [checkpoints.encode_group(group) for group in state_dict["param_groups"]]
+        groups = [plain_state.encode_group(group) for group in state_dict["param_groups"]]
         return {**state_dict, "state": state, "param_groups": groups}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -342,7 +346,7 @@ class MetaplasticOptimizer(Optimizer):
         loaded: dict[Tensor, dict[str, Any]] = {}
 
         def decode(_: Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
-            saved = checkpoints.decoded(saved, self.option_defaults())
+            saved = plain_state.decoded(saved, self.option_defaults())
             # torch refuses other numbers of groups and of parameters after this hook.
             for group, saved_group in zip(self.param_groups, saved["param_groups"], strict=False):
                 try:
@@ -351,7 +355,7 @@ class MetaplasticOptimizer(Optimizer):
                     raise ValueError(f"state_dict: {error}") from None
                 for p, key in zip(group["params"], saved_group["params"], strict=False):
                     if key in saved["state"]:
-                        loaded[p] = checkpoints.restored(p, saved["state"][key], self._written())
+                        loaded[p] = plain_state.restored(p, saved["state"][key], self._written())
             return {**saved, "state": {}}
 
         def restore(_: Optimizer) -> None:
@@ -383,11 +387,12 @@ class MetaplasticOptimizer(Optimizer):
         # A parameter of which nothing was saved gets what the group says, at its next step.
         slot.settings = _settings(group) if "flexibility" in state else (None, None, None)
         if "flexibility" in state:
-            slot.flexibility = flexibility.field_of(state["flexibility"])
-            if flexibility.is_distribution(group["flexibility"]):
-                slot.stream = slot.flexibility.stream
+            slot.flexibility = flexibilities.field_of(state["flexibility"])
+            f = slot.flexibility
+            if isinstance(f, flexibilities.Field) and flexibilities.is_distribution(group["flexibility"]):
+                slot.stream = f.stream
         if "anchor" in state and silent_synapses(slot.param) is None:
-            anchor = flexibility.field_of(state["anchor"])
+            anchor = flexibilities.field_of(state["anchor"])
             slot.anchor = None if isinstance(anchor, Tensor) else anchor
         if not slot.has_begun and not set(state) - {"flexibility", "anchor"}:
             self.state.pop(slot.param, None)  # given, but not begun

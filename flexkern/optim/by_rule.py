@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields
+from operator import is_
 from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
@@ -13,10 +14,10 @@ from flexkern import ops
 from flexkern.nn.fused.stepped_grad import SteppedGrad
 from flexkern.ops import checks
 from flexkern.ops.operator import Operator
-from flexkern.optim import options, sharded
+from flexkern.optim import group_options, sharded
 from flexkern.optim.base import MetaplasticOptimizer
 from flexkern.optim.gradients import all_zero, check_grads
-from flexkern.optim.options import scale_in_force
+from flexkern.optim.group_options import scale_in_force
 from flexkern.optim.quick import Plan, make_plan
 from flexkern.optim.slot import Slot, is_unmeasured
 from flexkern.spec import Rule
@@ -57,7 +58,7 @@ class RuleOptimizer(MetaplasticOptimizer):
         return super().option_defaults() | {f.name: f.default for f in fields(self.rule)}
 
     def check_group(self, group: dict[str, Any]) -> None:
-        options.check_group(group, self.rule)
+        group_options.check_group(group, self.rule)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step of all parameters that have a gradient.
@@ -121,7 +122,7 @@ class RuleOptimizer(MetaplasticOptimizer):
         seen = self.__dict__.setdefault("_seen", {})
         settings = tuple(value for name, value in group.items() if name != "lr")
         before, seen[id(group)] = seen.get(id(group)), settings
-        if before is None or len(before) != len(settings) or any(a is not b for a, b in zip(before, settings, strict=True)):
+        if before is None or len(before) != len(settings) or not all(map(is_, before, settings)):
             return
         members = [(slot, batch.kind, batch.fresh) for batch in batches for slot in batch.slots]
         plan = make_plan(self.steps.operator, self.rule.of(group), group, members, self.state)
@@ -170,18 +171,22 @@ class RuleOptimizer(MetaplasticOptimizer):
             fresh = slot.prepare(group, state, needed, self.rule.COUNTS)
             kind = slot.gate_kind(group, state, unmeasured)
             alone = None if slot.synapses is None else slot
-            occurrences[slot] = again = occurrences.get(slot, 0) + 1  # one that is in the list twice steps twice
+            occurrences[slot] = again = (
+                occurrences.get(slot, 0) + 1
+            )  # one that is in the list twice steps twice
             key = (p.device, p.dtype, p.grad.dtype, alone, again, kind, fresh)
             batches.setdefault(key, _Batch([], kind, fresh)).slots.append(slot)
         return list(batches.values())
 
-    def _arguments(self, group: dict[str, Any], slots: list[Slot], fresh: bool, *, several: bool) -> dict[str, Any]:
+    def _arguments(
+        self, group: dict[str, Any], slots: list[Slot], fresh: bool, *, several: bool
+    ) -> dict[str, Any]:
         """The step of these parameters of one group and dtype, but for its alpha; one, if not ``several``."""
         rule = self.rule.of(group)
         rule = rule.of_first_step() if fresh else rule
         lr = group["lr"]
         arguments: dict[str, Any] = {
-            "lr": lr.to(torch.float32) if isinstance(lr, Tensor) else options.plain_number(lr, "lr"),
+            "lr": lr.to(torch.float32) if isinstance(lr, Tensor) else group_options.plain_number(lr, "lr"),
             # With "raise" all that goes into a step has been looked at before it begins.
             "nonfinite": "propagate" if group["nonfinite"] == "propagate" else "skip",
             **rule.keywords(),
@@ -258,7 +263,12 @@ class RuleOptimizer(MetaplasticOptimizer):
         if synapses is None or post is None:
             conversions = self.steps.linear(weight, x, grad_out, **arguments)
         else:
-            arguments |= {"silent": synapses.silent, "post": post, "rule": synapses.rule, **synapses.insertion()}
+            arguments |= {
+                "silent": synapses.silent,
+                "post": post,
+                "rule": synapses.rule,
+                **synapses.insertion(),
+            }
             conversions = self.steps.linear(weight, x, grad_out, **arguments)
             synapses.passed(conversions)
         self._has_stepped(group, [slot])

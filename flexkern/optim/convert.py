@@ -21,21 +21,27 @@ _OF_KERNELS = ("foreach", "fused", "differentiable", "capturable", "decoupled_we
 
 
 def converted(
-    cls: type[_O], kind: type[Optimizer], optimizer: Optimizer, schedulers: Iterable[Any], options: dict[str, Any]
+    cls: type[_O],
+    kind: type[Optimizer],
+    optimizer: Optimizer,
+    schedulers: Iterable[Any],
+    options: dict[str, Any],
 ) -> _O:
     """An optimizer of ``cls`` with the groups and the state of ``optimizer``, which is of ``kind``."""
     if not isinstance(optimizer, kind):
         raise TypeError(
             f"optimizer must be a torch.optim.{kind.__name__}, got {type(optimizer).__name__}; "
-            f"flexkern.optim.Metaplastic(optimizer, ...) takes any"
+            "flexkern.optim.Metaplastic(optimizer, ...) takes any"
         )
-    if kind is torch.optim.AdamW and not all(g.get("decoupled_weight_decay", True) for g in optimizer.param_groups):
+    if kind is torch.optim.AdamW and not all(
+        g.get("decoupled_weight_decay", True) for g in optimizer.param_groups
+    ):
         raise ValueError("optimizer has decoupled_weight_decay=False, which is Adam and not AdamW")
     schedulers = list(_with_inner(schedulers))
     if not schedulers and hasattr(optimizer.step, "_wrapped_by_lr_sched"):
         raise ValueError(
-            "optimizer is driven by a learning rate scheduler, which would go on driving it and not the new one; "
-            "pass schedulers=[...]"
+            "optimizer is driven by a learning rate scheduler, which would go on driving it and not the new "
+            "one; pass schedulers=[...]"
         )
     groups = [_group(group) for group in optimizer.param_groups]
     new = cls(groups, **{"lr": groups[0]["lr"], **options})

@@ -42,8 +42,8 @@ def fuse_into_backward(model: nn.Module, optimizer: RuleOptimizer, *, window: in
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     if not isinstance(optimizer, RuleOptimizer):
         raise TypeError(
-            f"optimizer must be a flexkern.optim.MetaplasticSGD or MetaplasticAdamW, got {type(optimizer).__name__}; others need "
-            "gradients"
+            "optimizer must be a flexkern.optim.MetaplasticSGD or MetaplasticAdamW, got "
+            f"{type(optimizer).__name__}; others need gradients"
         )
     check_window(window)
     owned = {id(p) for group in optimizer.param_groups for p in group["params"]}

@@ -45,8 +45,8 @@ class NoEffect:
         """No parameter that it has resists being moved, though their flexibility is not 1."""
         self.is_settled = True
         warnings.warn(
-            f"{self.name} has no flexible parameter: those of fewer than two dimensions move freely, and there are "
-            "no others, so it steps as the plain optimizer does. Where a wrapper has flattened the weights "
+            f"{self.name} has no flexible parameter: those of fewer than two dimensions move freely, and there "
+            "are no others, so it steps as the plain optimizer does. Where a wrapper has flattened the weights "
             "(FullyShardedDataParallel), use fully_shard (FSDP2), which keeps their shapes; or set "
             "flexible_vectors=True",
             stacklevel=4,
@@ -55,9 +55,9 @@ class NoEffect:
     def _warn(self, what: str) -> None:
         self.is_settled = True
         warnings.warn(
-            f"{self.name} {what} without consolidate(). Up to its first call all synapses move freely (alpha = 1), "
-            "as with the plain optimizer, and nothing is protected. Call optimizer.consolidate() where an item "
-            "(task) ends, or every N steps where there are no items (flexkern.integrations does it in Trainer, "
+            f"{self.name} {what} without consolidate(). Up to its first call all synapses move freely, "
+            "as with the plain optimizer, and nothing is protected. Call optimizer.consolidate() where an "
+            "item (task) ends, or every N steps where there are no items (flexkern.integrations does it in Trainer, "
             "Lightning and Avalanche); with gate='step' and a number for scale it is not needed",
             stacklevel=4,
         )

@@ -1,8 +1,8 @@
-"""A step as the one before: what a checked step has found is kept, and the next one only looks whether it holds.
+"""A step as the one before: what a checked step has found is kept, and the next one looks whether it holds.
 
 On small networks the checks take several times as long as the kernel. What a plan depends on is compared by
-identity: the parameters, all settings but the learning rate, and every value of their state. So whatever replaces
-one of them, in whatever way, leads back to the checks.
+identity: the parameters, all settings but the learning rate, and every value of their state. So whatever
+replaces one of them, in whatever way, leads back to the checks.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flexkern import ops
 from flexkern.fields import Field
 from flexkern.nn.silent.layer_of_weight import any_silent
 from flexkern.ops.operator import Operator, are_plain, is_refusal, tries_compiled
 from flexkern.ops.sources import quick_sources
-from flexkern.optim.options import scale_in_force
+from flexkern.optim.group_options import scale_in_force
 from flexkern.optim.slot import Slot
 from flexkern.spec import Rule
 
@@ -28,6 +29,7 @@ __all__ = ["Plan", "make_plan"]
 _DTYPE, _IS_SPARSE = Tensor.dtype.__get__, Tensor.is_sparse.__get__  # type: ignore[attr-defined]
 _FREE_ANCHOR = Field.uniform(0)  # nothing looks at the anchor of a weight that moves freely
 _FREE_ALPHA = torch.empty(0)
+SMALL = 1 << 14  # elements, of which the values of a field are kept: 64 KB
 
 
 class _Call:
@@ -74,12 +76,16 @@ class Plan:
         ):
             return None
         grads = [p.grad for p in params]
-        if set(map(type, grads)) != {Tensor} or list(map(_DTYPE, grads)) != self.dtypes or any(map(_IS_SPARSE, grads)):
+        if (
+            set(map(type, grads)) != {Tensor}
+            or list(map(_DTYPE, grads)) != self.dtypes
+            or any(map(_IS_SPARSE, grads))
+        ):
             return None
         return grads
 
     def step(self, group: dict[str, Any], grads: list[Tensor]) -> bool:
-        """Takes the step; False if the operator refuses it, with nothing changed by the call that it refuses."""
+        """Takes the step; False, with nothing changed, if the operator refuses it."""
         lr = group["lr"]
         for call in self.calls:
             arguments = call.arguments
@@ -131,6 +137,14 @@ def make_plan(
     return Plan(group, [call for call in calls if call is not None], states)
 
 
+def _drawn(source: Any, p: Tensor) -> Any:
+    """A field of a small tensor is drawn once: drawing takes a core 4 ns for each element, in every step. Its
+    values, of which the bits are the same, are no state: they go with the plan."""
+    if not isinstance(source, Field) or source is _FREE_ANCHOR or p.numel() > SMALL:
+        return source
+    return ops.materialize(source, p.shape)
+
+
 def _call(
     operator: Operator,
     rule: Rule,
@@ -142,11 +156,14 @@ def _call(
     """One call for parameters of one dtype: those that move freely go with the others."""
     kinds = {kind for _, kind in batch}
     values: dict[str, Any] = {"scale": 1.0, "skip_nonfinite": group["nonfinite"] == "skip"}
-    values |= {name: value for name, value in vars(rule).items()}
+    values |= vars(rule)
     params = [slot.param for slot, _ in batch]
     of = [states[p] for p in params]
     if "stored" in kinds:
-        alphas = [state["alpha"] if kind == "stored" else _FREE_ALPHA for (_, kind), state in zip(batch, of, strict=True)]
+        alphas = [
+            state["alpha"] if kind == "stored" else _FREE_ALPHA
+            for (_, kind), state in zip(batch, of, strict=True)
+        ]
         if len({alpha.dtype for alpha in alphas if alpha is not _FREE_ALPHA}) > 1 or "step" in kinds:
             return None
         values["alpha"] = alphas
@@ -156,8 +173,11 @@ def _call(
             slot.anchor_here(state) if g else _FREE_ANCHOR
             for (slot, _), state, g in zip(batch, of, gated, strict=True)
         ]
-        flexibilities = [slot.flexibility_here() if g else 1.0 for (slot, _), g in zip(batch, gated, strict=True)]
-        sources = quick_sources(anchors, flexibilities)
+        flexibilities = [
+            _drawn(slot.flexibility_here(), slot.param) if g else 1.0
+            for (slot, _), g in zip(batch, gated, strict=True)
+        ]
+        sources = quick_sources([_drawn(a, p) for a, p in zip(anchors, params, strict=True)], flexibilities)
         if sources is None:
             return None
         values |= dict(zip(("anchor", "flexibility", "sources", "parameters"), sources, strict=True))

@@ -15,8 +15,8 @@ from flexkern.fields import Field
 from flexkern.ops.metaplastic import SGD
 from flexkern.optim.by_rule import RuleOptimizer, Steps
 from flexkern.optim.convert import converted
-from flexkern.optim.flexibility import Flexibility
-from flexkern.optim.options import check_not_differentiable
+from flexkern.optim.flexibilities import Flexibility
+from flexkern.optim.group_options import check_not_differentiable
 from flexkern.optim.scale import FirstItem
 from flexkern.spec.rules import SgdRule
 
@@ -50,8 +50,9 @@ class MetaplasticSGD(RuleOptimizer):
             unless ``flexible_vectors``.
         lr: learning rate, a number or a one-element tensor. The value of a tensor is looked at here; what is
             written to it later is taken as it is, so a negative one goes uphill.
-        scale: s > 0, a number or a one-element tensor (as ``lr``: a NaN there stops the synapses), or "auto": measured over the first item, in which alpha
-            is 1 with either gate, by :func:`flexkern.optim.scale.auto_scale`; the first consolidate() sets it.
+        scale: s > 0, a number or a one-element tensor (as ``lr``: a NaN there stops the synapses), or "auto":
+            measured over the first item, in which alpha is 1 with either gate, by
+            :func:`flexkern.optim.scale.auto_scale`; the first consolidate() sets it.
         flexibility: f in [0, 1], fixed for life. "uniform" (the hybrid network), "biased_high" or "biased_low"
             (the paper's supplement): procedural, drawn from ``seed`` and the parameter's stream and never
             stored. The stream comes from the parameter's name, where ``params`` are named or ``model`` is
@@ -81,15 +82,16 @@ class MetaplasticSGD(RuleOptimizer):
             Not for weights that are stepped in backward: their alpha is widened there at each step.
 
         model: the module whose names the parameters have; for groups and parameters without names.
-        foreach, fused: accepted, as all steps are fused over all parameters. ``differentiable=True`` is refused.
+        foreach, fused: accepted, as all steps are fused over all parameters.
+        differentiable: must be False.
 
     State, for each parameter, with keys and types that stay as they are (torch.distributed.checkpoint asks for
     it); tensors are float32 (float64 for float64 parameters; ``alpha`` as ``alpha_dtype`` says): ``items``, the
     number of the item that it is in; ``flexibility``, a given tensor, a number, or a Field as numbers;
     ``momentum_buffer`` with momentum; ``master``, the exact weight of which a bfloat16 or float16 parameter is
     the rounding (where such a parameter is written from outside, the next step takes what was written); and of
-    a flexible one ``anchor`` (or its Field), with ``gate="item"`` ``alpha`` and ``alpha_item``, the item that it
-    was taken for. :meth:`state_dict` holds tensors and plain data only.
+    a flexible one ``anchor`` (or its Field), with ``gate="item"`` ``alpha`` and ``alpha_item``, the item that
+    it was taken for. :meth:`state_dict` holds tensors and plain data only.
 
     ``optimizer.state = defaultdict(dict)`` begins anew, and warns: anchors are taken from the weights as they
     are then; flexibilities stay. An optimizer that cannot be more than plain SGD warns once: no parameter is
@@ -153,12 +155,12 @@ class MetaplasticSGD(RuleOptimizer):
     def from_optimizer(
         cls, optimizer: Optimizer, *, schedulers: Iterable[LRScheduler] = (), **options: Any
     ) -> MetaplasticSGD:
-        """A MetaplasticSGD that goes on where a :class:`torch.optim.SGD` is: its groups with all their settings,
-        and its momentum buffers.
+        """A MetaplasticSGD that goes on where a :class:`torch.optim.SGD` is, with its groups, all their
+        settings and its momentum buffers.
 
         Args:
             optimizer: the one to take over; it is not changed, and must not step any more.
-            schedulers: those that drive it, of :mod:`torch.optim.lr_scheduler`; from now on they drive this one.
+            schedulers: those of :mod:`torch.optim.lr_scheduler` that drive it; from now on they drive this one.
             options: ``scale``, which is needed, and any others of this class but those that SGD has.
 
         Raises:

@@ -1,12 +1,12 @@
 """Parameters of which each process holds a part (DTensor, of FSDP2 and tensor parallelism), and all others.
 
-A step works on the part that is here. State is sharded as its parameter is, so that checkpoints put it together.
+A step works on the part that is here. State is sharded as its parameter is, so checkpoints put it together.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,8 +16,6 @@ from flexkern.fields import Field
 
 __all__ = ["field_here", "here", "like_parameter", "mean", "values_here"]
 
-_T = TypeVar("_T")
-
 
 def _is_sharded(value: object) -> bool:
     return hasattr(value, "_local_tensor")  # without importing torch.distributed, which takes long
@@ -25,7 +23,8 @@ def _is_sharded(value: object) -> bool:
 
 def here(tensor: Tensor) -> Tensor:
     """The part of a tensor that this process has."""
-    return tensor._local_tensor if _is_sharded(tensor) else tensor
+    sharded: Any = tensor
+    return sharded._local_tensor if _is_sharded(tensor) else tensor
 
 
 def like_parameter(p: Tensor, part: Tensor) -> Tensor:
@@ -52,7 +51,7 @@ def values_here(p: Tensor, value: Tensor) -> Tensor:
     return value.contiguous()
 
 
-def field_here(p: Tensor, source: _T) -> _T | Tensor:
+def field_here(p: Tensor, source: Any) -> Any:
     """A Field of the whole parameter, for this process's part of it; other sources as they are.
 
     A part of whole rows is a run of positions, so it has its own field. Of others the values are made.

@@ -1,4 +1,4 @@
-"""One parameter of a metaplastic optimizer: what is fixed for its life, its state, and what its next step takes."""
+"""One parameter of a metaplastic optimizer: what is fixed for its life, its state, what its next step takes."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from flexkern.fields import Field
 from flexkern.nn.silent.layer_of_weight import SilentSynapses, silent_synapses
 from flexkern.ops.checks import LOW_PRECISION, exact_dtype
 from flexkern.optim import sharded
-from flexkern.optim.flexibility import Flexibility, field_of, is_never_zero, plain
-from flexkern.optim.options import is_auto, scale_in_force
+from flexkern.optim.flexibilities import Flexibility, field_of, is_never_zero, plain
+from flexkern.optim.group_options import is_auto, scale_in_force
 
 __all__ = ["Slot", "is_unmeasured"]
 
@@ -47,7 +47,7 @@ class Slot:
     def __init__(self, param: Tensor, stream: int, flexibility: Flexibility, anchor: Field | None) -> None:
         self.param, self.stream = param, stream
         self.flexibility, self.anchor = flexibility, anchor
-        self.settings: tuple[Any, Any] = (None, None)
+        self.settings: tuple[Any, Any, Any] = (None, None, None)
         self.has_begun = False
 
     @property
@@ -95,7 +95,9 @@ class Slot:
 
     # ------------------------------------------------------------------ state
 
-    def prepare(self, group: dict[str, Any], state: dict[str, Any], needed: tuple[str, ...], counts: bool) -> bool:
+    def prepare(
+        self, group: dict[str, Any], state: dict[str, Any], needed: tuple[str, ...], counts: bool
+    ) -> bool:
         """Makes sure that the state has what a step needs, of the rule's states those that are named.
 
         Args:
@@ -116,7 +118,7 @@ class Slot:
         if here.dtype in LOW_PRECISION and "master" not in state:
             state["master"] = self._kept(_exact_copy(here))
         begins = not state.get("items")
-        fresh = state.setdefault("items", -1) == 0  # made for a look at what state there will be, and not stepped
+        fresh = state.setdefault("items", -1) == 0  # it was made for a look at what state there will be
         state["items"] = max(state["items"], 0)
         if begins:
             state["flexibility"] = plain(self.flexibility)
@@ -164,8 +166,8 @@ class Slot:
         holds = torch.equal(initial.to(p.dtype), p)
         if self.anchor is not None and not holds:
             raise ValueError(
-                f"anchor: the parameter of shape {tuple(self.param.shape)} does not hold the values of {field}; "
-                "initialise it with flexkern.ops.materialize(field, shape), or use anchor=None"
+                f"anchor: the parameter of shape {tuple(self.param.shape)} does not hold the values of "
+                f"{field}; initialise it with flexkern.ops.materialize(field, shape), or use anchor=None"
             )
         if holds and p.dtype in LOW_PRECISION:
             # The displacement from a float32 anchor has to start at 0, not at the rounding of the weight.

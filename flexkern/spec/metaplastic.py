@@ -49,8 +49,8 @@ class Step(Arguments):
     lr: float = number(low=0.0)
     scale: float = number(low=0.0)
     alpha: Sequence[Tensor] = argument(
-        "the gate, where it is stored: anchor, flexibility, sources and scale are unused then; an empty one: that "
-        "weight moves freely",
+        "the gate, where it is stored: anchor, flexibility, sources and scale are unused then; an empty one: "
+        "that weight moves freely",
         dtypes=(*EXACT, "bfloat16"), optional=True, default=None,
     )  # fmt: skip
     sources: Sequence[int] = argument(SOURCES, optional=True, default=None)

@@ -329,7 +329,9 @@ def test_arguments_of_fuse_into_backward() -> None:
     optimizer = optimizer_of(model)
     with pytest.raises(TypeError, match=r"model must be a torch.nn.Module, got list"):
         fuse_into_backward([model], optimizer)
-    with pytest.raises(TypeError, match=r"optimizer must be a flexkern.optim.MetaplasticSGD, got SGD"):
+    with pytest.raises(
+        TypeError, match=r"must be a flexkern.optim.MetaplasticSGD or MetaplasticAdamW, got SGD"
+    ):
         fuse_into_backward(model, torch.optim.SGD(model.parameters(), 0.1))
     for window, error in ((0, ValueError), (1.5, TypeError), (True, TypeError)):
         with pytest.raises(error, match="window must be"):

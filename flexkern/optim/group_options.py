@@ -16,7 +16,16 @@ from flexkern.ops.choices import NONFINITE
 from flexkern.spec import Rule
 from flexkern.spec.argument import LARGEST_NUMBER
 
-__all__ = ["DEFAULTS", "check_group", "check_not_differentiable", "check_parameters", "check_synapses", "is_auto", "plain_number", "scale_in_force"]
+__all__ = [
+    "DEFAULTS",
+    "check_group",
+    "check_not_differentiable",
+    "check_parameters",
+    "check_synapses",
+    "is_auto",
+    "plain_number",
+    "scale_in_force",
+]
 
 GATES = ("item", "step")
 ALPHA_DTYPES = (torch.float32, torch.bfloat16)

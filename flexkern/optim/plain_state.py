@@ -1,4 +1,4 @@
-"""The plain form of a metaplastic optimizer's groups and state, which ``torch.load(weights_only=True)`` reads."""
+"""The plain form of an optimizer's groups and state, which ``torch.load(weights_only=True)`` reads."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from flexkern.nn.silent.layer_of_weight import silent_synapses
 from flexkern.ops.checks import exact_dtype
 from flexkern.optim import sharded
-from flexkern.optim.flexibility import EACH, field_of, is_each, plain
+from flexkern.optim.flexibilities import EACH, field_of, is_each, plain
 from flexkern.optim.scale import FirstItem
 from flexkern.optim.slot import Slot
 
@@ -67,8 +67,8 @@ def decoded(saved: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
 
 
 def restored(p: Tensor, saved: dict[str, Any], written: Sequence[str]) -> dict[str, Any]:
-    """The saved state of parameter ``p``, on its device; names in ``written`` as copies, because what steps write
-    to must not be shared with the state_dict that was given.
+    """The saved state of parameter ``p``, on its device; names in ``written`` as copies, because what steps
+    write to must not be shared with the state_dict that was given.
 
     Raises:
         ValueError: if it does not fit.
@@ -127,8 +127,8 @@ def _from_lists(group: dict[str, Any], state: dict[Any, dict[str, Any]]) -> dict
 
 
 def _begun(old: dict[str, Any], group: dict[str, Any]) -> dict[str, Any]:
-    """The state of a flexible parameter after its first step: alpha was None while it is 1, and taken away where
-    an item had ended."""
+    """The state of a flexible parameter after its first step: alpha was None while it is 1, and taken away
+    where an item had ended."""
     new = {} if old["anchor"] is None else {"anchor": old["anchor"]}
     alpha = old.get("alpha")
     in_first = ("alpha" in old and alpha is None) or (group["scale"] == "auto" and not group["measured_scale"])

@@ -98,13 +98,15 @@ def _checked(value: object, name: str, p: Tensor, moves_freely: bool) -> Flexibi
             raise ValueError(f"{name} must hold values in [0, 1] only")
         return value.detach().to(exact_dtype(p))
     if isinstance(value, numbers.Real) and not isinstance(value, bool):
-        if not 0 <= value <= 1:
+        if not 0 <= float(value) <= 1:
             raise ValueError(f"{name} must be in [0, 1], got {value}")
         return float(value)
     raise TypeError(f"{name} must be a number, a tensor or a flexkern.Field, got {value!r}")
 
 
-def flexibilities_of(group: dict[str, Any], params: Sequence[Tensor], streams: Sequence[int]) -> list[Flexibility]:
+def flexibilities_of(
+    group: dict[str, Any], params: Sequence[Tensor], streams: Sequence[int]
+) -> list[Flexibility]:
     """The flexibility of each parameter, as the group's setting says; ``streams`` has theirs.
 
     Raises:
@@ -195,7 +197,7 @@ def is_never_zero(flexibility: Flexibility) -> bool:
 
 
 def plain(value: Any) -> Any:
-    """A Field as a dictionary of numbers (torch.distributed.checkpoint takes nothing else); others as they are."""
+    """A Field as a dictionary of numbers (all that torch.distributed.checkpoint takes); others unchanged."""
     if not isinstance(value, Field):
         return value
     low, high = value.parameters
