@@ -57,7 +57,7 @@ class NoEffect:
         warnings.warn(
             f"{self.name} {what} without consolidate(). Up to its first call all synapses move freely, "
             "as with the plain optimizer, and nothing is protected. Call optimizer.consolidate() where an "
-            "item (task) ends, or every N steps where there are no items (flexkern.integrations does it in Trainer, "
-            "Lightning and Avalanche); with gate='step' and a number for scale it is not needed",
+            "item (task) ends, or every N steps where there are no items (flexkern.integrations does it in "
+            "Trainer, Lightning and Avalanche); with gate='step' and a number for scale it is not needed",
             stacklevel=4,
         )
