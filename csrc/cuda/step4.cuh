@@ -41,6 +41,7 @@ __device__ __forceinline__ void step4(const StepTensor<Rule>& tensor, int64_t be
 #pragma unroll
     for (int i = 0; i < 4; ++i) alpha[i] = flexkern::gate(w[i], a[i], f[i], rate);
   }
+  const typename Rule::Counted number = counted(step.rule, tensor.count);
   with_states<Rule>(states_of(tensor), [&](auto set) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
@@ -48,7 +49,7 @@ __device__ __forceinline__ void step4(const StepTensor<Rule>& tensor, int64_t be
 #pragma unroll
       for (int k = 0; k < kStates; ++k) of_one[k] = states[k][i];
       new_w[i] = w[i];
-      take_step<decltype(set)::value>(new_w[i], of_one, g[i], alpha[i], step);
+      take_step<decltype(set)::value>(new_w[i], of_one, g[i], alpha[i], step, number);
 #pragma unroll
       for (int k = 0; k < kStates; ++k) states[k][i] = of_one[k];
     }

@@ -48,8 +48,10 @@ def metaplastic_step_(given: Step) -> None:
     lr = number(given.lr, given.lr_tensor, given.weight[0])
     for i, weight in enumerate(given.weight):
         states = [state[i] for state in given.states if state]
+        count = given.step[i] if given.step else None
+        grad = given.grad[i].to(exact[i].dtype)
         new_weight, new_states = step(
-            given.rule, exact[i], given.grad[i].to(exact[i].dtype), alphas[i], states, lr, given.skip_nonfinite
+            given.rule, exact[i], grad, alphas[i], states, lr, given.skip_nonfinite, count
         )
         step_in_place(weight, given.master[i] if given.master else None, states, new_weight, new_states)
 

@@ -53,7 +53,9 @@ def pass_over(given: Layer, grad: Tensor, c: Tensor | None) -> Tensor:
     anchor, alpha = anchor_and_alpha(given, exact)
     states = [state for state in given.states if state is not None]
     lr = number(given.lr, given.lr_tensor, given.weight)
-    stepped, new_states = step(given.rule, exact, grad.to(exact.dtype), alpha, states, lr, given.skip_nonfinite)
+    stepped, new_states = step(
+        given.rule, exact, grad.to(exact.dtype), alpha, states, lr, given.skip_nonfinite, given.step
+    )
     if given.silent is None:
         step_in_place(given.weight, given.master, states, stepped, new_states)
         return torch.zeros((2, len(exact)), dtype=torch.int32, device=exact.device)

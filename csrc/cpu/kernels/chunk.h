@@ -61,13 +61,14 @@ struct Chunk {
   const float* alpha = nullptr;
   const uint16_t* alpha_bfloat16 = nullptr;
   float* states[Rule::kStates] = {};
+  typename Rule::Counted number;
   int64_t count;
 
   // Elements [begin, begin + count), count <= kChunk; their gradients are at [grad_begin, ...). Anchors are for
-  // the gate, or wanted anyway.
-  Chunk(const StepTensor<Rule>& tensor, Dtype weight, Dtype grad, int64_t begin, int64_t grad_begin, int64_t count,
-        bool anchors, ChunkBuffers& buffers)
-      : count(count) {
+  // the gate, or wanted anyway. `number` is what the rule makes of the step's.
+  Chunk(const StepTensor<Rule>& tensor, const typename Rule::Counted& number, Dtype weight, Dtype grad,
+        int64_t begin, int64_t grad_begin, int64_t count, bool anchors, ChunkBuffers& buffers)
+      : number(number), count(count) {
     w = (weight == Dtype::kFloat32 ? static_cast<float*>(tensor.weight) : tensor.master) + begin;
     if (tensor.gate == Gate::kFormula || anchors) a = source_values(tensor.anchor, begin, count, buffers.anchor);
     if (tensor.gate == Gate::kFormula) f = source_values(tensor.flexibility, begin, count, buffers.flexibility);
@@ -118,7 +119,7 @@ FLEXKERN_FN void step_vector(const Chunk<Rule>& c, int64_t i, int64_t count, con
   if (kGate == Gate::kStoredBFloat16) alpha = bfloat16_to_float(load_words(c.alpha_bfloat16 + i, count));
   if (kGate == Gate::kFormula) alpha = gate(w, load_some(c.a + i, count), load_some(c.f + i, count), rate);
   floats new_w = w;
-  take_step<kHas>(new_w, new_states, load_some(c.g + i, count), alpha, step);
+  take_step<kHas>(new_w, new_states, load_some(c.g + i, count), alpha, step, c.number);
   then(w, states, new_w, new_states);
 }
 
