@@ -15,7 +15,7 @@ from flexkern.fields import SOURCE_INTS, Kind
 from flexkern.spec.metaplastic import Step
 from flexkern.triton_kernels.arguments import check_counts, check_sources, check_tensors, device_number
 from flexkern.triton_kernels.field import source_row, source_tile
-from flexkern.triton_kernels.memory import TILES, full_tiles, load_float32, store_float32
+from flexkern.triton_kernels.memory import TILES, exact_weight, full_tiles, load_float32, store_float32
 from flexkern.triton_kernels.rules import VARIANTS, counted, rule_numbers, rule_of, state_bits
 from flexkern.triton_kernels.table import NOTHING, Row, TableCache, load_row, source_columns
 from flexkern.triton_kernels.update import gate, number, step
@@ -56,6 +56,9 @@ def _step_tile(
     HAS_MASTER: tl.constexpr = WEIGHT_DTYPE != tl.float32
     exact_address = master_address if HAS_MASTER else weight_address
     weight = load_float32(exact_address, first, numel, tl.float32, FULL, TILE)
+    if HAS_MASTER:
+        written = load_float32(weight_address, first, numel, WEIGHT_DTYPE, FULL, TILE)
+        weight = exact_weight(written, weight, WEIGHT_DTYPE)
     grad = load_float32(grad_address, first, numel, GRAD_DTYPE, FULL, TILE)
     s0, s1, s2 = weight, weight, weight
     if STATES & 1:

@@ -36,6 +36,7 @@ from flexkern.triton_kernels.matrix import (
     store_rounded,
     store_synapses,
 )
+from flexkern.triton_kernels.memory import exact_weight
 from flexkern.triton_kernels.metaplastic import TRITON_DTYPES
 from flexkern.triton_kernels.rules import SGD, counted, rule_of, state_bits
 from flexkern.triton_kernels.update import finite, gate, number, step
@@ -112,6 +113,9 @@ def step_tile(
     HAS_MASTER: tl.constexpr = WEIGHT_DTYPE != tl.float32
     exact_address = master_address if HAS_MASTER else weight_address
     weight = load_synapses(exact_address, tile, touched, tl.float32, ALIGNED)
+    if HAS_MASTER:
+        written = load_synapses(weight_address, tile, touched, WEIGHT_DTYPE, ALIGNED)
+        weight = exact_weight(written, weight, WEIGHT_DTYPE)
     old0, old1, old2 = weight, weight, weight
     if STATES & 1:
         old0 = load_synapses(at0, tile, touched, tl.float32, ALIGNED)

@@ -114,7 +114,8 @@ def metaplastic_sgd_(
         lr, scale: numbers, or one-element float32 tensors (read on the device, no synchronisation). Under
             ``torch.compile`` a number that changes compiles again; pass a tensor there.
         momentum_buffer: float32 like the weight, updated in place; needed where ``momentum`` is not 0.
-        master: float32 copy of each low-precision weight, updated in place; the weight is its rounding.
+        master: float32 copy of each low-precision weight, updated in place; the weight is its rounding. An
+            element that is not, because it was written from outside, is first taken as its own master.
         nonfinite: "skip" leaves a synapse and its momentum as they are where the new weight would be
             infinite or NaN; "raise" looks at the gradients first (one more pass, waits for the device) and
             raises before anything changes (not under ``torch.compile(fullgraph=True)``); "propagate" writes

@@ -11,7 +11,15 @@ from flexkern.reference.field import sources_to_tensors
 from flexkern.reference.rules import step
 from flexkern.spec.metaplastic import MetaplasticGate, Step
 
-__all__ = ["gate", "metaplastic_gate", "metaplastic_step_", "number", "step_in_place", "tensors_of"]
+__all__ = [
+    "exact_weight",
+    "gate",
+    "metaplastic_gate",
+    "metaplastic_step_",
+    "number",
+    "step_in_place",
+    "tensors_of",
+]
 
 
 def gate(weight: Tensor, anchor: Tensor, flexibility: Tensor, scale: float | Tensor) -> Tensor:
@@ -38,7 +46,8 @@ def metaplastic_step_(given: Step) -> None:
     if not given.weight:
         return
     given.check_memory()
-    exact = given.master or given.weight
+    masters = given.master or [None] * len(given.weight)
+    exact = [exact_weight(w, m) for w, m in zip(given.weight, masters, strict=True)]
     if given.alpha:
         alphas = [alpha.to(w.dtype) for alpha, w in zip(given.alpha, exact, strict=True)]
     else:
@@ -53,7 +62,15 @@ def metaplastic_step_(given: Step) -> None:
         new_weight, new_states = step(
             given.rule, exact[i], grad, alphas[i], states, lr, given.skip_nonfinite, count
         )
-        step_in_place(weight, given.master[i] if given.master else None, states, new_weight, new_states)
+        step_in_place(weight, masters[i], states, new_weight, new_states)
+
+
+def exact_weight(weight: Tensor, master: Tensor | None) -> Tensor:
+    """What a step begins with: the weight, or its master where there is one. An element that is not the
+    rounding of its master was written from outside since the last step, and its master takes its value."""
+    if master is None:
+        return weight
+    return torch.where(weight == master.to(weight.dtype), master, weight.to(master.dtype))
 
 
 def step_in_place(

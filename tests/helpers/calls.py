@@ -40,7 +40,7 @@ def _fill(a: Argument, shape: Sequence[int], dtype: torch.dtype, generator: torc
         return torch.rand(shape, generator=generator) < 0.5
     if not dtype.is_floating_point:
         return torch.zeros(shape, dtype=dtype)
-    positive = a.name in ("alpha", "flexibility")
+    positive = a.name in ("alpha", "flexibility", "exp_avg_sq", "max_exp_avg_sq")
     values = torch.rand(shape, generator=generator) if positive else torch.randn(shape, generator=generator)
     return values.to(dtype)
 

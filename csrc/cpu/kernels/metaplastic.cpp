@@ -12,6 +12,7 @@ void step(const StepTensor<Rule>& tensor, const Step<Rule>& step, Dtype weight, 
   const auto number = counted(step.rule, tensor.count);
   for (int64_t i = begin; i < end; i += kChunk) {
     const int64_t count = end - i < kChunk ? end - i : kChunk;
+    take_written(tensor, weight, i, count);
     step_chunk(Chunk<Rule>(tensor, number, weight, grad, i, i, count, false, buffers), step);
     round_weight(tensor, weight, i, count);
   }

@@ -150,6 +150,7 @@ void synapse(const SynapseLayer<Rule>& layer, const Step<Rule>& step, Dtype weig
       }
       const bool functional = silent == Silence::kNone && (layer.prune == 0 || layer.silent == nullptr);
       if (silent == Silence::kAll && !any_converts(part, count)) continue;
+      take_written(synapses, weight, i, count);
       const Chunk<Rule> chunk(synapses, number, weight, grad, i, block_i, count, !functional, buffers);
       if (functional) {
         step_chunk(chunk, step);
