@@ -38,7 +38,7 @@ from flexkern.triton_kernels.matrix import (
 )
 from flexkern.triton_kernels.memory import exact_weight
 from flexkern.triton_kernels.metaplastic import TRITON_DTYPES
-from flexkern.triton_kernels.rules import SGD, counted, rule_of, state_bits
+from flexkern.triton_kernels.rules import SGD, VARIANTS, counted, rule_of, state_bits
 from flexkern.triton_kernels.update import finite, gate, number, step
 from flexkern.triton_kernels.variant import Variant
 
@@ -358,7 +358,11 @@ def ahead_of_time() -> Iterator[Variant]:
     for dtype, sources, rate in product((tl.float32, tl.bfloat16), ("stored", "mixed"), (True, False)):
         yield _variant(f"{sources}-{dtype}-{'rate' if rate else 'matrix'}", dtype, sources, rate)
     yield _variant("held-fp32-rate", tl.float32, "held", True)
-    yield _variant("stored-fp32-rate-momentum", tl.float32, "stored", True, momentum=True)
+    # The sets of states of the other rules: with the most that each has, once.
+    for rule, (number_of, sets) in VARIANTS.items():
+        suffix, states = list(sets.items())[-1]
+        name = f"stored-fp32-rate{'' if number_of == SGD.value else f'-{rule}'}{suffix}"
+        yield _variant(name, tl.float32, "stored", True, rule=number_of, states=states)
     yield _variant("stored-bf16-matrix-hebbian", tl.bfloat16, "stored", False, hebbian=True)
     yield _variant("mixed-fp32-rate-unaligned", tl.float32, "mixed", True, aligned=False)
 
@@ -369,12 +373,13 @@ def _variant(
     sources: str,
     rate: bool,
     *,
-    momentum: bool = False,
+    rule: int = SGD.value,
+    states: int = 0,
     hebbian: bool = False,
     aligned: bool = True,
 ) -> Variant:
     constants = {
-        "WEIGHT_DTYPE": dtype, "GRAD_DTYPE": dtype, "RULE": SGD.value, "STATES": int(momentum),
+        "WEIGHT_DTYPE": dtype, "GRAD_DTYPE": dtype, "RULE": rule, "STATES": states,
         **LAYER_SOURCES[sources],
         "RATE": rate, "HEBBIAN": hebbian, "ALIGNED": aligned,
     }  # fmt: skip
