@@ -106,6 +106,7 @@ def _struct(s: Spec) -> str:
     lines.append(f'  static constexpr const char* kName = "{s.name}";')
     if s.rule is not None:
         lines.append(f"  using Rule = {s.rule.NAME};")
+        lines.append(f"  static constexpr bool kCountsSteps = {str(s.rule.COUNTS_STEPS).lower()};")
     lines += [f"  {_TYPES[a.type][1 if not _may_miss(a) else 2]} {a.name};" for a in s.arguments]
     if s.rule is not None:
         member = (

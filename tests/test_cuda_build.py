@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from flexkern.backends import LIBRARY_DIR
+from flexkern.spec import RULES
 
 LIBRARY = LIBRARY_DIR / "libflexkern_cuda.so"
 
@@ -57,12 +58,17 @@ def test_no_kernel_spills() -> None:
     functions = list(_functions(_dump("-res-usage")))
     built = {f"sm_{a}" for a in _core.build_info()["cuda_architectures"].split(";")}
     assert {architecture for architecture, *_ in functions} == built
-    # Step (five dtype pairs, two table sizes), synapses (five pairs), gate, field, pack, unpack, template.
-    assert all(len({name for a, name, *_ in functions if a == one}) == 20 for one in built)
+    # Of each rule the step (five dtype pairs, two table sizes) and synapses (five pairs); gate, field, pack,
+    # unpack, template.
+    count = len(RULES) * (5 * 2 + 5) + 5
+    assert all(len({name for a, name, *_ in functions if a == one}) == count for one in built)
     spilling = [f for f in functions if f[3]]
     assert not spilling
     # 65,536 registers per multiprocessor: 64 per thread leave half of its 2,048 threads: enough in flight.
-    assert max(registers for _, _, registers, _ in functions) <= 64
+    # A layer's pass by AdamW reads up to seven operands, 112 bytes a thread at once: there the 768 threads that
+    # 80 registers leave have 86 KB in flight, where 23 KB are enough (csrc/cuda/metaplastic.cu).
+    for _, name, registers, _ in functions:
+        assert registers <= (80 if "synapse_kernel" in name and "AdamW" in name else 64), (name, registers)
 
 
 def test_the_report_reader_sees_a_spill() -> None:

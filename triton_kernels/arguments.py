@@ -7,7 +7,7 @@ from torch import Tensor
 
 from flexkern.fields import SOURCE_FLOATS, SOURCE_INTS, Kind
 
-__all__ = ["check_sources", "check_tensors", "device_number"]
+__all__ = ["check_counts", "check_sources", "check_tensors", "device_number"]
 
 
 def check_tensors(tensors: Sequence[Tensor], name: str, weights: Sequence[Tensor], dtype: torch.dtype) -> None:
@@ -49,6 +49,22 @@ def check_sources(
         kinds = sources[::SOURCE_INTS]
         weights = [w for w, kind in zip(weights, kinds, strict=True) if kind == Kind.STORED]
     check_tensors(stored, name, weights, torch.float32)
+
+
+def check_counts(counts: Sequence[Tensor], weights: Sequence[Tensor]) -> None:
+    """The number of the step of each weight: one float32 element on its device.
+
+    Raises:
+        ValueError: naming what does not fit.
+    """
+    if len(counts) != len(weights):
+        raise ValueError(f"step has {len(counts)} tensors but {len(weights)} weights need one")
+    for count, weight in zip(counts, weights, strict=True):
+        if count.numel() != 1 or count.dtype is not torch.float32 or count.device != weight.device:
+            raise ValueError(
+                f"step must be one float32 element on {weight.device}, got {count.dtype}, shape "
+                f"{tuple(count.shape)}, on {count.device}"
+            )
 
 
 def device_number(value: float, tensor: Tensor | None, name: str, weight: Tensor) -> tuple[float, int]:

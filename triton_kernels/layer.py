@@ -8,7 +8,7 @@ from torch import Tensor
 from flexkern.fields import SOURCE_FLOATS, SOURCE_INTS, Kind
 from flexkern.spec.layers import Layer
 from flexkern.spec.mask import words_in_row
-from flexkern.triton_kernels.arguments import check_sources, check_tensors, device_number
+from flexkern.triton_kernels.arguments import check_counts, check_sources, check_tensors, device_number
 from flexkern.triton_kernels.field import source_row
 from flexkern.triton_kernels.memory import ALIGNMENT
 from flexkern.triton_kernels.metaplastic import TRITON_DTYPES
@@ -67,6 +67,8 @@ def check_layer(given: Layer) -> None:
     check_tensors(_listed(given.master), "master", [] if weight.dtype is torch.float32 else one, torch.float32)
     for name, state in zip(type(given.rule).STATES, given.states, strict=True):
         check_tensors(_listed(state), name, _listed(weight if state is not None else None), torch.float32)
+    if type(given.rule).COUNTS_STEPS:
+        check_counts(_listed(given.step), one)
     (a_ints, a_floats), (f_ints, f_floats) = _source_rows(given)
     check_sources(_listed(given.anchor), "anchor", one, a_ints, a_floats)
     if given.alpha is not None:
@@ -106,7 +108,8 @@ def threshold_arguments(given: Layer) -> tuple[float, int, int]:
 
 
 def rule_arguments(given: Layer) -> tuple[float | int, ...]:
-    """lr, its address, scale, its address, the rule's numbers, and whether what is not finite is skipped.
+    """lr, its address, scale, its address, the rule's numbers, the address of the number of the step (0: the
+    rule does not count), and whether what is not finite is skipped.
 
     Raises:
         ValueError: if lr or scale is a tensor that does not fit.
@@ -114,7 +117,8 @@ def rule_arguments(given: Layer) -> tuple[float | int, ...]:
     return (
         *device_number(given.lr, given.lr_tensor, "lr_tensor", given.weight),
         *device_number(given.scale, given.scale_tensor, "scale_tensor", given.weight),
-        *rule_numbers(given.rule), int(given.skip_nonfinite),
+        *rule_numbers(given.rule), 0 if given.step is None else given.step.data_ptr(),
+        int(given.skip_nonfinite),
     )  # fmt: skip
 
 

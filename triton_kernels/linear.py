@@ -39,7 +39,7 @@ from flexkern.triton_kernels.product import (
     parts,
     product,
 )
-from flexkern.triton_kernels.rules import SGD, rule_of, state_bits
+from flexkern.triton_kernels.rules import SGD, counted, rule_of, state_bits
 from flexkern.triton_kernels.synapse import LAYER_SOURCES, activity, find_converting, load_theta, step_tile
 from flexkern.triton_kernels.update import number
 from flexkern.triton_kernels.variant import Variant
@@ -141,7 +141,7 @@ def _step(
         "post", "batch", "row_units", "column_units", "inverse_batch",
         "threshold", "threshold_address", "threshold_step", "eta",
         "prune", "lr", "lr_address", "scale", "scale_address", "n0", "n1", "n2", "n3", "n4", "n5", "n6", "n7",
-        "skip_nonfinite",
+        "count", "skip_nonfinite",
         "a_address", "a_seed", "a_stream", "a_offset", "a_purpose", "a_p0", "a_p1",
         "f_address", "f_seed", "f_stream", "f_offset", "f_purpose", "f_p0", "f_p1",
     ]
@@ -180,6 +180,7 @@ def linear_kernel(
     n5: tl.float32,
     n6: tl.float32,
     n7: tl.float32,
+    count: tl.int64,
     skip_nonfinite: tl.int32,
     a_address: tl.int64,
     a_seed: tl.int64,
@@ -261,7 +262,8 @@ def linear_kernel(
 
     gradient = product(grad_out, x, steps, batch, row, column, rows, columns, X_DTYPE, PRECISION, ALIGNED_ROWS,
                         ALIGNED, OUT, BATCH)  # fmt: skip
-    rule = (number(lr, lr_address), (n0, n1, n2, n3, n4, n5, n6, n7), skip_nonfinite)
+    numbers = (n0, n1, n2, n3, n4, n5, n6, n7)
+    rule = (number(lr, lr_address), numbers, counted(count, numbers, RULE), skip_nonfinite)
     anchor = (a_address, a_seed, a_stream, a_offset, a_purpose,
               tl.full((), a_p0, tl.float32), tl.full((), a_p1, tl.float32))  # fmt: skip
     flexibility = (f_address, f_seed, f_stream, f_offset, f_purpose,

@@ -7,6 +7,7 @@ import triton.language as tl
 
 __all__ = [
     "ALIGNMENT",
+    "exact_weight",
     "from_float32",
     "full_tiles",
     "load_float32",
@@ -69,6 +70,14 @@ def from_float32(values, DTYPE: tl.constexpr):
     else:
         values = values.to(DTYPE)
     return values
+
+
+@triton.jit
+def exact_weight(weight, master, DTYPE: tl.constexpr):
+    """What a step of low-precision weights begins with, in float32: the master, but that of a weight that is
+    not its rounding, because it was written from outside since the last step, takes the weight's value."""
+    rounding = to_float32(from_float32(master, DTYPE), DTYPE)
+    return tl.where(weight == rounding, master, weight)
 
 
 @triton.jit

@@ -13,10 +13,10 @@ from torch import Tensor
 from flexkern.backends.tuning import architecture, config, launch_options
 from flexkern.fields import SOURCE_INTS, Kind
 from flexkern.spec.metaplastic import Step
-from flexkern.triton_kernels.arguments import check_sources, check_tensors, device_number
+from flexkern.triton_kernels.arguments import check_counts, check_sources, check_tensors, device_number
 from flexkern.triton_kernels.field import source_row, source_tile
-from flexkern.triton_kernels.memory import TILES, full_tiles, load_float32, store_float32
-from flexkern.triton_kernels.rules import VARIANTS, rule_numbers, rule_of, state_bits
+from flexkern.triton_kernels.memory import TILES, exact_weight, full_tiles, load_float32, store_float32
+from flexkern.triton_kernels.rules import VARIANTS, counted, rule_numbers, rule_of, state_bits
 from flexkern.triton_kernels.table import NOTHING, Row, TableCache, load_row, source_columns
 from flexkern.triton_kernels.update import gate, number, step
 from flexkern.triton_kernels.variant import Variant
@@ -52,10 +52,13 @@ def _step_tile(
 ):
     """Steps one tile of a tensor. All loads come before what needs them, so that all are in flight at once."""
     weight_address, grad_address, master_address, alpha_address, at0, at1, at2 = addresses
-    lr, numbers, skip_nonfinite = rule
+    lr, numbers, corrections, skip_nonfinite = rule
     HAS_MASTER: tl.constexpr = WEIGHT_DTYPE != tl.float32
     exact_address = master_address if HAS_MASTER else weight_address
     weight = load_float32(exact_address, first, numel, tl.float32, FULL, TILE)
+    if HAS_MASTER:
+        written = load_float32(weight_address, first, numel, WEIGHT_DTYPE, FULL, TILE)
+        weight = exact_weight(written, weight, WEIGHT_DTYPE)
     grad = load_float32(grad_address, first, numel, GRAD_DTYPE, FULL, TILE)
     s0, s1, s2 = weight, weight, weight
     if STATES & 1:
@@ -74,7 +77,9 @@ def _step_tile(
             a = source_tile(anchor, first, numel, FULL, TILE)
             f = source_tile(flexibility, first, numel, FULL, TILE)
         alpha = gate(weight, a, f, scale)
-    weight, s0, s1, s2 = step(weight, grad, alpha, s0, s1, s2, lr, numbers, skip_nonfinite, RULE, STATES)
+    weight, s0, s1, s2 = step(
+        weight, grad, alpha, s0, s1, s2, lr, numbers, corrections, skip_nonfinite, RULE, STATES
+    )
     if HAS_MASTER:
         store_float32(master_address, first, numel, weight, tl.float32, FULL, TILE)
     store_float32(weight_address, first, numel, weight, WEIGHT_DTYPE, FULL, TILE)
@@ -116,10 +121,11 @@ def step_kernel(
     TILE: tl.constexpr,
 ):
     """One step of all tensors of ``table``, one tile for each program."""
-    tile, numel, full, addresses, anchor, flexibility = load_row(table, tensors)
+    tile, numel, full, addresses, anchor, flexibility, count = load_row(table, tensors)
     first = tile * TILE
     step_scale = number(scale, scale_address)
-    rule = (number(lr, lr_address), (n0, n1, n2, n3, n4, n5, n6, n7), skip_nonfinite)
+    numbers = (n0, n1, n2, n3, n4, n5, n6, n7)
+    rule = (number(lr, lr_address), numbers, counted(count, numbers, RULE), skip_nonfinite)
     if tile < full:
         _step_tile(addresses, first, numel, step_scale, rule, anchor, flexibility,
                    WEIGHT_DTYPE, GRAD_DTYPE, RULE, STATES, SOURCES, True, TILE)  # fmt: skip
@@ -219,6 +225,8 @@ def _check_step(given: Step) -> None:
     check_tensors(given.master, "master", [] if w_dtype is torch.float32 else weight, torch.float32)
     for name, state in zip(type(given.rule).STATES, given.states, strict=True):
         check_tensors(state, name, weight if state else [], torch.float32)
+    if type(given.rule).COUNTS_STEPS:
+        check_counts(given.step, weight)
     if given.alpha:
         check_tensors(given.alpha, "alpha", weight, torch.float32)
     else:
@@ -260,11 +268,12 @@ def metaplastic_step_(given: Step) -> None:
             a = source_columns(given.anchor, len(weight), a_ints, a_floats)
             f = source_columns(given.flexibility, len(weight), f_ints, f_floats)
         addresses = [[t.data_ptr() for t in tensors] or [0] * len(weight) for tensors in arrays]
-        columns = zip(map(Tensor.numel, weight), zip(*addresses, strict=True), a, f, strict=True)
-        return [Row(n, list(at), a_i, f_i) for n, at, a_i, f_i in columns if n]
+        counts = [t.data_ptr() for t in given.step] or [0] * len(weight)
+        columns = zip(map(Tensor.numel, weight), zip(*addresses, strict=True), a, f, counts, strict=True)
+        return [Row(n, list(at), a_i, f_i, count) for n, at, a_i, f_i, count in columns if n]
 
     # All that the checks and the table look at, so both are done once for steps on the same tensors.
-    lists = (*arrays, given.anchor, given.flexibility)
+    lists = (*arrays, given.anchor, given.flexibility, given.step)
     tensors = [t for of_name in lists for t in of_name]
     dtypes = [frozenset(map(Tensor.dtype.__get__, of_name)) for of_name in lists]  # type: ignore[attr-defined]
     key = (

@@ -36,8 +36,9 @@ from flexkern.triton_kernels.matrix import (
     store_rounded,
     store_synapses,
 )
+from flexkern.triton_kernels.memory import exact_weight
 from flexkern.triton_kernels.metaplastic import TRITON_DTYPES
-from flexkern.triton_kernels.rules import SGD, rule_of, state_bits
+from flexkern.triton_kernels.rules import SGD, VARIANTS, counted, rule_of, state_bits
 from flexkern.triton_kernels.update import finite, gate, number, step
 from flexkern.triton_kernels.variant import Variant
 
@@ -108,10 +109,13 @@ def step_tile(
     counts of its rows; the counts of what was pruned follow ``all_rows`` later.
     """
     weight_address, master_address, alpha_address, at0, at1, at2, words_pointers, counts = addresses
-    lr, numbers, skip_nonfinite = rule
+    lr, numbers, corrections, skip_nonfinite = rule
     HAS_MASTER: tl.constexpr = WEIGHT_DTYPE != tl.float32
     exact_address = master_address if HAS_MASTER else weight_address
     weight = load_synapses(exact_address, tile, touched, tl.float32, ALIGNED)
+    if HAS_MASTER:
+        written = load_synapses(weight_address, tile, touched, WEIGHT_DTYPE, ALIGNED)
+        weight = exact_weight(written, weight, WEIGHT_DTYPE)
     old0, old1, old2 = weight, weight, weight
     if STATES & 1:
         old0 = load_synapses(at0, tile, touched, tl.float32, ALIGNED)
@@ -130,7 +134,7 @@ def step_tile(
         f = source_synapses(flexibility, tile, touched, F_KIND, ALIGNED)
         alpha = gate(weight, a, f, scale)
     new_weight, s0, s1, s2 = step(
-        weight, grad, alpha, old0, old1, old2, lr, numbers, skip_nonfinite, RULE, STATES
+        weight, grad, alpha, old0, old1, old2, lr, numbers, corrections, skip_nonfinite, RULE, STATES
     )
     if SILENT:
         functional = lanes(tile[4] & ~silent)
@@ -174,7 +178,7 @@ def step_tile(
         "pre", "post",
         "rows", "units", "threshold", "threshold_address", "threshold_step", "eta", "prune",
         "lr", "lr_address", "scale", "scale_address", "n0", "n1", "n2", "n3", "n4", "n5", "n6", "n7",
-        "skip_nonfinite",
+        "count", "skip_nonfinite",
         "a_address", "a_seed", "a_stream", "a_offset", "a_purpose", "a_p0", "a_p1",
         "f_address", "f_seed", "f_stream", "f_offset", "f_purpose", "f_p0", "f_p1",
     ]
@@ -211,6 +215,7 @@ def synapse_kernel(
     n5: tl.float32,
     n6: tl.float32,
     n7: tl.float32,
+    count: tl.int64,
     skip_nonfinite: tl.int32,
     a_address: tl.int64,
     a_seed: tl.int64,
@@ -275,7 +280,8 @@ def synapse_kernel(
     gradients = load_synapses(grad, tile, touched, GRAD_DTYPE, ALIGNED)
     counts_of = counts.to(tl.pointer_type(tl.int32)) + row
     addresses = (weight, master, alpha, state0, state1, state2, words_pointers, counts_of)
-    rule = (number(lr, lr_address), (n0, n1, n2, n3, n4, n5, n6, n7), skip_nonfinite)
+    numbers = (n0, n1, n2, n3, n4, n5, n6, n7)
+    rule = (number(lr, lr_address), numbers, counted(count, numbers, RULE), skip_nonfinite)
     anchor = (a_address, a_seed, a_stream, a_offset, a_purpose,
               tl.full((), a_p0, tl.float32), tl.full((), a_p1, tl.float32))  # fmt: skip
     flexibility = (f_address, f_seed, f_stream, f_offset, f_purpose,
@@ -352,7 +358,11 @@ def ahead_of_time() -> Iterator[Variant]:
     for dtype, sources, rate in product((tl.float32, tl.bfloat16), ("stored", "mixed"), (True, False)):
         yield _variant(f"{sources}-{dtype}-{'rate' if rate else 'matrix'}", dtype, sources, rate)
     yield _variant("held-fp32-rate", tl.float32, "held", True)
-    yield _variant("stored-fp32-rate-momentum", tl.float32, "stored", True, momentum=True)
+    # The sets of states of the other rules: with the most that each has, once.
+    for rule, (number_of, sets) in VARIANTS.items():
+        suffix, states = list(sets.items())[-1]
+        name = f"stored-fp32-rate{'' if number_of == SGD.value else f'-{rule}'}{suffix}"
+        yield _variant(name, tl.float32, "stored", True, rule=number_of, states=states)
     yield _variant("stored-bf16-matrix-hebbian", tl.bfloat16, "stored", False, hebbian=True)
     yield _variant("mixed-fp32-rate-unaligned", tl.float32, "mixed", True, aligned=False)
 
@@ -363,12 +373,13 @@ def _variant(
     sources: str,
     rate: bool,
     *,
-    momentum: bool = False,
+    rule: int = SGD.value,
+    states: int = 0,
     hebbian: bool = False,
     aligned: bool = True,
 ) -> Variant:
     constants = {
-        "WEIGHT_DTYPE": dtype, "GRAD_DTYPE": dtype, "RULE": SGD.value, "STATES": int(momentum),
+        "WEIGHT_DTYPE": dtype, "GRAD_DTYPE": dtype, "RULE": rule, "STATES": states,
         **LAYER_SOURCES[sources],
         "RATE": rate, "HEBBIAN": hebbian, "ALIGNED": aligned,
     }  # fmt: skip

@@ -23,15 +23,17 @@ from flexkern.triton_kernels.rules import MOST_STATES
 __all__ = ["Row", "Table", "TableCache", "load_row", "source_columns"]
 
 # A row: addresses of weight, gradient, master, alpha and the states (0: none), number of elements, number of
-# the tensor's first program, how many of its tiles go without a mask, then two sources. A source: kind,
-# address, seed, stream, offset, purpose, and the float32 bits of p0 and p1.
+# the tensor's first program, how many of its tiles go without a mask, two sources, and the address of the
+# number of its step (0: the rule does not count). A source: kind, address, seed, stream, offset, purpose, and
+# the float32 bits of p0 and p1.
 ADDRESSES = 4 + MOST_STATES
 NUMEL = tl.constexpr(ADDRESSES)
 FIRST = tl.constexpr(ADDRESSES + 1)
 FULL = tl.constexpr(ADDRESSES + 2)
 ANCHOR = tl.constexpr(ADDRESSES + 3)
 FLEXIBILITY = tl.constexpr(ADDRESSES + 11)
-COLUMNS = tl.constexpr(ADDRESSES + 19)
+COUNT = tl.constexpr(ADDRESSES + 19)
+COLUMNS = tl.constexpr(ADDRESSES + 20)
 SPARES = 4  # that are kept of each size: as many lists of one length can be new in one capture
 SEARCH = tl.constexpr(128)  # first programs that are compared at once: one a thread
 
@@ -62,10 +64,11 @@ def _load_source(column):
 
 @triton.jit
 def load_row(table, tensors):
-    """What this program works on: (tile, numel, full, addresses, anchor, flexibility).
+    """What this program works on: (tile, numel, full, addresses, anchor, flexibility, count).
 
     The number of its tile, the tensor's number of elements and of tiles that go without a mask, the addresses
-    of weight, gradient, master, alpha and the states, and two sources as in :func:`field.source_tile`.
+    of weight, gradient, master, alpha and the states, two sources as in :func:`field.source_tile`, and the
+    address of the number of the step.
     """
     program = tl.program_id(0)
     row = _find_row(table, tensors, program)
@@ -76,7 +79,7 @@ def load_row(table, tensors):
     )  # fmt: skip
     anchor = _load_source(row + ANCHOR)
     flexibility = _load_source(row + FLEXIBILITY)
-    return tile, tl.load(row + NUMEL), tl.load(row + FULL), addresses, anchor, flexibility
+    return tile, tl.load(row + NUMEL), tl.load(row + FULL), addresses, anchor, flexibility, tl.load(row + COUNT)
 
 
 # --------------------------------------------------------------------------- the host's side
@@ -109,13 +112,14 @@ def source_columns(
 
 @dataclass
 class Row:
-    """A tensor of a step: its number of elements, the addresses of a row (states may be left out), and the
-    columns of its sources."""
+    """A tensor of a step: its number of elements, the addresses of a row (states may be left out), the columns
+    of its sources, and the address of the number of its step."""
 
     numel: int
     addresses: list[int]
     anchor: list[int]
     flexibility: list[int]
+    count: int = 0
 
     def __post_init__(self) -> None:
         if [self.flexibility[0], *self.flexibility[6:]] == [_ONE[0], *_ONE[6:]]:
@@ -139,6 +143,7 @@ def _host_table(rows: Sequence[Row], tile: int) -> tuple[np.ndarray, int]:
             full,
             *row.anchor,
             *row.flexibility,
+            row.count,
         ]
         programs += triton.cdiv(row.numel, tile)
     return np.array(firsts + body, dtype=np.int64), programs

@@ -48,12 +48,14 @@ def step(
     state2,
     lr,
     numbers,
+    corrections,
     skip_nonfinite,
     RULE: tl.constexpr,
     STATES: tl.constexpr,
 ):
-    """New weight and states of a step; alpha scales the step, not what enters the states."""
-    d, new0, new1, new2 = direction(weight, grad, state0, state1, state2, numbers, RULE, STATES)
+    """New weight and states of a step; alpha scales the step, not what enters the states. ``corrections`` are
+    what :func:`rules.counted` makes of its number."""
+    d, new0, new1, new2 = direction(weight, grad, state0, state1, state2, numbers, corrections, RULE, STATES)
     new_weight = weight - lr * alpha * d
     moved = (skip_nonfinite == 0) | finite(new_weight)
     if STATES & 1:

@@ -75,6 +75,7 @@ LayerCall<typename Given::Rule> decode_layer(const Given& given, const Tensor& g
   layer.columns = weight.size(1);
   layer.synapses = decode_tensor<Rule>(weight, grad, pointer(given.alpha), low ? pointer(given.master) : nullptr,
                                        own, Given::kStates);
+  if constexpr (Rule::kCountsSteps) set_count(layer.synapses, pointer(given.step), weight);
   FLEXKERN_CHECK(layer.synapses.gate != Gate::kStoredBFloat16, "alpha of a layer must be float32");
   // A gate that does not look at the anchor (stored, or f = 1) needs it none the less, for what converts.
   layer.synapses.anchor = one_source(given.anchor, "anchor", weight, sources, 0);

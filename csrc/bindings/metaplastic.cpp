@@ -50,6 +50,7 @@ Call<typename Given::Rule> decode(const Given& given) {
   const auto states = given.states();
   check_count(given.grad, "grad", count, false);
   check_count(given.alpha, "alpha", count, true);
+  if constexpr (Rule::kCountsSteps) check_count(given.step, "step", count, false);
   for (int i = 0; i < Rule::kStates; ++i) check_count(*states[i], Given::kStates[i], count, (has >> i & 1) == 0);
   call.weight = dtype_of(weight[0], "weight");
   call.grad = dtype_of(given.grad[0], "grad");
@@ -75,6 +76,7 @@ Call<typename Given::Rule> decode(const Given& given) {
     for (int k = 0; k < Rule::kStates; ++k) own[k] = has >> k & 1 ? &(*states[k])[i] : nullptr;
     call.tensors[i] = decode_tensor<Rule>(weight[i], given.grad[i], stored_alpha(given.alpha, weight, i),
                                           low ? &given.master[i] : nullptr, own, Given::kStates);
+    if constexpr (Rule::kCountsSteps) set_count(call.tensors[i], &given.step[i], weight[i]);
     if (gated)
       set_sources(call.tensors[i], anchors[i], flexibilities[i]);
     else if (call.tensors[i].alpha == nullptr)

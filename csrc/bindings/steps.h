@@ -10,6 +10,7 @@ namespace flexkern::bindings {
 template <class Given>
 Step<typename Given::Rule> decode_numbers(const Given& given, bool needs_scale) {
   using Rule = typename Given::Rule;
+  static_assert(Given::kCountsSteps == Rule::kCountsSteps, "flexkern/spec/rules.py and rules.h do not agree");
   given.check_numbers();
   Step<Rule> step;
   step.rule = Rule::of(given, [](bool ok, const char* why) { FLEXKERN_CHECK(ok, why); });
@@ -50,6 +51,18 @@ StepTensor<Rule> decode_tensor(const Tensor& weight, const Tensor& grad, const T
     tensor.master = data<float>(*master);
   }
   return tensor;
+}
+
+// The number of the step of a weight, for rules that count; null: not given.
+template <class Rule>
+void set_count(StepTensor<Rule>& tensor, const Tensor* step, const Tensor& weight) {
+  if constexpr (Rule::kCountsSteps) {
+    FLEXKERN_CHECK(step != nullptr, "step is missing");
+    FLEXKERN_CHECK(step->numel() == 1 && step->scalar_type() == ScalarType::Float &&
+                       step->device().type() == kDevice && step->get_device_index() == weight.get_device_index(),
+                   "step must be one float32 element for each weight, on its device");
+    tensor.count = data<float>(*step);
+  }
 }
 
 template <class Rule>

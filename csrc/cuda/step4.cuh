@@ -28,6 +28,14 @@ __device__ __forceinline__ void step4(const StepTensor<Rule>& tensor, int64_t be
   float w[4], new_w[4], g[4], states[kStates][4] = {};
   float alpha[4] = {1.0f, 1.0f, 1.0f, 1.0f};
   load4(exact + begin, whole, count, w);
+  if constexpr (kHasMaster) {
+    // A weight that is not the rounding of its master was written from outside, and its master takes its value.
+    float written[4];
+    load4(static_cast<const W*>(tensor.weight) + begin, whole, count, written);
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      if (written[i] != widen(narrow<W>(w[i]))) w[i] = written[i];
+  }
   load4(static_cast<const G*>(tensor.grad) + begin, whole, count, g);
 #pragma unroll
   for (int k = 0; k < kStates; ++k)
@@ -41,6 +49,7 @@ __device__ __forceinline__ void step4(const StepTensor<Rule>& tensor, int64_t be
 #pragma unroll
     for (int i = 0; i < 4; ++i) alpha[i] = flexkern::gate(w[i], a[i], f[i], rate);
   }
+  const typename Rule::Counted number = counted(step.rule, tensor.count);
   with_states<Rule>(states_of(tensor), [&](auto set) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
@@ -48,7 +57,7 @@ __device__ __forceinline__ void step4(const StepTensor<Rule>& tensor, int64_t be
 #pragma unroll
       for (int k = 0; k < kStates; ++k) of_one[k] = states[k][i];
       new_w[i] = w[i];
-      take_step<decltype(set)::value>(new_w[i], of_one, g[i], alpha[i], step);
+      take_step<decltype(set)::value>(new_w[i], of_one, g[i], alpha[i], step, number);
 #pragma unroll
       for (int k = 0; k < kStates; ++k) states[k][i] = of_one[k];
     }

@@ -233,7 +233,8 @@ def attempt_layer(
     hebbian = insert == "hebbian" and silent is not None
     needed = rule.none or rule.states(states)
     exact = None if master is None or getattr(weight, "dtype", None) is torch.float32 else master
-    written = [t for t in (weight, silent, *needed, exact, anchor if hebbian else None) if t is not None]
+    updated = needed[: rule.updated]
+    written = [t for t in (weight, silent, *updated, exact, anchor if hebbian else None) if t is not None]
     if not (
         are_plain(written)
         and are_numbers((lr, scale, threshold, eta, prune))

@@ -10,7 +10,7 @@ from torch import Tensor
 from flexkern import reference
 from flexkern.fields import Field
 from flexkern.ops import checks
-from flexkern.ops.choices import RULES
+from flexkern.ops.choices import RULES as COINCIDENCE_RULES
 from flexkern.ops.layers import (
     Conversions,
     LayerGate,
@@ -33,10 +33,13 @@ from flexkern.ops.steps import (
     split_options,
     states_and_master,
 )
+from flexkern.spec import RULES
 
-__all__ = ["linear_step_", "linear_step_by_rule"]
+__all__ = ["STEPS", "linear_step_", "linear_step_by_rule"]
 
-LINEAR = Operator("linear_step_")
+# Of each rule, by their names.
+STEPS = {kind.operator("linear"): Operator(kind.operator("linear")) for kind in RULES}
+LINEAR = STEPS["linear_step_"]
 
 
 def linear_step_(
@@ -146,8 +149,8 @@ def _checked(
     _check_batch(grad_out, "grad_out", weight, x, out)
     activities: list[Tensor] = []
     if silent is not None:
-        if rule not in RULES:
-            raise ValueError(f"rule must be one of {RULES}, got {rule!r}")
+        if rule not in COINCIDENCE_RULES:
+            raise ValueError(f"rule must be one of {COINCIDENCE_RULES}, got {rule!r}")
         _check_batch(post, "post", weight, x, out)
         assert post is not None
         exact = checks.exact_dtype(weight)

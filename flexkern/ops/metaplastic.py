@@ -24,10 +24,19 @@ from flexkern.ops.steps import (
     states_and_master,
 )
 
-__all__ = ["gated_sgd_", "gated_step_by_rule", "metaplastic_gate", "metaplastic_sgd_", "step_by_rule"]
+__all__ = [
+    "gated_adamw_",
+    "gated_sgd_",
+    "gated_step_by_rule",
+    "metaplastic_adamw_",
+    "metaplastic_gate",
+    "metaplastic_sgd_",
+    "step_by_rule",
+]
 
 GATE = Operator("metaplastic_gate")
 SGD = Operator("metaplastic_sgd_")
+ADAMW = Operator("metaplastic_adamw_")
 
 
 def metaplastic_gate(
@@ -105,7 +114,8 @@ def metaplastic_sgd_(
         lr, scale: numbers, or one-element float32 tensors (read on the device, no synchronisation). Under
             ``torch.compile`` a number that changes compiles again; pass a tensor there.
         momentum_buffer: float32 like the weight, updated in place; needed where ``momentum`` is not 0.
-        master: float32 copy of each low-precision weight, updated in place; the weight is its rounding.
+        master: float32 copy of each low-precision weight, updated in place; the weight is its rounding. An
+            element that is not, because it was written from outside, is first taken as its own master.
         nonfinite: "skip" leaves a synapse and its momentum as they are where the new weight would be
             infinite or NaN; "raise" looks at the gradients first (one more pass, waits for the device) and
             raises before anything changes (not under ``torch.compile(fullgraph=True)``); "propagate" writes
@@ -151,6 +161,69 @@ def gated_sgd_(
     """
     given = (lr, 1.0, {"momentum_buffer": momentum_buffer}, master, nonfinite, rule, NO_OPTIONS)
     gated_step_by_rule(SGD, "gated_sgd_", weight, grad, alpha, given)
+
+
+def metaplastic_adamw_(
+    weight: Tensor | Sequence[Tensor],
+    grad: Tensor | Sequence[Tensor],
+    anchor: Tensor | Field | Sequence[Tensor | Field],
+    flexibility: Tensor | Field | float | Sequence[Tensor | Field | float],
+    *,
+    lr: float | Tensor,
+    scale: float | Tensor,
+    exp_avg: Tensor | Sequence[Tensor],
+    exp_avg_sq: Tensor | Sequence[Tensor],
+    step: Tensor | Sequence[Tensor],
+    max_exp_avg_sq: Tensor | Sequence[Tensor] | None = None,
+    master: Tensor | Sequence[Tensor] | None = None,
+    nonfinite: str = "skip",
+    **rule: Any,
+) -> None:
+    """The flexible AdamW step in one pass, alpha computed from the weights as they stand (``gate="step"``).
+
+    w <- w - lr alpha (m_hat / (sqrt(v_hat) + eps) + weight_decay w), where alpha enters neither m nor v:
+    alpha = 1 is :class:`torch.optim.AdamW`, and a stiff synapse does not decay either.
+
+    Args:
+        exp_avg, exp_avg_sq: m and v, float32 like the weight, 0 before the first step; updated in place.
+        step: of each weight the number of this step, which the caller has counted already (1 in the first): a
+            one-element float32 tensor on its device. It is read there (no synchronisation, and a CUDA graph
+            reads it anew), for the corrections of m and v; weights of one call may differ in it.
+        max_exp_avg_sq: as these, the largest v so far; needed with ``amsgrad``.
+        rule: the numbers of :class:`flexkern.ops.AdamWRule` by name: ``beta1``, ``beta2``, ``eps``,
+            ``weight_decay``, ``amsgrad``, ``maximize``, as in :class:`torch.optim.AdamW`.
+
+    The other arguments, lists, and what is raised, are those of :func:`metaplastic_sgd_`. ``nonfinite="skip"``
+    leaves a synapse, its m and its v as they are where the new weight would be infinite or NaN.
+
+    Source: arXiv 2407.07133, section 2, for alpha; Loshchilov and Hutter, arXiv 1711.05101, for AdamW.
+    """
+    states = {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq, "max_exp_avg_sq": max_exp_avg_sq, "step": step}
+    given = (lr, scale, states, master, nonfinite, rule, NO_OPTIONS)
+    step_by_rule(ADAMW, weight, grad, anchor, flexibility, given)
+
+
+def gated_adamw_(
+    weight: Tensor | Sequence[Tensor],
+    grad: Tensor | Sequence[Tensor],
+    alpha: Tensor | Sequence[Tensor] | None,
+    *,
+    lr: float | Tensor,
+    exp_avg: Tensor | Sequence[Tensor],
+    exp_avg_sq: Tensor | Sequence[Tensor],
+    step: Tensor | Sequence[Tensor],
+    max_exp_avg_sq: Tensor | Sequence[Tensor] | None = None,
+    master: Tensor | Sequence[Tensor] | None = None,
+    nonfinite: str = "skip",
+    **rule: Any,
+) -> None:
+    """The flexible AdamW step with an alpha that was computed before: once per item, ``gate="item"``.
+
+    ``alpha`` is that of :func:`gated_sgd_`, all else as in :func:`metaplastic_adamw_`.
+    """
+    states = {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq, "max_exp_avg_sq": max_exp_avg_sq, "step": step}
+    given = (lr, 1.0, states, master, nonfinite, rule, NO_OPTIONS)
+    gated_step_by_rule(ADAMW, "gated_adamw_", weight, grad, alpha, given)
 
 
 # ------------------------------------------------------------------ the step of any rule
@@ -207,6 +280,7 @@ def _attempt(
     if rule is None:
         return None
     needed = rule.none or rule.states(states)
+    updated = needed[: rule.updated]
     first = weight[0] if several and weight else weight
     if master is not None and getattr(first, "dtype", None) is torch.float32:
         master = None
@@ -215,11 +289,11 @@ def _attempt(
     if several:
         if not all(v is None or type(v) is list for v in (grad, a, f, alpha, *needed, master)):
             return None  # a Tensor would pass for a list of its rows
-        written = [*weight, *(t for state in (*needed, master) if state is not None for t in state)]
+        written = [*weight, *(t for state in (*updated, master) if state is not None for t in state)]
     else:
         written = [weight]
         if not rule.none or master is not None:
-            written += [t for t in (*needed, master) if t is not None]
+            written += [t for t in (*updated, master) if t is not None]
     if not (are_plain(written) and are_numbers((lr, scale)) and nonfinite in QUICK_NONFINITE):
         return None
     if not (rule.is_plain and nonfinite == "skip"):

@@ -59,7 +59,7 @@ class Options(NamedTuple):
     It travels as a plain tuple until the checks need its names: one with names takes 0.3 microseconds to make.
 
     lr, scale, master, nonfinite: of the step.
-    states: those of the rule, by name.
+    states: those of the rule, by name, in its order; then ``step``, where the rule counts steps.
     rule: its numbers, by name.
     insertion: of InsertionRule, by name; for layers.
     """
@@ -74,6 +74,7 @@ class Options(NamedTuple):
 
 
 Given = tuple[Any, Any, dict[str, Any], Any, str, dict[str, Any], dict[str, Any]]
+COUNT = "step"  # the argument of rules that count steps
 NO_OPTIONS: dict[str, Any] = {}  # of insertion, where there is none; never written to
 
 # Of the records that keyword arguments make: their names, and the ranges of numbers. Looked up here because
@@ -124,7 +125,12 @@ def rule_of(operator: Operator, options: Options, name: str) -> Rule:
     """
     kind = operator.spec.rule
     assert kind is not None
-    return of_options(kind, options.rule, name, ("lr", "scale", "master", "nonfinite", *kind.STATES))
+    return of_options(
+        kind,
+        options.rule,
+        name,
+        ("lr", "scale", "master", "nonfinite", *kind.STATES, *[COUNT] * kind.COUNTS_STEPS),
+    )
 
 
 def number_and_tensor(value: float | Tensor) -> tuple[float, Tensor | None]:
@@ -190,14 +196,35 @@ def _state(value: Any, name: str, weights: list[Tensor], needed: str) -> list[Te
     return values
 
 
+def _counts(value: Any, weights: list[Tensor]) -> list[Tensor]:
+    """The number of the step of each weight, as a checked list."""
+    if value is None:
+        raise ValueError("step is needed: a tensor with the number of this step, 1 in the first")
+    values = checks.as_list(value, COUNT, len(weights))
+    for w, v in zip(weights, values, strict=True):
+        if not isinstance(v, Tensor):
+            raise TypeError(
+                f"{COUNT} must be a torch.Tensor, which is read on its device, got {type(v).__name__}"
+            )
+        if v.dtype is not torch.float32 or v.numel() != 1 or v.layout is not torch.strided:
+            raise ValueError(f"{COUNT} must be one float32 element, got {v.dtype}, shape {tuple(v.shape)}")
+        if v.device != w.device:
+            raise ValueError(f"{COUNT} must be on the device of weight, {w.device}, got {v.device}")
+    return values
+
+
 def states_and_master(
     options: Options, weights: list[Tensor], rule: Rule
 ) -> tuple[dict[str, list[Tensor]], list[Tensor]]:
-    """The rule's states and the masters of a step, checked; each list is empty where none is needed."""
+    """The rule's states, with the number of the step where it counts, and the masters of a step, checked; each
+    list is empty where none is needed."""
     dtype = weights[0].dtype
     low = dtype in checks.LOW_PRECISION
     checked = {}
     for name, value in options.states.items():
+        if name == COUNT:
+            checked[name] = _counts(value, weights)
+            continue
         needed = name in rule.needs()
         checked[name] = _state(value if needed else None, name, weights, rule.why_needed() if needed else "")
     masters = _state(
@@ -216,18 +243,22 @@ class QuickRule(NamedTuple):
     """A rule as an attempt passes it.
 
     numbers: in the order of the schema.
-    needs: for each of the rule's states whether a step with these numbers has it.
+    needs: for each of the rule's states whether a step with these numbers has it; then, where the rule counts
+        steps, that their number is needed.
     none: that many Nones, for a step without any; else empty.
+    updated: how many of these are states.
     is_plain: whether all numbers have their defaults.
     """
 
     numbers: tuple[Any, ...]
     needs: tuple[bool, ...]
     none: tuple[None, ...]
+    updated: int
     is_plain: bool
 
     def states(self, given: dict[str, Any]) -> Sequence[Any]:
-        """What an operator takes of these states: None in place of those that the step does not have."""
+        """What an operator takes of these states (and the number of the step): None in place of those that the
+        step does not have."""
         return self.none or [
             state if needs else None for state, needs in zip(given.values(), self.needs, strict=True)
         ]
@@ -240,8 +271,9 @@ def _quick_rule(kind: Any, items: tuple[tuple[str, Any], ...]) -> QuickRule | No
     except TypeError:
         return None
     numbers = tuple(getattr(rule, name) for name in _NAMES[kind])
-    needs = tuple(state in rule.needs() for state in rule.STATES)
-    return QuickRule(numbers, needs, () if any(needs) else (None,) * len(needs), rule == kind())
+    needs = tuple(state in rule.needs() for state in rule.STATES) + (True,) * rule.COUNTS_STEPS
+    none = () if any(needs) else (None,) * len(needs)
+    return QuickRule(numbers, needs, none, len(rule.STATES), rule == kind())
 
 
 _kinds: tuple[Any, ...] = RULES  # mypy takes the hash of a class for that of its instances

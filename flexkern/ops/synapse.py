@@ -31,10 +31,13 @@ from flexkern.ops.steps import (
     split_options,
     states_and_master,
 )
+from flexkern.spec import RULES
 
-__all__ = ["Conversions", "synapse_step_", "synapse_step_by_rule"]
+__all__ = ["STEPS", "Conversions", "synapse_step_", "synapse_step_by_rule"]
 
-SYNAPSE = Operator("synapse_step_")
+# Of each rule, by their names.
+STEPS = {kind.operator("synapse"): Operator(kind.operator("synapse")) for kind in RULES}
+SYNAPSE = STEPS["synapse_step_"]
 
 
 def synapse_step_(

@@ -168,7 +168,7 @@ class RuleOptimizer(MetaplasticOptimizer):
             if p.grad is None or isinstance(p.grad, SteppedGrad):
                 continue
             state = self.state[p]
-            fresh = slot.prepare(group, state, needed, self.rule.COUNTS)
+            fresh = slot.prepare(group, state, needed, self.rule.COUNTS_STEPS)
             kind = slot.gate_kind(group, state, unmeasured)
             alone = None if slot.synapses is None else slot
             occurrences[slot] = again = (
@@ -192,7 +192,7 @@ class RuleOptimizer(MetaplasticOptimizer):
             **rule.keywords(),
         }
         low = slots[0].param.dtype in checks.LOW_PRECISION
-        counted = ["step"] if self.rule.COUNTS else []
+        counted = ["step"] if self.rule.COUNTS_STEPS else []
         for name in (*rule.needs(), *counted, *(["master"] if low else [])):
             values = [sharded.here(self.state[slot.param][name]) for slot in slots]
             arguments[name] = values if several else values[0]
@@ -256,7 +256,7 @@ class RuleOptimizer(MetaplasticOptimizer):
         slot = self._slots[weight]
         self._check_reset([slot])
         state = self.state[weight]
-        fresh = slot.prepare(group, state, self.rule.of(group).needs(), self.rule.COUNTS)
+        fresh = slot.prepare(group, state, self.rule.of(group).needs(), self.rule.COUNTS_STEPS)
         kind = slot.gate_kind(group, state, is_unmeasured(group, slots))
         arguments = slot.gate(group, state, kind) | self._arguments(group, [slot], fresh, several=False)
         synapses = slot.synapses

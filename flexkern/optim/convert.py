@@ -51,7 +51,7 @@ def converted(
             state = {k: v for k, v in optimizer.state.get(p, {}).items() if v is not None}
             if all(name in state for name in needed) and state:
                 new.state[p] |= {name: state[name].detach().to(exact_dtype(p), copy=True) for name in needed}
-                if cls.rule.COUNTS:
+                if cls.rule.COUNTS_STEPS:
                     step = torch.as_tensor(state["step"], dtype=torch.float32)
                     new.state[p]["step"] = step.detach().to(p.device, copy=True).reshape(())
     for scheduler in schedulers:

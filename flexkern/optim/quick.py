@@ -187,7 +187,7 @@ def _call(
     for name in names:
         values[name] = [state[name] for state in of]
         written += values[name]
-    if rule.COUNTS:
+    if rule.COUNTS_STEPS:
         values["step"] = [state["step"] for state in of]
     if not are_plain(written):
         return None

@@ -12,7 +12,15 @@ from flexkern.reference.field import sources_to_tensors
 from flexkern.reference.rules import step
 from flexkern.spec.metaplastic import MetaplasticGate, Step
 
-__all__ = ["gate", "metaplastic_gate", "metaplastic_step_", "number", "step_in_place", "tensors_of"]
+__all__ = [
+    "exact_weight",
+    "gate",
+    "metaplastic_gate",
+    "metaplastic_step_",
+    "number",
+    "step_in_place",
+    "tensors_of",
+]
 
 
 def gate(weight: Tensor, anchor: Tensor, flexibility: Tensor, scale: float | Tensor) -> Tensor:
@@ -39,7 +47,8 @@ def metaplastic_step_(given: Step) -> None:
     if not given.weight:
         return
     given.check_memory()
-    exact = given.master or given.weight
+    masters = given.master or [None] * len(given.weight)
+    exact = [exact_weight(w, m) for w, m in zip(given.weight, masters, strict=True)]
     if given.alpha:
         alphas: list[Any] = [
             1.0 if alpha.numel() < w.numel() else alpha.to(w.dtype)
@@ -52,10 +61,20 @@ def metaplastic_step_(given: Step) -> None:
     lr = number(given.lr, given.lr_tensor, given.weight[0])
     for i, weight in enumerate(given.weight):
         states = [state[i] for state in given.states if state]
+        count = given.step[i] if given.step else None
+        grad = given.grad[i].to(exact[i].dtype)
         new_weight, new_states = step(
-            given.rule, exact[i], given.grad[i].to(exact[i].dtype), alphas[i], states, lr, given.skip_nonfinite
+            given.rule, exact[i], grad, alphas[i], states, lr, given.skip_nonfinite, count
         )
-        step_in_place(weight, given.master[i] if given.master else None, states, new_weight, new_states)
+        step_in_place(weight, masters[i], states, new_weight, new_states)
+
+
+def exact_weight(weight: Tensor, master: Tensor | None) -> Tensor:
+    """What a step begins with: the weight, or its master where there is one. An element that is not the
+    rounding of its master was written from outside since the last step, and its master takes its value."""
+    if master is None:
+        return weight
+    return torch.where(weight == master.to(weight.dtype), master, weight.to(master.dtype))
 
 
 def step_in_place(

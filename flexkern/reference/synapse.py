@@ -7,7 +7,7 @@ from torch import Tensor
 
 from flexkern.reference.field import sources_to_tensors
 from flexkern.reference.mask import pack_mask, unpack_mask
-from flexkern.reference.metaplastic import gate, number, step_in_place, tensors_of
+from flexkern.reference.metaplastic import exact_weight, gate, number, step_in_place, tensors_of
 from flexkern.reference.rules import step
 from flexkern.spec.layers import Layer
 from flexkern.spec.synapse import Synapse
@@ -49,11 +49,13 @@ def pass_over(given: Layer, grad: Tensor, c: Tensor | None) -> Tensor:
     Returns:
         int32 [2, out]: how many synapses of each unit were converted, and how many pruned.
     """
-    exact = given.weight if given.master is None else given.master
+    exact = exact_weight(given.weight, given.master)
     anchor, alpha = anchor_and_alpha(given, exact)
     states = [state for state in given.states if state is not None]
     lr = number(given.lr, given.lr_tensor, given.weight)
-    stepped, new_states = step(given.rule, exact, grad.to(exact.dtype), alpha, states, lr, given.skip_nonfinite)
+    stepped, new_states = step(
+        given.rule, exact, grad.to(exact.dtype), alpha, states, lr, given.skip_nonfinite, given.step
+    )
     if given.silent is None:
         step_in_place(given.weight, given.master, states, stepped, new_states)
         return torch.zeros((2, len(exact)), dtype=torch.int32, device=exact.device)

@@ -19,7 +19,7 @@ from .rules import Rule
 __all__ = ["SPECS", "operator", "operator_of_each_rule"]
 
 # Attributes of a declaration that stand for what its rule declares.
-STATES, NUMBERS = "states", "rule"
+STATES, COUNT, NUMBERS = "states", "step", "rule"
 _Record = TypeVar("_Record", bound=type)
 
 
@@ -53,8 +53,9 @@ def operator(
 ) -> Callable[[_Record], _Record]:
     """Declares an operator: decorates the class of its arguments, whose docstring begins with what it does.
 
-    Where the class has the attributes ``states`` and ``rule``, the operator has the arguments that ``rule``
-    declares, and the attributes of a call are the rule's state, in its order, and its numbers as one record.
+    Where the class has the attributes ``states``, ``step`` and ``rule``, the operator has the arguments that
+    ``rule`` declares, and the attributes of a call are the rule's state, in its order, the number of the step
+    of each weight (none where the rule does not count), and its numbers as one record.
     """
 
     def declare(declared: _Record) -> _Record:
@@ -65,6 +66,8 @@ def operator(
             states, numbers = rule.STATES, [f.name for f in fields(rule)]
             record.states = property(lambda self: [getattr(self, state) for state in states])
             record.rule = property(lambda self: rule(*(getattr(self, n) for n in numbers)))
+            if not rule.COUNTS_STEPS:
+                record.step = () if _is_of_list(declared, COUNT) else None
         family = declared.__module__.rpartition(".")[2]
         does = (declared.__doc__ or "").partition("\n")[0]
         arguments = tuple(argument_of(f) for f in fields(record))
@@ -78,6 +81,12 @@ def operator(
 SPECS: dict[str, Spec] = {}
 
 
+def _is_of_list(declared: type, name: str) -> bool:
+    """Whether what a rule declares for ``name`` is there once for each weight of a list."""
+    found = (vars(cls).get("__annotations__", {}) for cls in declared.__mro__)
+    return next(a[name] for a in found if name in a).startswith("Sequence[")
+
+
 def _attributes(declared: type, rule: type[Rule] | None) -> Iterator[tuple[str, Any, Any]]:
     """Name, annotation and default of each argument, in order: a class's own come before those of its bases."""
     annotated: dict[str, tuple[Any, Any]] = {}
@@ -88,14 +97,22 @@ def _attributes(declared: type, rule: type[Rule] | None) -> Iterator[tuple[str, 
         if name == "spec":
             continue
         if rule is not None and name == STATES:
-            several = annotation == "Sequence[States]"
-            kind = "Sequence[Tensor]" if several else "Tensor | None"
+            kind = _kind(annotation)
             for state, meaning in rule.STATES.items():
                 about = argument(
                     meaning, written=True, dtypes=EXACT, optional=True, default=None, shape=("weight",)
                 )
                 yield state, kind, about
+        elif rule is not None and name == COUNT:
+            if rule.COUNTS_STEPS:
+                meaning = "the number of this step of each weight, counted from 1: one element each"
+                yield name, _kind(annotation), argument(meaning, dtypes="float32", optional=True, default=None)
         elif rule is not None and name == NUMBERS:
             yield from ((f.name, f.type, field(default=f.default, metadata=f.metadata)) for f in fields(rule))
         else:
             yield name, annotation, default if isinstance(default, Field) else field(default=default)
+
+
+def _kind(annotation: str) -> str:
+    """What a rule's own tensors are in an operator, one for each weight."""
+    return "Sequence[Tensor]" if annotation.startswith("Sequence[") else "Tensor | None"

@@ -44,6 +44,7 @@ class Layer(Arguments):
     sources: Sequence[int] = argument(SOURCES, optional=True, default=None)
     parameters: Sequence[float] = argument(SOURCES, optional=True, default=None)
     states: States
+    step: Tensor | None
     master: Tensor | None = argument(
         "float32 copy that a low-precision weight is rounded from", written=True, dtypes="float32",
         shape=LIKE_WEIGHT, default=None,

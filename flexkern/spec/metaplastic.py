@@ -56,6 +56,7 @@ class Step(Arguments):
     sources: Sequence[int] = argument(SOURCES, optional=True, default=None)
     parameters: Sequence[float] = argument(SOURCES, optional=True, default=None)
     states: Sequence[States]
+    step: Sequence[Tensor]
     master: Sequence[Tensor] = argument(
         "float32 copies that low-precision weights are rounded from", written=True, dtypes="float32",
         optional=True, default=None,

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 from .argument import LARGEST_NUMBER, number
 
-__all__ = ["RULES", "Rule", "SgdRule"]
+__all__ = ["RULES", "AdamWRule", "Rule", "SgdRule"]
 
 
 @dataclass(frozen=True)
@@ -25,12 +25,15 @@ class Rule:
         NAME: of its struct in C++; the operators of a rule have it in small letters in their names.
         STATES: the state of a weight, each with its meaning: tensors like the weight, in float32 (float64 for
             float64 weights), that begin as zeros.
-        COUNTS: whether it counts the steps of each weight; operators of such a rule take ``step``.
+        COUNTS_STEPS: whether a step depends on how many came before it. Its operators then have the argument
+            ``step``: for each weight a one-element float32 tensor on its device with the number of this step,
+            1 in the first. They read it where they run, so that weights of different counts go in one call,
+            and a CUDA graph that is replayed counts on.
     """
 
     NAME: ClassVar[str] = ""
     STATES: ClassVar[dict[str, str]] = {}
-    COUNTS: ClassVar[bool] = False
+    COUNTS_STEPS: ClassVar[bool] = False
 
     @classmethod
     def operator(cls, family: str) -> str:
@@ -106,6 +109,49 @@ class SgdRule(Rule):
             raise ValueError("nesterov needs momentum > 0 and dampening = 0")
 
 
+@dataclass(frozen=True)
+class AdamWRule(Rule):
+    """AdamW as in :class:`torch.optim.AdamW`: the numbers beside lr.
+
+    Args:
+        beta1, beta2: what stays of the running means of the gradient and of its square; 0 <= beta < 1.
+        eps: is added to the root of the second mean; >= 0.
+        weight_decay: this times lr is the share by which a free weight decays in a step; >= 0.
+        amsgrad: whether the largest second mean that was ever seen takes the place of the present one.
+        maximize: whether to go up instead of down.
+    """
+
+    NAME: ClassVar[str] = "AdamW"
+    STATES: ClassVar[dict[str, str]] = {
+        "exp_avg": "the running mean of the gradient",
+        "exp_avg_sq": "the running mean of the gradient's square",
+        "max_exp_avg_sq": "the largest exp_avg_sq so far; needed with amsgrad",
+    }
+    COUNTS_STEPS: ClassVar[bool] = True
+
+    beta1: float = number(0.9, low=0.0)
+    beta2: float = number(0.999, low=0.0)
+    eps: float = number(1e-8, low=0.0)
+    weight_decay: float = number(1e-2, low=0.0)
+    amsgrad: bool = False
+    maximize: bool = False
+
+    @classmethod
+    def of(cls, group: Mapping[str, Any]) -> Rule:
+        """As in torch's, the group of an optimizer has the pair ``betas``."""
+        beta1, beta2 = group["betas"]
+        return super().of({**group, "beta1": beta1, "beta2": beta2})
+
+    def needs(self) -> tuple[str, ...]:
+        return tuple(self.STATES) if self.amsgrad else ("exp_avg", "exp_avg_sq")
+
+    def check(self) -> None:
+        if not (self.beta1 < 1 and self.beta2 < 1):
+            raise ValueError(
+                f"beta1 and beta2 must be at least 0 and less than 1, got {self.beta1} and {self.beta2}"
+            )
+
+
 # Optimizers ask for these at every step: a rule and its names are made once (1 us in place of 5).
 @functools.cache
 def _names(kind: Any) -> tuple[str, ...]:
@@ -123,4 +169,4 @@ def _keywords(rule: Rule) -> dict[str, Any]:
 
 
 # Every operator that steps exists for each of them.
-RULES: tuple[type[Rule], ...] = (SgdRule,)
+RULES: tuple[type[Rule], ...] = (SgdRule, AdamWRule)

@@ -22,7 +22,8 @@ SIZES = {
 }  # fmt: skip
 LIST_SHAPES = ((5, 7), (33,))  # of the weights of a list
 _families = (adapter, field, linear, mask, metaplastic, null, synapse)
-_found = [v for family in _families for v in vars(family).values()]
+_named = [v for family in _families for v in vars(family).values()]
+_found = [o for v in _named for o in (v.values() if isinstance(v, dict) else [v])]
 OPERATORS: dict[str, Operator] = {o.spec.name: o for o in _found if isinstance(o, Operator)}
 assert set(OPERATORS) == set(SPECS), "a declared operator has no Operator, or its module is missing here"
 
@@ -39,7 +40,7 @@ def _fill(a: Argument, shape: Sequence[int], dtype: torch.dtype, generator: torc
         return torch.rand(shape, generator=generator) < 0.5
     if not dtype.is_floating_point:
         return torch.zeros(shape, dtype=dtype)
-    positive = a.name in ("alpha", "flexibility")
+    positive = a.name in ("alpha", "flexibility", "exp_avg_sq", "max_exp_avg_sq")
     values = torch.rand(shape, generator=generator) if positive else torch.randn(shape, generator=generator)
     return values.to(dtype)
 
@@ -56,7 +57,10 @@ def make_call(name: str, dtype: torch.dtype, *, hebbian: bool = False) -> Argume
                 values[a.name] = ()
             continue
         of = dtype if dtype_name(dtype) in a.dtypes or not a.dtypes else getattr(torch, resolve(a, dtype))
-        if a.is_list:
+        if a.name == "step":  # counted from 1
+            counts = [torch.tensor(3.0 + i) for i in range(len(LIST_SHAPES))]
+            values[a.name] = counts if a.is_list else counts[0]
+        elif a.is_list:
             values[a.name] = [_fill(a, shape, of, generator) for shape in LIST_SHAPES]
         elif a.name.endswith("_tensor"):
             values[a.name] = torch.full((1,), 0.25)

@@ -137,10 +137,14 @@ def test_low_precision_gradients_and_roundings_of_every_magnitude(backend: str, 
     free, zero = torch.ones(1 << 16), torch.zeros(1 << 16, dtype=dtype)
     for start in (numbers, halfway, torch.nextafter(halfway, free), torch.nextafter(halfway, -free)):
         start = torch.where(start.abs() < 2.0**-126, 0.0 * start, start)
-        weight, master = torch.zeros_like(zero), start.clone()
+        weight, master = start.to(dtype), start.clone()  # that agree, and so stay
         ops.gated_sgd_(weight, zero, free, lr=0.5, master=master)
         assert same_bits(master, start)
         assert same_bits(weight, start.to(dtype))
+        weight, master = torch.zeros_like(zero), torch.zeros_like(start)  # that step there from 0: 0 - (-start)
+        ops.gated_sgd_(weight, -start, free, lr=1.0, master=master)
+        assert same_bits(master, start + 0.0)
+        assert same_bits(weight, (start + 0.0).to(dtype))
     weight, master = torch.zeros_like(zero), torch.zeros(1 << 16)
     ops.gated_sgd_(weight, numbers.to(dtype), free, lr=0.5, master=master)
     judge.assert_within(master, -0.5 * numbers.double(), torch.full_like(master, 2.0**-126))

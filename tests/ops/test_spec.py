@@ -170,7 +170,8 @@ def test_every_rule_has_its_operators() -> None:
         spec = SPECS[rule.operator(family)]
         assert spec.rule is rule
         names = [a.name for a in spec.arguments]
-        assert {*rule.STATES, *rule.__dataclass_fields__} - {"NAME", "STATES", "COUNTS"} <= set(names)
+        assert {*rule.STATES, *rule.__dataclass_fields__} - {"NAME", "STATES", "COUNTS_STEPS"} <= set(names)
+        assert ("step" in names) == rule.COUNTS_STEPS
 
 
 # ------------------------------------------------------------------ the one way past the checks

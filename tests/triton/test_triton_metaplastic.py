@@ -156,7 +156,7 @@ def test_a_held_gate_gives_the_bits_of_the_reference(
 
 
 def test_weights_of_every_magnitude_round_to_nearest_even(device: torch.device) -> None:
-    # lr = 0 leaves the master and rounds it: subnormal numbers, ties, and what overflows the weight's dtype
+    # A step from 0 to these, which are rounded: subnormal numbers, ties, and what overflows the weight's dtype
     exact = torch.tensor(
         [1 + 2.0**-8, 1 + 3 * 2.0**-8, 1 + 2.0**-8 + 2.0**-23, 1 + 2.0**-11, 65519.0, 65520.0, 1e-40, 2.0**-133,
          2.0**-134, 3 * 2.0**-134, 2.0**-25, 2.0**-24, 1.5 * 2.0**-24, 6e-5, 3.4e38, 0.0],
@@ -164,7 +164,11 @@ def test_weights_of_every_magnitude_round_to_nearest_even(device: torch.device) 
     )  # fmt: skip
     exact = torch.cat([exact, -exact])
     for dtype in (torch.bfloat16, torch.float16):
-        weight, master = torch.zeros_like(exact, dtype=dtype), exact.clone()
+        weight, master = torch.zeros_like(exact, dtype=dtype), torch.zeros_like(exact)
+        ops.gated_sgd_(weight, -exact, None, lr=1.0, master=master)
+        assert same_bits(master, exact + 0.0)
+        assert same_bits(weight.cpu(), (exact + 0.0).cpu().to(dtype))
+        weight, master = exact.cpu().to(dtype).to(device), exact.clone()  # these agree, and so stay
         ops.gated_sgd_(weight, torch.zeros_like(weight), None, lr=0.0, master=master)
         assert same_bits(master, exact)
         assert same_bits(weight.cpu(), exact.cpu().to(dtype))

@@ -61,13 +61,14 @@ struct Chunk {
   const float* alpha = nullptr;
   const uint16_t* alpha_bfloat16 = nullptr;
   float* states[Rule::kStates] = {};
+  typename Rule::Counted number;
   int64_t count;
 
   // Elements [begin, begin + count), count <= kChunk; their gradients are at [grad_begin, ...). Anchors are for
-  // the gate, or wanted anyway.
-  Chunk(const StepTensor<Rule>& tensor, Dtype weight, Dtype grad, int64_t begin, int64_t grad_begin, int64_t count,
-        bool anchors, ChunkBuffers& buffers)
-      : count(count) {
+  // the gate, or wanted anyway. `number` is what the rule makes of the step's.
+  Chunk(const StepTensor<Rule>& tensor, const typename Rule::Counted& number, Dtype weight, Dtype grad,
+        int64_t begin, int64_t grad_begin, int64_t count, bool anchors, ChunkBuffers& buffers)
+      : number(number), count(count) {
     w = (weight == Dtype::kFloat32 ? static_cast<float*>(tensor.weight) : tensor.master) + begin;
     if (tensor.gate == Gate::kFormula || anchors) a = source_values(tensor.anchor, begin, count, buffers.anchor);
     if (tensor.gate == Gate::kFormula) f = source_values(tensor.flexibility, begin, count, buffers.flexibility);
@@ -83,6 +84,31 @@ struct Chunk {
     }
   }
 };
+
+// Masters of weights that were written from outside take their values: those of which the weight is not the
+// rounding. The others, nearly always all, keep theirs.
+template <Dtype kDtype>
+FLEXKERN_FN void take_written(const uint16_t* weight, float* master, int64_t n) {
+  constexpr bool kBFloat16 = kDtype == Dtype::kBFloat16;
+  for_each_vector(n, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
+    prefetch(weight + i, kWeightStream);
+    const uint16s h = load_words(weight + i, count);
+    const floats written = kBFloat16 ? bfloat16_to_float(h) : half_to_float(h);
+    const floats exact = load_some(master + i, count);
+    const floats rounding =
+        kBFloat16 ? bfloat16_to_float(float_to_bfloat16(exact)) : half_to_float(float_to_half(exact));
+    const int32s differs = written != rounding;
+    if (any(differs)) store_some(master + i, differs ? written : exact, count);
+  });
+}
+
+// The same of a chunk, before its step: in the cache, as the step reads the masters next.
+template <class Rule>
+FLEXKERN_FN void take_written(const StepTensor<Rule>& tensor, Dtype weight, int64_t begin, int64_t count) {
+  const uint16_t* of_chunk = static_cast<const uint16_t*>(tensor.weight) + begin;
+  if (weight == Dtype::kBFloat16) take_written<Dtype::kBFloat16>(of_chunk, tensor.master + begin, count);
+  if (weight == Dtype::kFloat16) take_written<Dtype::kFloat16>(of_chunk, tensor.master + begin, count);
+}
 
 // A low-precision weight becomes the rounding of its master.
 template <class Rule>
@@ -118,7 +144,7 @@ FLEXKERN_FN void step_vector(const Chunk<Rule>& c, int64_t i, int64_t count, con
   if (kGate == Gate::kStoredBFloat16) alpha = bfloat16_to_float(load_words(c.alpha_bfloat16 + i, count));
   if (kGate == Gate::kFormula) alpha = gate(w, load_some(c.a + i, count), load_some(c.f + i, count), rate);
   floats new_w = w;
-  take_step<kHas>(new_w, new_states, load_some(c.g + i, count), alpha, step);
+  take_step<kHas>(new_w, new_states, load_some(c.g + i, count), alpha, step, c.number);
   then(w, states, new_w, new_states);
 }
 

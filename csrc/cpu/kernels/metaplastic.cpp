@@ -9,9 +9,11 @@ void step(const StepTensor<Rule>& tensor, const Step<Rule>& step, Dtype weight, 
   ChunkBuffers buffers;
   const FlushSubnormal flush;
   const auto step_chunk = choose_step(tensor);
+  const auto number = counted(step.rule, tensor.count);
   for (int64_t i = begin; i < end; i += kChunk) {
     const int64_t count = end - i < kChunk ? end - i : kChunk;
-    step_chunk(Chunk<Rule>(tensor, weight, grad, i, i, count, false, buffers), step);
+    take_written(tensor, weight, i, count);
+    step_chunk(Chunk<Rule>(tensor, number, weight, grad, i, i, count, false, buffers), step);
     round_weight(tensor, weight, i, count);
   }
 }

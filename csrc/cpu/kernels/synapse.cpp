@@ -127,6 +127,7 @@ void synapse(const SynapseLayer<Rule>& layer, const Step<Rule>& step, Dtype weig
   const StepTensor<Rule>& synapses = layer.synapses;
   const auto step_chunk = choose_step(synapses);
   const auto convert = choose_convert(synapses);
+  const auto number = counted(step.rule, synapses.count);
   const int64_t words = words_in_row(layer.columns);
   for (int64_t row = begin; row < end; ++row) {
     Counts counts;
@@ -149,7 +150,8 @@ void synapse(const SynapseLayer<Rule>& layer, const Step<Rule>& step, Dtype weig
       }
       const bool functional = silent == Silence::kNone && (layer.prune == 0 || layer.silent == nullptr);
       if (silent == Silence::kAll && !any_converts(part, count)) continue;
-      const Chunk<Rule> chunk(synapses, weight, grad, i, block_i, count, !functional, buffers);
+      take_written(synapses, weight, i, count);
+      const Chunk<Rule> chunk(synapses, number, weight, grad, i, block_i, count, !functional, buffers);
       if (functional) {
         step_chunk(chunk, step);
       } else {

@@ -12,9 +12,19 @@ enum class Dtype : int32_t { kFloat32, kBFloat16, kFloat16 };
 // synapses that move freely.
 enum class Gate : int32_t { kFormula, kStored, kStoredBFloat16, kFree };
 
+// Where the number of a tensor's step is, on the device: for rules that count steps.
+template <bool kCountsSteps>
+struct Count {
+  static constexpr const float* count = nullptr;
+};
+template <>
+struct Count<true> {
+  const float* count = nullptr;
+};
+
 // One tensor of a step. All arrays are contiguous and have `numel` elements.
 template <class Rule>
-struct StepTensor {
+struct StepTensor : Count<Rule::kCountsSteps> {
   void* weight = nullptr;
   const void* grad = nullptr;
   float* master = nullptr;  // float32 copy that a low-precision weight is rounded from
@@ -81,13 +91,14 @@ FLEXKERN_FN F gate(F w, F a, F f, float rate) {
 }
 
 // One step of one synapse: w and the states that kHas has a bit for are updated. alpha scales the step, not what
-// enters the states.
+// enters the states. `number` is what counted() makes of the step's.
 template <int kHas, class Rule, class F>
-FLEXKERN_FN void take_step(F& w, F (&states)[Rule::kStates], F g, F alpha, const Step<Rule>& step) {
+FLEXKERN_FN void take_step(F& w, F (&states)[Rule::kStates], F g, F alpha, const Step<Rule>& step,
+                           const typename Rule::Counted& number) {
   F next[Rule::kStates];
   FLEXKERN_UNROLL
   for (int i = 0; i < Rule::kStates; ++i) next[i] = states[i];
-  const F d = direction<kHas>(step.rule, w, next, g);
+  const F d = direction<kHas>(step.rule, number, w, next, g);
   const F new_w = w - alpha * step.lr * d;
   if (step.skip_nonfinite) {
     const auto moved = is_finite(new_w);
