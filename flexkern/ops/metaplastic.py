@@ -23,6 +23,7 @@ from flexkern.ops.steps import (
     rule_of,
     states_and_master,
 )
+from flexkern.spec import RULES
 
 __all__ = [
     "gated_adamw_",
@@ -35,8 +36,9 @@ __all__ = [
 ]
 
 GATE = Operator("metaplastic_gate")
-SGD = Operator("metaplastic_sgd_")
-ADAMW = Operator("metaplastic_adamw_")
+# The steps of a list of weights by each rule, by its operator's name.
+STEPS = {kind.operator("metaplastic"): Operator(kind.operator("metaplastic")) for kind in RULES}
+SGD, ADAMW = STEPS["metaplastic_sgd_"], STEPS["metaplastic_adamw_"]
 
 
 def metaplastic_gate(

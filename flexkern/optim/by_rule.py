@@ -12,28 +12,20 @@ from torch import Tensor
 
 from flexkern import ops
 from flexkern.nn.fused.stepped_grad import SteppedGrad
-from flexkern.ops import checks
+from flexkern.nn.silent.layer_of_weight import SilentSynapses
+from flexkern.ops import checks, linear, metaplastic, synapse
+from flexkern.ops.layers import LayerGate
 from flexkern.ops.operator import Operator
+from flexkern.ops.steps import NO_OPTIONS, Options
 from flexkern.optim import group_options, sharded
 from flexkern.optim.base import MetaplasticOptimizer
 from flexkern.optim.gradients import all_zero, check_grads
 from flexkern.optim.group_options import scale_in_force
 from flexkern.optim.quick import Plan, make_plan
-from flexkern.optim.slot import Slot, is_unmeasured
+from flexkern.optim.slot import Slot, is_unmeasured, split_insertion
 from flexkern.spec import Rule
 
-__all__ = ["RuleOptimizer", "Steps"]
-
-
-class Steps(NamedTuple):
-    """The operators that step by a rule: with alpha computed in the step, with an alpha that is given, over a
-    layer with silent synapses, and inside a layer's backward pass; and what the first two call."""
-
-    step: Callable[..., None]
-    gated: Callable[..., None]
-    synapse: Callable[..., Any]
-    linear: Callable[..., ops.Conversions]
-    operator: Operator
+__all__ = ["RuleOptimizer"]
 
 
 class _Batch(NamedTuple):
@@ -47,12 +39,11 @@ class _Batch(NamedTuple):
 class RuleOptimizer(MetaplasticOptimizer):
     """A metaplastic optimizer that steps by a rule of :mod:`flexkern.spec.rules`.
 
-    A subclass has the rule and its operators, and says in its constructor which numbers there are. It says how
-    far a steady gradient takes a weight in :meth:`watch_step`.
+    A subclass has the rule, and says in its constructor which numbers there are. It says how far a steady
+    gradient takes a weight in :meth:`watch_step`.
     """
 
     rule: ClassVar[type[Rule]]
-    steps: ClassVar[Steps]
 
     def option_defaults(self) -> dict[str, Any]:
         return super().option_defaults() | {f.name: f.default for f in fields(self.rule)}
@@ -125,7 +116,9 @@ class RuleOptimizer(MetaplasticOptimizer):
         if before is None or len(before) != len(settings) or not all(map(is_, before, settings)):
             return
         members = [(slot, batch.kind, batch.fresh) for batch in batches for slot in batch.slots]
-        plan = make_plan(self.steps.operator, self.rule.of(group), group, members, self.state)
+        plan = make_plan(
+            self._operator(metaplastic.STEPS, "metaplastic"), self.rule.of(group), group, members, self.state
+        )
         if plan is not None:
             plans[id(group)] = plan
 
@@ -178,27 +171,33 @@ class RuleOptimizer(MetaplasticOptimizer):
             batches.setdefault(key, _Batch([], kind, fresh)).slots.append(slot)
         return list(batches.values())
 
-    def _arguments(
-        self, group: dict[str, Any], slots: list[Slot], fresh: bool, *, several: bool
-    ) -> dict[str, Any]:
-        """The step of these parameters of one group and dtype, but for its alpha; one, if not ``several``."""
+    def _operator(self, steps: dict[str, Operator], family: str) -> Operator:
+        return steps[self.rule.operator(family)]
+
+    def _given(self, group: dict[str, Any], slots: list[Slot], fresh: bool, *, several: bool) -> Options:
+        """The step of these parameters of one group and dtype, but for its gate; of one, if not ``several``."""
         rule = self.rule.of(group)
         rule = rule.of_first_step() if fresh else rule
         lr = group["lr"]
-        arguments: dict[str, Any] = {
-            "lr": lr.to(torch.float32) if isinstance(lr, Tensor) else group_options.plain_number(lr, "lr"),
-            # With "raise" all that goes into a step has been looked at before it begins.
-            "nonfinite": "propagate" if group["nonfinite"] == "propagate" else "skip",
-            **rule.keywords(),
-        }
-        low = slots[0].param.dtype in checks.LOW_PRECISION
-        counted = ["step"] if self.rule.COUNTS_STEPS else []
-        for name in (*rule.needs(), *counted, *(["master"] if low else [])):
+
+        def state(name: str) -> Any:
             values = [sharded.here(self.state[slot.param][name]) for slot in slots]
-            arguments[name] = values if several else values[0]
-        if counted:
+            return values if several else values[0]
+
+        states = {name: state(name) if name in rule.needs() else None for name in rule.STATES}
+        if self.rule.COUNTS_STEPS:
             torch._foreach_add_([self.state[slot.param]["step"] for slot in slots], 1.0)
-        return arguments
+            states["step"] = state("step")
+        return Options(
+            lr=lr.to(torch.float32) if isinstance(lr, Tensor) else group_options.plain_number(lr, "lr"),
+            scale=1.0,
+            states=states,
+            master=state("master") if slots[0].param.dtype in checks.LOW_PRECISION else None,
+            # With "raise" all that goes into a step has been looked at before it begins.
+            nonfinite="propagate" if group["nonfinite"] == "propagate" else "skip",
+            rule=rule.keywords(),
+            insertion=NO_OPTIONS,
+        )
 
     def _step_batch(self, group: dict[str, Any], batch: _Batch) -> None:
         slots, kind, fresh = batch
@@ -207,20 +206,38 @@ class RuleOptimizer(MetaplasticOptimizer):
         states = [self.state[slot.param] for slot in slots]
         synapses = slots[0].synapses
         if synapses is not None and synapses.may_convert():
-            arguments = slots[0].gate(group, states[0], kind)
-            arguments |= self._arguments(group, slots, fresh, several=False)
-            arguments |= {"silent": synapses.silent, **synapses.recorded(), **synapses.insertion()}
-            synapses.passed(cast(ops.Conversions, self.steps.synapse(params[0], grads[0], **arguments)))
+            self._step_layer(group, slots[0], fresh, grads[0], synapses)
             return
-        rule = self._arguments(group, slots, fresh, several=True)
-        if kind == "free":
-            self.steps.gated(params, grads, None, **rule)
-        elif kind == "stored":
-            self.steps.gated(params, grads, [sharded.here(state["alpha"]) for state in states], **rule)
-        else:
+        operator = self._operator(metaplastic.STEPS, "metaplastic")
+        given = self._given(group, slots, fresh, several=True)
+        if kind == "step":
             anchors = [slot.anchor_here(state) for slot, state in zip(slots, states, strict=True)]
             flexibilities = [slot.flexibility_here() for slot in slots]
-            self.steps.step(params, grads, anchors, flexibilities, scale=scale_in_force(group), **rule)
+            given = given._replace(scale=scale_in_force(group))
+            metaplastic.step_by_rule(operator, params, grads, anchors, flexibilities, given)
+        else:
+            alphas = None if kind == "free" else [sharded.here(state["alpha"]) for state in states]
+            name = f"gated_{self.rule.NAME.lower()}_"
+            metaplastic.gated_step_by_rule(operator, name, params, grads, alphas, given)
+
+    def _layer(self, group: dict[str, Any], slot: Slot, fresh: bool) -> tuple[LayerGate, Options]:
+        """Gate and options of the step of one layer."""
+        state = self.state[slot.param]
+        kind = slot.gate_kind(group, state, is_unmeasured(group, self.slots_of(group)))
+        gate, scale = slot.gate(group, state, kind)
+        return gate, self._given(group, [slot], fresh, several=False)._replace(scale=scale)
+
+    def _step_layer(
+        self, group: dict[str, Any], slot: Slot, fresh: bool, grad: Tensor, synapses: SilentSynapses
+    ) -> None:
+        gate, given = self._layer(group, slot, fresh)
+        threshold, insertion = split_insertion(synapses)
+        recorded = {"pre": None, "post": None, "coincidence": None} | synapses.recorded()
+        conversions = synapse.synapse_step_by_rule(
+            self._operator(synapse.STEPS, "synapse"), slot.param, grad, gate, synapses.silent, recorded["pre"],
+            recorded["post"], recorded["coincidence"], threshold, given._replace(insertion=insertion),
+        )  # fmt: skip
+        synapses.passed(cast(ops.Conversions, conversions))
 
     # ------------------------------------------------------------------ inside a backward pass
 
@@ -252,24 +269,23 @@ class RuleOptimizer(MetaplasticOptimizer):
         if group["nonfinite"] == "raise":
             checks.check_finite([x], "x")
             checks.check_finite([grad_out], "grad_out")
-        slots = self.slots_of(group)
+        self.slots_of(group)
         slot = self._slots[weight]
         self._check_reset([slot])
         state = self.state[weight]
         fresh = slot.prepare(group, state, self.rule.of(group).needs(), self.rule.COUNTS_STEPS)
-        kind = slot.gate_kind(group, state, is_unmeasured(group, slots))
-        arguments = slot.gate(group, state, kind) | self._arguments(group, [slot], fresh, several=False)
-        synapses = slot.synapses
+        gate, given = self._layer(group, slot, fresh)
+        operator, synapses = self._operator(linear.STEPS, "linear"), slot.synapses
         if synapses is None or post is None:
-            conversions = self.steps.linear(weight, x, grad_out, **arguments)
+            conversions = linear.linear_step_by_rule(
+                operator, weight, x, grad_out, gate, None, None, "hebbian", 0.0, given
+            )
         else:
-            arguments |= {
-                "silent": synapses.silent,
-                "post": post,
-                "rule": synapses.rule,
-                **synapses.insertion(),
-            }
-            conversions = self.steps.linear(weight, x, grad_out, **arguments)
+            threshold, insertion = split_insertion(synapses)
+            conversions = linear.linear_step_by_rule(
+                operator, weight, x, grad_out, gate, synapses.silent, post, synapses.rule, threshold,
+                given._replace(insertion=insertion),
+            )  # fmt: skip
             synapses.passed(conversions)
         self._has_stepped(group, [slot])
         return conversions

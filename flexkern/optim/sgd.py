@@ -10,10 +10,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from flexkern import ops
 from flexkern.fields import Field
-from flexkern.ops.metaplastic import SGD
-from flexkern.optim.by_rule import RuleOptimizer, Steps
+from flexkern.optim.by_rule import RuleOptimizer
 from flexkern.optim.convert import converted
 from flexkern.optim.flexibilities import Flexibility
 from flexkern.optim.group_options import check_not_differentiable
@@ -103,7 +101,6 @@ class MetaplasticSGD(RuleOptimizer):
     """
 
     rule = SgdRule
-    steps = Steps(ops.metaplastic_sgd_, ops.gated_sgd_, ops.synapse_step_, ops.linear_step_, SGD)
 
     def __init__(
         self,

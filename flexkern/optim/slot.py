@@ -11,11 +11,12 @@ from flexkern import ops
 from flexkern.fields import Field
 from flexkern.nn.silent.layer_of_weight import SilentSynapses, silent_synapses
 from flexkern.ops.checks import LOW_PRECISION, exact_dtype
+from flexkern.ops.layers import LayerGate
 from flexkern.optim import sharded
 from flexkern.optim.flexibilities import Flexibility, field_of, is_never_zero, plain
 from flexkern.optim.group_options import is_auto, scale_in_force
 
-__all__ = ["Slot", "is_unmeasured"]
+__all__ = ["Slot", "is_unmeasured", "split_insertion"]
 
 
 class Slot:
@@ -238,17 +239,17 @@ class Slot:
             return weight
         return torch.where(silent, self._materialized(self.anchor_here(state)), weight)
 
-    def gate(self, group: dict[str, Any], state: dict[str, Any], kind: str) -> dict[str, Any]:
-        """anchor, flexibility, alpha and scale of the step, as the operators on one layer take them."""
+    def gate(self, group: dict[str, Any], state: dict[str, Any], kind: str) -> tuple[LayerGate, Any]:
+        """The gate of a step, as the operators on one layer take it, and its scale."""
         needs_anchor = kind == "step" or self.synapses is not None
         # With f = 1 the anchor of a functional synapse is never looked at.
         anchor = self.anchor_here(state) if needs_anchor else Field.uniform(0)
         if kind == "free":
-            return {"anchor": anchor, "flexibility": 1.0, "scale": 1.0}
+            return LayerGate(anchor, 1.0, None), 1.0
         if kind == "stored":
             alpha = sharded.here(state["alpha"]).to(exact_dtype(self.param))
-            return {"anchor": anchor, "flexibility": None, "alpha": alpha}
-        return {"anchor": anchor, "flexibility": self.flexibility_here(), "scale": scale_in_force(group)}
+            return LayerGate(anchor, None, alpha), None
+        return LayerGate(anchor, self.flexibility_here(), None), scale_in_force(group)
 
     def displacement(self, state: dict[str, Any]) -> float:
         """Mean |w - a| over functional synapses; waits for the device."""
@@ -257,6 +258,12 @@ class Slot:
         if silent is None:
             return sharded.mean(self.param, moved)
         return moved.sum().item() / max(silent.numel() - int(silent.sum()), 1)
+
+
+def split_insertion(synapses: SilentSynapses) -> tuple[Any, dict[str, Any]]:
+    """The threshold of a layer's silent synapses, and what else says how they convert."""
+    insertion = dict(synapses.insertion())
+    return insertion.pop("threshold"), insertion
 
 
 def is_unmeasured(group: dict[str, Any], slots: list[Slot]) -> bool:
