@@ -39,7 +39,7 @@ from flexkern.triton_kernels.product import (
     parts,
     product,
 )
-from flexkern.triton_kernels.rules import SGD, counted, rule_of, state_bits
+from flexkern.triton_kernels.rules import SGD, VARIANTS, counted, rule_of, state_bits
 from flexkern.triton_kernels.synapse import LAYER_SOURCES, activity, find_converting, load_theta, step_tile
 from flexkern.triton_kernels.update import number
 from flexkern.triton_kernels.variant import Variant
@@ -381,16 +381,30 @@ def ahead_of_time() -> Iterator[Variant]:
     yield _variant("bf16-stored-rate", "bf16", "stored", RATE)
     yield _variant("bf16-held", "bf16", "held", NOBODY)
     yield _variant("bf16-stored-bf16", "bf16", "stored", NOBODY, tl.bfloat16)
+    for rule, (number_of, sets) in VARIANTS.items():
+        if number_of != SGD.value:
+            suffix, states = list(sets.items())[-1]  # the most states that it has
+            name = f"bf16-stored-{rule}{suffix}"
+            yield _variant(name, "bf16", "stored", NOBODY, rule=number_of, states=states)
 
 
-def _variant(name: str, x: str, sources: str, how: tl.constexpr, weight: Any = tl.float32) -> Variant:
+def _variant(
+    name: str,
+    x: str,
+    sources: str,
+    how: tl.constexpr,
+    weight: Any = tl.float32,
+    *,
+    rule: int = SGD.value,
+    states: int = 0,
+) -> Variant:
     dtype, precision = PRODUCTS[x]
     layer = dict(LAYER_SOURCES[sources])
     if sources == "held":
         layer["A_KIND"] = int(Kind.CONSTANT)  # without silent synapses nobody needs an anchor
     constants = {
-        "WEIGHT_DTYPE": weight, "X_DTYPE": TRITON_DTYPES[dtype], "PRECISION": precision, "RULE": SGD.value,
-        "STATES": 0,
+        "WEIGHT_DTYPE": weight, "X_DTYPE": TRITON_DTYPES[dtype], "PRECISION": precision, "RULE": rule,
+        "STATES": states,
         **layer, "COINCIDENCE": how.value, "INSERTS_C": False, "ALIGNED": True, "ALIGNED_ROWS": True,
     }  # fmt: skip
     silent = "" if how is NOBODY else "-silent"

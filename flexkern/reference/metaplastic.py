@@ -47,7 +47,7 @@ def metaplastic_step_(given: Step) -> None:
     if not given.weight:
         return
     given.check_memory()
-    masters = given.master or [None] * len(given.weight)
+    masters: Sequence[Tensor | None] = given.master or [None] * len(given.weight)
     exact = [exact_weight(w, m) for w, m in zip(given.weight, masters, strict=True)]
     if given.alpha:
         alphas: list[Any] = [

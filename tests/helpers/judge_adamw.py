@@ -17,10 +17,10 @@ class Roundings(NamedTuple):
     """Of what differs between backends, in units of 2^-24 of the result.
 
     corrections: of 1 / (1 - beta1^t) and of 1 / sqrt(1 - beta2^t). On the CPU and in the reference they are
-        made in double and rounded once. On a GPU t log(beta) rounds twice, which moves -expm1 by less than the same
-        share. CUDA's expm1f and a division or root are 2, 1 and 1: 6. Triton has the exponential by hand: under
-        -1/2 it is 0.6 at most and 4 off, its argument's product with log2(e) moves it by 3 of 0.37, and the
-        difference is 0.39 or more: 9; with the argument and the division 12.
+        made in double and rounded once. On a GPU t log(beta) rounds twice, which moves -expm1 by less than the
+        same share. CUDA's expm1f and a division or root are 2, 1 and 1: 6. Triton has the exponential by hand:
+        under -1/2 it is 0.6 at most and 4 off, its argument's product with log2(e) moves it by 3 of 0.37, and
+        the difference is 0.39 or more: 9; with the argument and the division 12.
     division: 1 where it is correctly rounded, 4 where it is quick and 2 ulp off.
     root: torch.sqrt, which the reference takes, is up to 1 ulp off; the kernels' own is correctly rounded.
     """

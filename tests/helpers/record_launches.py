@@ -18,9 +18,11 @@ from flexkern.fields import Kind
 from flexkern.ops.adapter import BACKWARD, FORWARD
 from flexkern.ops.field import FILL
 from flexkern.ops.linear import LINEAR
+from flexkern.ops.linear import STEPS as LINEAR_STEPS
 from flexkern.ops.mask import PACK, UNPACK
-from flexkern.ops.metaplastic import GATE, SGD
+from flexkern.ops.metaplastic import ADAMW, GATE, SGD
 from flexkern.ops.null import NULL
+from flexkern.ops.synapse import STEPS as SYNAPSE_STEPS
 from flexkern.ops.synapse import SYNAPSE
 from flexkern.triton_kernels import adapter, aot, field, linear, mask, metaplastic, synapse
 from flexkern.triton_kernels.catalogue import all_variants
@@ -83,6 +85,17 @@ def step_all() -> None:
                 weight_decay=number, momentum=number, nesterov=number == 1, maximize=number == 0,
                 skip_nonfinite=number == 1,
             )  # fmt: skip
+            ADAMW.on("triton")(
+                [weight], [grad], *state,
+                exp_avg=[ones[2]], exp_avg_sq=[ones[2].clone()],
+                max_exp_avg_sq=[ones[2].clone()] if momentum else None,
+                step=[torch.ones(16)[int(number) :][:1]],
+                master=None if w is torch.float32 else [ones[3]],
+                lr_tensor=torch.ones(1) if number == 1 else None,
+                scale_tensor=torch.ones(1) if number == 0 else None,
+                weight_decay=number, eps=number, beta1=number / 2, beta2=number / 2, amsgrad=momentum,
+                maximize=number == 0, skip_nonfinite=number == 1,
+            )  # fmt: skip
 
 
 def fill_pack_and_gate() -> None:
@@ -123,6 +136,10 @@ def step_layer(rows: int, columns: int, number: float) -> None:
     c = [torch.ones(shape)]
     tensor = torch.ones(1) if number == 1 else None
     theta = torch.ones(rows) if number == 0 else None
+    of_adamw = {
+        "exp_avg": one[2], "exp_avg_sq": one[2].clone(), "max_exp_avg_sq": one[2].clone(), "amsgrad": True,
+        "step": torch.ones(1), "beta1": number / 2, "beta2": number / 2, "eps": number,
+    }  # fmt: skip
     rest = {
         "threshold": number, "lr": number, "scale": number, "threshold_tensor": theta, "lr_tensor": tensor,
         "scale_tensor": tensor, "eta": number, "prune": number, "weight_decay": number, "momentum": number,
@@ -141,6 +158,10 @@ def step_layer(rows: int, columns: int, number: float) -> None:
         synapse(dtype, state, activities)
     synapse(fp32, held, units)
     synapse(fp32, stored, units, momentum=True)
+    of_all = {name: value for name, value in rest.items() if name not in ("momentum", "nesterov")}
+    SYNAPSE_STEPS["synapse_adamw_step_"].on("triton")(
+        torch.zeros(shape), torch.ones(shape), **stored, silent=words, activities=units, **of_adamw, **of_all
+    )
     synapse(bf16, stored, c, hebbian=True)
     odd = torch.zeros(rows, 37), torch.ones(rows, 37)
     SYNAPSE.on("triton")(
@@ -169,6 +190,10 @@ def step_layer(rows: int, columns: int, number: float) -> None:
     linear(bf16, stored, "rate")
     linear(bf16, held, None)
     linear(bf16, stored, None, weight=bf16)
+    LINEAR_STEPS["linear_adamw_step_"].on("triton")(
+        torch.zeros(shape), torch.ones(16, columns, dtype=bf16), torch.ones(16, rows, dtype=bf16), **stored,
+        silent=None, activities=[], **of_adamw, **of_all,
+    )  # fmt: skip
 
 
 def pass_adapters() -> None:
