@@ -56,7 +56,9 @@ def _displace_tile(
     if HAS_MASTER:
         # The master, unless its rounding is not w0, to the bit: then somebody wrote the weight.
         exact = load_float32(master_address, first, numel, tl.float32, FULL, TILE)
-        is_rounding = _rounded(exact, WEIGHT_DTYPE).to(tl.int32, bitcast=True) == before.to(tl.int32, bitcast=True)
+        is_rounding = _rounded(exact, WEIGHT_DTYPE).to(tl.int32, bitcast=True) == before.to(
+            tl.int32, bitcast=True
+        )
         exact = tl.where(is_rounding, exact, before)
     if SOURCES == HELD:
         alpha = load_float32(alpha_address, first, numel, tl.float32, FULL, TILE)
@@ -150,7 +152,8 @@ def scale_displacement_(given: ScaleDisplacement) -> None:
     lists = (weight, given.before, given.master, given.alpha, given.anchor, given.flexibility)
     tensors = [t for of_name in lists for t in of_name]
     key = (
-        weight[0].device, *map(len, lists), *((t.dtype, t.is_contiguous(), t.data_ptr(), t.numel()) for t in tensors),
+        weight[0].device, *map(len, lists),
+        *((t.dtype, t.is_contiguous(), t.data_ptr(), t.numel()) for t in tensors),
         *given.sources, *given.parameters,
     )  # fmt: skip
     stored = all(kind == Kind.STORED for kind in given.sources[::SOURCE_INTS])

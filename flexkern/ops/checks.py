@@ -132,7 +132,9 @@ def is_number(value: object) -> bool:
 
 def shown(value: object) -> str:
     """A number in a message; Python does not print integers of more than 4300 digits."""
-    return f"an integer of {value.bit_length()} bits" if type(value) is int and abs(value) >> 128 else str(value)
+    return (
+        f"an integer of {value.bit_length()} bits" if type(value) is int and abs(value) >> 128 else str(value)
+    )
 
 
 def check_not_lost(value: float, name: str) -> None:
@@ -165,8 +167,8 @@ def check_number(
     # Comparisons only: math.isfinite does not trace where torch.compile makes the number a symbol.
     if not 0 <= value <= LARGEST_NUMBER or (positive and value == 0):
         raise ValueError(
-            f"{name} must be finite and {'> 0' if positive else '>= 0'}, got {shown(value)}; float32 kernels take "
-            f"at most {LARGEST_NUMBER}"
+            f"{name} must be finite and {'> 0' if positive else '>= 0'}, got {shown(value)}; float32 kernels "
+            f"take at most {LARGEST_NUMBER}"
         )
     if positive or zero_is_special:
         check_not_lost(value, name)

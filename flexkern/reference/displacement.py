@@ -37,7 +37,7 @@ def scale_displacement_(given: ScaleDisplacement) -> None:
 
 
 def _exact(given: ScaleDisplacement, i: int) -> Tensor:
-    """w0 as exactly as it is known: the master, unless its rounding is not w0; then somebody wrote the weight."""
+    """w0 as exactly as it is known: the master, unless it does not round to w0: somebody wrote the weight."""
     before = given.before[i]
     if not given.master:
         return before

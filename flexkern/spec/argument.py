@@ -5,7 +5,16 @@ from __future__ import annotations
 from dataclasses import MISSING, Field, dataclass, field, replace
 from typing import Any
 
-__all__ = ["EXACT", "LARGEST_NUMBER", "SMALLEST_NUMBER", "Argument", "argument", "argument_of", "number", "single"]
+__all__ = [
+    "EXACT",
+    "LARGEST_NUMBER",
+    "SMALLEST_NUMBER",
+    "Argument",
+    "argument",
+    "argument_of",
+    "number",
+    "single",
+]
 
 LARGEST_NUMBER = 1e38  # kernels compute in float32, and with a few times the scale
 SMALLEST_NUMBER = 2.0**-149  # of float32; 2**-150 and less round to 0
@@ -43,8 +52,8 @@ class Argument:
         shape: of a tensor, in names that mean the same size everywhere in one call; the name of an argument as
             the only entry: its shape. None: anything.
         low, high: the range of a number.
-        zero_is_special: whether a number that is not 0 but is 0 in float32 is refused, because 0 means something
-            else than a small number.
+        zero_is_special: whether a number that is not 0 but is 0 in float32 is refused, because 0 means
+            something else than a small number.
         meaning: for people.
     """
 

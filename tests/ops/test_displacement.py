@@ -42,7 +42,9 @@ class Call:
         d = self.weight.double() - self.before.double()
         new = exact + alpha * d
         bound = (alpha_bound * d.abs() + 2 * U * (alpha * d).abs() + U * new.abs()) * SECOND_ORDER + SUBNORMAL
-        if self.master is not None:  # alpha = 1 takes w, which is off by what the master had beside its rounding
+        if (
+            self.master is not None
+        ):  # alpha = 1 takes w, which is off by what the master had beside its rounding
             bound = bound + (alpha > 1 - 2 * U) * (exact - self.before.double()).abs()
         return new, bound
 
@@ -92,14 +94,18 @@ def test_all_sources_in_one_list(backend: str, dtype: torch.dtype) -> None:
     calls = [Call(shape, i, dtype) for i, shape in zip(range(len(pairs)), SHAPES * 4, strict=False)]
     weights, masters = [c.weight.clone() for c in calls], [copy(c.master) for c in calls]
     anchors: list[Any] = [c.anchor if a is None else a for c, (a, _) in zip(calls, pairs, strict=True)]
-    flexibilities: list[Any] = [c.flexibility if f is None else f for c, (_, f) in zip(calls, pairs, strict=True)]
+    flexibilities: list[Any] = [
+        c.flexibility if f is None else f for c, (_, f) in zip(calls, pairs, strict=True)
+    ]
     ops.scale_displacement_(
         weights, [c.before for c in calls], anchors, flexibilities, scale=torch.tensor(SCALE),
         master=None if dtype is torch.float32 else masters,
     )  # fmt: skip
     for c, w, master, a, f in zip(calls, weights, masters, anchors, flexibilities, strict=True):
         drawn_a = ops.materialize(a, w.shape) if isinstance(a, Field) else a
-        drawn_f = ops.materialize(f, w.shape) if isinstance(f, Field) else torch.as_tensor(f).float().expand(w.shape)
+        drawn_f = (
+            ops.materialize(f, w.shape) if isinstance(f, Field) else torch.as_tensor(f).float().expand(w.shape)
+        )
         c.check(c.judged(*c.gate(drawn_f, drawn_a)), w, master)
 
 
@@ -117,7 +123,10 @@ def test_other_layouts(backend: str, dtype: torch.dtype, layout: str) -> None:
     c = Call((33, 65), 6, dtype)
     dense, master = c.weight.clone(), copy(c.master)
     ops.scale_displacement_(dense, c.before, c.anchor, c.flexibility, scale=SCALE, master=master)
-    odd = [None if t is None else lay_out(t, layout) for t in (c.weight, c.before, c.anchor, c.flexibility, c.master)]
+    odd = [
+        None if t is None else lay_out(t, layout)
+        for t in (c.weight, c.before, c.anchor, c.flexibility, c.master)
+    ]
     ops.scale_displacement_(*odd[:4], scale=SCALE, master=odd[4])  # type: ignore[arg-type]
     assert same_bits(odd[0].contiguous(), dense)
     if master is not None:
@@ -269,7 +278,9 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("name", "value", "error", "message"), WRONG, ids=[f"{i}-{w[0]}" for i, w in enumerate(WRONG)])
+@pytest.mark.parametrize(
+    ("name", "value", "error", "message"), WRONG, ids=[f"{i}-{w[0]}" for i, w in enumerate(WRONG)]
+)
 @pytest.mark.parametrize("chosen", ["auto", "reference"])
 def test_wrong_arguments(chosen: str, name: str, value: Any, error: type[Exception], message: str) -> None:
     with flexkern.use_backend(chosen):
@@ -280,7 +291,9 @@ def test_wrong_arguments(chosen: str, name: str, value: Any, error: type[Excepti
 def test_wrong_alphas_and_masters(chosen: str) -> None:
     low = arguments(torch.bfloat16)
     with flexkern.use_backend(chosen):
-        refuses(ops.scale_displacement_, {**low, "master": None}, ValueError, "master is needed: a torch.bfloat16")
+        refuses(
+            ops.scale_displacement_, {**low, "master": None}, ValueError, "master is needed: a torch.bfloat16"
+        )
         wrong = low["master"].double()
         refuses(ops.scale_displacement_, {**low, "master": wrong}, TypeError, "master must be torch.float32")
         held = {name: low[name] for name in ("weight", "before", "master")}
