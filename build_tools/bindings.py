@@ -125,7 +125,7 @@ def _struct(s: Spec) -> str:
         f'    check_range({a.name}, "{a.name}", {a.low!r}, {a.high!r});'
         for a in s.arguments
         if a.low is not None
-    ]
+    ] + [f'    check_not_lost({a.name}, "{a.name}");' for a in s.arguments if a.zero_is_special]
     if checks:
         lines += ["  void check_numbers() const {", *checks, "  }"]
     if any(a.written for a in s.arguments):

@@ -8,11 +8,15 @@ drawn once and fixed for life costs no memory and no traffic. Every backend comp
 from __future__ import annotations
 
 import enum
-import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 __all__ = ["Field", "Kind", "Purpose"]
+
+
+_Member = TypeVar("_Member", bound=enum.IntEnum)
 
 
 class Kind(enum.IntEnum):
@@ -35,6 +39,41 @@ class Purpose(enum.IntEnum):
     DROPOUT = 3  # which hidden units of an adapter are dropped
 
 
+_LARGEST = (2 - 2**-23) * 2.0**127  # of float32
+_MOST_DEVIATIONS = 5.3  # a normal field is cut before that
+
+
+def _member(kind: type[_Member], value: object, name: str) -> _Member:
+    """``value`` as a member of ``kind``."""
+    try:
+        if not isinstance(value, bool):
+            return kind(value)
+    except ValueError:
+        pass
+    raise ValueError(f"{name} must be one of {', '.join(map(str, kind))}, got {value!r}")
+
+
+def _integer(value: Any, name: str, bits: int) -> int:
+    """``value``, also a scalar of numpy, as an int in [0, 2**bits)."""
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an int, got {value!r}") from None
+    if not 0 <= number < 1 << bits:
+        raise ValueError(f"{name} must be in [0, 2**{bits}), got {number}")
+    return number
+
+
+def _floats(values: Any) -> tuple[float, float]:
+    try:
+        first, second = values
+        return float(first), float(second)
+    except OverflowError:
+        raise ValueError("parameters must be finite in float32, got an integer that no float holds") from None
+
+
 @dataclass(frozen=True)
 class Field:
     """A random tensor that is not stored (docs/design.md, Procedural fields).
@@ -53,7 +92,8 @@ class Field:
         parameters: ``(low, high)`` of a uniform field, ``(mean, std)`` of a normal one.
 
     Raises:
-        TypeError, ValueError: if a number is not an int where it must be, or outside its range.
+        TypeError, ValueError: if a number is not an int where it must be (numpy's integers are), outside its
+            range, or so large that the values would overflow float32.
     """
 
     kind: Kind
@@ -64,20 +104,30 @@ class Field:
     parameters: tuple[float, float] = (0.0, 0.0)
 
     def __post_init__(self) -> None:
+        for name, kind in (("kind", Kind), ("purpose", Purpose)):
+            object.__setattr__(self, name, _member(kind, getattr(self, name), name))
         if self.kind in (Kind.STORED, Kind.CONSTANT):
             raise ValueError(
                 f"kind: {self.kind!r} is not a distribution; pass a tensor or a number instead of a Field"
             )
         for name, bits in (("seed", 64), ("stream", 32), ("offset", 62)):
-            value = getattr(self, name)
-            if not isinstance(value, int):
-                raise TypeError(f"{name} must be an int, got {value!r}")
-            if not 0 <= value < 1 << bits:
-                raise ValueError(f"{name} must be in [0, 2**{bits}), got {value}")
-        if not all(math.isfinite(p) for p in self.parameters):
-            raise ValueError(f"parameters must be finite, got {self.parameters}")
+            object.__setattr__(self, name, _integer(getattr(self, name), name, bits))
+        object.__setattr__(self, "parameters", _floats(self.parameters))
+        self._check_range()
         if self.kind == Kind.NORMAL and self.parameters[1] < 0:
             raise ValueError(f"std must not be negative, got {self.parameters[1]}")
+
+    def _check_range(self) -> None:
+        """The arithmetic of float32 that makes the values does not overflow."""
+        first, second = self.parameters
+        if not all(abs(p) <= _LARGEST for p in self.parameters):  # NaN is not
+            raise ValueError(f"parameters must be finite in float32, got {self.parameters}")
+        if self.kind == Kind.UNIFORM and not abs(second - first) <= _LARGEST:
+            raise ValueError(f"high - low must be finite in float32, got low={first}, high={second}")
+        if self.kind == Kind.NORMAL and not abs(first) + _MOST_DEVIATIONS * abs(second) <= _LARGEST:
+            raise ValueError(
+                f"mean + {_MOST_DEVIATIONS} std must be finite in float32, got mean={first}, std={second}"
+            )
 
     @classmethod
     def uniform(
@@ -91,7 +141,7 @@ class Field:
         offset: int = 0,
     ) -> Field:
         """Uniform on (low, high); the paper's hybrid network has flexibility uniform on (0, 1)."""
-        return cls(Kind.UNIFORM, seed, stream, purpose, offset, (float(low), float(high)))
+        return cls(Kind.UNIFORM, seed, stream, purpose, offset, (low, high))
 
     @classmethod
     def normal(
@@ -105,7 +155,7 @@ class Field:
         offset: int = 0,
     ) -> Field:
         """Normal, cut at 5.29 standard deviations by the 23 bits that each value is drawn from."""
-        return cls(Kind.NORMAL, seed, stream, purpose, offset, (float(mean), float(std)))
+        return cls(Kind.NORMAL, seed, stream, purpose, offset, (mean, std))
 
     @classmethod
     def biased_high(cls, seed: int, stream: int = 0, *, offset: int = 0) -> Field:

@@ -39,7 +39,7 @@ NATIVE_JOURNEY = (
 # Modules that may share a name, because they mean the same in each place.
 SAME_MEANING = re.compile(
     r"__init__|__main__|base|joint|run|records|checks|null|rules|tables|pictures|figures|data|"
-    r"metaplastic|synapse|linear|field|mask|adapter|prototype|layers"  # families, on each floor
+    r"metaplastic|displacement|synapse|linear|field|mask|adapter|prototype|layers"  # families, on each floor
 )
 
 

@@ -21,9 +21,14 @@ ROOT = Path(__file__).resolve().parent.parent
 START, END = "<!-- operators -->", "<!-- /operators -->"
 BACKENDS = ("cpu", "cuda", "triton")
 # The order of the families; others come after them.
-FAMILIES = ("metaplastic", "synapse", "linear", "adapter", "prototype", "field", "mask")
+FAMILIES = ("metaplastic", "displacement", "synapse", "linear", "adapter", "prototype", "field", "mask")
 # Functions that call an operator of another name. What has none here is made of torch's own operators.
-CALLS = {"gated_sgd_": "metaplastic_sgd_", "flexibility_field": "fill_field_", "materialize": "fill_field_"}
+CALLS = {
+    "gated_sgd_": "metaplastic_sgd_",
+    "gated_displacement_": "scale_displacement_",
+    "flexibility_field": "fill_field_",
+    "materialize": "fill_field_",
+}
 
 
 class Line(NamedTuple):

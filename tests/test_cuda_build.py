@@ -58,9 +58,9 @@ def test_no_kernel_spills() -> None:
     functions = list(_functions(_dump("-res-usage")))
     built = {f"sm_{a}" for a in _core.build_info()["cuda_architectures"].split(";")}
     assert {architecture for architecture, *_ in functions} == built
-    # Of each rule the step (five dtype pairs, two table sizes) and synapses (five pairs); gate, field, pack,
-    # unpack, template.
-    count = len(RULES) * (5 * 2 + 5) + 5
+    # Of each rule the step (five dtype pairs, two table sizes) and synapses (five pairs); displacement (three
+    # dtypes, two table sizes), gate, field, pack, unpack, template.
+    count = len(RULES) * (5 * 2 + 5) + 3 * 2 + 5
     assert all(len({name for a, name, *_ in functions if a == one}) == count for one in built)
     spilling = [f for f in functions if f[3]]
     assert not spilling

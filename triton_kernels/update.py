@@ -23,13 +23,14 @@ def number(value, address):
 def gate(weight, anchor, flexibility, scale):
     """alpha = sech(k)^2 with k = scale (1 - f) |w - a| / f, as 4 e / (1 + e)^2 with e = exp(-2k).
 
-    f = 0 never moves, also where w = a; f = 1 always does, also where |w - a| overflows.
+    f = 0 never moves, also where w = a, and so does an f under the smallest normal number; f = 1 always does,
+    also where |w - a| overflows or is NaN.
     """
     k = scale * (1.0 - flexibility) * tl.abs(weight - anchor) / flexibility
     e = tl.exp2(k * -2.8853900817779268)  # e^(-2k) with one product: 2 log2(e)
     s = 1.0 + e
     alpha = tl.where(flexibility == 1, 1.0, 4.0 * e / (s * s))
-    return tl.where(flexibility == 0, 0.0, alpha)
+    return tl.where(tl.abs(flexibility) < 1.1754943508222875e-38, 0.0, alpha)  # 2^-126
 
 
 @triton.jit

@@ -1,6 +1,7 @@
 #include "arguments.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "device.h"
 
@@ -32,9 +33,13 @@ void check_range(double value, const char* name, double low, double high) {
   FLEXKERN_CHECK(value >= low && value <= high, name, " must be in [", low, ", ", high, "], got ", value);
 }
 
+void check_not_lost(double value, const char* name) {
+  FLEXKERN_CHECK(value == 0 || static_cast<float>(value) != 0, name, " is 0 in float32, got ", value);
+}
+
 void check_scale(double scale, const float* pointer) {
-  FLEXKERN_CHECK(pointer != nullptr || (scale > 0 && scale <= 1e38), "scale must be > 0 and at most 1e38, got ",
-                 scale);
+  FLEXKERN_CHECK(pointer != nullptr || (static_cast<float>(scale) > 0 && scale <= 1e38),
+                 "scale must be > 0 in float32 and at most 1e38, got ", scale);
 }
 
 const float* number_pointer(const std::optional<Tensor>& tensor, const char* name) {
@@ -54,6 +59,8 @@ Source field_source(const int64_t* row, const double* parameters) {
   source.offset = static_cast<uint64_t>(row[3]);
   source.purpose = static_cast<uint32_t>(row[4]);
   source.set_parameters(parameters[0], parameters[1]);
+  FLEXKERN_CHECK(std::isfinite(source.p0) && std::isfinite(source.p1),
+                 "parameters of a source overflow float32: ", parameters[0], " and ", parameters[1]);
   return source;
 }
 

@@ -34,6 +34,9 @@ void check_like(const Tensor& tensor, const char* name, const Tensor& weight, Sc
 // NaN is in no range.
 void check_range(double value, const char* name, double low, double high);
 
+// A number that is not 0 is not 0 in float32 either: for numbers whose 0 means something else than a small one.
+void check_not_lost(double value, const char* name);
+
 // A one-element float32 tensor, or nothing.
 const float* number_pointer(const std::optional<Tensor>& tensor, const char* name);
 

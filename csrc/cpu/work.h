@@ -51,10 +51,10 @@ class NoGrad {
 constexpr int64_t kUnit = 4096;
 constexpr int64_t kGrain = 8;
 
-template <class Rule>
-inline int64_t step_grain(const std::vector<StepTensor<Rule>>& tensors) {
+template <class GatedTensor>
+inline int64_t step_grain(const std::vector<GatedTensor>& tensors) {
   int64_t grain = kGrain;
-  for (const StepTensor<Rule>& tensor : tensors) {
+  for (const GatedTensor& tensor : tensors) {
     if (tensor.gate != Gate::kFormula) continue;
     const bool drawn = tensor.anchor.kind > Kind::kConstant || tensor.flexibility.kind > Kind::kConstant;
     grain = std::min(grain, drawn ? kGrain / 4 : kGrain / 2);

@@ -1,6 +1,7 @@
 """The operators: checks, choice of backend, one dispatcher entry each."""
 
 from flexkern.ops.adapter import gated_adapter
+from flexkern.ops.displacement import gated_displacement_, scale_displacement_
 from flexkern.ops.field import flexibility_field, materialize
 from flexkern.ops.layers import Conversions
 from flexkern.ops.linear import linear_step_
@@ -26,6 +27,7 @@ __all__ = [
     "flexibility_field",
     "gated_adamw_",
     "gated_adapter",
+    "gated_displacement_",
     "gated_sgd_",
     "linear_step_",
     "materialize",
@@ -34,6 +36,7 @@ __all__ = [
     "metaplastic_sgd_",
     "pack_mask",
     "prototype_logits",
+    "scale_displacement_",
     "synapse_step_",
     "unpack_mask",
 ]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Real
 
 import torch
 from torch import Tensor
 
-from flexkern.spec.argument import LARGEST_NUMBER
+from flexkern.spec.argument import LARGEST_NUMBER, SMALLEST_NUMBER
 from flexkern.spec.record import SHARED_MEMORY
 
 __all__ = [
@@ -19,12 +20,15 @@ __all__ = [
     "check_dense",
     "check_finite",
     "check_matches",
+    "check_not_lost",
     "check_number",
     "check_writable",
     "check_writes",
     "contiguous",
     "exact_dtype",
+    "is_number",
     "native_dtypes",
+    "shown",
 ]
 
 LOW_PRECISION = (torch.bfloat16, torch.float16)
@@ -120,8 +124,36 @@ def exact_dtype(weight: Tensor) -> torch.dtype:
     return torch.float64 if weight.dtype is torch.float64 else torch.float32
 
 
-def check_number(value: float | Tensor, name: str, like: Tensor, *, positive: bool = False) -> None:
-    """A finite number >= 0 (or > 0), or a one-element float32 tensor on the weight's device or the CPU."""
+def is_number(value: object) -> bool:
+    """Whether it is a real number: also a scalar of numpy, and not a bool."""
+    # The types first: under torch.compile a number may be a symbol that only looks like one of them.
+    return isinstance(value, (int, float, Real, torch.SymFloat, torch.SymInt)) and not isinstance(value, bool)
+
+
+def shown(value: object) -> str:
+    """A number in a message; Python does not print integers of more than 4300 digits."""
+    return (
+        f"an integer of {value.bit_length()} bits" if type(value) is int and abs(value) >> 128 else str(value)
+    )
+
+
+def check_not_lost(value: float, name: str) -> None:
+    """A number is not 0 in float32 unless it is 0; where a small number means something else than 0.
+
+    Raises:
+        ValueError: if float32 cannot tell it from 0.
+    """
+    if value != 0 and -SMALLEST_NUMBER < 2 * value <= SMALLEST_NUMBER:
+        raise ValueError(f"{name} must be 0 or at least {SMALLEST_NUMBER}, got {value}, which is 0 in float32")
+
+
+def check_number(
+    value: float | Tensor, name: str, like: Tensor, *, positive: bool = False, zero_is_special: bool = False
+) -> None:
+    """A finite number >= 0 (or > 0), or a one-element float32 tensor on the weight's device or the CPU.
+
+    With ``positive`` or ``zero_is_special`` a number that is 0 in float32 only is refused.
+    """
     if isinstance(value, Tensor):
         if value.numel() != 1 or value.dtype is not torch.float32:
             raise ValueError(
@@ -130,14 +162,16 @@ def check_number(value: float | Tensor, name: str, like: Tensor, *, positive: bo
         if value.device != like.device and value.device.type != "cpu":
             raise ValueError(f"{name} must be on {like.device} or the CPU, got {value.device}")
         return
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
+    if not is_number(value):
         raise TypeError(f"{name} must be a number or a one-element tensor, got {type(value).__name__}")
     # Comparisons only: math.isfinite does not trace where torch.compile makes the number a symbol.
     if not 0 <= value <= LARGEST_NUMBER or (positive and value == 0):
         raise ValueError(
-            f"{name} must be finite and {'> 0' if positive else '>= 0'}, got {value}; float32 kernels take at "
-            f"most {LARGEST_NUMBER}"
+            f"{name} must be finite and {'> 0' if positive else '>= 0'}, got {shown(value)}; float32 kernels "
+            f"take at most {LARGEST_NUMBER}"
         )
+    if positive or zero_is_special:
+        check_not_lost(value, name)
 
 
 def check_finite(grads: Sequence[Tensor], name: str = "grad") -> None:

@@ -133,16 +133,18 @@ def check_silent(
             )
         checks.check_writable(anchor, "anchor")
     for name, value in (("eta", insertion.eta), ("prune", insertion.prune)):
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
+        if not checks.is_number(value):
             raise TypeError(f"{name} must be a number, got {type(value).__name__}")
         if not 0 <= value <= checks.LARGEST_NUMBER:
-            raise ValueError(f"{name} must be >= 0 and at most {checks.LARGEST_NUMBER}, got {value}")
+            got = checks.shown(value)
+            raise ValueError(f"{name} must be >= 0 and at most {checks.LARGEST_NUMBER}, got {got}")
+        checks.check_not_lost(value, name)
     _check_threshold(threshold, weight)
 
 
 def _check_threshold(threshold: float | Tensor, weight: Tensor) -> None:
     if not isinstance(threshold, Tensor):
-        checks.check_number(threshold, "threshold", weight)
+        checks.check_number(threshold, "threshold", weight, zero_is_special=True)
         return
     checks.check_dense(threshold, "threshold")
     exact, out = checks.exact_dtype(weight), weight.shape[0]

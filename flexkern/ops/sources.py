@@ -49,13 +49,14 @@ def check_source(value: object, name: str, like: Tensor, dtype: torch.dtype) -> 
         if name == "flexibility" and not value.is_flexibility():
             raise ValueError(f"flexibility must be in [0, 1], got the field {value}")
         return
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and name == "flexibility":
-        if not 0 <= value <= 1:
-            raise ValueError(f"flexibility must be in [0, 1], got {value}")
+    if name == "flexibility" and checks.is_number(value):
+        number: Any = value
+        if not 0 <= number <= 1:
+            raise ValueError(f"flexibility must be in [0, 1], got {checks.shown(value)}")
         return
     if not isinstance(value, Tensor):
-        number = ", a number" if name == "flexibility" else ""
-        raise TypeError(f"{name} must be a tensor{number} or a flexkern.Field, got {type(value).__name__}")
+        or_number = ", a number" if name == "flexibility" else ""
+        raise TypeError(f"{name} must be a tensor{or_number} or a flexkern.Field, got {type(value).__name__}")
     checks.check_matches(value, name, like, (dtype,))
 
 
@@ -90,7 +91,7 @@ def single(sources: Sources) -> Sources:
 @functools.lru_cache(maxsize=4096, typed=True)
 def _row(source: Field | float, name: str) -> tuple[Sequence[int], Sequence[float]]:
     """The row of a source that is not stored, after its check."""
-    if not isinstance(source, (Field, int, float)):
+    if not isinstance(source, Field) and not checks.is_number(source):
         raise TypeError
     check_source(source, name, torch.empty(0), torch.float32)
     return source.source() if isinstance(source, Field) else constant_source(float(source))

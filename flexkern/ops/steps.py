@@ -6,6 +6,7 @@ import difflib
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from numbers import Real
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -106,7 +107,13 @@ def of_options(
             near = difflib.get_close_matches(name, [*names, *others], 1)
             meant = f"; did you mean {near[0]!r}?" if near else f"; it takes {', '.join(names)}"
             raise TypeError(f"{operator}() got an unexpected keyword argument {name!r}{meant}")
-    return kind(**options)
+    # The dispatcher takes Python's numbers; others, numpy's, become floats.
+    return kind(**{name: _plain(value) for name, value in options.items()})
+
+
+def _plain(value: Any) -> Any:
+    is_foreign = isinstance(value, Real) and not isinstance(value, (int, float))
+    return float(value) if is_foreign else value
 
 
 def split_options(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -147,11 +154,11 @@ def check_rule(weight: Tensor, rule: Rule, options: Options) -> None:
     checks.check_number(options.lr, "lr", weight)
     for name, low, high in _RANGES[type(rule)]:
         value = getattr(rule, name)
-        if not isinstance(value, (int, float, torch.SymFloat, torch.SymInt)):
+        if not checks.is_number(value):
             raise TypeError(f"{name} must be a number, got {type(value).__name__}")
         if not low <= value <= high:
             allowed = f">= 0 and at most {high}" if low == 0 else "a finite number"
-            raise ValueError(f"{name} must be {allowed}, got {value}")
+            raise ValueError(f"{name} must be {allowed}, got {checks.shown(value)}")
     rule.check()
     if options.nonfinite not in NONFINITE:
         raise ValueError(f"nonfinite must be one of {NONFINITE}, got {options.nonfinite!r}")

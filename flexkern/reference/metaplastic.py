@@ -27,12 +27,14 @@ def gate(weight: Tensor, anchor: Tensor, flexibility: Tensor, scale: float | Ten
     """alpha = sech(k)^2 with k = scale (1 - f) / f |w - a| (2407.07133, section 2; docs/design.md).
 
     Written as 4 e / (1 + e)^2 with e = exp(-2k), which does not cancel. The division by f comes last, where
-    it may overflow to infinity (alpha = 0) but not make a NaN; f = 0 never moves, also where w = a.
+    it may overflow to infinity (alpha = 0) but not make a NaN. f = 0 never moves, also where w = a, and so does
+    an f under the smallest normal number of its dtype; f = 1 always moves, also where the anchor is NaN.
     """
     displacement = (weight - anchor).abs().clamp(max=torch.finfo(weight.dtype).max)
     k = scale * (1 - flexibility) * displacement / flexibility
     e = torch.exp(-2 * k)
-    return torch.where(flexibility == 0, 0.0, 4 * e / ((1 + e) * (1 + e)))
+    alpha = torch.where(flexibility == 1, 1.0, 4 * e / ((1 + e) * (1 + e)))
+    return torch.where(flexibility.abs() < torch.finfo(weight.dtype).tiny, 0.0, alpha)
 
 
 def metaplastic_gate(given: MetaplasticGate) -> Tensor:

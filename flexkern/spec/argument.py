@@ -5,9 +5,19 @@ from __future__ import annotations
 from dataclasses import MISSING, Field, dataclass, field, replace
 from typing import Any
 
-__all__ = ["EXACT", "LARGEST_NUMBER", "Argument", "argument", "argument_of", "number", "single"]
+__all__ = [
+    "EXACT",
+    "LARGEST_NUMBER",
+    "SMALLEST_NUMBER",
+    "Argument",
+    "argument",
+    "argument_of",
+    "number",
+    "single",
+]
 
 LARGEST_NUMBER = 1e38  # kernels compute in float32, and with a few times the scale
+SMALLEST_NUMBER = 2.0**-149  # of float32; 2**-150 and less round to 0
 # The dtypes of all state of a weight: float64 belongs to a float64 weight, which only the reference takes.
 EXACT = ("float32", "float64")
 
@@ -42,6 +52,8 @@ class Argument:
         shape: of a tensor, in names that mean the same size everywhere in one call; the name of an argument as
             the only entry: its shape. None: anything.
         low, high: the range of a number.
+        zero_is_special: whether a number that is not 0 but is 0 in float32 is refused, because 0 means
+            something else than a small number.
         meaning: for people.
     """
 
@@ -55,6 +67,7 @@ class Argument:
     shape: tuple[str, ...] | None
     low: float | None
     high: float | None
+    zero_is_special: bool
     meaning: str
 
     @property
@@ -96,10 +109,12 @@ def number(
     *,
     low: float | None = None,
     high: float | None = LARGEST_NUMBER,
+    zero_is_special: bool = False,
     meaning: str = "",
 ) -> Any:
     """A number of a declaration, refused outside [low, high]; ``low=None``: not looked at."""
-    return field(default=default, metadata={"meaning": meaning, "low": low, "high": high})
+    about = {"meaning": meaning, "low": low, "high": high, "zero_is_special": zero_is_special}
+    return field(default=default, metadata=about)
 
 
 def single(a: Argument) -> Argument:
@@ -124,5 +139,6 @@ def argument_of(f: Field[Any]) -> Argument:
         shape=f.metadata.get("shape"),
         low=f.metadata.get("low"),
         high=f.metadata.get("high"),
+        zero_is_special=f.metadata.get("zero_is_special", False),
         meaning=f.metadata.get("meaning", ""),
     )

@@ -35,7 +35,7 @@ class Layer(Arguments):
         "packed, bit = 1: silent; None: no synapse is", written=True, dtypes="int32", shape=("out", "words")
     )
     activities: Sequence[Tensor] = argument("what silent synapses are compared with theta by", optional=True)
-    threshold: float = number(low=0.0)
+    threshold: float = number(low=0.0, zero_is_special=True)
     lr: float = number(low=0.0)
     scale: float = number(low=0.0)
     alpha: Tensor | None = argument(
@@ -55,8 +55,8 @@ class Layer(Arguments):
     lr_tensor: Tensor | None = argument("takes the place of lr", dtypes="float32", default=None)
     scale_tensor: Tensor | None = argument("takes the place of scale", dtypes="float32", default=None)
     hebbian: bool = argument("the inserted weight is eta c, else the anchor", default=False)
-    eta: float = number(1.0, low=0.0)
-    prune: float = number(0.0, low=0.0)
+    eta: float = number(1.0, low=0.0, zero_is_special=True)
+    prune: float = number(0.0, low=0.0, zero_is_special=True)
     rule: Rule
     skip_nonfinite: bool = True
 

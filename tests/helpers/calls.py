@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from flexkern import reference
-from flexkern.ops import adapter, field, linear, mask, metaplastic, null, synapse
+from flexkern.ops import adapter, displacement, field, linear, mask, metaplastic, null, synapse
 from flexkern.ops.operator import Operator
 from flexkern.spec import SPECS, Argument, Arguments
 
@@ -21,7 +21,7 @@ SIZES = {
     "T": 2,
 }  # fmt: skip
 LIST_SHAPES = ((5, 7), (33,))  # of the weights of a list
-_families = (adapter, field, linear, mask, metaplastic, null, synapse)
+_families = (adapter, displacement, field, linear, mask, metaplastic, null, synapse)
 _named = [v for family in _families for v in vars(family).values()]
 _found = [o for v in _named for o in (v.values() if isinstance(v, dict) else [v])]
 OPERATORS: dict[str, Operator] = {o.spec.name: o for o in _found if isinstance(o, Operator)}
@@ -101,6 +101,12 @@ def _of_step(values: dict[str, Any], dtype: torch.dtype, hebbian: bool) -> None:
     _exact(values, dtype)
 
 
+def _of_displacement(values: dict[str, Any], dtype: torch.dtype, hebbian: bool) -> None:
+    values["alpha"] = ()  # the formula
+    # The master is of the weight before the step; made of these, or else they would take its place.
+    values["master"] = () if dtype is torch.float32 else [w.float() for w in values["before"]]
+
+
 def _exact(values: dict[str, Any], dtype: torch.dtype) -> None:
     """Masters hold what low-precision weights are the rounding of; float32 weights have none."""
     weights = values["weight"] if isinstance(values["weight"], list) else [values["weight"]]
@@ -137,7 +143,7 @@ def _of_field(values: dict[str, Any], dtype: torch.dtype, hebbian: bool) -> None
 
 _SPECIAL: dict[str, Callable[[dict[str, Any], torch.dtype, bool], None]] = {
     "metaplastic": _of_step, "synapse": _of_layer, "linear": _of_layer, "adapter": _of_adapter,
-    "field": _of_field,
+    "field": _of_field, "displacement": _of_displacement,
 }  # fmt: skip
 
 

@@ -74,7 +74,8 @@ FLEXKERN_FN F exp2_nonpositive(F x) {
 
 // alpha = sech(k)^2, k = scale (1 - f) / f |w - a|, as 4 e / (1 + e)^2 with e = exp(-2k): no cancellation.
 // 1 / f is taken of at least the smallest normal number, and |w - a| is at most the largest number, so that both
-// are finite; k may overflow to infinity (alpha = 0) but makes no NaN. f = 0 never moves, also where w = a.
+// are finite; k may overflow to infinity (alpha = 0) but makes no NaN. f = 0 never moves, also where w = a, and so
+// does an f under the smallest normal number; f = 1 always does, also where a is NaN.
 // `rate` is gate_rate(scale): the factors of k that are the same for all synapses, for e = 2^(rate ...).
 FLEXKERN_FN float gate_rate(float scale) { return scale * -2.885390082f; }  // -2 log2(e)
 
@@ -87,7 +88,8 @@ FLEXKERN_FN F gate(F w, F a, F f, float rate) {
   const F e = exp2_nonpositive((1.0f - f) * rate * displacement * reciprocal(safe));
   const F r = reciprocal(e + 1.0f);
   const F alpha = (e * 4.0f) * (r * r);
-  return f == 0.0f ? f : alpha;
+  const F free = f == 1.0f ? f : alpha;
+  return abs(f) < 0x1p-126f ? splat<F>(0.0f) : free;
 }
 
 // One step of one synapse: w and the states that kHas has a bit for are updated. alpha scales the step, not what
