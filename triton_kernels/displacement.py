@@ -92,7 +92,7 @@ def displacement_kernel(
     TILE: tl.constexpr,
 ):
     """All tensors of ``table``, one tile for each program; `before` stands in the place of the gradient."""
-    tile, numel, full, addresses, anchor, flexibility = load_row(table, tensors)
+    tile, numel, full, addresses, anchor, flexibility, _ = load_row(table, tensors)
     first = tile * TILE
     gate_scale = number(scale, scale_address)
     if tile < full:

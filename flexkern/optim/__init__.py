@@ -2,6 +2,7 @@
 
 from flexkern.optim.adamw import MetaplasticAdamW
 from flexkern.optim.fuse import fuse_into_backward
+from flexkern.optim.metaplastic import Metaplastic
 from flexkern.optim.sgd import MetaplasticSGD
 
-__all__ = ["MetaplasticAdamW", "MetaplasticSGD", "fuse_into_backward"]
+__all__ = ["Metaplastic", "MetaplasticAdamW", "MetaplasticSGD", "fuse_into_backward"]

@@ -16,7 +16,10 @@ from flexkern.optim import sharded
 from flexkern.optim.flexibilities import Flexibility, field_of, is_never_zero, plain
 from flexkern.optim.group_options import is_auto, scale_in_force
 
-__all__ = ["Slot", "is_unmeasured", "split_insertion"]
+__all__ = ["STATE", "Slot", "is_unmeasured", "split_insertion"]
+
+# The names of a parameter's state but for the rule's, see Slot.
+STATE = ("items", "flexibility", "master", "anchor", "alpha", "alpha_item")
 
 
 class Slot:
