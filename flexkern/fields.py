@@ -43,7 +43,7 @@ _LARGEST = (2 - 2**-23) * 2.0**127  # of float32
 _MOST_DEVIATIONS = 5.3  # a normal field is cut before that
 
 
-def _member(kind: type[_Member], value: object, name: str) -> _Member:
+def _member(kind: type[_Member], value: Any, name: str) -> _Member:
     """``value`` as a member of ``kind``."""
     try:
         if not isinstance(value, bool):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from numbers import Real
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -164,6 +165,8 @@ def check_number(
         return
     if not is_number(value):
         raise TypeError(f"{name} must be a number or a one-element tensor, got {type(value).__name__}")
+    if isinstance(value, np.generic):  # a float16 does not compare with the largest number
+        value = float(value)
     # Comparisons only: math.isfinite does not trace where torch.compile makes the number a symbol.
     if not 0 <= value <= LARGEST_NUMBER or (positive and value == 0):
         raise ValueError(

@@ -39,7 +39,8 @@ def scale_displacement_(
             one dtype and device.
         before: w0, a copy of the weight that was taken before the optimizer's step; of the weight's dtype.
         anchor: float32 tensor like the weight, or a Field (procedural: nothing is read).
-        flexibility: float32 tensor like the weight, a Field, or a number in [0, 1]. Under 2**-126 it is 0.
+        flexibility: float32 tensor like the weight, a Field, or a number in [0, 1]. Under 2**-126 it
+            counts as 0.
         scale: a number, or a one-element float32 tensor (read on the device, no synchronisation).
         master: float32 copy of each low-precision weight, updated in place; the weight is its rounding. Where
             it does not round to w0, somebody else wrote the weight, and the master is w0 first. The step is
@@ -186,8 +187,8 @@ def _masters(master: Any, weights: list[Tensor]) -> list[Tensor]:
         return []
     if master is None:
         raise ValueError(
-            f"master is needed: a {dtype} weight cannot hold its displacement; pass weight.float() once and keep "
-            "it"
+            f"master is needed: a {dtype} weight cannot hold its displacement; pass weight.float() "
+            "once and keep it"
         )
     masters = checks.as_list(master, "master", len(weights))
     for w, value in zip(weights, masters, strict=True):

@@ -50,11 +50,13 @@ def metaplastic_gate(
         weight: float32 (or float64) tensor w of any shape. Of a low-precision parameter pass the float32
             master: |w - a| is usually smaller than a bfloat16 ulp of w.
         anchor: a, the weights at initialisation: a tensor like ``weight``, or a Field.
-        flexibility: f in [0, 1]: a tensor like ``weight``, a Field, or one number for all.
+        flexibility: f in [0, 1]: a tensor like ``weight``, a Field, or one number for all. An f under 2**-126
+            counts as 0.
         scale: s > 0, a number or a one-element float32 tensor.
 
     Returns:
-        alpha in [0, 1], shape and dtype of ``weight``. f = 1 gives exactly 1, f = 0 exactly 0.
+        alpha in [0, 1], shape and dtype of ``weight``. f = 1 gives exactly 1 (whatever the anchor is),
+        f = 0 exactly 0.
 
     Raises:
         TypeError, ValueError: if an argument does not fit; the message names it.

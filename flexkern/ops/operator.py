@@ -163,7 +163,7 @@ class Operator:
             except RuntimeError as error:
                 if not is_refusal(error):
                     raise
-            except OverflowError:  # the dispatcher's, of an int that no double holds; the checks name it
+            except (OverflowError, ValueError):  # the dispatcher's, of an int that no double holds
                 pass
             else:
                 if written:

@@ -40,7 +40,20 @@ def test_f_of_1_moves_also_where_the_displacement_overflows(backend: str) -> Non
     assert (gate_of(LARGEST, -LARGEST, 0.0, 4e5) == 0).all()
 
 
-@pytest.mark.parametrize("f", [SMALLEST, 1e-40, SMALLEST_NORMAL, 1e-6, 0.3, 1 - 2.0**-24, 1.0])
+@pytest.mark.parametrize("f", [SMALLEST, 1e-40, SMALLEST_NORMAL * (1 - 2.0**-23), 0.0])
+@pytest.mark.parametrize("scale", [1e-30, 4e5, 1e38])
+def test_an_f_under_the_smallest_normal_number_counts_as_0(backend: str, f: float, scale: float) -> None:
+    for w, a in ((0.0, 0.0), (0.1, 0.1), (1.0, 0.0), (SMALLEST, 0.0)):
+        assert (gate_of(w, a, f, scale) == 0).all()
+
+
+def test_f_of_1_moves_whatever_its_anchor_is(backend: str) -> None:
+    for anchor in (float("nan"), float("inf"), -LARGEST):
+        assert (gate_of(0.5, anchor, 1.0, 4e5) == 1).all()
+    assert gate_of(0.5, float("nan"), 0.5, 4e5).isnan().all()
+
+
+@pytest.mark.parametrize("f", [SMALLEST_NORMAL, 1e-6, 0.3, 1 - 2.0**-24, 1.0])
 @pytest.mark.parametrize("scale", [1e-30, 4e5, 1e38])
 def test_a_weight_at_its_anchor_moves_freely(backend: str, f: float, scale: float) -> None:
     for w in (0.0, 0.1, -1e30, SMALLEST, LARGEST):

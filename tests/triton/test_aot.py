@@ -45,6 +45,9 @@ WIDE = {
     "sgd-stored-bf16-bf16": (6, 2),  # master f a; master: the others are 8 bytes
     "sgd-stored-bf16-fp32": (8, 2),
     "adamw-stored-fp32-fp32": (12, 6),  # w g m v a f; w m v
+    "displacement-stored-fp32": (8, 2),  # w w0 f a; w
+    "displacement-held-fp32": (6, 2),
+    "displacement-stored-bf16": (6, 2),  # master f a; master
     "gate-stored": (6, 2),
     "fill": (0, 2),
     "pack-aligned": (1, 0),  # 16 bytes of the mask a thread
