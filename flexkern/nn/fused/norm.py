@@ -1,7 +1,7 @@
 """The norm of a model's gradients where some of them never existed: it is that of the others.
 
-Trainers log this norm at every step by ``clip_grad_norm_(parameters, inf)``. So it must not fail; and a limit that is
-finite must, because the norm that it would be compared with lacks the largest gradients of the model.
+Trainers log this norm at every step by ``clip_grad_norm_(parameters, inf)``. So it must not fail; and a limit
+that is finite must, because the norm that it would be compared with lacks the largest gradients of the model.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ _NONE, _NORM, _FACTOR = (
     "factor of an infinite limit",
 )
 
-# The way of torch.nn.utils.clip_grad_norm_: what each of its functions makes of what. All others give plain tensors.
+# The way of torch.nn.utils.clip_grad_norm_: what each of its functions makes of what. All others give plain
+# tensors.
 _WAY: dict[tuple[str, Any], str] = {
     (_NONE, Tensor.to): _NONE,
     (_NONE, torch.stack): _NORM,
@@ -41,9 +42,9 @@ class NormOfOthers(Tensor):
     """A norm over gradients of which some do not exist.
 
     It can be read like any tensor, and what is computed from it is a plain one, but for the steps of
-    ``clip_grad_norm_``: divided into an infinite limit it gives a factor that clips nothing, without a look at its
-    value, which would wait for the device; a finite limit is an error. The norm of a gradient that does not exist
-    can only be put together with those of others.
+    ``clip_grad_norm_``: divided into an infinite limit it gives a factor that clips nothing, without a look at
+    its value, which would wait for the device; a finite limit is an error. The norm of a gradient that does not
+    exist can only be put together with those of others.
     """
 
     stage: str

@@ -31,8 +31,8 @@ class SteppedGrad(Tensor):
 
     Everything that would read or write it (gradient clipping, a GradScaler, another optimizer, another gradient
     that is added to it) raises, and says why. Attributes work, and so does ``zero_grad()``. So does
-    ``clip_grad_norm_`` with an infinite ``max_norm``, by which trainers log the norm of all gradients: it is that of
-    the gradients that exist (:class:`flexkern.nn.fused.norm.NormOfOthers`).
+    ``clip_grad_norm_`` with an infinite ``max_norm``, by which trainers log the norm of all gradients: it is
+    that of the gradients that exist (:class:`flexkern.nn.fused.norm.NormOfOthers`).
 
     Args:
         weight: whose gradient it stands for.
@@ -108,8 +108,7 @@ def _error(who: str) -> RuntimeError:
         f"{who} needs a gradient that does not exist: with fused_step the backward pass itself steps the "
         "weight, and this stands in its .grad. So gradients of such weights cannot be clipped, unscaled by a "
         "GradScaler, added to, read, or zeroed in place, and no other optimizer can step the weight "
-        "(clip_grad_norm_ with max_norm=inf only tells the norm of the others; transformers.Trainer does so with "
-        "max_grad_norm=0). Call "
-        "zero_grad() (set_to_none=True, the default) before each backward pass (each window of them), or set "
-        "fused_step = False on the layer"
+        "(clip_grad_norm_ with max_norm=inf only tells the norm of the others; for a transformers.Trainer set "
+        "max_grad_norm=0). Call zero_grad() (set_to_none=True, the default) before each backward pass (each "
+        "window of them), or set fused_step = False on the layer"
     )
