@@ -101,8 +101,8 @@ def _take_in_appended(optimizer: Any, group: dict[str, Any], names: dict[int, st
     if known > len(params):
         raise ValueError(
             f"a group of the optimizer has options for {known} parameters and {len(params)} parameters: "
-            "Avalanche took some out (remove_params=True), and which options were theirs is not known. Train with "
-            "remove_params=False"
+            "Avalanche took some out (remove_params=True), and which options were theirs is not known. Train "
+            "with remove_params=False"
         )
     if known == len(params):
         return

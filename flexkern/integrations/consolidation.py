@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -15,7 +16,7 @@ _EXPERIENCE = ("experience", "train_end")
 
 
 def needs(module: str, package: str, target: str) -> ImportError:
-    """The error for a framework that is not installed, or cannot be imported; ``target`` is what pip installs."""
+    """The error for a framework that cannot be imported; ``target`` is what pip is to install."""
     return ImportError(
         f"{module} needs {package}, which cannot be imported: pip install {target}", name=package
     )
@@ -27,16 +28,30 @@ def one_every(every: Every) -> tuple[str | int, ...]:
     Raises:
         TypeError, ValueError: saying what it must be.
     """
-    moments = (every,) if isinstance(every, (str, int)) else tuple(every)
-    allowed = '"experience" (or "train_end"), "epoch", a number of optimizer steps >= 1, or several of these'
+    allowed = (
+        f'every must be "experience" (or "train_end"), "epoch", a number of optimizer steps >= 1, or several of '
+        f"these; got {every!r}"
+    )
+    moments = list(every) if isinstance(every, (list, tuple)) else [every]
+    checked: list[str | int] = []
     for moment in moments:
-        if isinstance(moment, bool) or not isinstance(moment, (str, int)):
-            raise TypeError(f"every must be {allowed}; got {every!r}")
-        if moment not in (*_EXPERIENCE, "epoch") if isinstance(moment, str) else moment < 1:
-            raise ValueError(f"every must be {allowed}; got {every!r}")
-    if not moments:
-        raise ValueError(f"every must be {allowed}; got {every!r}")
-    return tuple("experience" if moment in _EXPERIENCE else moment for moment in moments)
+        if not isinstance(moment, str):
+            try:
+                number = operator.index(moment)  # also of numpy
+            except TypeError:
+                raise TypeError(allowed) from None
+            if isinstance(moment, bool):
+                raise TypeError(allowed)
+            if number < 1:
+                raise ValueError(allowed)
+            checked.append(number)
+        elif moment in (*_EXPERIENCE, "epoch"):
+            checked.append("epoch" if moment == "epoch" else "experience")
+        else:
+            raise ValueError(allowed)
+    if not checked:
+        raise ValueError(allowed)
+    return tuple(checked)
 
 
 def metaplastic_optimizers(found: Any, who: str, remedy: str) -> list[Any]:

@@ -33,8 +33,8 @@ class ConsolidateCallback(TrainerCallback, ExportableState):
     """
 
     def __init__(self, every: Every = "experience") -> None:
-        self.every = every if isinstance(every, (str, int)) else list(every)
         self.ends = ItemEnds(every, type(self).__name__)
+        self.every = list(self.ends.moments)  # as JSON has it
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Finds the optimizer, behind accelerate's wrapper, and what the checkpoint says of items."""
