@@ -29,7 +29,7 @@ def one_every(every: Every) -> tuple[str | int, ...]:
         TypeError, ValueError: saying what it must be.
     """
     allowed = (
-        f'every must be "experience" (or "train_end"), "epoch", a number of optimizer steps >= 1, or several of '
+        'every must be "experience" (or "train_end"), "epoch", a number of optimizer steps >= 1, or several of '
         f"these; got {every!r}"
     )
     moments = list(every) if isinstance(every, (list, tuple)) else [every]
