@@ -32,7 +32,7 @@ def one_every(every: Every) -> tuple[str | int, ...]:
         'every must be "experience" (or "train_end"), "epoch", a number of optimizer steps >= 1, or several of '
         f"these; got {every!r}"
     )
-    moments = list(every) if isinstance(every, (list, tuple)) else [every]
+    moments: list[Any] = list(every) if isinstance(every, (list, tuple)) else [every]
     checked: list[str | int] = []
     for moment in moments:
         if not isinstance(moment, str):
