@@ -25,7 +25,7 @@ HOUSE = ("flexkern/", "csrc/", "triton_kernels/", "build_tools/", "CMakeLists.tx
 CODE = (".py", ".h", ".cpp", ".cu", ".cuh")
 # Imports run from left to right only.
 ORDER = (
-    ("cli",), ("runs",), ("learners",), ("optim",), ("nn",), ("features", "metrics", "backbones", "configs"),
+    ("cli",), ("runs",), ("learners",), ("integrations",), ("optim",), ("nn",), ("features", "metrics", "backbones", "configs"),
     ("streams",), ("ops",), ("triton_kernels",), ("reference",), ("backends",), ("spec", "fields"),
 )  # fmt: skip
 # The way of a weight below Python: each file, and what of the next it calls or includes.
@@ -114,6 +114,12 @@ def method_files(paths: list[str]) -> Count:
         and not p.endswith("old_records.py")  # reads files of versions that a new method never had
     ]  # fmt: skip
     return Count("files of a new method of a learner", len(files), 2, files)
+
+
+def integration_files(paths: list[str]) -> Count:
+    """What one framework's integration has in the package: its file, and nothing that registers it."""
+    files = [p for p in house(paths) if p.endswith(".py") and re.search(r"\bavalanche\b", without_docs(p))]
+    return Count("files of a new integration", len(files), 1, files)
 
 
 # ------------------------------------------------------------------ the journey of a weight
@@ -312,7 +318,7 @@ def counts() -> list[Count]:
     graph = import_graph(paths)
     way = journey()
     return [
-        operator_files(paths), rule_files(paths), method_files(paths), way, rooms_of_journey(way.files),
+        operator_files(paths), rule_files(paths), method_files(paths), integration_files(paths), way, rooms_of_journey(way.files),
         circles(graph), upward(graph), underscored(paths), names(paths), wheel(paths), largest(paths),
     ]  # fmt: skip
 

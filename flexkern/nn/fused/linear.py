@@ -47,7 +47,8 @@ class MetaplasticLinear(nn.Linear):
     **Not possible**, and an error that says so: a weight used more than once in a graph or shared between
     layers, a parametrized weight or one with hooks, double backward, a second backward through one graph,
     gradient clipping, a GradScaler (use bfloat16), a second optimizer for the weight. DistributedDataParallel
-    has no gradient to reduce and does not work with it.
+    has no gradient to reduce and does not work with it. ``clip_grad_norm_`` with an infinite ``max_norm`` clips
+    nothing, and tells the norm of the gradients that exist: of biases, norms, and layers that are not fused.
 
     Args:
         in_features, out_features, bias, device, dtype: as in :class:`torch.nn.Linear`.

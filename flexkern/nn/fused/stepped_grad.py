@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from flexkern.nn.fused.norm import foreach_norms, norm_of_none
+
 __all__ = ["MicroBatch", "SteppedGrad"]
 
 
@@ -28,7 +30,9 @@ class SteppedGrad(Tensor):
     """A gradient without values: it has the shape, dtype and device of its weight, and no storage.
 
     Everything that would read or write it (gradient clipping, a GradScaler, another optimizer, another gradient
-    that is added to it) raises, and says why. Attributes work, and so does ``zero_grad()``.
+    that is added to it) raises, and says why. Attributes work, and so does ``zero_grad()``. So does
+    ``clip_grad_norm_`` with an infinite ``max_norm``, by which trainers log the norm of all gradients: it is
+    that of the gradients that exist (:class:`flexkern.nn.fused.norm.NormOfOthers`).
 
     Args:
         weight: whose gradient it stands for.
@@ -74,6 +78,10 @@ class SteppedGrad(Tensor):
             # Module.to(device or dtype) moves gradients too. This one has no values that could be moved.
             grad, to = args[0], kwargs or {}
             return grad._moved(to.get("dtype") or grad.dtype, to.get("device") or grad.device)
+        if func is torch.ops.aten.linalg_vector_norm.default and len(args) <= 2 and not kwargs:
+            return norm_of_none(args[0], _error)
+        if func is torch.ops.aten._foreach_norm.Scalar:
+            return foreach_norms(args[0], args[1:], kwargs or {}, cls._is_one, _error)
         raise _error(func.__name__.split(".")[0])
 
     @property
@@ -81,6 +89,14 @@ class SteppedGrad(Tensor):
         """Raises: torch's optimizers and GradScaler ask this first; some then decay weights before they look
         at a gradient."""
         raise _error("an optimizer or GradScaler")
+
+    @staticmethod
+    def _is_one(grad: Tensor) -> bool:
+        return isinstance(grad, SteppedGrad)
+
+    def norm(self, *_: Any, **__: Any) -> Tensor:
+        """Raises: who asks this gradient alone would take the 0 that it adds to others' for its norm."""
+        raise _error("norm")
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         state = f"{len(self.batches)} of {self.window} micro-batches" if self.batches else "stepped in backward"
@@ -91,7 +107,8 @@ def _error(who: str) -> RuntimeError:
     return RuntimeError(
         f"{who} needs a gradient that does not exist: with fused_step the backward pass itself steps the "
         "weight, and this stands in its .grad. So gradients of such weights cannot be clipped, unscaled by a "
-        "GradScaler, added to, read, or zeroed in place, and no other optimizer can step the weight. Call "
-        "zero_grad() (set_to_none=True, the default) before each backward pass (each window of them), or set "
-        "fused_step = False on the layer"
+        "GradScaler, added to, read, or zeroed in place, and no other optimizer can step the weight "
+        "(clip_grad_norm_ with max_norm=inf only tells the norm of the others; for a transformers.Trainer set "
+        "max_grad_norm=0). Call zero_grad() (set_to_none=True, the default) before each backward pass (each "
+        "window of them), or set fused_step = False on the layer"
     )
