@@ -11,7 +11,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from flexkern.fields import Field
 from flexkern.ops import Conversions
 
-__all__ = ["SilentSynapses", "register", "silent_synapses"]
+__all__ = ["SilentSynapses", "forget", "register", "silent_synapses"]
 
 
 class SilentSynapses(Protocol):
@@ -53,6 +53,14 @@ def register(weight: Tensor, layer: SilentSynapses) -> None:
     known = _layers.get(weight)
     if known is None or known() is not layer:
         _layers[weight] = weakref.ref(layer)
+
+
+def forget(weight: Tensor) -> None:
+    """Takes ``weight`` out again: torch does not swap a parameter that has weak references.
+
+    Any that are left, such as those of a layer that is gone, are torch's to refuse.
+    """
+    _layers.pop(weight, None)
 
 
 def silent_synapses(weight: Tensor) -> SilentSynapses | None:
