@@ -22,9 +22,11 @@ class SilentSynapses(Protocol):
     rule: "rate" or "hebbian".
     """
 
-    silent: Tensor
     init: Field
     rule: str
+
+    @property
+    def silent(self) -> Tensor: ...
 
     def insertion(self) -> dict[str, Any]:
         """How synapses convert: threshold, insert, eta and prune, as the operators take them."""

@@ -69,8 +69,8 @@ class SilentLinear(MetaplasticLinear):
     is silent in all of them, which is where the averaged weight is exactly 0. A weight that is written by hand
     where a synapse is silent makes it functional.
 
-    On the meta device a layer has no values; ``to_empty()`` and ``load_state_dict()`` (or ``load_state_dict(...,
-    assign=True)``) make it one.
+    On the meta device it has no values until ``to_empty()`` and ``load_state_dict()``, or the latter with
+    ``assign=True``.
 
     Attributes:
         silent: int32 words [out, ceil(in / 32)], bit = 1: silent (:func:`flexkern.ops.unpack_mask`).
