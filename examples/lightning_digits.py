@@ -11,10 +11,10 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from digits import accuracies, as_input, digits_stream, network, table
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from digits import accuracies, as_input, digits_stream, network, table
 from flexkern.integrations.lightning import ConsolidateCallback
 from flexkern.optim import MetaplasticSGD
 

@@ -9,10 +9,10 @@ import tempfile
 from typing import Any
 
 import torch
-from digits import accuracies, as_input, digits_stream, table
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments, ViTConfig, ViTForImageClassification
 
+from digits import accuracies, as_input, digits_stream, table
 from flexkern.integrations.transformers import ConsolidateCallback
 from flexkern.optim import MetaplasticSGD
 from flexkern.streams import Experience

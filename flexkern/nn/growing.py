@@ -30,6 +30,13 @@ class GrowingState(nn.Module):
         self._check_state(mine)
         for name, saved in mine.items():
             buffer = self._buffers[name]
+            if buffer is not None and saved.is_floating_point() and not buffer.is_floating_point():
+                # Averages of state_dicts are floating: counts and labels that all of them have in common come
+                # back as they were.
+                whole = saved > 0.5 if buffer.dtype is torch.bool else saved.round().to(buffer.dtype)
+                state_dict = {**state_dict, prefix + name: whole}
+        for name, saved in mine.items():
+            buffer = self._buffers[name]
             if buffer is not None and buffer.shape != saved.shape:
                 self._buffers[name] = buffer.new_empty(saved.shape)
         super()._load_from_state_dict(state_dict, prefix, *rest)

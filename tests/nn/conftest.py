@@ -28,3 +28,12 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
 def same_numbers() -> None:
     """Every run draws the same random tensors."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def swapping() -> Iterator[None]:
+    """torch's option to swap parameters where modules are converted or loaded, instead of writing into them."""
+    before = torch.__future__.get_swap_module_params_on_conversion()
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    yield
+    torch.__future__.set_swap_module_params_on_conversion(before)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from flexkern.nn.adapters.bank import AdapterBank
+from flexkern.nn.adapters.passes import Pass, PassLog, running, running_in
 
 __all__ = ["AdaptedModel", "AdapterPoint", "Parts", "Trunk", "attach_adapters", "parts_of"]
 
@@ -59,12 +60,23 @@ class Trunk(NamedTuple):
     tokens: Tensor
 
 
+@dataclass(frozen=True)
+class _TimmEmbedding:
+    """What comes before a timm model's blocks; not a closure, so that a copy of it is of the model's copy."""
+
+    model: Any
+
+    def __call__(self, images: Tensor) -> Tensor:
+        model = self.model
+        return model.norm_pre(model._pos_embed(model.patch_embed(images)))
+
+
 def parts_of(network: nn.Module) -> Parts | None:
     """The parts of a Hugging Face ViT, DeiT or DINOv2 model or of a timm VisionTransformer; None of others."""
     model: Any = network  # of no class that is known here
     if hasattr(model, "patch_embed") and hasattr(model, "blocks"):  # timm
         points = [AdapterPoint(b, b.norm2) for b in model.blocks]
-        return Parts(lambda x: model.norm_pre(model._pos_embed(model.patch_embed(x))), points, model.norm)
+        return Parts(_TimmEmbedding(model), points, model.norm)
     layers = getattr(model, "layers", None)  # ViT and DeiT
     if layers is None:
         encoder = getattr(model, "encoder", None)  # DINOv2, and transformers 4
@@ -122,6 +134,11 @@ class AdaptedModel(nn.Module):
     one task, or the task of each sample. Or, at less cost, call :meth:`trunk` once for a batch of images, and
     then :meth:`features` for any (sample, task) pairs: so the embedding and the first block, which come before
     the first adapter, run once.
+
+    Activation checkpointing works (of :mod:`torch.utils.checkpoint`, reentrant or not, and of Hugging Face
+    models): what a backward pass computes again has the task of the forward pass. A copy (``copy.deepcopy``,
+    pickle) has a model and adapters of its own; where ``points`` are :class:`Parts` with functions of yours,
+    these must not refer to the model but by a module.
     """
 
     def __init__(
@@ -132,29 +149,11 @@ class AdaptedModel(nn.Module):
         self.bank = bank
         self._parts = parts
         self._points = list(points)
-        self._task: int | Tensor | None = None
-        self._inputs: dict[int, Tensor] = {}
-        self._reads = False  # whether norms keep what they read; not while the model runs by itself
+        self._log = PassLog()
         self._hooks = []
         for layer, point in enumerate(points):
-            self._hooks.append(point.norm.register_forward_pre_hook(self._reader(layer)))
-            self._hooks.append(point.block.register_forward_hook(self._adder(layer)))
-
-    def _reader(self, layer: int) -> Callable[..., None]:
-        def read(_norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            if self._reads:
-                self._inputs[layer] = inputs[0]
-
-        return read
-
-    def _adder(self, layer: int) -> Callable[..., Any]:
-        def add(_block: nn.Module, _inputs: Any, output: Any) -> Any:
-            if self._task is None:
-                return None
-            tokens = self.bank(layer, self._inputs.pop(layer), self._task, _tokens(output))
-            return tokens if isinstance(output, Tensor) else (tokens, *output[1:])
-
-        return add
+            self._hooks.append(point.norm.register_forward_pre_hook(_Reader(self, layer)))
+            self._hooks.append(point.block.register_forward_hook(_Adder(self, layer)))
 
     def train(self, mode: bool = True) -> AdaptedModel:
         """Sets the mode of the adapters (dropout); the frozen model stays in ``eval()``."""
@@ -175,13 +174,21 @@ class AdaptedModel(nn.Module):
         Args:
             task: of all samples, or [batch] integers with the task of each, -1 for none; None: no adapters.
         """
-        before = self._task, self._reads
-        self._task, self._reads = task, task is not None
-        try:
+        with self._pass(task, reads=task is not None):
             yield
+
+    @contextmanager
+    def _pass(self, task: int | Tensor | None, *, reads: bool) -> Iterator[Pass]:
+        compiling = torch.compiler.is_compiling()
+        graph_task, start = (-1, 0) if compiling else (torch._C._current_graph_task_id(), _next_node())
+        current = Pass(self, task, reads, running.get(), graph_task)
+        token = running.set(current)
+        try:
+            yield current
         finally:
-            self._task, self._reads = before
-            self._inputs.clear()
+            running.reset(token)
+            if not compiling:
+                self._log.add(start, _next_node(), task)
 
     def forward(self, *args: Any, task: int | Tensor | None = None, **kwargs: Any) -> Any:
         """The model's own output, with the adapters of ``task``."""
@@ -201,11 +208,10 @@ class AdaptedModel(nn.Module):
         parts = self._known_parts()
         embedded = parts.embed(images)
         read, tokens = [], []
-        with self.tasks(None):
-            self._reads = True
+        with self._pass(None, reads=True) as current:
             for rows in _pieces(len(embedded), embedded):
                 tokens.append(_tokens(parts.points[0].block(embedded[rows])))
-                read.append(self._inputs.pop(0))
+                read.append(current.inputs.pop(0))
         return Trunk(_joined(read), _joined(tokens))
 
     def features(
@@ -260,6 +266,47 @@ class AdaptedModel(nn.Module):
                 tokens = _tokens(point.block(tokens))
         tokens = parts.norm(tokens)
         return torch.cat([tokens[:, 0], tokens[:, 1:].mean(1)], 1) if mean else tokens[:, 0]
+
+
+def _next_node() -> int:
+    """The number of the next node that autograd makes in this thread."""
+    return torch._C._autograd._get_sequence_nr()
+
+
+class _Hook:
+    """A hook of an adapted model in one of its layers. An object and no closure: a copy of the model has hooks
+    that are the copy's. A copy of the frozen model alone has hooks that do nothing."""
+
+    def __init__(self, owner: AdaptedModel | None, layer: int) -> None:
+        self.owner, self.layer = owner, layer
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Hook:
+        return type(self)(memo.get(id(self.owner)), self.layer)
+
+    def _pass(self) -> Pass | None:
+        return None if self.owner is None else running_in(self.owner, self.owner._log)
+
+
+class _Reader(_Hook):
+    """Keeps what a norm reads, where the pass wants it."""
+
+    def __call__(self, _norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        current = self._pass()
+        if current is not None and current.reads:
+            current.inputs[self.layer] = inputs[0]
+
+
+class _Adder(_Hook):
+    """Adds the adapter's output to a block's, where the pass has a task."""
+
+    def __call__(self, _block: nn.Module, _inputs: Any, output: Any) -> Any:
+        current = self._pass()
+        if current is None or current.task is None:
+            return None
+        assert self.owner is not None
+        read = current.inputs.pop(self.layer)
+        tokens = self.owner.bank(self.layer, read, current.task, _tokens(output))
+        return tokens if isinstance(output, Tensor) else (tokens, *output[1:])
 
 
 def _pieces(count: int, tokens: Tensor) -> Iterator[slice]:

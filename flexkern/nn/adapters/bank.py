@@ -38,6 +38,36 @@ class _Task(nn.Module):
     def row(self, name: str, layer: int) -> nn.Parameter:
         return getattr(self, f"{name}_{layer}")
 
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        _metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """Writes into the rows, where torch might put other parameters in their place (``assign=True``, or
+        parameters that are swapped): those would be no part of the stacks."""
+        for name, row in self._parameters.items():
+            assert row is not None
+            saved = state_dict.get(prefix + name)
+            if saved is None:
+                if strict:
+                    missing_keys.append(prefix + name)
+            elif saved.shape != row.shape:
+                error_msgs.append(
+                    f"size mismatch for {prefix + name}: the state has {tuple(saved.shape)}, this bank "
+                    f"{tuple(row.shape)}."
+                )
+            else:
+                with torch.no_grad():
+                    row.copy_(saved)
+        if strict:
+            mine = {prefix + name for name in self._parameters}
+            unexpected_keys += [k for k in state_dict if k.startswith(prefix) and k not in mine]
+
 
 class AdapterBank(nn.Module):
     """One ReLU bottleneck for each layer and task: ``scale * (dropout(relu(x @ down + b)) @ up + c)``.
@@ -124,8 +154,12 @@ class AdapterBank(nn.Module):
         bound = 1 / math.sqrt(self.width)
         rows = _Task()
         for layer, stacks in enumerate(self._stacks):
-            draw = torch.rand((self.width, self.rank), generator=generator) * (2 * bound) - bound
+            # On the CPU and in float32, whatever the defaults are: the same numbers everywhere.
+            draw = torch.rand((self.width, self.rank), generator=generator, dtype=torch.float32, device="cpu")
+            draw = draw * (2 * bound) - bound
             stacks["down"][task].copy_(draw)
+            for name in TENSORS[1:]:
+                stacks[name][task].zero_()  # to_empty() may have left anything in rows that no task had
             for name in TENSORS:
                 rows.register_parameter(f"{name}_{layer}", nn.Parameter(stacks[name][task]))
         self.rows.append(rows)
@@ -146,12 +180,20 @@ class AdapterBank(nn.Module):
                 stacks[name][: len(old)] = old
         self._tie()
 
-    def _tie(self) -> None:
-        """Makes each parameter a view of its row again."""
+    def _tie(self, fn: Callable[[Tensor], Tensor] | None = None) -> None:
+        """Makes each parameter a view of its row again; ``fn`` converts its gradient."""
         for task in range(self.tasks):
             for layer, stacks in enumerate(self._stacks):
                 for name in TENSORS:
-                    self._row(task, name, layer).data = stacks[name][task]
+                    row, values = self._row(task, name, layer), stacks[name][task]
+                    grad, row.grad = row.grad, None
+                    if torch._has_compatible_shallow_copy_type(row, values):
+                        row.data = values
+                    else:  # from or to a device of another kind, such as meta: a parameter cannot follow
+                        row = nn.Parameter(values, requires_grad=row.requires_grad)
+                        self.rows[task].register_parameter(f"{name}_{layer}", row)
+                    if grad is not None:
+                        row.grad = grad if fn is None else fn(grad)
 
     def _row(self, task: int, name: str, layer: int) -> nn.Parameter:
         return cast(_Task, self.rows[task]).row(name, layer)
@@ -193,24 +235,34 @@ class AdapterBank(nn.Module):
     # ------------------------------------------------------------------ moving, saving
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AdapterBank:
-        super()._apply(fn, recurse)
-        for stacks in self._stacks:
-            for name in TENSORS:
-                stacks[name] = fn(stacks[name])
-        self._tie()
+        # Not torch's own, which converts parameters one by one, or swaps them: they are views of the stacks.
+        with torch.no_grad():
+            for stacks in self._stacks:
+                for name in TENSORS:
+                    stacks[name] = fn(stacks[name])
+            self._tie(fn)
         return self
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._tie()  # a copy has copied parameters and stacks one by one
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *rest: Any
+    ) -> None:
         # Before the rows load themselves, there must be as many as were saved.
         start = f"{prefix}rows."
-        saved = {int(name[len(start) :].split(".")[0]) for name in state_dict if name.startswith(start)}
-        while self.tasks < len(saved):
+        saved = {name: value for name, value in state_dict.items() if name.startswith(start)}
+        while self.tasks < len({name[len(start) :].split(".")[0] for name in saved}):
             self.add_task()
-        super()._load_from_state_dict(state_dict, prefix, *rest)
+        if local_metadata.get("assign_to_params_buffers", False) and saved:
+            # The state's dtype and device are taken over; its tensors are copied into the stacks.
+            like = next(iter(saved.values()))
+            for stacks in self._stacks:
+                for name, stack in stacks.items():
+                    stacks[name] = torch.zeros_like(stack, dtype=like.dtype, device=like.device)
+            self._tie()
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
 
     def extra_repr(self) -> str:
         return (

@@ -64,7 +64,7 @@ class Insertion:
             TypeError, ValueError: if ``threshold`` is no threshold of so many units.
         """
         if isinstance(self.threshold, AdaptiveThreshold):
-            return torch.full((units,), self.threshold.start, dtype=torch.float64)
+            return torch.full((units,), self.threshold.start, dtype=torch.float64, device="cpu")
         theta = numbers_of_units(self.threshold, "threshold", units, " or a flexkern.nn.AdaptiveThreshold")
         if not bool((theta >= 0).all()):
             raise ValueError(f"threshold must be >= 0, got {self.threshold}")
@@ -92,4 +92,5 @@ def numbers_of_units(value: object, name: str, units: int, other: str) -> Tensor
         return value.detach().double()
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number, a tensor [{units}]{other}, got {value!r}")
-    return torch.tensor(float(value), dtype=torch.float64)
+    # Its values are looked at, also where the default device has none (meta).
+    return torch.tensor(float(value), dtype=torch.float64, device="cpu")

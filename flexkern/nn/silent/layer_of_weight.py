@@ -11,7 +11,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from flexkern.fields import Field
 from flexkern.ops import Conversions
 
-__all__ = ["SilentSynapses", "any_silent", "register", "silent_synapses"]
+__all__ = ["SilentSynapses", "any_silent", "forget", "register", "silent_synapses"]
 
 
 class SilentSynapses(Protocol):
@@ -22,9 +22,11 @@ class SilentSynapses(Protocol):
     rule: "rate" or "hebbian".
     """
 
-    silent: Tensor
     init: Field
     rule: str
+
+    @property
+    def silent(self) -> Tensor: ...
 
     def insertion(self) -> dict[str, Any]:
         """How synapses convert: threshold, insert, eta and prune, as the operators take them."""
@@ -58,6 +60,14 @@ def register(weight: Tensor, layer: SilentSynapses) -> None:
 def any_silent() -> bool:
     """Whether any layer with silent synapses is known."""
     return bool(_layers.data)
+
+
+def forget(weight: Tensor) -> None:
+    """Takes ``weight`` out again: torch does not swap a parameter that has weak references.
+
+    Any that are left, such as those of a layer that is gone, are torch's to refuse.
+    """
+    _layers.pop(weight, None)
 
 
 def silent_synapses(weight: Tensor) -> SilentSynapses | None:

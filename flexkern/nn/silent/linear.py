@@ -13,13 +13,14 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from flexkern import ops
-from flexkern.fields import Field, Kind, Purpose
+from flexkern.fields import Field, Purpose
 from flexkern.nn.fused.linear import MetaplasticLinear
 from flexkern.nn.records import record_of
 from flexkern.nn.silent.adaptive_threshold import AdaptiveThreshold
 from flexkern.nn.silent.insertion import Insertion
-from flexkern.nn.silent.layer_of_weight import register
+from flexkern.nn.silent.layer_of_weight import forget, register
 from flexkern.nn.silent.mask import MaskGradient, check_silent, silent_mask
+from flexkern.nn.silent.state import LastSeen, decode, encode, mended
 from flexkern.ops.checks import exact_dtype
 from flexkern.reference import activity
 
@@ -27,6 +28,7 @@ __all__ = ["SilentLinear"]
 
 # Buffers that keep the weight's exact dtype when the layer is cast.
 _EXACT = ("threshold", "_pre", "_post", "_samples", "_coincidence")
+_INTEGERS = ("silent", "silent_count", "changes")
 
 
 class SilentLinear(MetaplasticLinear):
@@ -63,6 +65,13 @@ class SilentLinear(MetaplasticLinear):
         init: the :class:`flexkern.Field` of the initial weights. Default: that of nn.Linear, uniform on +-1 /
             sqrt(in), with ``Purpose.ANCHOR``.
 
+    **Averages** of layers (EMA, SWA, averaged state_dicts) are layers: a synapse is silent in the average if it
+    is silent in all of them, which is where the averaged weight is exactly 0. A weight that is written by hand
+    where a synapse is silent makes it functional.
+
+    On the meta device it has no values until ``to_empty()`` and ``load_state_dict()``, or the latter with
+    ``assign=True``.
+
     Attributes:
         silent: int32 words [out, ceil(in / 32)], bit = 1: silent (:func:`flexkern.ops.unpack_mask`).
         threshold: theta, float32 (float64 beside a float64 weight), one element or [out].
@@ -76,7 +85,6 @@ class SilentLinear(MetaplasticLinear):
     and functional synapses.
     """
 
-    silent: Tensor
     threshold: Tensor
     silent_count: Tensor
     changes: Tensor
@@ -115,9 +123,11 @@ class SilentLinear(MetaplasticLinear):
         self.rule, self.insert, self.eta, self.prune = how.rule, how.insert, float(how.eta), float(how.prune)
         self.adaptive = how.threshold if isinstance(how.threshold, AdaptiveThreshold) else None
         self.conversions: list[int] = []
+        self._last_seen = LastSeen()
         device, exact = self.weight.device, exact_dtype(self.weight)
-        words = ops.pack_mask(mask.to(device))
-        self.register_buffer("silent", words)
+        # The mask is on the CPU, where it can be packed also for a layer on the meta device. Not by
+        # register_buffer, which refuses a name that the class has.
+        self._buffers["silent"] = ops.pack_mask(mask).to(device)
         self.register_buffer("threshold", theta.to(device, exact))
         # Of each unit: silent synapses now; synapses converted, and pruned, in this item.
         self.register_buffer("silent_count", mask.sum(1).to(device))
@@ -137,6 +147,8 @@ class SilentLinear(MetaplasticLinear):
     @torch.no_grad()
     def _draw(self, default: Field) -> None:
         """Initial weights and bias; torch's global generator is left as it is."""
+        if self.weight.is_meta:
+            return
         self.weight.copy_(ops.materialize(self.init, self.weight.shape, device=self.weight.device))
         self._silence()
         if self.bias is not None:
@@ -146,7 +158,35 @@ class SilentLinear(MetaplasticLinear):
 
     @torch.no_grad()
     def _silence(self) -> None:
-        self.weight.masked_fill_(ops.unpack_mask(self.silent, self.in_features), 0.0)
+        self.weight.masked_fill_(ops.unpack_mask(self._words, self.in_features), 0.0)
+
+    # ------------------------------------------------------------------ the mask
+
+    @property
+    def _words(self) -> Tensor:
+        """The mask's words as they are, without a look at the weight."""
+        words = self._buffers["silent"]
+        assert words is not None
+        return words
+
+    @property
+    def silent(self) -> Tensor:
+        """int32 words [out, ceil(in / 32)], bit = 1: silent."""
+        self._mend()
+        return self._words
+
+    @torch.no_grad()
+    def _mend(self) -> None:
+        """Sees to it that mask and weight fit, where something was written into either since the last look."""
+        words = self._words
+        if self.weight.is_meta or words.is_meta or self._last_seen.unchanged(words, self.weight):
+            return
+        if words.is_inference() and not torch.is_inference_mode_enabled():
+            return  # nothing may write into such tensors, and nobody trains them
+        right, count = mended(self.weight, words, self.silent_count)
+        words.copy_(right)
+        self.silent_count.copy_(count)
+        self._last_seen.note(words, self.weight)
 
     # ------------------------------------------------------------------ forward
 
@@ -160,12 +200,14 @@ class SilentLinear(MetaplasticLinear):
             return linear(x, self.weight, self.bias)
         if not torch.compiler.is_compiling():
             register(self.weight, self)
+            if not self._last_seen.unchanged(self._words):
+                self._mend()
         may_convert = self.may_convert()
         if self.fused_step:
             return self._fused(x, keep_post=may_convert)
         if not may_convert:
             return linear(x, self.weight, self.bias)
-        y = linear(x, MaskGradient.apply(self.weight, self.silent), self.bias)
+        y = linear(x, MaskGradient.apply(self.weight, self._words), self.bias)
         self._record(x.detach(), y.detach())
         return y
 
@@ -212,11 +254,18 @@ class SilentLinear(MetaplasticLinear):
             self.adaptive.update_(self.threshold, conversions.converted, self.silent_count)
         self.changes += torch.stack(tuple(conversions))
         self.silent_count += conversions.pruned - conversions.converted
+        self._last_seen.note(self._words, self.weight)  # the pass has kept them in step
         self._forget()
 
     def _forget(self) -> None:
-        for recorded in (self._pre, self._post, self._samples):
-            recorded.zero_()
+        device, exact = self.weight.device, exact_dtype(self.weight)
+        for name in ("_pre", "_post", "_samples"):
+            recorded = self._buffers[name]
+            assert recorded is not None
+            if (recorded.device, recorded.dtype) == (device, exact):
+                recorded.zero_()
+            else:  # of a layer whose weight was assigned, from another device
+                self._buffers[name] = torch.zeros_like(recorded, device=device, dtype=exact)
         self._coincidence = None
 
     def end_item(self) -> None:
@@ -258,41 +307,80 @@ class SilentLinear(MetaplasticLinear):
 
     def functional_share(self) -> Tensor:
         """Share of each unit's synapses that are functional, float32 [out]."""
-        return 1 - self.silent_count / max(self.in_features, 1)
+        self._mend()
+        return 1 - self.silent_count.float() / max(self.in_features, 1)
 
     def extra_repr(self) -> str:
-        theta = "adaptive" if self.adaptive else f"{self.threshold.mean().item():.4g}"
-        silent = self.silent_count.sum().item() / max(self.weight.numel(), 1)
+        silent, theta = "unknown", "adaptive"
+        if not self.weight.is_meta:
+            self._mend()
+            silent = f"{self.silent_count.sum().item() / max(self.weight.numel(), 1):.1%}"
+        if not self.adaptive:
+            theta = "unknown" if self.threshold.is_meta else f"{self.threshold.mean().item():.4g}"
         prune = f", prune={self.prune:g}" if self.prune else ""
         return (
-            f"{super().extra_repr()}, silent={silent:.1%}, threshold={theta}, rule={self.rule!r}, "
+            f"{super().extra_repr()}, silent={silent}, threshold={theta}, rule={self.rule!r}, "
             f"insert={self.insert!r}{prune}"
         )
 
-    def get_extra_state(self) -> dict[str, Any]:
-        """Plain data that :meth:`state_dict` holds beside the buffers: the conversions and the field of the
-        initial weights."""
-        return {"conversions": list(self.conversions), "init": list(self.init.source())}
+    def train(self, mode: bool = True) -> SilentLinear:
+        """As :meth:`torch.nn.Module.train`; a mask that something else wrote into is made to fit the weight."""
+        super().train(mode)
+        if "_last_seen" in self.__dict__:
+            self._mend()
+        return self
 
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        self.conversions = [int(n) for n in state["conversions"]]
-        (kind, seed, stream, offset, purpose), (p0, p1) = state["init"]  # of Field.source()
-        self.init = Field(Kind(kind), seed % 2**64, stream, Purpose(purpose), offset, (p0, p1))
+    def get_extra_state(self) -> Tensor:
+        """What :meth:`state_dict` holds beside the buffers: the field of the initial weights and the
+        conversions, float64 [n], on the CPU."""
+        return encode(self.init, self.conversions)
 
-    def _load_from_state_dict(self, *args: Any) -> None:
-        super()._load_from_state_dict(*args)
-        # The state of an nn.Linear has weights also where this layer is silent.
-        self._silence()
-        self.silent_count.copy_(ops.unpack_mask(self.silent, self.in_features).sum(1))
+    def set_extra_state(self, state: Tensor | dict[str, Any]) -> None:
+        """Takes what :meth:`get_extra_state` gave, also that of earlier versions, a dict.
+
+        An average over layers with different initial fields says nothing of them: the layer keeps its own.
+        """
+        if isinstance(state, Tensor) and state.is_meta:
+            return
+        init, self.conversions = decode(state)
+        self.init = self.init if init is None else init
+
+    def _save_to_state_dict(self, *args: Any) -> None:
+        self._mend()
+        super()._save_to_state_dict(*args)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        whole = f"{prefix}silent" in state_dict and f"{prefix}weight" in state_dict
+        forget(self.weight)  # a weight with weak references cannot be swapped for another
+        self._last_seen = LastSeen()
+        of_mask = {name: state_dict[prefix + name] for name in _INTEGERS if prefix + name in state_dict}
+        kept = {f"{prefix}{name}": _as_integers(value, name) for name, value in of_mask.items()}
+        super()._load_from_state_dict({**state_dict, **kept}, prefix, *rest)
+        register(self.weight, self)
+        if self.weight.is_meta:
+            return
+        if not whole:  # the state of an nn.Linear has weights also where this layer is silent
+            self._silence()
+        with torch.no_grad():
+            if f"{prefix}silent_count" not in state_dict:
+                self.silent_count.copy_(ops.unpack_mask(self._words, self.in_features).sum(1))
+        self._mend()
         self._some_silent = bool(self.silent_count.any())
         self._forget()
 
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        state["_last_seen"] = LastSeen()  # weak references cannot be pickled, and a copy's tensors are its own
+        return state
+
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        super().__setstate__({"_last_seen": LastSeen(), **state})  # earlier versions had none
         register(self.weight, self)
 
     def _apply(self, fn: Any, recurse: bool = True) -> SilentLinear:
         kept = {name: self._buffers[name] for name in _EXACT}
+        forget(self.weight)
+        self._last_seen = LastSeen()
         super()._apply(fn, recurse)
         # .to(bfloat16) is meant for weights: thresholds and sums stay as exact as a master.
         for name, value in kept.items():
@@ -302,3 +390,12 @@ class SilentLinear(MetaplasticLinear):
                 self._buffers[name] = source.to(moved.device, exact_dtype(self.weight))
         register(self.weight, self)
         return self
+
+
+def _as_integers(value: Tensor, name: str) -> Tensor:
+    """A buffer of integers as a state has it, where averaging has made floating numbers of them."""
+    if not value.is_floating_point() or value.is_meta:
+        return value
+    value = value.nan_to_num().round()
+    # Words that were averaged say nothing; _mend finds what is silent by the weight.
+    return value.to(torch.int64).to(torch.int32) if name == "silent" else value.to(torch.int64)

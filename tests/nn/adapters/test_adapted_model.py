@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from flexkern.nn.adapters.adapted_model import AdaptedModel, AdapterPoint, Parts, attach_adapters
 from flexkern.nn.adapters.bank import AdapterBank
+from flexkern.nn.adapters.passes import running
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
@@ -154,10 +155,17 @@ def test_keeps_no_activations() -> None:
     model = adapted()
     images = torch.rand(2, 3, 16, 16)
     with torch.no_grad():
-        model.features(model.trunk(images), 1)
-        model(images, task=0)
+        with model.tasks(0):
+            model.features(model.trunk(images), 1)
+            model(images, task=0)
+            model.model(images)
+            current = running.get()
+            assert current is not None
+            assert not current.inputs
         model.model(images)
-    assert not model._inputs
+    assert running.get() is None
+    assert not model._log.again
+    assert not model._log.starts
 
 
 def test_only_adapters_are_in_training() -> None:
