@@ -41,10 +41,10 @@ def learn(name: str, epochs: int = 4) -> list[float]:
     model = network(stream)
     plugins: list[Any] = []
     if name == "MetaplasticSGD":
-        optimizer: torch.optim.Optimizer = MetaplasticSGD(model.parameters(), lr=0.05, scale="auto")
+        optimizer: torch.optim.Optimizer = MetaplasticSGD(model.parameters(), lr=0.002, scale="auto")
         plugins = [ConsolidatePlugin(every="experience")]
     else:
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.002)
     strategy = Naive(
         model=model, optimizer=optimizer, train_mb_size=32, train_epochs=epochs, plugins=plugins, evaluator=None
     )

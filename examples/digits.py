@@ -16,8 +16,8 @@ def digits_stream(items: int = 5) -> Stream:
 
 
 def as_input(images: Tensor) -> Tensor:
-    """uint8 images [n, height, width] as numbers from -1 to 1."""
-    return images.to(torch.float32) / 127.5 - 1
+    """uint8 images [n, height, width] as numbers from 0 to 1."""
+    return images.to(torch.float32) / 255
 
 
 def network(stream: Stream) -> nn.Sequential:

@@ -40,10 +40,10 @@ def learn(name: str, epochs: int = 4) -> list[float]:
     model = network(stream)
     callbacks: list[Any] = []
     if name == "MetaplasticSGD":
-        optimizer: torch.optim.Optimizer = MetaplasticSGD(model.parameters(), lr=0.05, scale="auto")
+        optimizer: torch.optim.Optimizer = MetaplasticSGD(model.parameters(), lr=0.002, scale="auto")
         callbacks = [ConsolidateCallback(every="experience")]  # one fit() is one item
     else:
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.002)
     learner = Classifier(model, optimizer)
     for item in stream:
         data = TensorDataset(as_input(item.train_inputs), item.train_labels)
