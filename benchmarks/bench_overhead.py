@@ -7,21 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import product
 
 import torch
 from torch import Tensor
 
 from flexkern import Field, ops
 from flexkern.benchmarks.bench_metaplastic import LR, SCALE
-from flexkern.benchmarks.case import CPU, GPU, Comparison, Peer, Setting, case, under
-from flexkern.benchmarks.peers import formula
+from flexkern.benchmarks.case import CPU, GPU, Comparison, Peer, Setting, at_most, case, under
 from flexkern.fields import Purpose
-from flexkern.optim import MetaplasticSGD
+from flexkern.optim import Metaplastic, MetaplasticAdamW, MetaplasticSGD
 
 UNITS, BATCH, RANK = 8, 4, 4
 AIM = 8e-6  # seconds, on a CPU
 ANOTHER_RULE = "an addition in place is another rule: what a call of torch itself costs"
-SGD_IS_ANOTHER_RULE = "plain SGD is another rule, and the least that a step can cost"
+PLAIN_IS_ANOTHER_RULE = "the plain optimizer is another rule, and the least that a step can cost"
 ALL, TRITON = ("cuda", "triton"), ("triton",)
 
 Call = Callable[[], object]
@@ -159,25 +159,41 @@ def mlp(device: str) -> list[torch.nn.Parameter]:
     return params
 
 
-def build_optimizer(gate: str, at: Setting) -> Comparison:
-    ours = MetaplasticSGD(mlp(at.device), lr=LR, scale=SCALE, gate=gate)
-    if gate == "item":  # a later item, in which alpha is kept
+def build_optimizer(rule: str, gate: str, at: Setting) -> Comparison:
+    params, of_peer = mlp(at.device), mlp(at.device)
+    ours: MetaplasticSGD | MetaplasticAdamW | Metaplastic
+    peers: list[torch.optim.Optimizer]
+    if rule == "SGD":
+        ours = MetaplasticSGD(params, lr=LR, scale=SCALE, gate=gate)
+        peers = [torch.optim.SGD(mlp(at.device), lr=LR), torch.optim.SGD(of_peer, lr=LR, fused=True)]
+        title = "MetaplasticSGD.step"
+    elif rule == "AdamW":
+        ours = MetaplasticAdamW(params, lr=LR, scale=SCALE, gate=gate)
+        peers = [torch.optim.AdamW(of_peer, lr=LR, fused=True)]
+        title = "MetaplasticAdamW.step"
+    else:
+        ours = Metaplastic(torch.optim.AdamW(params, lr=LR, fused=True), scale=SCALE, gate=gate)
+        peers = [torch.optim.AdamW(of_peer, lr=LR, fused=True)]
+        title = "Metaplastic(AdamW(fused=True)).step"
+    for _ in range(2):  # a later item, in which alpha is kept
         ours.step()
         ours.consolidate()
+    for _ in range(3):
         ours.step()
-    plain = torch.optim.SGD(mlp(at.device), lr=LR)
-    params = mlp(at.device)
-    fused = formula.fused_sgd([p.detach() for p in params], [p.grad for p in params if p.grad is not None], LR)
+    goal = at_most(1.5) if at.device == CPU else None
+    fused = ["(fused=True)" if peer.defaults["fused"] else "" for peer in peers]
+    names = [f"torch.optim.{type(peer).__name__}{of}.step" for peer, of in zip(peers, fused, strict=True)]
     return Comparison(
-        f'MetaplasticSGD.step, MLP of three layers, gate="{gate}"{at.suffix()}',
+        f'{title}, MLP of three layers, gate="{gate}"{at.suffix()}',
         ours.step,
         [
-            Peer("torch.optim.SGD.step", plain.step, SGD_IS_ANOTHER_RULE),
-            Peer("torch.optim.SGD(fused=True).step", fused.step, SGD_IS_ANOTHER_RULE),
+            Peer(name, peer.step, PLAIN_IS_ANOTHER_RULE, goal if "fused" in name else None)
+            for name, peer in zip(names, peers, strict=True)
         ],
         memory=False,
     )
 
 
-for _gate in ("item", "step"):
-    case(f"overhead/optimizer-{_gate}", devices=(CPU, GPU), backends=ALL)(partial(build_optimizer, _gate))
+for _rule, _gate in product(("SGD", "AdamW", "displacement"), ("item", "step")):
+    _name = "optimizer" if _rule == "SGD" else _rule.lower()
+    case(f"overhead/{_name}-{_gate}", devices=(CPU, GPU), backends=ALL)(partial(build_optimizer, _rule, _gate))

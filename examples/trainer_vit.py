@@ -37,8 +37,9 @@ def learn(name: str, folder: str, epochs: int = 4) -> list[float]:
     torch.manual_seed(0)
     config = ViTConfig(
         image_size=stream.input_shape[-1], patch_size=4, num_channels=1, hidden_size=64, num_hidden_layers=2,
-        num_attention_heads=2, intermediate_size=128, num_labels=stream.classes,
+        num_attention_heads=2, intermediate_size=128,
     )  # fmt: skip
+    config.num_labels = stream.classes
     model = ViTForImageClassification(config)
     callbacks: list[Any] = []
     if name == "MetaplasticSGD":

@@ -68,7 +68,9 @@ def _step_tile(
     if STATES & 4:
         s2 = load_float32(at2, first, numel, tl.float32, FULL, TILE)
     if SOURCES == HELD:
-        alpha = load_float32(alpha_address, first, numel, tl.float32, FULL, TILE)
+        alpha = tl.full((TILE,), 1.0, tl.float32)
+        if alpha_address != 0:  # else this weight moves freely
+            alpha = load_float32(alpha_address, first, numel, tl.float32, FULL, TILE)
     else:
         if SOURCES == STORED:
             a = load_float32(anchor[1], first, numel, tl.float32, FULL, TILE)
@@ -228,7 +230,10 @@ def _check_step(given: Step) -> None:
     if type(given.rule).COUNTS_STEPS:
         check_counts(given.step, weight)
     if given.alpha:
-        check_tensors(given.alpha, "alpha", weight, torch.float32)
+        stored = [
+            (alpha, w) for alpha, w in zip(given.alpha, weight, strict=True) if alpha.numel() or not w.numel()
+        ]
+        check_tensors([alpha for alpha, _ in stored], "alpha", [w for _, w in stored], torch.float32)
     else:
         (a_ints, a_floats), (f_ints, f_floats) = _halves(given.sources, given.parameters)
         check_sources(given.anchor, "anchor", weight, a_ints, a_floats)

@@ -158,8 +158,8 @@ def gated_sgd_(
     Args:
         alpha: float32 like the weight, from :func:`metaplastic_gate`, or its rounding to bfloat16: two bytes
             fewer to read, and each step is off by at most 2**-8 of itself (0 and 1 stay exact). None: these
-            weights move freely (alpha = 1), as biases do. The kernels of the CPU and the reference take
-            bfloat16; the others do not yet, so on a GPU the reference runs it.
+            weights move freely (alpha = 1), as biases do; also for single ones of a list. The kernels of the
+            CPU and the reference take bfloat16; the others do not yet, so on a GPU the reference runs it.
 
     The other arguments, and what is raised, are those of :func:`metaplastic_sgd_`.
     """
@@ -346,9 +346,10 @@ def _checked_gated_step(
     if alpha is not None:
         exact = checks.exact_dtype(weights[0])
         allowed = (exact,) if exact is torch.float64 else (exact, torch.bfloat16)
-        alphas = checks.as_list(alpha, "alpha", len(weights))
-        for w, value in zip(weights, alphas, strict=True):
-            checks.check_matches(value, "alpha", w, allowed)
+        for w, value in zip(weights, checks.as_list(alpha, "alpha", len(weights)), strict=True):
+            if value is not None:
+                checks.check_matches(value, "alpha", w, allowed)
+            alphas.append(w.new_empty(0, dtype=exact) if value is None else value)
     sources = free(len(weights)) if alpha is None else Sources((), (), None, None)
     _run(operator, weights, grads, sources, alphas, options, rule, name)
 

@@ -162,3 +162,13 @@ def test_state_that_is_not_needed_is_left_alone(backend: str) -> None:
     assert same_bits(x.weight, y.weight)
     assert same_bits(x.buffer, before.buffer)
     assert same_bits(x.master, before.master)
+
+
+def test_single_weights_of_a_list_move_freely(backend: str) -> None:
+    shapes = ((33, 5), (7,), (3, 40))
+    together, apart = ([make_inputs(shape, seed=i) for i, shape in enumerate(shapes)] for _ in range(2))
+    alphas = [torch.rand(shapes[0]), None, torch.rand(shapes[2])]
+    ops.gated_sgd_([x.weight for x in together], [x.grad for x in together], alphas, lr=0.1)
+    for x, alpha in zip(apart, alphas, strict=True):
+        ops.gated_sgd_(x.weight, x.grad, alpha, lr=0.1)
+    assert all(same_bits(x.weight, y.weight) for x, y in zip(together, apart, strict=True))
