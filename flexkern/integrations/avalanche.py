@@ -20,7 +20,7 @@ class ConsolidatePlugin(SupervisedPlugin, supports_distributed=True):  # type: i
     Steps are counted over all calls of ``train()``, and kept by Avalanche's checkpoints, as the plugin is.
     Before each experience the plugin also mends what Avalanche does to an optimizer from outside: it empties
     the state when a strategy first trains, and appends the parameters of new heads to a group without their
-    options.
+    names. (A metaplastic optimizer takes them in by itself, with flexibilities of their own.)
 
     Args:
         every: "experience" (or "train_end"); "epoch"; a number of optimizer steps; or several of these, of
@@ -56,7 +56,8 @@ class ConsolidatePlugin(SupervisedPlugin, supports_distributed=True):  # type: i
                 for p in group["params"]:
                     if p in self._kept and not optimizer.state.get(p):
                         optimizer.state[p] = self._kept[p]
-                _take_in_appended(optimizer, group, names)
+                if "param_names" in group:
+                    group["param_names"] = [names[id(p)] for p in group["params"]]
         self._kept = {}
 
     def after_update(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
@@ -81,42 +82,3 @@ class ConsolidatePlugin(SupervisedPlugin, supports_distributed=True):  # type: i
     def _begin(self, strategy: Any) -> None:
         found = metaplastic_optimizers(strategy.optimizer, type(self).__name__, "the strategy's optimizer=")
         self.ends.begin(found, self.steps)
-
-
-def _take_in_appended(optimizer: Any, group: dict[str, Any], names: dict[int, str]) -> None:
-    """Gives parameters that were appended to a group's list the options that go with each parameter.
-
-    They come from the optimizer's own ``add_param_group``. The group that it makes is merged into this one,
-    because Avalanche gives the next new head to the group of its neighbours, and fails where these are in
-    several.
-
-    Raises:
-        ValueError: if parameters were taken out of the group, whose options then fit no more.
-    """
-    params = group["params"]
-    lists = {
-        key: value for key, value in group.items() if isinstance(value, list) and key != "params" and value
-    }
-    known = max(map(len, lists.values()), default=len(params))
-    if known > len(params):
-        raise ValueError(
-            f"a group of the optimizer has options for {known} parameters and {len(params)} parameters: "
-            "Avalanche took some out (remove_params=True), and which options were theirs is not known. Train "
-            "with remove_params=False"
-        )
-    if known == len(params):
-        return
-    own = {key: value for key, value in lists.items() if len(value) == known}
-    appended = params[known:]
-    del params[known:]
-    options = {key: value for key, value in group.items() if key != "params" and key not in own}
-    named = [(names[id(p)], p) for p in appended] if "param_names" in own else appended
-    try:
-        optimizer.add_param_group({**options, "params": named})
-    except BaseException:
-        params.extend(appended)
-        raise
-    added = optimizer.param_groups.pop()
-    params.extend(added["params"])
-    for key, value in own.items():
-        value.extend(added[key])

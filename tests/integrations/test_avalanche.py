@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from flexkern.fields import Field
 from flexkern.optim import MetaplasticSGD
+from flexkern.optim.flexibilities import field_of
 from helpers import avalanche_protocol
 from helpers.avalanche_protocol import Experience, Growing, MultiHead, OnlineExperience, Strategy
 from helpers.ending_items import Remembering, remembering
@@ -77,8 +78,7 @@ def test_a_head_for_each_task() -> None:
     assert len(optimizer.param_groups) == 1
     (group,) = optimizer.param_groups
     assert len(group["params"]) == 2 * 5
-    fields = [f for p, f in zip(group["params"], group["flexibility"], strict=True) if p.dim() == 2]
-    assert len({(f.seed, f.stream) for f in fields}) == 5
+    fields = [field_of(optimizer.state[p]["flexibility"]) for p in group["params"] if p.dim() == 2]
     assert fields == [Field.uniform(0, stream) for stream in (0, 2, 4, 6, 8)]
     assert optimizer.ended == [12, 24, 36, 48]
     # A saved state fits an optimizer that has these parameters from the start.
@@ -98,15 +98,18 @@ def test_a_head_for_each_task_of_named_parameters() -> None:
     assert group["param_names"] == [name for name, _ in model.named_parameters()]
 
 
-def test_without_the_plugin_a_new_head_has_no_flexibility() -> None:
-    """Why the plugin takes parameters in. Where an optimizer does so itself, the plugin may leave it."""
+def test_a_new_head_without_the_plugin() -> None:
+    """The optimizer takes in by itself what was put into its groups."""
     learner = strategy()
     learner.plugins = []
     learner.train(Experience(batches(0)))
     learner.model.adapt(Experience(batches(1), 1))
     learner._make_optimizer(reset_state=False)
-    (group,) = learner.optimizer.param_groups
-    assert len(group["flexibility"]) < len(group["params"])
+    before = [p.detach().clone() for p in learner.model.parameters()]
+    for p in learner.model.parameters():
+        p.grad = torch.ones_like(p)
+    learner.optimizer.step()
+    assert all(not torch.equal(p, old) for p, old in zip(learner.model.parameters(), before, strict=True))
 
 
 def test_a_head_that_is_replaced_by_a_larger_one() -> None:
@@ -142,11 +145,17 @@ def test_given_flexibilities_survive_the_first_experience() -> None:
 
 
 def test_parameters_that_were_taken_out() -> None:
+    """Each of the others keeps its own flexibility and anchor."""
     learner = strategy()
     learner.train(Experience(batches(0)))
-    del learner.optimizer.param_groups[0]["params"][1]
-    with pytest.raises(ValueError, match=r"options for 4 parameters and 3 parameters.*remove_params=False"):
-        learner.plugins[0].before_training_exp(learner)
+    optimizer = learner.optimizer
+    params = optimizer.param_groups[0]["params"]
+    del params[1]
+    kept = {p: (optimizer.state[p]["flexibility"], optimizer.state[p].get("anchor")) for p in params}
+    learner.train(Experience(batches(1)))
+    for p, (flexibility, anchor) in kept.items():
+        assert optimizer.state[p]["flexibility"] == flexibility
+        assert optimizer.state[p].get("anchor") is anchor
 
 
 def test_an_optimizer_that_cannot_consolidate() -> None:
