@@ -12,10 +12,10 @@ from avalanche.benchmarks import benchmark_from_datasets
 from avalanche.benchmarks.utils import as_classification_dataset
 from avalanche.benchmarks.utils.data_attribute import DataAttribute
 from avalanche.training import Naive
-from digits import accuracies, as_input, digits_stream, network, table
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
+from digits import accuracies, as_input, digits_stream, network, table
 from flexkern.integrations.avalanche import ConsolidatePlugin
 from flexkern.optim import MetaplasticSGD
 
@@ -41,7 +41,9 @@ def learn(name: str, epochs: int = 4) -> list[float]:
     model = network(stream)
     plugins: list[Any] = []
     if name == "MetaplasticSGD":
-        optimizer: torch.optim.Optimizer = MetaplasticSGD(model.parameters(), lr=0.002, scale="auto")
+        optimizer: torch.optim.Optimizer = MetaplasticSGD(
+            model.parameters(), lr=0.002, scale="auto", flexible_vectors=True
+        )
         plugins = [ConsolidatePlugin(every="experience")]
     else:
         optimizer = torch.optim.SGD(model.parameters(), lr=0.002)
