@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 from avalanche.benchmarks import benchmark_from_datasets
-from avalanche.benchmarks.utils import as_classification_dataset
-from avalanche.benchmarks.utils.data_attribute import DataAttribute
+from avalanche.benchmarks.utils.data import AvalancheDataset
+from avalanche.benchmarks.utils.data_attribute import DataAttribute, TaskLabels
 from avalanche.training import Naive
 from torch import Tensor
 from torch.utils.data import TensorDataset
@@ -22,13 +22,8 @@ from flexkern.optim import MetaplasticSGD
 
 def dataset(images: Tensor, labels: Tensor) -> Any:
     """A data set of Avalanche's."""
-    return as_classification_dataset(
-        TensorDataset(as_input(images), labels),
-        data_attributes=[
-            DataAttribute(labels.tolist(), "targets"),
-            DataAttribute([0] * len(labels), "targets_task_labels", use_in_getitem=True),
-        ],
-    )
+    attributes = [DataAttribute(labels.tolist(), "targets"), TaskLabels([0] * len(labels))]
+    return AvalancheDataset([TensorDataset(as_input(images), labels)], data_attributes=attributes)
 
 
 def learn(name: str, epochs: int = 4) -> list[float]:
@@ -41,7 +36,9 @@ def learn(name: str, epochs: int = 4) -> list[float]:
     model = network(stream)
     plugins: list[Any] = []
     if name == "MetaplasticSGD":
-        optimizer: torch.optim.Optimizer = MetaplasticSGD(model.parameters(), lr=0.002, scale="auto")
+        optimizer: torch.optim.Optimizer = MetaplasticSGD(
+            model.parameters(), lr=0.002, scale="auto", flexible_vectors=True
+        )
         plugins = [ConsolidatePlugin(every="experience")]
     else:
         optimizer = torch.optim.SGD(model.parameters(), lr=0.002)

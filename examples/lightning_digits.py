@@ -40,7 +40,9 @@ def learn(name: str, epochs: int = 4) -> list[float]:
     model = network(stream)
     callbacks: list[Any] = []
     if name == "MetaplasticSGD":
-        optimizer: torch.optim.Optimizer = MetaplasticSGD(model.parameters(), lr=0.002, scale="auto")
+        optimizer: torch.optim.Optimizer = MetaplasticSGD(
+            model.parameters(), lr=0.002, scale="auto", flexible_vectors=True
+        )
         callbacks = [ConsolidateCallback(every="experience")]  # one fit() is one item
     else:
         optimizer = torch.optim.SGD(model.parameters(), lr=0.002)

@@ -1,6 +1,9 @@
 """Digits, item after item, with a small vision transformer and transformers.Trainer, against plain SGD.
 
 python examples/trainer_vit.py      (needs flexkern[cli,transformers])
+
+It shows how the parts go together. Do not expect much of its table: in seconds a transformer with random
+weights learns little more than which item is the present one, and there is little that could be kept.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ class Images(Dataset):
         return {"pixel_values": self.images[i], "labels": self.labels[i]}
 
 
-def learn(name: str, folder: str, epochs: int = 4) -> list[float]:
+def learn(name: str, folder: str, epochs: int = 2) -> list[float]:
     """Learns all items one after the other; the accuracy of each at the end."""
     stream = digits_stream()
     torch.manual_seed(0)
@@ -43,12 +46,10 @@ def learn(name: str, folder: str, epochs: int = 4) -> list[float]:
     model = ViTForImageClassification(config)
     callbacks: list[Any] = []
     if name == "MetaplasticSGD":
-        optimizer: torch.optim.Optimizer = MetaplasticSGD(
-            model.parameters(), lr=0.1, scale="auto", momentum=0.9
-        )
+        optimizer: torch.optim.Optimizer = MetaplasticSGD(model.parameters(), lr=0.02, scale="auto")
         callbacks = [ConsolidateCallback(every="experience")]  # one train() is one item
     else:
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.02)
     arguments = TrainingArguments(
         folder, num_train_epochs=epochs, per_device_train_batch_size=32, lr_scheduler_type="constant",
         use_cpu=True, save_strategy="no", logging_strategy="no", report_to=[], disable_tqdm=True, seed=0,
