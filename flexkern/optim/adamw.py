@@ -25,8 +25,8 @@ class MetaplasticAdamW(RuleOptimizer):
 
     What :class:`flexkern.optim.MetaplasticSGD` is to SGD. The means of the gradient and of its square are made
     from the gradient itself, and alpha scales the step that comes of them, weight decay with it: scaling the
-    gradient would be undone by Adam's normalisation, and a stiff weight that decayed would forget. With all f = 1
-    it is :class:`torch.optim.AdamW`::
+    gradient would be undone by Adam's normalisation, and a stiff weight that decayed would forget. With all
+    f = 1 it is :class:`torch.optim.AdamW`::
 
         optimizer = flexkern.optim.MetaplasticAdamW(model.named_parameters(), lr=1e-3, scale="auto")
         for item in stream:

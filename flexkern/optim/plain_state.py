@@ -23,10 +23,14 @@ _NUMBERS = ("items", "alpha_item")
 
 def encode_group(group: dict[str, Any]) -> dict[str, Any]:
     """A group with its Fields, dtypes and numbers of numpy written as plain data."""
-    values = {
-        name: value.item() if isinstance(value, np.generic) else plain(value) for name, value in group.items()
-    }
+    values = {name: _without_numpy(plain(value)) for name, value in group.items()}
     return {**values, "alpha_dtype": str(group["alpha_dtype"]).removeprefix("torch.")}
+
+
+def _without_numpy(value: Any) -> Any:
+    if isinstance(value, tuple):  # betas
+        return tuple(map(_without_numpy, value))
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def given_for_one(slot: Slot, group: dict[str, Any]) -> dict[str, Any]:
