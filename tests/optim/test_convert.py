@@ -42,7 +42,7 @@ SCHEDULERS: dict[str, Callable[[Any], list[Any]]] = {
         lrs.ChainedScheduler([lrs.LinearLR(o, 0.5, total_iters=9), lrs.ExponentialLR(o, 0.95)], o)
     ],
     "two": lambda o: [lrs.LinearLR(o, 0.5, total_iters=9), lrs.ExponentialLR(o, 0.95)],
-    "ReduceLROnPlateau": lambda o: [lrs.ReduceLROnPlateau(o, patience=2)],
+    "ReduceLROnPlateau": lambda o: [lrs.ReduceLROnPlateau(o, factor=0.9, patience=2)],
     "CosineAnnealingLR": lambda o: [lrs.CosineAnnealingLR(o, 30)],
 }
 
@@ -65,10 +65,10 @@ def bound(kind: str, rule: dict[str, Any], params: list[Parameter], largest_grad
     A step of either rounds w once. SGD rounds its step 14 times, relative to at most
     (1 + mu) / (1 - mu) (|g| + decay |w|), and what is off in a buffer stays in it for 1 / (1 - mu) steps; so
     test_flexibility_one_is_sgd has it. AdamW: a mean rounds 3 times in each step and forgets by beta, so it is
-    off by 3 / (1 - beta1) of the largest it was made of; the root of the second one by half of 4 / (1 - beta2).
-    The largest ratio is sqrt(1 / (1 - beta2)) and no larger than MORE + FIRST gradients of one sign make it,
-    which is (1 - beta1^t) / (1 - beta1) ... at most 1 / (1 - beta1). Corrections, division, root, eps, lr,
-    decay and sums are 10 more roundings.
+    off by 3 / (1 - beta1) of the largest it was made of; the root of the second one by half of 4 / (1 - beta2),
+    or 4 for each step that there was. A ratio of the corrected means is at most 1 / (1 - beta1): the first mean
+    sums (1 - beta1) |g| at most t times, and the root of the second is at least |g| sqrt(1 - beta2) or, while
+    t < 1 / (1 - beta2), about |g| / sqrt(t). Corrections, division, root, eps, lr, decay and sums are 10 more.
     """
     largest = max(p.abs().max().item() for p in params) + 0.5
     decay = rule.get("weight_decay", 0.01 if kind == "AdamW" else 0.0)
