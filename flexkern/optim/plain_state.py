@@ -56,7 +56,7 @@ def decoded(saved: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
             raise ValueError(
                 f"state_dict is not one of a metaplastic optimizer: its group has no {', '.join(missing)}"
             )
-        if "first_item" not in group:
+        if isinstance(group.get("flexibility"), (list, tuple)):
             group = _from_lists(group, state)
         group = {**defaults, **group}
         dtype = group["alpha_dtype"]
@@ -64,7 +64,7 @@ def decoded(saved: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
             "flexibility": field_of(group["flexibility"]),
             "anchor": field_of(group["anchor"]),
             "alpha_dtype": getattr(torch, dtype, dtype) if isinstance(dtype, str) else dtype,
-            "first_item": tuple(FirstItem(*group["first_item"])),
+            "first_item": tuple(FirstItem(*group.get("first_item", ()))),
         }
         groups.append(group)
     return {**saved, "state": state, "param_groups": groups}

@@ -187,7 +187,7 @@ REMOVED = {
     "SGD": ["momentum", "dampening", "weight_decay", "nesterov", "maximize"],
     "AdamW": ["betas", "eps", "weight_decay", "amsgrad", "maximize"],
 }
-OF_ALL = ["flexibility", "seed", "gate", "anchor", "flexible_vectors", "nonfinite", "alpha_dtype"]
+OF_ALL = ["flexibility", "seed", "gate", "anchor", "flexible_vectors", "nonfinite", "alpha_dtype", "first_item"]
 OLDER = [(kind, name) for kind, own in REMOVED.items() for name in own + OF_ALL]
 
 
