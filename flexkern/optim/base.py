@@ -281,6 +281,7 @@ class MetaplasticOptimizer(Optimizer):
         gone = [slot for slot in slots if slot.has_begun and not self.state.get(slot.param, {}).get("items")]
         for slot in gone:
             slot.has_begun = False
+            slot.anchor = None  # the weights have left the Field that they began from
         if gone:
             warnings.warn(
                 f"the state of {len(gone)} parameters of {type(self).__name__} was removed, they begin anew: "
@@ -319,8 +320,14 @@ class MetaplasticOptimizer(Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """As in :class:`torch.optim.Optimizer`; holds tensors and plain data, so that
-        ``torch.load(weights_only=True)`` reads it. Fields are written as dictionaries."""
+        ``torch.load(weights_only=True)`` reads it. Fields are written as dictionaries.
+
+        Raises:
+            TypeError, ValueError: if what was put into a group since the last step does not fit.
+        """
         self._no_effect.was_saved = True
+        for group in self.param_groups:
+            self.slots_of(group)  # settings that were changed since the last step are saved as they are now
         state_dict = super().state_dict()
         state = dict(state_dict["state"])
         for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=True):
@@ -407,6 +414,7 @@ class MetaplasticOptimizer(Optimizer):
         self._fused.append((layer, window))
 
     def __getstate__(self) -> dict[str, Any]:
+        self._no_effect.was_saved = True
         self._fused = [(layer, window) for layer, window in self._fused if layer.fused_step]
         return {**super().__getstate__(), "_slots": self._slots, "_fused": self._fused}
 

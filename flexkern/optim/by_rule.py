@@ -111,6 +111,10 @@ class RuleOptimizer(MetaplasticOptimizer):
         plans = self.__dict__.setdefault("_plans", {})
         plans.pop(id(group), None)
         seen = self.__dict__.setdefault("_seen", {})
+        here = {id(known) for known in self.param_groups}
+        for gone in seen.keys() - here:  # load_state_dict replaces the groups
+            plans.pop(gone, None)
+            del seen[gone]
         settings = tuple(value for name, value in group.items() if name != "lr")
         before, seen[id(group)] = seen.get(id(group)), settings
         if before is None or len(before) != len(settings) or not all(map(is_, before, settings)):
@@ -164,9 +168,9 @@ class RuleOptimizer(MetaplasticOptimizer):
             fresh = slot.prepare(group, state, needed, self.rule.COUNTS_STEPS)
             kind = slot.gate_kind(group, state, unmeasured)
             alone = None if slot.synapses is None else slot
-            occurrences[slot] = again = (
-                occurrences.get(slot, 0) + 1
-            )  # one that is in the list twice steps twice
+            # One that is in the list twice steps twice, and its second step finds the states of its first.
+            occurrences[slot] = again = occurrences.get(slot, 0) + 1
+            fresh = fresh and again == 1
             key = (p.device, p.dtype, p.grad.dtype, alone, again, kind, fresh)
             batches.setdefault(key, _Batch([], kind, fresh)).slots.append(slot)
         return list(batches.values())

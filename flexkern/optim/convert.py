@@ -38,6 +38,8 @@ def converted(
     ):
         raise ValueError("optimizer has decoupled_weight_decay=False, which is Adam and not AdamW")
     schedulers = list(_with_inner(schedulers))
+    if any(scheduler.optimizer is not optimizer for scheduler in schedulers):
+        raise ValueError("schedulers must be those of optimizer, but one of them drives another optimizer")
     if not schedulers and hasattr(optimizer.step, "_wrapped_by_lr_sched"):
         raise ValueError(
             "optimizer is driven by a learning rate scheduler, which would go on driving it and not the new "
@@ -54,10 +56,11 @@ def converted(
                 if cls.rule.COUNTS_STEPS:
                     step = torch.as_tensor(state["step"], dtype=torch.float32)
                     new.state[p]["step"] = step.detach().to(p.device, copy=True).reshape(())
+    if schedulers:
+        _Mark(new)
+        vars(new)["_opt_called"] = getattr(optimizer, "_opt_called", False)
     for scheduler in schedulers:
         scheduler.optimizer = new
-    if schedulers:
-        _track_steps(new)
     return new
 
 
@@ -77,6 +80,9 @@ def _with_inner(schedulers: Iterable[Any]) -> Iterator[Any]:
         yield from _with_inner(getattr(scheduler, "_schedulers", ()))
 
 
-def _track_steps(optimizer: Optimizer) -> None:
-    """Schedulers ask whether the optimizer has stepped, by a mark on its step that their constructor leaves."""
-    LRScheduler(optimizer)
+class _Mark(LRScheduler):
+    """Changes no learning rate. Schedulers ask whether the optimizer has stepped, by a mark on its step that a
+    scheduler's constructor leaves."""
+
+    def get_lr(self) -> list[Any]:
+        return [group["lr"] for group in self.optimizer.param_groups]

@@ -98,7 +98,8 @@ def _checked(value: object, name: str, p: Tensor, moves_freely: bool) -> Flexibi
             raise ValueError(f"{name} must hold values in [0, 1] only")
         return value.detach().to(exact_dtype(p))
     if isinstance(value, numbers.Real) and not isinstance(value, bool):
-        if not 0 <= float(value) <= 1:
+        number: Any = value  # compared before it is a float: an int may be too large to become one
+        if not 0 <= number <= 1:
             raise ValueError(f"{name} must be in [0, 1], got {value}")
         return float(value)
     raise TypeError(f"{name} must be a number, a tensor or a flexkern.Field, got {value!r}")

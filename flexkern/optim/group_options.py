@@ -163,4 +163,6 @@ def is_auto(group: Mapping[str, Any]) -> bool:
 def scale_in_force(group: Mapping[str, Any]) -> Any:
     """A number or a float32 tensor; None while "auto" is unmeasured."""
     scale = (group["measured_scale"] or None) if is_auto(group) else group["scale"]
-    return scale.to(torch.float32) if isinstance(scale, Tensor) else scale
+    if scale is None or isinstance(scale, float):
+        return scale
+    return scale.to(torch.float32) if isinstance(scale, Tensor) else plain_number(scale, "scale")

@@ -23,10 +23,14 @@ _NUMBERS = ("items", "alpha_item")
 
 def encode_group(group: dict[str, Any]) -> dict[str, Any]:
     """A group with its Fields, dtypes and numbers of numpy written as plain data."""
-    values = {
-        name: value.item() if isinstance(value, np.generic) else plain(value) for name, value in group.items()
-    }
+    values = {name: _without_numpy(plain(value)) for name, value in group.items()}
     return {**values, "alpha_dtype": str(group["alpha_dtype"]).removeprefix("torch.")}
+
+
+def _without_numpy(value: Any) -> Any:
+    if isinstance(value, tuple):  # betas
+        return tuple(map(_without_numpy, value))
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def given_for_one(slot: Slot, group: dict[str, Any]) -> dict[str, Any]:
@@ -52,7 +56,7 @@ def decoded(saved: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
             raise ValueError(
                 f"state_dict is not one of a metaplastic optimizer: its group has no {', '.join(missing)}"
             )
-        if "first_item" not in group:
+        if isinstance(group.get("flexibility"), (list, tuple)):
             group = _from_lists(group, state)
         group = {**defaults, **group}
         dtype = group["alpha_dtype"]
@@ -60,7 +64,7 @@ def decoded(saved: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
             "flexibility": field_of(group["flexibility"]),
             "anchor": field_of(group["anchor"]),
             "alpha_dtype": getattr(torch, dtype, dtype) if isinstance(dtype, str) else dtype,
-            "first_item": tuple(FirstItem(*group["first_item"])),
+            "first_item": tuple(FirstItem(*group.get("first_item", ()))),
         }
         groups.append(group)
     return {**saved, "state": state, "param_groups": groups}
