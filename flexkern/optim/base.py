@@ -154,10 +154,10 @@ class MetaplasticOptimizer(Optimizer):
                     f"{tuple(new[0].shape)} was put into its list later; add it by add_param_group with its own"
                 )
             given[name] = flexibilities.going_on(group[name], of_known)
-        known_names = self._names
-        if len(group.get("param_names", ())) == len(group["params"]):
-            known_names = dict(zip(group["params"], group["param_names"], strict=True))
-        names = [known_names[p] for p in new if p in known_names]
+        listed = dict(zip(group["params"], group.get("param_names", ()), strict=False))
+        if any(flexibilities.stream_of_name(listed.get(slot.param, "")) != slot.stream for slot in known):
+            listed = {}  # names that were not changed with the list belong to others
+        names = [name for p in new if (name := self._names.get(p, listed.get(p))) is not None]
         for slot in self._new_slots(given, new, names):
             slot.settings = _settings(group)
             self._slots[slot.param] = slot

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +17,7 @@ from flexkern.ops import checks
 from flexkern.ops.checks import LOW_PRECISION
 from flexkern.optim import sharded
 from flexkern.optim.base import MetaplasticOptimizer
-from flexkern.optim.flexibilities import Flexibility
+from flexkern.optim.flexibilities import Flexibility, plain
 from flexkern.optim.gradients import all_zero
 from flexkern.optim.group_options import scale_in_force
 from flexkern.optim.scale import FirstItem
@@ -189,11 +190,11 @@ class Metaplastic(MetaplasticOptimizer):
                 self._watch_first_item(group, stepped)
 
     def _gated(self, group: dict[str, Any], slots: list[Slot]) -> list[_Gated]:
-        """The flexible parameters of a group that will have a step, with all that can refuse done."""
+        """The parameters of a group that will have a step, with all that can refuse done."""
         found = []
         unmeasured = is_unmeasured(group, slots)
         for slot in dict.fromkeys(slots):
-            if slot.param.grad is None or not slot.is_flexible(group):
+            if slot.param.grad is None:
                 continue
             if slot.synapses is not None:
                 raise TypeError(
@@ -201,6 +202,10 @@ class Metaplastic(MetaplasticOptimizer):
                     "that knows of them leaves silent; use flexkern.optim.MetaplasticSGD or MetaplasticAdamW"
                 )
             state = {name: value for name, value in self.state.get(slot.param, {}).items() if name in STATE}
+            if not slot.is_flexible(group):
+                state |= {"items": state.get("items", 0), "flexibility": plain(slot.flexibility)}
+                found.append(_Gated(slot, group, state, "free"))
+                continue
             slot.prepare(group, state, (), False)
             found.append(_Gated(slot, group, state, slot.gate_kind(group, state, unmeasured)))
         return found
@@ -222,7 +227,8 @@ class Metaplastic(MetaplasticOptimizer):
         own, others = {}, {}
         for key, state in state_dict["state"].items():
             own[key] = {name: value for name, value in state.items() if name in STATE}
-            others[key] = {name: value for name, value in state.items() if name not in STATE}
+            # torch's own loading may share tensors with what was given.
+            others[key] = deepcopy({name: value for name, value in state.items() if name not in STATE})
         super().load_state_dict({**state_dict, "state": own})
         groups, states = self.param_groups, dict(self.state)
         self.optimizer.load_state_dict({**state_dict, "state": others})

@@ -1,6 +1,6 @@
 """Metaplastic optimizers in many configurations, for tests of what every optimizer has to do.
 
-A further optimizer is one more entry of KINDS: what makes it from parameters, a learning rate and options.
+A further optimizer is one more entry of MAKERS: what makes it from parameters, a learning rate and options.
 """
 
 from __future__ import annotations
@@ -14,15 +14,26 @@ import torch
 from torch.nn import Parameter
 
 from flexkern import Field, ops
-from flexkern.optim import MetaplasticAdamW, MetaplasticSGD
+from flexkern.optim import Metaplastic, MetaplasticAdamW, MetaplasticSGD
 
-__all__ = ["ANCHORS", "CASES", "KINDS", "SHAPES", "Case", "ids", "make_parameters", "same_bits", "set_grads",
-           "through_file", "train"]  # fmt: skip
+__all__ = ["ANCHORS", "CASES", "KINDS", "MAKERS", "SHAPES", "Case", "ids", "make_parameters", "same_bits",
+           "set_grads", "through_file", "train"]  # fmt: skip
 
 SHAPES = ((6, 5), (5,), (3, 4, 2))  # the second moves freely
 ANCHORS = [Field.normal(2, i, std=0.3) for i in range(len(SHAPES))]
-KINDS: dict[str, Callable[..., torch.optim.Optimizer]] = {"SGD": MetaplasticSGD, "AdamW": MetaplasticAdamW}
 LR = 0.05
+_OF_SGD = ("lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize")
+
+
+def wrapped_sgd(params: Any, lr: Any = LR, **options: Any) -> Metaplastic:
+    """torch's SGD in the wrapper; options of groups may be either's."""
+    plain = {name: value for name, value in options.items() if name in _OF_SGD}
+    own = {name: value for name, value in options.items() if name not in _OF_SGD}
+    return Metaplastic(torch.optim.SGD(params, lr, **plain), **own)
+
+
+KINDS: dict[str, Callable[..., torch.optim.Optimizer]] = {"SGD": MetaplasticSGD, "AdamW": MetaplasticAdamW}
+MAKERS = KINDS | {"wrapped": wrapped_sgd}
 
 
 class Case(NamedTuple):
@@ -40,7 +51,7 @@ class Case(NamedTuple):
             count = itertools.count()
             params = [_named(p, count) for p in params]
         copied = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in self.options.items()}
-        return KINDS[self.kind](params, **{"lr": LR, "scale": 20.0, "seed": 7, **copied, **more})
+        return MAKERS[self.kind](params, **{"lr": LR, "scale": 20.0, "seed": 7, **copied, **more})
 
     def parameters(self) -> list[Parameter]:
         return make_parameters(self.dtype)
@@ -63,10 +74,11 @@ _BOTH: dict[str, tuple[dict[str, Any], torch.dtype, bool]] = {
     "named": ({}, torch.float32, True),
 }
 CASES: dict[str, Case] = {
-    f"{kind}, {name}": Case(kind, *given) for kind in ("SGD", "AdamW") for name, given in _BOTH.items()
+    f"{kind}, {name}": Case(kind, *given) for kind in MAKERS for name, given in _BOTH.items()
 } | {
     "SGD, momentum": Case("SGD", {"momentum": 0.9, "dampening": 0.2}),
     "SGD, nesterov": Case("SGD", {"momentum": 0.9, "nesterov": True, "gate": "step"}),
+    "wrapped, momentum": Case("wrapped", {"momentum": 0.9, "nesterov": True}),
     "AdamW, amsgrad": Case("AdamW", {"amsgrad": True, "alpha_dtype": torch.bfloat16}),
 }
 

@@ -12,10 +12,21 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from flexkern import Field
-from helpers.optimizers import ANCHORS, CASES, KINDS, Case, ids, make_parameters, same_bits, set_grads, train
+from helpers.optimizers import (
+    ANCHORS,
+    CASES,
+    KINDS,
+    MAKERS,
+    Case,
+    ids,
+    make_parameters,
+    same_bits,
+    set_grads,
+    train,
+)
 
 all_cases = pytest.mark.parametrize("case", CASES.values(), ids=ids)
-kinds = pytest.mark.parametrize("kind", KINDS)
+kinds = pytest.mark.parametrize("kind", MAKERS)
 
 
 @all_cases
@@ -76,7 +87,7 @@ def test_empty_group_and_parameters_without_gradient(case: Case) -> None:
 @kinds
 def test_no_parameters_at_all(kind: str) -> None:
     with pytest.raises(ValueError, match="empty parameter list"):
-        KINDS[kind]([], lr=0.1, scale=1.0)
+        MAKERS[kind]([], lr=0.1, scale=1.0)
 
 
 @all_cases
@@ -121,7 +132,7 @@ def test_flexible_0_dim(kind: str, gate: str) -> None:
     single, row = Parameter(torch.tensor(0.5)), Parameter(torch.tensor([0.5]))
     for p in (single, row):
         options = {"flexibility": 0.4, "gate": gate, "flexible_vectors": True}
-        optimizer = KINDS[kind]([p], lr=0.1, scale=20.0, **options)
+        optimizer = MAKERS[kind]([p], lr=0.1, scale=20.0, **options)
         for step in range(9):
             p.grad = torch.full_like(p, 0.1 * step - 0.3)
             optimizer.step()
@@ -134,7 +145,7 @@ def test_flexible_0_dim(kind: str, gate: str) -> None:
 @kinds
 def test_complex_parameters_are_refused(kind: str) -> None:
     with pytest.raises(TypeError, match=r"params\[1\] must be a dense .* got torch.complex64"):
-        KINDS[kind]([torch.zeros(2, 2), torch.zeros(2, 2, dtype=torch.complex64)], lr=0.1, scale=1.0)
+        MAKERS[kind]([torch.zeros(2, 2), torch.zeros(2, 2, dtype=torch.complex64)], lr=0.1, scale=1.0)
 
 
 @all_cases
@@ -258,6 +269,8 @@ def test_parameters_are_put_into_the_list_and_taken_out_by_hand(case: Case) -> N
 
 @all_cases
 def test_a_parameter_twice_steps_twice(case: Case) -> None:
+    if case.kind == "wrapped":
+        pytest.skip("both steps are the optimizer's own, and are scaled as one")
     twice, once = (Parameter(0.3 * torch.ones(4, 4, dtype=case.dtype)) for _ in range(2))
     more = {"anchor": None, "flexibility": 0.5, "gate": "step", "scale": 20.0}
     make = Case(case.kind, case.options, case.dtype).make
@@ -273,9 +286,9 @@ def test_a_parameter_twice_steps_twice(case: Case) -> None:
     assert torch.equal(twice, once)
 
 
-@kinds
+@pytest.mark.parametrize("kind", KINDS)
 def test_arguments_of_torchs_own_kernels(kind: str) -> None:
-    make = KINDS[kind]
+    make = MAKERS[kind]
     results = []
     for options in ({}, {"foreach": True}, {"fused": True}, {"foreach": False, "fused": False}):
         params = make_parameters()

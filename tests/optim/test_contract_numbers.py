@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from helpers.optimizers import KINDS, Case, same_bits, through_file, train
+from helpers.optimizers import KINDS, MAKERS, Case, same_bits, through_file, train
 
-kinds = pytest.mark.parametrize("kind", KINDS)
+kinds = pytest.mark.parametrize("kind", MAKERS)
 OPTIONS: dict[str, dict[str, Any]] = {
     "SGD": {"lr": 0.0625, "scale": 16.0, "momentum": 0.5, "dampening": 0.25, "weight_decay": 0.125},
     "AdamW": {"lr": 0.0625, "scale": 16.0, "eps": 0.25, "weight_decay": 0.125, "betas": (0.5, 0.75)},
@@ -51,7 +51,7 @@ def test_numbers_of_numpy(kind: str, name: str, later: bool, numpy: Any) -> None
     assert all(type(v) is (int if later and numpy is np.int64 else float) for v in numbers)
 
 
-@kinds
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ["nesterov", "maximize", "amsgrad", "flexible_vectors"])
 @pytest.mark.parametrize("bad", [1, 0.0, "yes", None, torch.tensor(True)], ids=repr)
 def test_switches_are_bools(kind: str, name: str, bad: Any) -> None:

@@ -16,10 +16,10 @@ from torch.optim import lr_scheduler as lrs
 from torch.optim.swa_utils import SWALR, AveragedModel
 
 from helpers.nets import batches, mlp
-from helpers.optimizers import KINDS, Case, same_bits, set_grads
+from helpers.optimizers import MAKERS, Case, same_bits, set_grads
 
 STEPS = 9
-kinds = pytest.mark.parametrize("kind", KINDS)
+kinds = pytest.mark.parametrize("kind", MAKERS)
 
 
 def decaying(optimizer: Any, cls: type = lrs.ExponentialLR) -> Any:
@@ -47,8 +47,10 @@ SCHEDULERS: dict[str, Callable[[Any], Any]] = {
     "SWALR": lambda o: SWALR(o, swa_lr=0.01, anneal_epochs=4),
 }
 # What a scheduler writes into the groups.
-DRIVEN = {"SGD": ("lr", "momentum"), "AdamW": ("lr", "betas")}
-OPTIONS: dict[str, dict[str, Any]] = {"SGD": {"momentum": 0.9}, "AdamW": {}}
+DRIVEN = {"SGD": ("lr", "momentum"), "wrapped": ("lr", "momentum"), "AdamW": ("lr", "betas")}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "SGD": {"momentum": 0.9}, "wrapped": {"momentum": 0.9}, "AdamW": {},
+}  # fmt: skip
 
 
 def test_every_scheduler_of_torch_is_here() -> None:
@@ -73,7 +75,9 @@ def test_schedulers(kind: str, name: str, as_tensor: bool) -> None:
     params, by_hand = case.parameters(), case.parameters()
     lr: Any = torch.tensor(0.05) if as_tensor else 0.05
     optimizer, judge = case.make(params, lr=lr), case.make(by_hand)
-    torchs = getattr(torch.optim, kind)(case.parameters(), lr=copy.deepcopy(lr), **OPTIONS[kind])
+    torchs = getattr(torch.optim, "SGD" if kind == "wrapped" else kind)(
+        case.parameters(), lr=copy.deepcopy(lr), **OPTIONS[kind]
+    )
     scheduler, theirs = SCHEDULERS[name](optimizer), SCHEDULERS[name](torchs)
     seen = set()
     for step in range(STEPS):
@@ -136,7 +140,7 @@ def learn(model: nn.Module, optimizer: Any, count: int, **around: Any) -> None:
 @kinds
 def test_averaged_model(kind: str) -> None:
     model = mlp()
-    optimizer = KINDS[kind](model.parameters(), lr=0.05, scale=20.0)
+    optimizer = MAKERS[kind](model.parameters(), lr=0.05, scale=20.0)
     averaged = AveragedModel(model)
     total = [torch.zeros_like(p) for p in model.parameters()]
     for _ in range(4):
@@ -155,7 +159,7 @@ def test_averaged_model(kind: str) -> None:
 def test_grad_scaler_on_the_cpu(kind: str) -> None:
     """A power of two as its scale changes no bits; a step of which a gradient overflows is left out."""
     plain, scaled = mlp(), mlp()
-    optimizers = [KINDS[kind](m.parameters(), lr=0.05, scale=20.0) for m in (plain, scaled)]
+    optimizers = [MAKERS[kind](m.parameters(), lr=0.05, scale=20.0) for m in (plain, scaled)]
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**6, growth_interval=100)
     learn(plain, optimizers[0], 9)
     learn(scaled, optimizers[1], 9, scaler=scaler)
@@ -180,7 +184,7 @@ def test_compiled_model(kind: str) -> None:
     for compiled in (False, True):
         model = mlp()
         trained: Any = torch.compile(model, backend="aot_eager") if compiled else model
-        optimizer = KINDS[kind](trained.named_parameters(), lr=0.05, scale=20.0)
+        optimizer = MAKERS[kind](trained.named_parameters(), lr=0.05, scale=20.0)
         learn(trained, optimizer, 9)
         results.append(list(model.parameters()))
     assert same_bits(*results)

@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from helpers.nets import batches, mlp
-from helpers.optimizers import CASES, KINDS, Case, ids, same_bits
+from helpers.optimizers import CASES, MAKERS, Case, ids, same_bits
 
 ITEM, LAST = 4, 12
 # In the first item; at its end, before the next step; in the middle of the second.
@@ -28,7 +28,11 @@ WHERE = [
     *itertools.product(["item", "step"], [20.0, "auto"], STOPS, [False, True]),
 ]
 DATA = batches(LAST)
-MORE: dict[str, dict[str, Any]] = {"SGD": {"momentum": 0.9}, "AdamW": {"amsgrad": True}}
+MORE: dict[str, dict[str, Any]] = {
+    "SGD": {"momentum": 0.9},
+    "wrapped": {"momentum": 0.9},
+    "AdamW": {"amsgrad": True},
+}
 
 
 def learn(model: nn.Module, optimizer: Any, first: int, last: int) -> None:
@@ -52,14 +56,14 @@ def weights(model: nn.Module) -> list[torch.Tensor]:
     WHERE,
     ids=[f"{g}-{s}-{w}-{'flat' if f else 'nested'}" for g, s, w, f in WHERE],
 )
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", MAKERS)
 def test_saved_and_loaded_it_goes_on_to_the_bit(
     kind: str, gate: str, scale: Any, stop: str, flat: bool, tmp_path: Path
 ) -> None:
     options = StateDictOptions(flatten_optimizer_state_dict=flat)
     given = {"lr": 0.02, "scale": scale, "gate": gate, "seed": 3, **MORE[kind]}
     model = mlp()
-    optimizer = KINDS[kind](model.parameters(), **given)
+    optimizer = MAKERS[kind](model.parameters(), **given)
     learn(model, optimizer, 0, STOPS[stop])
     saved = dict(zip(("model", "optimizer"), get_state_dict(model, optimizer, options=options), strict=True))
     dcp.save(saved, checkpoint_id=tmp_path, no_dist=True)
@@ -69,7 +73,7 @@ def test_saved_and_loaded_it_goes_on_to_the_bit(
     with torch.no_grad():
         for p in resumed.parameters():
             p.mul_(-3.0)
-    fresh = KINDS[kind](resumed.parameters(), **given)
+    fresh = MAKERS[kind](resumed.parameters(), **given)
     found = dict(zip(("model", "optimizer"), get_state_dict(resumed, fresh, options=options), strict=True))
     dcp.load(found, checkpoint_id=tmp_path, no_dist=True)
     set_state_dict(
