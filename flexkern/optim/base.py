@@ -1,6 +1,6 @@
 """What the metaplastic optimizers have in common, whatever takes their steps (docs/design.md, Optimizers).
 
-Groups, the state of each parameter, items, the measured scale, checkpoints and copies.
+The state of each parameter, items, the measured scale, checkpoints and copies.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from flexkern.nn.silent.layer_of_weight import silent_synapses
 from flexkern.optim import flexibilities, group_options, plain_state
 from flexkern.optim.group_options import scale_in_force
+from flexkern.optim.members import OptimizerOfSlots, settings_of
 from flexkern.optim.no_effect import NoEffect
 from flexkern.optim.scale import FirstItem, auto_scale
 from flexkern.optim.slot import Slot, is_unmeasured
@@ -25,7 +26,7 @@ from flexkern.optim.slot import Slot, is_unmeasured
 __all__ = ["MetaplasticOptimizer"]
 
 
-class MetaplasticOptimizer(Optimizer):
+class MetaplasticOptimizer(OptimizerOfSlots):
     """An optimizer of which each weight moves by alpha times the step that the plain one would take.
 
     A subclass takes the steps, and says what its groups hold beside the options of
@@ -56,142 +57,10 @@ class MetaplasticOptimizer(Optimizer):
         """What a saved group that lacks an option gets."""
         return dict(group_options.DEFAULTS)
 
-    def check_group(self, group: dict[str, Any]) -> None:
-        """Checks the options and parameters of a group; makes plain numbers of its numbers.
-
-        Raises:
-            TypeError, ValueError: naming what does not fit.
-        """
-        group_options.check_synapses(group)
-
     def watch_step(self, first_item: FirstItem, group: dict[str, Any]) -> FirstItem:
         """What ``scale="auto"`` is measured from, after one more step of this group: a steady gradient takes a
         weight ``lr`` far in a step, if a subclass does not know better."""
         return first_item.step(float(group["lr"]))
-
-    # ------------------------------------------------------------------ groups
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Adds a group, as in :meth:`torch.optim.Optimizer.add_param_group`.
-
-        In the group that results, ``flexibility`` and ``anchor`` are "each" where they were given for each
-        parameter.
-
-        Raises:
-            TypeError, ValueError: if a value does not fit; the optimizer is then as it was before.
-        """
-        if isinstance(param_group, dict) and self._names:
-            param_group = {**param_group, "params": self._named(param_group["params"])}
-        super().add_param_group(dict(param_group) if isinstance(param_group, dict) else param_group)
-        group = self.param_groups.pop()
-        self.check_group(group)
-        params = list(dict.fromkeys(group["params"]))
-        slots = self._new_slots(group, params, group.get("param_names"))
-        group |= {
-            "flexibility": flexibilities.group_setting(group["flexibility"]),
-            "anchor": flexibilities.group_setting(group["anchor"]),
-            "measured_scale": 0.0,  # not measured
-            "first_item": tuple(FirstItem()),
-        }
-        for slot in slots:
-            slot.settings = _settings(group)
-            self._slots[slot.param] = slot
-        self.param_groups.append(group)
-
-    def _named(self, params: Any) -> list[Any]:
-        params = [params] if isinstance(params, Tensor) else list(params)
-        unknown = [p for p in params if isinstance(p, Tensor) and p not in self._names]
-        if unknown:
-            raise ValueError(
-                f"params: a parameter of shape {tuple(unknown[0].shape)} is not one of model's; give the model "
-                "that they belong to, or named parameters"
-            )
-        return [(self._names[p], p) if isinstance(p, Tensor) else p for p in params]
-
-    def _new_slots(self, group: dict[str, Any], params: list[Tensor], names: list[str] | None) -> list[Slot]:
-        if names is None or len(names) != len(params):
-            positions = [
-                slot.stream for slot in self._slots.values() if not flexibilities.is_named(slot.stream)
-            ]
-            first = max(positions, default=-1) + 1
-            streams = list(range(first, first + len(params)))
-        else:
-            streams = [flexibilities.stream_of_name(name) for name in names]
-        f = flexibilities.flexibilities_of(group, params, streams)
-        anchors = flexibilities.anchors_of(group, params)
-        return [Slot(*of_one) for of_one in zip(params, streams, f, anchors, strict=True)]
-
-    def slots_of(self, group: dict[str, Any]) -> list[Slot]:
-        """The slots of a group's parameters, in its order; one that was added to the list, or whose settings
-        were changed in the group, gets what the group says.
-
-        Raises:
-            TypeError, ValueError: if that does not fit.
-        """
-        slots = [self._slots.get(p) for p in group["params"]]
-        if None in slots:
-            self._adopt(group)
-            slots = [self._slots[p] for p in group["params"]]
-        known: list[Slot] = [slot for slot in slots if slot is not None]
-        now = _settings(group)
-        if any(slot.settings is not now and not _same(slot.settings, now) for slot in known):
-            self._change(group, known)
-        return known
-
-    def _adopt(self, group: dict[str, Any]) -> None:
-        """Parameters that were put into the group's list by hand."""
-        new = [p for p in dict.fromkeys(group["params"]) if p not in self._slots]
-        known = [self._slots[p] for p in group["params"] if p in self._slots]
-        group_options.check_parameters(new)
-        given = dict(group)
-        for name, of_known in (
-            ("flexibility", [slot.flexibility for slot in known]),
-            ("anchor", [slot.anchor for slot in known]),
-        ):
-            if flexibilities.is_each(group[name]):
-                raise ValueError(
-                    f"{name} was given for each parameter of the group, and a parameter of shape "
-                    f"{tuple(new[0].shape)} was put into its list later; add it by add_param_group with its own"
-                )
-            given[name] = flexibilities.going_on(group[name], of_known)
-        listed = dict(zip(group["params"], group.get("param_names", ()), strict=False))
-        if any(flexibilities.stream_of_name(listed.get(slot.param, "")) != slot.stream for slot in known):
-            listed = {}  # names that were not changed with the list belong to others
-        names = [name for p in new if (name := self._names.get(p, listed.get(p))) is not None]
-        for slot in self._new_slots(given, new, names):
-            slot.settings = _settings(group)
-            self._slots[slot.param] = slot
-
-    def _change(self, group: dict[str, Any], slots: list[Slot]) -> None:
-        """Settings of the group were changed by hand: they hold from now on."""
-        params = [slot.param for slot in slots]
-        fs: list[Any] = [slot.flexibility for slot in slots]
-        anchors: list[Any] = [slot.anchor for slot in slots]
-        if not flexibilities.is_each(group["flexibility"]):
-            fs = flexibilities.flexibilities_of(group, params, [slot.stream for slot in slots])
-        if not flexibilities.is_each(group["anchor"]):
-            anchors = flexibilities.anchors_of(group, params)
-        now = _settings(group)
-        changed = [
-            of_one for of_one in zip(slots, fs, anchors, strict=True) if not _same(of_one[0].settings, now)
-        ]
-        for slot, _, anchor in changed:
-            if slot.has_begun and anchor != slot.anchor:
-                raise ValueError(
-                    f"anchor was changed to {group['anchor']!r}, but it is taken at a parameter's first step; "
-                    "make a new optimizer to begin from other anchors"
-                )
-        group["flexibility"] = flexibilities.group_setting(group["flexibility"])
-        group["anchor"] = flexibilities.group_setting(group["anchor"])
-        for slot, f, anchor in changed:
-            if isinstance(f, Tensor) or isinstance(slot.flexibility, Tensor) or f != slot.flexibility:
-                slot.flexibility = f
-                state = self.state.get(slot.param)
-                if state:
-                    state["flexibility"] = flexibilities.plain(f)
-                    if "alpha_item" in state:
-                        state["alpha_item"] = 0  # alpha is taken anew
-            slot.anchor, slot.settings = anchor, _settings(group)
 
     # ------------------------------------------------------------------ items
 
@@ -395,7 +264,7 @@ class MetaplasticOptimizer(Optimizer):
         state = self.state.get(slot.param, {})
         slot.has_begun = bool(state.get("items"))
         # A parameter of which nothing was saved gets what the group says, at its next step.
-        slot.settings = _settings(group) if "flexibility" in state else (None, None, None)
+        slot.settings = settings_of(group) if "flexibility" in state else (None, None, None)
         if "flexibility" in state:
             slot.flexibility = flexibilities.field_of(state["flexibility"])
             f = slot.flexibility
@@ -426,11 +295,3 @@ class MetaplasticOptimizer(Optimizer):
             self._no_effect.is_settled = any(of.get("items", 0) > 1 for of in self.state.values())
             for layer, window in self._fused:
                 layer.fuse(self, window)
-
-
-def _settings(group: dict[str, Any]) -> tuple[Any, Any, Any]:
-    return group["flexibility"], group["anchor"], group["seed"]
-
-
-def _same(left: tuple[Any, ...], right: tuple[Any, ...]) -> bool:
-    return all(a is b for a, b in zip(left, right, strict=True))

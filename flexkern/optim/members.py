@@ -1,0 +1,165 @@
+"""The groups of a metaplastic optimizer, and the slot of each parameter in them, wherever it came from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from flexkern.optim import flexibilities, group_options
+from flexkern.optim.scale import FirstItem
+from flexkern.optim.slot import Slot
+
+__all__ = ["OptimizerOfSlots", "settings_of"]
+
+
+class OptimizerOfSlots(Optimizer):
+    """An optimizer that knows the flexibility and the anchor of each parameter of its groups.
+
+    They belong to the parameter and not to its place in a list: parameters may be put into the lists of
+    ``param_groups`` and taken out by hand, and settings of a group may be changed.
+    """
+
+    _slots: dict[Tensor, Slot]
+    _names: dict[Tensor, str]  # of a model's parameters, where it was given
+
+    def check_group(self, group: dict[str, Any]) -> None:
+        """Checks the options and parameters of a group; makes plain numbers of its numbers.
+
+        Raises:
+            TypeError, ValueError: naming what does not fit.
+        """
+        group_options.check_synapses(group)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a group, as in :meth:`torch.optim.Optimizer.add_param_group`.
+
+        In the group that results, ``flexibility`` and ``anchor`` are "each" where they were given for each
+        parameter.
+
+        Raises:
+            TypeError, ValueError: if a value does not fit; the optimizer is then as it was before.
+        """
+        if isinstance(param_group, dict) and self._names:
+            param_group = {**param_group, "params": self._named(param_group["params"])}
+        super().add_param_group(dict(param_group) if isinstance(param_group, dict) else param_group)
+        group = self.param_groups.pop()
+        self.check_group(group)
+        params = list(dict.fromkeys(group["params"]))
+        slots = self._new_slots(group, params, group.get("param_names"))
+        group |= {
+            "flexibility": flexibilities.group_setting(group["flexibility"]),
+            "anchor": flexibilities.group_setting(group["anchor"]),
+            "measured_scale": 0.0,  # not measured
+            "first_item": tuple(FirstItem()),
+        }
+        for slot in slots:
+            slot.settings = settings_of(group)
+            self._slots[slot.param] = slot
+        self.param_groups.append(group)
+
+    def _named(self, params: Any) -> list[Any]:
+        params = [params] if isinstance(params, Tensor) else list(params)
+        unknown = [p for p in params if isinstance(p, Tensor) and p not in self._names]
+        if unknown:
+            raise ValueError(
+                f"params: a parameter of shape {tuple(unknown[0].shape)} is not one of model's; give the model "
+                "that they belong to, or named parameters"
+            )
+        return [(self._names[p], p) if isinstance(p, Tensor) else p for p in params]
+
+    def _new_slots(self, group: dict[str, Any], params: list[Tensor], names: list[str] | None) -> list[Slot]:
+        if names is None or len(names) != len(params):
+            positions = [
+                slot.stream for slot in self._slots.values() if not flexibilities.is_named(slot.stream)
+            ]
+            first = max(positions, default=-1) + 1
+            streams = list(range(first, first + len(params)))
+        else:
+            streams = [flexibilities.stream_of_name(name) for name in names]
+        f = flexibilities.flexibilities_of(group, params, streams)
+        anchors = flexibilities.anchors_of(group, params)
+        return [Slot(*of_one) for of_one in zip(params, streams, f, anchors, strict=True)]
+
+    def slots_of(self, group: dict[str, Any]) -> list[Slot]:
+        """The slots of a group's parameters, in its order; one that was added to the list, or whose settings
+        were changed in the group, gets what the group says.
+
+        Raises:
+            TypeError, ValueError: if that does not fit.
+        """
+        slots = [self._slots.get(p) for p in group["params"]]
+        if None in slots:
+            self._adopt(group)
+            slots = [self._slots[p] for p in group["params"]]
+        known: list[Slot] = [slot for slot in slots if slot is not None]
+        now = settings_of(group)
+        if any(slot.settings is not now and not _same(slot.settings, now) for slot in known):
+            self._change(group, known)
+        return known
+
+    def _adopt(self, group: dict[str, Any]) -> None:
+        """Parameters that were put into the group's list by hand."""
+        new = [p for p in dict.fromkeys(group["params"]) if p not in self._slots]
+        known = [self._slots[p] for p in group["params"] if p in self._slots]
+        group_options.check_parameters(new)
+        given = dict(group)
+        for name, of_known in (
+            ("flexibility", [slot.flexibility for slot in known]),
+            ("anchor", [slot.anchor for slot in known]),
+        ):
+            if flexibilities.is_each(group[name]):
+                raise ValueError(
+                    f"{name} was given for each parameter of the group, and a parameter of shape "
+                    f"{tuple(new[0].shape)} was put into its list later; add it by add_param_group with its own"
+                )
+            given[name] = flexibilities.going_on(group[name], of_known)
+        listed: dict[Tensor, str] = dict(zip(group["params"], group.get("param_names", ()), strict=False))
+        if any(flexibilities.stream_of_name(listed.get(slot.param, "")) != slot.stream for slot in known):
+            listed = {}  # names that were not changed with the list belong to others
+        known_names = listed | self._names
+        names = [known_names[p] for p in new if p in known_names]
+        for slot in self._new_slots(given, new, names):
+            slot.settings = settings_of(group)
+            self._slots[slot.param] = slot
+
+    def _change(self, group: dict[str, Any], slots: list[Slot]) -> None:
+        """Settings of the group were changed by hand: they hold from now on."""
+        params = [slot.param for slot in slots]
+        fs: list[Any] = [slot.flexibility for slot in slots]
+        anchors: list[Any] = [slot.anchor for slot in slots]
+        if not flexibilities.is_each(group["flexibility"]):
+            fs = flexibilities.flexibilities_of(group, params, [slot.stream for slot in slots])
+        if not flexibilities.is_each(group["anchor"]):
+            anchors = flexibilities.anchors_of(group, params)
+        now = settings_of(group)
+        changed = [
+            of_one for of_one in zip(slots, fs, anchors, strict=True) if not _same(of_one[0].settings, now)
+        ]
+        for slot, _, anchor in changed:
+            if slot.has_begun and anchor != slot.anchor:
+                raise ValueError(
+                    f"anchor was changed to {group['anchor']!r}, but it is taken at a parameter's first step; "
+                    "make a new optimizer to begin from other anchors"
+                )
+        group["flexibility"] = flexibilities.group_setting(group["flexibility"])
+        group["anchor"] = flexibilities.group_setting(group["anchor"])
+        for slot, f, anchor in changed:
+            if isinstance(f, Tensor) or isinstance(slot.flexibility, Tensor) or f != slot.flexibility:
+                slot.flexibility = f
+                state = self.state.get(slot.param)
+                if state:
+                    state["flexibility"] = flexibilities.plain(f)
+                    if "alpha_item" in state:
+                        state["alpha_item"] = 0  # alpha is taken anew
+            slot.anchor, slot.settings = anchor, settings_of(group)
+
+
+def settings_of(group: dict[str, Any]) -> tuple[Any, Any, Any]:
+    """What the slots of a group are made from."""
+    return group["flexibility"], group["anchor"], group["seed"]
+
+
+def _same(left: tuple[Any, ...], right: tuple[Any, ...]) -> bool:
+    return all(a is b for a, b in zip(left, right, strict=True))
