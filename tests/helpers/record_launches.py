@@ -16,6 +16,7 @@ from triton.runtime import jit
 from flexkern import Field
 from flexkern.fields import Kind
 from flexkern.ops.adapter import BACKWARD, FORWARD
+from flexkern.ops.displacement import DISPLACEMENT
 from flexkern.ops.field import FILL
 from flexkern.ops.linear import LINEAR
 from flexkern.ops.linear import STEPS as LINEAR_STEPS
@@ -24,7 +25,7 @@ from flexkern.ops.metaplastic import ADAMW, GATE, SGD
 from flexkern.ops.null import NULL
 from flexkern.ops.synapse import STEPS as SYNAPSE_STEPS
 from flexkern.ops.synapse import SYNAPSE
-from flexkern.triton_kernels import adapter, aot, field, linear, mask, metaplastic, synapse
+from flexkern.triton_kernels import adapter, aot, displacement, field, linear, mask, metaplastic, synapse
 from flexkern.triton_kernels.catalogue import all_variants
 from flexkern.triton_kernels.variant import Variant
 
@@ -95,6 +96,24 @@ def step_all() -> None:
                 scale_tensor=torch.ones(1) if number == 0 else None,
                 weight_decay=number, eps=number, beta1=number / 2, beta2=number / 2, amsgrad=momentum,
                 maximize=number == 0, skip_nonfinite=number == 1,
+            )  # fmt: skip
+
+
+def scale_displacements() -> None:
+    uniform, normal = Field.uniform(1).source(), Field.normal(2**64 - 1, offset=2**40).source()
+    for dtype, numel, number in itertools.product(
+        (torch.float32, torch.bfloat16, torch.float16), (1, 16, 1040), (0.0, 1.0, 0.3)
+    ):
+        ones = [torch.ones(numel) for _ in range(3)]
+        for gate in (
+            ([ones[0]], [ones[1]], number),
+            (None, None, number, None, uniform[0] + normal[0], uniform[1] + normal[1]),
+            (None, None, number, [ones[0]]),
+        ):
+            DISPLACEMENT.on("triton")(
+                [torch.ones(numel, dtype=dtype)], [torch.ones(numel, dtype=dtype)], *gate,
+                master=None if dtype is torch.float32 else [ones[2]],
+                scale_tensor=torch.ones(1) if number == 0 else None, skip_nonfinite=number == 1,
             )  # fmt: skip
 
 
@@ -224,9 +243,10 @@ def pass_adapter(dtype: torch.dtype, number: float, samples: int, tasks: int, d:
 
 def main() -> None:
     jit.JITFunction.run = record
-    for module in (adapter, field, linear, metaplastic, synapse):  # there is no device to ask
+    for module in (adapter, displacement, field, linear, metaplastic, synapse):  # there is no device to ask
         module.architecture = lambda device: ARCHITECTURE
     step_all()
+    scale_displacements()
     fill_pack_and_gate()
     NULL.on("triton")(torch.ones(1025), 2.0)
     step_layers()
