@@ -55,7 +55,7 @@ def plain_number(value: object, name: str, allowed: str = "a finite number") -> 
     except OverflowError:
         number = math.inf
     if not math.isfinite(number) or abs(number) > LARGEST_NUMBER:
-        got = f"a number of {len(str(value))} digits" if isinstance(value, int) else repr(number)
+        got = checks.shown(value) if isinstance(value, int) else repr(number)
         raise ValueError(f"{name} must be {allowed}, and at most {LARGEST_NUMBER:g}, got {got}")
     return number
 
