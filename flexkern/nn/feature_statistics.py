@@ -215,7 +215,9 @@ class FeatureStatistics(GrowingState):
         if "factor" not in self._kept:
             self._kept["factor"] = self.cholesky().T.float()
             self._kept["own_means"] = self.means().float()
-        noise = torch.randn((len(labels), self.width), generator=generator, device=self.sum.device)
+        noise = torch.randn(
+            (len(labels), self.width), generator=generator, dtype=torch.float32, device=self.sum.device
+        )
         return self._kept["own_means"][labels].addmm_(noise, self._kept["factor"]), labels
 
     def _need(self, have: int, need: int) -> None:

@@ -95,10 +95,10 @@ class SynapseGate(GrowingState):
             device=device,
         )
         self.register_buffer("ready", torch.zeros(0, dtype=torch.bool, device=device))
-        self.register_buffer("theta_logit", torch.zeros(0, device=device))
-        self.register_buffer("slope", torch.zeros(0, device=device))
-        self.register_buffer("offset", torch.zeros(0, device=device))
-        self.register_buffer("factor", torch.ones((), device=device))
+        self.register_buffer("theta_logit", torch.zeros(0, dtype=torch.float32, device=device))
+        self.register_buffer("slope", torch.zeros(0, dtype=torch.float32, device=device))
+        self.register_buffer("offset", torch.zeros(0, dtype=torch.float32, device=device))
+        self.register_buffer("factor", torch.ones((), dtype=torch.float32, device=device))
 
     # ------------------------------------------------------------------ what it is
 
@@ -155,8 +155,8 @@ class SynapseGate(GrowingState):
         self.recall.add_classes(new, task)
         self._append("ready", torch.tensor([not scored]))
         self._append("theta_logit", torch.logit(torch.tensor([self.options.theta], dtype=torch.float64)))
-        self._append("slope", torch.ones(1))
-        self._append("offset", torch.zeros(1))
+        self._append("slope", self.slope.new_ones(1))
+        self._append("offset", self.offset.new_zeros(1))
         if not scored:
             return
         generator = self._generator(task, _KEEP)
@@ -245,7 +245,7 @@ class SynapseGate(GrowingState):
             return torch.zeros_like(labels, dtype=torch.bool)
         in_task = labels - self.recall.classes
         rank = rank_in_class(in_task, self._generator(task, _SPLIT))
-        held_out = rank < (torch.bincount(in_task, minlength=classes) * o.holdout).long()[in_task]
+        held_out = rank < (torch.bincount(in_task, minlength=classes).float() * o.holdout).long()[in_task]
         if not bool(held_out.any()) or int((~held_out).sum()) <= classes:
             raise ValueError(
                 f"h0 has {len(labels)} samples of {classes} classes, too few to hold {o.holdout:.0%} of each "
@@ -292,9 +292,9 @@ class SynapseGate(GrowingState):
         if self.gate == "oracle":
             true = check_true_task(task, len(h0), self.tasks).to(h0.device)
             own = torch.arange(self.tasks, device=h0.device) == true[:, None]
-            return torch.where(own, ALWAYS_OPEN, -ALWAYS_OPEN)
+            return torch.where(own, ALWAYS_OPEN, -ALWAYS_OPEN).float()
         if self.gate == "none":
-            return torch.full((len(h0), self.tasks), ALWAYS_OPEN, device=h0.device)
+            return torch.full((len(h0), self.tasks), ALWAYS_OPEN, dtype=torch.float32, device=h0.device)
         return self._evidence(self.scores(h0))
 
     def forward(self, h0: Tensor, task: Tensor | None = None) -> Tensor:
