@@ -140,6 +140,7 @@ class RidgeHead(GrowingState):
         Raises:
             RuntimeError: without a sample, or if ``ridge`` is too small for the Cholesky factorisation.
         """
+        self._look()
         if self._weight is None:
             if not self.classes:
                 raise RuntimeError("no class is known yet; call update() first")
@@ -205,6 +206,9 @@ class RidgeHead(GrowingState):
 
     def _changed(self) -> None:
         self._projection = self._weight = None
+
+    def _written(self) -> None:
+        self._weight = None  # the projection is of the seed alone
 
     def extra_repr(self) -> str:
         return (
