@@ -160,13 +160,15 @@ class ArtsyViT(ViTLearner):
         assert self._head is not None
         task, head = self.tasks_learned, self._head
         self.adapted.train()
-
-        def logits(x: Tensor) -> Tensor:
-            return head(self.adapted.features(self.adapted.trunk(x), task))
-
         parameters = [*self.bank.parameters_of(task), *head.parameters()]
         seed = [self.seed, task]
+        # A method and no closure: it can be pickled, and a copy of the learner trains the copy.
+        logits = self._training_logits
         return Training(parameters, logits, self.recipe, size=self.image_size, seed=seed, device=self.device)
+
+    def _training_logits(self, x: Tensor) -> Tensor:
+        assert self._head is not None
+        return self._head(self.adapted.features(self.adapted.trunk(x), self.tasks_learned))
 
     def _finish(self, images: Tensor, labels: Tensor) -> None:
         self.adapted.eval()
