@@ -70,8 +70,8 @@ class RandomConvolutions(nn.Module):
         weight = weight / weight.square().sum((1, 2, 3), keepdim=True).sqrt()
         self.grid = grid
         self.register_buffer("weight", weight.float().to(device))
-        self.register_buffer("centre", torch.zeros(channels * grid * grid, device=device))
-        self.register_buffer("size", torch.ones((), device=device))
+        self.register_buffer("centre", torch.zeros(channels * grid * grid, dtype=torch.float32, device=device))
+        self.register_buffer("size", torch.ones((), dtype=torch.float32, device=device))
 
     @property
     def out_features(self) -> int:

@@ -39,6 +39,10 @@ class Learner(ABC):
 
     The same seed gives the same bits on the same device, also when a run is saved, loaded and continued.
 
+    What a learner makes (layers, heads, gates, what it keeps) is float32, whatever ``torch.set_default_dtype``
+    says, so that its bits do not depend on it either. A backbone or an extractor that is given keeps its own
+    dtype.
+
     A new method usually inherits from :class:`flexkern.learners.mlp.base.MLPLearner` or
     :class:`flexkern.learners.vit.base.ViTLearner`, which fill in most of what is abstract here, and gets its
     name by :func:`flexkern.learners.register_method`.

@@ -153,6 +153,7 @@ class FeatureStatistics(GrowingState):
 
         Kept until the next update. RuntimeError if there are too few samples, or they have no covariance.
         """
+        self._look()
         if "cholesky" not in self._kept:
             s, d, freedom = self.shared_covariance(), self.width, self.degrees_of_freedom()
             trace = s.diagonal().sum()
@@ -179,6 +180,7 @@ class FeatureStatistics(GrowingState):
         Around the overall mean, so that float32 loses little. Raises as :meth:`cholesky`.
         """
         check_features(h0, self.width)
+        self._look()
         if "whitening" not in self._kept:
             identity = torch.eye(self.width, dtype=self.sum.dtype, device=self.sum.device)
             inverse = torch.linalg.solve_triangular(self.cholesky(), identity, upper=False)
@@ -212,10 +214,13 @@ class FeatureStatistics(GrowingState):
             lowest, highest = int(classes.min()), int(classes.max())
             if lowest < 0 or highest >= self.classes or int(self.count[classes.to(self.count)].min()) == 0:
                 raise IndexError("classes must have samples in these statistics; one of them has none")
+        self._look()
         if "factor" not in self._kept:
             self._kept["factor"] = self.cholesky().T.float()
             self._kept["own_means"] = self.means().float()
-        noise = torch.randn((len(labels), self.width), generator=generator, device=self.sum.device)
+        noise = torch.randn(
+            (len(labels), self.width), generator=generator, dtype=torch.float32, device=self.sum.device
+        )
         return self._kept["own_means"][labels].addmm_(noise, self._kept["factor"]), labels
 
     def _need(self, have: int, need: int) -> None:

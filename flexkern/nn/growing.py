@@ -25,6 +25,24 @@ class GrowingState(nn.Module):
     def _changed(self) -> None:
         """Called after the state was replaced or moved: drops what was derived from it."""
 
+    def _written(self) -> None:
+        """Called where a buffer was written from outside since :meth:`_look`: drops what came from values."""
+        self._changed()
+
+    def _look(self) -> None:
+        """Drops what was derived from the buffers if something else, such as an average, wrote into them."""
+        seen = self.__dict__.get("_seen", ())
+        now = [buffer for buffer in self._buffers.values() if buffer is not None]
+        if any(b.is_inference() for b in now):  # they have no version: look at them each time
+            self._written()
+            return
+        same = len(seen) == len(now) and all(
+            b is known and b._version == version for b, (known, version) in zip(now, seen, strict=True)
+        )
+        if not same:
+            self._written()
+            self._seen = tuple((b, b._version) for b in now)
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         mine = {name: state_dict[prefix + name] for name in self._buffers if prefix + name in state_dict}
         self._check_state(mine)

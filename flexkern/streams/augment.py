@@ -93,12 +93,12 @@ def random_resized_crop(
     if not len(images):
         return images.new_empty((0, images.shape[1], size, size))
     n, _, height, width = images.shape
-    area, shape, x, y, mirrored = torch.rand((5, n), generator=generator)
+    area, shape, x, y, mirrored = torch.rand((5, n), generator=generator, dtype=torch.float32)
     area = scale[0] + area * (scale[1] - scale[0])
     shape = torch.exp(math.log(ratio[0]) + shape * math.log(ratio[1] / ratio[0])) * (height / width)
     box_width, box_height = (area * shape).sqrt().clamp(max=1), (area / shape).sqrt().clamp(max=1)
     # In affine_grid's units the image is [-1, 1], so the middle of a box of relative width b is within 1 - b.
-    box = torch.zeros(n, 2, 3)
+    box = torch.zeros((n, 2, 3), dtype=torch.float32)
     box[:, 0, 0] = torch.where(mirrored < flip, -box_width, box_width)
     box[:, 1, 1] = box_height
     box[:, 0, 2] = (2 * x - 1) * (1 - box_width)

@@ -155,7 +155,7 @@ class MLPLearner(Learner):
         self.optimizer.consolidate()
 
     def _epoch(self, inputs: Tensor, labels: Tensor, order: Tensor, take_step: Step) -> float:
-        total = torch.zeros((), device=self.device)
+        total = torch.zeros((), dtype=torch.float32, device=self.device)
         for step, batch in enumerate(order.split(self.batch_size)):
             x, y = self._batch(inputs[batch], labels[batch], step)
             total += take_step(x, y) * len(batch)

@@ -18,7 +18,8 @@ class KeepsInputs(MLPLearner):
 
     def __init__(self, *args: Any, **common: Any) -> None:
         super().__init__(*args, **common)
-        self._inputs = torch.zeros((0, linear_layers(self.model)[0].in_features), device=self.device)
+        features = linear_layers(self.model)[0].in_features
+        self._inputs = torch.zeros((0, features), dtype=torch.float32, device=self.device)
         self._labels = torch.zeros(0, dtype=torch.int64, device=self.device)
 
     @property

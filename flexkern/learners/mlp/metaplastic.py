@@ -31,7 +31,7 @@ class MetaplasticMLP(MLPLearner):
     all classes of the stream, as in the paper. Each item is learned with the alpha that the weights had when it
     began; when it ends, the synapses are consolidated: the next item finds them as stiff as this one left them.
     The initial weights are procedural, so the optimizer needs no copy of them as anchors (on a CPU it keeps one
-    with gate "step")::
+    with gate "step"). Weights are float32, whatever torch's default dtype is::
 
         learner = MetaplasticMLP(stream.input_shape, stream.classes, features=extractor)
         for item in stream:

@@ -20,7 +20,7 @@ __all__ = ["build", "linear_layers"]
 def build(
     sizes: Sequence[int], seed: int, device: torch.device, reserve: dict[str, Any] | None = None
 ) -> tuple[nn.Sequential, list[Field]]:
-    """Linear layers with ReLU between them: Glorot-normal weights, zero bias.
+    """Linear layers with ReLU between them: Glorot-normal weights, zero bias, in float32.
 
     Args:
         sizes: inputs, units of each hidden layer, outputs.
@@ -43,12 +43,19 @@ def build(
         layer: nn.Linear
         if reserve is not None and hidden:
             layer = SilentLinear(
-                fan_in, fan_out, device=device, seed=seed, stream=number, init=field, **reserve
+                fan_in,
+                fan_out,
+                device=device,
+                dtype=torch.float32,
+                seed=seed,
+                stream=number,
+                init=field,
+                **reserve,
             )
         else:
             # skip_init leaves memory as it is: drawing torch's own initial values would move its global
             # generator.
-            layer = nn.utils.skip_init(nn.Linear, fan_in, fan_out, device=device)
+            layer = nn.utils.skip_init(nn.Linear, fan_in, fan_out, device=device, dtype=torch.float32)
             with torch.no_grad():
                 layer.weight.copy_(ops.materialize(field, layer.weight.shape, device=device))
         with torch.no_grad():

@@ -43,7 +43,7 @@ class ArtsyViT(ViTLearner):
     earlier classes in the new subspace (EASE), and trains the task's synapse on E0's features. Inference
     takes one pass for E0, which also decides what opens, and one pass for each *open* synapse, whatever the
     number of tasks: all (image, open task) pairs go through the network as one batch. What comes before the
-    first adapter runs once per image.
+    first adapter runs once per image. Adapters, gates and heads are float32, whatever torch's default dtype is.
 
     Args:
         backbone: as :func:`flexkern.backbones.load_backbone` takes it.
@@ -101,7 +101,15 @@ class ArtsyViT(ViTLearner):
         }  # fmt: skip
         super().__init__(backbone, recipe=recipe, seed=seed, **options, **common)
         depth = len(self._known_parts(self.backbone).points)
-        bank = AdapterBank(depth, self.width, rank, scale=adapter_scale, dropout=dropout, device=self.device)
+        bank = AdapterBank(
+            depth,
+            self.width,
+            rank,
+            scale=adapter_scale,
+            dropout=dropout,
+            dtype=torch.float32,
+            device=self.device,
+        )
         self.adapted = attach_adapters(self.backbone, bank).eval()
         self.bank, self.combine = bank, combine
         self._mean = evidence == "class+mean"
@@ -152,13 +160,15 @@ class ArtsyViT(ViTLearner):
         assert self._head is not None
         task, head = self.tasks_learned, self._head
         self.adapted.train()
-
-        def logits(x: Tensor) -> Tensor:
-            return head(self.adapted.features(self.adapted.trunk(x), task))
-
         parameters = [*self.bank.parameters_of(task), *head.parameters()]
         seed = [self.seed, task]
+        # A method and no closure: it can be pickled, and a copy of the learner trains the copy.
+        logits = self._training_logits
         return Training(parameters, logits, self.recipe, size=self.image_size, seed=seed, device=self.device)
+
+    def _training_logits(self, x: Tensor) -> Tensor:
+        assert self._head is not None
+        return self._head(self.adapted.features(self.adapted.trunk(x), self.tasks_learned))
 
     def _finish(self, images: Tensor, labels: Tensor) -> None:
         self.adapted.eval()
@@ -171,7 +181,7 @@ class ArtsyViT(ViTLearner):
         for x, y in self._test_batches(images, labels):
             trunk = self._run_trunk(x)
             h = self._base(trunk)
-            every = torch.zeros((len(x), self.bank.tasks), device=self.device)
+            every = h.new_zeros((len(x), self.bank.tasks))
             every[:, first:] = 1
             batch = self._spaces(trunk, h[:, : self.width], every)
             if self.experts is None:
@@ -236,8 +246,8 @@ class ArtsyViT(ViTLearner):
         parts = []
         for x, _ in self._test_batches(images, torch.zeros(len(images))):
             trunk = self._run_trunk(x)
-            every = torch.ones((len(x), self.bank.tasks), device=self.device)
-            parts.append(self._spaces(trunk, self._run(self.adapted.features, trunk), every))
+            h0 = self._run(self.adapted.features, trunk)
+            parts.append(self._spaces(trunk, h0, h0.new_ones((len(x), self.bank.tasks))))
         return torch.cat(parts)
 
     @torch.no_grad()

@@ -223,7 +223,11 @@ class ViTLearner(Learner):
         for rows in torch.arange(len(x)).split(self.images_per_pass):
             images = test_view(x[rows].to(self.device), self.image_size)
             parts.append(self._logits(images, None if task is None else task[rows].to(self.device)))
-        return torch.cat(parts) if parts else torch.zeros((0, self.classes_seen), device=self.device)
+        return (
+            torch.cat(parts)
+            if parts
+            else torch.zeros((0, self.classes_seen), dtype=torch.float32, device=self.device)
+        )
 
     def predict(self, x: Tensor, *, task: Tensor | None = None) -> Tensor:
         """The class of each image, int64 [n], on the learner's device."""

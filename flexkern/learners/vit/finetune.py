@@ -22,13 +22,14 @@ class _GrowingHead(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.zeros((0, width)))
-        self.bias = nn.Parameter(torch.zeros(0))
+        self.weight = nn.Parameter(torch.zeros((0, width), dtype=torch.float32))
+        self.bias = nn.Parameter(torch.zeros(0, dtype=torch.float32))
 
     def grow(self, classes: int, generator: torch.Generator) -> None:
         """Appends classes, with weights as :class:`torch.nn.Linear` draws them and zero bias."""
         width = self.weight.shape[1]
-        new = (torch.rand((classes, width), generator=generator) * 2 - 1) / math.sqrt(width)
+        draw = torch.rand((classes, width), generator=generator, dtype=torch.float32)
+        new = (draw * 2 - 1) / math.sqrt(width)
         self.weight = nn.Parameter(torch.cat([self.weight.detach(), new.to(self.weight)]))
         self.bias = nn.Parameter(torch.cat([self.bias.detach(), self.bias.new_zeros(classes)]))
 

@@ -86,8 +86,9 @@ class CosineHead(nn.Module):
     def __init__(self, width: int, classes: int, generator: torch.Generator) -> None:
         super().__init__()
         bound = 1 / math.sqrt(width)
-        self.weight = nn.Parameter((torch.rand((classes, width), generator=generator) * 2 - 1) * bound)
-        self.sigma = nn.Parameter(torch.ones(()))
+        draw = torch.rand((classes, width), generator=generator, dtype=torch.float32)
+        self.weight = nn.Parameter((draw * 2 - 1) * bound)
+        self.sigma = nn.Parameter(torch.ones((), dtype=torch.float32))
 
     def forward(self, x: Tensor) -> Tensor:
         cosines = functional.linear(functional.normalize(x.float()), functional.normalize(self.weight))
@@ -133,7 +134,7 @@ class Training:
         rate = recipe.lr * 0.5 * (1 + math.cos(math.pi * self.epochs_done / self.epochs))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        total = torch.zeros((), device=self.device)
+        total = torch.zeros((), dtype=torch.float32, device=self.device)
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices):  # dropout draws from torch's generator: leave the user's as it is
             torch.manual_seed(seed)

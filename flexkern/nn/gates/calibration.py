@@ -72,7 +72,7 @@ def fit_softmax(scores: Tensor, task: Tensor) -> float:
     spread = x.square().mean().sqrt().clamp(min=1e-30)
     x = x / spread
     per_task = torch.bincount(task, minlength=tasks).clamp(min=1)
-    weight = 1 / (per_task[task] * (per_task > 0).sum())
+    weight = 1 / (per_task[task] * (per_task > 0).sum()).float()
     smoothing = tasks / (samples + tasks)
     target = (1 - smoothing) * x.gather(1, task[:, None]).squeeze(1)  # the smoothed rest has mean 0
     low, high = x.new_tensor(1e-3).log(), x.new_tensor(1e4).log()

@@ -88,7 +88,7 @@ class LikelihoodRatio(Detector):
         density = x @ means.T - means.square().sum(1) / 2  # less |x|^2 / 2, which both likelihoods have
         own = group_logsumexp(density, recall.class_task, tasks)
         classes = torch.bincount(recall.class_task, minlength=tasks)
-        log_share = torch.log(classes / (recall.classes - classes)).to(own)
+        log_share = torch.log(classes.float() / (recall.classes - classes)).to(own)
         return own - others_logsumexp(own) - log_share
 
 
@@ -107,8 +107,8 @@ class Energy(Detector):
     def __init__(self, width: int, *, decay: float = 1e-3, device: torch.device | str | None = None) -> None:
         super().__init__()
         self.decay = decay
-        self.register_buffer("weight", torch.zeros((0, width), device=device))
-        self.register_buffer("bias", torch.zeros(0, device=device))
+        self.register_buffer("weight", torch.zeros((0, width), dtype=torch.float32, device=device))
+        self.register_buffer("bias", torch.zeros(0, dtype=torch.float32, device=device))
 
     @property
     def parameters_added(self) -> int:
@@ -161,7 +161,7 @@ class NearestNeighbours(Detector):
     ) -> None:
         super().__init__()
         self.neighbours, self.keep = neighbours, keep
-        self.register_buffer("bank", torch.zeros((0, 0, width), device=device))
+        self.register_buffer("bank", torch.zeros((0, 0, width), dtype=torch.float32, device=device))
         self.register_buffer("size", torch.zeros(0, dtype=torch.int64, device=device))
 
     def learn(self, h0: Tensor, labels: Tensor, generator: torch.Generator) -> None:
@@ -171,7 +171,7 @@ class NearestNeighbours(Detector):
         bank[:tasks, :room] = self.bank
         bank[tasks, : len(kept)] = kept
         self.bank = bank
-        self._append("size", torch.tensor([len(kept)]))
+        self._append("size", self.size.new_tensor([len(kept)]))
 
     def scores(self, h0: Tensor, recall: Recall, tasks: int) -> Tensor:
         room = self.bank.shape[1]

@@ -64,10 +64,12 @@ class StackedMLP(GrowingState):
     def __init__(self, width: int, hidden: int, *, device: torch.device | str | None = None) -> None:
         super().__init__()
         self.width, self.hidden = width, hidden
-        self.register_buffer("hidden_weight", torch.zeros((0, hidden, width), device=device))
-        self.register_buffer("hidden_bias", torch.zeros((0, hidden), device=device))
-        self.register_buffer("out_weight", torch.zeros((0, hidden), device=device))
-        self.register_buffer("out_bias", torch.zeros(0, device=device))
+        self.register_buffer(
+            "hidden_weight", torch.zeros((0, hidden, width), dtype=torch.float32, device=device)
+        )
+        self.register_buffer("hidden_bias", torch.zeros((0, hidden), dtype=torch.float32, device=device))
+        self.register_buffer("out_weight", torch.zeros((0, hidden), dtype=torch.float32, device=device))
+        self.register_buffer("out_bias", torch.zeros(0, dtype=torch.float32, device=device))
 
     @property
     def tasks(self) -> int:
@@ -89,7 +91,7 @@ class StackedMLP(GrowingState):
         """Appends an MLP; its weights are those of ``nn.Linear``, drawn from ``generator`` (of the device)."""
 
         def draw(*shape: int, fan_in: int) -> Tensor:
-            u = torch.rand(shape, generator=generator, device=self.out_bias.device)
+            u = torch.rand(shape, generator=generator, dtype=torch.float32, device=self.out_bias.device)
             return (2 * u - 1) / math.sqrt(fan_in)
 
         self._append("hidden_weight", draw(1, self.hidden, self.width, fan_in=self.width))

@@ -54,7 +54,7 @@ class Recall(GrowingState):
         self.width, self.negatives, self.keep = width, negatives, keep
         self.statistics = FeatureStatistics(width, shrinkage=shrinkage, device=device)
         self.register_buffer("class_task", torch.zeros(0, dtype=torch.int64, device=device))
-        self.register_buffer("kept", torch.zeros((0, width), device=device))
+        self.register_buffer("kept", torch.zeros((0, width), dtype=torch.float32, device=device))
         self.register_buffer("kept_class", torch.zeros(0, dtype=torch.int64, device=device))
 
     @property
@@ -161,7 +161,7 @@ def training_batches(
     """
     device = which.device
     mine = which[:, None] == torch.arange(int(which[-1]) + 1, device=device)
-    y = torch.zeros((len(which), 2 * batch), device=device)
+    y = torch.zeros((len(which), 2 * batch), dtype=torch.float32, device=device)
     y[:, :batch] = 1
     steps = math.ceil(samples / batch)
     for _ in range(epochs):

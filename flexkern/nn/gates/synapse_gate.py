@@ -94,11 +94,12 @@ class SynapseGate(GrowingState):
             seed=o.seed,
             device=device,
         )
-        self.register_buffer("ready", torch.zeros(0, dtype=torch.bool, device=device))
-        self.register_buffer("theta_logit", torch.zeros(0, device=device))
-        self.register_buffer("slope", torch.zeros(0, device=device))
-        self.register_buffer("offset", torch.zeros(0, device=device))
-        self.register_buffer("factor", torch.ones((), device=device))
+        # 0 or 1, not bool: what averages buffers (AveragedModel) subtracts them, which bool has not.
+        self.register_buffer("ready", torch.zeros(0, dtype=torch.int64, device=device))
+        self.register_buffer("theta_logit", torch.zeros(0, dtype=torch.float32, device=device))
+        self.register_buffer("slope", torch.zeros(0, dtype=torch.float32, device=device))
+        self.register_buffer("offset", torch.zeros(0, dtype=torch.float32, device=device))
+        self.register_buffer("factor", torch.ones((), dtype=torch.float32, device=device))
 
     # ------------------------------------------------------------------ what it is
 
@@ -153,10 +154,10 @@ class SynapseGate(GrowingState):
         scored = self.mlp is not None or self.detector is not None
         held_out = self._split(labels, new, task) if scored else torch.zeros_like(labels, dtype=torch.bool)
         self.recall.add_classes(new, task)
-        self._append("ready", torch.tensor([not scored]))
+        self._append("ready", self.ready.new_tensor([int(not scored)]))
         self._append("theta_logit", torch.logit(torch.tensor([self.options.theta], dtype=torch.float64)))
-        self._append("slope", torch.ones(1))
-        self._append("offset", torch.zeros(1))
+        self._append("slope", self.slope.new_ones(1))
+        self._append("offset", self.offset.new_zeros(1))
         if not scored:
             return
         generator = self._generator(task, _KEEP)
@@ -181,7 +182,7 @@ class SynapseGate(GrowingState):
             self._train(trained, train, task)
         moving = o.calibration == "softmax" or (self.detector is not None and self.detector.moving)
         changed = everyone if moving else trained
-        self.ready[trained] = True
+        self.ready[trained] = 1
         if o.first == "open" and not o.refresh:
             changed = changed[changed > 0]
         if o.calibration == "none" and o.threshold == "fixed":
@@ -222,7 +223,7 @@ class SynapseGate(GrowingState):
         for gates, met in ((slice(task, None), others), (slice(0, task), new)):
             met = met[torch.randperm(len(met), generator=generator, device=met.device)]
             slid = self.sliding.slide(self.theta_logit[gates], met, self.options.batch)
-            self.theta_logit[gates] = torch.where(self.ready[gates], slid, self.theta_logit[gates])
+            self.theta_logit[gates] = torch.where(self.ready[gates] > 0, slid, self.theta_logit[gates])
 
     def _train(self, which: Tensor, train: Tensor, task: int) -> None:
         assert self.mlp is not None
@@ -245,7 +246,7 @@ class SynapseGate(GrowingState):
             return torch.zeros_like(labels, dtype=torch.bool)
         in_task = labels - self.recall.classes
         rank = rank_in_class(in_task, self._generator(task, _SPLIT))
-        held_out = rank < (torch.bincount(in_task, minlength=classes) * o.holdout).long()[in_task]
+        held_out = rank < (torch.bincount(in_task, minlength=classes).float() * o.holdout).long()[in_task]
         if not bool(held_out.any()) or int((~held_out).sum()) <= classes:
             raise ValueError(
                 f"h0 has {len(labels)} samples of {classes} classes, too few to hold {o.holdout:.0%} of each "
@@ -274,7 +275,7 @@ class SynapseGate(GrowingState):
             scores = scores * self.slope + self.offset
         elif self.options.calibration == "softmax" and scores.shape[1] > 1:
             scores = softmax_logit(scores, self.factor)
-        return torch.where(self.ready, scores, ALWAYS_OPEN)
+        return torch.where(self.ready > 0, scores, ALWAYS_OPEN)
 
     @torch.no_grad()
     def evidence(self, h0: Tensor, task: Tensor | None = None) -> Tensor:
@@ -292,9 +293,9 @@ class SynapseGate(GrowingState):
         if self.gate == "oracle":
             true = check_true_task(task, len(h0), self.tasks).to(h0.device)
             own = torch.arange(self.tasks, device=h0.device) == true[:, None]
-            return torch.where(own, ALWAYS_OPEN, -ALWAYS_OPEN)
+            return torch.where(own, ALWAYS_OPEN, -ALWAYS_OPEN).float()
         if self.gate == "none":
-            return torch.full((len(h0), self.tasks), ALWAYS_OPEN, device=h0.device)
+            return torch.full((len(h0), self.tasks), ALWAYS_OPEN, dtype=torch.float32, device=h0.device)
         return self._evidence(self.scores(h0))
 
     def forward(self, h0: Tensor, task: Tensor | None = None) -> Tensor:

@@ -53,7 +53,7 @@ class ExpertHead(GrowingState):
                 raise ValueError(f"{name} must be finite and > 0, got {value}")
         self.width, self.temperature, self.expert_temperature = width, temperature, expert_temperature
         # For each class what its task's expert multiplies [E0(x), Et(x)] by.
-        self.register_buffer("weight", torch.zeros((0, 2, width), device=device))
+        self.register_buffer("weight", torch.zeros((0, 2, width), dtype=torch.float32, device=device))
         self.register_buffer("class_task", torch.zeros(0, dtype=torch.int64, device=device))
 
     @property

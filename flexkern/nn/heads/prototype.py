@@ -160,6 +160,7 @@ class PrototypeClassifier(GrowingState):
 
         Kept until the next update.
         """
+        self._look()
         if self._prototypes is None:
             means = self.sums / self.counts.clamp(min=1)[..., None]
             if self.completion != "none":

@@ -86,7 +86,9 @@ class RidgeHead(GrowingState):
         if self._projection is None:
             # Drawn on the CPU: the same numbers on every device.
             generator = seeded(torch.device("cpu"), self.seed, self.width, self.features)
-            draw = torch.randn((self.width, self.features), generator=generator)
+            draw = torch.randn(
+                (self.width, self.features), generator=generator, dtype=torch.float32, device="cpu"
+            )
             self._projection = draw.to(self.gram.device)
         return torch.relu(h0 @ self._projection.to(h0.dtype))
 
@@ -138,6 +140,7 @@ class RidgeHead(GrowingState):
         Raises:
             RuntimeError: without a sample, or if ``ridge`` is too small for the Cholesky factorisation.
         """
+        self._look()
         if self._weight is None:
             if not self.classes:
                 raise RuntimeError("no class is known yet; call update() first")
@@ -160,7 +163,7 @@ class RidgeHead(GrowingState):
         if not self.balanced:
             return self.cross
         seen = self.count > 0
-        mean_count = self.count.sum() / seen.sum()
+        mean_count = self.count.sum().float() / seen.sum()
         return self.cross * (mean_count / self.count.clamp(min=1))
 
     def _solve_auto(self) -> tuple[Tensor, float]:
@@ -203,6 +206,9 @@ class RidgeHead(GrowingState):
 
     def _changed(self) -> None:
         self._projection = self._weight = None
+
+    def _written(self) -> None:
+        self._weight = None  # the projection is of the seed alone
 
     def extra_repr(self) -> str:
         return (

@@ -89,8 +89,8 @@ class TokenFeatures(nn.Module):
         super().__init__()
         self.backbone = load_backbone(backbone)
         self.side = image_size(self.backbone)
-        self.register_buffer("centre", torch.zeros(()))
-        self.register_buffer("size", torch.ones(()))
+        self.register_buffer("centre", torch.zeros((), dtype=torch.float32))
+        self.register_buffer("size", torch.ones((), dtype=torch.float32))
 
     def calibrate(self, images: Tensor, device: torch.device | str) -> TokenFeatures:
         """Centres and scales features as those of these images, unlabelled: mean 0 each, mean square 1."""

@@ -55,12 +55,13 @@ class SqueezeNet(nn.Module):
                     size,
                     stride=2 if layer == "conv1" else 1,
                     padding=1 if layer.endswith("3x3") else 0,
+                    dtype=torch.float32,
                 )
                 convolution.load_state_dict(
                     {"weight": weight, "bias": torch.from_numpy(archive[f"{layer}.bias"])}
                 )
                 self.convolutions[layer.replace(".", "_")] = convolution.requires_grad_(False)
-        self.register_buffer("means", torch.tensor(_MEANS).view(1, 3, 1, 1))
+        self.register_buffer("means", torch.tensor(_MEANS, dtype=torch.float32).view(1, 3, 1, 1))
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
