@@ -151,9 +151,19 @@ class AdaptedModel(nn.Module):
         self._points = list(points)
         self._log = PassLog()
         self._hooks = []
+        self._called: list[_Hook] = []
         for layer, point in enumerate(points):
-            self._hooks.append(point.norm.register_forward_pre_hook(_Reader(self, layer)))
-            self._hooks.append(point.block.register_forward_hook(_Adder(self, layer)))
+            reader, adder = _Reader(self, layer), _Adder(self, layer)
+            self._called += [reader, adder]
+            self._hooks.append(point.norm.register_forward_pre_hook(reader))
+            self._hooks.append(point.block.register_forward_hook(adder))
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for (
+            hook
+        ) in self._called:  # a frozen model that was copied first has hooks that do not know this one yet
+            hook.owner = self
 
     def train(self, mode: bool = True) -> AdaptedModel:
         """Sets the mode of the adapters (dropout); the frozen model stays in ``eval()``."""
