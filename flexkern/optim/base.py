@@ -19,7 +19,7 @@ from flexkern.nn.silent.layer_of_weight import silent_synapses
 from flexkern.optim import flexibilities, group_options, plain_state
 from flexkern.optim.group_options import scale_in_force
 from flexkern.optim.members import OptimizerOfSlots, settings_of
-from flexkern.optim.no_effect import NoEffect
+from flexkern.optim.no_effect import LONG, NoEffect
 from flexkern.optim.scale import FirstItem, auto_scale
 from flexkern.optim.slot import Slot, is_unmeasured
 
@@ -170,18 +170,19 @@ class MetaplasticOptimizer(OptimizerOfSlots):
     def _look_for_effect(self) -> None:
         """After a step: whether this can only be the plain optimizer."""
         watch = self._no_effect
-        if watch.is_settled:
-            return
+        watch.steps += 1
+        if watch.steps < LONG and watch.steps & (watch.steps - 1):
+            return  # it takes longer than a small step, so it looks after steps 1, 2, 4, 8, ...
         slots = [(group, slot) for group in self.param_groups for slot in self.slots_of(group)]
         flexible = [group for group, slot in slots if slot.is_flexible(group)]
         if not flexible:
-            if watch.steps == 0 and any(
+            if watch.steps == 1 and any(
                 isinstance(s.flexibility, Tensor) or s.flexibility != 1.0 for _, s in slots
             ):
                 watch.nothing_is_flexible()
             watch.is_settled = True
         elif any(group["gate"] == "item" or scale_in_force(group) is None for group in flexible):
-            watch.count()
+            watch.look()
         else:
             watch.is_settled = True  # alpha is computed in each step
 

@@ -19,6 +19,7 @@ class NoEffect:
         name: of the optimizer's class.
 
     Attributes:
+        steps: taken so far; only counted until it is settled.
         is_settled: there is nothing (more) to say.
         was_saved: the state was taken, so that training may go on elsewhere.
     """
@@ -30,9 +31,8 @@ class NoEffect:
         self.steps = 0
         self.is_settled = self.was_saved = False
 
-    def count(self) -> None:
-        """A step was taken in which all synapses moved freely."""
-        self.steps += 1
+    def look(self) -> None:
+        """In all steps so far all synapses moved freely."""
         if self.steps >= LONG:
             self._warn(f"has taken {self.steps} steps")
 
