@@ -14,7 +14,7 @@ README = ROOT / "README.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=["optimizer", "silent", "learner", "artsy"])
+@pytest.mark.parametrize("block", BLOCKS, ids=["optimizer", "other optimizers", "silent", "learner", "artsy"])
 def test_code(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert len([line for line in block.splitlines() if line]) <= 18
