@@ -30,7 +30,7 @@ def gate(weight, anchor, flexibility, scale):
     e = tl.exp2(k * -2.8853900817779268)  # e^(-2k) with one product: 2 log2(e)
     s = 1.0 + e
     alpha = tl.where(flexibility == 1, 1.0, 4.0 * e / (s * s))
-    return tl.where(tl.abs(flexibility) < 1.1754943508222875e-38, 0.0, alpha)  # 2^-126
+    return tl.where(flexibility < 1.1754943508222875e-38, 0.0, alpha)  # 2^-126
 
 
 @triton.jit
