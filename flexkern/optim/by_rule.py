@@ -45,6 +45,13 @@ class RuleOptimizer(MetaplasticOptimizer):
 
     rule: ClassVar[type[Rule]]
 
+    def _begin(self) -> None:
+        super()._begin()
+        self._plans: dict[
+            int, Plan
+        ] = {}  # by the identity of a group, as its settings at the last checked step
+        self._seen: dict[int, tuple[Any, ...]] = {}
+
     def option_defaults(self) -> dict[str, Any]:
         return super().option_defaults() | {f.name: f.default for f in fields(self.rule)}
 
@@ -88,7 +95,7 @@ class RuleOptimizer(MetaplasticOptimizer):
     def _step_as_before(self) -> bool:
         """The step of plans that were made when the step before was looked at; False if something has changed
         that they depend on, and nothing has been stepped."""
-        plans: dict[int, Plan] = self.__dict__.get("_plans", {})
+        plans = self._plans
         if len(plans) != len(self.param_groups):
             return False
         states = self.state
@@ -108,9 +115,8 @@ class RuleOptimizer(MetaplasticOptimizer):
 
     def _plan(self, group: dict[str, Any], batches: list[_Batch]) -> None:
         """After a checked step: a plan for the next one, if the two that were last had the same settings."""
-        plans = self.__dict__.setdefault("_plans", {})
+        plans, seen = self._plans, self._seen
         plans.pop(id(group), None)
-        seen = self.__dict__.setdefault("_seen", {})
         here = {id(known) for known in self.param_groups}
         for gone in seen.keys() - here:  # load_state_dict replaces the groups
             plans.pop(gone, None)
