@@ -77,7 +77,8 @@ def _chunk(name: str, first: int, count: int, seed: int) -> Iterator[dict[str, A
             text = (
                 "import json, sys; from pathlib import Path; from fuzz.harness import find, run_cases\n"
                 "name, first, count, seed, journal, result = sys.argv[1:]\n"
-                "found = run_cases(find()[name], int(first), int(count), seed=int(seed), journal=Path(journal))\n"
+                "fuzz, seed, journal = find()[name], int(seed), Path(journal)\n"
+                "found = run_cases(fuzz, int(first), int(count), seed=seed, journal=journal)\n"
                 "Path(result).write_text(json.dumps(found))"
             )
             command = [sys.executable, "-c", text, name, str(first), str(end - first), str(seed)]

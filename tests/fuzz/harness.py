@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["FUZZERS", "Fuzzer", "MODULES", "find", "fuzzer", "run_cases"]
+__all__ = ["FUZZERS", "MODULES", "Fuzzer", "find", "fuzzer", "run_cases"]
 
 Case = Callable[[np.random.Generator], str]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from fuzz.harness import Fuzzer, find, run_cases
@@ -9,7 +11,9 @@ from fuzz.harness import Fuzzer, find, run_cases
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fuzz", find().values(), ids=lambda fuzz: fuzz.name)
-def test_fuzz(fuzz: Fuzzer, record_property, capsys):
+def test_fuzz(
+    fuzz: Fuzzer, record_property: Callable[[str, object], None], capsys: pytest.CaptureFixture[str]
+) -> None:
     found = run_cases(fuzz, 0, fuzz.quick)
     record_property("outcomes", found["outcomes"])
     with capsys.disabled():
