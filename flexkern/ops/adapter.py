@@ -11,6 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from flexkern.ops import checks
 from flexkern.ops.operator import Operator, are_numbers, are_plain, tries_compiled
+from flexkern.ops.ordinary import ordinary
 from flexkern.spec.adapter import LARGEST_TRITON_RANK
 
 __all__ = ["gated_adapter"]
@@ -58,7 +59,7 @@ class _GatedAdapter(torch.autograd.Function):
         if any(needs[:5]):  # else only the residual
             operator, numbers = BACKWARD.on(ctx.backend), (ctx.scale, ctx.dropout_p, needs[0], any(needs[1:5]))
             with _no_autocast(x.device.type):
-                grads = operator(grad_out.contiguous(), x, hidden, down, up, index, *numbers)
+                grads = operator(ordinary(grad_out), x, hidden, down, up, index, *numbers)
         every = (*grads, grad_out, *(None,) * 5)
         return tuple(grad if need else None for grad, need in zip(every, needs, strict=True))
 
@@ -82,8 +83,7 @@ def _cast(tensor: Tensor | None, device_type: str) -> Tensor | None:
 def _check_like_x(tensor: object, name: str, x: Tensor, shape: tuple[int, ...], meaning: str) -> None:
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor {meaning}, got {type(tensor).__name__}")
-    if tensor.layout is not torch.strided:
-        raise TypeError(f"{name} must be a dense tensor, got layout {tensor.layout}; call .to_dense() first")
+    checks.check_dense(tensor, name)
     if tensor.dtype is not x.dtype:
         raise TypeError(f"{name} must have the dtype of x, {x.dtype}, got {tensor.dtype}; convert one of them")
     if tuple(tensor.shape) != shape:
@@ -98,6 +98,7 @@ def _check_tensors(
     for tensor, name, meaning in ((x, "x", "[samples, positions, d]"), (down, "down", "[tasks, d, r]")):
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} must be a torch.Tensor {meaning}, got {type(tensor).__name__}")
+        checks.check_dense(tensor, name)
         if tensor.dim() != 3:
             raise ValueError(f"{name} must be {meaning}, got shape {list(tensor.shape)}")
     if x.dtype not in checks.FLOAT_DTYPES:
@@ -119,6 +120,7 @@ def _check_tensors(
 def _check_index(index: object, x: Tensor, tasks: int) -> None:
     if not isinstance(index, Tensor):
         raise TypeError(f"index must be an int32 or int64 tensor [samples], got {type(index).__name__}")
+    checks.check_dense(index, "index")
     if index.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"index must be int32 or int64, got {index.dtype}")
     if tuple(index.shape) != (x.shape[0],):
@@ -157,6 +159,7 @@ def _check_numbers(scale: object, dropout_p: object) -> None:
 def _dropout_seed(seed: object, x: Tensor, dropout_p: float) -> Tensor | None:
     """int64 [1] on the device of x, or None where nothing is dropped."""
     if isinstance(seed, Tensor):
+        checks.check_dense(seed, "seed")
         if seed.dtype is not torch.int64 or seed.numel() != 1 or seed.device != x.device:
             raise ValueError(
                 f"seed as a tensor must be one int64 element on the device of x, {x.device}, got {seed.dtype}, "
@@ -255,7 +258,7 @@ def _checked(
     backend = FORWARD.choose(x, lambda name: _takes(name, down.shape[2]))
     x, down, down_bias, up, up_bias, index = checks.contiguous([x, down, down_bias, up, up_bias, index])
     if residual is not None:
-        residual = residual.contiguous()
+        residual = ordinary(residual)
     floats = (x, down, down_bias, up, up_bias, residual)
     with _no_autocast(x.device.type):
         if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in floats):

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flexkern.ops.ordinary import check_memory, check_not_zero, is_ordinary, ordinary
 from flexkern.spec.argument import LARGEST_NUMBER, SMALLEST_NUMBER
 from flexkern.spec.record import SHARED_MEMORY
 
@@ -63,13 +64,17 @@ def check_matches(
 
 
 def check_dense(tensor: Tensor, name: str) -> None:
-    """Not a sparse tensor."""
+    """Not a sparse or a nested tensor: these have no shape, or no memory, to look at."""
+    if tensor.is_nested:
+        raise TypeError(f"{name} must be a dense tensor, got a nested one; pass its parts, or padded")
     if tensor.layout is not torch.strided:
         raise TypeError(f"{name} must be a dense tensor, got layout {tensor.layout}; call .to_dense() first")
+    check_memory(tensor, name)
 
 
 def check_writable(tensor: Tensor, name: str) -> None:
     """No two elements of ``tensor`` share memory, as those of an expanded tensor do."""
+    check_not_zero(tensor, name)
     if tensor.is_contiguous():
         return
     # A step along one dimension must lead past all that the dimensions of smaller steps reach. (No sorting:
@@ -86,7 +91,7 @@ def check_copied(written: Sequence[Tensor], read: Sequence[Tensor]) -> None:
     stepped through a copy, so that the operator does not see what they share. Exact, as such views may
     interleave without overlapping."""
     for i, tensor in enumerate(written):
-        if tensor.is_contiguous():
+        if is_ordinary(tensor):
             continue
         storage = tensor.untyped_storage().data_ptr()
         others = [*(t for j, t in enumerate(written) if j != i), *read]
@@ -156,6 +161,7 @@ def check_number(
     With ``positive`` or ``zero_is_special`` a number that is 0 in float32 only is refused.
     """
     if isinstance(value, Tensor):
+        check_dense(value, name)
         if value.numel() != 1 or value.dtype is not torch.float32:
             raise ValueError(
                 f"{name} as a tensor must be one float32 element, got {value.dtype}, shape {tuple(value.shape)}"
@@ -188,8 +194,8 @@ def check_finite(grads: Sequence[Tensor], name: str = "grad") -> None:
 
 
 def contiguous(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Each tensor, or a dense row-major copy of it where it is not one."""
-    return [t if t.is_contiguous() else t.contiguous() for t in tensors]
+    """Each tensor, or a dense row-major copy of its values where these do not stand so in memory."""
+    return [ordinary(t) for t in tensors]
 
 
 def native_dtypes(backend: str, dtype: torch.dtype) -> str | None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from flexkern.fields import Field
 from flexkern.ops import checks
 from flexkern.ops.choices import NONFINITE
-from flexkern.ops.operator import Attempt, Operator, are_numbers, are_plain, tries_compiled
+from flexkern.ops.operator import Attempt, Operator, are_numbers, are_plain, is_tensor, tries_compiled
 from flexkern.ops.sources import Sources, check_source, encode, quick_sources
 from flexkern.ops.steps import QUICK_NONFINITE, number_and_tensor
 
@@ -102,6 +102,8 @@ def _attempt(
     if several:
         if not all(v is None or type(v) is list for v in (before, a, f, alpha, master)):
             return None  # a Tensor would pass for a list of its rows
+        if alpha is not None and not all(map(is_tensor, alpha)):
+            return None
         written = [*weight, *(master or ())]
     else:
         written = [weight] if master is None else [weight, master]

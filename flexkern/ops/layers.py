@@ -11,7 +11,8 @@ from torch import Tensor
 from flexkern.fields import Field
 from flexkern.ops import checks
 from flexkern.ops.choices import INSERTS
-from flexkern.ops.operator import Attempt, Operator, are_numbers, are_plain
+from flexkern.ops.operator import Attempt, Operator, are_numbers, are_plain, is_tensor
+from flexkern.ops.ordinary import is_ordinary, ordinary
 from flexkern.ops.sources import Sources, check_source, encode, quick_sources, single
 from flexkern.ops.steps import QUICK_NONFINITE, Given, InsertionRule, Options, number_and_tensor, quick_rule
 from flexkern.spec import Arguments, Rule
@@ -74,7 +75,7 @@ def check_layers(layers: Sequence[Arguments]) -> None:
             (t.data_ptr(), t.data_ptr() + t.numel() * t.element_size(), is_written)
             for tensors, is_written in ((written, True), (read, False))
             for t in tensors
-            if t.is_contiguous() and t.numel()
+            if is_ordinary(t) and t.numel()
         ]
         check_extents(extents)
 
@@ -116,12 +117,13 @@ def check_silent(
         TypeError, ValueError: naming the argument.
     """
     shape = (weight.shape[0], words_in_row(weight.shape[1]))
+    if isinstance(silent, Tensor):
+        checks.check_dense(silent, "silent")
     if not isinstance(silent, Tensor) or silent.dtype is not torch.int32 or tuple(silent.shape) != shape:
         got = f"{silent.dtype} {tuple(silent.shape)}" if isinstance(silent, Tensor) else type(silent).__name__
         raise TypeError(f"silent must be int32 {shape} from flexkern.ops.pack_mask, got {got}")
     if silent.device != weight.device:
         raise ValueError(f"silent must be on the device of weight, {weight.device}, got {silent.device}")
-    checks.check_dense(silent, "silent")
     checks.check_writable(silent, "silent")
     if insertion.insert not in INSERTS:
         raise ValueError(f"insert must be one of {INSERTS}, got {insertion.insert!r}")
@@ -172,7 +174,7 @@ def layer_arguments(
     options: Options,
 ) -> Arguments:
     """The call of a layer's operator, once all has been checked; ``inputs`` are weight and gradient by name."""
-    theta = number_and_tensor(threshold.contiguous() if isinstance(threshold, Tensor) else threshold)
+    theta = number_and_tensor(ordinary(threshold) if isinstance(threshold, Tensor) else threshold)
     lr_number, lr_tensor = number_and_tensor(options.lr)
     scale_number, scale_tensor = number_and_tensor(0.0 if options.scale is None else options.scale)
     return operator.spec.record(
@@ -184,7 +186,7 @@ def layer_arguments(
         threshold=theta[0],
         lr=lr_number,
         scale=scale_number,
-        alpha=None if alpha is None else alpha.contiguous(),
+        alpha=None if alpha is None else ordinary(alpha),
         sources=sources.rows or (),
         parameters=sources.numbers or (),
         master=master,
@@ -245,7 +247,7 @@ def attempt_layer(
     ):
         return None
     sources = quick_sources(anchor, flexibility)
-    if sources is None:
+    if sources is None or not (activities is None or all(map(is_tensor, activities))):
         return None
     a, f, rows, floats = sources
     arguments = (*inputs, a, f, silent, activities, threshold, lr, scale, alpha, rows, floats, *needed, exact)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from flexkern.ops import checks
 from flexkern.ops.operator import Operator
+from flexkern.ops.ordinary import ordinary
 from flexkern.spec.mask import words_in_row
 
 __all__ = ["pack_mask", "unpack_mask"]
@@ -18,8 +20,7 @@ def _check_tensor(tensor: object, name: str, dtype: torch.dtype) -> None:
     if not isinstance(tensor, Tensor) or tensor.dtype is not dtype:
         got = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
         raise TypeError(f"{name} must be a {dtype} tensor, got {got}")
-    if tensor.layout is not torch.strided:
-        raise TypeError(f"{name} must be dense, got layout {tensor.layout}; call .to_dense() first")
+    checks.check_dense(tensor, name)
 
 
 def pack_mask(mask: Tensor) -> Tensor:
@@ -34,7 +35,7 @@ def pack_mask(mask: Tensor) -> Tensor:
     if mask.dim() != 2:
         raise ValueError(f"mask must have two dimensions, got shape {tuple(mask.shape)}")
     backend = PACK.choose(mask)
-    return PACK.on(backend)(mask.contiguous())
+    return PACK.on(backend)(ordinary(mask))
 
 
 def unpack_mask(words: Tensor, columns: int) -> Tensor:
@@ -59,4 +60,4 @@ def unpack_mask(words: Tensor, columns: int) -> Tensor:
             f"{tuple(words.shape)}"
         )
     backend = UNPACK.choose(words)
-    return UNPACK.on(backend)(words.contiguous(), columns)
+    return UNPACK.on(backend)(ordinary(words), columns)

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from flexkern.fields import Field
 from flexkern.ops import checks
-from flexkern.ops.operator import Attempt, Operator, are_numbers, are_plain, tries_compiled
+from flexkern.ops.operator import Attempt, Operator, are_numbers, are_plain, is_tensor, tries_compiled
+from flexkern.ops.ordinary import ordinary
 from flexkern.ops.sources import Sources, check_source, encode, free, quick_sources, single
 from flexkern.ops.steps import (
     NO_OPTIONS,
@@ -89,7 +90,7 @@ def _checked_gate(
     backend = GATE.choose(weight)
     a, f, rows, numbers = single(encode([anchor], [flexibility]))
     value, tensor = number_and_tensor(scale)
-    given = GATE.spec.record.of_call((weight.contiguous(), a, f, value, rows or (), numbers or (), tensor))
+    given = GATE.spec.record.of_call((ordinary(weight), a, f, value, rows or (), numbers or (), tensor))
     return GATE.run(given, backend)
 
 
@@ -293,6 +294,9 @@ def _attempt(
     if several:
         if not all(v is None or type(v) is list for v in (grad, a, f, alpha, *needed, master)):
             return None  # a Tensor would pass for a list of its rows
+        read = (alpha, *needed[rule.updated :])
+        if not all(is_tensor(t) for values in read if values is not None for t in values):
+            return None
         written = [*weight, *(t for state in (*updated, master) if state is not None for t in state)]
     else:
         written = [weight]

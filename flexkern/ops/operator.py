@@ -19,6 +19,7 @@ from torch import Tensor
 
 from flexkern.backends import choose, prefers_compiled_cpu
 from flexkern.ops import checks
+from flexkern.ops.ordinary import check_real, negative_kernel
 from flexkern.spec import SPECS, Arguments, Spec
 
 __all__ = ["Attempt", "Operator", "are_numbers", "are_plain", "is_refusal", "is_tensor", "tries_compiled"]
@@ -32,8 +33,12 @@ _R = TypeVar("_R")
 _TENSORS = frozenset({Tensor, torch.nn.Parameter})
 _NUMBERS = frozenset({int, float})
 # The compiled operators say that they refuse (csrc/bindings/arguments.h), and so does torch's dispatcher where
-# an argument is not of the type in the schema, or on a device or of a layout that has no kernel.
-_REFUSAL = re.compile(r"flexkern refuses|^flexkern::\S+(\(\) |: attempted to run)|^Could not run 'flexkern::")
+# an argument is not of the type in the schema, on a device or of a layout that has no kernel, a zero tensor
+# that would be written, or fake where others are not.
+_REFUSAL = re.compile(
+    r"flexkern refuses|^flexkern::\S+(\(\) |: attempted to run)|^flexkern\.\S+$|^Could not run 'flexkern::"
+    r"|^ZeroTensors are immutable|^Please convert all Tensors to FakeTensors"
+)
 
 
 # A call of a compiled operator that may be made before the checks: the dispatcher entry, its arguments, and the
@@ -51,8 +56,9 @@ def tries_compiled() -> bool:
 
 
 def is_tensor(value: object) -> bool:
-    """Whether it is a tensor of torch's own types."""
-    return type(value) in _TENSORS
+    """Whether it is a tensor of torch's own types, and no negative view: the dispatcher does not look at lists
+    that may be missing, and the compiled operators cannot tell."""
+    return type(value) in _TENSORS and not value.is_neg()  # type: ignore[attr-defined]
 
 
 def are_numbers(values: Sequence[object]) -> bool:
@@ -62,15 +68,15 @@ def are_numbers(values: Sequence[object]) -> bool:
 
 def are_plain(written: Sequence[Any]) -> bool:
     """Whether these are tensors on the CPU that may be updated at once: none is of a subclass (fake tensors
-    are), none an inference tensor, and none float64, which is the reference's. The operator looks at all
-    devices."""
+    are), none a negative view or an inference tensor, and none float64, which is the reference's. The operator
+    looks at all devices."""
     for tensor in written:
-        if type(tensor) not in _TENSORS or tensor.is_inference():
+        if type(tensor) not in _TENSORS or tensor.is_neg() or tensor.is_inference():
             return False
     return len(written) > 0 and written[0].is_cpu and written[0].dtype is not torch.float64
 
 
-def is_refusal(error: RuntimeError) -> bool:
+def is_refusal(error: Exception) -> bool:
     """Whether an operator did not take its arguments. Any other error is a fault, and must be seen."""
     return _REFUSAL.search(str(error)) is not None
 
@@ -124,8 +130,8 @@ class Operator:
         self._calls: dict[str, Any] = {}
         implementations = {
             "": None,
-            "reference": _implementation(spec, "flexkern.reference"),
-            "triton": _implementation(spec, "flexkern.triton_kernels"),
+            "reference": _after_look(spec, _implementation(spec, "flexkern.reference")),
+            "triton": _after_look(spec, _implementation(spec, "flexkern.triton_kernels")),
         }
         for suffix, implementation in implementations.items():
             full_name = _join(name, suffix) if suffix else name
@@ -140,10 +146,12 @@ class Operator:
 
     def _define(self, name: str, schema: str) -> Any:
         _library.define(name + schema)
+        base, _, overload = name.partition(".")
+        call = getattr(getattr(torch.ops.flexkern, base), overload or "default")
+        _library.impl(name, negative_kernel(self.spec, call), "Negative")
         if not self.spec.recorded:
             _library.impl(name, torch.library.fallthrough_kernel, "Autograd")
-        base, _, overload = name.partition(".")
-        return getattr(getattr(torch.ops.flexkern, base), overload or "default")
+        return call
 
     def on(self, backend: str) -> Any:
         """The dispatcher entry that runs on ``backend``."""
@@ -160,7 +168,7 @@ class Operator:
             call, arguments, written = attempt
             try:
                 result = call(*arguments)
-            except RuntimeError as error:
+            except (RuntimeError, AssertionError) as error:
                 if not is_refusal(error):
                     raise
             except (OverflowError, ValueError):  # the dispatcher's, of an int that no double holds
@@ -220,6 +228,20 @@ class Operator:
 def _from_call(spec: Spec, implementation: Callable[[Arguments], Any]) -> Callable[..., Any]:
     def run(*given: Any) -> Any:
         return implementation(spec.record.of_call(given))
+
+    return run
+
+
+def _after_look(spec: Spec, implementation: Callable[[Arguments], Any]) -> Callable[[Arguments], Any]:
+    """An implementation in Python after what the compiled operators ask of every tensor, too."""
+    names = [a.name for a in spec.arguments if a.holds_tensors]
+
+    def run(given: Arguments) -> Any:
+        for name in names:
+            value = getattr(given, name)
+            for tensor in value if isinstance(value, (list, tuple)) else () if value is None else (value,):
+                check_real(tensor, name)
+        return implementation(given)
 
     return run
 

@@ -213,7 +213,8 @@ def _counts(value: Any, weights: list[Tensor]) -> list[Tensor]:
             raise TypeError(
                 f"{COUNT} must be a torch.Tensor, which is read on its device, got {type(v).__name__}"
             )
-        if v.dtype is not torch.float32 or v.numel() != 1 or v.layout is not torch.strided:
+        checks.check_dense(v, COUNT)
+        if v.dtype is not torch.float32 or v.numel() != 1:
             raise ValueError(f"{COUNT} must be one float32 element, got {v.dtype}, shape {tuple(v.shape)}")
         if v.device != w.device:
             raise ValueError(f"{COUNT} must be on the device of weight, {w.device}, got {v.device}")
