@@ -58,12 +58,19 @@ def main() -> None:
         step(f"{kind}: build", lambda kind=kind: build(kind))
         tests = [f"ops/{name}.py" for name in TESTS[kind] if (ROOT / "tests" / "ops" / f"{name}.py").exists()]
         marks = "not slow and not gpu"
-        step(f"{kind}: tests", lambda kind=kind, tests=tests: run(kind, "-m", "pytest", "-q", "-m", marks, *tests))
+        step(
+            f"{kind}: tests",
+            lambda kind=kind, tests=tests: run(kind, "-m", "pytest", "-q", "-m", marks, *tests),
+        )
         if kind == "cpu":
             cases = "--cases", str(given.cases), "--processes", str(os.cpu_count() or 1)
-            step("cpu: fuzz", lambda cases=cases: run("cpu", "-m", "fuzz", "operators", "raw_operators", *cases))
+            step(
+                "cpu: fuzz", lambda cases=cases: run("cpu", "-m", "fuzz", "operators", "raw_operators", *cases)
+            )
         else:
-            step("cuda: launches", lambda: run("cuda", "-m", "native.cuda_on_host.launches", str(given.launches)))
+            step(
+                "cuda: launches", lambda: run("cuda", "-m", "native.cuda_on_host.launches", str(given.launches))
+            )
 
 
 def step(name: str, do: object) -> None:

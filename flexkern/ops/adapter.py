@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+from numbers import Integral
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -145,15 +147,20 @@ def _check_index_values(index: Tensor, tasks: int) -> None:
         )
 
 
-def _check_numbers(scale: object, dropout_p: object) -> None:
+def _checked_numbers(scale: Any, dropout_p: Any) -> tuple[float, float]:
     for value, name in ((scale, "scale"), (dropout_p, "dropout_p")):
-        if not isinstance(value, (int, float)) or isinstance(value, bool):
+        if not checks.is_number(value):
             raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    # A float16 of numpy does not compare with the largest number.
+    scale, dropout_p = (float(v) if isinstance(v, np.generic) else v for v in (scale, dropout_p))
     # Comparisons only: math.isfinite does not trace where torch.compile makes the number a symbol.
-    if not -checks.LARGEST_NUMBER <= scale <= checks.LARGEST_NUMBER:  # type: ignore[operator]
-        raise ValueError(f"scale must be finite and at most {checks.LARGEST_NUMBER} in size, got {scale}")
-    if not 0 <= dropout_p < 1:  # type: ignore[operator]
-        raise ValueError(f"dropout_p must be in [0, 1), got {dropout_p}")
+    if not -checks.LARGEST_NUMBER <= scale <= checks.LARGEST_NUMBER:
+        raise ValueError(
+            f"scale must be finite and at most {checks.LARGEST_NUMBER} in size, got {checks.shown(scale)}"
+        )
+    if not 0 <= dropout_p < 1:
+        raise ValueError(f"dropout_p must be in [0, 1), got {checks.shown(dropout_p)}")
+    return float(scale), float(dropout_p)
 
 
 def _dropout_seed(seed: object, x: Tensor, dropout_p: float) -> Tensor | None:
@@ -166,12 +173,13 @@ def _dropout_seed(seed: object, x: Tensor, dropout_p: float) -> Tensor | None:
                 f"shape {list(seed.shape)}, on {seed.device}"
             )
     elif seed is not None:
-        if not isinstance(seed, int) or isinstance(seed, bool):
+        if not isinstance(seed, Integral) or isinstance(seed, bool):
             raise TypeError(
                 f"seed must be an int, a one-element int64 tensor or None, got {type(seed).__name__}"
             )
+        seed = int(seed)
         if not 0 <= seed < 1 << 64:
-            raise ValueError(f"seed must be in [0, 2**64), got {seed}")
+            raise ValueError(f"seed must be in [0, 2**64), got {checks.shown(seed)}")
     if dropout_p == 0:
         return None
     if isinstance(seed, Tensor):
@@ -252,8 +260,7 @@ def _checked(
         )
     _check_tensors(x, down, down_bias, up, up_bias, residual)
     _check_index(index, x, down.shape[0])
-    _check_numbers(scale, dropout_p)
-    scale, dropout_p = float(scale), float(dropout_p)
+    scale, dropout_p = _checked_numbers(scale, dropout_p)
     drawn = _dropout_seed(seed, x, dropout_p)
     backend = FORWARD.choose(x, lambda name: _takes(name, down.shape[2]))
     x, down, down_bias, up, up_bias, index = checks.contiguous([x, down, down_bias, up, up_bias, index])
@@ -262,6 +269,8 @@ def _checked(
     floats = (x, down, down_bias, up, up_bias, residual)
     with _no_autocast(x.device.type):
         if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in floats):
+            for tensor, name in ((x, "x"), (down, "down"), (up, "up"), (index, "index")):
+                checks.check_no_inference(tensor, name, "cannot be kept for the backward pass")
             return _GatedAdapter.apply(*floats, index, drawn, scale, dropout_p, backend)
         operator = FORWARD.on(backend)
         return operator(*floats[:5], index, residual, drawn, scale, dropout_p, False)

@@ -11,13 +11,13 @@ from torch import Tensor
 from flexkern.fields import Field
 from flexkern.ops import checks
 from flexkern.ops.choices import INSERTS
-from flexkern.ops.operator import Attempt, Operator, are_numbers, are_plain, is_tensor
+from flexkern.ops.operator import Attempt, Operator, are_numbers, are_plain, is_tensor, is_word
 from flexkern.ops.ordinary import is_ordinary, ordinary
 from flexkern.ops.sources import Sources, check_source, encode, quick_sources, single
 from flexkern.ops.steps import QUICK_NONFINITE, Given, InsertionRule, Options, number_and_tensor, quick_rule
 from flexkern.spec import Arguments, Rule
 from flexkern.spec.mask import words_in_row
-from flexkern.spec.record import check_extents
+from flexkern.spec.record import check_extents, extents
 
 __all__ = [
     "Conversions",
@@ -66,18 +66,12 @@ def check_layers(layers: Sequence[Arguments]) -> None:
     Raises:
         ValueError, RuntimeError: naming what does not fit.
     """
-    written = [t for given in layers for _, t in given.writes()]
-    read = [t for given in layers for t in given.reads()]
-    names = dict.fromkeys(name for given in layers for name, _ in given.writes())
-    checks.check_writes(written, read, " or ".join(names))
+    written = [named for given in layers for named in given.writes()]
+    read = [named for given in layers for named in given.reads()]
+    checks.check_writes(written, read)
     if len(layers) > 1 and not torch.compiler.is_compiling():  # one layer: the operator looks itself
-        extents = [
-            (t.data_ptr(), t.data_ptr() + t.numel() * t.element_size(), is_written)
-            for tensors, is_written in ((written, True), (read, False))
-            for t in tensors
-            if is_ordinary(t) and t.numel()
-        ]
-        check_extents(extents)
+        written, read = ([n for n in named if is_ordinary(n[1])] for named in (written, read))
+        check_extents([*extents(written, is_written=True), *extents(read, is_written=False)])
 
 
 def make_sources(
@@ -125,8 +119,7 @@ def check_silent(
     if silent.device != weight.device:
         raise ValueError(f"silent must be on the device of weight, {weight.device}, got {silent.device}")
     checks.check_writable(silent, "silent")
-    if insertion.insert not in INSERTS:
-        raise ValueError(f"insert must be one of {INSERTS}, got {insertion.insert!r}")
+    checks.check_word(insertion.insert, "insert", INSERTS)
     if insertion.insert == "hebbian":
         if not isinstance(anchor, Tensor):
             raise ValueError(
@@ -176,7 +169,7 @@ def layer_arguments(
     """The call of a layer's operator, once all has been checked; ``inputs`` are weight and gradient by name."""
     theta = number_and_tensor(ordinary(threshold) if isinstance(threshold, Tensor) else threshold)
     lr_number, lr_tensor = number_and_tensor(options.lr)
-    scale_number, scale_tensor = number_and_tensor(0.0 if options.scale is None else options.scale)
+    scale_number, scale_tensor = number_and_tensor(0.0 if alpha is not None else options.scale)
     return operator.spec.record(
         **inputs,
         anchor=sources.anchor,
@@ -242,8 +235,8 @@ def attempt_layer(
     if not (
         are_plain(written)
         and are_numbers((lr, scale, threshold, eta, prune))
-        and insert in INSERTS
-        and nonfinite in QUICK_NONFINITE
+        and is_word(insert, INSERTS)
+        and is_word(nonfinite, QUICK_NONFINITE)
     ):
         return None
     sources = quick_sources(anchor, flexibility)

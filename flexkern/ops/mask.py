@@ -52,12 +52,11 @@ def unpack_mask(words: Tensor, columns: int) -> Tensor:
         TypeError, ValueError: if ``words`` is not such a matrix.
     """
     _check_tensor(words, "words", torch.int32)
-    if isinstance(columns, bool) or not isinstance(columns, (int, torch.SymInt)):
-        raise TypeError(f"columns must be an int, got {columns!r}")
+    columns = checks.as_integer(columns, "columns")
     if words.dim() != 2 or columns < 0 or words.shape[1] != words_in_row(columns):
         raise ValueError(
-            f"words must be [rows, {words_in_row(max(columns, 0))}] for columns = {columns}, got "
-            f"{tuple(words.shape)}"
+            f"words must be [rows, {checks.shown(words_in_row(max(columns, 0)))}] for columns = "
+            f"{checks.shown(columns)}, got {tuple(words.shape)}"
         )
     backend = UNPACK.choose(words)
     return UNPACK.on(backend)(ordinary(words), columns)

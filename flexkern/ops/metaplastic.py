@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flexkern.fields import Field
 from flexkern.ops import checks
-from flexkern.ops.operator import Attempt, Operator, are_numbers, are_plain, is_tensor, tries_compiled
+from flexkern.ops.operator import Attempt, Operator, are_numbers, are_plain, is_tensor, is_word, tries_compiled
 from flexkern.ops.ordinary import ordinary
 from flexkern.ops.sources import Sources, check_source, encode, free, quick_sources, single
 from flexkern.ops.steps import (
@@ -302,7 +302,7 @@ def _attempt(
         written = [weight]
         if not rule.none or master is not None:
             written += [t for t in (*updated, master) if t is not None]
-    if not (are_plain(written) and are_numbers((lr, scale)) and nonfinite in QUICK_NONFINITE):
+    if not (are_plain(written) and are_numbers((lr, scale)) and is_word(nonfinite, QUICK_NONFINITE)):
         return None
     if not (rule.is_plain and nonfinite == "skip"):
         arguments = (*arguments, None, None, *rule.numbers, nonfinite == "skip")

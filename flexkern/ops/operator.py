@@ -22,7 +22,16 @@ from flexkern.ops import checks
 from flexkern.ops.ordinary import check_real, negative_kernel
 from flexkern.spec import SPECS, Arguments, Spec
 
-__all__ = ["Attempt", "Operator", "are_numbers", "are_plain", "is_refusal", "is_tensor", "tries_compiled"]
+__all__ = [
+    "Attempt",
+    "Operator",
+    "are_numbers",
+    "are_plain",
+    "is_refusal",
+    "is_tensor",
+    "is_word",
+    "tries_compiled",
+]
 
 _library = torch.library.Library("flexkern", "DEF")
 _R = TypeVar("_R")
@@ -64,6 +73,11 @@ def is_tensor(value: object) -> bool:
 def are_numbers(values: Sequence[object]) -> bool:
     """Whether all are of type int or float."""
     return _NUMBERS.issuperset(map(type, values))
+
+
+def is_word(value: object, words: Sequence[str]) -> bool:
+    """Whether it is one of these words. (An array compares with a word element by element.)"""
+    return type(value) is str and value in words
 
 
 def are_plain(written: Sequence[Any]) -> bool:
@@ -211,10 +225,10 @@ class Operator:
         """
         writes = given.writes()
         written = [tensor for _, tensor in writes]
-        checks.check_writes(written, given.reads(), " or ".join(dict.fromkeys(name for name, _ in writes)))
+        checks.check_writes(writes, given.reads())
         dense = checks.contiguous(written)
         with torch.no_grad():
-            result = self._calls[backend](*(given.replaced(dense) if writes else given).values())
+            result = self._run_checked(given.replaced(dense) if writes else given, backend)
             for target, values in zip(written, dense, strict=True):
                 if target is not values:
                     target.copy_(values)
@@ -223,6 +237,22 @@ class Operator:
             # raise.
             torch.autograd.graph.increment_version(written)
         return result
+
+    def _run_checked(self, given: Arguments, backend: str) -> Any:
+        call = self._calls[backend]
+        if torch.compiler.is_compiling():
+            return call(*given.values())
+        try:
+            return call(*given.values())
+        except RuntimeError as error:
+            if not is_refusal(error):
+                raise
+            # Something that the operator's own checks do not look at, or not by name: the declaration has it.
+            given.check_memory()
+            given.check_tensors()
+            given.check_numbers()
+            why = str(error).partition("flexkern refuses: ")[2].partition("\n")[0]
+            raise ValueError(f"{self.spec.name}: {why or error}") from error
 
 
 def _from_call(spec: Spec, implementation: Callable[[Arguments], Any]) -> Callable[..., Any]:
@@ -255,7 +285,7 @@ def _fake(given: Arguments) -> Any:
         given.check_tensors()
     except ValueError as error:
         raise RuntimeError(f"flexkern refuses: {error}") from None
-    like = next(t for _, t in [*given.writes(), *(("", t) for t in given.reads())])
+    like = next(t for _, t in [*given.writes(), *given.reads()])
     results = []
     for dtype, shape in given.results():
         results.append(

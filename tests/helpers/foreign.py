@@ -2,8 +2,8 @@
 
     python -m helpers.foreign JOURNAL [WORD ...]
 
-Run in a process of its own, as a fault may end that: JOURNAL then ends with the case that did. Of cases with all
-of these words only. The last line is how many there were; lines before it are cases that went wrong.
+Run in a process of its own, as a fault may end that: JOURNAL then ends with the case that did. With words, only
+the cases with all of them. The last line is how many there were; lines before it are cases that went wrong.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Wrapped(Tensor):
     """A subclass of which torch knows nothing."""
 
     @staticmethod
-    def __new__(cls, t: Tensor) -> Tensor:
+    def __new__(cls: Any, t: Tensor) -> Any:
         return Tensor._make_subclass(cls, t)
 
 
@@ -39,7 +39,7 @@ class Opaque(Tensor):
     """A subclass that has no memory of its own, and no operators."""
 
     @staticmethod
-    def __new__(cls, t: Tensor) -> Tensor:
+    def __new__(cls: Any, t: Tensor) -> Any:
         return Tensor._make_wrapper_subclass(cls, t.shape, dtype=t.dtype, device=t.device)
 
     @classmethod
@@ -92,8 +92,8 @@ _fake = FakeTensorMode()
 
 
 class Kind(NamedTuple):
-    """make: of an ordinary tensor; None: there is none of its dtype or shape. values: the ordinary tensor that it
-    has the values of; None: a call with it must raise."""
+    """make: from an ordinary tensor; None: there is none of its dtype or shape. values: an ordinary tensor with
+    the same values; None: a call must raise."""
 
     make: Callable[[Tensor], Tensor | None]
     values: Callable[[Tensor], Tensor] | None = None

@@ -87,7 +87,9 @@ class Places:
 
     def check(self) -> None:
         for guard in self.guards:
-            assert bool((guard == torch.tensor(GUARD).to(guard.dtype)).all()), "memory before a tensor was written"
+            assert bool((guard == torch.tensor(GUARD).to(guard.dtype)).all()), (
+                "memory before a tensor was written"
+            )
 
 
 def field(r: Random) -> Field:
@@ -195,7 +197,12 @@ def step_case(r: Random) -> str:
     count = choose(r, LENGTHS)
     dtype, of_grad = choose(r, DTYPES)
     shapes = [(choose(r, SIZES) if count < 30 else choose(r, (0, 1, 3, 9, 40, 1030)),) for _ in range(count)]
-    rule, low, held, scale = Rule(r, shapes), dtype is not torch.float32, chance(r, 0.3), choose(r, (1.0, 20.0, 150.0))
+    rule, low, held, scale = (
+        Rule(r, shapes),
+        dtype is not torch.float32,
+        chance(r, 0.3),
+        choose(r, (1.0, 20.0, 150.0)),
+    )
     exact = [spoiled(r, normal(r, s)) for s in shapes]
     if low:
         exact = [e.to(dtype).float() if chance(r, 0.2) else e for e in exact]
@@ -271,7 +278,9 @@ def layer_case(r: Random) -> str:
     hebbian, by_rate = chance(r, 0.4), chance(r, 0.5)
     of_anchor = normal(r, shape, 0.5) if hebbian or chance(r, 0.5) else field(r)
     flexible, alpha = flexibility(r, shape), unit(r, shape)
-    pre, post, coincidence = (spoiled(r, t) for t in (normal(r, (columns,)), normal(r, (rows,)), unit(r, shape)))
+    pre, post, coincidence = (
+        spoiled(r, t) for t in (normal(r, (columns,)), normal(r, (rows,)), unit(r, shape))
+    )
     threshold = choose(r, (0.7, torch.tensor([0.7]), unit(r, (rows,)) * 1.5 if rows else 0.7))
     options = {"insert": "hebbian" if hebbian else "init", "eta": 0.5, "prune": choose(r, (0.0, 0.3))}
 
@@ -286,7 +295,9 @@ def layer_case(r: Random) -> str:
         )
         gate = {"alpha": place(alpha)} if held else {"scale": 20.0}
         given = {**rule.numbers, **states, **options, **activities, **gate, "lr": rule.lr, "master": master}
-        counts = ops.synapse_step_(weight, place(grad), a, None if held else f, words, threshold=threshold, **given)
+        counts = ops.synapse_step_(
+            weight, place(grad), a, None if held else f, words, threshold=threshold, **given
+        )
         return weight if master is None else master, weight, words, a, states, counts
 
     found, expected = both(call, r)

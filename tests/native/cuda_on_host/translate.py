@@ -1,6 +1,6 @@
-"""CUDA source as C++ for the emulator: launches become calls, and arguments that lie in constant memory references.
+"""CUDA source as C++ for the emulator: launches become calls, and arguments in constant memory references.
 
-    python translate.py FROM.cu TO.cpp
+python translate.py FROM.cu TO.cpp
 """
 
 from __future__ import annotations
