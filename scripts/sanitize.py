@@ -2,10 +2,10 @@
 
     python scripts/sanitize.py [cpu] [cuda] [--cases 10000]
 
-``cpu``: the CPU library and the module _core, under the operators' tests and fuzzers. ``cuda``: the CUDA kernels
-and their bindings, compiled for the host (tests/native/cuda_on_host), under some of these tests and random
-launches. Each has a package of its own in build/asan, which PYTHONPATH puts before the installed one. A report of a
-sanitizer ends the process that makes it, and with it this program.
+``cpu``: the CPU library and the module _core, under the operators' tests and fuzzers. ``cuda``: the CUDA
+kernels and their bindings, compiled for the host (tests/native/cuda_on_host), under some of these tests and
+random launches. Each has a package of its own in build/asan, which PYTHONPATH puts before the installed one. A
+report of a sanitizer ends the process that makes it, and with it this program.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -55,28 +57,24 @@ def main() -> None:
     for kind in given.kinds or KINDS:
         if kind not in KINDS:
             parser.error(f"{kind!r} is none of {', '.join(KINDS)}")
-        step(f"{kind}: build", lambda kind=kind: build(kind))
-        tests = [f"ops/{name}.py" for name in TESTS[kind] if (ROOT / "tests" / "ops" / f"{name}.py").exists()]
-        marks = "not slow and not gpu"
-        step(
-            f"{kind}: tests",
-            lambda kind=kind, tests=tests: run(kind, "-m", "pytest", "-q", "-m", marks, *tests),
-        )
+        with timed(f"{kind}: build"):
+            build(kind)
+        with timed(f"{kind}: tests"):
+            tests = [f"ops/{name}.py" for name in TESTS[kind]]
+            run(kind, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow and not gpu", *tests)
         if kind == "cpu":
-            cases = "--cases", str(given.cases), "--processes", str(os.cpu_count() or 1)
-            step(
-                "cpu: fuzz", lambda cases=cases: run("cpu", "-m", "fuzz", "operators", "raw_operators", *cases)
-            )
+            with timed("cpu: random calls"):
+                run("cpu", "-m", "fuzz", "operators", "raw_operators", "--cases", str(given.cases))
         else:
-            step(
-                "cuda: launches", lambda: run("cuda", "-m", "native.cuda_on_host.launches", str(given.launches))
-            )
+            with timed("cuda: random launches"):
+                run("cuda", "-m", "native.cuda_on_host.launches", str(given.launches))
 
 
-def step(name: str, do: object) -> None:
-    """Runs it and says how long it took."""
+@contextmanager
+def timed(name: str) -> Iterator[None]:
+    """Says how long it took."""
     start = time.perf_counter()
-    do()  # type: ignore[operator]
+    yield
     print(f"{name}: {time.perf_counter() - start:.0f} s", flush=True)
 
 

@@ -267,10 +267,13 @@ def _after_look(spec: Spec, implementation: Callable[[Arguments], Any]) -> Calla
     names = [a.name for a in spec.arguments if a.holds_tensors]
 
     def run(given: Arguments) -> Any:
-        for name in names:
-            value = getattr(given, name)
-            for tensor in value if isinstance(value, (list, tuple)) else () if value is None else (value,):
-                check_real(tensor, name)
+        if not torch.compiler.is_compiling():
+            for name in names:
+                value = getattr(given, name)
+                for tensor in value if isinstance(value, (list, tuple)) else () if value is None else (value,):
+                    checks.check_dense(tensor, name)
+                    check_real(tensor, name)
+            given.check_tensors()
         return implementation(given)
 
     return run

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from flexkern.spec import Spec
 
@@ -48,13 +49,17 @@ def check_not_zero(tensor: Tensor, name: str) -> None:
 
 def check_memory(tensor: Tensor, name: str) -> None:
     """The elements of a dense tensor lie inside its storage. Not so where that was resized: torch's own
-    functions would read past its end.
+    functions would read past its end, as they read at 0 where a zero tensor is of integers.
 
     Raises:
         ValueError: if they do not.
     """
     # Subclasses (fake tensors are) have memory of their own kind, or none.
     if torch.compiler.is_compiling() or type(tensor) not in (Tensor, torch.nn.Parameter) or not tensor.numel():
+        return
+    if tensor._is_zerotensor():
+        if not tensor.is_floating_point():  # only derivatives are zero tensors
+            raise ValueError(f"{name} is a zero tensor, which has no memory; pass a .clone()")
         return
     try:
         has = tensor.untyped_storage().nbytes()
@@ -73,11 +78,18 @@ def check_real(tensor: Tensor, name: str) -> None:
     """What implementations in Python take: memory, with the values in it.
 
     Raises:
-        ValueError: if that is not so. (Public functions have made copies then.)
+        ValueError, TypeError: if that is not so. (Public functions have made copies of the former.)
     """
-    check_memory(tensor, name)
-    if not torch.compiler.is_compiling() and (tensor.is_neg() or tensor._is_zerotensor()):
+    if tensor.is_neg() or tensor._is_zerotensor():
         raise ValueError(f"{name} is a negative view or a zero tensor; pass a .clone()")
+    if type(tensor) in (Tensor, torch.nn.Parameter) or not tensor.numel():
+        return
+    try:
+        has_memory = not isinstance(tensor, FakeTensor) and tensor.data_ptr() != 0
+    except RuntimeError:
+        has_memory = False
+    if not has_memory:
+        raise TypeError(f"{name} is a {type(tensor).__name__}, which has no memory; pass an ordinary tensor")
 
 
 def negative_kernel(spec: Spec, call: Callable[..., Any]) -> Callable[..., Any]:

@@ -236,7 +236,7 @@ def states_and_master(
     checked = {}
     for name, value in options.states.items():
         if name == COUNT:
-            checked[name] = _counts(value, weights)
+            checked[name] = checks.contiguous(_counts(value, weights))
             continue
         needed = name in rule.needs()
         checked[name] = _state(value if needed else None, name, weights, rule.why_needed() if needed else "")

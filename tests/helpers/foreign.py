@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from flexkern import ops
 from flexkern.ops.null import null
@@ -260,12 +260,21 @@ def _values(value: Any) -> list[Tensor]:
     return [t for v in value for t in _values(v)] if isinstance(value, (list, tuple)) else []
 
 
+def _is_blind(call: Callable[..., Any], name: str) -> bool:
+    """torch's dispatcher does not look into lists that may be missing, and a compiled operator cannot see that
+    a view is negative: public functions look themselves."""
+    schema = getattr(call, "_schema", None)
+    if schema is None or call not in [operator.compiled for operator in OPERATORS.values()]:
+        return False
+    return next(a for a in schema.arguments if a.name == name).type.kind() == "OptionalType"
+
+
 def wrong(make: Callable[[], Call], name: str, place: int | None, kind: str) -> str | None:
     """What is wrong with a call that has such a tensor in this place; None: nothing."""
     call, arguments = make()
     plain = _at(arguments, name, place)
     foreign = KINDS[kind].make(plain.clone())
-    if foreign is None:
+    if foreign is None or (place is not None and kind in ("negative", "imaginary") and _is_blind(call, name)):
         return None
     given = _with(arguments, name, place, foreign)
     others = [t for n, p in _places(arguments) if (n, p) != (name, place) for t in [_at(arguments, n, p)]]
@@ -281,13 +290,15 @@ def wrong(make: Callable[[], Call], name: str, place: int | None, kind: str) -> 
         return None
     values = KINDS[kind].values
     if values is None:
-        return "no exception"
+        shapes_only = all(t.is_meta or isinstance(t, FakeTensor) for t in _values(result)) and _values(result)
+        return None if shapes_only else "no exception"
     call, expected = make()
     expected = _with(expected, name, place, values(_at(expected, name, place)))
     expected_result = call(**expected)
     pairs = [*zip(_values(list(given.values())), _values(list(expected.values())), strict=True)]
     pairs += zip(_values(result), _values(expected_result), strict=True)
-    if not all(torch.equal(a, b) for a, b in pairs):
+    same = torch.allclose if kind == "overlapping" else torch.equal  # products of other layouts round otherwise
+    if not all(same(a, b) for a, b in pairs):
         return "another result than with ordinary tensors"
     return None
 
