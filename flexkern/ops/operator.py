@@ -41,8 +41,11 @@ _R = TypeVar("_R")
 _TENSORS = frozenset({Tensor, torch.nn.Parameter})
 _NUMBERS = frozenset({int, float})
 # The compiled operators say that they refuse (csrc/bindings/arguments.h), and so does torch's dispatcher where
-# an argument is not of the type in the schema, or on a device or of a layout that has no kernel.
-_REFUSAL = re.compile(r"flexkern refuses|^flexkern::\S+(\(\) |: attempted to run)|^Could not run 'flexkern::")
+# an argument is not of the type in the schema, on a device or of a layout that has no kernel, or a tensor without
+# sizes among others that have some (all looks at sizes come before the first write).
+_REFUSAL = re.compile(
+    r"flexkern refuses|^flexkern::\S+(\(\) |: attempted to run)|^Could not run 'flexkern::|_get_sizes\(.* failed"
+)
 
 
 # A call of a compiled operator that may be made before the checks: the dispatcher entry, its arguments, and the
