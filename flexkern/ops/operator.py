@@ -148,7 +148,8 @@ class Operator:
             full_name = _join(name, suffix) if suffix else name
             self._calls[suffix] = self._define(full_name, spec.schema)
             if implementation is not None:
-                _library.impl(full_name, _from_call(spec, implementation), "CompositeExplicitAutograd")
+                at_the_door = _at_the_door(implementation) if suffix == "reference" else implementation
+                _library.impl(full_name, _from_call(spec, at_the_door), "CompositeExplicitAutograd")
             fake = _from_call(spec, _fake)
             torch.library.register_fake(f"flexkern::{full_name}", fake, lib=_library)
         self.compiled = self._calls.pop("")
@@ -253,6 +254,21 @@ class Operator:
 def _from_call(spec: Spec, implementation: Callable[[Arguments], Any]) -> Callable[..., Any]:
     def run(*given: Any) -> Any:
         return implementation(spec.record.of_call(given))
+
+    return run
+
+
+def _at_the_door(implementation: Callable[[Arguments], Any]) -> Callable[[Arguments], Any]:
+    """With the checks that keep a call of torch.ops from ending half-way, which a kernel makes itself."""
+
+    def run(given: Arguments) -> Any:
+        given.check_given()
+        given.check_tensors()
+        writes = given.writes()
+        for name, tensor in writes:
+            checks.check_writable(tensor, name)
+        checks.check_writes(writes, given.reads())
+        return implementation(given)
 
     return run
 

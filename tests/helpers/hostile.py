@@ -14,7 +14,7 @@ from torch import Tensor
 
 from helpers.draw import SHAPES, either
 
-__all__ = ["Memory", "has_memory", "odd_number", "odd_tensor", "odd_value", "tensors_in"]
+__all__ = ["Memory", "has_memory", "has_values", "odd_number", "odd_tensor", "odd_value", "tensors_in"]
 
 
 class _Subclass(Tensor):
@@ -172,14 +172,14 @@ class Memory:
         )
 
 
+def has_values(t: Tensor) -> bool:
+    """Whether it is an ordinary tensor on the CPU."""
+    return not t.is_nested and t.layout is torch.strided and t.device.type == "cpu" and not t.is_quantized
+
+
 def has_memory(t: Tensor) -> bool:
-    return (
-        not t.is_nested
-        and t.layout is torch.strided
-        and t.device.type == "cpu"
-        and not t.is_quantized
-        and t.untyped_storage().nbytes() > 0
-    )
+    """Whether it is one of at least one byte."""
+    return has_values(t) and t.untyped_storage().nbytes() > 0
 
 
 def _bytes_of(storage: Any) -> Tensor:
