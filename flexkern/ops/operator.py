@@ -263,12 +263,15 @@ def _at_the_door(implementation: Callable[[Arguments], Any]) -> Callable[[Argume
 
     def run(given: Arguments) -> Any:
         given.check_given()
+        writes, reads = given.writes(), given.reads()
+        for name, tensor in (*writes, *reads):
+            checks.check_dense(tensor, name)
         given.check_tensors()
-        writes = given.writes()
         for name, tensor in writes:
             checks.check_writable(tensor, name)
-        checks.check_writes(writes, given.reads())
-        return implementation(given)
+        checks.check_writes(writes, reads)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not writes):
+            return implementation(given)
 
     return run
 

@@ -182,7 +182,7 @@ class Arguments:
         allowed = []
         for name in a.dtypes:
             like = getattr(self, name, None)
-            if like is None:
+            if like is None or (a.is_list and not like):
                 allowed.append(name)
             else:
                 first = like[0] if isinstance(like, (list, tuple)) else like
