@@ -15,7 +15,7 @@ from flexkern import ops
 from flexkern.fields import Field
 from flexkern.ops import checks
 from flexkern.ops.checks import LOW_PRECISION
-from flexkern.optim import sharded
+from flexkern.optim import plain_state, sharded
 from flexkern.optim.base import MetaplasticOptimizer
 from flexkern.optim.flexibilities import Flexibility, plain
 from flexkern.optim.gradients import all_zero
@@ -149,10 +149,7 @@ class Metaplastic(MetaplasticOptimizer):
 
         No weight has been changed when one of these is raised.
         """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = self.evaluate(closure)
         with torch.no_grad():
             self._step()
         if not self._no_effect.is_settled:
@@ -163,6 +160,7 @@ class Metaplastic(MetaplasticOptimizer):
         if self._is_template:
             self.state.clear()  # it was made by a look at what state there will be
             self._is_template = False
+        self.check_settings()
         slots = [self.slots_of(group) for group in self.param_groups]
         is_template = not self.state and all_zero(self.param_groups)
         for group in self.param_groups:
@@ -224,6 +222,7 @@ class Metaplastic(MetaplasticOptimizer):
         return copies
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        plain_state.check_form(state_dict)
         own, others = {}, {}
         for key, state in state_dict["state"].items():
             own[key] = {name: value for name, value in state.items() if name in STATE}

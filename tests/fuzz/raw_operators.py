@@ -90,6 +90,12 @@ def _is_ordinary(values: dict[str, Any]) -> bool:
     all that is said is that they do no harm."""
     ints = [*(values.get("sources") or ()), *(values.get("source") or ())]
     rows = [ints[i : i + 5] for i in range(0, len(ints), 5)]
+    tensors = [t for name in values if name.endswith("_tensor") for t in tensors_in(values[name])]
+    weight, master = values.get("weight"), values.get("master")
+    if isinstance(weight, Tensor) and isinstance(master, Tensor) and not torch.equal(master.to(weight.dtype), weight):
+        return False  # of a silent synapse nothing says which one counts
+    if not all(bool(((t > 0) & (t < 1e9)).all()) for t in tensors):
+        return False
     numbers = [v for v in values.values() if isinstance(v, (int, float))] + [*(values.get("parameters") or ())]
     return all(0 <= stream < 1 << 32 and 0 <= offset < 1 << 62 and 0 <= purpose < 4
                for _, _, stream, offset, purpose in rows) and all(abs(n) < 1e9 for n in numbers)  # fmt: skip
