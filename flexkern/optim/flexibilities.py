@@ -228,5 +228,5 @@ def field_of(value: Any) -> Any:
         purpose = Purpose[purpose.upper()] if isinstance(purpose, str) else Purpose(purpose)
         low, high = value["parameters"] if "parameters" in value else (value["low"], value["high"])
         return Field(kind, value["seed"], value["stream"], purpose, value["offset"], (low, high))
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"state_dict: {value!r} is not a flexkern.Field: {error}") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"state_dict: {shown(value)} is not a flexkern.Field: {error}") from None

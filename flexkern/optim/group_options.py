@@ -20,6 +20,7 @@ __all__ = [
     "DEFAULTS",
     "check_group",
     "check_not_differentiable",
+    "check_number_tensor",
     "check_parameters",
     "check_synapses",
     "is_auto",
@@ -60,6 +61,22 @@ def plain_number(value: object, name: str, allowed: str = "a finite number") -> 
     return number
 
 
+def check_number_tensor(value: Tensor, name: str) -> None:
+    """A tensor that may stand for a number; what it holds is not looked at.
+
+    Raises:
+        TypeError, ValueError: naming what does not fit.
+    """
+    checks.check_dense(value, name)
+    if value.is_meta:
+        raise ValueError(f"{name} as a tensor must have a value, got one on the meta device")
+    if value.numel() != 1 or not value.is_floating_point():
+        raise ValueError(
+            f"{name} as a tensor must have one floating-point element, got {value.dtype} of shape "
+            f"{tuple(value.shape)}"
+        )
+
+
 def _checked_number(
     group: dict[str, Any], name: str, *, positive: bool = False, signed: bool = False, tensor: bool = False
 ) -> None:
@@ -68,14 +85,7 @@ def _checked_number(
     value = group[name]
     allowed = "a finite number" if signed else f"a finite number {'> 0' if positive else '>= 0'}"
     if tensor and isinstance(value, Tensor):
-        checks.check_dense(value, name)
-        if value.is_meta:
-            raise ValueError(f"{name} as a tensor must have a value, got one on the meta device")
-        if value.numel() != 1 or not value.is_floating_point():
-            raise ValueError(
-                f"{name} as a tensor must have one floating-point element, got {value.dtype} of shape "
-                f"{tuple(value.shape)}"
-            )
+        check_number_tensor(value, name)
         number = plain_number(value.item(), name, allowed)
     else:
         number = plain_number(value, name, f"{allowed} or a one-element tensor" if tensor else allowed)

@@ -80,8 +80,10 @@ class OptimizerOfSlots(Optimizer):
         for group in self.param_groups:
             now, before = list(group.values()), self._looked_at.get(id(group), [])
             if len(now) != len(before) or not all(map(is_, now, before)):
-                numbers = {n: 1.0 for n in ("lr", "scale") if isinstance(group.get(n), Tensor)}
-                self.check_group({**group, **numbers})
+                tensors = {n: group[n] for n in ("lr", "scale") if isinstance(group.get(n), Tensor)}
+                for name, tensor in tensors.items():
+                    group_options.check_number_tensor(tensor, name)
+                self.check_group({**group, **dict.fromkeys(tensors, 1.0)})
                 self._looked_at[id(group)] = now
 
     def _named(self, params: Any) -> list[Any]:

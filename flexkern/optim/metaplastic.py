@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
-from copy import deepcopy
+from copy import copy, deepcopy
 from typing import Any, NamedTuple
 
 import torch
@@ -226,8 +226,8 @@ class Metaplastic(MetaplasticOptimizer):
         own, others = {}, {}
         for key, state in state_dict["state"].items():
             own[key] = {name: value for name, value in state.items() if name in STATE}
-            # torch's own loading may share tensors with what was given.
-            others[key] = deepcopy({name: value for name, value in state.items() if name not in STATE})
+            others[key] = {name: value for name, value in state.items() if name not in STATE}
+        others = self._taken({**state_dict, "state": others})["state"]
         super().load_state_dict({**state_dict, "state": own})
         groups, states = self.param_groups, dict(self.state)
         self.optimizer.load_state_dict({**state_dict, "state": others})
@@ -236,6 +236,16 @@ class Metaplastic(MetaplasticOptimizer):
         for p, state in states.items():
             self.state[p].update(state)
         self._is_template = False
+
+    def _taken(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        """A copy, as torch's own loading may share tensors with what was given. What the optimizer does not take
+        is refused here, before this object has changed."""
+        try:
+            copied = {**state_dict, "state": deepcopy(state_dict["state"])}
+            copy(self.optimizer).load_state_dict(copied)
+        except Exception as error:  # of whatever kind the optimizer raises
+            raise ValueError(f"state_dict: {type(self.optimizer).__name__} does not take it: {error}") from error
+        return copied
 
     load_state_dict.__doc__ = MetaplasticOptimizer.load_state_dict.__doc__
 

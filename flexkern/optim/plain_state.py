@@ -64,6 +64,9 @@ def check_form(saved: Any) -> None:
             raise ValueError(
                 "state_dict is not one of an optimizer: each of its param_groups must have a list params"
             )
+        for name, value in group.items():
+            if isinstance(value, torch.Tensor) and (value.is_nested or value.layout is not torch.strided):
+                raise ValueError(f"state_dict: {name} of a group must not be such a tensor, got {value.layout}")
         for key in group["params"]:
             if not isinstance(key, (int, str)) or not isinstance(state.get(key, {}), dict):
                 raise ValueError(f"state_dict: the state of parameter {shown(key)} must be a dictionary")
@@ -83,7 +86,10 @@ def decoded(saved: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
                 f"state_dict is not one of a metaplastic optimizer: its group has no {', '.join(missing)}"
             )
         if isinstance(group.get("flexibility"), (list, tuple)):
-            group = _from_lists(group, state)
+            try:
+                group = _from_lists(group, state)
+            except (AttributeError, KeyError, TypeError, ValueError) as error:
+                raise ValueError(f"state_dict: a group with lists, of an earlier version, is odd: {error}") from None
         group = {**defaults, **group}
         _check_measured(group)
         dtype = group["alpha_dtype"]
@@ -99,8 +105,12 @@ def decoded(saved: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
 
 def _check_measured(group: dict[str, Any]) -> None:
     first, measured = group.get("first_item", ()), group["measured_scale"]
-    if not isinstance(first, (tuple, list)) or len(first) > 5 or not all(map(is_number, first)):
-        raise ValueError(f"state_dict: first_item must be {len(FirstItem())} numbers, got {shown(first)}")
+    is_list = isinstance(first, (tuple, list)) and len(first) <= len(FirstItem())
+    if not is_list or not all(
+        is_number(v) and abs(v) <= LARGEST_NUMBER and (type(default) is float or isinstance(v, int))
+        for v, default in zip(first, FirstItem(), strict=False)
+    ):
+        raise ValueError(f"state_dict: first_item must be numbers like {tuple(FirstItem())}, got {shown(first)}")
     if measured is not None and not (is_number(measured) and 0 <= measured <= LARGEST_NUMBER):
         raise ValueError(f"state_dict: measured_scale must be a finite number >= 0, got {shown(measured)}")
 

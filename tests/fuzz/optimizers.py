@@ -241,7 +241,9 @@ def _odd_state(life: _Life) -> None:
     params, optimizer = copy.deepcopy((life.params, life.optimizer))
     state: Any = copy.deepcopy(optimizer.state_dict())
     _spoil(life.rng, state)
-    if not _refused(params, optimizer, "state_?dict|state dict|param_groups", lambda: optimizer.load_state_dict(state)):
+    if not _refused(
+        params, optimizer, "state_?dict|state dict|param_groups", lambda: optimizer.load_state_dict(state)
+    ) and life.kind != "wrapped":  # torch's own may take what it cannot go on from
         for p in params:
             p.grad = torch.ones_like(p)
         _refused(params, optimizer, "", optimizer.step)
