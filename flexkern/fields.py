@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from typing import Any, TypeVar
 
+from flexkern.spec.argument import shown
+
 __all__ = ["Field", "Kind", "Purpose"]
 
 
@@ -51,7 +53,7 @@ def _member(kind: type[_Member], value: Any, name: str) -> _Member:
             return kind(value)
     except (TypeError, ValueError):
         pass
-    raise ValueError(f"{name} must be one of {', '.join(map(str, kind))}, got {value!r}")
+    raise ValueError(f"{name} must be one of {', '.join(map(str, kind))}, got {shown(value)}")
 
 
 def _integer(value: Any, name: str, bits: int) -> int:
@@ -61,10 +63,9 @@ def _integer(value: Any, name: str, bits: int) -> int:
             raise TypeError
         number = operator.index(value)
     except TypeError:
-        raise TypeError(f"{name} must be an int, got {value!r}") from None
+        raise TypeError(f"{name} must be an int, got {shown(value)}") from None
     if not 0 <= number < 1 << bits:
-        got = number if number.bit_length() <= 128 else f"an integer of {number.bit_length()} bits"
-        raise ValueError(f"{name} must be in [0, 2**{bits}), got {got}")
+        raise ValueError(f"{name} must be in [0, 2**{bits}), got {shown(number)}")
     return number
 
 
@@ -72,7 +73,7 @@ def _floats(values: Any, name: str) -> tuple[float, float]:
     """A pair of numbers, also of numpy."""
     is_pair = isinstance(values, (tuple, list)) and len(values) == 2
     if not is_pair or not all(isinstance(v, Real) and not isinstance(v, bool) for v in values):
-        raise TypeError(f"{name} must be two numbers, got {values!r}")
+        raise TypeError(f"{name} must be two numbers, got {shown(values)}")
     try:
         return float(values[0]), float(values[1])
     except OverflowError:
@@ -180,7 +181,7 @@ class Field:
             TypeError, ValueError: if there is no such part.
         """
         if isinstance(start, bool) or not isinstance(start, Integral):
-            raise TypeError(f"start must be an int, got {start!r}")
+            raise TypeError(f"start must be an int, got {shown(start)}")
         return replace(self, offset=self.offset + int(start))
 
     def is_flexibility(self) -> bool:

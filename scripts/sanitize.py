@@ -37,7 +37,7 @@ BESIDE = ("triton_kernels", "benchmarks")
 TESTS = {
     "cpu": (
         "test_adamw", "test_adapter", "test_displacement", "test_errors", "test_extremes", "test_field",
-        "test_foreign", "test_linear", "test_linear_blocks", "test_mask", "test_memory", "test_metaplastic",
+        "test_linear", "test_linear_blocks", "test_mask", "test_memory", "test_metaplastic",
         "test_null", "test_sgd", "test_synapse", "test_synapse_extremes", "test_synapse_memory",
     ),
     "cuda": (
@@ -63,6 +63,8 @@ def main() -> None:
             tests = [f"ops/{name}.py" for name in TESTS[kind]]
             run(kind, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow and not gpu", *tests)
         if kind == "cpu":
+            with timed("cpu: foreign tensors"):
+                run("cpu", "-m", "helpers.foreign", str(BUILD / "journal"), "-triton", "-reference")
             with timed("cpu: random calls"):
                 run("cpu", "-m", "fuzz", "operators", "raw_operators", "--cases", str(given.cases))
         else:

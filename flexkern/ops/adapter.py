@@ -68,14 +68,18 @@ class _GatedAdapter(torch.autograd.Function):
 
 def _no_autocast(device_type: str) -> contextlib.AbstractContextManager[Any]:
     """Autocast must not change the dtype of the products inside an operator."""
-    if torch.is_autocast_enabled(device_type):
+    if _is_autocast(device_type):
         return torch.autocast(device_type, enabled=False)
     return contextlib.nullcontext()
 
 
+def _is_autocast(device_type: str) -> bool:
+    return device_type != "meta" and torch.is_autocast_enabled(device_type)
+
+
 def _cast(tensor: Tensor | None, device_type: str) -> Tensor | None:
     """As autocast casts an argument; gradients flow through it."""
-    if not isinstance(tensor, Tensor) or not torch.is_autocast_enabled(device_type):
+    if not isinstance(tensor, Tensor) or not _is_autocast(device_type):
         return tensor
     if not tensor.is_floating_point() or tensor.dtype is torch.float64:
         return tensor

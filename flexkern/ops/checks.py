@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from flexkern.ops.ordinary import check_memory, check_not_zero, is_ordinary, ordinary
-from flexkern.spec.argument import LARGEST_NUMBER, SMALLEST_NUMBER
+from flexkern.spec.argument import LARGEST_NUMBER, SMALLEST_NUMBER, shown
 from flexkern.spec.record import SHARED_MEMORY
 
 __all__ = [
@@ -149,13 +149,6 @@ def is_number(value: object) -> bool:
     return isinstance(value, (int, float, Real, torch.SymFloat, torch.SymInt)) and not isinstance(value, bool)
 
 
-def shown(value: object) -> str:
-    """A number in a message; Python does not print integers of more than 4300 digits."""
-    return (
-        f"an integer of {value.bit_length()} bits" if type(value) is int and abs(value) >> 128 else str(value)
-    )
-
-
 def check_word(value: object, name: str, allowed: Sequence[str]) -> None:
     """One of the words that are allowed.
 
@@ -164,7 +157,7 @@ def check_word(value: object, name: str, allowed: Sequence[str]) -> None:
     """
     # An array compares with a word element by element.
     if not isinstance(value, str) or value not in allowed:
-        raise ValueError(f"{name} must be one of {tuple(allowed)}, got {value!r}")
+        raise ValueError(f"{name} must be one of {tuple(allowed)}, got {shown(value)}")
 
 
 def check_switch(value: object, name: str) -> bool:
@@ -174,7 +167,7 @@ def check_switch(value: object, name: str) -> bool:
         TypeError: if it is neither.
     """
     if not isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name} must be True or False, got {value!r}")
+        raise TypeError(f"{name} must be True or False, got {shown(value)}")
     return bool(value)
 
 
@@ -188,7 +181,7 @@ def as_integer(value: Any, name: str) -> Any:
         return value
     if isinstance(value, Integral) and not isinstance(value, bool):
         return int(value)
-    raise TypeError(f"{name} must be an int, got {value!r}")
+    raise TypeError(f"{name} must be an int, got {shown(value)}")
 
 
 def check_not_lost(value: float, name: str) -> None:

@@ -43,10 +43,10 @@ def materialize(field: Field, shape: Sequence[int], *, device: torch.device | st
 def _shape(shape: Any) -> tuple[int, ...]:
     try:
         given = list(shape)
-    except TypeError:
+    except (TypeError, RuntimeError):  # RuntimeError: of a tensor that has no parts to go through
         given = [None]
-    if isinstance(shape, (str, bytes)) or None in given:
-        raise TypeError(f"shape must be a sequence of ints, got {shape!r}")
+    if isinstance(shape, (str, bytes)) or any(size is None for size in given):
+        raise TypeError(f"shape must be a sequence of ints, got {checks.shown(shape)}")
     sizes = tuple(checks.as_integer(size.item() if _is_integer(size) else size, "shape") for size in given)
     if any(size < 0 for size in sizes) or (not torch.compiler.is_compiling() and 4 * math.prod(sizes) >> 63):
         shown = ", ".join(map(str, map(checks.shown, sizes)))
@@ -55,18 +55,18 @@ def _shape(shape: Any) -> tuple[int, ...]:
 
 
 def _is_integer(size: object) -> bool:
-    return isinstance(size, Tensor) and size.dim() == 0 and not size.dtype.is_floating_point
+    return isinstance(size, Tensor) and size.dim() == 0 and size.layout is torch.strided and not size.is_meta
 
 
 def _device(device: Any) -> torch.device | str | None:
     if device is None or isinstance(device, torch.device):
         return device
     if isinstance(device, bool) or not isinstance(device, (str, int)):
-        raise TypeError(f"device must be a torch.device or its name, got {device!r}")
+        raise TypeError(f"device must be a torch.device or its name, got {checks.shown(device)}")
     try:
         return torch.device(device)
     except RuntimeError as error:
-        raise ValueError(f"device must be one that torch knows, got {device!r}: {error}") from None
+        raise ValueError(f"device must be one that torch knows, got {checks.shown(device)}: {error}") from None
 
 
 def flexibility_field(

@@ -126,6 +126,7 @@ def check_silent(
                 "insert='hebbian' writes the anchor of each synapse that it converts, so the anchor must be a "
                 "tensor; take flexkern.ops.materialize(field, weight.shape), or insert='init'"
             )
+        checks.check_dense(anchor, "anchor")
         checks.check_writable(anchor, "anchor")
     for name, value in (("eta", insertion.eta), ("prune", insertion.prune)):
         if not checks.is_number(value):
@@ -186,9 +187,10 @@ def layer_arguments(
         threshold_tensor=theta[1],
         lr_tensor=lr_tensor,
         scale_tensor=scale_tensor,
-        hebbian=insertion.insert == "hebbian",
-        eta=float(insertion.eta),
-        prune=float(insertion.prune),
+        hebbian=silent is not None and insertion.insert == "hebbian",
+        # Without silent synapses nothing converts, and what says how has not been looked at.
+        eta=1.0 if silent is None else float(insertion.eta),
+        prune=0.0 if silent is None else float(insertion.prune),
         skip_nonfinite=options.nonfinite != "propagate",
         **states,
         **vars(rule),
@@ -227,7 +229,7 @@ def attempt_layer(
     )
     if alpha is not None:
         scale, flexibility = 0.0, 1.0
-    hebbian = insert == "hebbian" and silent is not None
+    hebbian = silent is not None and is_word(insert, ("hebbian",))
     needed = rule.none or rule.states(states)
     exact = None if master is None or getattr(weight, "dtype", None) is torch.float32 else master
     updated = needed[: rule.updated]

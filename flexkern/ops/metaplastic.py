@@ -353,7 +353,9 @@ def _checked_gated_step(
         for w, value in zip(weights, checks.as_list(alpha, "alpha", len(weights)), strict=True):
             if value is not None:
                 checks.check_matches(value, "alpha", w, allowed)
-            alphas.append(w.new_empty(0, dtype=exact) if value is None else value)
+            # An empty one says that the weight moves freely; that of an empty weight has its shape.
+            nothing = (0,) if w.numel() else w.shape
+            alphas.append(w.new_empty(nothing, dtype=exact) if value is None else value)
     sources = free(len(weights)) if alpha is None else Sources((), (), None, None)
     _run(operator, weights, grads, sources, alphas, options, rule, name)
 

@@ -43,10 +43,11 @@ _TENSORS = frozenset({Tensor, torch.nn.Parameter})
 _NUMBERS = frozenset({int, float})
 # The compiled operators say that they refuse (csrc/bindings/arguments.h), and so does torch's dispatcher where
 # an argument is not of the type in the schema, on a device or of a layout that has no kernel, a zero tensor
-# that would be written, or fake where others are not.
+# that would be written, fake where others are not, or without sizes among others that have some (all looks at
+# sizes come before the first write).
 _REFUSAL = re.compile(
     r"flexkern refuses|^flexkern::\S+(\(\) |: attempted to run)|^flexkern\.\S+$|^Could not run 'flexkern::"
-    r"|^ZeroTensors are immutable|^Please convert all Tensors to FakeTensors"
+    r"|^ZeroTensors are immutable|^Please convert all Tensors to FakeTensors|_get_sizes\(.* failed"
 )
 
 
@@ -144,14 +145,15 @@ class Operator:
         self._calls: dict[str, Any] = {}
         implementations = {
             "": None,
-            "reference": _after_look(spec, _implementation(spec, "flexkern.reference")),
-            "triton": _after_look(spec, _implementation(spec, "flexkern.triton_kernels")),
+            "reference": _implementation(spec, "flexkern.reference"),
+            "triton": _implementation(spec, "flexkern.triton_kernels"),
         }
         for suffix, implementation in implementations.items():
             full_name = _join(name, suffix) if suffix else name
             self._calls[suffix] = self._define(full_name, spec.schema)
             if implementation is not None:
-                _library.impl(full_name, _from_call(spec, implementation), "CompositeExplicitAutograd")
+                at_the_door = _at_the_door(implementation, reads_memory=suffix == "triton")
+                _library.impl(full_name, _from_call(spec, at_the_door), "CompositeExplicitAutograd")
             fake = _from_call(spec, _fake)
             torch.library.register_fake(f"flexkern::{full_name}", fake, lib=_library)
         self.compiled = self._calls.pop("")
@@ -162,7 +164,8 @@ class Operator:
         _library.define(name + schema)
         base, _, overload = name.partition(".")
         call = getattr(getattr(torch.ops.flexkern, base), overload or "default")
-        _library.impl(name, negative_kernel(self.spec, call), "Negative")
+        for key in ("Negative", "Conjugate"):
+            _library.impl(name, negative_kernel(self.spec, call), key)
         if not self.spec.recorded:
             _library.impl(name, torch.library.fallthrough_kernel, "Autograd")
         return call
@@ -262,19 +265,25 @@ def _from_call(spec: Spec, implementation: Callable[[Arguments], Any]) -> Callab
     return run
 
 
-def _after_look(spec: Spec, implementation: Callable[[Arguments], Any]) -> Callable[[Arguments], Any]:
-    """An implementation in Python after what the compiled operators ask of every tensor, too."""
-    names = [a.name for a in spec.arguments if a.holds_tensors]
+def _at_the_door(
+    implementation: Callable[[Arguments], Any], *, reads_memory: bool
+) -> Callable[[Arguments], Any]:
+    """With the checks that keep a call of torch.ops from ending half-way, which a kernel makes itself."""
 
     def run(given: Arguments) -> Any:
-        if not torch.compiler.is_compiling():
-            for name in names:
-                value = getattr(given, name)
-                for tensor in value if isinstance(value, (list, tuple)) else () if value is None else (value,):
-                    checks.check_dense(tensor, name)
-                    check_real(tensor, name)
-            given.check_tensors()
-        return implementation(given)
+        given.check_given()
+        writes, reads = given.writes(), given.reads()
+        for name, tensor in (*writes, *reads):
+            checks.check_dense(tensor, name)
+            check_real(tensor, name)
+            if reads_memory and not tensor.is_contiguous():
+                raise ValueError(f"{name} must be contiguous")
+        given.check_tensors()
+        for name, tensor in writes:
+            checks.check_writable(tensor, name)
+        checks.check_writes(writes, reads)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not writes):
+            return implementation(given)
 
     return run
 

@@ -80,6 +80,8 @@ def check_real(tensor: Tensor, name: str) -> None:
     Raises:
         ValueError, TypeError: if that is not so. (Public functions have made copies of the former.)
     """
+    if tensor.is_complex() or tensor.is_quantized:
+        raise TypeError(f"{name} must be of a real dtype, got {tensor.dtype}")
     if tensor.is_neg() or tensor._is_zerotensor():
         raise ValueError(f"{name} is a negative view or a zero tensor; pass a .clone()")
     if type(tensor) in (Tensor, torch.nn.Parameter) or not tensor.numel():
@@ -93,7 +95,7 @@ def check_real(tensor: Tensor, name: str) -> None:
 
 
 def negative_kernel(spec: Spec, call: Callable[..., Any]) -> Callable[..., Any]:
-    """What the dispatcher calls where an argument is a negative view: ``call`` with copies of these.
+    """What the dispatcher calls where an argument is a negative view or a conjugate: ``call`` with copies.
 
     torch's own fallback copies written ones too, steps, and then trips over an operator that returns nothing.
     """
@@ -107,13 +109,13 @@ def negative_kernel(spec: Spec, call: Callable[..., Any]) -> Callable[..., Any]:
 
         for i, (a, value) in enumerate(zip(spec.arguments, given, strict=False)):
             tensors = value if isinstance(value, (list, tuple)) else [value]
-            if not any(isinstance(t, Tensor) and t.is_neg() for t in tensors):
+            if not any(isinstance(t, Tensor) and (t.is_neg() or t.is_conj()) for t in tensors):
                 continue
             if a.written is True or (a.written and all(map(is_given, a.written))):
                 raise RuntimeError(
-                    f"flexkern refuses: {a.name} is written but is a negative view; pass its .resolve_neg()"
+                    f"flexkern refuses: {a.name} is written but is a negative view or a conjugate; pass a .clone()"
                 )
-            resolved = [t.resolve_neg() if isinstance(t, Tensor) else t for t in tensors]
+            resolved = [t.resolve_conj().resolve_neg() if isinstance(t, Tensor) else t for t in tensors]
             values[i] = resolved if isinstance(value, (list, tuple)) else resolved[0]
         return call(*values)
 

@@ -277,8 +277,9 @@ class QuickRule(NamedTuple):
         ]
 
 
-@functools.lru_cache(maxsize=1024, typed=True)
-def _quick_rule(kind: Any, items: tuple[tuple[str, Any], ...]) -> QuickRule | None:
+@functools.lru_cache(maxsize=1024)
+def _quick_rule(kind: Any, items: tuple[tuple[str, Any], ...], types: tuple[type, ...]) -> QuickRule | None:
+    """``types`` are those of the values: 1 and True are one key without them."""
     try:
         rule = kind(**dict(items))
     except TypeError:
@@ -292,14 +293,15 @@ def _quick_rule(kind: Any, items: tuple[tuple[str, Any], ...]) -> QuickRule | No
 
 
 _kinds: tuple[Any, ...] = RULES  # mypy takes the hash of a class for that of its instances
-_PLAIN: dict[Any, QuickRule | None] = {kind: _quick_rule(kind, ()) for kind in _kinds}
+_PLAIN: dict[Any, QuickRule | None] = {kind: _quick_rule(kind, (), ()) for kind in _kinds}
 
 
 def quick_rule(kind: type[Rule], numbers: dict[str, Any]) -> QuickRule | None:
     """The rule of these keyword arguments, for an attempt; None if the checks must look at them first."""
     if not numbers:
         return _PLAIN[kind]
-    if not _PLAIN_TYPES.issuperset(map(type, numbers.values())):
+    types = tuple(map(type, numbers.values()))
+    if not _PLAIN_TYPES.issuperset(types):
         return None
     hashable: Any = kind  # mypy takes the hash of the class for that of its instances
-    return _quick_rule(hashable, tuple(numbers.items()))
+    return _quick_rule(hashable, tuple(numbers.items()), types)

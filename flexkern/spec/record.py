@@ -135,6 +135,22 @@ class Arguments:
         """
         check_extents([*extents(self.writes(), is_written=True), *extents(self.reads(), is_written=False)])
 
+    def check_given(self) -> None:
+        """Nothing is missing, and what is updated for each weight of a list is there for each, in its shape.
+
+        Raises:
+            TypeError, ValueError: naming the argument.
+        """
+        weights = getattr(self, "weight", None)
+        for a in self.spec.arguments:
+            value = getattr(self, a.name)
+            if a.holds_tensors and not a.optional and value is None:
+                raise TypeError(f"{a.name} must be a tensor, got None")
+            if a.is_list and a.written and self._tensors(a) and weights is not None:
+                shapes = [[tuple(t.shape) for t in tensors] for tensors in (value, weights)]
+                if shapes[0] != shapes[1]:
+                    raise ValueError(f"{a.name} must have the shapes of weight, {shapes[1]}, got {shapes[0]}")
+
     def check_numbers(self) -> None:
         """Numbers are in the ranges that were declared.
 
@@ -166,7 +182,7 @@ class Arguments:
         allowed = []
         for name in a.dtypes:
             like = getattr(self, name, None)
-            if like is None:
+            if like is None or (a.is_list and not like):
                 allowed.append(name)
             else:
                 first = like[0] if isinstance(like, (list, tuple)) else like
@@ -176,7 +192,8 @@ class Arguments:
 
     def _check_shape(self, a: Argument, tensor: Tensor, sizes: dict[str, int]) -> None:
         assert a.shape is not None
-        if len(a.shape) == 1 and isinstance(like := getattr(self, a.shape[0], None), type(tensor)):
+        like = getattr(self, a.shape[0], None)
+        if len(a.shape) == 1 and hasattr(like, "shape"):
             if tuple(tensor.shape) != tuple(like.shape):
                 raise ValueError(
                     f"{a.name} must have the shape of {a.shape[0]}, {tuple(like.shape)}, got "

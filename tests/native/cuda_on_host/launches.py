@@ -259,7 +259,13 @@ def displacement_case(r: Random) -> str:
     found, expected = both(call, r)
     for i in range(count):
         moved = (after[i].double() - exact[i].double()).abs().nan_to_num(0, 0, 0)
-        same(found[0][i], expected[0][i], (exact[i].double().abs() + moved) * ULPS + 1e-30, f"weight[{i}]")
+        bound = (exact[i].double().abs() + moved) * ULPS + 1e-30
+        if (
+            low
+        ):  # where alpha is 1 the master becomes w, and is next to that where alpha is 1 but for a rounding
+            jumps = (found[0][i] == after[i].float()) | (expected[0][i] == after[i].float())
+            bound = bound + torch.where(jumps, (exact[i] - exact[i].to(dtype).float()).abs().double(), 0.0)
+        same(found[0][i], expected[0][i], bound, f"weight[{i}]")
     return "displacement"
 
 
