@@ -44,14 +44,13 @@ void check_memory_of(const Tensor& tensor, const char* name) {
   int64_t has = 0, needs = 0;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(tensor.get(), &has));
   const int64_t elements = reach(tensor);
-  const bool fits =
-      elements > 0 &&
-      !__builtin_mul_overflow(elements, static_cast<int64_t>(tensor.element_size()), &needs) && needs <= has;
+  const bool fits = elements > 0 &&
+                    !__builtin_mul_overflow(elements, static_cast<int64_t>(tensor.element_size()), &needs) &&
+                    needs <= has;
   FLEXKERN_CHECK(fits, name, " has a storage of ", has, " bytes, less than its elements need");
   const void* data = nullptr;
-  FLEXKERN_CHECK(
-      torch_get_const_data_ptr(tensor.get(), &data) == AOTI_TORCH_SUCCESS && data != nullptr, name,
-      " has no memory, as zero tensors and fake tensors have none; pass a .clone()");
+  FLEXKERN_CHECK(torch_get_const_data_ptr(tensor.get(), &data) == AOTI_TORCH_SUCCESS && data != nullptr, name,
+                 " has no memory, as zero tensors and fake tensors have none; pass a .clone()");
 }
 
 void check_memory_of(const Tensors& tensors, const char* name) {

@@ -113,7 +113,8 @@ def negative_kernel(spec: Spec, call: Callable[..., Any]) -> Callable[..., Any]:
                 continue
             if a.written is True or (a.written and all(map(is_given, a.written))):
                 raise RuntimeError(
-                    f"flexkern refuses: {a.name} is written but is a negative view or a conjugate; pass a .clone()"
+                    f"flexkern refuses: {a.name} is written but is a negative view or a conjugate; "
+                    "pass a .clone()"
                 )
             resolved = [t.resolve_conj().resolve_neg() if isinstance(t, Tensor) else t for t in tensors]
             values[i] = resolved if isinstance(value, (list, tuple)) else resolved[0]

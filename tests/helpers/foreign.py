@@ -3,7 +3,8 @@
     python -m helpers.foreign JOURNAL [WORD ...]
 
 Run in a process of its own, as a fault may end that: JOURNAL then ends with the case that did. With words, only
-the cases with all of them, and without those after a "-". The last line is how many there were; lines before it are cases that went wrong.
+the cases with all of them, and without those after a "-". The last line is how many there were; lines before it
+are cases that went wrong.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-// Faults that sanitizers must find: tests/native/test_sanitize.py compiles it with the flags of scripts/sanitize.py.
+// Faults that sanitizers must find: tests/native/test_sanitize.py compiles it with the flags of
+// scripts/sanitize.py.
 #include <cstdint>
 #include <cstdlib>
 #include <vector>

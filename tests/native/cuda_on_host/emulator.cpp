@@ -41,7 +41,8 @@ void run_fiber() {
 }
 
 [[noreturn]] void stop(const char* why, unsigned lane) {
-  fprintf(stderr, "cuda_on_host: %s (block %u, thread %u)\n", why, blockIdx.x, threadIdx.x / kLanes * kLanes + lane);
+  fprintf(stderr, "cuda_on_host: %s (block %u, thread %u)\n", why, blockIdx.x,
+          threadIdx.x / kLanes * kLanes + lane);
   abort();
 }
 
