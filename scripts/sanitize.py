@@ -36,13 +36,12 @@ BESIDE = ("triton_kernels", "benchmarks")
 # The files of tests/ops that call kernels; those left out are of traces, of messages, and of Triton.
 TESTS = {
     "cpu": (
-        "test_adamw", "test_adapter", "test_displacement", "test_extremes", "test_field",
-        "test_linear", "test_mask", "test_memory", "test_metaplastic",
-        "test_null", "test_sgd", "test_synapse", "test_synapse_extremes", 
+        "test_adamw", "test_adapter", "test_displacement", "test_extremes", "test_field", "test_linear",
+        "test_mask", "test_memory", "test_metaplastic", "test_null", "test_sgd", "test_synapse",
     ),
     "cuda": (
-        "test_adamw", "test_displacement", "test_extremes", "test_field", "test_mask", "test_memory",
-        "test_metaplastic", "test_null", "test_sgd", "test_synapse", "test_synapse_extremes",
+        "test_adamw", "test_displacement", "test_field", "test_mask", "test_memory", "test_null", "test_sgd",
+        "test_synapse",
     ),
 }  # fmt: skip
 
