@@ -128,6 +128,12 @@ def _struct(s: Spec) -> str:
     ] + [f'    check_not_lost({a.name}, "{a.name}");' for a in s.arguments if a.zero_is_special]
     if checks:
         lines += ["  void check_numbers() const {", *checks, "  }"]
+    lines += [
+        "  // Every tensor has the memory that it says it has.",
+        "  void check_storage() const {",
+        *(f'    check_memory_of({a.name}, "{a.name}");' for a in s.arguments if a.holds_tensors),
+        "  }",
+    ]
     if any(a.written for a in s.arguments):
         lines += [
             "  // What is updated shares no memory with another argument.",
@@ -161,7 +167,8 @@ def _unpack(s: Spec, arguments: Sequence[Argument], name: str) -> str:
     members = ", ".join(_member(a, b) for a, b in zip(arguments, s.arguments, strict=True))
     return (
         f"template <auto kBody>\n{returns} {name}({parameters}) {{\n"
-        f"  return kBody({s.record.__name__}{{{members}}});\n}}\n"
+        f"  const {s.record.__name__} given{{{members}}};\n"
+        f"  given.check_storage();\n  return kBody(given);\n}}\n"
     )
 
 

@@ -11,7 +11,10 @@ import enum
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral, Real
 from typing import Any, TypeVar
+
+from flexkern.spec.argument import shown
 
 __all__ = ["Field", "Kind", "Purpose"]
 
@@ -48,9 +51,9 @@ def _member(kind: type[_Member], value: Any, name: str) -> _Member:
     try:
         if not isinstance(value, bool):
             return kind(value)
-    except ValueError:
+    except (TypeError, ValueError):
         pass
-    raise ValueError(f"{name} must be one of {', '.join(map(str, kind))}, got {value!r}")
+    raise ValueError(f"{name} must be one of {', '.join(map(str, kind))}, got {shown(value)}")
 
 
 def _integer(value: Any, name: str, bits: int) -> int:
@@ -60,18 +63,21 @@ def _integer(value: Any, name: str, bits: int) -> int:
             raise TypeError
         number = operator.index(value)
     except TypeError:
-        raise TypeError(f"{name} must be an int, got {value!r}") from None
+        raise TypeError(f"{name} must be an int, got {shown(value)}") from None
     if not 0 <= number < 1 << bits:
-        raise ValueError(f"{name} must be in [0, 2**{bits}), got {number}")
+        raise ValueError(f"{name} must be in [0, 2**{bits}), got {shown(number)}")
     return number
 
 
-def _floats(values: Any) -> tuple[float, float]:
+def _floats(values: Any, name: str) -> tuple[float, float]:
+    """A pair of numbers, also of numpy."""
+    is_pair = isinstance(values, (tuple, list)) and len(values) == 2
+    if not is_pair or not all(isinstance(v, Real) and not isinstance(v, bool) for v in values):
+        raise TypeError(f"{name} must be two numbers, got {shown(values)}")
     try:
-        first, second = values
-        return float(first), float(second)
+        return float(values[0]), float(values[1])
     except OverflowError:
-        raise ValueError("parameters must be finite in float32, got an integer that no float holds") from None
+        raise ValueError(f"{name} must be finite in float32, got an integer that no float holds") from None
 
 
 @dataclass(frozen=True)
@@ -112,16 +118,17 @@ class Field:
             )
         for name, bits in (("seed", 64), ("stream", 32), ("offset", 62)):
             object.__setattr__(self, name, _integer(getattr(self, name), name, bits))
-        object.__setattr__(self, "parameters", _floats(self.parameters))
-        self._check_range()
+        names = {Kind.UNIFORM: " (low, high)", Kind.NORMAL: " (mean, std)"}.get(self.kind, "")
+        object.__setattr__(self, "parameters", _floats(self.parameters, f"parameters{names}"))
+        self._check_range(f"parameters{names}")
         if self.kind == Kind.NORMAL and self.parameters[1] < 0:
             raise ValueError(f"std must not be negative, got {self.parameters[1]}")
 
-    def _check_range(self) -> None:
+    def _check_range(self, name: str) -> None:
         """The arithmetic of float32 that makes the values does not overflow."""
         first, second = self.parameters
         if not all(abs(p) <= _LARGEST for p in self.parameters):  # NaN is not
-            raise ValueError(f"parameters must be finite in float32, got {self.parameters}")
+            raise ValueError(f"{name} must be finite in float32, got {self.parameters}")
         if self.kind == Kind.UNIFORM and not abs(second - first) <= _LARGEST:
             raise ValueError(f"high - low must be finite in float32, got low={first}, high={second}")
         if self.kind == Kind.NORMAL and not abs(first) + _MOST_DEVIATIONS * abs(second) <= _LARGEST:
@@ -168,8 +175,14 @@ class Field:
         return cls(Kind.BIASED_LOW, seed, stream, Purpose.FLEXIBILITY, offset)
 
     def shard(self, start: int) -> Field:
-        """The field of a contiguous part that begins ``start`` elements into this one."""
-        return replace(self, offset=self.offset + start)
+        """The field of a contiguous part that begins ``start`` elements into this one.
+
+        Raises:
+            TypeError, ValueError: if there is no such part.
+        """
+        if isinstance(start, bool) or not isinstance(start, Integral):
+            raise TypeError(f"start must be an int, got {shown(start)}")
+        return replace(self, offset=self.offset + int(start))
 
     def is_flexibility(self) -> bool:
         """Whether all values lie in [0, 1], as those of a flexibility must."""

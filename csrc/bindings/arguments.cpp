@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "device.h"
 
@@ -15,6 +16,45 @@ Dtype dtype_of(const Tensor& tensor, const char* name) {
     case ScalarType::Half: return Dtype::kFloat16;
     default: FLEXKERN_CHECK(false, name, " must be float32, bfloat16 or float16");
   }
+}
+
+namespace {
+
+// How many elements of its storage a tensor reaches over; -1: more than there can be.
+int64_t reach(const Tensor& tensor) {
+  int64_t last = 0;
+  if (aoti_torch_get_storage_offset(tensor.get(), &last) != AOTI_TORCH_SUCCESS || last < 0) return -1;
+  const auto sizes = tensor.sizes(), strides = tensor.strides();
+  for (size_t i = 0; i < sizes.size(); ++i) {
+    int64_t step = 0;
+    if (__builtin_mul_overflow(sizes[i] - 1, strides[i], &step) || __builtin_add_overflow(last, step, &last))
+      return -1;
+  }
+  return last < std::numeric_limits<int64_t>::max() ? last + 1 : -1;
+}
+
+}  // namespace
+
+void check_memory_of(const Tensor& tensor, const char* name) {
+  if (!tensor.defined()) return;
+  int32_t layout = -1;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_layout(tensor.get(), &layout));
+  FLEXKERN_CHECK(layout == aoti_torch_layout_strided(), name, " must be a dense tensor");
+  if (tensor.numel() == 0) return;
+  int64_t has = 0, needs = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(tensor.get(), &has));
+  const int64_t elements = reach(tensor);
+  const bool fits = elements > 0 &&
+                    !__builtin_mul_overflow(elements, static_cast<int64_t>(tensor.element_size()), &needs) &&
+                    needs <= has;
+  FLEXKERN_CHECK(fits, name, " has a storage of ", has, " bytes, less than its elements need");
+  const void* data = nullptr;
+  FLEXKERN_CHECK(torch_get_const_data_ptr(tensor.get(), &data) == AOTI_TORCH_SUCCESS && data != nullptr, name,
+                 " has no memory, as zero tensors and fake tensors have none; pass a .clone()");
+}
+
+void check_memory_of(const Tensors& tensors, const char* name) {
+  for (const Tensor& tensor : tensors) check_memory_of(tensor, name);
 }
 
 void check_like(const Tensor& tensor, const char* name, const Tensor& weight, ScalarType dtype) {

@@ -31,6 +31,14 @@ Dtype dtype_of(const Tensor& tensor, const char* name);
 // Contiguous, on the operators' device, of `dtype`, with the shape of the weight.
 void check_like(const Tensor& tensor, const char* name, const Tensor& weight, ScalarType dtype);
 
+// The tensor is an ordinary one, and its elements lie in its storage: not so where somebody resized that, and of
+// tensors that pretend to have memory (zero and fake tensors). Asked of every tensor of every operator first.
+void check_memory_of(const Tensor& tensor, const char* name);
+void check_memory_of(const Tensors& tensors, const char* name);
+inline void check_memory_of(const std::optional<Tensor>& tensor, const char* name) {
+  if (tensor.has_value()) check_memory_of(*tensor, name);
+}
+
 // NaN is in no range.
 void check_range(double value, const char* name, double low, double high);
 

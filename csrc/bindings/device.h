@@ -6,7 +6,9 @@
 
 #ifdef FLEXKERN_FOR_CUDA
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#ifndef FLEXKERN_DEVICE  // tests/native/cuda_on_host runs the CUDA kernels on tensors of the CPU
 #define FLEXKERN_DEVICE CUDA
+#endif
 #else
 #include "cpu/dispatch.h"
 #include "cpu/work.h"
@@ -17,6 +19,12 @@ namespace flexkern::bindings {
 
 constexpr DeviceType kDevice = DeviceType::FLEXKERN_DEVICE;
 constexpr const char* kOnDevice = kDevice == DeviceType::CPU ? "on the CPU" : "on the GPU";
+
+#ifdef FLEXKERN_FOR_CUDA
+constexpr bool kForCuda = true;
+#else
+constexpr bool kForCuda = false;
+#endif
 
 #ifdef FLEXKERN_FOR_CUDA
 
@@ -47,7 +55,7 @@ inline Tensor new_tensor(const Tensor&, std::initializer_list<int64_t> sizes, Sc
 
 // A one-element tensor on the CPU is read here, one on a GPU by the kernel.
 inline void resolve(const std::optional<Tensor>& tensor, float& value, const float*& pointer) {
-  if (!tensor.has_value() || (kDevice == DeviceType::CUDA && tensor->device().type() == kDevice)) return;
+  if (!tensor.has_value() || (kForCuda && tensor->device().type() == kDevice)) return;
   value = *pointer;
   pointer = nullptr;
 }

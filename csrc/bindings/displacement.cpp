@@ -48,7 +48,7 @@ DisplacedTensor decode_tensor(const ScaleDisplacement& given, size_t i, bool low
   tensor.before = given.before[i].data_ptr();
   if (!given.alpha.empty()) {
     const Tensor& alpha = given.alpha[i];
-    const bool narrow = kDevice == DeviceType::CPU && alpha.scalar_type() == ScalarType::BFloat16;
+    const bool narrow = !kForCuda && alpha.scalar_type() == ScalarType::BFloat16;
     check_like(alpha, "alpha", weight, narrow ? ScalarType::BFloat16 : ScalarType::Float);
     tensor.alpha = alpha.data_ptr();
     tensor.gate = narrow ? Gate::kStoredBFloat16 : Gate::kStored;

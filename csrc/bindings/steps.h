@@ -36,7 +36,7 @@ StepTensor<Rule> decode_tensor(const Tensor& weight, const Tensor& grad, const T
   tensor.weight = weight.data_ptr();
   tensor.grad = grad.data_ptr();
   if (alpha != nullptr) {
-    const bool narrow = kDevice == DeviceType::CPU && alpha->scalar_type() == ScalarType::BFloat16;
+    const bool narrow = !kForCuda && alpha->scalar_type() == ScalarType::BFloat16;
     check_like(*alpha, "alpha", weight, narrow ? ScalarType::BFloat16 : ScalarType::Float);
     tensor.alpha = alpha->data_ptr();
     tensor.gate = narrow ? Gate::kStoredBFloat16 : Gate::kStored;

@@ -42,10 +42,11 @@ class CurrentDevice {
 inline unsigned grid_size(int64_t tiles, int device) {
   constexpr int kMaxDevices = 64;
   static std::atomic<int> processors[kMaxDevices];
-  int count = device < kMaxDevices ? processors[device].load(std::memory_order_relaxed) : 0;
+  const bool known = device >= 0 && device < kMaxDevices;
+  int count = known ? processors[device].load(std::memory_order_relaxed) : 0;
   if (count == 0) {
     if (cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device) != cudaSuccess) count = 128;
-    if (device < kMaxDevices) processors[device].store(count, std::memory_order_relaxed);
+    if (known) processors[device].store(count, std::memory_order_relaxed);
   }
   const int64_t full = static_cast<int64_t>(count) * 8;
   return static_cast<unsigned>(tiles < full ? tiles : full);

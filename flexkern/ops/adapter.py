@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+from numbers import Integral
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from flexkern.ops import checks
 from flexkern.ops.operator import Operator, are_numbers, are_plain, tries_compiled
+from flexkern.ops.ordinary import ordinary
 from flexkern.spec.adapter import LARGEST_TRITON_RANK
 
 __all__ = ["gated_adapter"]
@@ -58,21 +61,25 @@ class _GatedAdapter(torch.autograd.Function):
         if any(needs[:5]):  # else only the residual
             operator, numbers = BACKWARD.on(ctx.backend), (ctx.scale, ctx.dropout_p, needs[0], any(needs[1:5]))
             with _no_autocast(x.device.type):
-                grads = operator(grad_out.contiguous(), x, hidden, down, up, index, *numbers)
+                grads = operator(ordinary(grad_out), x, hidden, down, up, index, *numbers)
         every = (*grads, grad_out, *(None,) * 5)
         return tuple(grad if need else None for grad, need in zip(every, needs, strict=True))
 
 
 def _no_autocast(device_type: str) -> contextlib.AbstractContextManager[Any]:
     """Autocast must not change the dtype of the products inside an operator."""
-    if torch.is_autocast_enabled(device_type):
+    if _is_autocast(device_type):
         return torch.autocast(device_type, enabled=False)
     return contextlib.nullcontext()
 
 
+def _is_autocast(device_type: str) -> bool:
+    return device_type != "meta" and torch.is_autocast_enabled(device_type)
+
+
 def _cast(tensor: Tensor | None, device_type: str) -> Tensor | None:
     """As autocast casts an argument; gradients flow through it."""
-    if not isinstance(tensor, Tensor) or not torch.is_autocast_enabled(device_type):
+    if not isinstance(tensor, Tensor) or not _is_autocast(device_type):
         return tensor
     if not tensor.is_floating_point() or tensor.dtype is torch.float64:
         return tensor
@@ -82,8 +89,7 @@ def _cast(tensor: Tensor | None, device_type: str) -> Tensor | None:
 def _check_like_x(tensor: object, name: str, x: Tensor, shape: tuple[int, ...], meaning: str) -> None:
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor {meaning}, got {type(tensor).__name__}")
-    if tensor.layout is not torch.strided:
-        raise TypeError(f"{name} must be a dense tensor, got layout {tensor.layout}; call .to_dense() first")
+    checks.check_dense(tensor, name)
     if tensor.dtype is not x.dtype:
         raise TypeError(f"{name} must have the dtype of x, {x.dtype}, got {tensor.dtype}; convert one of them")
     if tuple(tensor.shape) != shape:
@@ -98,6 +104,7 @@ def _check_tensors(
     for tensor, name, meaning in ((x, "x", "[samples, positions, d]"), (down, "down", "[tasks, d, r]")):
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} must be a torch.Tensor {meaning}, got {type(tensor).__name__}")
+        checks.check_dense(tensor, name)
         if tensor.dim() != 3:
             raise ValueError(f"{name} must be {meaning}, got shape {list(tensor.shape)}")
     if x.dtype not in checks.FLOAT_DTYPES:
@@ -119,6 +126,7 @@ def _check_tensors(
 def _check_index(index: object, x: Tensor, tasks: int) -> None:
     if not isinstance(index, Tensor):
         raise TypeError(f"index must be an int32 or int64 tensor [samples], got {type(index).__name__}")
+    checks.check_dense(index, "index")
     if index.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"index must be int32 or int64, got {index.dtype}")
     if tuple(index.shape) != (x.shape[0],):
@@ -143,32 +151,39 @@ def _check_index_values(index: Tensor, tasks: int) -> None:
         )
 
 
-def _check_numbers(scale: object, dropout_p: object) -> None:
+def _checked_numbers(scale: Any, dropout_p: Any) -> tuple[float, float]:
     for value, name in ((scale, "scale"), (dropout_p, "dropout_p")):
-        if not isinstance(value, (int, float)) or isinstance(value, bool):
+        if not checks.is_number(value):
             raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    # A float16 of numpy does not compare with the largest number.
+    scale, dropout_p = (float(v) if isinstance(v, np.generic) else v for v in (scale, dropout_p))
     # Comparisons only: math.isfinite does not trace where torch.compile makes the number a symbol.
-    if not -checks.LARGEST_NUMBER <= scale <= checks.LARGEST_NUMBER:  # type: ignore[operator]
-        raise ValueError(f"scale must be finite and at most {checks.LARGEST_NUMBER} in size, got {scale}")
-    if not 0 <= dropout_p < 1:  # type: ignore[operator]
-        raise ValueError(f"dropout_p must be in [0, 1), got {dropout_p}")
+    if not -checks.LARGEST_NUMBER <= scale <= checks.LARGEST_NUMBER:
+        raise ValueError(
+            f"scale must be finite and at most {checks.LARGEST_NUMBER} in size, got {checks.shown(scale)}"
+        )
+    if not 0 <= dropout_p < 1:
+        raise ValueError(f"dropout_p must be in [0, 1), got {checks.shown(dropout_p)}")
+    return float(scale), float(dropout_p)
 
 
 def _dropout_seed(seed: object, x: Tensor, dropout_p: float) -> Tensor | None:
     """int64 [1] on the device of x, or None where nothing is dropped."""
     if isinstance(seed, Tensor):
+        checks.check_dense(seed, "seed")
         if seed.dtype is not torch.int64 or seed.numel() != 1 or seed.device != x.device:
             raise ValueError(
                 f"seed as a tensor must be one int64 element on the device of x, {x.device}, got {seed.dtype}, "
                 f"shape {list(seed.shape)}, on {seed.device}"
             )
     elif seed is not None:
-        if not isinstance(seed, int) or isinstance(seed, bool):
+        if not isinstance(seed, Integral) or isinstance(seed, bool):
             raise TypeError(
                 f"seed must be an int, a one-element int64 tensor or None, got {type(seed).__name__}"
             )
+        seed = int(seed)
         if not 0 <= seed < 1 << 64:
-            raise ValueError(f"seed must be in [0, 2**64), got {seed}")
+            raise ValueError(f"seed must be in [0, 2**64), got {checks.shown(seed)}")
     if dropout_p == 0:
         return None
     if isinstance(seed, Tensor):
@@ -249,16 +264,17 @@ def _checked(
         )
     _check_tensors(x, down, down_bias, up, up_bias, residual)
     _check_index(index, x, down.shape[0])
-    _check_numbers(scale, dropout_p)
-    scale, dropout_p = float(scale), float(dropout_p)
+    scale, dropout_p = _checked_numbers(scale, dropout_p)
     drawn = _dropout_seed(seed, x, dropout_p)
     backend = FORWARD.choose(x, lambda name: _takes(name, down.shape[2]))
     x, down, down_bias, up, up_bias, index = checks.contiguous([x, down, down_bias, up, up_bias, index])
     if residual is not None:
-        residual = residual.contiguous()
+        residual = ordinary(residual)
     floats = (x, down, down_bias, up, up_bias, residual)
     with _no_autocast(x.device.type):
         if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in floats):
+            for tensor, name in ((x, "x"), (down, "down"), (up, "up"), (index, "index")):
+                checks.check_no_inference(tensor, name, "cannot be kept for the backward pass")
             return _GatedAdapter.apply(*floats, index, drawn, scale, dropout_p, backend)
         operator = FORWARD.on(backend)
         return operator(*floats[:5], index, residual, drawn, scale, dropout_p, False)

@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Real
+from numbers import Integral, Real
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from flexkern.spec.argument import LARGEST_NUMBER, SMALLEST_NUMBER
+from flexkern.ops.ordinary import check_memory, check_not_zero, is_ordinary, ordinary
+from flexkern.spec.argument import LARGEST_NUMBER, SMALLEST_NUMBER, shown
 from flexkern.spec.record import SHARED_MEMORY
 
 __all__ = [
     "FLOAT_DTYPES",
     "LARGEST_NUMBER",
     "LOW_PRECISION",
+    "as_integer",
     "as_list",
     "check_copied",
     "check_dense",
     "check_finite",
     "check_matches",
+    "check_no_inference",
     "check_not_lost",
     "check_number",
+    "check_switch",
+    "check_word",
     "check_writable",
     "check_writes",
     "contiguous",
@@ -63,13 +69,17 @@ def check_matches(
 
 
 def check_dense(tensor: Tensor, name: str) -> None:
-    """Not a sparse tensor."""
+    """Not a sparse or a nested tensor: these have no shape, or no memory, to look at."""
+    if tensor.is_nested:
+        raise TypeError(f"{name} must be a dense tensor, got a nested one; pass its parts, or pad them")
     if tensor.layout is not torch.strided:
         raise TypeError(f"{name} must be a dense tensor, got layout {tensor.layout}; call .to_dense() first")
+    check_memory(tensor, name)
 
 
 def check_writable(tensor: Tensor, name: str) -> None:
     """No two elements of ``tensor`` share memory, as those of an expanded tensor do."""
+    check_not_zero(tensor, name)
     if tensor.is_contiguous():
         return
     # A step along one dimension must lead past all that the dimensions of smaller steps reach. (No sorting:
@@ -81,19 +91,20 @@ def check_writable(tensor: Tensor, name: str) -> None:
             raise ValueError(f"{name} is written but its elements overlap in memory; pass a .clone()")
 
 
-def check_copied(written: Sequence[Tensor], read: Sequence[Tensor]) -> None:
+def check_copied(written: Sequence[tuple[str, Tensor]], read: Sequence[tuple[str, Tensor]]) -> None:
     """As :meth:`flexkern.spec.Arguments.check_memory`, for written tensors that are not contiguous: they are
     stepped through a copy, so that the operator does not see what they share. Exact, as such views may
     interleave without overlapping."""
-    for i, tensor in enumerate(written):
-        if tensor.is_contiguous():
+    for i, (name, tensor) in enumerate(written):
+        if is_ordinary(tensor):
             continue
         storage = tensor.untyped_storage().data_ptr()
-        others = [*(t for j, t in enumerate(written) if j != i), *read]
-        others = [t for t in others if t.untyped_storage().data_ptr() == storage]
-        mine = _byte_positions(tensor) if others else None
-        if mine is not None and any(torch.isin(mine, _byte_positions(other)).any() for other in others):
-            raise ValueError(SHARED_MEMORY)
+        others = [*(named for j, named in enumerate(written) if j != i), *read]
+        others = [named for named in others if named[1].untyped_storage().data_ptr() == storage]
+        mine = _byte_positions(tensor) if others else torch.empty(0)
+        for other_name, other in others:
+            if torch.isin(mine, _byte_positions(other)).any():
+                raise ValueError(SHARED_MEMORY.format(name, other_name))
 
 
 def _byte_positions(tensor: Tensor) -> Tensor:
@@ -105,8 +116,8 @@ def _byte_positions(tensor: Tensor) -> Tensor:
     return first.reshape(-1, 1) + torch.arange(tensor.element_size())
 
 
-def check_writes(written: Sequence[Tensor], read: Sequence[Tensor], names: str) -> None:
-    """What may stand against writing to tensors of these names.
+def check_writes(written: Sequence[tuple[str, Tensor]], read: Sequence[tuple[str, Tensor]]) -> None:
+    """What may stand against writing to tensors; each has its argument's name.
 
     Raises:
         ValueError: if a written tensor that is not contiguous shares memory with another argument (the
@@ -116,8 +127,15 @@ def check_writes(written: Sequence[Tensor], read: Sequence[Tensor], names: str) 
     if torch.compiler.is_compiling():  # the addresses of traced tensors are not known
         return
     check_copied(written, read)
-    if any(t.is_inference() for t in written) and not torch.is_inference_mode_enabled():
-        raise RuntimeError(f"{names} is an inference tensor; pass a .clone() of it")
+    if not torch.is_inference_mode_enabled():
+        for name, tensor in written:
+            check_no_inference(tensor, name, "cannot be updated in place outside of inference mode")
+
+
+def check_no_inference(tensor: Tensor, name: str, why: str) -> None:
+    """RuntimeError, as torch raises, for a tensor that was made in inference mode."""
+    if not torch.compiler.is_compiling() and tensor.is_inference():
+        raise RuntimeError(f"{name} is an inference tensor; pass a .clone() of it: it {why}")
 
 
 def exact_dtype(weight: Tensor) -> torch.dtype:
@@ -131,11 +149,39 @@ def is_number(value: object) -> bool:
     return isinstance(value, (int, float, Real, torch.SymFloat, torch.SymInt)) and not isinstance(value, bool)
 
 
-def shown(value: object) -> str:
-    """A number in a message; Python does not print integers of more than 4300 digits."""
-    return (
-        f"an integer of {value.bit_length()} bits" if type(value) is int and abs(value) >> 128 else str(value)
-    )
+def check_word(value: object, name: str, allowed: Sequence[str]) -> None:
+    """One of the words that are allowed.
+
+    Raises:
+        ValueError: if it is not.
+    """
+    # An array compares with a word element by element.
+    if not isinstance(value, str) or value not in allowed:
+        raise ValueError(f"{name} must be one of {tuple(allowed)}, got {shown(value)}")
+
+
+def check_switch(value: object, name: str) -> bool:
+    """True or False, also numpy's.
+
+    Raises:
+        TypeError: if it is neither.
+    """
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be True or False, got {shown(value)}")
+    return bool(value)
+
+
+def as_integer(value: Any, name: str) -> Any:
+    """An int, also numpy's, but no bool; a symbol of torch.compile as it is.
+
+    Raises:
+        TypeError: if it is none.
+    """
+    if isinstance(value, torch.SymInt) or type(value) is int:
+        return value
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        return int(value)
+    raise TypeError(f"{name} must be an int, got {shown(value)}")
 
 
 def check_not_lost(value: float, name: str) -> None:
@@ -156,6 +202,7 @@ def check_number(
     With ``positive`` or ``zero_is_special`` a number that is 0 in float32 only is refused.
     """
     if isinstance(value, Tensor):
+        check_dense(value, name)
         if value.numel() != 1 or value.dtype is not torch.float32:
             raise ValueError(
                 f"{name} as a tensor must be one float32 element, got {value.dtype}, shape {tuple(value.shape)}"
@@ -188,8 +235,8 @@ def check_finite(grads: Sequence[Tensor], name: str = "grad") -> None:
 
 
 def contiguous(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Each tensor, or a dense row-major copy of it where it is not one."""
-    return [t if t.is_contiguous() else t.contiguous() for t in tensors]
+    """Each tensor, or a dense row-major copy of its values where these do not stand so in memory."""
+    return [ordinary(t) for t in tensors]
 
 
 def native_dtypes(backend: str, dtype: torch.dtype) -> str | None:

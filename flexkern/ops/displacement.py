@@ -11,7 +11,7 @@ from torch import Tensor
 from flexkern.fields import Field
 from flexkern.ops import checks
 from flexkern.ops.choices import NONFINITE
-from flexkern.ops.operator import Attempt, Operator, are_numbers, are_plain, tries_compiled
+from flexkern.ops.operator import Attempt, Operator, are_numbers, are_plain, is_tensor, is_word, tries_compiled
 from flexkern.ops.sources import Sources, check_source, encode, quick_sources
 from flexkern.ops.steps import QUICK_NONFINITE, number_and_tensor
 
@@ -102,10 +102,12 @@ def _attempt(
     if several:
         if not all(v is None or type(v) is list for v in (before, a, f, alpha, master)):
             return None  # a Tensor would pass for a list of its rows
+        if alpha is not None and not all(map(is_tensor, alpha)):
+            return None
         written = [*weight, *(master or ())]
     else:
         written = [weight] if master is None else [weight, master]
-    if not (are_plain(written) and are_numbers((scale,)) and nonfinite in QUICK_NONFINITE):
+    if not (are_plain(written) and are_numbers((scale,)) and is_word(nonfinite, QUICK_NONFINITE)):
         return None
     arguments: tuple[Any, ...] = (weight, before, a, f, scale, alpha, rows, floats, master)
     if nonfinite != "skip":
@@ -130,8 +132,7 @@ def _checked(
     for w, w0 in zip(weights, befores, strict=True):
         _check_weight(w, weights[0])
         checks.check_matches(w0, "before", w, (w.dtype,))
-    if nonfinite not in NONFINITE:
-        raise ValueError(f"nonfinite must be one of {NONFINITE}, got {nonfinite!r}")
+    checks.check_word(nonfinite, "nonfinite", NONFINITE)
     if not weights:
         return
     exact = checks.exact_dtype(weights[0])

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from flexkern.fields import Field
+from flexkern.ops import checks
 from flexkern.ops.operator import Operator
 
 __all__ = ["flexibility_field", "materialize"]
@@ -25,15 +28,45 @@ def materialize(field: Field, shape: Sequence[int], *, device: torch.device | st
         device: default: the current default device.
 
     Raises:
-        TypeError: if ``field`` is not a Field.
+        TypeError: if ``field`` is not a Field, ``shape`` no sequence of ints, or ``device`` no device.
+        ValueError: if a size is negative, no address space holds so many numbers, or there is no such device.
     """
     if not isinstance(field, Field):
         raise TypeError(f"field must be a flexkern.Field, got {type(field).__name__}")
-    out = torch.empty(tuple(shape), dtype=torch.float32, device=device)
+    out = torch.empty(_shape(shape), dtype=torch.float32, device=_device(device))
     backend = FILL.choose(out, name="materialize")
     source, parameters = field.source()
     FILL.on(backend)(out, source, parameters)
     return out
+
+
+def _shape(shape: Any) -> tuple[int, ...]:
+    try:
+        given = list(shape)
+    except (TypeError, RuntimeError):  # RuntimeError: of a tensor that has no parts to go through
+        given = [None]
+    if isinstance(shape, (str, bytes)) or any(size is None for size in given):
+        raise TypeError(f"shape must be a sequence of ints, got {checks.shown(shape)}")
+    sizes = tuple(checks.as_integer(size.item() if _is_integer(size) else size, "shape") for size in given)
+    if any(size < 0 for size in sizes) or (not torch.compiler.is_compiling() and 4 * math.prod(sizes) >> 63):
+        shown = ", ".join(map(str, map(checks.shown, sizes)))
+        raise ValueError(f"shape must be of sizes >= 0 that an address space holds, got ({shown})")
+    return sizes
+
+
+def _is_integer(size: object) -> bool:
+    return isinstance(size, Tensor) and size.dim() == 0 and size.layout is torch.strided and not size.is_meta
+
+
+def _device(device: Any) -> torch.device | str | None:
+    if device is None or isinstance(device, torch.device):
+        return device
+    if isinstance(device, bool) or not isinstance(device, (str, int)):
+        raise TypeError(f"device must be a torch.device or its name, got {checks.shown(device)}")
+    try:
+        return torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device must be one that torch knows, got {checks.shown(device)}: {error}") from None
 
 
 def flexibility_field(
@@ -52,6 +85,6 @@ def flexibility_field(
         device: default: the current default device.
 
     Raises:
-        ValueError: if seed, stream or offset is out of range.
+        TypeError, ValueError: if an argument is of a wrong type or out of range; the message names it.
     """
     return materialize(Field.uniform(seed, stream, offset=offset), shape, device=device)

@@ -11,12 +11,13 @@ from torch import Tensor
 from flexkern.fields import Field
 from flexkern.ops import checks
 from flexkern.ops.choices import INSERTS
-from flexkern.ops.operator import Attempt, Operator, are_numbers, are_plain
+from flexkern.ops.operator import Attempt, Operator, are_numbers, are_plain, is_tensor, is_word
+from flexkern.ops.ordinary import is_ordinary, ordinary
 from flexkern.ops.sources import Sources, check_source, encode, quick_sources, single
 from flexkern.ops.steps import QUICK_NONFINITE, Given, InsertionRule, Options, number_and_tensor, quick_rule
 from flexkern.spec import Arguments, Rule
 from flexkern.spec.mask import words_in_row
-from flexkern.spec.record import check_extents
+from flexkern.spec.record import check_extents, extents
 
 __all__ = [
     "Conversions",
@@ -65,18 +66,12 @@ def check_layers(layers: Sequence[Arguments]) -> None:
     Raises:
         ValueError, RuntimeError: naming what does not fit.
     """
-    written = [t for given in layers for _, t in given.writes()]
-    read = [t for given in layers for t in given.reads()]
-    names = dict.fromkeys(name for given in layers for name, _ in given.writes())
-    checks.check_writes(written, read, " or ".join(names))
+    written = [named for given in layers for named in given.writes()]
+    read = [named for given in layers for named in given.reads()]
+    checks.check_writes(written, read)
     if len(layers) > 1 and not torch.compiler.is_compiling():  # one layer: the operator looks itself
-        extents = [
-            (t.data_ptr(), t.data_ptr() + t.numel() * t.element_size(), is_written)
-            for tensors, is_written in ((written, True), (read, False))
-            for t in tensors
-            if t.is_contiguous() and t.numel()
-        ]
-        check_extents(extents)
+        written, read = ([n for n in named if is_ordinary(n[1])] for named in (written, read))
+        check_extents([*extents(written, is_written=True), *extents(read, is_written=False)])
 
 
 def make_sources(
@@ -116,21 +111,22 @@ def check_silent(
         TypeError, ValueError: naming the argument.
     """
     shape = (weight.shape[0], words_in_row(weight.shape[1]))
+    if isinstance(silent, Tensor):
+        checks.check_dense(silent, "silent")
     if not isinstance(silent, Tensor) or silent.dtype is not torch.int32 or tuple(silent.shape) != shape:
         got = f"{silent.dtype} {tuple(silent.shape)}" if isinstance(silent, Tensor) else type(silent).__name__
         raise TypeError(f"silent must be int32 {shape} from flexkern.ops.pack_mask, got {got}")
     if silent.device != weight.device:
         raise ValueError(f"silent must be on the device of weight, {weight.device}, got {silent.device}")
-    checks.check_dense(silent, "silent")
     checks.check_writable(silent, "silent")
-    if insertion.insert not in INSERTS:
-        raise ValueError(f"insert must be one of {INSERTS}, got {insertion.insert!r}")
+    checks.check_word(insertion.insert, "insert", INSERTS)
     if insertion.insert == "hebbian":
         if not isinstance(anchor, Tensor):
             raise ValueError(
                 "insert='hebbian' writes the anchor of each synapse that it converts, so the anchor must be a "
                 "tensor; take flexkern.ops.materialize(field, weight.shape), or insert='init'"
             )
+        checks.check_dense(anchor, "anchor")
         checks.check_writable(anchor, "anchor")
     for name, value in (("eta", insertion.eta), ("prune", insertion.prune)):
         if not checks.is_number(value):
@@ -172,9 +168,9 @@ def layer_arguments(
     options: Options,
 ) -> Arguments:
     """The call of a layer's operator, once all has been checked; ``inputs`` are weight and gradient by name."""
-    theta = number_and_tensor(threshold.contiguous() if isinstance(threshold, Tensor) else threshold)
+    theta = number_and_tensor(ordinary(threshold) if isinstance(threshold, Tensor) else threshold)
     lr_number, lr_tensor = number_and_tensor(options.lr)
-    scale_number, scale_tensor = number_and_tensor(0.0 if options.scale is None else options.scale)
+    scale_number, scale_tensor = number_and_tensor(0.0 if alpha is not None else options.scale)
     return operator.spec.record(
         **inputs,
         anchor=sources.anchor,
@@ -184,16 +180,17 @@ def layer_arguments(
         threshold=theta[0],
         lr=lr_number,
         scale=scale_number,
-        alpha=None if alpha is None else alpha.contiguous(),
+        alpha=None if alpha is None else ordinary(alpha),
         sources=sources.rows or (),
         parameters=sources.numbers or (),
         master=master,
         threshold_tensor=theta[1],
         lr_tensor=lr_tensor,
         scale_tensor=scale_tensor,
-        hebbian=insertion.insert == "hebbian",
-        eta=float(insertion.eta),
-        prune=float(insertion.prune),
+        hebbian=silent is not None and insertion.insert == "hebbian",
+        # Without silent synapses nothing converts, and what says how has not been looked at.
+        eta=1.0 if silent is None else float(insertion.eta),
+        prune=0.0 if silent is None else float(insertion.prune),
         skip_nonfinite=options.nonfinite != "propagate",
         **states,
         **vars(rule),
@@ -232,7 +229,7 @@ def attempt_layer(
     )
     if alpha is not None:
         scale, flexibility = 0.0, 1.0
-    hebbian = insert == "hebbian" and silent is not None
+    hebbian = silent is not None and is_word(insert, ("hebbian",))
     needed = rule.none or rule.states(states)
     exact = None if master is None or getattr(weight, "dtype", None) is torch.float32 else master
     updated = needed[: rule.updated]
@@ -240,12 +237,12 @@ def attempt_layer(
     if not (
         are_plain(written)
         and are_numbers((lr, scale, threshold, eta, prune))
-        and insert in INSERTS
-        and nonfinite in QUICK_NONFINITE
+        and is_word(insert, INSERTS)
+        and is_word(nonfinite, QUICK_NONFINITE)
     ):
         return None
     sources = quick_sources(anchor, flexibility)
-    if sources is None:
+    if sources is None or not (activities is None or all(map(is_tensor, activities))):
         return None
     a, f, rows, floats = sources
     arguments = (*inputs, a, f, silent, activities, threshold, lr, scale, alpha, rows, floats, *needed, exact)

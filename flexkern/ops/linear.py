@@ -22,7 +22,7 @@ from flexkern.ops.layers import (
     layer_arguments,
     make_sources,
 )
-from flexkern.ops.operator import Operator, tries_compiled
+from flexkern.ops.operator import Operator, is_word, tries_compiled
 from flexkern.ops.steps import (
     Given,
     InsertionRule,
@@ -112,7 +112,7 @@ def linear_step_by_rule(
 ) -> Conversions:
     """:func:`linear_step_` by the operator of any rule; ``given`` has its states and numbers by name."""
     attempt = None
-    if tries_compiled() and (silent is None or rule == "hebbian"):
+    if tries_compiled() and (silent is None or is_word(rule, ("hebbian",))):
         activities = None if silent is None else (post,)
         attempt = attempt_layer(operator, (weight, x, grad_out), gate, silent, activities, threshold, given)
     return conversions_of(
@@ -149,8 +149,7 @@ def _checked(
     _check_batch(grad_out, "grad_out", weight, x, out)
     activities: list[Tensor] = []
     if silent is not None:
-        if rule not in COINCIDENCE_RULES:
-            raise ValueError(f"rule must be one of {COINCIDENCE_RULES}, got {rule!r}")
+        checks.check_word(rule, "rule", COINCIDENCE_RULES)
         _check_batch(post, "post", weight, x, out)
         assert post is not None
         exact = checks.exact_dtype(weight)

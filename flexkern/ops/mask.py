@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from flexkern.ops import checks
 from flexkern.ops.operator import Operator
+from flexkern.ops.ordinary import ordinary
 from flexkern.spec.mask import words_in_row
 
 __all__ = ["pack_mask", "unpack_mask"]
@@ -18,8 +20,7 @@ def _check_tensor(tensor: object, name: str, dtype: torch.dtype) -> None:
     if not isinstance(tensor, Tensor) or tensor.dtype is not dtype:
         got = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
         raise TypeError(f"{name} must be a {dtype} tensor, got {got}")
-    if tensor.layout is not torch.strided:
-        raise TypeError(f"{name} must be dense, got layout {tensor.layout}; call .to_dense() first")
+    checks.check_dense(tensor, name)
 
 
 def pack_mask(mask: Tensor) -> Tensor:
@@ -34,7 +35,7 @@ def pack_mask(mask: Tensor) -> Tensor:
     if mask.dim() != 2:
         raise ValueError(f"mask must have two dimensions, got shape {tuple(mask.shape)}")
     backend = PACK.choose(mask)
-    return PACK.on(backend)(mask.contiguous())
+    return PACK.on(backend)(ordinary(mask))
 
 
 def unpack_mask(words: Tensor, columns: int) -> Tensor:
@@ -51,12 +52,11 @@ def unpack_mask(words: Tensor, columns: int) -> Tensor:
         TypeError, ValueError: if ``words`` is not such a matrix.
     """
     _check_tensor(words, "words", torch.int32)
-    if isinstance(columns, bool) or not isinstance(columns, (int, torch.SymInt)):
-        raise TypeError(f"columns must be an int, got {columns!r}")
+    columns = checks.as_integer(columns, "columns")
     if words.dim() != 2 or columns < 0 or words.shape[1] != words_in_row(columns):
         raise ValueError(
-            f"words must be [rows, {words_in_row(max(columns, 0))}] for columns = {columns}, got "
-            f"{tuple(words.shape)}"
+            f"words must be [rows, {checks.shown(words_in_row(max(columns, 0)))}] for columns = "
+            f"{checks.shown(columns)}, got {tuple(words.shape)}"
         )
     backend = UNPACK.choose(words)
-    return UNPACK.on(backend)(words.contiguous(), columns)
+    return UNPACK.on(backend)(ordinary(words), columns)

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from flexkern.fields import Field
 from flexkern.ops import checks
-from flexkern.ops.operator import Attempt, Operator, are_numbers, are_plain, tries_compiled
+from flexkern.ops.operator import Attempt, Operator, are_numbers, are_plain, is_tensor, is_word, tries_compiled
+from flexkern.ops.ordinary import ordinary
 from flexkern.ops.sources import Sources, check_source, encode, free, quick_sources, single
 from flexkern.ops.steps import (
     NO_OPTIONS,
@@ -89,7 +90,7 @@ def _checked_gate(
     backend = GATE.choose(weight)
     a, f, rows, numbers = single(encode([anchor], [flexibility]))
     value, tensor = number_and_tensor(scale)
-    given = GATE.spec.record.of_call((weight.contiguous(), a, f, value, rows or (), numbers or (), tensor))
+    given = GATE.spec.record.of_call((ordinary(weight), a, f, value, rows or (), numbers or (), tensor))
     return GATE.run(given, backend)
 
 
@@ -293,12 +294,15 @@ def _attempt(
     if several:
         if not all(v is None or type(v) is list for v in (grad, a, f, alpha, *needed, master)):
             return None  # a Tensor would pass for a list of its rows
+        read = (alpha, *needed[rule.updated :])
+        if not all(is_tensor(t) for values in read if values is not None for t in values):
+            return None
         written = [*weight, *(t for state in (*updated, master) if state is not None for t in state)]
     else:
         written = [weight]
         if not rule.none or master is not None:
             written += [t for t in (*updated, master) if t is not None]
-    if not (are_plain(written) and are_numbers((lr, scale)) and nonfinite in QUICK_NONFINITE):
+    if not (are_plain(written) and are_numbers((lr, scale)) and is_word(nonfinite, QUICK_NONFINITE)):
         return None
     if not (rule.is_plain and nonfinite == "skip"):
         arguments = (*arguments, None, None, *rule.numbers, nonfinite == "skip")
@@ -349,7 +353,9 @@ def _checked_gated_step(
         for w, value in zip(weights, checks.as_list(alpha, "alpha", len(weights)), strict=True):
             if value is not None:
                 checks.check_matches(value, "alpha", w, allowed)
-            alphas.append(w.new_empty(0, dtype=exact) if value is None else value)
+            # An empty one says that the weight moves freely; that of an empty weight has its shape.
+            nothing = (0,) if w.numel() else w.shape
+            alphas.append(w.new_empty(nothing, dtype=exact) if value is None else value)
     sources = free(len(weights)) if alpha is None else Sources((), (), None, None)
     _run(operator, weights, grads, sources, alphas, options, rule, name)
 

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from flexkern.ops import checks
 from flexkern.ops.operator import Operator, are_numbers, are_plain, tries_compiled
+from flexkern.ops.ordinary import ordinary
 
 __all__ = ["null"]
 
@@ -35,4 +36,4 @@ def _checked(x: Tensor, factor: float) -> Tensor:
     """Says what does not fit, or calls the backend that serves."""
     checks.check_matches(x, "x", x, (checks.FLOAT_DTYPES[0],), like_name="x")
     checks.check_number(factor, "factor", x)
-    return NULL.run(NULL.spec.record(x=x.contiguous(), factor=float(factor)), NULL.choose(x))
+    return NULL.run(NULL.spec.record(x=ordinary(x), factor=float(factor)), NULL.choose(x))

@@ -19,9 +19,19 @@ from torch import Tensor
 
 from flexkern.backends import choose, prefers_compiled_cpu
 from flexkern.ops import checks
+from flexkern.ops.ordinary import check_real, negative_kernel
 from flexkern.spec import SPECS, Arguments, Spec
 
-__all__ = ["Attempt", "Operator", "are_numbers", "are_plain", "is_refusal", "is_tensor", "tries_compiled"]
+__all__ = [
+    "Attempt",
+    "Operator",
+    "are_numbers",
+    "are_plain",
+    "is_refusal",
+    "is_tensor",
+    "is_word",
+    "tries_compiled",
+]
 
 _library = torch.library.Library("flexkern", "DEF")
 _R = TypeVar("_R")
@@ -32,8 +42,13 @@ _R = TypeVar("_R")
 _TENSORS = frozenset({Tensor, torch.nn.Parameter})
 _NUMBERS = frozenset({int, float})
 # The compiled operators say that they refuse (csrc/bindings/arguments.h), and so does torch's dispatcher where
-# an argument is not of the type in the schema, or on a device or of a layout that has no kernel.
-_REFUSAL = re.compile(r"flexkern refuses|^flexkern::\S+(\(\) |: attempted to run)|^Could not run 'flexkern::")
+# an argument is not of the type in the schema, on a device or of a layout that has no kernel, a zero tensor
+# that would be written, fake where others are not, or without sizes among others that have some (all looks at
+# sizes come before the first write).
+_REFUSAL = re.compile(
+    r"flexkern refuses|^flexkern::\S+(\(\) |: attempted to run)|^flexkern\.\S+$|^Could not run 'flexkern::"
+    r"|^ZeroTensors are immutable|^Please convert all Tensors to FakeTensors|_get_sizes\(.* failed"
+)
 
 
 # A call of a compiled operator that may be made before the checks: the dispatcher entry, its arguments, and the
@@ -51,8 +66,9 @@ def tries_compiled() -> bool:
 
 
 def is_tensor(value: object) -> bool:
-    """Whether it is a tensor of torch's own types."""
-    return type(value) in _TENSORS
+    """Whether it is a tensor of torch's own types, and no negative view: the dispatcher does not look at lists
+    that may be missing, and the compiled operators cannot tell."""
+    return type(value) in _TENSORS and not value.is_neg()  # type: ignore[attr-defined]
 
 
 def are_numbers(values: Sequence[object]) -> bool:
@@ -60,17 +76,22 @@ def are_numbers(values: Sequence[object]) -> bool:
     return _NUMBERS.issuperset(map(type, values))
 
 
+def is_word(value: object, words: Sequence[str]) -> bool:
+    """Whether it is one of these words. (An array compares with a word element by element.)"""
+    return type(value) is str and value in words
+
+
 def are_plain(written: Sequence[Any]) -> bool:
     """Whether these are tensors on the CPU that may be updated at once: none is of a subclass (fake tensors
-    are), none an inference tensor, and none float64, which is the reference's. The operator looks at all
-    devices."""
+    are), none a negative view or an inference tensor, and none float64, which is the reference's. The operator
+    looks at all devices."""
     for tensor in written:
-        if type(tensor) not in _TENSORS or tensor.is_inference():
+        if type(tensor) not in _TENSORS or tensor.is_neg() or tensor.is_inference():
             return False
     return len(written) > 0 and written[0].is_cpu and written[0].dtype is not torch.float64
 
 
-def is_refusal(error: RuntimeError) -> bool:
+def is_refusal(error: Exception) -> bool:
     """Whether an operator did not take its arguments. Any other error is a fault, and must be seen."""
     return _REFUSAL.search(str(error)) is not None
 
@@ -131,7 +152,8 @@ class Operator:
             full_name = _join(name, suffix) if suffix else name
             self._calls[suffix] = self._define(full_name, spec.schema)
             if implementation is not None:
-                _library.impl(full_name, _from_call(spec, implementation), "CompositeExplicitAutograd")
+                at_the_door = _at_the_door(implementation, reads_memory=suffix == "triton")
+                _library.impl(full_name, _from_call(spec, at_the_door), "CompositeExplicitAutograd")
             fake = _from_call(spec, _fake)
             torch.library.register_fake(f"flexkern::{full_name}", fake, lib=_library)
         self.compiled = self._calls.pop("")
@@ -140,10 +162,13 @@ class Operator:
 
     def _define(self, name: str, schema: str) -> Any:
         _library.define(name + schema)
+        base, _, overload = name.partition(".")
+        call = getattr(getattr(torch.ops.flexkern, base), overload or "default")
+        for key in ("Negative", "Conjugate"):
+            _library.impl(name, negative_kernel(self.spec, call), key)
         if not self.spec.recorded:
             _library.impl(name, torch.library.fallthrough_kernel, "Autograd")
-        base, _, overload = name.partition(".")
-        return getattr(getattr(torch.ops.flexkern, base), overload or "default")
+        return call
 
     def on(self, backend: str) -> Any:
         """The dispatcher entry that runs on ``backend``."""
@@ -160,7 +185,7 @@ class Operator:
             call, arguments, written = attempt
             try:
                 result = call(*arguments)
-            except RuntimeError as error:
+            except (RuntimeError, AssertionError) as error:
                 if not is_refusal(error):
                     raise
             except (OverflowError, ValueError):  # the dispatcher's, of an int that no double holds
@@ -203,10 +228,10 @@ class Operator:
         """
         writes = given.writes()
         written = [tensor for _, tensor in writes]
-        checks.check_writes(written, given.reads(), " or ".join(dict.fromkeys(name for name, _ in writes)))
+        checks.check_writes(writes, given.reads())
         dense = checks.contiguous(written)
         with torch.no_grad():
-            result = self._calls[backend](*(given.replaced(dense) if writes else given).values())
+            result = self._run_checked(given.replaced(dense) if writes else given, backend)
             for target, values in zip(written, dense, strict=True):
                 if target is not values:
                     target.copy_(values)
@@ -216,10 +241,49 @@ class Operator:
             torch.autograd.graph.increment_version(written)
         return result
 
+    def _run_checked(self, given: Arguments, backend: str) -> Any:
+        call = self._calls[backend]
+        if torch.compiler.is_compiling():
+            return call(*given.values())
+        try:
+            return call(*given.values())
+        except RuntimeError as error:
+            if not is_refusal(error):
+                raise
+            # Something that the operator's own checks do not look at, or not by name: the declaration has it.
+            given.check_memory()
+            given.check_tensors()
+            given.check_numbers()
+            why = str(error).partition("flexkern refuses: ")[2].partition("\n")[0]
+            raise ValueError(f"{self.spec.name}: {why or error}") from error
+
 
 def _from_call(spec: Spec, implementation: Callable[[Arguments], Any]) -> Callable[..., Any]:
     def run(*given: Any) -> Any:
         return implementation(spec.record.of_call(given))
+
+    return run
+
+
+def _at_the_door(
+    implementation: Callable[[Arguments], Any], *, reads_memory: bool
+) -> Callable[[Arguments], Any]:
+    """With the checks that keep a call of torch.ops from ending half-way, which a kernel makes itself."""
+
+    def run(given: Arguments) -> Any:
+        given.check_given()
+        writes, reads = given.writes(), given.reads()
+        for name, tensor in (*writes, *reads):
+            checks.check_dense(tensor, name)
+            check_real(tensor, name)
+            if reads_memory and not tensor.is_contiguous():
+                raise ValueError(f"{name} must be contiguous")
+        given.check_tensors()
+        for name, tensor in writes:
+            checks.check_writable(tensor, name)
+        checks.check_writes(writes, reads)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not writes):
+            return implementation(given)
 
     return run
 
@@ -233,7 +297,7 @@ def _fake(given: Arguments) -> Any:
         given.check_tensors()
     except ValueError as error:
         raise RuntimeError(f"flexkern refuses: {error}") from None
-    like = next(t for _, t in [*given.writes(), *(("", t) for t in given.reads())])
+    like = next(t for _, t in [*given.writes(), *given.reads()])
     results = []
     for dtype, shape in given.results():
         results.append(

@@ -8,12 +8,14 @@ is written out as loops in :mod:`flexkern.reference.prototype`.
 
 from __future__ import annotations
 
-import math
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from flexkern.ops import checks
 from flexkern.ops.choices import COMPLETIONS, REWEIGHTINGS
 
 __all__ = ["complete_prototypes", "prototype_logits"]
@@ -54,7 +56,7 @@ def prototype_logits(
         [N, C], float32 (float64 if the features are), also under autocast.
 
     Raises:
-        TypeError, ValueError: naming the argument.
+        TypeError, ValueError: naming the argument. (An ``own_subspace`` that is none is seen on the CPU only.)
     """
     _check_prototypes(prototypes, own_subspace)
     subspaces, dim = prototypes.shape[1:]
@@ -64,13 +66,19 @@ def prototype_logits(
             f"features must be [N, K, dim] = [N, {subspaces}, {dim}] as the prototypes are, got "
             f"{tuple(features.shape)}"
         )
-    if reweighting not in REWEIGHTINGS:
-        raise ValueError(f"reweighting must be one of {REWEIGHTINGS}, got {reweighting!r}")
-    for name, value in (("weight", weight), ("base_weight", base_weight)):
-        if not math.isfinite(value):
-            raise ValueError(f"{name} must be finite, got {value}")
-    if openings is not None and tuple(openings.shape) != tuple(features.shape[:2]):
-        raise ValueError(f"openings must be [N, K] = {tuple(features.shape[:2])}, got {tuple(openings.shape)}")
+    _check_device(features, "features", prototypes)
+    checks.check_word(reweighting, "reweighting", REWEIGHTINGS)
+    base = checks.check_switch(base, "base")
+    weight, base_weight = _finite(weight, "weight"), _finite(base_weight, "base_weight")
+    if openings is not None:
+        _check_dense(openings, "openings")
+        if openings.is_complex() or openings.is_quantized:
+            raise TypeError(f"openings must be real numbers, got {openings.dtype}")
+        if tuple(openings.shape) != tuple(features.shape[:2]):
+            raise ValueError(
+                f"openings must be [N, K] = {tuple(features.shape[:2])}, got {tuple(openings.shape)}"
+            )
+        _check_device(openings, "openings", prototypes)
 
     others = subspaces - int(base) - 1
     rest = weight / max(others, 1) if reweighting == "code" else weight
@@ -112,17 +120,19 @@ def complete_prototypes(
         TypeError, ValueError: naming the argument.
     """
     _check_prototypes(prototypes, own_subspace)
-    if over not in COMPLETIONS:
-        raise ValueError(f"over must be one of {COMPLETIONS}, got {over!r}")
+    checks.check_word(over, "over", COMPLETIONS)
     classes, subspaces, _ = prototypes.shape
     own = own_subspace.to(torch.int64)
     columns = torch.arange(subspaces, device=prototypes.device)
     if known is None:
         known = columns <= own[:, None]
-    elif known.dtype is not torch.bool or tuple(known.shape) != (classes, subspaces):
-        raise ValueError(
-            f"known must be bool [C, K] = {(classes, subspaces)}, got {known.dtype} {tuple(known.shape)}"
-        )
+    else:
+        _check_dense(known, "known")
+        if known.dtype is not torch.bool or tuple(known.shape) != (classes, subspaces):
+            raise ValueError(
+                f"known must be bool [C, K] = {(classes, subspaces)}, got {known.dtype} {tuple(known.shape)}"
+            )
+        _check_device(known, "known", prototypes)
     dtype = torch.float64 if prototypes.dtype is torch.float64 else torch.float32
     p = prototypes.to(dtype).masked_fill(~known[..., None], 0.0)
     unit = normalize(p, dim=-1)
@@ -137,9 +147,32 @@ def complete_prototypes(
     return torch.where(known[..., None], p, completed)
 
 
-def _check_floating(tensor: object, name: str) -> None:
+def _check_dense(tensor: object, name: str) -> None:
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
+    checks.check_dense(tensor, name)
+
+
+def _check_device(tensor: Tensor, name: str, prototypes: Tensor) -> None:
+    if tensor.device != prototypes.device:
+        raise ValueError(
+            f"{name} must be on the device of prototypes, {prototypes.device}, got {tensor.device}"
+        )
+
+
+def _finite(value: Any, name: str) -> float:
+    if not checks.is_number(value):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    value = float(value) if isinstance(value, np.generic) else value
+    if not -checks.LARGEST_NUMBER <= value <= checks.LARGEST_NUMBER:
+        raise ValueError(
+            f"{name} must be finite and at most {checks.LARGEST_NUMBER} in size, got {checks.shown(value)}"
+        )
+    return float(value)
+
+
+def _check_floating(tensor: Tensor, name: str) -> None:
+    _check_dense(tensor, name)
     if not tensor.is_floating_point():
         raise TypeError(f"{name} must be floating-point, got {tensor.dtype}")
 
@@ -148,9 +181,20 @@ def _check_prototypes(prototypes: Tensor, own_subspace: Tensor) -> None:
     _check_floating(prototypes, "prototypes")
     if prototypes.dim() != 3:
         raise ValueError(f"prototypes must be [C, K, dim], got {tuple(prototypes.shape)}")
+    _check_dense(own_subspace, "own_subspace")
     if own_subspace.dtype not in (torch.int64, torch.int32) or own_subspace.dim() != 1:
         raise TypeError(
             f"own_subspace must be integers [C], got {own_subspace.dtype} {tuple(own_subspace.shape)}"
         )
     if len(own_subspace) != len(prototypes):
         raise ValueError(f"own_subspace has {len(own_subspace)} classes and prototypes {len(prototypes)}")
+    _check_device(own_subspace, "own_subspace", prototypes)
+    # A traced program has no values to look at, and on a GPU the look would wait for the device.
+    if torch.compiler.is_compiling() or prototypes.device.type != "cpu" or not len(own_subspace):
+        return
+    low, high = (int(bound) for bound in own_subspace.aminmax())
+    if low < 0 or high >= prototypes.shape[1]:
+        raise ValueError(
+            f"own_subspace must be in [0, {prototypes.shape[1]}), the subspaces of prototypes, got values from "
+            f"{low} to {high}"
+        )

@@ -12,6 +12,7 @@ from torch import Tensor
 from flexkern.fields import STORED_SOURCE, Field, constant_source
 from flexkern.ops import checks
 from flexkern.ops.operator import is_tensor
+from flexkern.ops.ordinary import ordinary
 
 __all__ = ["FREE", "Sources", "check_source", "encode", "free", "quick_sources", "single"]
 
@@ -69,7 +70,7 @@ def encode(anchor: Sequence[Tensor | Field], flexibility: Sequence[Tensor | Fiel
         for value in values:
             row = STORED_SOURCE
             if isinstance(value, Tensor):
-                stored.append(value if value.is_contiguous() else value.contiguous())
+                stored.append(ordinary(value))
             else:
                 row = value.source() if isinstance(value, Field) else constant_source(float(value))
             ints += row[0]

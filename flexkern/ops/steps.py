@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import difflib
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from numbers import Real
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -78,18 +80,13 @@ Given = tuple[Any, Any, dict[str, Any], Any, str, dict[str, Any], dict[str, Any]
 COUNT = "step"  # the argument of rules that count steps
 NO_OPTIONS: dict[str, Any] = {}  # of insertion, where there is none; never written to
 
-# Of the records that keyword arguments make: their names, and the ranges of numbers. Looked up here because
-# torch.compile does not trace dataclasses.fields of a class.
+# Of the records that keyword arguments make: their names, and the ranges of numbers (None: it is a switch).
+# Looked up here because torch.compile does not trace dataclasses.fields of a class.
 _NAMES: dict[type, tuple[str, ...]] = {
     kind: tuple(f.name for f in fields(kind)) for kind in (*RULES, InsertionRule)
 }
 _RANGES = {
-    kind: [
-        (f.name, f.metadata["low"], f.metadata["high"])
-        for f in fields(kind)
-        if f.metadata.get("low") is not None
-    ]
-    for kind in RULES
+    kind: [(f.name, f.metadata.get("low"), f.metadata.get("high")) for f in fields(kind)] for kind in RULES
 }
 
 
@@ -107,13 +104,19 @@ def of_options(
             near = difflib.get_close_matches(name, [*names, *others], 1)
             meant = f"; did you mean {near[0]!r}?" if near else f"; it takes {', '.join(names)}"
             raise TypeError(f"{operator}() got an unexpected keyword argument {name!r}{meant}")
-    # The dispatcher takes Python's numbers; others, numpy's, become floats.
+    # The dispatcher takes Python's numbers and switches; others, numpy's, become such.
     return kind(**{name: _plain(value) for name, value in options.items()})
 
 
 def _plain(value: Any) -> Any:
-    is_foreign = isinstance(value, Real) and not isinstance(value, (int, float))
-    return float(value) if is_foreign else value
+    if isinstance(value, np.bool_):
+        return bool(value)
+    if not isinstance(value, Real) or isinstance(value, (int, float)):
+        return value
+    try:
+        return float(value)
+    except OverflowError:  # of a fraction
+        return math.inf
 
 
 def split_options(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -154,14 +157,16 @@ def check_rule(weight: Tensor, rule: Rule, options: Options) -> None:
     checks.check_number(options.lr, "lr", weight)
     for name, low, high in _RANGES[type(rule)]:
         value = getattr(rule, name)
+        if low is None:
+            checks.check_switch(value, name)
+            continue
         if not checks.is_number(value):
             raise TypeError(f"{name} must be a number, got {type(value).__name__}")
         if not low <= value <= high:
             allowed = f">= 0 and at most {high}" if low == 0 else "a finite number"
             raise ValueError(f"{name} must be {allowed}, got {checks.shown(value)}")
     rule.check()
-    if options.nonfinite not in NONFINITE:
-        raise ValueError(f"nonfinite must be one of {NONFINITE}, got {options.nonfinite!r}")
+    checks.check_word(options.nonfinite, "nonfinite", NONFINITE)
 
 
 def check_step(
@@ -213,7 +218,8 @@ def _counts(value: Any, weights: list[Tensor]) -> list[Tensor]:
             raise TypeError(
                 f"{COUNT} must be a torch.Tensor, which is read on its device, got {type(v).__name__}"
             )
-        if v.dtype is not torch.float32 or v.numel() != 1 or v.layout is not torch.strided:
+        checks.check_dense(v, COUNT)
+        if v.dtype is not torch.float32 or v.numel() != 1:
             raise ValueError(f"{COUNT} must be one float32 element, got {v.dtype}, shape {tuple(v.shape)}")
         if v.device != w.device:
             raise ValueError(f"{COUNT} must be on the device of weight, {w.device}, got {v.device}")
@@ -230,7 +236,7 @@ def states_and_master(
     checked = {}
     for name, value in options.states.items():
         if name == COUNT:
-            checked[name] = _counts(value, weights)
+            checked[name] = checks.contiguous(_counts(value, weights))
             continue
         needed = name in rule.needs()
         checked[name] = _state(value if needed else None, name, weights, rule.why_needed() if needed else "")
@@ -271,11 +277,14 @@ class QuickRule(NamedTuple):
         ]
 
 
-@functools.lru_cache(maxsize=1024, typed=True)
-def _quick_rule(kind: Any, items: tuple[tuple[str, Any], ...]) -> QuickRule | None:
+@functools.lru_cache(maxsize=1024)
+def _quick_rule(kind: Any, items: tuple[tuple[str, Any], ...], types: tuple[type, ...]) -> QuickRule | None:
+    """``types`` are those of the values: 1 and True are one key without them."""
     try:
         rule = kind(**dict(items))
     except TypeError:
+        return None
+    if any(isinstance(getattr(rule, name), bool) is not (low is None) for name, low, _ in _RANGES[kind]):
         return None
     numbers = tuple(getattr(rule, name) for name in _NAMES[kind])
     needs = tuple(state in rule.needs() for state in rule.STATES) + (True,) * rule.COUNTS_STEPS
@@ -284,14 +293,15 @@ def _quick_rule(kind: Any, items: tuple[tuple[str, Any], ...]) -> QuickRule | No
 
 
 _kinds: tuple[Any, ...] = RULES  # mypy takes the hash of a class for that of its instances
-_PLAIN: dict[Any, QuickRule | None] = {kind: _quick_rule(kind, ()) for kind in _kinds}
+_PLAIN: dict[Any, QuickRule | None] = {kind: _quick_rule(kind, (), ()) for kind in _kinds}
 
 
 def quick_rule(kind: type[Rule], numbers: dict[str, Any]) -> QuickRule | None:
     """The rule of these keyword arguments, for an attempt; None if the checks must look at them first."""
     if not numbers:
         return _PLAIN[kind]
-    if not _PLAIN_TYPES.issuperset(map(type, numbers.values())):
+    types = tuple(map(type, numbers.values()))
+    if not _PLAIN_TYPES.issuperset(types):
         return None
     hashable: Any = kind  # mypy takes the hash of the class for that of its instances
-    return _quick_rule(hashable, tuple(numbers.items()))
+    return _quick_rule(hashable, tuple(numbers.items()), types)

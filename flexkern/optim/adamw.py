@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -15,6 +16,7 @@ from flexkern.optim.by_rule import RuleOptimizer
 from flexkern.optim.convert import converted
 from flexkern.optim.flexibilities import Flexibility
 from flexkern.optim.group_options import check_not_differentiable, plain_number
+from flexkern.spec.argument import shown
 from flexkern.spec.rules import AdamWRule
 
 __all__ = ["MetaplasticAdamW"]
@@ -104,8 +106,11 @@ class MetaplasticAdamW(RuleOptimizer):
 
     def check_group(self, group: dict[str, Any]) -> None:
         betas = group["betas"]
-        if isinstance(betas, (str, Tensor)) or not hasattr(betas, "__len__") or len(betas) != 2:
-            raise TypeError(f"betas must be a pair of numbers, at least 0 and less than 1, got {betas!r}")
+        if (
+            not isinstance(betas, (tuple, list, np.ndarray))
+            or len(list(np.ravel(betas) if isinstance(betas, np.ndarray) else betas)) != 2
+        ):
+            raise TypeError(f"betas must be a pair of numbers, at least 0 and less than 1, got {shown(betas)}")
         group["betas"] = tuple(plain_number(beta, "betas", "a pair of numbers in [0, 1)") for beta in betas)
         if not all(0 <= beta < 1 for beta in group["betas"]):
             raise ValueError(f"betas must be a pair of numbers, at least 0 and less than 1, got {betas}")

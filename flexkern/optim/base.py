@@ -22,6 +22,7 @@ from flexkern.optim.members import OptimizerOfSlots, settings_of
 from flexkern.optim.no_effect import LONG, NoEffect
 from flexkern.optim.scale import FirstItem, auto_scale
 from flexkern.optim.slot import Slot, is_unmeasured
+from flexkern.spec.argument import shown
 
 __all__ = ["MetaplasticOptimizer"]
 
@@ -47,9 +48,12 @@ class MetaplasticOptimizer(OptimizerOfSlots):
             {} if model is None else {p: name for name, p in model.named_parameters()}
         )
         self._begin()
+        if not isinstance(params, (Tensor, Iterable)) or isinstance(params, (str, dict)):
+            raise TypeError(f"params must be parameters, named parameters or groups, got {shown(params)}")
         super().__init__(params, defaults)
 
     def _begin(self) -> None:
+        self._looked_at = {}
         self._no_effect = NoEffect(type(self).__name__)
         weakref.finalize(self, self._no_effect.end)
 
@@ -144,6 +148,16 @@ class MetaplasticOptimizer(OptimizerOfSlots):
 
     # ------------------------------------------------------------------ around a step
 
+    @staticmethod
+    def evaluate(closure: Any) -> Any:
+        """The loss, where there is something that evaluates it."""
+        if closure is None:
+            return None
+        if not callable(closure):
+            raise TypeError(f"closure must be a function that evaluates the loss, got {shown(closure)}")
+        with torch.enable_grad():
+            return closure()
+
     def _check_reset(self, slots: Iterable[Slot]) -> None:
         """Parameters whose state was taken away begin anew: their anchors are taken from the weights as they
         stand. Says so once."""
@@ -217,9 +231,11 @@ class MetaplasticOptimizer(OptimizerOfSlots):
         Options that the saved groups lack take their defaults.
 
         Raises:
+            TypeError: if it is no dictionary.
             ValueError: if it is not the state of such an optimizer or does not fit the parameters; nothing has
                 been changed then.
         """
+        plain_state.check_form(state_dict)
         # torch casts all floating state to the parameter's dtype, which would round a bfloat16 parameter's
         # master and anchor. So it is given no state, and the state is restored here; as hooks, so that the
         # user's own hooks see what they expect before and after.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from operator import is_
 from typing import Any, ClassVar, NamedTuple, cast
@@ -79,10 +80,7 @@ class RuleOptimizer(MetaplasticOptimizer):
 
         No weight has been changed when one of these is raised.
         """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = self.evaluate(closure)
         if not self._step_as_before():
             self._checked_step(self.param_groups)
         watch = self._no_effect
@@ -136,6 +134,7 @@ class RuleOptimizer(MetaplasticOptimizer):
 
     @torch.no_grad()
     def _checked_step(self, param_groups: list[dict[str, Any]]) -> None:
+        self.check_settings()
         slots = [self.slots_of(group) for group in param_groups]
         for group in param_groups:
             check_grads(group, self)
@@ -196,7 +195,6 @@ class RuleOptimizer(MetaplasticOptimizer):
 
         states = {name: state(name) if name in rule.needs() else None for name in rule.STATES}
         if self.rule.COUNTS_STEPS:
-            torch._foreach_add_([self.state[slot.param]["step"] for slot in slots], 1.0)
             states["step"] = state("step")
         return Options(
             lr=lr.to(torch.float32) if isinstance(lr, Tensor) else group_options.plain_number(lr, "lr"),
@@ -209,7 +207,24 @@ class RuleOptimizer(MetaplasticOptimizer):
             insertion=NO_OPTIONS,
         )
 
+    @contextlib.contextmanager
+    def _counted(self, slots: list[Slot]) -> Iterator[None]:
+        """A step of these parameters, which counts unless it is refused."""
+        counts = [self.state[slot.param]["step"] for slot in slots] if self.rule.COUNTS_STEPS else []
+        if counts:
+            torch._foreach_add_(counts, 1.0)
+        try:
+            yield
+        except Exception:
+            if counts:
+                torch._foreach_sub_(counts, 1.0)
+            raise
+
     def _step_batch(self, group: dict[str, Any], batch: _Batch) -> None:
+        with self._counted(batch.slots):
+            self._step_counted(group, batch)
+
+    def _step_counted(self, group: dict[str, Any], batch: _Batch) -> None:
         slots, kind, fresh = batch
         params = [sharded.here(slot.param) for slot in slots]
         grads = [sharded.here(cast(Tensor, slot.param.grad)) for slot in slots]
@@ -286,17 +301,18 @@ class RuleOptimizer(MetaplasticOptimizer):
         fresh = slot.prepare(group, state, self.rule.of(group).needs(), self.rule.COUNTS_STEPS)
         gate, given = self._layer(group, slot, fresh)
         operator, synapses = self._operator(linear.STEPS, "linear"), slot.synapses
-        if synapses is None or post is None:
-            conversions = linear.linear_step_by_rule(
-                operator, weight, x, grad_out, gate, None, None, "hebbian", 0.0, given
-            )
-        else:
-            threshold, insertion = split_insertion(synapses)
-            conversions = linear.linear_step_by_rule(
-                operator, weight, x, grad_out, gate, synapses.silent, post, synapses.rule, threshold,
-                given._replace(insertion=insertion),
-            )  # fmt: skip
-            synapses.passed(conversions)
+        with self._counted([slot]):
+            if synapses is None or post is None:
+                conversions = linear.linear_step_by_rule(
+                    operator, weight, x, grad_out, gate, None, None, "hebbian", 0.0, given
+                )
+            else:
+                threshold, insertion = split_insertion(synapses)
+                conversions = linear.linear_step_by_rule(
+                    operator, weight, x, grad_out, gate, synapses.silent, post, synapses.rule, threshold,
+                    given._replace(insertion=insertion),
+                )  # fmt: skip
+                synapses.passed(conversions)
         self._has_stepped(group, [slot])
         return conversions
 

@@ -37,6 +37,10 @@ def converted(
         g.get("decoupled_weight_decay", True) for g in optimizer.param_groups
     ):
         raise ValueError("optimizer has decoupled_weight_decay=False, which is Adam and not AdamW")
+    if not isinstance(schedulers, Iterable):
+        raise TypeError(
+            f"schedulers must be a list of learning rate schedulers, got {type(schedulers).__name__}"
+        )
     schedulers = list(_with_inner(schedulers))
     if any(scheduler.optimizer is not optimizer for scheduler in schedulers):
         raise ValueError("schedulers must be those of optimizer, but one of them drives another optimizer")

@@ -19,6 +19,7 @@ from torch import Tensor
 from flexkern.fields import Field, Kind, Purpose
 from flexkern.ops import checks
 from flexkern.ops.checks import exact_dtype
+from flexkern.spec.argument import shown
 
 __all__ = [
     "EACH",
@@ -100,9 +101,9 @@ def _checked(value: object, name: str, p: Tensor, moves_freely: bool) -> Flexibi
     if isinstance(value, numbers.Real) and not isinstance(value, bool):
         number: Any = value  # compared before it is a float: an int may be too large to become one
         if not 0 <= number <= 1:
-            raise ValueError(f"{name} must be in [0, 1], got {value}")
+            raise ValueError(f"{name} must be in [0, 1], got {shown(value)}")
         return float(value)
-    raise TypeError(f"{name} must be a number, a tensor or a flexkern.Field, got {value!r}")
+    raise TypeError(f"{name} must be a number, a tensor or a flexkern.Field, got {shown(value)}")
 
 
 def flexibilities_of(
@@ -119,7 +120,7 @@ def flexibilities_of(
         if value not in DISTRIBUTIONS:
             raise ValueError(
                 f"flexibility must be one of {tuple(DISTRIBUTIONS)}, a number, a tensor or a flexkern.Field, "
-                f"got {value!r}"
+                f"got {shown(value)}"
             )
         values = [DISTRIBUTIONS[value](group["seed"], stream) for stream in streams]
     elif isinstance(value, Field):
@@ -227,5 +228,5 @@ def field_of(value: Any) -> Any:
         purpose = Purpose[purpose.upper()] if isinstance(purpose, str) else Purpose(purpose)
         low, high = value["parameters"] if "parameters" in value else (value["low"], value["high"])
         return Field(kind, value["seed"], value["stream"], purpose, value["offset"], (low, high))
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"state_dict: {value!r} is not a flexkern.Field: {error}") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"state_dict: {shown(value)} is not a flexkern.Field: {error}") from None

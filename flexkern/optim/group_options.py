@@ -14,12 +14,13 @@ from torch import Tensor
 from flexkern.ops import checks
 from flexkern.ops.choices import NONFINITE
 from flexkern.spec import Rule
-from flexkern.spec.argument import LARGEST_NUMBER
+from flexkern.spec.argument import LARGEST_NUMBER, shown
 
 __all__ = [
     "DEFAULTS",
     "check_group",
     "check_not_differentiable",
+    "check_number_tensor",
     "check_parameters",
     "check_synapses",
     "is_auto",
@@ -49,15 +50,31 @@ def plain_number(value: object, name: str, allowed: str = "a finite number") -> 
         ValueError: if it is too large for float32 kernels, or not finite.
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name} must be {allowed}, got {value!r}")
+        raise TypeError(f"{name} must be {allowed}, got {shown(value)}")
     try:
         number = float(value)
     except OverflowError:
         number = math.inf
     if not math.isfinite(number) or abs(number) > LARGEST_NUMBER:
-        got = checks.shown(value) if isinstance(value, int) else repr(number)
+        got = shown(value) if isinstance(value, int) else repr(number)
         raise ValueError(f"{name} must be {allowed}, and at most {LARGEST_NUMBER:g}, got {got}")
     return number
+
+
+def check_number_tensor(value: Tensor, name: str) -> None:
+    """A tensor that may stand for a number; what it holds is not looked at.
+
+    Raises:
+        TypeError, ValueError: naming what does not fit.
+    """
+    checks.check_dense(value, name)
+    if value.is_meta:
+        raise ValueError(f"{name} as a tensor must have a value, got one on the meta device")
+    if value.numel() != 1 or not value.is_floating_point():
+        raise ValueError(
+            f"{name} as a tensor must have one floating-point element, got {value.dtype} of shape "
+            f"{tuple(value.shape)}"
+        )
 
 
 def _checked_number(
@@ -68,11 +85,7 @@ def _checked_number(
     value = group[name]
     allowed = "a finite number" if signed else f"a finite number {'> 0' if positive else '>= 0'}"
     if tensor and isinstance(value, Tensor):
-        if value.numel() != 1 or not value.is_floating_point():
-            raise ValueError(
-                f"{name} as a tensor must have one floating-point element, got {value.dtype} of shape "
-                f"{tuple(value.shape)}"
-            )
+        check_number_tensor(value, name)
         number = plain_number(value.item(), name, allowed)
     else:
         number = plain_number(value, name, f"{allowed} or a one-element tensor" if tensor else allowed)
@@ -83,8 +96,7 @@ def _checked_number(
 
 
 def _check_switch(group: dict[str, Any], name: str) -> None:
-    if not isinstance(group[name], bool):
-        raise TypeError(f"{name} must be True or False, got {group[name]!r}")
+    group[name] = checks.check_switch(group[name], name)
 
 
 def check_group(group: dict[str, Any], rule: type[Rule]) -> None:
@@ -121,14 +133,13 @@ def check_synapses(group: dict[str, Any]) -> None:
     else:
         _checked_number(group, "scale", positive=True, tensor=True)
     _check_switch(group, "flexible_vectors")
-    if isinstance(group["seed"], bool) or not isinstance(group["seed"], numbers.Integral):
-        raise TypeError(f"seed must be an int, got {group['seed']!r}")
-    group["seed"] = int(group["seed"])
+    group["seed"] = checks.as_integer(group["seed"], "seed")
+    if not 0 <= group["seed"] < 1 << 64:
+        raise ValueError(f"seed must be in [0, 2**64), got {shown(group['seed'])}")
     for name, allowed in (("gate", GATES), ("nonfinite", NONFINITE)):
-        if group[name] not in allowed:
-            raise ValueError(f"{name} must be one of {allowed}, got {group[name]!r}")
-    if group["alpha_dtype"] not in ALPHA_DTYPES:
-        raise ValueError(f"alpha_dtype must be one of {ALPHA_DTYPES}, got {group['alpha_dtype']!r}")
+        checks.check_word(group[name], name, allowed)
+    if not isinstance(group["alpha_dtype"], torch.dtype) or group["alpha_dtype"] not in ALPHA_DTYPES:
+        raise ValueError(f"alpha_dtype must be one of {ALPHA_DTYPES}, got {shown(group['alpha_dtype'])}")
     check_parameters(group["params"])
 
 
@@ -147,6 +158,7 @@ def check_parameters(params: list[Tensor]) -> None:
         TypeError, ValueError: naming the one that cannot.
     """
     for i, p in enumerate(params):
+        checks.check_dense(p, f"params[{i}]")
         if p.dtype not in checks.FLOAT_DTYPES or p.layout is not torch.strided:
             raise TypeError(
                 f"params[{i}] must be a dense float32, bfloat16, float16 or float64 tensor, got {p.dtype}, "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from operator import is_
 from typing import Any
 
 from torch import Tensor
@@ -10,6 +12,7 @@ from torch.optim import Optimizer
 from flexkern.optim import flexibilities, group_options
 from flexkern.optim.scale import FirstItem
 from flexkern.optim.slot import Slot
+from flexkern.spec.argument import shown
 
 __all__ = ["OptimizerOfSlots", "settings_of"]
 
@@ -22,6 +25,7 @@ class OptimizerOfSlots(Optimizer):
     """
 
     _slots: dict[Tensor, Slot]
+    _looked_at: dict[int, list[Any]]  # the settings of each group, by its identity, when they were last checked
     _names: dict[Tensor, str]  # of a model's parameters, where it was given
 
     def check_group(self, group: dict[str, Any]) -> None:
@@ -41,9 +45,15 @@ class OptimizerOfSlots(Optimizer):
         Raises:
             TypeError, ValueError: if a value does not fit; the optimizer is then as it was before.
         """
-        if isinstance(param_group, dict) and self._names:
-            param_group = {**param_group, "params": self._named(param_group["params"])}
-        super().add_param_group(dict(param_group) if isinstance(param_group, dict) else param_group)
+        if not isinstance(param_group, dict) or "params" not in param_group:
+            raise TypeError(f"param_group must be a dict with params, got {shown(param_group)}")
+        params = param_group["params"]
+        if not isinstance(params, (Tensor, Iterable)) or isinstance(params, (str, dict)):
+            raise TypeError(f"params must be parameters, named parameters or groups, got {shown(params)}")
+        param_group = {**param_group, "params": params if isinstance(params, (Tensor, set)) else list(params)}
+        if self._names:
+            param_group["params"] = self._named(param_group["params"])
+        super().add_param_group(param_group)
         group = self.param_groups.pop()
         self.check_group(group)
         params = list(dict.fromkeys(group["params"]))
@@ -58,6 +68,23 @@ class OptimizerOfSlots(Optimizer):
             slot.settings = settings_of(group)
             self._slots[slot.param] = slot
         self.param_groups.append(group)
+        self._looked_at[id(group)] = list(group.values())
+
+    def check_settings(self) -> None:
+        """Looks at groups of which a setting was changed by hand since the last look. What tensors hold is not
+        looked at again.
+
+        Raises:
+            TypeError, ValueError: naming what does not fit.
+        """
+        for group in self.param_groups:
+            now, before = list(group.values()), self._looked_at.get(id(group), [])
+            if len(now) != len(before) or not all(map(is_, now, before)):
+                tensors = {n: group[n] for n in ("lr", "scale") if isinstance(group.get(n), Tensor)}
+                for name, tensor in tensors.items():
+                    group_options.check_number_tensor(tensor, name)
+                self.check_group({**group, **dict.fromkeys(tensors, 1.0)})
+                self._looked_at[id(group)] = now
 
     def _named(self, params: Any) -> list[Any]:
         params = [params] if isinstance(params, Tensor) else list(params)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
-from copy import deepcopy
+from copy import copy, deepcopy
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +15,7 @@ from flexkern import ops
 from flexkern.fields import Field
 from flexkern.ops import checks
 from flexkern.ops.checks import LOW_PRECISION
-from flexkern.optim import sharded
+from flexkern.optim import plain_state, sharded
 from flexkern.optim.base import MetaplasticOptimizer
 from flexkern.optim.flexibilities import Flexibility, plain
 from flexkern.optim.gradients import all_zero
@@ -149,10 +149,7 @@ class Metaplastic(MetaplasticOptimizer):
 
         No weight has been changed when one of these is raised.
         """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = self.evaluate(closure)
         with torch.no_grad():
             self._step()
         if not self._no_effect.is_settled:
@@ -163,6 +160,7 @@ class Metaplastic(MetaplasticOptimizer):
         if self._is_template:
             self.state.clear()  # it was made by a look at what state there will be
             self._is_template = False
+        self.check_settings()
         slots = [self.slots_of(group) for group in self.param_groups]
         is_template = not self.state and all_zero(self.param_groups)
         for group in self.param_groups:
@@ -224,11 +222,12 @@ class Metaplastic(MetaplasticOptimizer):
         return copies
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        plain_state.check_form(state_dict)
         own, others = {}, {}
         for key, state in state_dict["state"].items():
             own[key] = {name: value for name, value in state.items() if name in STATE}
-            # torch's own loading may share tensors with what was given.
-            others[key] = deepcopy({name: value for name, value in state.items() if name not in STATE})
+            others[key] = {name: value for name, value in state.items() if name not in STATE}
+        others = self._taken({**state_dict, "state": others})["state"]
         super().load_state_dict({**state_dict, "state": own})
         groups, states = self.param_groups, dict(self.state)
         self.optimizer.load_state_dict({**state_dict, "state": others})
@@ -237,6 +236,18 @@ class Metaplastic(MetaplasticOptimizer):
         for p, state in states.items():
             self.state[p].update(state)
         self._is_template = False
+
+    def _taken(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        """A copy, as torch's own loading may share tensors with what was given. What the optimizer does not take
+        is refused here, before this object has changed."""
+        try:
+            copied = {**state_dict, "state": deepcopy(state_dict["state"])}
+            copy(self.optimizer).load_state_dict(copied)
+        except Exception as error:  # of whatever kind the optimizer raises
+            raise ValueError(
+                f"state_dict: {type(self.optimizer).__name__} does not take it: {error}"
+            ) from error
+        return copied
 
     load_state_dict.__doc__ = MetaplasticOptimizer.load_state_dict.__doc__
 

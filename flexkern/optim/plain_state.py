@@ -9,14 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flexkern.fields import Field
 from flexkern.nn.silent.layer_of_weight import silent_synapses
-from flexkern.ops.checks import exact_dtype
+from flexkern.ops.checks import LARGEST_NUMBER, check_dense, exact_dtype, is_number
 from flexkern.optim import sharded
 from flexkern.optim.flexibilities import EACH, field_of, is_each, plain
 from flexkern.optim.scale import FirstItem
-from flexkern.optim.slot import Slot
+from flexkern.optim.slot import KEPT, Slot
+from flexkern.spec.argument import shown
 
-__all__ = ["decoded", "encode_group", "given_for_one", "restored"]
+__all__ = ["check_form", "decoded", "encode_group", "given_for_one", "restored"]
 
 _NUMBERS = ("items", "alpha_item")
 
@@ -43,6 +45,33 @@ def given_for_one(slot: Slot, group: dict[str, Any]) -> dict[str, Any]:
     return given
 
 
+def check_form(saved: Any) -> None:
+    """That it looks like the state_dict of an optimizer; what is in it is looked at where it is read.
+
+    Raises:
+        TypeError: if it is no dictionary.
+        ValueError: if it is another one.
+    """
+    if not isinstance(saved, dict):
+        raise TypeError(f"state_dict must be a dictionary, got {shown(saved)}")
+    state, groups = saved.get("state"), saved.get("param_groups")
+    if not isinstance(state, dict) or not isinstance(groups, (list, tuple)):
+        raise ValueError(
+            "state_dict is not one of an optimizer: it must have a dictionary state and a list param_groups"
+        )
+    for group in groups:
+        if not isinstance(group, dict) or not isinstance(group.get("params"), (list, tuple)):
+            raise ValueError(
+                "state_dict is not one of an optimizer: each of its param_groups must have a list params"
+            )
+        for name, value in group.items():
+            if isinstance(value, torch.Tensor) and (value.is_nested or value.layout is not torch.strided):
+                raise ValueError(f"state_dict: {name} of a group must not be such a tensor, got {value.layout}")
+        for key in group["params"]:
+            if not isinstance(key, (int, str)) or not isinstance(state.get(key, {}), dict):
+                raise ValueError(f"state_dict: the state of parameter {shown(key)} must be a dictionary")
+
+
 def decoded(saved: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
     """A state_dict with its groups as the optimizer has them; also one of an earlier version.
 
@@ -57,8 +86,14 @@ def decoded(saved: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
                 f"state_dict is not one of a metaplastic optimizer: its group has no {', '.join(missing)}"
             )
         if isinstance(group.get("flexibility"), (list, tuple)):
-            group = _from_lists(group, state)
+            try:
+                group = _from_lists(group, state)
+            except (AttributeError, KeyError, TypeError, ValueError) as error:
+                raise ValueError(
+                    f"state_dict: a group with lists, of an earlier version, is odd: {error}"
+                ) from None
         group = {**defaults, **group}
+        _check_measured(group)
         dtype = group["alpha_dtype"]
         group |= {
             "flexibility": field_of(group["flexibility"]),
@@ -68,6 +103,20 @@ def decoded(saved: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
         }
         groups.append(group)
     return {**saved, "state": state, "param_groups": groups}
+
+
+def _check_measured(group: dict[str, Any]) -> None:
+    first, measured = group.get("first_item", ()), group["measured_scale"]
+    is_list = isinstance(first, (tuple, list)) and len(first) <= len(FirstItem())
+    if not is_list or not all(
+        is_number(v) and abs(v) <= LARGEST_NUMBER and (type(default) is float or isinstance(v, int))
+        for v, default in zip(first, FirstItem(), strict=False)
+    ):
+        raise ValueError(
+            f"state_dict: first_item must be numbers like {tuple(FirstItem())}, got {shown(first)}"
+        )
+    if measured is not None and not (is_number(measured) and 0 <= measured <= LARGEST_NUMBER):
+        raise ValueError(f"state_dict: measured_scale must be a finite number >= 0, got {shown(measured)}")
 
 
 def restored(p: Tensor, saved: dict[str, Any], written: Sequence[str]) -> dict[str, Any]:
@@ -86,10 +135,24 @@ def _restored(p: Tensor, name: str, value: Any, written: Sequence[str]) -> Any:
             raise ValueError(f"state_dict: {name} must be a number of items, got {value!r}")
         return value
     if not isinstance(value, Tensor):
-        field_of(value)  # that it is one, if it is a dictionary
+        field = field_of(value)  # that it is one, if it is a dictionary
+        is_source = name in ("anchor", "flexibility")
+        is_f = name == "flexibility" and is_number(value) and 0 <= value <= 1
+        if name in (*KEPT, "step", "flexibility") and not is_f and not (is_source and isinstance(field, Field)):
+            raise ValueError(f"state_dict: {name} must be a tensor like its parameter, got {shown(value)}")
         return value
+    try:
+        check_dense(value, name)
+    except TypeError as error:
+        raise ValueError(f"state_dict: {error}") from None
+    if value.is_complex() or value.is_quantized or (value.is_meta and not p.is_meta):
+        raise ValueError(
+            f"state_dict: {name} must be a tensor of real numbers, got {value.dtype} on {value.device}"
+        )
     device = sharded.here(p).device
     if name == "step":
+        if value.numel() != 1:
+            raise ValueError(f"state_dict: step must be one number, got shape {tuple(value.shape)}")
         return value.to(device=device, dtype=torch.float32, copy=True).reshape(())
     if value.shape != p.shape:
         raise ValueError(

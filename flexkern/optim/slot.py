@@ -15,11 +15,14 @@ from flexkern.ops.layers import LayerGate
 from flexkern.optim import sharded
 from flexkern.optim.flexibilities import Flexibility, field_of, is_never_zero, plain
 from flexkern.optim.group_options import is_auto, scale_in_force
+from flexkern.spec import RULES
 
-__all__ = ["STATE", "Slot", "is_unmeasured", "split_insertion"]
+__all__ = ["KEPT", "STATE", "Slot", "is_unmeasured", "split_insertion"]
 
 # The names of a parameter's state but for the rule's, see Slot.
 STATE = ("items", "flexibility", "master", "anchor", "alpha", "alpha_item")
+# Of all state, the tensors that are like the parameter.
+KEPT = ("master", "anchor", "alpha", *(name for rule in RULES for name in rule.STATES))
 
 
 class Slot:
@@ -150,6 +153,11 @@ class Slot:
         for name, value in state.items():
             if name in ("step", "flexibility") or not isinstance(value, Tensor):
                 continue
+            if name in KEPT and value.shape != self.param.shape:
+                raise ValueError(
+                    f"{name} in the state of a parameter must have its shape, {tuple(self.param.shape)}, got "
+                    f"{tuple(value.shape)}; a parameter whose size changes needs a new optimizer"
+                )
             dtype = exact if name != "alpha" or value.dtype is not torch.bfloat16 else value.dtype
             if value.dtype is not dtype or value.device != device:
                 state[name] = value.to(device=device, dtype=dtype)

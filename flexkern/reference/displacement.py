@@ -23,6 +23,7 @@ def scale_displacement_(given: ScaleDisplacement) -> None:
         a, f = tensors_of(exact, given.anchor, given.flexibility, given.sources, given.parameters)
         scale = number(given.scale, given.scale_tensor, given.weight[0])
         alphas = [gate(*of_weight, scale) for of_weight in zip(exact, a, f, strict=True)]
+    results = []  # all of them, before any is written: an argument that does not fit must not leave half a call
     for i, (weight, before) in enumerate(zip(given.weight, given.before, strict=True)):
         w, old, alpha = weight.to(exact[i].dtype), exact[i], alphas[i]
         new = old + alpha * (w - before.to(old.dtype))
@@ -31,7 +32,9 @@ def scale_displacement_(given: ScaleDisplacement) -> None:
         if given.skip_nonfinite:
             moved = rounded.isfinite()
             new, rounded = torch.where(moved, new, old), torch.where(moved, rounded, before)
-        weight.copy_(rounded)
+        results.append((rounded, new))
+    for i, (rounded, new) in enumerate(results):
+        given.weight[i].copy_(rounded)
         if given.master:
             given.master[i].copy_(new)
 

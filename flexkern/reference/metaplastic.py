@@ -61,14 +61,15 @@ def metaplastic_step_(given: Step) -> None:
         scale = number(given.scale, given.scale_tensor, given.weight[0])
         alphas = [gate(*of_weight, scale) for of_weight in zip(exact, a, f, strict=True)]
     lr = number(given.lr, given.lr_tensor, given.weight[0])
-    for i, weight in enumerate(given.weight):
+    results = []  # all of them, before any is written: an argument that does not fit must not leave half a call
+    for i in range(len(given.weight)):
         states = [state[i] for state in given.states if state]
         count = given.step[i] if given.step else None
         grad = given.grad[i].to(exact[i].dtype)
-        new_weight, new_states = step(
-            given.rule, exact[i], grad, alphas[i], states, lr, given.skip_nonfinite, count
-        )
-        step_in_place(weight, masters[i], states, new_weight, new_states)
+        stepped = step(given.rule, exact[i], grad, alphas[i], states, lr, given.skip_nonfinite, count)
+        results.append((states, *stepped))
+    for weight, master, result in zip(given.weight, masters, results, strict=True):
+        step_in_place(weight, master, *result)
 
 
 def exact_weight(weight: Tensor, master: Tensor | None) -> Tensor:

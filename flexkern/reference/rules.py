@@ -33,7 +33,8 @@ def adamw(
     """The direction and the new means of :class:`torch.optim.AdamW` in the step of number ``count``; a third
     state: amsgrad. The means begin at 0, which is what the corrections, made in float64, divide out.
     """
-    assert count is not None
+    if count is None:
+        raise ValueError("step must be given: the number of this step, counted from 1")
     number = count.reshape(()).to(weight.device, torch.float64)
     first, second = (-torch.expm1(number * math.log(max(b, 1e-300))) for b in (rule.beta1, rule.beta2))
     of_mean, of_root = (1 / first).to(weight.dtype), (1 / second.sqrt()).to(weight.dtype)

@@ -34,7 +34,8 @@ def coincidence(pre: Tensor, post: Tensor) -> Tensor:
 def synapse_step_(given: Synapse) -> Tensor:
     """``flexkern::synapse_step_``."""
     given.check_memory()
-    assert given.silent is not None
+    if given.silent is None:
+        raise ValueError("silent must be given: a pass over a layer without silent synapses is a plain step")
     c = given.activities[0] if len(given.activities) == 1 else coincidence(*given.activities)
     return pass_over(given, given.grad, c)
 

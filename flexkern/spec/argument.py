@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from dataclasses import MISSING, Field, dataclass, field, replace
 from typing import Any
 
@@ -13,6 +14,7 @@ __all__ = [
     "argument",
     "argument_of",
     "number",
+    "shown",
     "single",
 ]
 
@@ -33,6 +35,19 @@ _SCHEMA = {
     "float": "float",
     "bool": "bool",
 }
+
+
+def shown(value: object) -> str:
+    """A value in a message. Python does not print integers of more than 4300 digits, and a long one says little."""
+    if type(value) is int and abs(value) >> 128:
+        return f"an integer of {value.bit_length()} bits"
+    if isinstance(value, numbers.Number):
+        return str(value)
+    try:
+        text = repr(value)
+    except Exception:  # whatever a foreign class does
+        text = ""
+    return text if 0 < len(text) < 200 else f"a {type(value).__name__}"
 
 
 @dataclass(frozen=True)

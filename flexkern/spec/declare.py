@@ -54,8 +54,9 @@ def operator(
     """Declares an operator: decorates the class of its arguments, whose docstring begins with what it does.
 
     Where the class has the attributes ``states``, ``step`` and ``rule``, the operator has the arguments that
-    ``rule`` declares, and the attributes of a call are the rule's state, in its order, the number of the step
-    of each weight (none where the rule does not count), and its numbers as one record.
+    ``rule`` declares, and the attributes of a call are the rule's state, in its order (without those that its
+    numbers do not need, whatever was given), the number of the step of each weight (none where the rule does not
+    count), and its numbers as one record.
     """
 
     def declare(declared: _Record) -> _Record:
@@ -64,7 +65,10 @@ def operator(
         record.__module__, record.__doc__ = declared.__module__, declared.__doc__
         if rule is not None:
             states, numbers = rule.STATES, [f.name for f in fields(rule)]
-            record.states = property(lambda self: [getattr(self, state) for state in states])
+            nothing: Any = () if _is_of_list(declared, STATES) else None
+            record.states = property(
+                lambda self: [getattr(self, s) if s in self.rule.needs() else nothing for s in states]
+            )
             record.rule = property(lambda self: rule(*(getattr(self, n) for n in numbers)))
             if not rule.COUNTS_STEPS:
                 record.step = () if _is_of_list(declared, COUNT) else None

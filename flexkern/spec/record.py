@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -12,9 +13,11 @@ from .rules import Rule
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["SHARED_MEMORY", "Arguments", "Spec", "check_extents"]
+__all__ = ["SHARED_MEMORY", "Arguments", "Spec", "check_extents", "extents"]
 
-SHARED_MEMORY = "a tensor that is updated in place shares memory with another argument; pass a .clone() of one"
+SHARED_MEMORY = (
+    "{} shares memory with another argument, {}, and one of them is updated in place; pass a .clone() of one"
+)
 
 
 @dataclass(frozen=True)
@@ -99,12 +102,12 @@ class Arguments:
         tensors = [a for a in self.spec.arguments if a.written and self._is_written(a)]
         return [(a.name, t) for a in tensors for t in self._tensors(a)]
 
-    def reads(self) -> list[Tensor]:
-        """The tensors that the call only reads."""
+    def reads(self) -> list[tuple[str, Tensor]]:
+        """The tensors that the call only reads, each with its argument's name."""
         tensors = [
             a for a in self.spec.arguments if a.holds_tensors and not (a.written and self._is_written(a))
         ]
-        return [t for a in tensors for t in self._tensors(a)]
+        return [(a.name, t) for a in tensors for t in self._tensors(a)]
 
     def replaced(self, written: Sequence[Tensor]) -> Any:
         """The same call with other tensors to update, which come in the order of :meth:`writes`."""
@@ -128,9 +131,36 @@ class Arguments:
         For implementations in Python; of compiled ones build_tools/bindings.py generates the same check.
 
         Raises:
-            ValueError: if one does.
+            ValueError: if one does, naming both.
         """
-        check_extents(list(_extents([t for _, t in self.writes()], self.reads())))
+        check_extents([*extents(self.writes(), is_written=True), *extents(self.reads(), is_written=False)])
+
+    def check_given(self) -> None:
+        """Nothing is missing, and what is updated for each weight of a list is there for each, in its shape.
+
+        Raises:
+            TypeError, ValueError: naming the argument.
+        """
+        weights = getattr(self, "weight", None)
+        for a in self.spec.arguments:
+            value = getattr(self, a.name)
+            if a.holds_tensors and not a.optional and value is None:
+                raise TypeError(f"{a.name} must be a tensor, got None")
+            if a.is_list and a.written and self._tensors(a) and weights is not None:
+                shapes = [[tuple(t.shape) for t in tensors] for tensors in (value, weights)]
+                if shapes[0] != shapes[1]:
+                    raise ValueError(f"{a.name} must have the shapes of weight, {shapes[1]}, got {shapes[0]}")
+
+    def check_numbers(self) -> None:
+        """Numbers are in the ranges that were declared.
+
+        Raises:
+            ValueError: naming the argument that is not.
+        """
+        for a in self.spec.arguments:
+            value = getattr(self, a.name)
+            if a.low is not None and not a.low <= value <= (math.inf if a.high is None else a.high):
+                raise ValueError(f"{a.name} must be in [{a.low}, {a.high}], got {value}")
 
     def check_tensors(self) -> None:
         """Devices, dtypes and shapes are as they were declared.
@@ -152,7 +182,7 @@ class Arguments:
         allowed = []
         for name in a.dtypes:
             like = getattr(self, name, None)
-            if like is None:
+            if like is None or (a.is_list and not like):
                 allowed.append(name)
             else:
                 first = like[0] if isinstance(like, (list, tuple)) else like
@@ -162,7 +192,8 @@ class Arguments:
 
     def _check_shape(self, a: Argument, tensor: Tensor, sizes: dict[str, int]) -> None:
         assert a.shape is not None
-        if len(a.shape) == 1 and isinstance(like := getattr(self, a.shape[0], None), type(tensor)):
+        like = getattr(self, a.shape[0], None)
+        if len(a.shape) == 1 and hasattr(like, "shape"):
             if tuple(tensor.shape) != tuple(like.shape):
                 raise ValueError(
                     f"{a.name} must have the shape of {a.shape[0]}, {tuple(like.shape)}, got "
@@ -177,28 +208,33 @@ class Arguments:
             raise ValueError(f"{a.name} must be [{', '.join(a.shape)}] with {known}, got {tuple(tensor.shape)}")
 
 
-def _extents(written: Sequence[Tensor], read: Sequence[Tensor]) -> Iterator[tuple[int, int, bool]]:
-    for tensors, is_written in ((written, True), (read, False)):
-        for tensor in tensors:
-            if tensor.numel():
-                start = tensor.data_ptr()
-                yield start, start + tensor.numel() * tensor.element_size(), is_written
+# Begin and end in memory, whether it is written, and the argument's name.
+Extent = tuple[int, int, bool, str]
 
 
-def check_extents(extents: list[tuple[int, int, bool]]) -> None:
-    """Of ranges in memory (begin, end, whether it is written) no written one meets another.
+def extents(tensors: Sequence[tuple[str, Tensor]], *, is_written: bool) -> Iterator[Extent]:
+    """The ranges in memory of contiguous tensors with their arguments' names; empty ones have none."""
+    for name, tensor in tensors:
+        if tensor.numel():
+            start = tensor.data_ptr()
+            yield start, start + tensor.numel() * tensor.element_size(), is_written, name
+
+
+def check_extents(ranges: list[Extent]) -> None:
+    """Of ranges in memory no written one meets another.
 
     An extent may lie inside a larger one that began before it, so what is remembered is how far any of them
     reached, and how far any written one did.
 
     Raises:
-        ValueError: if one does.
+        ValueError: if one does, naming both.
     """
-    extents.sort()
-    any_end = written_end = -1
-    for begin, end, is_written in extents:
-        if begin < (any_end if is_written else written_end):
-            raise ValueError(SHARED_MEMORY)
-        any_end = max(any_end, end)
+    ranges.sort()
+    farthest = farthest_written = (-1, "")
+    for begin, end, is_written, name in ranges:
+        before, other = farthest if is_written else farthest_written
+        if begin < before:
+            raise ValueError(SHARED_MEMORY.format(name, other))
+        farthest = max(farthest, (end, name))
         if is_written:
-            written_end = max(written_end, end)
+            farthest_written = max(farthest_written, (end, name))

@@ -45,29 +45,39 @@ def _fill(a: Argument, shape: Sequence[int], dtype: torch.dtype, generator: torc
     return values.to(dtype)
 
 
-def make_call(name: str, dtype: torch.dtype, *, hebbian: bool = False) -> Arguments:
+def make_call(
+    name: str,
+    dtype: torch.dtype,
+    *,
+    hebbian: bool = False,
+    sizes: dict[str, int] = SIZES,
+    list_shapes: Sequence[Sequence[int]] = LIST_SHAPES,
+    seed: int = 7,
+) -> Arguments:
     """Arguments that are all in order, with every tensor that may be given: all state is there and used."""
     spec = SPECS[name]
-    generator = torch.Generator().manual_seed(7)
+    generator = torch.Generator().manual_seed(seed)
     values: dict[str, Any] = {}
     for a in spec.arguments:
         if not a.holds_tensors:
             values[a.name] = _NUMBERS.get(a.name, 1.0 if a.type == "float" and a.required else a.default)
+            if a.name in sizes:
+                values[a.name] = sizes[a.name]
             if a.is_list and not values[a.name]:
                 values[a.name] = ()
             continue
         of = dtype if dtype_name(dtype) in a.dtypes or not a.dtypes else getattr(torch, resolve(a, dtype))
         if a.name == "step":  # counted from 1
-            counts = [torch.tensor(3.0 + i) for i in range(len(LIST_SHAPES))]
+            counts = [torch.tensor(3.0 + i) for i in range(len(list_shapes))]
             values[a.name] = counts if a.is_list else counts[0]
         elif a.is_list:
-            values[a.name] = [_fill(a, shape, of, generator) for shape in LIST_SHAPES]
+            values[a.name] = [_fill(a, shape, of, generator) for shape in list_shapes]
         elif a.name.endswith("_tensor"):
             values[a.name] = torch.full((1,), 0.25)
         else:
             like = a.shape[0] if a.shape is not None and len(a.shape) == 1 else None
             known = values.get(like) if like else None
-            shape = tuple(known.shape) if isinstance(known, Tensor) else _shape(a)
+            shape = tuple(known.shape) if isinstance(known, Tensor) else _shape(a, sizes)
             values[a.name] = _fill(a, shape, of, generator)
     _SPECIAL.get(spec.family, lambda *_: None)(values, dtype, hebbian)
     return spec.record(**values)
@@ -83,8 +93,8 @@ def resolve(a: Argument, dtype: torch.dtype) -> str:
     return dtype_name(dtype) if first in ("weight", "x") else first
 
 
-def _shape(a: Argument) -> tuple[int, ...]:
-    return tuple(SIZES[n] for n in a.shape) if a.shape and a.shape[0] in SIZES else (5, 7)
+def _shape(a: Argument, sizes: dict[str, int]) -> tuple[int, ...]:
+    return tuple(sizes[n] for n in a.shape) if a.shape and a.shape[0] in sizes else (5, 7)
 
 
 _NUMBERS: dict[str, Any] = {
@@ -120,17 +130,19 @@ def _exact(values: dict[str, Any], dtype: torch.dtype) -> None:
 
 def _of_layer(values: dict[str, Any], dtype: torch.dtype, hebbian: bool) -> None:
     generator = torch.Generator().manual_seed(3)
-    silent = torch.rand((SIZES["out"], SIZES["in"]), generator=generator) < 0.4
+    silent = torch.rand(values["weight"].shape, generator=generator) < 0.4
     values["silent"] = reference.pack_mask(silent)
     values["weight"] = values["weight"].masked_fill(silent, 0.0)
-    values["activities"] = [torch.rand(SIZES[units], generator=generator) for units in ("in", "out")]
+    units_out, units_in = silent.shape
+    values["activities"] = [torch.rand(units, generator=generator) for units in (units_in, units_out)]
     values["alpha"], values["hebbian"] = None, hebbian
-    values["threshold_tensor"] = torch.full((SIZES["out"],), 0.5)
+    values["threshold_tensor"] = torch.full((units_out,), 0.5)
     _exact(values, dtype)
 
 
 def _of_adapter(values: dict[str, Any], dtype: torch.dtype, hebbian: bool) -> None:
-    values["index"] = torch.tensor([1, -1, 0])
+    samples, tasks = len(values["x"]), len(values["down"])
+    values["index"] = (torch.arange(samples, 0, -1) % (tasks + 1)) - 1  # with 3 samples of 2 tasks: -1, 1, 0
     if "seed" in values:
         values["seed"] = None
     if "hidden" in values:

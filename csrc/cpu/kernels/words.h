@@ -7,7 +7,6 @@ namespace flexkern {
 inline namespace FLEXKERN_ISA {
 
 typedef uint16_t uint16s __attribute__((vector_size(2 * kLanes)));
-typedef uint32_t uint32s __attribute__((vector_size(4 * kLanes)));
 
 // GCC makes several instructions of a conversion that AVX-512 has one for.
 FLEXKERN_FN uint32s widen_words(uint16s h) {

@@ -43,7 +43,8 @@ FLEXKERN_FN F log_unit(F y) {
   const float series[] = {2.0f, 2.0f / 3, 2.0f / 5, 2.0f / 7, 2.0f / 9};
   const auto bits = bit_cast<ints<F>>(y);
   const auto exponent = (bits - kSqrtHalfBits) >> 23;
-  const F m = bit_cast<F>(bits - (exponent << 23));
+  using Bits = unsigned_ints<F>;
+  const F m = bit_cast<F>(bit_cast<Bits>(bits) - (bit_cast<Bits>(exponent) << 23));
   const F s = div_rn(m - 1.0f, m + 1.0f);
   return to_float(exponent) * 0.69314718246459961f + s * horner(series, s * s);
 }

@@ -37,15 +37,19 @@ struct Constant {
 
 inline namespace FLEXKERN_ISA {
 
-// Integer lanes that go with float lanes.
+// Integer lanes that go with float lanes. What may wrap around or shift a negative number is written over unsigned
+// ones: of signed ones C++ leaves it undefined.
 template <class F>
 struct Ints;
 template <>
 struct Ints<float> {
   using type = int32_t;
+  using unsigned_type = uint32_t;
 };
 template <class F>
 using ints = typename Ints<F>::type;
+template <class F>
+using unsigned_ints = typename Ints<F>::unsigned_type;
 
 // Whether the comparison holds in any lane.
 FLEXKERN_FN bool any(bool lane) { return lane; }

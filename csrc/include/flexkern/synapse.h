@@ -32,7 +32,8 @@ inline namespace FLEXKERN_ISA {
 
 constexpr int kWordBits = 32;
 
-FLEXKERN_FN int64_t words_in_row(int64_t columns) { return (columns + kWordBits - 1) / kWordBits; }
+// Also of a number of columns that the largest integer is.
+FLEXKERN_FN int64_t words_in_row(int64_t columns) { return columns / kWordBits + (columns % kWordBits != 0); }
 
 // What a unit does: the part of v that is not negative. NaN stays, so that it converts nothing.
 template <class F>

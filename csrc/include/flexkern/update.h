@@ -67,7 +67,8 @@ FLEXKERN_FN F exp2_nonpositive(F x) {
   const F r2 = r * r;
   const F top = mul_add(r2, splat<F>(0x1.415fb2p-13f), high);
   const F p = mul_add(r2, mul_add(r2, top, middle), low);
-  const F scaled = bit_cast<F>(bit_cast<ints<F>>(p) + (bit_cast<ints<F>>(shifted) << 23));
+  using Bits = unsigned_ints<F>;
+  const F scaled = bit_cast<F>(bit_cast<Bits>(p) + (bit_cast<Bits>(shifted) << 23));
   return n < -125.5f ? splat<F>(0.0f) : scaled;
 }
 #endif

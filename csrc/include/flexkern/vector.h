@@ -19,11 +19,13 @@ constexpr int kLanes = 4;  // SSE2 on x86-64, NEON on arm64
 
 typedef float floats __attribute__((vector_size(4 * kLanes)));
 typedef int32_t int32s __attribute__((vector_size(4 * kLanes)));
+typedef uint32_t uint32s __attribute__((vector_size(4 * kLanes)));
 typedef uint64_t words __attribute__((vector_size(4 * kLanes)));  // kLanes / 2 Philox words
 
 template <>
 struct Ints<floats> {
   using type = int32s;
+  using unsigned_type = uint32s;
 };
 
 FLEXKERN_FN floats to_float(int32s i) { return __builtin_convertvector(i, floats); }

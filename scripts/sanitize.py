@@ -1,0 +1,142 @@
+"""Builds the compiled code with AddressSanitizer and UBSan, and runs tests and random calls on it.
+
+    python scripts/sanitize.py [cpu] [cuda] [--cases 10000]
+
+``cpu``: the CPU library and the module _core, under the operators' tests and fuzzers. ``cuda``: the CUDA
+kernels and their bindings, compiled for the host (tests/native/cuda_on_host), under some of these tests and
+random launches. Each has a package of its own in build/asan, which PYTHONPATH puts before the installed one. A
+report of a sanitizer ends the process that makes it, and with it this program.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+BUILD = ROOT / "build" / "asan"
+EMULATOR = ROOT / "tests" / "native" / "cuda_on_host"
+FLAGS = (
+    "-O1", "-g1", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=all",
+)  # fmt: skip
+KINDS = ("cpu", "cuda")
+sys.path.insert(0, str(ROOT / "build_tools"))
+
+from target_torch import find_torch  # noqa: E402
+
+# Beside flexkern/ in the tree, and inside it where they are installed.
+BESIDE = ("triton_kernels", "benchmarks")
+# The files of tests/ops that call kernels; those left out are of traces, of messages, and of Triton.
+TESTS = {
+    "cpu": (
+        "test_adamw", "test_adapter", "test_displacement", "test_extremes", "test_field", "test_linear",
+        "test_mask", "test_memory", "test_metaplastic", "test_null", "test_sgd", "test_synapse",
+    ),
+    "cuda": (
+        "test_adamw", "test_displacement", "test_field", "test_mask", "test_memory", "test_null", "test_sgd",
+        "test_synapse",
+    ),
+}  # fmt: skip
+
+
+def main() -> None:
+    """Builds and runs what was asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kinds", nargs="*", metavar="cpu|cuda", help="default: both")
+    parser.add_argument("--cases", type=int, default=10_000, help="random calls of each fuzzer (10,000)")
+    parser.add_argument("--launches", type=int, default=2_000, help="random launches of CUDA kernels (2,000)")
+    given = parser.parse_args()
+    for kind in given.kinds or KINDS:
+        if kind not in KINDS:
+            parser.error(f"{kind!r} is none of {', '.join(KINDS)}")
+        with timed(f"{kind}: build"):
+            build(kind)
+        with timed(f"{kind}: tests"):
+            tests = [f"ops/{name}.py" for name in TESTS[kind]]
+            run(
+                kind, "-m", "pytest", "-q", "-n", str(os.cpu_count() or 1), "-m", "not slow and not gpu", *tests
+            )
+        if kind == "cpu":
+            with timed("cpu: foreign tensors"):
+                run("cpu", "-m", "helpers.foreign", str(BUILD / "journal"), "-triton", "-reference")
+            with timed("cpu: random calls"):
+                run("cpu", "-m", "fuzz", "operators", "raw_operators", "--cases", str(given.cases))
+        else:
+            with timed("cuda: random launches"):
+                run("cuda", "-m", "native.cuda_on_host.launches", str(given.launches))
+
+
+@contextmanager
+def timed(name: str) -> Iterator[None]:
+    """Says how long it took."""
+    start = time.perf_counter()
+    yield
+    print(f"{name}: {time.perf_counter() - start:.0f} s", flush=True)
+
+
+# ------------------------------------------------------------------ building
+
+
+def build(kind: str) -> None:
+    """The package of a kind, with its library."""
+    torch = find_torch()
+    assert torch is not None, "torch is not installed"
+    package = BUILD / kind / "site" / "flexkern"
+    shutil.rmtree(package, ignore_errors=True)
+    ignored = shutil.ignore_patterns("__pycache__", "lib", "*.so")
+    shutil.copytree(ROOT / "flexkern", package, ignore=ignored)
+    for folder in BESIDE:
+        shutil.copytree(ROOT / folder, package / folder, ignore=ignored)
+    work = BUILD / kind / "cmake"
+    configure = [
+        "cmake", "-GNinja", f"-S{ROOT if kind == 'cpu' else EMULATOR}", f"-B{work}",
+        "-DCMAKE_BUILD_TYPE=Sanitized", f"-DCMAKE_CXX_FLAGS={' '.join(FLAGS)}", "-DFLEXKERN_CUDA=OFF",
+        f"-DFLEXKERN_TORCH_DIR={torch}", f"-DPython_EXECUTABLE={sys.executable}",
+        f"-DCMAKE_INSTALL_PREFIX={package}",
+    ]  # fmt: skip
+    subprocess.run([*configure, "--log-level=WARNING"], check=True)
+    subprocess.run(["cmake", "--build", work, "--target", "install", "--", "--quiet"], check=True)
+    if kind == "cuda":  # the module has no CUDA in it: the installed one serves
+        for module in (ROOT / "flexkern").glob("_core*.so"):
+            shutil.copy(module, package)
+
+
+# ------------------------------------------------------------------ running
+
+
+def environment(kind: str | None = None) -> dict[str, str]:
+    """Of a process whose libraries have sanitizers; ``kind``: with the package that was built so."""
+    libraries = [
+        subprocess.run(["gcc", f"-print-file-name=lib{name}.so"], check=True, capture_output=True, text=True)
+        for name in ("asan", "ubsan")
+    ]
+    path = [] if kind is None else [str(BUILD / kind / "site"), str(ROOT / "tests")]
+    return {
+        **os.environ,
+        "LD_PRELOAD": " ".join(found.stdout.strip() for found in libraries),
+        # Python leaves memory to the end of the process; huge sizes are for torch to refuse.
+        "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1:protect_shadow_gap=0",
+        "UBSAN_OPTIONS": "print_stacktrace=1",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join(path),
+    }
+
+
+def run(kind: str, *arguments: str) -> None:
+    """Runs Python on the package of a kind, from tests/, and ends the program where that fails."""
+    ended = subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT / "tests", env=environment(kind), stdin=subprocess.DEVNULL
+    )
+    if ended.returncode != 0:
+        sys.exit(f"{kind}: {' '.join(arguments[:2])} ended with {ended.returncode}")
+
+
+if __name__ == "__main__":
+    main()
