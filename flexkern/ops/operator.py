@@ -41,10 +41,11 @@ _R = TypeVar("_R")
 _TENSORS = frozenset({Tensor, torch.nn.Parameter})
 _NUMBERS = frozenset({int, float})
 # The compiled operators say that they refuse (csrc/bindings/arguments.h), and so does torch's dispatcher where
-# an argument is not of the type in the schema, on a device or of a layout that has no kernel, or a tensor without
-# sizes among others that have some (all looks at sizes come before the first write).
+# an argument is not of the type in the schema, on a device or of a layout that has no kernel, and what stands
+# between the two, of a tensor that it cannot pass on (which an operator sees before it writes anything).
 _REFUSAL = re.compile(
-    r"flexkern refuses|^flexkern::\S+(\(\) |: attempted to run)|^Could not run 'flexkern::|_get_sizes\(.* failed"
+    r"flexkern refuses|^flexkern::\S+(\(\) |: attempted to run)|^Could not run 'flexkern::"
+    r"|torch/csrc/stable/|^unsupported tensor layout"
 )
 
 

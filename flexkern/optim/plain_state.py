@@ -89,7 +89,9 @@ def decoded(saved: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
             try:
                 group = _from_lists(group, state)
             except (AttributeError, KeyError, TypeError, ValueError) as error:
-                raise ValueError(f"state_dict: a group with lists, of an earlier version, is odd: {error}") from None
+                raise ValueError(
+                    f"state_dict: a group with lists, of an earlier version, is odd: {error}"
+                ) from None
         group = {**defaults, **group}
         _check_measured(group)
         dtype = group["alpha_dtype"]
@@ -110,7 +112,9 @@ def _check_measured(group: dict[str, Any]) -> None:
         is_number(v) and abs(v) <= LARGEST_NUMBER and (type(default) is float or isinstance(v, int))
         for v, default in zip(first, FirstItem(), strict=False)
     ):
-        raise ValueError(f"state_dict: first_item must be numbers like {tuple(FirstItem())}, got {shown(first)}")
+        raise ValueError(
+            f"state_dict: first_item must be numbers like {tuple(FirstItem())}, got {shown(first)}"
+        )
     if measured is not None and not (is_number(measured) and 0 <= measured <= LARGEST_NUMBER):
         raise ValueError(f"state_dict: measured_scale must be a finite number >= 0, got {shown(measured)}")
 

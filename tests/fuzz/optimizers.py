@@ -17,7 +17,7 @@ from torch.nn import Parameter
 from flexkern import Field, ops
 from fuzz.harness import fuzzer
 from fuzz.optimizer_model import Model, Weight
-from helpers.draw import LOW, chance, either, exact_of, normal, uniform
+from helpers.draw import LOW, chance, either, normal, uniform
 from helpers.hostile import odd_number, odd_tensor, odd_value
 from helpers.optimizers import MAKERS
 
@@ -44,13 +44,20 @@ def case(rng: np.random.Generator) -> str:
 
 def _options(rng: np.random.Generator, kind: str) -> dict[str, Any]:
     options: dict[str, Any] = {
-        "lr": either(rng, 0.125, 0.5, 0.03125), "scale": either(rng, 0.5, 8.0, 64.0, "auto"),
-        "gate": either(rng, "item", "step"), "weight_decay": either(rng, 0.0, 0.0, 0.125),
-        "maximize": chance(rng, 0.2), "flexible_vectors": chance(rng, 0.2), "seed": int(rng.integers(1 << 20)),
-    }  # fmt: skip
+        "lr": either(rng, 0.125, 0.5, 0.03125),
+        "scale": either(rng, 0.5, 8.0, 64.0, "auto"),
+        "gate": either(rng, "item", "step"),
+        "weight_decay": either(rng, 0.0, 0.0, 0.125),
+        "maximize": chance(rng, 0.2),
+        "flexible_vectors": chance(rng, 0.2),
+        "seed": int(rng.integers(1 << 20)),
+    }
     if kind == "AdamW":
-        return options | {"betas": either(rng, (0.9, 0.999), (0.5, 0.75)), "amsgrad": chance(rng, 0.3),
-                          "eps": either(rng, 1e-8, 0.125)}  # fmt: skip
+        return options | {
+            "betas": either(rng, (0.9, 0.999), (0.5, 0.75)),
+            "amsgrad": chance(rng, 0.3),
+            "eps": either(rng, 1e-8, 0.125),
+        }
     options |= {"momentum": either(rng, 0.0, 0.5, 0.875), "dampening": 0.0, "nesterov": False}
     if options["momentum"]:
         options |= either(rng, {}, {"nesterov": True}, {"dampening": 0.25})
@@ -63,12 +70,17 @@ class _Life:
     def __init__(self, rng: np.random.Generator) -> None:
         self.rng = rng
         self.kind = either(rng, *MAKERS)
-        self.dtype = torch.float32 if self.kind == "wrapped" else either(rng, torch.float32, torch.float32, torch.bfloat16,
-                                                                         torch.float64)  # fmt: skip
+        self.dtype = (
+            torch.float32
+            if self.kind == "wrapped"
+            else either(rng, torch.float32, torch.float32, torch.bfloat16, torch.float64)
+        )
         self.options = _options(rng, self.kind)
         self.params: list[Parameter] = []
         self.models: list[Model] = []
-        self.flexibility = either(rng, "uniform", "biased_high", "biased_low", 0.5, 1.0, 0.0, "tensors", "field")
+        self.flexibility = either(
+            rng, "uniform", "biased_high", "biased_low", 0.5, 1.0, 0.0, "tensors", "field"
+        )
         self.optimizer = MAKERS[self.kind](**self._new_group(rng.integers(1, 4)), **self.options)
 
     def _new_group(self, count: int) -> dict[str, Any]:
@@ -77,7 +89,9 @@ class _Life:
         given, values = self._flexibilities(params)
         weights = []
         for p, f in zip(params, values, strict=True):
-            resists = (p.dim() >= 2 or self.options["flexible_vectors"]) and not bool((f == 1).all() and given == 1.0)
+            resists = (p.dim() >= 2 or self.options["flexible_vectors"]) and not bool(
+                (f == 1).all() and given == 1.0
+            )
             weights.append(Weight(p.detach().double().clone(), f.double() if resists else None))
         scale = None if self.options["scale"] == "auto" else self.options["scale"]
         self.models.append(Model(self.kind, {**self.options, "scale": scale}, weights))
@@ -91,8 +105,10 @@ class _Life:
         if kind == "tensors":
             free = not self.options["flexible_vectors"]
             given: list[Any] = [0.5 if p.dim() < 2 and free else uniform(self.rng, p.shape) for p in params]
-            return given, [f if isinstance(f, Tensor) else torch.full(p.shape, f)
-                           for f, p in zip(given, params, strict=True)]  # fmt: skip
+            return given, [
+                f if isinstance(f, Tensor) else torch.full(p.shape, f)
+                for f, p in zip(given, params, strict=True)
+            ]
         if kind == "field":
             of = Field.biased_high(5, 7)
             return of, [ops.materialize(Field.biased_high(5, 7 + i), p.shape) for i, p in enumerate(params)]
@@ -156,7 +172,9 @@ def _look(p: Tensor, w: Weight, size: Tensor) -> None:
     got, unit = p.detach().double(), 2.0**-8 if p.dtype in LOW else 2.0**-23
     bound = 1e-3 * size + 4 * unit * w.exact.abs() + 1e-7
     off = (got - w.exact).abs()
-    assert bool((off <= bound).all()), f"got {got.tolist()}, the model {w.exact.tolist()}, bound {bound.tolist()}"
+    assert bool((off <= bound).all()), (
+        f"got {got.tolist()}, the model {w.exact.tolist()}, bound {bound.tolist()}"
+    )
     if p.dtype not in LOW:
         w.exact = got.clone()
 
@@ -208,7 +226,9 @@ def _reload(life: _Life) -> None:
 
 def _copy(life: _Life) -> None:
     both = (life.params, life.optimizer)
-    life.params, life.optimizer = copy.deepcopy(both) if chance(life.rng, 0.5) else pickle.loads(pickle.dumps(both))
+    life.params, life.optimizer = (
+        copy.deepcopy(both) if chance(life.rng, 0.5) else pickle.loads(pickle.dumps(both))
+    )
 
 
 def _sparse(life: _Life) -> None:
@@ -225,7 +245,18 @@ def _sparse(life: _Life) -> None:
 def _odd_setting(life: _Life) -> None:
     """A setting of a group that is changed by hand holds, or is refused before anything changes."""
     params, optimizer = copy.deepcopy((life.params, life.optimizer))
-    names = ("lr", "scale", "gate", "momentum", "weight_decay", "nonfinite", "alpha_dtype", "flexibility", "betas", "seed")
+    names = (
+        "lr",
+        "scale",
+        "gate",
+        "momentum",
+        "weight_decay",
+        "nonfinite",
+        "alpha_dtype",
+        "flexibility",
+        "betas",
+        "seed",
+    )
     group = optimizer.param_groups[life.rng.integers(len(optimizer.param_groups))]
     name = either(life.rng, *[n for n in names if n in group])
     if life.kind == "wrapped" and name in ("lr", "momentum", "weight_decay"):
@@ -241,9 +272,12 @@ def _odd_state(life: _Life) -> None:
     params, optimizer = copy.deepcopy((life.params, life.optimizer))
     state: Any = copy.deepcopy(optimizer.state_dict())
     _spoil(life.rng, state)
-    if not _refused(
-        params, optimizer, "state_?dict|state dict|param_groups", lambda: optimizer.load_state_dict(state)
-    ) and life.kind != "wrapped":  # torch's own may take what it cannot go on from
+    if (
+        not _refused(
+            params, optimizer, "state_?dict|state dict|param_groups", lambda: optimizer.load_state_dict(state)
+        )
+        and life.kind != "wrapped"
+    ):  # torch's own may take what it cannot go on from
         for p in params:
             p.grad = torch.ones_like(p)
         _refused(params, optimizer, "", optimizer.step)
@@ -269,10 +303,22 @@ def _construct(rng: np.random.Generator) -> str:
     """One argument of a constructor is odd."""
     kind = either(rng, *MAKERS)
     params = [Parameter(normal(rng, (3, 4))), Parameter(normal(rng, (4,)))]
-    options = {**_options(rng, kind), "params": params, "flexibility": either(rng, 0.5, "uniform"), "anchor": None,
-               "nonfinite": "skip", "alpha_dtype": torch.float32}  # fmt: skip
-    names = [n for n in options if not (kind == "wrapped" and n in ("lr", "momentum", "dampening", "weight_decay", "nesterov",
-                                                                    "maximize", "params"))]  # fmt: skip
+    options = {
+        **_options(rng, kind),
+        "params": params,
+        "flexibility": either(rng, 0.5, "uniform"),
+        "anchor": None,
+        "nonfinite": "skip",
+        "alpha_dtype": torch.float32,
+    }
+    names = [
+        n
+        for n in options
+        if not (
+            kind == "wrapped"
+            and n in ("lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize", "params")
+        )
+    ]
     name = either(rng, *names)
     options[name] = odd_value(rng) if name == "params" else odd_number(rng)
     before = [p.detach().clone() for p in params]
@@ -298,13 +344,17 @@ def _bits(params: list[Parameter], optimizer: Any) -> bytes:
     parts = [p.detach() for p in params]
     for p in params:
         parts += [v for _, v in sorted(optimizer.state.get(p, {}).items()) if isinstance(v, Tensor)]
-    return b"".join(t.contiguous().view(-1).view(torch.uint8).numpy().tobytes() if t.numel() else b"|" for t in parts)
+    return b"".join(
+        t.contiguous().view(-1).view(torch.uint8).numpy().tobytes() if t.numel() else b"|" for t in parts
+    )
 
 
 def _refused(params: list[Parameter], optimizer: Any, name: str, call: Any) -> bool:
     weights = [p.detach().clone() for p in params]
-    states = {i: {n: v.clone() for n, v in optimizer.state.get(p, {}).items() if isinstance(v, Tensor)}
-              for i, p in enumerate(params)}  # fmt: skip
+    states = {
+        i: {n: v.clone() for n, v in optimizer.state.get(p, {}).items() if isinstance(v, Tensor)}
+        for i, p in enumerate(params)
+    }
     try:
         call()
     except _ERRORS as error:
@@ -312,7 +362,9 @@ def _refused(params: list[Parameter], optimizer: Any, name: str, call: Any) -> b
             raise AssertionError(f"{name}: {error}") from error
         same = all(torch.equal(a, b) for a, b in zip(params, weights, strict=True))
         # State may have been added, as zeros, where there was none.
-        same &= all(_equal(optimizer.state[params[i]].get(n), v) for i, of in states.items() for n, v in of.items())
+        same &= all(
+            _equal(optimizer.state[params[i]].get(n), v) for i, of in states.items() for n, v in of.items()
+        )
         if not same:
             raise AssertionError(f"{name}: changed by a refusal: {error}") from error
         return True
@@ -324,6 +376,19 @@ def _equal(a: Any, b: Tensor) -> bool:
 
 
 _EVENTS = (
-    _step, _step, _step, _step, _step, _step, _consolidate, _consolidate, _write, _add_group, _reload, _copy, _sparse,
-    _odd_setting, _odd_state,
-)  # fmt: skip
+    _step,
+    _step,
+    _step,
+    _step,
+    _step,
+    _step,
+    _consolidate,
+    _consolidate,
+    _write,
+    _add_group,
+    _reload,
+    _copy,
+    _sparse,
+    _odd_setting,
+    _odd_state,
+)

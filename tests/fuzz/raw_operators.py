@@ -17,8 +17,46 @@ from helpers.calls import OPERATORS, dtypes_of, make_call
 from helpers.draw import LOW, MATRICES, chance, either, shape_of
 from helpers.hostile import Memory, has_values, odd_tensor, odd_value, tensors_in
 
-_NUMBERS = (0.0, 1.0, 0.5, -1.0, np.nan, np.inf, -np.inf, 1e38, 1e39, -1e300, 5e-324, 0.9, 3.0, 2**70, -0.0, True)
-_INTEGERS = (0, 1, 2, 3, 4, 5, 6, 7, -1, -5, 31, 32, 33, 64, 2**31, 2**32 - 1, 2**32, 2**62 - 1, 2**63 - 1, -(2**63))
+_NUMBERS = (
+    0.0,
+    1.0,
+    0.5,
+    -1.0,
+    np.nan,
+    np.inf,
+    -np.inf,
+    1e38,
+    1e39,
+    -1e300,
+    5e-324,
+    0.9,
+    3.0,
+    2**70,
+    -0.0,
+    True,
+)
+_INTEGERS = (
+    0,
+    1,
+    2,
+    3,
+    4,
+    5,
+    6,
+    7,
+    -1,
+    -5,
+    31,
+    32,
+    33,
+    64,
+    2**31,
+    2**32 - 1,
+    2**32,
+    2**62 - 1,
+    2**63 - 1,
+    -(2**63),
+)
 _CALLS = [(name, dtype) for name in sorted(SPECS) for dtype in dtypes_of(name)]
 # What the dispatcher and the operators raise; anything else, or a signal, is a fault.
 _ERRORS = (RuntimeError, TypeError, ValueError, IndexError, ArithmeticError)
@@ -29,9 +67,13 @@ def case(rng: np.random.Generator) -> str:
     name, dtype = _CALLS[rng.integers(len(_CALLS))]
     spec, operator = SPECS[name], OPERATORS[name]
     given = make_call(
-        name, dtype, hebbian=chance(rng, 0.3), sizes=_sizes(rng), list_shapes=_list_shapes(rng),
+        name,
+        dtype,
+        hebbian=chance(rng, 0.3),
+        sizes=_sizes(rng),
+        list_shapes=_list_shapes(rng),
         seed=int(rng.integers(1 << 31)),
-    )  # fmt: skip
+    )
     values = dict(zip((a.name for a in spec.arguments), map(_guarded, given.values()), strict=True))
     of_one = operator.compiled_one is not None and chance(rng, 0.3)
     if of_one:
@@ -61,8 +103,10 @@ def _judge(call: Any, operator: Any, values: dict[str, Any], *, of_one: bool) ->
     if not all(map(has_values, tensors)) or not (is_gate(before) and _is_ordinary(before)):
         return "not compared"
     if of_one:
-        before = {a.name: [v] if a.type == "Tensor[]" and isinstance(v := before[a.name], Tensor) else before[a.name]
-                  for a in operator.spec.arguments}  # fmt: skip
+        before = {
+            a.name: [v] if a.type == "Tensor[]" and isinstance(v := before[a.name], Tensor) else before[a.name]
+            for a in operator.spec.arguments
+        }
     unused = _unused(operator.spec, before)
     expected = operator.on("reference")(*({**before, **dict.fromkeys(unused)}).values())
     # The reference adds products of the adapter up in float32, the kernels round between them.
@@ -86,19 +130,25 @@ def _unused(spec: Spec, values: dict[str, Any]) -> set[str]:
 
 
 def _is_ordinary(values: dict[str, Any]) -> bool:
-    """Whether rows of integers are such as flexkern.Field makes, and numbers far from the ends of float32; of others
-    all that is said is that they do no harm."""
+    """Whether rows of integers are such as flexkern.Field makes, and numbers far from the ends of float32; of
+    others all that is said is that they do no harm."""
     ints = [*(values.get("sources") or ()), *(values.get("source") or ())]
     rows = [ints[i : i + 5] for i in range(0, len(ints), 5)]
     tensors = [t for name in values if name.endswith("_tensor") for t in tensors_in(values[name])]
     weight, master = values.get("weight"), values.get("master")
-    if isinstance(weight, Tensor) and isinstance(master, Tensor) and not torch.equal(master.to(weight.dtype), weight):
+    if (
+        isinstance(weight, Tensor)
+        and isinstance(master, Tensor)
+        and not torch.equal(master.to(weight.dtype), weight)
+    ):
         return False  # of a silent synapse nothing says which one counts
     if not all(bool(((t > 0) & (t < 1e9)).all()) for t in tensors):
         return False
     numbers = [v for v in values.values() if isinstance(v, (int, float))] + [*(values.get("parameters") or ())]
-    return all(0 <= stream < 1 << 32 and 0 <= offset < 1 << 62 and 0 <= purpose < 4
-               for _, _, stream, offset, purpose in rows) and all(abs(n) < 1e9 for n in numbers)  # fmt: skip
+    return all(
+        0 <= stream < 1 << 32 and 0 <= offset < 1 << 62 and 0 <= purpose < 4
+        for _, _, stream, offset, purpose in rows
+    ) and all(abs(n) < 1e9 for n in numbers)
 
 
 # ------------------------------------------------------------------ arguments
@@ -108,7 +158,14 @@ def _sizes(rng: np.random.Generator) -> dict[str, int]:
     out, units_in = either(rng, *MATRICES)
     words = -(-units_in // 32)
     sizes = {"out": out, "in": units_in, "words": words, "rows": out, "columns": units_in}
-    drawn = {"batch": (0, 1, 2, 4), "S": (0, 1, 2, 5), "L": (0, 1, 3), "d": (1, 3, 8, 33), "r": (1, 2, 5), "T": (1, 2, 5)}
+    drawn = {
+        "batch": (0, 1, 2, 4),
+        "S": (0, 1, 2, 5),
+        "L": (0, 1, 3),
+        "d": (1, 3, 8, 33),
+        "r": (1, 2, 5),
+        "T": (1, 2, 5),
+    }
     return sizes | {name: int(either(rng, *values)) for name, values in drawn.items()}
 
 
