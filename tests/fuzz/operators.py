@@ -1,4 +1,4 @@
-"""Random calls of all public functions of flexkern.ops: the judged result, or a refusal that names its cause."""
+"""Random calls of all public functions of flexkern.ops: a judged result, or a refusal that names its cause."""
 
 from __future__ import annotations
 

@@ -81,9 +81,9 @@ class _Life:
         self.flexibility = either(
             rng, "uniform", "biased_high", "biased_low", 0.5, 1.0, 0.0, "tensors", "field"
         )
-        self.optimizer = MAKERS[self.kind](**self._new_group(rng.integers(1, 4)), **self.options)
+        self.optimizer = MAKERS[self.kind](**self.new_group(rng.integers(1, 4)), **self.options)
 
-    def _new_group(self, count: int) -> dict[str, Any]:
+    def new_group(self, count: int) -> dict[str, Any]:
         """Parameters and their flexibility, for a constructor or a further group."""
         params = [Parameter(normal(self.rng, either(self.rng, *_SHAPES)).to(self.dtype)) for _ in range(count)]
         given, values = self._flexibilities(params)
@@ -168,7 +168,7 @@ def _step(life: _Life) -> None:
 
 
 def _look(p: Tensor, w: Weight, size: Tensor) -> None:
-    """The weight is the model's, which then goes on from it. (A master cannot be seen: the model keeps its own.)"""
+    """The weight is the model's, which then goes on from it; of a master, which nobody sees, it has its own."""
     got, unit = p.detach().double(), 2.0**-8 if p.dtype in LOW else 2.0**-23
     bound = 1e-3 * size + 4 * unit * w.exact.abs() + 1e-7
     off = (got - w.exact).abs()
@@ -208,7 +208,10 @@ def _write(life: _Life) -> None:
 
 def _add_group(life: _Life) -> None:
     if len(life.models) < 3:
-        life.optimizer.add_param_group(life._new_group(int(life.rng.integers(1, 3))))
+        # What it was made with is the default, and an optimizer that was loaded was made with another seed.
+        life.optimizer.add_param_group(
+            life.new_group(int(life.rng.integers(1, 3))) | {"seed": life.options["seed"]}
+        )
 
 
 def _reload(life: _Life) -> None:
