@@ -100,8 +100,8 @@ def _attempt(
         master = None
     a, f, rows, floats = sources
     if several:
-        if not all(v is None or type(v) is list for v in (before, a, f, alpha, master)):
-            return None  # a Tensor would pass for a list of its rows
+        if not weight or not all(v is None or type(v) is list for v in (before, a, f, alpha, master)):
+            return None  # a Tensor would pass for a list of its rows, and of no weights nothing is looked at
         if alpha is not None and not all(map(is_tensor, alpha)):
             return None
         written = [*weight, *(master or ())]

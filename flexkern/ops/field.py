@@ -48,7 +48,8 @@ def _shape(shape: Any) -> tuple[int, ...]:
     if isinstance(shape, (str, bytes)) or any(size is None for size in given):
         raise TypeError(f"shape must be a sequence of ints, got {checks.shown(shape)}")
     sizes = tuple(checks.as_integer(size.item() if _is_integer(size) else size, "shape") for size in given)
-    if any(size < 0 for size in sizes) or (not torch.compiler.is_compiling() and 4 * math.prod(sizes) >> 63):
+    are_known = not torch.compiler.is_compiling()
+    if any(size < 0 for size in sizes) or (are_known and 4 * math.prod(max(1, size) for size in sizes) >> 63):
         shown = ", ".join(map(str, map(checks.shown, sizes)))
         raise ValueError(f"shape must be of sizes >= 0 that an address space holds, got ({shown})")
     return sizes
@@ -65,7 +66,7 @@ def _device(device: Any) -> torch.device | str | None:
         raise TypeError(f"device must be a torch.device or its name, got {checks.shown(device)}")
     try:
         return torch.device(device)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"device must be one that torch knows, got {checks.shown(device)}: {error}") from None
 
 

@@ -292,8 +292,8 @@ def _attempt(
     a, f, rows, floats = sources
     arguments: tuple[Any, ...] = (weight, grad, a, f, lr, scale, alpha, rows, floats, *needed, master)
     if several:
-        if not all(v is None or type(v) is list for v in (grad, a, f, alpha, *needed, master)):
-            return None  # a Tensor would pass for a list of its rows
+        if not weight or not all(v is None or type(v) is list for v in (grad, a, f, alpha, *needed, master)):
+            return None  # a Tensor would pass for a list of its rows, and of no weights nothing is looked at
         read = (alpha, *needed[rule.updated :])
         if not all(is_tensor(t) for values in read if values is not None for t in values):
             return None

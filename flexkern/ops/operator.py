@@ -44,10 +44,12 @@ _NUMBERS = frozenset({int, float})
 # The compiled operators say that they refuse (csrc/bindings/arguments.h), and so does torch's dispatcher where
 # an argument is not of the type in the schema, on a device or of a layout that has no kernel, a zero tensor
 # that would be written, fake where others are not, or without sizes among others that have some (all looks at
-# sizes come before the first write).
+# sizes come before the first write), and what stands between the two, of a tensor that it cannot pass on (which
+# an operator sees before it writes anything).
 _REFUSAL = re.compile(
     r"flexkern refuses|^flexkern::\S+(\(\) |: attempted to run)|^flexkern\.\S+$|^Could not run 'flexkern::"
     r"|^ZeroTensors are immutable|^Please convert all Tensors to FakeTensors|_get_sizes\(.* failed"
+    r"|torch/csrc/stable/|^unsupported tensor layout"
 )
 
 

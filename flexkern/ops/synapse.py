@@ -187,7 +187,9 @@ def _check_activities(
     activities = []
     for name, value, size in (("pre", pre, units_in), ("post", post, units_out)):
         if not isinstance(value, Tensor):
-            raise TypeError(f"{name} must be a tensor of mean activities, got {type(value).__name__}")
+            raise TypeError(
+                f"{name} must be a tensor of mean activities, got {type(value).__name__}; or give coincidence"
+            )
         checks.check_dense(value, name)
         if value.dtype is not exact or tuple(value.shape) != (size,):
             raise ValueError(

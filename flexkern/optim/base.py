@@ -217,9 +217,10 @@ class MetaplasticOptimizer(OptimizerOfSlots):
         for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=True):
             for p, key in zip(group["params"], saved["params"], strict=True):
                 slot = self._slots.get(p)
-                if slot is not None and key not in state:
-                    # What cannot be made from the group again is written before the first step, too.
-                    given = plain_state.given_for_one(slot, group)
+                if slot is not None:
+                    # What cannot be made from the group again is written before the first step, too; a plain
+                    # optimizer that was taken over may have left its own state.
+                    given = plain_state.given_for_one(slot, group) | state.get(key, {})
                     if given:
                         state[key] = given
         groups = [plain_state.encode_group(group) for group in state_dict["param_groups"]]

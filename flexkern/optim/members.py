@@ -173,7 +173,9 @@ class OptimizerOfSlots(Optimizer):
         group["flexibility"] = flexibilities.group_setting(group["flexibility"])
         group["anchor"] = flexibilities.group_setting(group["anchor"])
         for slot, f, anchor in changed:
-            if isinstance(f, Tensor) or isinstance(slot.flexibility, Tensor) or f != slot.flexibility:
+            # Settings may be other objects that say the same: those of a group that was pickled.
+            either_is_tensor = isinstance(f, Tensor) or isinstance(slot.flexibility, Tensor)
+            if f is not slot.flexibility and (either_is_tensor or f != slot.flexibility):
                 slot.flexibility = f
                 state = self.state.get(slot.param)
                 if state:

@@ -238,15 +238,14 @@ class Metaplastic(MetaplasticOptimizer):
         self._is_template = False
 
     def _taken(self, state_dict: dict[str, Any]) -> dict[str, Any]:
-        """A copy, as torch's own loading may share tensors with what was given. What the optimizer does not take
-        is refused here, before this object has changed."""
+        """A copy, as torch's own loading may share tensors with what was given. What the optimizer does not
+        take is refused here, before this object has changed."""
         try:
             copied = {**state_dict, "state": deepcopy(state_dict["state"])}
             copy(self.optimizer).load_state_dict(copied)
         except Exception as error:  # of whatever kind the optimizer raises
-            raise ValueError(
-                f"state_dict: {type(self.optimizer).__name__} does not take it: {error}"
-            ) from error
+            name = type(self.optimizer).__name__
+            raise ValueError(f"state_dict: {name} does not take it: {error}") from error
         return copied
 
     load_state_dict.__doc__ = MetaplasticOptimizer.load_state_dict.__doc__

@@ -12,6 +12,7 @@ from torch import Tensor
 from flexkern.fields import Field
 from flexkern.nn.silent.layer_of_weight import silent_synapses
 from flexkern.ops.checks import LARGEST_NUMBER, check_dense, exact_dtype, is_number
+from flexkern.ops.operator import is_tensor
 from flexkern.optim import sharded
 from flexkern.optim.flexibilities import EACH, field_of, is_each, plain
 from flexkern.optim.scale import FirstItem
@@ -65,8 +66,10 @@ def check_form(saved: Any) -> None:
                 "state_dict is not one of an optimizer: each of its param_groups must have a list params"
             )
         for name, value in group.items():
-            if isinstance(value, torch.Tensor) and (value.is_nested or value.layout is not torch.strided):
-                raise ValueError(f"state_dict: {name} of a group must not be such a tensor, got {value.layout}")
+            if isinstance(value, Tensor) and not (is_tensor(value) and value.layout is torch.strided):
+                raise ValueError(
+                    f"state_dict: {name} of a group must be plain data, got a {type(value).__name__}"
+                )
         for key in group["params"]:
             if not isinstance(key, (int, str)) or not isinstance(state.get(key, {}), dict):
                 raise ValueError(f"state_dict: the state of parameter {shown(key)} must be a dictionary")
@@ -85,13 +88,13 @@ def decoded(saved: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
             raise ValueError(
                 f"state_dict is not one of a metaplastic optimizer: its group has no {', '.join(missing)}"
             )
+        if "lr" not in group:
+            raise ValueError("state_dict is not one of an optimizer: its group has no lr")
         if isinstance(group.get("flexibility"), (list, tuple)):
             try:
                 group = _from_lists(group, state)
             except (AttributeError, KeyError, TypeError, ValueError) as error:
-                raise ValueError(
-                    f"state_dict: a group with lists, of an earlier version, is odd: {error}"
-                ) from None
+                raise ValueError(f"state_dict: a group with lists is odd: {error}") from None
         group = {**defaults, **group}
         _check_measured(group)
         dtype = group["alpha_dtype"]
@@ -112,9 +115,7 @@ def _check_measured(group: dict[str, Any]) -> None:
         is_number(v) and abs(v) <= LARGEST_NUMBER and (type(default) is float or isinstance(v, int))
         for v, default in zip(first, FirstItem(), strict=False)
     ):
-        raise ValueError(
-            f"state_dict: first_item must be numbers like {tuple(FirstItem())}, got {shown(first)}"
-        )
+        raise ValueError(f"state_dict: first_item must be like {tuple(FirstItem())}, got {shown(first)}")
     if measured is not None and not (is_number(measured) and 0 <= measured <= LARGEST_NUMBER):
         raise ValueError(f"state_dict: measured_scale must be a finite number >= 0, got {shown(measured)}")
 

@@ -23,6 +23,7 @@ from flexkern.ops.sources import quick_sources
 from flexkern.optim.group_options import scale_in_force
 from flexkern.optim.slot import Slot
 from flexkern.spec import Rule
+from flexkern.spec.argument import LARGEST_NUMBER
 
 __all__ = ["Plan", "make_plan"]
 
@@ -66,6 +67,7 @@ class Plan:
         values = list(chain.from_iterable(map(dict.values, states.values())))
         if (
             type(lr) is not float
+            or not 0.0 <= lr <= LARGEST_NUMBER  # the operator would refuse it, with the groups before stepped
             or states is not self.states
             or len(values) != len(self.values)
             or not all(map(is_, params, self.params))

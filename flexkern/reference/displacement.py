@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flexkern.reference.metaplastic import gate, number, tensors_of
+from flexkern.reference.metaplastic import check_shape, gate, number, tensors_of
 from flexkern.spec.displacement import ScaleDisplacement
 
 __all__ = ["scale_displacement_"]
@@ -32,6 +32,7 @@ def scale_displacement_(given: ScaleDisplacement) -> None:
         if given.skip_nonfinite:
             moved = rounded.isfinite()
             new, rounded = torch.where(moved, new, old), torch.where(moved, rounded, before)
+        check_shape(rounded, weight)
         results.append((rounded, new))
     for i, (rounded, new) in enumerate(results):
         given.weight[i].copy_(rounded)

@@ -62,14 +62,24 @@ def metaplastic_step_(given: Step) -> None:
         alphas = [gate(*of_weight, scale) for of_weight in zip(exact, a, f, strict=True)]
     lr = number(given.lr, given.lr_tensor, given.weight[0])
     results = []  # all of them, before any is written: an argument that does not fit must not leave half a call
-    for i in range(len(given.weight)):
+    for i, weight in enumerate(given.weight):
         states = [state[i] for state in given.states if state]
         count = given.step[i] if given.step else None
         grad = given.grad[i].to(exact[i].dtype)
         stepped = step(given.rule, exact[i], grad, alphas[i], states, lr, given.skip_nonfinite, count)
+        check_shape(stepped[0], weight)
         results.append((states, *stepped))
     for weight, master, result in zip(given.weight, masters, results, strict=True):
         step_in_place(weight, master, *result)
+
+
+def check_shape(result: Tensor, weight: Tensor) -> None:
+    """ValueError where the other arguments have been broadcast to another shape than the weight's."""
+    if result.shape != weight.shape:
+        raise ValueError(
+            f"all tensors of a weight must have its shape, {tuple(weight.shape)}, got together "
+            f"{tuple(result.shape)}"
+        )
 
 
 def exact_weight(weight: Tensor, master: Tensor | None) -> Tensor:

@@ -38,7 +38,7 @@ _SCHEMA = {
 
 
 def shown(value: object) -> str:
-    """A value in a message. Python does not print integers of more than 4300 digits, and a long one says little."""
+    """A value in a message; a long one says little, and Python prints no integer of more than 4300 digits."""
     if type(value) is int and abs(value) >> 128:
         return f"an integer of {value.bit_length()} bits"
     if isinstance(value, numbers.Number):

@@ -55,8 +55,8 @@ def operator(
 
     Where the class has the attributes ``states``, ``step`` and ``rule``, the operator has the arguments that
     ``rule`` declares, and the attributes of a call are the rule's state, in its order (without those that its
-    numbers do not need, whatever was given), the number of the step of each weight (none where the rule does not
-    count), and its numbers as one record.
+    numbers do not need, whatever was given), the number of the step of each weight (none where the rule does
+    not count), and its numbers as one record.
     """
 
     def declare(declared: _Record) -> _Record:

@@ -192,7 +192,7 @@ class Arguments:
 
     def _check_shape(self, a: Argument, tensor: Tensor, sizes: dict[str, int]) -> None:
         assert a.shape is not None
-        like = getattr(self, a.shape[0], None)
+        like: Any = getattr(self, a.shape[0], None)
         if len(a.shape) == 1 and hasattr(like, "shape"):
             if tuple(tensor.shape) != tuple(like.shape):
                 raise ValueError(

@@ -1,4 +1,4 @@
-"""Random calls of all public functions of flexkern.ops: the judges' results, or a refusal that names its cause."""
+"""Random calls of all public functions of flexkern.ops: a judged result, or a refusal that names its cause."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from torch import Tensor
 
 import flexkern
 from flexkern import Field, ops
+from flexkern.ops.checks import FLOAT_DTYPES
 from fuzz import operator_calls
 from fuzz.harness import fuzzer
 from fuzz.operator_calls import Call
 from helpers.draw import chance
-from helpers.hostile import Memory, has_memory, odd_number, odd_tensor, odd_value, tensors_in
+from helpers.hostile import Memory, has_memory, has_values, odd_number, odd_tensor, odd_value, tensors_in
 
 # What the arguments of a call are measured by: where one of these is odd, another may seem wrong beside it.
 _MEASURES = ("weight", "x", "grad", "prototypes", "features", "words", "columns", "down", "anchor", "silent")
@@ -37,7 +38,8 @@ def judge(call: Call, spoiled: list[str]) -> str:
     try:
         result = call.function(**call.arguments)
     except Exception as error:
-        assert not memory.has_changed(), f"changed by a refusal: {error}"
+        if memory.has_changed():
+            raise AssertionError(f"changed by a refusal: {error}") from error
         _check_refusal(call, spoiled, error)
         return "refused"
     written = [t for name in call.written for t in tensors_in(call.arguments.get(name))]
@@ -84,6 +86,8 @@ def _is_named(call: Call, spoiled: list[str], message: str) -> bool:
 def _spoil(rng: np.random.Generator, arguments: dict[str, Any]) -> str:
     """Puts something odd in place of one argument, and names it."""
     names = list(arguments)
+    if not names:
+        return "nothing"
     name = names[rng.integers(len(names))]
     value = arguments[name]
     others = [t for t in tensors_in(arguments) if t is not value]
@@ -119,10 +123,31 @@ def _spoil(rng: np.random.Generator, arguments: dict[str, Any]) -> str:
 
 
 _SHAPES: tuple[Any, ...] = (
-    -1, (-1,), (2.5,), "ab", b"ab", None, (2**62, 4), (2**40, 2**40), [3, 4], torch.Size((2,)), (True, 2),
-    np.array([2, 3]), torch.tensor([2, 3]), torch.tensor(5), np.array(5), 5, ((2,),), (None,), (10**400,), (np.int64(2),),
-    torch.nested.nested_tensor([torch.zeros(2)]), torch.ones(2).to_sparse(), {}, (torch.tensor([2, 2]),),
-)  # fmt: skip
+    -1,
+    (-1,),
+    (2.5,),
+    "ab",
+    b"ab",
+    None,
+    (2**62, 4),
+    (2**40, 2**40),
+    [3, 4],
+    torch.Size((2,)),
+    (True, 2),
+    np.array([2, 3]),
+    torch.tensor([2, 3]),
+    torch.tensor(5),
+    np.array(5),
+    5,
+    ((2,),),
+    (None,),
+    (10**400,),
+    (np.int64(2),),
+    torch.nested.nested_tensor([torch.zeros(2)]),
+    torch.ones(2).to_sparse(),
+    {},
+    (torch.tensor([2, 2]),),
+)
 
 
 # ------------------------------------------------------------------ beside the reference
@@ -152,17 +177,19 @@ def _compare(call: Call, before: dict[str, Any], result: Any) -> None:
     places = Counter(t.untyped_storage().data_ptr() for t in tensors_in(call.arguments) if has_memory(t))
     for name in call.written:
         # What is also another argument's was written by that one too, if this one is not used.
-        is_shared = any(has_memory(t) and places[t.untyped_storage().data_ptr()] > 1
-                        for t in tensors_in(call.arguments.get(name)))  # fmt: skip
+        is_shared = any(
+            has_memory(t) and places[t.untyped_storage().data_ptr()] > 1
+            for t in tensors_in(call.arguments.get(name))
+        )
         if name in before and not is_shared and not (name == "master" and _is_unused(before)):
             assert_close(name, call.arguments[name], before[name], call.tolerance)
 
 
 def is_gate(arguments: dict[str, Any]) -> bool:
-    """Whether the values of flexibility, alpha and means of squares, at which no operator looks, may be such."""
+    """Whether the values of flexibility, alpha and means of squares, which nobody looks at, may be such."""
     gates = [t for name in ("flexibility", "alpha") for t in tensors_in(arguments.get(name))]
     squares = [t for name in ("exp_avg_sq", "max_exp_avg_sq") for t in tensors_in(arguments.get(name))]
-    if not all(t.layout is torch.strided and not t.is_nested for t in (*gates, *squares)):
+    if not all(has_values(t) and t.dtype in FLOAT_DTYPES for t in (*gates, *squares)):
         return False
     return all(bool(((t >= 0) & (t <= 1)).all()) for t in gates) and all(bool((t >= 0).all()) for t in squares)
 
@@ -175,6 +202,8 @@ def _is_unused(arguments: dict[str, Any]) -> bool:
 def assert_close(name: str, got: Any, expected: Any, tolerance: float) -> None:
     """Within a share of each value, and of the largest one where values of all sizes are added up."""
     for ours, theirs in zip(tensors_in(got), tensors_in(expected), strict=True):
+        if not (has_values(ours) and has_values(theirs)):
+            continue
         assert ours.shape == theirs.shape, name
         assert ours.dtype == theirs.dtype, name
         if not ours.dtype.is_floating_point:

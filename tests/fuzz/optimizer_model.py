@@ -1,4 +1,4 @@
-"""What the metaplastic optimizers do, in float64 and as plainly as the paper has it (arXiv 2407.07133, section 2)."""
+"""What the metaplastic optimizers do, in float64 and as plainly as the paper has it (arXiv 2407.07133)."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Model:
         direction, states = (self._adamw if self.kind == "AdamW" else self._sgd)(w, g)
         change = self.options["lr"] * alpha * direction
         new = w.exact - change
-        # What is not finite in float32 is left as it is, with its states; torch's own SGD keeps no such promise.
+        # What is not finite in float32 is left as it is, with its states; torch's own SGD does not promise it.
         moved = new.abs() < 3e38
         w.exact = torch.where(moved, new, w.exact)
         for name, value in states.items():

@@ -17,7 +17,7 @@ from torch.nn import Parameter
 from flexkern import Field, ops
 from fuzz.harness import fuzzer
 from fuzz.optimizer_model import Model, Weight
-from helpers.draw import LOW, chance, either, exact_of, normal, uniform
+from helpers.draw import LOW, chance, either, normal, uniform
 from helpers.hostile import odd_number, odd_tensor, odd_value
 from helpers.optimizers import MAKERS
 
@@ -44,13 +44,20 @@ def case(rng: np.random.Generator) -> str:
 
 def _options(rng: np.random.Generator, kind: str) -> dict[str, Any]:
     options: dict[str, Any] = {
-        "lr": either(rng, 0.125, 0.5, 0.03125), "scale": either(rng, 0.5, 8.0, 64.0, "auto"),
-        "gate": either(rng, "item", "step"), "weight_decay": either(rng, 0.0, 0.0, 0.125),
-        "maximize": chance(rng, 0.2), "flexible_vectors": chance(rng, 0.2), "seed": int(rng.integers(1 << 20)),
-    }  # fmt: skip
+        "lr": either(rng, 0.125, 0.5, 0.03125),
+        "scale": either(rng, 0.5, 8.0, 64.0, "auto"),
+        "gate": either(rng, "item", "step"),
+        "weight_decay": either(rng, 0.0, 0.0, 0.125),
+        "maximize": chance(rng, 0.2),
+        "flexible_vectors": chance(rng, 0.2),
+        "seed": int(rng.integers(1 << 20)),
+    }
     if kind == "AdamW":
-        return options | {"betas": either(rng, (0.9, 0.999), (0.5, 0.75)), "amsgrad": chance(rng, 0.3),
-                          "eps": either(rng, 1e-8, 0.125)}  # fmt: skip
+        return options | {
+            "betas": either(rng, (0.9, 0.999), (0.5, 0.75)),
+            "amsgrad": chance(rng, 0.3),
+            "eps": either(rng, 1e-8, 0.125),
+        }
     options |= {"momentum": either(rng, 0.0, 0.5, 0.875), "dampening": 0.0, "nesterov": False}
     if options["momentum"]:
         options |= either(rng, {}, {"nesterov": True}, {"dampening": 0.25})
@@ -63,17 +70,20 @@ class _Life:
     def __init__(self, rng: np.random.Generator) -> None:
         self.rng = rng
         self.kind = either(rng, *MAKERS)
-        self.dtype = torch.float32 if self.kind == "wrapped" else either(rng, torch.float32, torch.float32, torch.bfloat16,
-                                                                         torch.float64)  # fmt: skip
+        self.dtype = (
+            torch.float32
+            if self.kind == "wrapped"
+            else either(rng, torch.float32, torch.float32, torch.bfloat16, torch.float64)
+        )
         self.options = _options(rng, self.kind)
         self.params: list[Parameter] = []
         self.models: list[Model] = []
         self.flexibility = either(
             rng, "uniform", "biased_high", "biased_low", 0.5, 1.0, 0.0, "tensors", "field"
         )
-        self.optimizer = MAKERS[self.kind](**self._new_group(rng.integers(1, 4)), **self.options)
+        self.optimizer = MAKERS[self.kind](**self.new_group(rng.integers(1, 4)), **self.options)
 
-    def _new_group(self, count: int) -> dict[str, Any]:
+    def new_group(self, count: int) -> dict[str, Any]:
         """Parameters and their flexibility, for a constructor or a further group."""
         params = [Parameter(normal(self.rng, either(self.rng, *_SHAPES)).to(self.dtype)) for _ in range(count)]
         given, values = self._flexibilities(params)
@@ -95,8 +105,10 @@ class _Life:
         if kind == "tensors":
             free = not self.options["flexible_vectors"]
             given: list[Any] = [0.5 if p.dim() < 2 and free else uniform(self.rng, p.shape) for p in params]
-            return given, [f if isinstance(f, Tensor) else torch.full(p.shape, f)
-                           for f, p in zip(given, params, strict=True)]  # fmt: skip
+            return given, [
+                f if isinstance(f, Tensor) else torch.full(p.shape, f)
+                for f, p in zip(given, params, strict=True)
+            ]
         if kind == "field":
             of = Field.biased_high(5, 7)
             return of, [ops.materialize(Field.biased_high(5, 7 + i), p.shape) for i, p in enumerate(params)]
@@ -156,7 +168,7 @@ def _step(life: _Life) -> None:
 
 
 def _look(p: Tensor, w: Weight, size: Tensor) -> None:
-    """The weight is the model's, which then goes on from it. (A master cannot be seen: the model keeps its own.)"""
+    """The weight is the model's, which then goes on from it; of a master, which nobody sees, it has its own."""
     got, unit = p.detach().double(), 2.0**-8 if p.dtype in LOW else 2.0**-23
     bound = 1e-3 * size + 4 * unit * w.exact.abs() + 1e-7
     off = (got - w.exact).abs()
@@ -196,7 +208,10 @@ def _write(life: _Life) -> None:
 
 def _add_group(life: _Life) -> None:
     if len(life.models) < 3:
-        life.optimizer.add_param_group(life._new_group(int(life.rng.integers(1, 3))))
+        # What it was made with is the default, and an optimizer that was loaded was made with another seed.
+        life.optimizer.add_param_group(
+            life.new_group(int(life.rng.integers(1, 3))) | {"seed": life.options["seed"]}
+        )
 
 
 def _reload(life: _Life) -> None:
@@ -291,10 +306,22 @@ def _construct(rng: np.random.Generator) -> str:
     """One argument of a constructor is odd."""
     kind = either(rng, *MAKERS)
     params = [Parameter(normal(rng, (3, 4))), Parameter(normal(rng, (4,)))]
-    options = {**_options(rng, kind), "params": params, "flexibility": either(rng, 0.5, "uniform"), "anchor": None,
-               "nonfinite": "skip", "alpha_dtype": torch.float32}  # fmt: skip
-    names = [n for n in options if not (kind == "wrapped" and n in ("lr", "momentum", "dampening", "weight_decay", "nesterov",
-                                                                    "maximize", "params"))]  # fmt: skip
+    options = {
+        **_options(rng, kind),
+        "params": params,
+        "flexibility": either(rng, 0.5, "uniform"),
+        "anchor": None,
+        "nonfinite": "skip",
+        "alpha_dtype": torch.float32,
+    }
+    names = [
+        n
+        for n in options
+        if not (
+            kind == "wrapped"
+            and n in ("lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize", "params")
+        )
+    ]
     name = either(rng, *names)
     options[name] = odd_value(rng) if name == "params" else odd_number(rng)
     before = [p.detach().clone() for p in params]
@@ -327,8 +354,10 @@ def _bits(params: list[Parameter], optimizer: Any) -> bytes:
 
 def _refused(params: list[Parameter], optimizer: Any, name: str, call: Any) -> bool:
     weights = [p.detach().clone() for p in params]
-    states = {i: {n: v.clone() for n, v in optimizer.state.get(p, {}).items() if isinstance(v, Tensor)}
-              for i, p in enumerate(params)}  # fmt: skip
+    states = {
+        i: {n: v.clone() for n, v in optimizer.state.get(p, {}).items() if isinstance(v, Tensor)}
+        for i, p in enumerate(params)
+    }
     try:
         call()
     except _ERRORS as error:
@@ -350,6 +379,19 @@ def _equal(a: Any, b: Tensor) -> bool:
 
 
 _EVENTS = (
-    _step, _step, _step, _step, _step, _step, _consolidate, _consolidate, _write, _add_group, _reload, _copy, _sparse,
-    _odd_setting, _odd_state,
-)  # fmt: skip
+    _step,
+    _step,
+    _step,
+    _step,
+    _step,
+    _step,
+    _consolidate,
+    _consolidate,
+    _write,
+    _add_group,
+    _reload,
+    _copy,
+    _sparse,
+    _odd_setting,
+    _odd_state,
+)

@@ -67,9 +67,13 @@ def case(rng: np.random.Generator) -> str:
     name, dtype = _CALLS[rng.integers(len(_CALLS))]
     spec, operator = SPECS[name], OPERATORS[name]
     given = make_call(
-        name, dtype, hebbian=chance(rng, 0.3), sizes=_sizes(rng), list_shapes=_list_shapes(rng),
+        name,
+        dtype,
+        hebbian=chance(rng, 0.3),
+        sizes=_sizes(rng),
+        list_shapes=_list_shapes(rng),
         seed=int(rng.integers(1 << 31)),
-    )  # fmt: skip
+    )
     values = dict(zip((a.name for a in spec.arguments), map(_guarded, given.values()), strict=True))
     of_one = operator.compiled_one is not None and chance(rng, 0.3)
     if of_one:
@@ -99,8 +103,10 @@ def _judge(call: Any, operator: Any, values: dict[str, Any], *, of_one: bool) ->
     if not all(map(has_values, tensors)) or not (is_gate(before) and _is_ordinary(before)):
         return "not compared"
     if of_one:
-        before = {a.name: [v] if a.type == "Tensor[]" and isinstance(v := before[a.name], Tensor) else before[a.name]
-                  for a in operator.spec.arguments}  # fmt: skip
+        before = {
+            a.name: [v] if a.type == "Tensor[]" and isinstance(v := before[a.name], Tensor) else before[a.name]
+            for a in operator.spec.arguments
+        }
     unused = _unused(operator.spec, before)
     expected = operator.on("reference")(*({**before, **dict.fromkeys(unused)}).values())
     # The reference adds products of the adapter up in float32, the kernels round between them.
@@ -124,8 +130,8 @@ def _unused(spec: Spec, values: dict[str, Any]) -> set[str]:
 
 
 def _is_ordinary(values: dict[str, Any]) -> bool:
-    """Whether rows of integers are such as flexkern.Field makes, and numbers far from the ends of float32; of others
-    all that is said is that they do no harm."""
+    """Whether rows of integers are such as flexkern.Field makes, and numbers far from the ends of float32; of
+    others all that is said is that they do no harm."""
     ints = [*(values.get("sources") or ()), *(values.get("source") or ())]
     rows = [ints[i : i + 5] for i in range(0, len(ints), 5)]
     tensors = [t for name in values if name.endswith("_tensor") for t in tensors_in(values[name])]
@@ -139,8 +145,10 @@ def _is_ordinary(values: dict[str, Any]) -> bool:
     if not all(bool(((t > 0) & (t < 1e9)).all()) for t in tensors):
         return False
     numbers = [v for v in values.values() if isinstance(v, (int, float))] + [*(values.get("parameters") or ())]
-    return all(0 <= stream < 1 << 32 and 0 <= offset < 1 << 62 and 0 <= purpose < 4
-               for _, _, stream, offset, purpose in rows) and all(abs(n) < 1e9 for n in numbers)  # fmt: skip
+    return all(
+        0 <= stream < 1 << 32 and 0 <= offset < 1 << 62 and 0 <= purpose < 4
+        for _, _, stream, offset, purpose in rows
+    ) and all(abs(n) < 1e9 for n in numbers)
 
 
 # ------------------------------------------------------------------ arguments

@@ -1,4 +1,4 @@
-"""Random arguments of operators that are all in order: values, memory layouts, sources, numbers of every kind."""
+"""Random arguments of operators that are all in order: values, layouts, sources, numbers of every kind."""
 
 from __future__ import annotations
 
@@ -12,12 +12,40 @@ from torch import Tensor
 from flexkern import Field
 from flexkern.fields import Purpose
 
-__all__ = ["LOW", "MATRICES", "SHAPES", "chance", "either", "exact_of", "field", "normal", "number", "number_of",
-           "placed", "shape_of", "uniform", "wild"]  # fmt: skip
+__all__ = [
+    "LOW",
+    "MATRICES",
+    "SHAPES",
+    "chance",
+    "either",
+    "exact_of",
+    "field",
+    "normal",
+    "number",
+    "number_of",
+    "placed",
+    "shape_of",
+    "uniform",
+    "wild",
+]
 
 # Empty, without dimensions, odd, larger than a vector.
-SHAPES = ((), (1,), (5,), (0,), (33,), (3, 4), (0, 4), (4, 0), (1, 1), (7, 33), (2, 3, 4), (16, 17), (5, 1, 65),
-          (1,) * 5)  # fmt: skip
+SHAPES = (
+    (),
+    (1,),
+    (5,),
+    (0,),
+    (33,),
+    (3, 4),
+    (0, 4),
+    (4, 0),
+    (1, 1),
+    (7, 33),
+    (2, 3, 4),
+    (16, 17),
+    (5, 1, 65),
+    (1,) * 5,
+)
 MATRICES = ((1, 1), (3, 4), (4, 6), (5, 33), (2, 64), (7, 31), (0, 4), (4, 0), (9, 130), (3, 97))
 LOW = (torch.bfloat16, torch.float16)
 _WILD = [np.inf, -np.inf, np.nan, -0.0, 0.0, 3e38, -3e38, 1e-40, -1e-45, 1.2e-38]

@@ -27,13 +27,15 @@ def _inference() -> Tensor:
 
 
 _VALUES: tuple[Any, ...] = (
-    None, True, False, "0.1", "auto", b"1", 1j, [0.1], (0.1,), {}, object(), decimal.Decimal("0.1"), np.bool_(True),
+    None, True, False, "0.1", "auto", b"1", 1j, [0.1], (0.1,), {}, object(), decimal.Decimal("0.1"),
+    np.bool_(True),
     np.array(0.1), np.array([0.1, 0.2]), np.array(["skip", "init"]), ["skip"], float, range(3), np.complex64(1),
 )  # fmt: skip
 _NUMBERS: tuple[Any, ...] = (
-    -1, -1.0, math.nan, math.inf, -math.inf, 2**64, 2**63, -(2**63), 10**400, 10**5000, fractions.Fraction(1, 3),
-    fractions.Fraction(10**400), np.float32(0.1), np.float16(0.1), np.int64(1), 1e39, 1e300, 3.4e38, 5e-324, 1e-46,
-    -0.0, 0, 0.0, 1, 2, 7, 0.5,
+    -1, -1.0, math.nan, math.inf, -math.inf, 2**64, 2**63, -(2**63),
+    10**400, 10**5000, fractions.Fraction(1, 3),
+    fractions.Fraction(10**400), np.float32(0.1), np.float16(0.1), np.int64(1), 1e39, 1e300, 3.4e38, 5e-324,
+    1e-46, -0.0, 0, 0.0, 1, 2, 7, 0.5,
 )  # fmt: skip
 _TENSORS = (
     lambda: torch.tensor(0.1, dtype=torch.float64), lambda: torch.tensor(1), lambda: torch.tensor([0.1, 0.2]),
@@ -46,8 +48,8 @@ _TENSORS = (
     lambda: torch.quantize_per_tensor(torch.zeros(1), 0.1, 0, torch.qint8), lambda: torch.ones(1).to_mkldnn(),
 )  # fmt: skip
 _DTYPES = (
-    torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int8, torch.uint8, torch.int32, torch.int64,
-    torch.bool, torch.complex64, torch.float8_e4m3fn, torch.uint16, torch.uint64,
+    torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int8, torch.uint8, torch.int32,
+    torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn, torch.uint16, torch.uint64,
 )  # fmt: skip
 
 
@@ -62,7 +64,7 @@ def odd_number(rng: np.random.Generator) -> Any:
 
 
 def odd_tensor(rng: np.random.Generator, tensor: Any, others: Iterable[Tensor]) -> Any:
-    """In place of a tensor: another dtype, shape, layout, device or class, memory that others have, no tensor."""
+    """In place of a tensor: another dtype, shape, layout, device or class, memory of another, no tensor."""
     t = tensor.detach() if isinstance(tensor, Tensor) else torch.zeros(3, 4)
     if t.layout is not torch.strided or t.is_nested or t.is_meta:
         return odd_value(rng)
@@ -162,7 +164,7 @@ class Memory:
                 continue
             t = t.detach()
             at = t.untyped_storage().data_ptr()
-            if at in expected:
+            if at in expected and 0 not in t.stride():  # nobody writes to an expanded one
                 place = torch.empty(0, dtype=t.dtype).set_(
                     expected[at].untyped_storage(), t.storage_offset(), t.shape, t.stride()
                 )
