@@ -59,9 +59,9 @@ FLEXKERN_FN void multiply(uint32_t x, uint32_t m, uint32_t& high, uint32_t& low)
   low = static_cast<uint32_t>(p);
 }
 
-// mul_add(a, b, c) = a * b + c, fused where the processor can: on the baseline its last bit is another
-// (docs/determinism.md). reciprocal(a) = 1 / a, for normal a with a normal reciprocal: on a CPU the rounded
-// quotient, on a GPU at most 1 ulp off. Neither is used in fields.
+// mul_add(a, b, c) = a * b + c, fused where the processor can: its last bit differs between instruction sets.
+// reciprocal(a) = 1 / a, at most 1 ulp off, for normal a with a normal reciprocal. Neither is used in fields. What
+// comes of both is in docs/determinism.md.
 #if defined(__CUDA_ARCH__)
 FLEXKERN_FN float mul_add(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 #else

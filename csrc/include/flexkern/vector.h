@@ -51,13 +51,9 @@ FLEXKERN_FN floats mul_add(floats a, floats b, floats c) {
 
 FLEXKERN_FN floats reciprocal(floats a) {
 #if defined(__AVX512F__)
-  // 14 bits, doubled by a Newton step, which leaves one of the two floats next to 1 / a, and then the series of the
-  // rest: the division's bits, in half its cycles. Twice the square tips the one tie in each octave (the last float
-  // before a power of two); from either neighbour all 2^23 fractions come out right, so rcp14 may be any vendor's.
-  const floats one = _mm512_set1_ps(1.0f), first = _mm512_rcp14_ps(a);
-  const floats r = mul_add(first, _mm512_fnmadd_ps(a, first, one), first);
-  const floats rest = _mm512_fnmadd_ps(a, r, one);
-  return mul_add(r, mul_add(rest + rest, rest, rest), r);
+  // 14 bits, doubled by a Newton step: 4 cycles per vector where a division takes 16.
+  const floats r = _mm512_rcp14_ps(a);
+  return mul_add(r, _mm512_fnmadd_ps(a, r, _mm512_set1_ps(1.0f)), r);
 #else
   return 1.0f / a;
 #endif
