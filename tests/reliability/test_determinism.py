@@ -28,8 +28,8 @@ from helpers.every_operator import (
 )
 
 PAGE = PACKAGE.parent / "docs" / "determinism.md"
-# How far alpha may be off between instruction sets: where it is over 2^-10, and where it is smaller. Its exponent
-# has the error of a reciprocal, so that the share grows with -log2(alpha), while alpha itself shrinks.
+# How far alpha may be off between instruction sets: where it is over 2^-10, and where it is smaller. Its
+# exponent has the error of a reciprocal, so that the share grows with -log2(alpha), while alpha itself shrinks.
 ISA_ULPS, SMALL_ULPS = 16, 96
 STEP_SIZE = 0.15  # no weight of those steps goes farther
 STEP = 2.0**-20  # how far apart backends may be, as a share of the step that a weight takes
