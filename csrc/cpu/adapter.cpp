@@ -8,6 +8,7 @@
 #include "check.h"
 #include "dispatch.h"
 #include "kernels/half.h"
+#include "products.h"
 #include "work.h"
 
 FLEXKERN_KERNEL(void adapter_hidden(const AdapterHidden& pass, Dtype dtype);
@@ -60,13 +61,17 @@ std::vector<Rows> split_runs(const std::vector<Rows>& runs, int64_t most) {
   return parts;
 }
 
-// What is still in the cache of a core between a product and the pass over its result. Larger than most: the
-// library takes 20 microseconds to start a product of bfloat16, as long as it takes for 200 rows of 768.
+// How many rows a thread works on at a time: no more than stay in the cache of a core between a product and the
+// pass over its result. The order of sums and the library's bits follow from it, so that it must not depend on how
+// many threads there are. Two get work from 128 rows on and eight from 4096; more parts cost bfloat16, whose
+// products take the library some time to start (6304 rows of 768 on one thread: 1.04 times the time of one
+// part, 1.12 in sixteen).
 int64_t rows_at_a_time(const Tensor& x, const AdapterSizes& sizes) {
-  constexpr int64_t kBytes = 3 << 20, kFewest = 64;
+  constexpr int64_t kBytes = 3 << 20, kFewest = 64, kMost = 8, kMultiple = 16;
+  const int64_t rows = sizes.samples * sizes.positions;
   const int64_t fitting = kBytes / (sizes.d * static_cast<int64_t>(x.element_size()));
-  const int64_t rows = sizes.samples * sizes.positions, threads = torch::stable::get_num_threads();
-  return std::max(std::min(fitting, (rows + threads - 1) / threads), kFewest);
+  const int64_t parts = std::max(std::min(rows / (8 * kFewest), kMost), std::min<int64_t>(rows / kFewest, 2));
+  return std::max(std::min(fitting, part_size(rows, parts, kMultiple)), kFewest);
 }
 
 // --------------------------------------------------------------------------- matrices
@@ -77,16 +82,20 @@ struct Matrix {
   int64_t rows, columns;
   ScalarType type;
   int64_t element_size;
+  int64_t stride;           // elements from one row in memory to the next
   bool transposed = false;  // in memory it is [columns, rows]
 
-  Matrix t() const { return {data, columns, rows, type, element_size, !transposed}; }
-  void* row(int64_t i) const { return data + i * columns * element_size; }
+  Matrix t() const { return {data, columns, rows, type, element_size, stride, !transposed}; }
+  void* row(int64_t i) const { return data + i * stride * element_size; }
   Matrix part(const Rows& some) const {
-    return {static_cast<char*>(row(some.first)), some.count, columns, type, element_size};
+    return {static_cast<char*>(row(some.first)), some.count, columns, type, element_size, stride};
+  }
+  Matrix some_columns(int64_t first, int64_t count) const {
+    return {data + first * element_size, rows, count, type, element_size, stride};
   }
   Tensor tensor() const {
     const int64_t sizes[] = {rows, columns};
-    const int64_t strides[] = {transposed ? 1 : columns, transposed ? rows : 1};
+    const int64_t strides[] = {transposed ? 1 : stride, transposed ? stride : 1};
     return torch::stable::from_blob(data, {sizes, 2}, {strides, 2}, {DeviceType::CPU, 0}, type);
   }
 };
@@ -94,8 +103,12 @@ struct Matrix {
 // All but the last dimension of a contiguous tensor are rows.
 Matrix matrix(const Tensor& tensor) {
   const int64_t columns = tensor.size(tensor.dim() - 1);
-  return {static_cast<char*>(tensor.data_ptr()), tensor.numel() / columns, columns, tensor.scalar_type(),
-          static_cast<int64_t>(tensor.element_size())};
+  return {static_cast<char*>(tensor.data_ptr()),
+          tensor.numel() / columns,
+          columns,
+          tensor.scalar_type(),
+          static_cast<int64_t>(tensor.element_size()),
+          columns};
 }
 
 // The matrix of one task in a bank [tasks, rows, columns].
@@ -108,7 +121,7 @@ Matrix of_task(const Tensor& bank, int64_t task) {
 // The row of one task in a bank [tasks, columns].
 void* row_of_task(const Tensor& bank, int64_t task) { return matrix(bank).row(task); }
 
-// out = alpha a b, by the library, with torch's threads where this is not one of several already.
+// out = alpha a b, by the library.
 void product(const Matrix& out, const Matrix& a, const Matrix& b, double alpha = 1.0) {
   const Tensor result = out.tensor(), left = a.tensor(), right = b.tensor();
   TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(result.get(), result.get(), left.get(), right.get(), 0.0, alpha));
@@ -127,9 +140,7 @@ void narrow(Dtype dtype, const float* values, void* to, int64_t count) {
 
 template <class Body>
 void for_each_part(const std::vector<Rows>& parts, const Body& body) {
-  torch::stable::parallel_for(0, static_cast<int64_t>(parts.size()), 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) body(parts[i], i);
-  });
+  for_each_product(static_cast<int64_t>(parts.size()), [&](int64_t i) { body(parts[i], i); });
 }
 
 // The rows of one task: where they lie, or where they lie in several places, a copy that has them together.
@@ -180,16 +191,56 @@ void add_bias_grads(const BankGrads& grads, const std::vector<Rows>& parts, cons
   }
 }
 
-// One product over all rows of a task, so that their sum is rounded once whatever the dtype.
-void task_products(const BankGrads& grads, int64_t task, const std::vector<Rows>& runs, const Tensor& x,
-                   const Tensor& grad_z, const Tensor& hidden, const Tensor& grad_out, double scale) {
-  const TaskRows h(hidden, runs), g(grad_out, runs), inputs(x, runs), dz(grad_z, runs);
-  product(of_task(grads.up, task), h.rows().t(), g.rows(), scale);
-  // As dz^T x, because the library takes twice as long for x^T dz (float32, 6304 rows, 768 x 64).
-  const Tensor product_t = torch::stable::new_empty(x, {dz.rows().columns, inputs.rows().columns});
-  product(matrix(product_t), dz.rows().t(), inputs.rows());
-  Tensor down = of_task(grads.down, task).t().tensor();
-  torch::stable::copy_(down, product_t);
+// The gradients of a task's two matrices: products over all its rows, so that each sum is rounded once whatever the
+// dtype. Several threads work on parts of the columns.
+class TaskProducts {
+ public:
+  TaskProducts(const BankGrads& grads, int64_t task, const std::vector<Rows>& runs, const Tensor& x,
+               const Tensor& grad_z, const Tensor& hidden, const Tensor& grad_out)
+      : hidden_(hidden, runs),
+        grad_out_(grad_out, runs),
+        inputs_(x, runs),
+        grad_z_(grad_z, runs),
+        // As dz^T x, because the library takes twice as long for x^T dz (float32, 6304 rows, 768 x 64).
+        down_t_(torch::stable::new_empty(x, {grad_z_.rows().columns, inputs_.rows().columns})),
+        down_(of_task(grads.down, task)),
+        up_(of_task(grads.up, task)) {}
+
+  void make(int64_t first, int64_t count, double scale) const {
+    product(up_.some_columns(first, count), hidden_.rows().t(), grad_out_.rows().some_columns(first, count), scale);
+    product(matrix(down_t_).some_columns(first, count), grad_z_.rows().t(),
+            inputs_.rows().some_columns(first, count));
+  }
+
+  void finish() const {
+    Tensor down = down_.t().tensor();
+    torch::stable::copy_(down, down_t_);
+  }
+
+ private:
+  TaskRows hidden_, grad_out_, inputs_, grad_z_;
+  Tensor down_t_;
+  Matrix down_, up_;
+};
+
+void bank_products(const BankGrads& grads, const std::vector<Rows>& runs, const Tensor& x, const Tensor& grad_z,
+                   const Tensor& hidden, const Tensor& grad_out, double scale, const AdapterSizes& sizes) {
+  std::vector<std::vector<Rows>> by_task(sizes.tasks);
+  for (const Rows& run : runs) {
+    if (run.task >= 0 && run.count > 0) by_task[run.task].push_back(run);
+  }
+  std::vector<TaskProducts> tasks;
+  for (int64_t task = 0; task < sizes.tasks; ++task) {
+    if (!by_task[task].empty()) tasks.emplace_back(grads, task, by_task[task], x, grad_z, hidden, grad_out);
+  }
+  constexpr int64_t kColumns = 192, kMultiple = 64;
+  const int64_t width = part_size(sizes.d, (sizes.d + kColumns - 1) / kColumns, kMultiple);
+  const int64_t parts = (sizes.d + width - 1) / width;
+  for_each_product(static_cast<int64_t>(tasks.size()) * parts, [&](int64_t i) {
+    const int64_t first = i % parts * width;
+    tasks[i / parts].make(first, std::min(width, sizes.d - first), scale);
+  });
+  for (const TaskProducts& task : tasks) task.finish();
 }
 
 }  // namespace
@@ -271,13 +322,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> adapter_backward(const Tensor
                         torch::stable::new_zeros(x, {sizes.tasks, sizes.r, sizes.d}),
                         torch::stable::new_zeros(x, {sizes.tasks, sizes.d})};
   add_bias_grads(grads, parts, sums, sizes, dtype, static_cast<float>(scale));
-  std::vector<std::vector<Rows>> by_task(sizes.tasks);
-  for (const Rows& run : runs) {
-    if (run.task >= 0 && run.count > 0) by_task[run.task].push_back(run);
-  }
-  for (int64_t task = 0; task < sizes.tasks; ++task) {
-    if (!by_task[task].empty()) task_products(grads, task, by_task[task], x, grad_z, hidden, grad_out, scale);
-  }
+  bank_products(grads, runs, x, grad_z, hidden, grad_out, scale, sizes);
   return {grad_x, grads.down, grads.down_bias, grads.up, grads.up_bias};
 }
 

@@ -7,6 +7,8 @@
 #include <memory>
 #include <optional>
 
+#include "products.h"
+
 namespace flexkern::cpu {
 
 namespace {
@@ -69,12 +71,20 @@ Tensor view(float* data, int64_t rows, int64_t columns, int64_t row_stride, int6
 }
 
 // Rows [begin, end) of left^T right, which are contiguous [batch, ...], by the library; `out` begins with row
-// `first`.
+// `first`. In parts that several threads can work on: as large as can be, because the library packs the operands of
+// each anew, but small products are not worth handing over.
 void product_rows(float* out, int64_t first, const Tensor& left, const Tensor& right, int64_t begin, int64_t end) {
+  constexpr int64_t kMost = 8, kOperations = 1 << 21, kMultiple = 64;
   const int64_t count = end - begin, batch = left.size(0), rows = left.size(1), columns = right.size(1);
+  const int64_t parts = std::min(count * columns * batch / kOperations, kMost);
+  const int64_t width = part_size(columns, parts, kMultiple);
   const Tensor some = view(static_cast<float*>(left.data_ptr()) + begin, count, batch, 1, rows);
-  const Tensor block = view(out + (begin - first) * columns, count, columns, columns, 1);
-  TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mm_out(block.get(), some.get(), right.get()));
+  for_each_product((columns + width - 1) / width, [&](int64_t i) {
+    const int64_t from = i * width, wide = std::min(width, columns - from);
+    const Tensor block = view(out + (begin - first) * columns + from, count, wide, columns, 1);
+    const Tensor part = view(static_cast<float*>(right.data_ptr()) + from, batch, wide, columns, 1);
+    TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mm_out(block.get(), some.get(), part.get()));
+  });
 }
 
 template <class Rule>

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-from flexkern.cli.terminal import console, explained
+from flexkern.cli.terminal import ACCEPTS, console, explained
 from flexkern.runs.metaplasticity.figures import EXPERIMENTS
 from flexkern.runs.metaplasticity.protocol import protocol_for
 from flexkern.runs.metaplasticity.runner import run
@@ -41,7 +41,10 @@ _RUNNING: dict[str, Any] = {
     "out": Annotated[Path | None, typer.Option(help="Folder for the results. Default: out/NAME.")],
     "cache": Annotated[Path | None, typer.Option(help="Folder for features. Default: out/features.")],
     "restart": Annotated[bool, typer.Option("--restart", help="Discard what the folder holds.")],
+    "accept_other_environment": Annotated[bool, typer.Option("--accept-other-environment", help=ACCEPTS)],
 }
+
+_FLAGS = ("restart", "accept_other_environment")
 
 
 def add_to(app: typer.Typer, experiments: Iterable[type[Any]] = tuple(EXPERIMENTS.values())) -> None:
@@ -81,7 +84,7 @@ def _command(experiment: type[Any]) -> Callable[..., None]:
     command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [
             inspect.Parameter(
-                name, inspect.Parameter.KEYWORD_ONLY, default=False if name == "restart" else None, annotation=a
+                name, inspect.Parameter.KEYWORD_ONLY, default=False if name in _FLAGS else None, annotation=a
             )
             for name, a in annotations.items()
         ]
@@ -108,6 +111,7 @@ def show(
     out: Path | None,
     cache: Path | None,
     restart: bool,
+    accept_other_environment: bool,
 ) -> None:
     """Runs an experiment with a bar, then prints its tables and writes its picture."""
     # matplotlib too: if it is missing, say so now and not after the training.
@@ -129,7 +133,14 @@ def show(
             bar.update(task, completed=share, total=1.0, description=f"{what:<50}")
 
         results = run(
-            experiment, protocol, out=folder, cache=cache, jobs=jobs, restart=restart, observe=observe
+            experiment,
+            protocol,
+            out=folder,
+            cache=cache,
+            jobs=jobs,
+            restart=restart,
+            accept_other_environment=accept_other_environment,
+            observe=observe,
         )
     picture = folder / "picture.png"
     pictures.draw(results, picture)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from flexkern.cli import metaplasticity
-from flexkern.cli.terminal import console, counting_bar, errors, explained
+from flexkern.cli.terminal import ACCEPTS, console, counting_bar, errors, explained
 from flexkern.runs.incremental.config import Config, find_config, read_config
 from flexkern.runs.incremental.config import shipped as shipped_configurations
 
@@ -42,6 +42,7 @@ def class_incremental(
     out: Annotated[Path | None, typer.Option(help="Folder for results.json, picture.png, checkpoints.")] = None,
     restart: Annotated[bool, typer.Option("--restart", help="Discard what the folder holds.")] = False,
     keep: Annotated[bool, typer.Option("--keep", help="Keep each learner when its run has ended.")] = False,
+    accept_other_environment: Annotated[bool, typer.Option("--accept-other-environment", help=ACCEPTS)] = False,
 ) -> None:
     """Learns a data set some classes at a time, by several methods, and compares them.
 
@@ -65,7 +66,12 @@ def class_incremental(
     command = "flexkern run class-incremental"
     try:
         with explained(command, stopped="stopped; the same command goes on from the last epoch"):
-            show(read_config(find_config(config)).override(**changes), restart=restart, keep=keep)
+            show(
+                read_config(find_config(config)).override(**changes),
+                restart=restart,
+                keep=keep,
+                accept_other_environment=accept_other_environment,
+            )
     except ImportError as error:
         if "pip install" not in str(error):
             raise  # main() says what to install
@@ -73,7 +79,9 @@ def class_incremental(
         raise typer.Exit(1) from error
 
 
-def show(config: Config, *, restart: bool, keep: bool) -> dict[str, Any]:
+def show(
+    config: Config, *, restart: bool, keep: bool, accept_other_environment: bool = False
+) -> dict[str, Any]:
     """Runs a configuration, with a bar for all tasks and one for the epochs of a task; returns the results."""
     # matplotlib too: if it is missing, say so now and not after the training.
     from flexkern.runs.incremental import pictures, tables
@@ -105,7 +113,13 @@ def show(config: Config, *, restart: bool, keep: bool) -> dict[str, Any]:
                 bar.update(whole, completed=(place + 1) * event.tasks)  # tasks of an earlier call count too
                 console.print(tables.task_table(event.record))
 
-        results = run(config, restart=restart, keep=keep, observe=observe)
+        results = run(
+            config,
+            restart=restart,
+            keep=keep,
+            accept_other_environment=accept_other_environment,
+            observe=observe,
+        )
         bar.update(task, visible=False)
     folder = Path(config.out)
     pictures.draw(results, folder / "picture.png")

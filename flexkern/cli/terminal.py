@@ -16,10 +16,11 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-__all__ = ["console", "counting_bar", "errors", "explained"]
+__all__ = ["ACCEPTS", "console", "counting_bar", "errors", "explained"]
 
 console = Console()
 errors = Console(stderr=True)
+ACCEPTS = "Go on with a run begun with other versions, threads or processor: not to the same bits."
 
 
 def counting_bar() -> Progress:

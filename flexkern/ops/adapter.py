@@ -212,7 +212,8 @@ def gated_adapter(
     With t = index[s]: hidden = dropout(relu(x[s] down[t] + down_bias[t])) and
     out[s] = residual[s] + scale (hidden up[t] + up_bias[t]).
     Rows of the bank that no sample uses get a gradient of exactly 0. Results and gradients are the same bits at
-    each call. Samples of one task should stand together: any order is right, but many short runs are slower.
+    each call, and on every number of threads. Samples of one task should stand together: any order is right,
+    but many short runs are slower.
 
     Args:
         x: [S, L, d], float32, bfloat16 or float16 (float64: the reference only); products are accumulated in

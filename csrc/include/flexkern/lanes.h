@@ -64,7 +64,8 @@ FLEXKERN_FN void multiply(uint32_t x, uint32_t m, uint32_t& high, uint32_t& low)
 }
 
 // mul_add(a, b, c) = a * b + c, fused where the processor can: its last bit differs between instruction sets.
-// reciprocal(a) = 1 / a, at most 1 ulp off, for normal a with a normal reciprocal. Neither is used in fields.
+// reciprocal(a) = 1 / a, at most 1 ulp off, for normal a with a normal reciprocal. Neither is used in fields. What
+// comes of both is in docs/determinism.md.
 #if defined(__CUDA_ARCH__)
 FLEXKERN_FN float mul_add(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 #else

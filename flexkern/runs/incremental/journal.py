@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flexkern.files import write_json
+from flexkern.runs.environment import refuse_another
 from flexkern.runs.incremental.config import Config
 
 __all__ = ["Journal", "differences"]
@@ -25,14 +26,24 @@ class Journal:
 
     Args:
         config: the run. What a folder already holds must be of the same configuration, but for paths.
-        environment: versions and device, noted when they change.
+        environment: of :func:`flexkern.runs.environment.decides_bits`. ``environments`` of the results has all
+            that the folder was worked on in, and ``environments`` of a run the places of its own in that list.
         restart: discard what the folder holds.
+        accept_other_environment: go on with what was begun in another one.
 
     Raises:
-        ValueError: if the folder holds another run, or a file that is not one of ours.
+        ValueError: if the folder holds another run, a file that is not one of ours, or a run that was begun in
+            another environment and has not ended.
     """
 
-    def __init__(self, config: Config, environment: dict[str, Any], *, restart: bool = False) -> None:
+    def __init__(
+        self,
+        config: Config,
+        environment: dict[str, Any],
+        *,
+        restart: bool = False,
+        accept_other_environment: bool = False,
+    ) -> None:
         self.folder = Path(config.out)
         self.path = self.folder / "results.json"
         # A process that was killed while it wrote leaves its temporary file.
@@ -56,8 +67,16 @@ class Journal:
                 "Give another folder with --out, or discard that run with --restart"
             )
         self.results["configuration"] = configuration
-        if self.results["environments"][-1:] != [environment]:
+        for run in self.results["runs"]:
+            if not _is_going_on(run):
+                continue
+            environments = [self.results["environments"][i] for i in run.get("environments", ())]
+            what = f"{run['method']!r}, seed {run['seed']}, a run"
+            begun = environments[-1] if environments else None
+            refuse_another(begun, environment, self.folder, accept=accept_other_environment, what=what)
+        if environment not in self.results["environments"]:
             self.results["environments"].append(environment)
+        self._environment = self.results["environments"].index(environment)
 
     def _read(self) -> dict[str, Any] | None:
         if not self.path.exists():
@@ -82,6 +101,12 @@ class Journal:
         self.results["runs"].append({"method": method, "seed": seed, "tasks": []})
         return self.results["runs"][-1]
 
+    def note_environment(self, run: dict[str, Any]) -> None:
+        """A run begins, or goes on, here and now."""
+        places = run.setdefault("environments", [])
+        if places[-1:] != [self._environment]:
+            places.append(self._environment)
+
     def checkpoint(self, method: str, seed: int) -> Path:
         """Where the learner of that run is saved; the folder exists then."""
         names = [m["name"] for m in self.results["configuration"]["methods"]]
@@ -94,6 +119,12 @@ class Journal:
     def write(self) -> None:
         """Puts the results in place in one step: who reads them finds the old file or the new one."""
         write_json(self.path, self.results)
+
+
+def _is_going_on(run: dict[str, Any]) -> bool:
+    """Whether something of the run is learned, and not all of it."""
+    tasks = len(run["tasks"])
+    return (tasks > 0 or "learning" in run) and tasks < len(run.get("experiences", ()))
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

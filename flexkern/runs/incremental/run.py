@@ -7,17 +7,15 @@ every epoch. A run that was stopped goes on with the epoch that it was in, to th
 from __future__ import annotations
 
 import math
-import platform
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-import flexkern
-from flexkern.backends import requested
 from flexkern.measure import Measure
 from flexkern.metrics import AccuracyMatrix, Evaluation
+from flexkern.runs.environment import decides_bits
 from flexkern.runs.incremental.config import Config, MethodConfig
 from flexkern.runs.incremental.data import digest, load_images, make_stream
 from flexkern.runs.incremental.journal import Journal
@@ -72,6 +70,7 @@ def run(
     *,
     restart: bool = False,
     keep: bool = False,
+    accept_other_environment: bool = False,
     observe: Callable[[Event], None] = lambda _: None,
     learners: Learners | None = None,
 ) -> dict[str, Any]:
@@ -81,6 +80,8 @@ def run(
         config: the run.
         restart: discard what ``config.out`` holds.
         keep: leave the checkpoint of each learner when its run has ended.
+        accept_other_environment: go on with a run that was begun with another number of threads, on another
+            processor or under other versions, though not to the bits that it would have come to.
         observe: told what happens.
         learners: default: those of :mod:`flexkern.learners`.
 
@@ -88,7 +89,8 @@ def run(
         What ``results.json`` holds: plain lists and numbers.
 
     Raises:
-        ValueError: naming the key of the configuration, before anything is trained.
+        ValueError: naming the key of the configuration, before anything is trained; or if ``config.out`` holds
+            a run that was begun in another environment and has not ended.
         FileNotFoundError: if there are no images, or no backbone, where they should be.
     """
     learners = learners or _shipped_learners()
@@ -98,7 +100,9 @@ def run(
         if method.method not in learners.methods:
             allowed = ", ".join(learners.methods)
             raise ValueError(f"methods: {method.name!r} has method {method.method!r}; allowed are {allowed}")
-    journal = Journal(config, _environment(device), restart=restart)
+    journal = Journal(
+        config, decides_bits(device), restart=restart, accept_other_environment=accept_other_environment
+    )
     train, test = load_images(config.data)
     stream = make_stream(config, train, test, config.seeds[0])
     fixed = config.stream.seed != "run"
@@ -167,6 +171,7 @@ class _Run:
         done = len(self.record["tasks"])
         if done < len(self.stream):
             learner = self._learner(done)
+            self.journal.note_environment(self.record)
             for task in range(done, len(self.stream)):
                 if learner.tasks_learned == task:
                     self._learn(learner, task)
@@ -279,17 +284,3 @@ def _device(name: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device: {name!r} was asked for, and torch finds no GPU; use --device cpu")
     return device
-
-
-def _environment(device: torch.device) -> dict[str, Any]:
-    """What decides the last bits beside the configuration."""
-    return {
-        "flexkern": flexkern.__version__,
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
-        "threads": torch.get_num_threads(),
-        "backends": [name for name, status in flexkern.backends().items() if status.available],
-        "requested_backend": requested(),
-    }

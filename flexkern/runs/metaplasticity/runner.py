@@ -18,6 +18,7 @@ import torch
 
 from flexkern.environment import environment
 from flexkern.files import write_json
+from flexkern.runs.environment import decides_bits, refuse_another
 from flexkern.runs.metaplasticity.protocol import Protocol
 from flexkern.runs.metaplasticity.schedule import Experiment
 from flexkern.runs.metaplasticity.unit import Unit
@@ -56,6 +57,7 @@ def run(
     cache: Path | None = None,
     jobs: int | None = None,
     restart: bool = False,
+    accept_other_environment: bool = False,
     observe: Callable[[float, str], None] = lambda *_: None,
 ) -> dict[str, Any]:
     """Runs, or goes on with, an experiment.
@@ -71,6 +73,8 @@ def run(
         cache: folder for features. Default: ``features`` beside ``out``.
         jobs: networks that are trained at a time. Default: :func:`default_jobs`.
         restart: discard what ``out`` holds.
+        accept_other_environment: go on with a network that was begun on another processor or under other
+            versions, though not to the bits that it would have come to.
         observe: told, after each presentation of an item, the share of all work that is done, and what was
             done; from another thread.
 
@@ -78,7 +82,8 @@ def run(
         What ``results.json`` holds.
 
     Raises:
-        ValueError: naming the setting; or if ``out`` holds a run of other settings.
+        ValueError: naming the setting; or if ``out`` holds a run of other settings, or a network that was begun
+            in another environment and has not ended.
     """
     path = out / "results.json"
     if restart:
@@ -102,6 +107,8 @@ def run(
     kept = {(r["network"], r["seed"]): r for r in (known or {}).get("runs", [])}
     left = [u for u in todo if (u.name, u.seed) not in kept]
     jobs = default_jobs(protocol, len(left)) if jobs is None else jobs
+    for unit in left:
+        _check_environment(unit, out, accept=accept_other_environment)
     done = _Done(len(todo), len(todo) - len(left), observe)
     for record in _all(left, jobs, done):
         kept[record["network"], record["seed"]] = record
@@ -150,6 +157,18 @@ def _check_same(known: dict[str, Any], name: str, configuration: dict[str, Any],
             f"out: {out} holds another run ({'; '.join(changed)}). Give another folder with --out, or discard "
             "that run with --restart"
         )
+
+
+def _check_environment(unit: Unit, out: Path, *, accept: bool) -> None:
+    """Makes sure that a network which has learned something goes on in the environment that it did so in."""
+    record = unit.record()
+    if record["finished"] or not record["parts"]:
+        return
+    environments = record.get("environments") or [None]
+    now = decides_bits(torch.device(unit.protocol.device), threads=1)
+    refuse_another(
+        environments[-1], now, out, accept=accept, what=f"{unit.name!r}, seed {unit.seed}, a network"
+    )
 
 
 def _plain(value: Any) -> Any:

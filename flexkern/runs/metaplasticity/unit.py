@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from flexkern.files import write_json
 from flexkern.learners import MLP_METHODS, Progress, load_mlp
 from flexkern.metrics import Evaluation, memorised
+from flexkern.runs.environment import decides_bits
 from flexkern.runs.metaplasticity.flexibility import flexibility
 from flexkern.runs.metaplasticity.protocol import Network, Protocol
 from flexkern.runs.metaplasticity.schedule import Experiment, Part
@@ -74,6 +76,10 @@ class Unit:
         record = self.record()
         if record["finished"]:
             return record
+        here = decides_bits(torch.device(self.protocol.device))
+        environments = record.setdefault("environments", [])
+        if environments[-1:] != [here]:
+            environments.append(here)
         items = self.experiment.load(self.protocol, self.seed, self.cache, lambda what: notify(0.0, what))
         # Test sets alone: their training sets are put together when they are shown.
         tests = [items.test(i) for i in range(len(items))]
