@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from flexkern.arguments import number, whole_number
 from flexkern.nn.growing import GrowingState, check_features, check_labels
 from flexkern.nn.heads.ridge import RidgeHead
 
@@ -46,12 +47,9 @@ class ExpertHead(GrowingState):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
-        if width < 1:
-            raise ValueError(f"width must be at least 1, got {width}")
-        for name, value in (("temperature", temperature), ("expert_temperature", expert_temperature)):
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{name} must be finite and > 0, got {value}")
-        self.width, self.temperature, self.expert_temperature = width, temperature, expert_temperature
+        width = self.width = whole_number(width, "width")
+        self.temperature = number(temperature, "temperature", 0, above=True)
+        self.expert_temperature = number(expert_temperature, "expert_temperature", 0, above=True)
         # For each class what its task's expert multiplies [E0(x), Et(x)] by.
         self.register_buffer("weight", torch.zeros((0, 2, width), dtype=torch.float32, device=device))
         self.register_buffer("class_task", torch.zeros(0, dtype=torch.int64, device=device))

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flexkern.arguments import choice, flag, number, whole_number
 from flexkern.nn.growing import GrowingState, check_labels
 from flexkern.nn.task_scores import class_sums
 from flexkern.ops import complete_prototypes, prototype_logits
@@ -62,14 +63,11 @@ class PrototypeClassifier(GrowingState):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
-        if dim < 1:
-            raise ValueError(f"dim must be at least 1, got {dim}")
-        if reweighting not in REWEIGHTINGS:
-            raise ValueError(f"reweighting must be one of {REWEIGHTINGS}, got {reweighting!r}")
-        if completion not in (*COMPLETIONS, "none"):
-            raise ValueError(f"completion must be one of {(*COMPLETIONS, 'none')}, got {completion!r}")
-        self.dim, self.weight, self.reweighting = dim, weight, reweighting
-        self.base, self.base_weight, self.completion = base, base_weight, completion
+        dim = self.dim = whole_number(dim, "dim")
+        self.weight, self.base_weight = number(weight, "weight"), number(base_weight, "base_weight")
+        self.reweighting = choice(reweighting, "reweighting", REWEIGHTINGS)
+        self.completion = choice(completion, "completion", (*COMPLETIONS, "none"))
+        base = self.base = flag(base, "base")
         exact = torch.float64
         self.register_buffer("sums", torch.zeros((0, int(base), dim), dtype=exact, device=device))
         self.register_buffer("counts", torch.zeros((0, int(base)), dtype=torch.int64, device=device))

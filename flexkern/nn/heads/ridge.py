@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flexkern.arguments import flag, number, whole_number
 from flexkern.nn.growing import GrowingState, check_features, check_labels, seeded
 from flexkern.nn.task_scores import class_sums
 
-__all__ = ["RidgeHead", "check_ridge"]
+__all__ = ["RidgeHead", "checked_ridge"]
 
 _CHUNK = 2048  # rows that are projected at once: bounds memory to a few times the Gram matrix
 
@@ -57,11 +58,10 @@ class RidgeHead(GrowingState):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
-        if width < 1:
-            raise ValueError(f"width must be at least 1, got {width}")
-        check_ridge(features, ridge)
-        self.width, self.features, self.seed, self.ridge, self.balanced = width, features, seed, ridge, balanced
-        columns, exact = features or width, torch.float64
+        self.width, self.features = whole_number(width, "width"), whole_number(features, "features", least=0)
+        self.seed = whole_number(seed, "seed", least=None, most=None)
+        self.ridge, self.balanced = checked_ridge(ridge), flag(balanced, "balanced")
+        columns, exact = self.features or self.width, torch.float64
         self.register_buffer("gram", torch.zeros((columns, columns), dtype=exact, device=device))
         self.register_buffer("cross", torch.zeros((columns, 0), dtype=exact, device=device))
         self.register_buffer("count", torch.zeros(0, dtype=torch.int64, device=device))
@@ -217,9 +217,10 @@ class RidgeHead(GrowingState):
         )
 
 
-def check_ridge(features: int, ridge: float | str) -> None:
-    """Raises ValueError unless these are options of :class:`RidgeHead`."""
-    if features < 0:
-        raise ValueError(f"features must be >= 0 (0: no projection), got {features}")
-    if ridge != "auto" and (isinstance(ridge, str) or not (math.isfinite(ridge) and ridge > 0)):
-        raise ValueError(f"ridge must be 'auto' or a finite number > 0, got {ridge!r}")
+def checked_ridge(ridge: object) -> float | str:
+    """``ridge`` as :class:`RidgeHead` keeps it; TypeError or ValueError if it is not one."""
+    if isinstance(ridge, str):
+        if ridge != "auto":
+            raise ValueError(f"ridge must be 'auto' or a finite number > 0, got {ridge!r}")
+        return ridge
+    return number(ridge, "ridge", 0, above=True, kind="'auto' or a finite number > 0")

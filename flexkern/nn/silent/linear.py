@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from flexkern import ops
+from flexkern.arguments import whole_number
 from flexkern.fields import Field, Purpose
 from flexkern.nn.fused.linear import MetaplasticLinear
 from flexkern.nn.records import record_of
@@ -113,6 +114,11 @@ class SilentLinear(MetaplasticLinear):
         how = record_of(Insertion, insertion, insertion_fields, name="insertion", of=SilentLinear)
         if init is not None and not isinstance(init, Field):
             raise TypeError(f"init must be a flexkern.Field or None, got {type(init).__name__}")
+        in_features = whole_number(in_features, "in_features", least=0)
+        out_features = whole_number(out_features, "out_features", least=0)
+        seed, stream = (
+            whole_number(n, name, least=None, most=None) for n, name in ((seed, "seed"), (stream, "stream"))
+        )
         check_silent(silent, (out_features, in_features))
         theta = how.initial_threshold(out_features)
         bound = 1 / math.sqrt(in_features) if in_features else 0.0
