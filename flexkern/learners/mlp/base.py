@@ -279,4 +279,4 @@ def _finite(x: Tensor) -> bool:
     if x.dtype is torch.uint8 or not x.numel():
         return True
     low, high = (float(bound) for bound in torch.aminmax(x.detach()))
-    return -_LARGEST <= low and high <= _LARGEST  # NaN compares as neither
+    return low >= -_LARGEST and high <= _LARGEST  # NaN compares as neither

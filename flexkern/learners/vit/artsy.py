@@ -167,7 +167,8 @@ class ArtsyViT(ViTLearner):
             try:
                 self.gate.check_labels(experience.train_labels.to(self.device))
             except ValueError as error:
-                raise ValueError(f"experience: {experience.name!r} cannot be learned, its {error}") from None
+                why = str(error).replace("h0", "its training set", 1)
+                raise ValueError(f"experience: {experience.name!r} cannot be learned: {why}") from None
 
     def _begin(self, classes: int) -> None:
         # The bank draws from a generator of its own, so that a task's first weights do not depend on the
@@ -281,7 +282,9 @@ class ArtsyViT(ViTLearner):
         if self.prototypes.base_weight == 0 and bool(closed.any()):
             # E0 counts for nothing then beside an adapter, but where none is open it is what there is.
             prototypes = self.prototypes.complete()[:, 0]
-            logits[closed] = functional.linear(functional.normalize(h0[closed]), functional.normalize(prototypes))
+            logits[closed] = functional.linear(
+                functional.normalize(h0[closed]), functional.normalize(prototypes)
+            )
         return logits
 
     @torch.no_grad()

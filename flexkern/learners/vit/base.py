@@ -71,9 +71,7 @@ class ViTLearner(Learner):
             raise TypeError(f"recipe must be a flexkern.learners.Recipe or None, got {type(recipe).__name__}")
         for name in options:
             if name not in self.options():
-                raise TypeError(
-                    f"{type(self).__name__} has no argument {name!r}{nearest(name, self._named())}"
-                )
+                raise TypeError(f"{type(self).__name__} has no argument {name!r}{nearest(name, self._named())}")
         self.recipe = recipe or self.default_recipe()
         configuration: dict[str, Any] = {
             "recipe": asdict(self.recipe), "images_per_pass": images_per_pass, "image_size": image_size,
@@ -204,7 +202,8 @@ class ViTLearner(Learner):
 
     def _check_answers(self) -> None:
         if not self.classes_seen:
-            raise NotLearnedError(f"{type(self).__name__} has not learned a class yet; learn an experience first")
+            name = type(self).__name__
+            raise NotLearnedError(f"{name} has not learned a class yet; learn an experience first")
 
     def _training_now(self) -> Training | None:
         """The training of the task that has begun."""

@@ -61,6 +61,6 @@ def _range_hint(low: float, high: float) -> str:
         return "; look for NaN and infinite pixels"
     if low >= 0 and 1.5 < high <= 255:
         return "; if they are 0 ... 255, pass images / 255"
-    if low >= -0.5 and high <= 1.5:
+    if low >= -0.1 and high <= 1.1:
         return "; rounding aside, pass .clamp(0, 1)"
     return "; pass images before they are normalised"

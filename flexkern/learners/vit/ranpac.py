@@ -46,8 +46,7 @@ class RanPAC(ViTLearner):
     def _finish(self, images: Tensor, labels: Tensor) -> None:
         h0 = torch.cat([self._run(self._parts.features, x) for x, _ in self._test_batches(images, labels)])
         self.head.update(h0, labels.to(self.device))
-        if not isinstance(self.head.ridge, str) or not self.tasks_learned:
-            self.head.solve()  # if there is no answer from what was learned, it is not learned
+        self.head.check_solvable()  # what gives no answers is not learned
 
     def _logits(self, images: Tensor, task: Tensor | None) -> Tensor:
         return self.head.logits(self._run(self._parts.features, images))

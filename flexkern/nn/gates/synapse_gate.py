@@ -219,7 +219,7 @@ class SynapseGate(GrowingState):
         self.recall.add(h0[held_out], labels[held_out], generator)
         if self.detector is not None:
             self.detector.absorb(h0[held_out], labels[held_out])
-            self.scores(h0[:1])  # if there is no answer from what was learned, it is not learned
+            self.detector.check_answers(self.recall)
 
     def _fit(self, train: Tensor, held_out: Tensor, task: int) -> None:
         """Trains, calibrates and sets the thresholds of the gates that a new task changes."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from flexkern.nn.task_scores import class_sums
 
 __all__ = ["RidgeHead", "checked_ridge"]
 
+_NOTHING = "the features are all 0 (or not finite); there is nothing to fit"
 _CHUNK = 2048  # rows that are projected at once: bounds memory to a few times the Gram matrix
 
 
@@ -158,6 +158,13 @@ class RidgeHead(GrowingState):
             self._weight = weight.float()
         return self._weight
 
+    def check_solvable(self) -> None:
+        """Raises RuntimeError where :meth:`solve` would; with ``ridge="auto"`` without its eigenvalues."""
+        if not isinstance(self.ridge, str):
+            self.solve()
+        elif not bool(self.gram.diagonal().sum() > 0):
+            raise RuntimeError(_NOTHING)
+
     def _targets(self) -> Tensor:
         """C, or with ``balanced`` its columns as if all classes had the same number of samples."""
         if not self.balanced:
@@ -171,7 +178,7 @@ class RidgeHead(GrowingState):
         values = values.clamp(min=0)  # G is a sum of squares; what is under 0 is rounding
         samples, scale = self.count.sum(), values.mean()
         if not bool(scale > 0):
-            raise RuntimeError("the features are all 0 (or not finite); there is nothing to fit")
+            raise RuntimeError(_NOTHING)
         powers = torch.arange(-16, 17, dtype=values.dtype, device=values.device) / 2
         ridges = scale * 10**powers
         shrunk = values / (values + ridges[:, None])  # eigenvalues of H, [ridges, columns]
