@@ -45,7 +45,7 @@ def whole_number(
     """
     plain = _plain(value)
     try:
-        if isinstance(plain, bool):
+        if isinstance(plain, (bool, Tensor, np.ndarray)):
             raise TypeError
         whole = operator.index(plain)
     except TypeError:

@@ -90,7 +90,9 @@ class MetaplasticMLP(MLPLearner):
                 f"network must be one of {tuple(NETWORKS)} or a flexibility, got {network!r}"
                 f"{nearest(network, NETWORKS)}"
             )
-        if isinstance(network, (int, float, np.generic)) or (isinstance(network, Tensor) and not network.dim()):
+        if isinstance(network, (int, float, np.generic)) or (
+            isinstance(network, (Tensor, np.ndarray)) and not network.ndim
+        ):
             network = number(network, "network", kind="a name or a flexibility")
         scale = scale if isinstance(scale, str) and scale == "auto" else _scale(scale)
         gate, fused_step = choice(gate, "gate", ("item", "step")), flag(fused_step, "fused_step")

@@ -73,9 +73,9 @@ class ViTLearner(Learner):
             if name not in self.options():
                 raise TypeError(f"{type(self).__name__} has no argument {name!r}{nearest(name, self._named())}")
         self.recipe = recipe or self.default_recipe()
+        of_recipe = asdict(self.recipe) | {"crop": list(self.recipe.crop)}  # JSON has no tuples
         configuration: dict[str, Any] = {
-            "recipe": asdict(self.recipe), "images_per_pass": images_per_pass, "image_size": image_size,
-            **options,
+            "recipe": of_recipe, "images_per_pass": images_per_pass, "image_size": image_size, **options,
         }  # fmt: skip
         super().__init__(seed=seed, device=device, configuration=configuration)
         self.images_per_pass = images_per_pass

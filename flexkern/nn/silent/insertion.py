@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -49,6 +50,10 @@ class Insertion:
     def __post_init__(self) -> None:
         for name, allowed in (("rule", RULES), ("insert", INSERTS)):
             choice(getattr(self, name), name, allowed)
+        if isinstance(self.threshold, np.generic) or (
+            isinstance(self.threshold, np.ndarray) and not self.threshold.ndim
+        ):
+            object.__setattr__(self, "threshold", self.threshold.item())
         for name in ("eta", "prune"):
             value = number(getattr(self, name), name, 0)
             if value > 1e38:
