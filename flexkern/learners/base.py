@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from flexkern.arguments import SEEDS, whole_number
 from flexkern.learners import checkpoint
 from flexkern.learners.old_records import FORMAT, translated
 from flexkern.learners.progress import Progress
 from flexkern.metrics import Evaluation, confusion_matrix
 from flexkern.nn.undo import Undo
+from flexkern.plain import SEEDS, whole_number
 from flexkern.streams.base import Experience
 
 __all__ = ["Item", "Learner"]
@@ -166,6 +166,8 @@ class Learner(ABC):
 
     # ------------------------------------------------------------------ learning
 
+    # However it is called, and so that an interrupt in the middle of a torch.no_grad() does not leave it on.
+    @torch.enable_grad()
     def learn(
         self,
         experience: Experience,

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import nn
 
-from flexkern.arguments import nearest
 from flexkern.learners import checkpoint
 from flexkern.learners.base import Learner
 from flexkern.learners.old_records import translated
+from flexkern.plain import nearest
 
 __all__ = ["METHODS", "MLP_METHODS", "Methods", "load_learner", "load_mlp", "make_learner", "register_method"]
 

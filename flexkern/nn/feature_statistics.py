@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from flexkern.arguments import number, whole_number
 from flexkern.nn.growing import GrowingState, check_features, check_labels
 from flexkern.nn.task_scores import class_sums
+from flexkern.plain import number, whole_number
 
 __all__ = ["FeatureStatistics", "Whitened", "checked_shrinkage"]
 

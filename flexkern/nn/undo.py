@@ -36,6 +36,7 @@ class Undo:
     def __init__(
         self, *objects: Any, containers: Iterable[Any] = (), written: Iterable[nn.Module] = ()
     ) -> None:
+        self._grad = torch.is_grad_enabled()  # an interrupt can keep a torch.no_grad() from ending
         self._saved: list[tuple[Any, Any]] = [(value, _shallow(value)) for value in containers]
         for one in objects:
             attributes = vars(one)
@@ -83,6 +84,7 @@ class Undo:
             for tensor, copy, version in self._tensors:
                 if version is None or _version(tensor) != version:
                     tensor.copy_(copy)
+        torch.set_grad_enabled(self._grad)
 
 
 def _shallow(value: Any) -> Any:

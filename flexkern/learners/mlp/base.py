@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from flexkern.arguments import number, sizes, whole_number
 from flexkern.features import extract_from, fingerprint
 from flexkern.learners.base import Item, Learner
 from flexkern.learners.mlp.cuda_graph import Step, check_cuda_graph, graphed_steps
 from flexkern.learners.mlp.network import build
 from flexkern.optim import MetaplasticSGD
+from flexkern.plain import number, sizes, whole_number
 from flexkern.streams.base import Experience
 
 __all__ = ["MLPLearner"]

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flexkern.arguments import number, whole_number
 from flexkern.learners.mlp.fisher import diagonal_fisher
 from flexkern.learners.mlp.penalty import QuadraticPenalty
 from flexkern.learners.registry import register_method
+from flexkern.plain import number, whole_number
 
 __all__ = ["EWC"]
 

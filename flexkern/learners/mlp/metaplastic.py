@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from flexkern.arguments import choice, flag, nearest, number
 from flexkern.learners.mlp.base import MLPLearner
 from flexkern.learners.mlp.network import build, linear_layers
 from flexkern.learners.mlp.reserve import Reserve
 from flexkern.learners.registry import register_method
 from flexkern.nn import AdaptiveThreshold, SilentLinear
 from flexkern.optim import MetaplasticSGD, fuse_into_backward
+from flexkern.plain import choice, flag, nearest, number
 
 __all__ = ["NETWORKS", "MetaplasticMLP"]
 
@@ -97,6 +97,8 @@ class MetaplasticMLP(MLPLearner):
         scale = scale if isinstance(scale, str) and scale == "auto" else _scale(scale)
         gate, fused_step = choice(gate, "gate", ("item", "step")), flag(fused_step, "fused_step")
         self._flexibility = NETWORKS.get(network, network) if isinstance(network, str) else network
+        if scale == "auto" and self._flexibility != 1.0 and isinstance(lr, (int, float)) and lr == 0:
+            raise ValueError("lr must be > 0 with scale='auto', which is measured by how far weights move")
         self._scale, self._gate, self._fused_step = scale, gate, fused_step
         self._reserve = _reserve(reserve, fields_of_reserve)
         super().__init__(

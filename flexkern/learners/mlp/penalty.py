@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flexkern.arguments import number
 from flexkern.learners.mlp.base import MLPLearner
+from flexkern.plain import number
 
 __all__ = ["QuadraticPenalty", "numbered"]
 

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flexkern.arguments import whole_number
 from flexkern.learners.mlp.kept_inputs import KeepsInputs
 from flexkern.learners.registry import register_method
+from flexkern.plain import whole_number
 
 __all__ = ["ReplayMLP"]
 

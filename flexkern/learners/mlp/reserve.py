@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from flexkern.arguments import choice, number
 from flexkern.nn import AdaptiveThreshold
 from flexkern.ops.choices import INSERTS, RULES
+from flexkern.plain import choice, number
 
 __all__ = ["Reserve"]
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flexkern.arguments import number
 from flexkern.learners.mlp.penalty import QuadraticPenalty, numbered
 from flexkern.learners.registry import register_method
+from flexkern.plain import number
 
 __all__ = ["SI"]
 

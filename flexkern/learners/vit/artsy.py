@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from flexkern.arguments import SEEDS, choice, number, whole_number
 from flexkern.learners.registry import register_method
 from flexkern.learners.vit.base import ViTLearner
 from flexkern.learners.vit.images import check_images
@@ -27,6 +26,7 @@ from flexkern.nn.heads.experts import ExpertHead
 from flexkern.nn.heads.prototype import PrototypeClassifier
 from flexkern.nn.records import record_of
 from flexkern.ops.choices import REWEIGHTINGS
+from flexkern.plain import SEEDS, choice, number, whole_number
 from flexkern.streams.base import Experience
 
 __all__ = ["ArtsyViT"]

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from flexkern import backbones
-from flexkern.arguments import nearest, whole_number
 from flexkern.learners.base import Item, Learner
 from flexkern.learners.vit.images import check_images
 from flexkern.learners.vit.training import Recipe, Training, autocast, test_view
 from flexkern.nn.adapters.adapted_model import Parts, parts_of
 from flexkern.nn.gates.checks import check_true_task
 from flexkern.nn.not_learned import NotLearnedError
+from flexkern.plain import nearest, whole_number
 from flexkern.streams.base import Experience
 
 __all__ = ["ViTLearner"]

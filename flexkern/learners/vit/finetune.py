@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flexkern.arguments import SEEDS
 from flexkern.learners.registry import register_method
 from flexkern.learners.vit.base import ViTLearner
 from flexkern.learners.vit.training import Recipe, Training
+from flexkern.plain import SEEDS
 
 __all__ = ["FinetuneViT"]
 

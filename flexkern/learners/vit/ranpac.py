@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flexkern.arguments import whole_number
 from flexkern.learners.registry import register_method
 from flexkern.learners.vit.base import ViTLearner
 from flexkern.nn.heads.ridge import RidgeHead, checked_ridge
+from flexkern.plain import whole_number
 
 __all__ = ["RanPAC"]
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from flexkern.arguments import choice, number, whole_number
+from flexkern.plain import choice, number, whole_number
 from flexkern.streams.augment import as_float, center_crop, random_resized_crop, resize
 
 __all__ = ["CosineHead", "Recipe", "Training", "autocast", "test_view"]

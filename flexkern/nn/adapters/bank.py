@@ -12,8 +12,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from flexkern.arguments import number, whole_number
 from flexkern.ops import gated_adapter
+from flexkern.plain import number, whole_number
 
 __all__ = ["AdapterBank"]
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from flexkern.arguments import flag, whole_number
 from flexkern.nn.fused.backward import FusedLinear, PendingBackward
+from flexkern.plain import flag, whole_number
 
 __all__ = ["MetaplasticLinear"]
 

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flexkern.arguments import choice, whole_number
 from flexkern.nn.feature_statistics import FeatureStatistics
 from flexkern.nn.growing import GrowingState
 from flexkern.nn.task_scores import rank_in_class
+from flexkern.plain import choice, whole_number
 
 __all__ = ["NEGATIVES", "Recall", "training_batches"]
 

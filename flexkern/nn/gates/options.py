@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from flexkern.arguments import choice, flag, number, whole_number
 from flexkern.nn.feature_statistics import checked_shrinkage
 from flexkern.nn.gates.calibration import CALIBRATIONS
 from flexkern.nn.gates.detectors import DETECTORS
 from flexkern.nn.gates.negatives import NEGATIVES
 from flexkern.nn.gates.thresholds import THRESHOLDS, SlidingThreshold
 from flexkern.nn.heads.ridge import checked_ridge
+from flexkern.plain import choice, flag, number, whole_number
 
 __all__ = ["GATES", "GATINGS", "GateOptions"]
 

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flexkern.arguments import whole_number
 from flexkern.nn.gates.calibration import fit_platt, fit_softmax, softmax_logit
 from flexkern.nn.gates.checks import check_task, check_task_features, check_true_task
 from flexkern.nn.gates.detectors import LikelihoodRatio, Mahalanobis, Ridge, make_detector
@@ -25,6 +24,7 @@ from flexkern.nn.not_learned import NotLearnedError
 from flexkern.nn.records import record_of
 from flexkern.nn.task_scores import rank_in_class
 from flexkern.nn.undo import Undo
+from flexkern.plain import whole_number
 
 __all__ = ["ALWAYS_OPEN", "SynapseGate"]
 

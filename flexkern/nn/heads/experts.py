@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from flexkern.arguments import number, whole_number
 from flexkern.nn.growing import GrowingState, check_features, check_labels
 from flexkern.nn.heads.ridge import RidgeHead
+from flexkern.plain import number, whole_number
 
 __all__ = ["ExpertHead"]
 

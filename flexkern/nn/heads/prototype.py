@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flexkern.arguments import choice, flag, number, whole_number
 from flexkern.nn.growing import GrowingState, check_labels
 from flexkern.nn.task_scores import class_sums
 from flexkern.ops import complete_prototypes, prototype_logits
 from flexkern.ops.choices import COMPLETIONS, REWEIGHTINGS
+from flexkern.plain import choice, flag, number, whole_number
 
 __all__ = ["PrototypeClassifier"]
 

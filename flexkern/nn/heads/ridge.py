@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flexkern.arguments import flag, number, whole_number
 from flexkern.nn.growing import GrowingState, check_features, check_labels, seeded
 from flexkern.nn.task_scores import class_sums
+from flexkern.plain import flag, number, whole_number
 
 __all__ = ["RidgeHead", "checked_ridge"]
 

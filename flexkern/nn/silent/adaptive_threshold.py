@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from flexkern.arguments import number
+from flexkern.plain import number
 
 __all__ = ["AdaptiveThreshold"]
 

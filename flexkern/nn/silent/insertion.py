@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flexkern.arguments import choice, number
 from flexkern.nn.silent.adaptive_threshold import AdaptiveThreshold
 from flexkern.ops.choices import INSERTS, RULES
+from flexkern.plain import choice, number
 
 __all__ = ["Insertion", "numbers_of_units"]
 

@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from flexkern import ops
-from flexkern.arguments import whole_number
 from flexkern.fields import Field, Purpose
 from flexkern.nn.fused.linear import MetaplasticLinear
 from flexkern.nn.records import record_of
@@ -23,6 +22,7 @@ from flexkern.nn.silent.layer_of_weight import forget, register
 from flexkern.nn.silent.mask import MaskGradient, check_silent, silent_mask
 from flexkern.nn.silent.state import LastSeen, decode, encode, mended
 from flexkern.ops.checks import exact_dtype
+from flexkern.plain import whole_number
 from flexkern.reference import activity
 
 __all__ = ["SilentLinear"]

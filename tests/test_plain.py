@@ -15,7 +15,7 @@ import torch
 
 from flexkern import learners, nn
 from flexkern import learners as L  # noqa: N812 - a table of calls
-from flexkern.arguments import number, sizes, whole_number
+from flexkern.plain import number, sizes, whole_number
 from helpers import tiny_vit
 
 WHOLE: dict[str, Callable[[int], Any]] = {
