@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from flexkern.nn.growing import GrowingState, check_features, check_labels
+from flexkern.nn.growing import GrowingState, check_features, check_finite, check_labels
 from flexkern.nn.task_scores import class_sums
 from flexkern.plain import number, whole_number
 
@@ -86,6 +86,7 @@ class FeatureStatistics(GrowingState):
         """
         check_features(h0, self.width)
         check_labels(labels, len(h0))
+        check_finite(h0)
         if not len(h0):
             return
         exact, labels = h0.to(self.sum), labels.to(self.count)

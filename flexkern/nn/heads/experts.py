@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from flexkern.nn.growing import GrowingState, check_features, check_labels
+from flexkern.nn.growing import GrowingState, check_features, check_finite, check_labels
 from flexkern.nn.heads.ridge import RidgeHead
+from flexkern.nn.undo import Undo
 from flexkern.plain import number, whole_number
 
 __all__ = ["ExpertHead"]
@@ -74,11 +75,18 @@ class ExpertHead(GrowingState):
             labels: integers [n]: the next classes.
 
         Raises:
-            TypeError, ValueError: naming the argument; nothing was learned.
+            TypeError, ValueError: naming the argument.
+            RuntimeError: if all features are 0.
+
+        Nothing was learned then.
         """
         check_features(h0, self.width)
         check_features(own, self.width, "own")
         check_labels(labels, len(h0))
+        if len(own) != len(h0):
+            raise ValueError(f"own must be [{len(h0)}, {self.width}], as h0, got {tuple(own.shape)}")
+        check_finite(h0)
+        check_finite(own, "own")
         seen = labels.unique().tolist()
         if not seen or seen != list(range(self.classes, self.classes + len(seen))):
             raise ValueError(
@@ -87,8 +95,10 @@ class ExpertHead(GrowingState):
         expert = RidgeHead(2 * self.width, device=self.weight.device)
         expert.update(torch.cat([h0, own], 1), labels - self.classes)
         task = self.tasks
-        self._append("weight", expert.solve().T.reshape(len(seen), 2, self.width))
-        self._append("class_task", self.class_task.new_full((len(seen),), task))
+        weight = expert.solve().T.reshape(len(seen), 2, self.width)
+        with Undo(self):
+            self._append("weight", weight)
+            self._append("class_task", self.class_task.new_full((len(seen),), task))
 
     @torch.no_grad()
     def logits(self, scores: Tensor, spaces: Tensor, openings: Tensor) -> Tensor:

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flexkern.nn.growing import GrowingState, check_features, check_labels, seeded
+from flexkern.nn.growing import GrowingState, check_features, check_finite, check_labels, seeded
+from flexkern.nn.not_learned import NotLearnedError
 from flexkern.nn.task_scores import class_sums
 from flexkern.plain import flag, number, whole_number
 
@@ -101,6 +102,7 @@ class RidgeHead(GrowingState):
         """
         check_features(h0, self.width)
         check_labels(labels, len(h0))
+        check_finite(h0)
         if not len(h0):
             return
         labels = labels.to(self.count)
@@ -143,7 +145,7 @@ class RidgeHead(GrowingState):
         self._look()
         if self._weight is None:
             if not self.classes:
-                raise RuntimeError("no class is known yet; call update() first")
+                raise NotLearnedError("no class is known yet; call update() first")
             if isinstance(self.ridge, str):
                 weight, self.chosen = self._solve_auto()
             else:
