@@ -58,7 +58,8 @@ class AccuracyMatrix:
         row = np.asarray(accuracies, dtype=np.float64)
         if row.ndim != 1 or row.size == 0 or not ((row >= 0) & (row <= 1)).all():
             raise ValueError(
-                f"accuracies must be a list of numbers in [0, 1], one per item, got {accuracies!r}"
+                f"accuracies must be a list of numbers in [0, 1], one per item, got {accuracies!r}; an item "
+                "without test inputs has none: leave it out of the stream"
             )
         if self._weights is not None and row.size != self._weights.size:
             raise ValueError(

@@ -22,6 +22,7 @@ from flexkern.learners.vit.joint import JointViT
 from flexkern.learners.vit.ranpac import RanPAC
 from flexkern.learners.vit.simplecil import SimpleCIL
 from flexkern.learners.vit.training import Recipe
+from flexkern.nn.not_learned import NotLearnedError
 
 ElasticMLP, IntelligentMLP = EWC, SI  # their names of before
 
@@ -38,6 +39,7 @@ __all__ = [
     "JointViT",
     "Learner",
     "MetaplasticMLP",
+    "NotLearnedError",
     "Progress",
     "RanPAC",
     "Recipe",

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
@@ -16,9 +17,11 @@ from flexkern.learners import checkpoint
 from flexkern.learners.old_records import FORMAT, translated
 from flexkern.learners.progress import Progress
 from flexkern.metrics import Evaluation, confusion_matrix
+from flexkern.nn.undo import Undo
+from flexkern.plain import SEEDS, whole_number
 from flexkern.streams.base import Experience
 
-__all__ = ["Item", "Learner", "check_count", "check_number"]
+__all__ = ["Item", "Learner"]
 
 _L = TypeVar("_L", bound="Learner")
 
@@ -27,7 +30,7 @@ class Item(NamedTuple):
     """An experience that a learner has taken up.
 
     train: runs one epoch, given its number from 0, and returns the mean loss; None where nothing is trained.
-    end: after the last epoch.
+    end: after the last epoch; if it raises, all that it did is undone.
     """
 
     train: Callable[[int], float] | None
@@ -48,9 +51,12 @@ class Learner(ABC):
     name by :func:`flexkern.learners.register_method`.
 
     Args:
-        seed: of everything that is random.
+        seed: of everything that is random; 0 <= seed < 2**64.
         device: where to compute.
         configuration: the other arguments of the learner's constructor, as JSON, for its checkpoint.
+
+    Raises:
+        TypeError, ValueError: naming the argument.
     """
 
     family: ClassVar[str]
@@ -59,11 +65,12 @@ class Learner(ABC):
     """The name that the method was registered by."""
 
     def __init__(self, *, seed: int, device: torch.device | str, configuration: dict[str, Any]) -> None:
-        self.seed, self.device = seed, torch.device(device)
+        self.seed = whole_number(seed, "seed", least=0, most=SEEDS - 1)
+        self.device = torch.device(device)
         self.items_learned = 0
         self.report: dict[str, float] = {}
         """Of the last :meth:`evaluate`: seconds per input, and what the method counts."""
-        self._configuration = configuration
+        self._configuration = configuration | {"seed": self.seed}
         self._epochs_done = 0  # of the item that is being learned
         self._begun: dict[str, Any] | None = None  # its name, as JSON, while it is being learned
 
@@ -76,7 +83,17 @@ class Learner(ABC):
 
     @abstractmethod
     def _check(self, experience: Experience) -> None:
-        """Raises ValueError if the experience does not fit; changes nothing."""
+        """Raises TypeError or ValueError if the experience does not fit; changes nothing.
+
+        What the end of the item would refuse is refused here, before its first epoch.
+        """
+
+    @abstractmethod
+    def _check_inputs(self, x: Tensor, name: str) -> None:
+        """Raises TypeError or ValueError, naming them, if these are no inputs as the learner takes them."""
+
+    def _check_answers(self) -> None:  # noqa: B027 - most methods answer from the start
+        """Raises :class:`flexkern.learners.NotLearnedError` while there is nothing to answer from."""
 
     @abstractmethod
     def _take_up(self, experience: Experience, epochs: int) -> Item:
@@ -84,7 +101,12 @@ class Learner(ABC):
 
     @abstractmethod
     def logits(self, x: Tensor) -> Tensor:
-        """Scores of the classes, float32 [n, classes], for inputs [n, ...]."""
+        """Scores of the classes, float32 [n, classes], for inputs [n, ...]; n may be 0.
+
+        Raises:
+            TypeError, ValueError: naming ``x``, if they are not inputs as :meth:`learn` takes them.
+            NotLearnedError: before the first experience, where the learner has no classes yet.
+        """
 
     @abstractmethod
     def _count_classes(self, stream: Sequence[Experience]) -> int:
@@ -93,6 +115,14 @@ class Learner(ABC):
     @abstractmethod
     def _modules(self) -> nn.Module:
         """All modules that learning changes; their state loads into a fresh learner that has resumed."""
+
+    def _written_at_end(self) -> nn.Module:
+        """The modules into whose tensors an item's end writes: they are copied while it runs.
+
+        All, if a method does not know better. Tensors that are in no module an end has to replace, not to write
+        into; then it is undone if it fails.
+        """
+        return self._modules()
 
     def _optimizer(self) -> torch.optim.Optimizer | None:
         """The optimizer whose state a checkpoint needs now."""
@@ -136,6 +166,8 @@ class Learner(ABC):
 
     # ------------------------------------------------------------------ learning
 
+    # However it is called, and so that an interrupt in the middle of a torch.no_grad() does not leave it on.
+    @torch.enable_grad()
     def learn(
         self,
         experience: Experience,
@@ -145,34 +177,55 @@ class Learner(ABC):
     ) -> None:
         """Learns one experience.
 
-        After an exception out of ``progress`` (to stop early), or when loaded from a checkpoint that
-        ``progress`` wrote, call it with the same experience again: it goes on with the next epoch.
+        **Stopped.** After an exception out of ``progress`` (to stop early), or when loaded from a checkpoint
+        that ``progress`` wrote, call it with the same experience again: it goes on with the next epoch, to the
+        bit as if never stopped. The beginning and the end of an item are all or nothing: whatever raises there,
+        Ctrl-C too, leaves the learner as it was before, and the same call again ends the item to the same bits.
+        After an exception in the middle of an epoch (Ctrl-C) the steps that were taken stay, and the same call
+        again begins that epoch anew from there: a sound learner, but not that of a run without the stop. Load
+        the last checkpoint for that one.
 
         Args:
-            experience: a learner with a multi-layer perceptron takes any labels among the classes of the
-                stream; one with a vision transformer takes images, uint8 [n, 3, h, w] or float in [0, 1], with
-                labels from ``classes_seen`` on.
+            experience: a learner with a multi-layer perceptron takes inputs of its shape, floating-point and
+                finite, or uint8, with any labels among the classes of the stream; one with a vision transformer
+                takes images, uint8 [n, 3, h, w] or float in [0, 1], with labels from ``classes_seen`` on.
             epochs: passes over the training inputs, at least 1; None: ``default_epochs``.
             progress: called after each epoch.
 
         Raises:
-            ValueError: if the experience does not fit, or another one was begun and not ended.
+            TypeError, ValueError: if the experience does not fit (sizes, values, too few inputs for what the
+                method makes of them), or another one was begun and not ended. Nothing has been changed then.
         """
-        if epochs is None:
-            epochs = self.default_epochs
-        if epochs < 1:
-            raise ValueError(f"epochs must be at least 1, got {epochs}")
+        if not isinstance(experience, Experience):
+            raise TypeError(
+                f"experience must be a flexkern.streams.Experience, got {type(experience).__name__}"
+            )
+        if progress is not None and not callable(progress):
+            raise TypeError(f"progress must be callable or None, got {progress!r}")
+        epochs = self.default_epochs if epochs is None else whole_number(epochs, "epochs")
         self._check(experience)
-        item = self._take_up(experience, epochs)
+        with self._undo():
+            item = self._take_up(experience, epochs)
         if item.train is not None:
             for epoch in range(self._epochs_done, epochs):
                 loss = item.train(epoch)
                 self._epochs_done = epoch + 1
                 if progress is not None:
                     progress(Progress(self.items_learned, epoch + 1, epochs, loss))
-        item.end()
-        self.items_learned += 1
-        self._epochs_done, self._begun = 0, None
+        with self._undo(self._written_at_end()):
+            item.end()
+            self.items_learned += 1
+            self._epochs_done, self._begun = 0, None
+
+    def _undo(self, written: nn.Module | None = None) -> Undo:
+        """What puts the learner back if a block fails that writes into the tensors of ``written`` only."""
+        optimizer = self._optimizer()
+        objects: list[Any] = [self, *self._modules().modules()]
+        containers: list[Any] = []
+        if optimizer is not None:
+            objects.append(optimizer)
+            containers += [*optimizer.param_groups, *optimizer.state.values()]
+        return Undo(*objects, containers=containers, written=() if written is None else written.modules())
 
     def _check_begun(self, experience: Experience, same: bool, detail: str = "") -> None:
         """Refuses another experience than the one that was begun; ``detail``: how far that is."""
@@ -186,7 +239,7 @@ class Learner(ABC):
     # ------------------------------------------------------------------ answering
 
     def predict(self, x: Tensor) -> Tensor:
-        """The class of each input, int64 [n], on the learner's device."""
+        """The class of each input, int64 [n], on the learner's device. Raises as :meth:`logits`."""
         return self.logits(x).argmax(1)
 
     def _answers(self, experience: Experience) -> Tensor:
@@ -198,26 +251,54 @@ class Learner(ABC):
 
         ``report`` then has what else is worth telling: ``seconds_per_image`` (of one input), and what the
         method counts.
+
+        Args:
+            stream: at least one experience, each with at least one test input: without one it has no accuracy.
+
+        Raises:
+            TypeError, ValueError: naming the experience that has no test inputs or does not fit.
+            NotLearnedError: as :meth:`logits`.
         """
-        self._start_report()
+        self._check_stream(stream)
         start, accuracies, inputs = time.perf_counter(), [], 0
         classes = self._count_classes(stream)
         confusion = np.zeros((classes, classes), dtype=np.int64)
-        for experience in stream:
-            labels = experience.test_labels.numpy(force=True)
-            answers = self._answers(experience).numpy(force=True)
-            accuracies.append(float((labels == answers).mean()))
-            confusion += confusion_matrix(labels, answers, classes)
-            inputs += len(labels)
-        self.report = self._end_report() | {"seconds_per_image": (time.perf_counter() - start) / max(inputs, 1)}
+        with self._counting() as report:
+            for experience in stream:
+                labels = experience.test_labels.numpy(force=True)
+                answers = self._answers(experience).numpy(force=True)
+                accuracies.append(float((labels == answers).mean()))
+                confusion += confusion_matrix(labels, answers, classes)
+                inputs += len(labels)
+        self.report = report | {"seconds_per_image": (time.perf_counter() - start) / inputs}
         return Evaluation(np.array(accuracies), confusion)
 
-    def _start_report(self) -> None:  # noqa: B027 - most methods count nothing
-        """Evaluation begins: forget what was counted."""
+    def _check_stream(self, stream: Sequence[Experience]) -> None:
+        """Raises as :meth:`evaluate` says, before anything is computed."""
+        if isinstance(stream, Experience) or not isinstance(stream, Sequence):
+            hint = "; for one experience pass [experience]" if isinstance(stream, Experience) else ""
+            raise TypeError(f"stream must be a sequence of experiences, got {type(stream).__name__}{hint}")
+        if not len(stream):
+            raise ValueError("stream has no experiences; give at least one")
+        self._check_answers()
+        for i, experience in enumerate(stream):
+            if not isinstance(experience, Experience):
+                raise TypeError(f"stream[{i}] must be an Experience, got {type(experience).__name__}")
+            where = f"stream[{i}], {experience.name!r}"
+            if not len(experience.test_labels):
+                raise ValueError(f"{where} has no test inputs, so it has no accuracy; leave it out")
+            self._check_inputs(experience.test_inputs, f"test_inputs of {where}")
+            self._check_test_labels(experience.test_labels, f"test_labels of {where}")
 
-    def _end_report(self) -> dict[str, float]:
-        """What a method has counted over an evaluation."""
-        return {"passes": 1.0}
+    def _check_test_labels(self, labels: Tensor, name: str) -> None:
+        """Raises ValueError unless these labels can be counted."""
+        if int(labels.min()) < 0:
+            raise ValueError(f"{name} must be at least 0, got {int(labels.min())}")
+
+    @contextmanager
+    def _counting(self) -> Iterator[dict[str, float]]:
+        """What a method has counted over an evaluation: the dictionary is filled when the block ends."""
+        yield {"passes": 1.0}
 
     # ------------------------------------------------------------------ files
 
@@ -293,19 +374,3 @@ class Learner(ABC):
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-
-def check_number(name: str, value: object, low: float, high: float) -> None:
-    """Raises TypeError or ValueError, naming the argument, unless ``value`` is a number in [low, high]."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    if not low <= value <= high:
-        raise ValueError(f"{name} must be in [{low:g}, {high:g}], got {value}")
-
-
-def check_count(name: str, value: object) -> None:
-    """Raises TypeError or ValueError, naming the argument, unless ``value`` is an integer of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be a whole number, got {value!r}")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")

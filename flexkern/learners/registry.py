@@ -12,6 +12,7 @@ from torch import nn
 from flexkern.learners import checkpoint
 from flexkern.learners.base import Learner
 from flexkern.learners.old_records import translated
+from flexkern.plain import nearest
 
 __all__ = ["METHODS", "MLP_METHODS", "Methods", "load_learner", "load_mlp", "make_learner", "register_method"]
 
@@ -111,7 +112,7 @@ def make_learner(
         ValueError: if the method or an option is not known, or a value is outside its range.
     """
     if method not in METHODS:
-        raise ValueError(f"method must be one of {METHODS}, got {method!r}")
+        raise ValueError(f"method must be one of {METHODS}, got {method!r}{nearest(method, METHODS)}")
     learner: Any
     learner, defaults = _REGISTERED[METHODS._family, method]
     options = defaults | options
@@ -120,6 +121,7 @@ def make_learner(
     if unknown:
         raise ValueError(
             f"method {method!r} has no option {', '.join(map(repr, unknown))}; it has {sorted(known)}"
+            f"{nearest(unknown[0], known)}"
         )
     return learner.make(backbone, seed=seed, device=device, **options)
 

@@ -10,6 +10,7 @@ from flexkern.nn.gates.synapse_gate import SynapseGate
 from flexkern.nn.heads.experts import ExpertHead
 from flexkern.nn.heads.prototype import PrototypeClassifier
 from flexkern.nn.heads.ridge import RidgeHead
+from flexkern.nn.not_learned import NotLearnedError
 from flexkern.nn.silent.adaptive_threshold import AdaptiveThreshold
 from flexkern.nn.silent.insertion import Insertion
 from flexkern.nn.silent.linear import SilentLinear
@@ -24,6 +25,7 @@ __all__ = [
     "GateOptions",
     "Insertion",
     "MetaplasticLinear",
+    "NotLearnedError",
     "Parts",
     "PrototypeClassifier",
     "RidgeHead",

@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from flexkern.nn.growing import GrowingState, check_features, check_labels
+from flexkern.nn.growing import GrowingState, check_features, check_finite, check_labels
 from flexkern.nn.task_scores import class_sums
+from flexkern.plain import number, whole_number
 
-__all__ = ["FeatureStatistics", "Whitened", "check_shrinkage"]
+__all__ = ["FeatureStatistics", "Whitened", "checked_shrinkage"]
 
 
 class Whitened(NamedTuple):
@@ -56,10 +57,8 @@ class FeatureStatistics(GrowingState):
         self, width: int, *, shrinkage: float | str = "oas", device: torch.device | str | None = None
     ) -> None:
         super().__init__()
-        if width < 1:
-            raise ValueError(f"width must be at least 1, got {width}")
-        check_shrinkage(shrinkage)
-        self.width, self.shrinkage = width, shrinkage
+        width = self.width = whole_number(width, "width")
+        self.shrinkage = checked_shrinkage(shrinkage)
         exact = torch.float64
         self.register_buffer("count", torch.zeros(0, dtype=torch.int64, device=device))
         self.register_buffer("sum", torch.zeros((0, width), dtype=exact, device=device))
@@ -87,6 +86,7 @@ class FeatureStatistics(GrowingState):
         """
         check_features(h0, self.width)
         check_labels(labels, len(h0))
+        check_finite(h0)
         if not len(h0):
             return
         exact, labels = h0.to(self.sum), labels.to(self.count)
@@ -244,10 +244,13 @@ class FeatureStatistics(GrowingState):
         return f"width={self.width}, classes={self.classes}, samples={self.samples}"
 
 
-def check_shrinkage(shrinkage: float | str) -> None:
-    """Raises ValueError unless it is an option of :class:`FeatureStatistics`."""
-    if shrinkage != "oas" and (isinstance(shrinkage, str) or not 0 <= shrinkage <= 1):
+def checked_shrinkage(shrinkage: object) -> float | str:
+    """``shrinkage`` as :class:`FeatureStatistics` keeps it; TypeError or ValueError if it is not one."""
+    if isinstance(shrinkage, str) and shrinkage == "oas":
+        return shrinkage
+    if isinstance(shrinkage, str):
         raise ValueError(f"shrinkage must be 'oas' or a number in [0, 1], got {shrinkage!r}")
+    return number(shrinkage, "shrinkage", 0, 1, kind="'oas' or a number in [0, 1]")
 
 
 def _oas(s: Tensor, freedom: int) -> float:

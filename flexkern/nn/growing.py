@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["GrowingState", "check_features", "check_labels", "seeded"]
+__all__ = ["GrowingState", "check_features", "check_finite", "check_labels", "seeded"]
 
 
 class GrowingState(nn.Module):
@@ -85,6 +86,14 @@ def check_features(h0: object, width: int, name: str = "h0") -> None:
         raise TypeError(f"{name} must be a floating-point tensor [n, {width}], got {got}")
     if h0.dim() != 2 or h0.shape[1] != width:
         raise ValueError(f"{name} must be [n, {width}], got {tuple(h0.shape)}")
+
+
+def check_finite(features: Tensor, name: str = "h0") -> None:
+    """Raises ValueError for infinite or NaN features: one of them would spoil running sums for good."""
+    if features.numel():
+        low, high = (float(bound) for bound in torch.aminmax(features.detach()))
+        if not -math.inf < low <= high < math.inf:
+            raise ValueError(f"{name} has infinite or NaN elements, which sums would keep for ever")
 
 
 def check_labels(labels: object, n: int) -> None:

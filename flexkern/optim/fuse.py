@@ -6,7 +6,7 @@ from collections import defaultdict
 
 from torch import nn
 
-from flexkern.nn.fused.linear import MetaplasticLinear, check_window
+from flexkern.nn.fused.linear import MetaplasticLinear, checked_window
 from flexkern.nn.silent.linear import SilentLinear
 from flexkern.optim.by_rule import RuleOptimizer
 
@@ -45,7 +45,7 @@ def fuse_into_backward(model: nn.Module, optimizer: RuleOptimizer, *, window: in
             "optimizer must be a flexkern.optim.MetaplasticSGD or MetaplasticAdamW, got "
             f"{type(optimizer).__name__}; others need gradients"
         )
-    check_window(window)
+    window = checked_window(window)
     owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
     layers = {
         name: module

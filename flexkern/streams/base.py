@@ -9,6 +9,8 @@ from typing import overload
 import torch
 from torch import Tensor
 
+from flexkern.plain import whole_number
+
 __all__ = ["Experience", "Stream"]
 
 
@@ -27,6 +29,7 @@ class Experience:
             none.
 
     Raises:
+        TypeError: if they are no tensors.
         ValueError: if the tensors do not fit together.
     """
 
@@ -41,6 +44,11 @@ class Experience:
     def __post_init__(self) -> None:
         for part in ("train", "test"):
             inputs, labels = getattr(self, f"{part}_inputs"), getattr(self, f"{part}_labels")
+            for name, value in ((f"{part}_inputs", inputs), (f"{part}_labels", labels)):
+                if not isinstance(value, Tensor):
+                    raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+            if not inputs.dim():
+                raise ValueError(f"{part}_inputs must be [n, ...], got a single number")
             if labels.dtype != torch.int64 or labels.shape != inputs.shape[:1]:
                 raise ValueError(
                     f"{part}_labels must be int64 with one label per input: got {labels.dtype} "
@@ -72,7 +80,10 @@ class Stream(Sequence[Experience]):
     def __init__(self, experiences: Sequence[Experience], classes: int) -> None:
         if not experiences:
             raise ValueError("experiences must not be empty")
+        classes = whole_number(classes, "classes")
         for i, e in enumerate(experiences):
+            if not isinstance(e, Experience):
+                raise TypeError(f"experiences[{i}] must be an Experience, got {type(e).__name__}")
             if e.number != i:
                 raise ValueError(f"experiences must be numbered in order: number {e.number} is at position {i}")
             if e.input_shape != experiences[0].input_shape:

@@ -16,9 +16,12 @@ from flexkern.learners.base import Item, Learner
 from flexkern.learners.mlp.cuda_graph import Step, check_cuda_graph, graphed_steps
 from flexkern.learners.mlp.network import build
 from flexkern.optim import MetaplasticSGD
+from flexkern.plain import number, sizes, whole_number
 from flexkern.streams.base import Experience
 
 __all__ = ["MLPLearner"]
+
+_LARGEST = torch.finfo(torch.float32).max
 
 
 class MLPLearner(Learner):
@@ -32,8 +35,9 @@ class MLPLearner(Learner):
         input_shape: of one input, for example ``stream.input_shape``.
         classes: how many there are in the whole stream.
         widths: units of the two hidden layers.
-        features: a frozen module from inputs to features, moved to ``device``, or None: inputs are features. It
-            is run once over an item's inputs, and its features serve all epochs. It is not saved.
+        features: a frozen module from inputs to features, moved to ``device``, or None: inputs are features,
+            finite floating-point numbers or uint8, and are taken as they are (in float32). It is run once over
+            an item's inputs, and its features serve all epochs. It is not saved.
         lr, momentum: of SGD.
         batch_size: inputs per step.
         seed: of initial weights, the order of inputs and all other random choices; 0 <= seed < 2**64.
@@ -64,21 +68,20 @@ class MLPLearner(Learner):
         device: torch.device | str = "cpu",
         cuda_graph: bool = False,
     ) -> None:
-        for name, value in (("classes", classes), ("batch_size", batch_size)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        if len(widths) != 2 or min(widths) < 1:
-            raise ValueError(f"widths must be the units of two hidden layers, got {widths}")
+        self.input_shape = sizes(input_shape, "input_shape", what="shape of one input")
+        self.classes = classes = whole_number(classes, "classes")
+        self.batch_size = whole_number(batch_size, "batch_size")
+        units = sizes(widths, "widths", count=2, what="units of two hidden layers")
+        lr, momentum = number(lr, "lr", 0), number(momentum, "momentum", 0)
         configuration: dict[str, Any] = {
-            "input_shape": list(input_shape), "classes": classes, "widths": list(widths), "lr": lr,
-            "momentum": momentum, "batch_size": batch_size, "seed": seed,
+            "input_shape": list(self.input_shape), "classes": classes, "widths": list(units), "lr": lr,
+            "momentum": momentum, "batch_size": self.batch_size,
         }  # fmt: skip
         super().__init__(seed=seed, device=device, configuration=configuration)
+        if features is not None and not isinstance(features, nn.Module):
+            raise TypeError(f"features must be a torch.nn.Module or None, got {type(features).__name__}")
         self.features = None if features is None else features.to(self.device).eval()
-        self.input_shape = tuple(input_shape)
-        self.classes = classes
-        self.batch_size = batch_size
-        self.model, self.optimizer = self._build((self._count_features(), *widths, classes), lr, momentum)
+        self.model, self.optimizer = self._build((self._count_features(), *units, classes), lr, momentum)
         self._cuda_graph = check_cuda_graph(cuda_graph, self.device, type(self), MLPLearner)
 
     def _build(self, sizes: Sequence[int], lr: float, momentum: float) -> tuple[nn.Sequential, MetaplasticSGD]:
@@ -117,7 +120,10 @@ class MLPLearner(Learner):
         """The optimizer has moved the parameters; their gradients are still there."""
 
     def _after_item(self, inputs: Tensor, labels: Tensor) -> None:
-        """All epochs over this training set are done; ``items_learned`` does not count the item yet."""
+        """All epochs over this training set are done; ``items_learned`` does not count the item yet.
+
+        What it does is undone if it or what follows raises: see ``_written_at_end``.
+        """
 
     # ------------------------------------------------------------------ learning
 
@@ -128,6 +134,7 @@ class MLPLearner(Learner):
                 f"{self.input_shape}"
             )
         labels = experience.train_labels
+        self._check_inputs(experience.train_inputs, "experience: its train_inputs")
         if not labels.numel():
             raise ValueError("experience: it has no training inputs")
         low, high = int(labels.min()), int(labels.max())
@@ -137,9 +144,10 @@ class MLPLearner(Learner):
         self._check_begun(experience, same, f" ({self._epochs_done} epochs are done)")
 
     def _take_up(self, experience: Experience, epochs: int) -> Item:
-        inputs, labels = self._training_set(
-            self._features_of(experience.train_inputs), experience.train_labels.to(self.device)
-        )
+        features = self._features_of(experience.train_inputs)
+        if self.features is not None and not _finite(features):
+            raise ValueError("features: the extractor gives infinite or NaN features of these inputs")
+        inputs, labels = self._training_set(features, experience.train_labels.to(self.device))
         self._begun = {"name": experience.name}
         # New ones for each item: alpha lies elsewhere, and all synapses may have become functional.
         graphed = self._cuda_graph
@@ -192,10 +200,41 @@ class MLPLearner(Learner):
 
     @torch.no_grad()
     def logits(self, x: Tensor) -> Tensor:
-        """The network's output before softmax, float32 [n, classes], for inputs [n, \\*input_shape]."""
-        if tuple(x.shape[1:]) != self.input_shape:
-            raise ValueError(f"x must be [n, {', '.join(map(str, self.input_shape))}], got {tuple(x.shape)}")
+        """The network's output before softmax, float32 [n, classes], for inputs [n, \\*input_shape].
+
+        All classes of the stream are there from the start, so it answers before it has learned anything, too.
+
+        Args:
+            x: floating-point and finite, or uint8; n may be 0.
+
+        Raises:
+            TypeError, ValueError: naming ``x``.
+        """
+        self._check_inputs(x, "x")
+        if not len(x):
+            return torch.zeros((0, self.classes), dtype=torch.float32, device=self.device)
         return self.model(self._features_of(x))
+
+    def _check_inputs(self, x: Tensor, name: str) -> None:
+        shape = f"[n, {', '.join(map(str, self.input_shape))}]"
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{name} must be a tensor {shape}, got {type(x).__name__}")
+        if x.layout is not torch.strided or x.is_meta:
+            raise TypeError(f"{name} must be a dense tensor {shape} with values, got {x.layout} on {x.device}")
+        if not (x.is_floating_point() or x.dtype is torch.uint8):
+            raise TypeError(
+                f"{name} must be floating-point or uint8, got {x.dtype}; pass .float(), or .to(torch.uint8) of "
+                "images with values 0 ... 255"
+            )
+        if tuple(x.shape[1:]) != self.input_shape or not x.dim():
+            raise ValueError(f"{name} must be {shape}, got {tuple(x.shape)}")
+        if not _finite(x):
+            raise ValueError(f"{name} must be finite in float32; look for NaN and infinite values")
+
+    def _check_test_labels(self, labels: Tensor, name: str) -> None:
+        low, high = int(labels.min()), int(labels.max())
+        if low < 0 or high >= self.classes:
+            raise ValueError(f"{name} must be in [0, {self.classes}), got {low} to {high}")
 
     def _count_classes(self, stream: Sequence[Experience]) -> int:
         return self.classes
@@ -233,3 +272,11 @@ class MLPLearner(Learner):
                 "same module, with the same weights and calibration"
             )
         return {"features": features, "cuda_graph": cuda_graph}
+
+
+def _finite(x: Tensor) -> bool:
+    """Whether all values are finite in float32; reads them once."""
+    if x.dtype is torch.uint8 or not x.numel():
+        return True
+    low, high = (float(bound) for bound in torch.aminmax(x.detach()))
+    return low >= -_LARGEST and high <= _LARGEST  # NaN compares as neither

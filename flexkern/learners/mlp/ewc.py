@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flexkern.learners.base import check_count, check_number
 from flexkern.learners.mlp.fisher import diagonal_fisher
 from flexkern.learners.mlp.penalty import QuadraticPenalty
 from flexkern.learners.registry import register_method
+from flexkern.plain import number, whole_number
 
 __all__ = ["EWC"]
 
@@ -56,8 +56,8 @@ class EWC(QuadraticPenalty):
         fisher_samples: int = 1000,
         **common: Any,
     ) -> None:
-        check_number("decay", decay, 0, 1)
-        check_count("fisher_samples", fisher_samples)
+        decay = number(decay, "decay", 0, 1)
+        fisher_samples = whole_number(fisher_samples, "fisher_samples")
         super().__init__(input_shape, classes, strength=strength, **common)
         self._configuration |= {"decay": decay, "fisher_samples": fisher_samples}
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from flexkern.learners.mlp.base import MLPLearner
 from flexkern.learners.mlp.network import build, linear_layers
@@ -15,6 +17,7 @@ from flexkern.learners.mlp.reserve import Reserve
 from flexkern.learners.registry import register_method
 from flexkern.nn import AdaptiveThreshold, SilentLinear
 from flexkern.optim import MetaplasticSGD, fuse_into_backward
+from flexkern.plain import choice, flag, nearest, number
 
 __all__ = ["NETWORKS", "MetaplasticMLP"]
 
@@ -83,8 +86,19 @@ class MetaplasticMLP(MLPLearner):
         **fields_of_reserve: Any,
     ) -> None:
         if isinstance(network, str) and network not in {*NETWORKS, "uniform", "biased_high", "biased_low"}:
-            raise ValueError(f"network must be one of {tuple(NETWORKS)} or a flexibility, got {network!r}")
+            raise ValueError(
+                f"network must be one of {tuple(NETWORKS)} or a flexibility, got {network!r}"
+                f"{nearest(network, NETWORKS)}"
+            )
+        if isinstance(network, (int, float, np.generic)) or (
+            isinstance(network, (Tensor, np.ndarray)) and not network.ndim
+        ):
+            network = number(network, "network", kind="a name or a flexibility")
+        scale = scale if isinstance(scale, str) and scale == "auto" else _scale(scale)
+        gate, fused_step = choice(gate, "gate", ("item", "step")), flag(fused_step, "fused_step")
         self._flexibility = NETWORKS.get(network, network) if isinstance(network, str) else network
+        if scale == "auto" and self._flexibility != 1.0 and isinstance(lr, (int, float)) and lr == 0:
+            raise ValueError("lr must be > 0 with scale='auto', which is measured by how far weights move")
         self._scale, self._gate, self._fused_step = scale, gate, fused_step
         self._reserve = _reserve(reserve, fields_of_reserve)
         super().__init__(
@@ -147,10 +161,19 @@ class MetaplasticMLP(MLPLearner):
         return [list(of_item) for of_item in zip(*counts, strict=True)]
 
 
+def _scale(scale: object) -> float:
+    return number(scale, "scale", 0, above=True, kind="'auto' or a finite number > 0")
+
+
 def _reserve(reserve: Reserve | None, one_by_one: dict[str, Any]) -> Reserve:
     unknown = [name for name in one_by_one if name not in _RESERVE]
     if unknown:
-        raise TypeError(f"MetaplasticMLP got an unexpected keyword argument {unknown[0]!r}")
+        raise TypeError(
+            f"MetaplasticMLP got an unexpected keyword argument {unknown[0]!r}"
+            f"{nearest(unknown[0], [*_RESERVE, *inspect.signature(MetaplasticMLP).parameters])}"
+        )
+    if reserve is not None and not isinstance(reserve, Reserve):
+        raise TypeError(f"reserve must be a flexkern.learners.Reserve or None, got {type(reserve).__name__}")
     if reserve is not None and one_by_one:
         raise TypeError(f"give reserve or {', '.join(one_by_one)}, not both")
     return Reserve(**one_by_one) if reserve is None else reserve

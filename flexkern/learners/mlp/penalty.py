@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flexkern.learners.base import check_number
 from flexkern.learners.mlp.base import MLPLearner
+from flexkern.plain import number
 
 __all__ = ["QuadraticPenalty", "numbered"]
 
@@ -30,7 +30,7 @@ class QuadraticPenalty(MLPLearner):
     _captures_hooks = True  # anchors and importance are others in each item only
 
     def __init__(self, input_shape: Sequence[int], classes: int, *, strength: float, **common: Any) -> None:
-        check_number("strength", strength, 0, 1e30)  # more, times 0, is not a number in float32
+        strength = number(strength, "strength", 0, 1e30)  # more, times 0, is not a number in float32
         super().__init__(input_shape, classes, **common)
         self._configuration["strength"] = strength
         self._anchors = self._copies()

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flexkern.learners.base import check_count
 from flexkern.learners.mlp.kept_inputs import KeepsInputs
 from flexkern.learners.registry import register_method
+from flexkern.plain import whole_number
 
 __all__ = ["ReplayMLP"]
 
@@ -46,9 +46,9 @@ class ReplayMLP(KeepsInputs):
         replay_batch: int | None = None,
         **common: Any,
     ) -> None:
-        check_count("memory", memory)
+        memory = whole_number(memory, "memory")
         if replay_batch is not None:
-            check_count("replay_batch", replay_batch)
+            replay_batch = whole_number(replay_batch, "replay_batch")
         super().__init__(input_shape, classes, **common)
         self._configuration |= {"memory": memory, "replay_batch": replay_batch}
         self._seen = 0  # inputs that the reservoir is a sample of

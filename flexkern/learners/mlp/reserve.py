@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from flexkern.nn import AdaptiveThreshold
+from flexkern.ops.choices import INSERTS, RULES
+from flexkern.plain import choice, number
 
 __all__ = ["Reserve"]
 
@@ -39,14 +41,21 @@ class Reserve:
     prune: float = 0.0
 
     def __post_init__(self) -> None:
-        fraction = self.silent_fraction
-        if isinstance(fraction, bool) or not isinstance(fraction, (int, float)):
-            raise TypeError(f"silent_fraction must be a number, got {fraction!r}")
+        fraction = number(self.silent_fraction, "silent_fraction")
         if not 0 <= fraction <= 1:
             raise ValueError(f"silent_fraction must be a share of synapses in [0, 1], got {fraction}")
-        if not isinstance(self.threshold, (int, float, AdaptiveThreshold)):
+        plain = {"silent_fraction": fraction}
+        if not isinstance(self.threshold, AdaptiveThreshold):
             # A tensor with an entry for each unit would have to fit both hidden layers.
-            raise TypeError(f"threshold must be a number or an AdaptiveThreshold, got {self.threshold!r}")
+            if isinstance(self.threshold, float) and not self.threshold >= 0:
+                raise ValueError(f"threshold must be >= 0, got {self.threshold}")
+            plain["threshold"] = number(self.threshold, "threshold", 0, kind="a number or an AdaptiveThreshold")
+        for name in ("eta", "prune"):
+            plain[name] = number(getattr(self, name), name, 0)
+        choice(self.rule, "rule", RULES)
+        choice(self.insert, "insert", INSERTS)
+        for name, value in plain.items():
+            object.__setattr__(self, name, value)
 
     def layer_options(self) -> dict[str, Any] | None:
         """Arguments of :class:`flexkern.nn.SilentLinear`; None where no synapse is ever silent."""

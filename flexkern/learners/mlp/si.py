@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flexkern.learners.base import check_number
 from flexkern.learners.mlp.penalty import QuadraticPenalty, numbered
 from flexkern.learners.registry import register_method
+from flexkern.plain import number
 
 __all__ = ["SI"]
 
@@ -57,7 +57,7 @@ class SI(QuadraticPenalty):
         **common: Any,
     ) -> None:
         # A parameter that stood still divides by it, in float32.
-        check_number("damping", damping, 1e-30, 1e30)
+        damping = number(damping, "damping", 1e-30, 1e30)
         super().__init__(input_shape, classes, strength=strength, **common)
         self._configuration["damping"] = damping
         self._path = self._zeros()

@@ -3,28 +3,39 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from flexkern.learners.registry import register_method
 from flexkern.learners.vit.base import ViTLearner
+from flexkern.learners.vit.images import check_images
 from flexkern.learners.vit.training import CosineHead, Recipe, Training
 from flexkern.nn.adapters.adapted_model import Trunk, attach_adapters
 from flexkern.nn.adapters.bank import AdapterBank
+from flexkern.nn.gates.options import GateOptions
 from flexkern.nn.gates.quality import gate_quality
 from flexkern.nn.gates.synapse_gate import SynapseGate
 from flexkern.nn.heads.experts import ExpertHead
 from flexkern.nn.heads.prototype import PrototypeClassifier
+from flexkern.nn.records import record_of
+from flexkern.ops.choices import REWEIGHTINGS
+from flexkern.plain import SEEDS, choice, number, whole_number
+from flexkern.streams.base import Experience
 
 __all__ = ["ArtsyViT"]
 
 COMBINES = ("concat", "sum")
 HEADS = ("prototype", "experts")
 EVIDENCE = ("class", "class+mean")
+# Evidence, openings and tasks of the images that an evaluation sees; of the thread that evaluates.
+_COUNTED: ContextVar[list[tuple[Tensor, Tensor, Tensor]] | None] = ContextVar("counted", default=None)
 # The gate, and the way to combine it with the adapters, that did best in docs/results/artsy.md.
 BEST: dict[str, Any] = {
     "head": "experts",
@@ -59,7 +70,9 @@ class ArtsyViT(ViTLearner):
         evidence: what of E0 the gate reads: "class", its class token, or "class+mean", and the mean of the
             other tokens.
         gate: options of :class:`flexkern.nn.SynapseGate`, for example {"gate": "mlp", "gating": "hard"}; "none"
-            is EASE, "oracle" opens the true task (an upper bound).
+            is EASE, "oracle" opens the true task (an upper bound). Where no synapse opens for an image, E0
+            alone answers. What a task needs of images and classes is
+            :meth:`flexkern.nn.SynapseGate.check_labels`.
         images_per_pass, image_size, seed, device: as in :class:`flexkern.learners.vit.base.ViTLearner`.
 
     Raises:
@@ -87,26 +100,31 @@ class ArtsyViT(ViTLearner):
         for name, value, known in (
             ("combine", combine, COMBINES), ("head", head, HEADS), ("evidence", evidence, EVIDENCE),
         ):  # fmt: skip
-            if value not in known:
-                raise ValueError(f"{name} must be one of {known}, got {value!r}")
-        if head == "experts" and (combine != "concat" or (gate or {}).get("gate") != "ridge"):
+            choice(value, name, known)
+        if gate is not None and not isinstance(gate, Mapping):
+            raise TypeError(f"gate must be a mapping of options, such as {{'gate': 'mlp'}}, got {gate!r}")
+        given = dict(gate or {})
+        for_gate = record_of(GateOptions, None, given, name="gate", of=SynapseGate)
+        if head == "experts" and (combine != "concat" or for_gate.gate != "ridge"):
             raise ValueError(
                 'head="experts" needs combine="concat" and the scores of a ridge gate: pass '
                 'gate={"gate": "ridge", ...}'
             )
         options: dict[str, Any] = {
-            "rank": rank, "adapter_scale": adapter_scale, "dropout": dropout, "combine": combine,
-            "alpha": alpha, "reweighting": reweighting, "base_weight": base_weight, "head": head,
-            "evidence": evidence, "gate": dict(gate or {}),
+            "rank": whole_number(rank, "rank"), "adapter_scale": number(adapter_scale, "adapter_scale"),
+            "dropout": number(dropout, "dropout", 0, 1, below=True), "combine": combine,
+            "alpha": number(alpha, "alpha"), "reweighting": choice(reweighting, "reweighting", REWEIGHTINGS),
+            "base_weight": number(base_weight, "base_weight", 0), "head": head, "evidence": evidence,
+            "gate": {name: getattr(for_gate, name) for name in given},
         }  # fmt: skip
         super().__init__(backbone, recipe=recipe, seed=seed, **options, **common)
         depth = len(self._known_parts(self.backbone).points)
         bank = AdapterBank(
             depth,
             self.width,
-            rank,
-            scale=adapter_scale,
-            dropout=dropout,
+            options["rank"],
+            scale=options["adapter_scale"],
+            dropout=options["dropout"],
             dtype=torch.float32,
             device=self.device,
         )
@@ -114,17 +132,16 @@ class ArtsyViT(ViTLearner):
         self.bank, self.combine = bank, combine
         self._mean = evidence == "class+mean"
         reads = self.width * (2 if self._mean else 1)
-        self.gate = SynapseGate(reads, seed=seed, device=self.device, **options["gate"])
+        self.gate = SynapseGate(reads, device=self.device, **({"seed": self.seed} | options["gate"]))
         self.experts = ExpertHead(self.width, device=self.device) if head == "experts" else None
         concat = combine == "concat"
         self.prototypes = PrototypeClassifier(
-            self.width, weight=alpha, reweighting=reweighting, base=concat, base_weight=base_weight,
-            device=self.device,
+            self.width, weight=options["alpha"], reweighting=reweighting, base=concat,
+            base_weight=options["base_weight"], device=self.device,
         )  # fmt: skip
         if not concat:
             self.prototypes.add_subspace()
         self._head: CosineHead | None = None
-        self._counted: list[tuple[Tensor, Tensor, Tensor]] | None = None
         self.gate_report: dict[str, Any] = {}
         """Of the last :meth:`evaluate`: open rates, AUROC and confusion of the gates, see
         :meth:`flexkern.nn.SynapseGate.report`."""
@@ -144,6 +161,15 @@ class ArtsyViT(ViTLearner):
 
     # ------------------------------------------------------------------ learning
 
+    def _check(self, experience: Experience) -> None:
+        super()._check(experience)
+        if self._begun is None or self._epochs_done == 0:
+            try:
+                self.gate.check_labels(experience.train_labels.to(self.device))
+            except ValueError as error:
+                why = str(error).replace("h0", "its training set", 1)
+                raise ValueError(f"experience: {experience.name!r} cannot be learned: {why}") from None
+
     def _begin(self, classes: int) -> None:
         # The bank draws from a generator of its own, so that a task's first weights do not depend on the
         # others.
@@ -154,24 +180,35 @@ class ArtsyViT(ViTLearner):
         self._head = CosineHead(self.width, classes, self._generator(1)).to(self.device) if classes else None
 
     def _generator(self, purpose: int) -> torch.Generator:
-        return torch.Generator().manual_seed((self.seed * 1009 + self.tasks_learned) * 2 + purpose)
+        seed = (self.seed * 1009 + self.tasks_learned) * 2 + purpose
+        return torch.Generator().manual_seed(seed % SEEDS)
 
     def _make_training(self) -> Training:
         assert self._head is not None
         task, head = self.tasks_learned, self._head
-        self.adapted.train()
         parameters = [*self.bank.parameters_of(task), *head.parameters()]
         seed = [self.seed, task]
         # A method and no closure: it can be pickled, and a copy of the learner trains the copy.
         logits = self._training_logits
         return Training(parameters, logits, self.recipe, size=self.image_size, seed=seed, device=self.device)
 
+    def _epoch(self, training: Training, images: Tensor, labels: Tensor) -> float:
+        # Not longer than the epoch: whoever asks in between gets no dropout.
+        self.adapted.train()
+        try:
+            return super()._epoch(training, images, labels)
+        finally:
+            self.adapted.eval()
+
     def _training_logits(self, x: Tensor) -> Tensor:
         assert self._head is not None
         return self._head(self.adapted.features(self.adapted.trunk(x), self.tasks_learned))
 
+    def _written_at_end(self) -> nn.Module:
+        """Not the bank, which is by far the largest: its adapters are trained by then."""
+        return nn.ModuleDict({name: module for name, module in self._modules().items() if name != "bank"})
+
     def _finish(self, images: Tensor, labels: Tensor) -> None:
-        self.adapted.eval()
         self.bank.freeze()
         if self.combine == "concat" and self.experts is None:
             self.prototypes.add_subspace()
@@ -214,6 +251,7 @@ class ArtsyViT(ViTLearner):
         parts = [
             self._run(self.adapted.features, trunk, t.to(torch.int32), i)
             for t, i in zip(task.split(self.images_per_pass), image.split(self.images_per_pass), strict=True)
+            if len(t)  # no synapse is open
         ]
         opened = torch.cat(parts) if parts else h0.new_zeros((0, self.width))
         if self.combine == "sum":
@@ -231,19 +269,31 @@ class ArtsyViT(ViTLearner):
         # For a task that is still to come an oracle opens the newest synapse: no answer can be right there.
         evidence = self.gate.evidence(h, None if task is None else task.clamp(max=self.tasks_learned - 1))
         openings = self.gate.open(evidence)
-        if self._counted is not None and task is not None:
-            self._counted.append((evidence, openings, task))
+        counted = _COUNTED.get()
+        if counted is not None and task is not None:
+            counted.append((evidence, openings, task))
         spaces = self._spaces(trunk, h0, openings)
         if self.experts is not None:
             return self.experts.logits(self.gate.class_scores(h), spaces, openings)
         if self.combine == "sum":
             return self.prototypes.logits(spaces)
-        return self.prototypes.logits(spaces, torch.cat([openings.new_ones((len(h0), 1)), openings], 1))
+        logits = self.prototypes.logits(spaces, torch.cat([openings.new_ones((len(h0), 1)), openings], 1))
+        closed = ~(openings > 0).any(1)
+        if self.prototypes.base_weight == 0 and bool(closed.any()):
+            # E0 counts for nothing then beside an adapter, but where none is open it is what there is.
+            prototypes = self.prototypes.complete()[:, 0]
+            logits[closed] = functional.linear(
+                functional.normalize(h0[closed]), functional.normalize(prototypes)
+            )
+        return logits
 
     @torch.no_grad()
     def spaces(self, images: Tensor) -> Tensor:
         """Features of images in all subspaces, every synapse open: float32 [n, 1 + tasks, width]."""
-        parts = []
+        check_images(images, "images")
+        parts = [torch.zeros((0, 1 + self.bank.tasks, self.width), dtype=torch.float32, device=self.device)]
+        if self.combine == "sum":
+            parts = [parts[0][:, :1]]
         for x, _ in self._test_batches(images, torch.zeros(len(images))):
             trunk = self._run_trunk(x)
             h0 = self._run(self.adapted.features, trunk)
@@ -253,17 +303,24 @@ class ArtsyViT(ViTLearner):
     @torch.no_grad()
     def means(self, images: Tensor) -> Tensor:
         """Means of E0's tokens but the class token: float32 [n, width]."""
+        check_images(images, "images")
         means = partial(self.adapted.features, mean=True)
         batches = self._test_batches(images, torch.zeros(len(images)))
-        return torch.cat([self._run(means, self._run_trunk(x))[:, self.width :] for x, _ in batches])
+        empty = torch.zeros((0, self.width), dtype=torch.float32, device=self.device)
+        return torch.cat([empty, *(self._run(means, self._run_trunk(x))[:, self.width :] for x, _ in batches)])
 
-    def _start_report(self) -> None:
-        self._counted = []
+    @contextmanager
+    def _counting(self) -> Iterator[dict[str, float]]:
+        counted: list[tuple[Tensor, Tensor, Tensor]] = []
+        report: dict[str, float] = {}
+        token = _COUNTED.set(counted)
+        try:
+            yield report
+        finally:
+            _COUNTED.reset(token)
+        report |= self._report_of(counted)
 
-    def _end_report(self) -> dict[str, float]:
-        counted, self._counted = self._counted, None
-        if not counted:
-            return {}
+    def _report_of(self, counted: list[tuple[Tensor, Tensor, Tensor]]) -> dict[str, float]:
         evidence, openings, task = (torch.cat(parts) for parts in zip(*counted, strict=True))
         known = task < self.tasks_learned  # a stream may have tasks that are still to come
         self.gate_report = gate_quality(evidence[known], openings[known], task[known])

@@ -16,8 +16,12 @@ from torch import Tensor, nn
 
 from flexkern import backbones
 from flexkern.learners.base import Item, Learner
+from flexkern.learners.vit.images import check_images
 from flexkern.learners.vit.training import Recipe, Training, autocast, test_view
 from flexkern.nn.adapters.adapted_model import Parts, parts_of
+from flexkern.nn.gates.checks import check_true_task
+from flexkern.nn.not_learned import NotLearnedError
+from flexkern.plain import nearest, whole_number
 from flexkern.streams.base import Experience
 
 __all__ = ["ViTLearner"]
@@ -43,6 +47,7 @@ class ViTLearner(Learner):
         options: the method's own, for its checkpoints; JSON.
 
     Raises:
+        TypeError: for an option that the method does not have, or of another type.
         ValueError: if an option is outside its range, or the backbone does not say its sizes.
     """
 
@@ -59,12 +64,18 @@ class ViTLearner(Learner):
         device: torch.device | str = "cpu",
         **options: Any,
     ) -> None:
-        if images_per_pass < 1:
-            raise ValueError(f"images_per_pass must be at least 1, got {images_per_pass}")
+        images_per_pass = whole_number(images_per_pass, "images_per_pass")
+        if image_size is not None:
+            image_size = whole_number(image_size, "image_size")
+        if recipe is not None and not isinstance(recipe, Recipe):
+            raise TypeError(f"recipe must be a flexkern.learners.Recipe or None, got {type(recipe).__name__}")
+        for name in options:
+            if name not in self.options():
+                raise TypeError(f"{type(self).__name__} has no argument {name!r}{nearest(name, self._named())}")
         self.recipe = recipe or self.default_recipe()
+        of_recipe = asdict(self.recipe) | {"crop": list(self.recipe.crop)}  # JSON has no tuples
         configuration: dict[str, Any] = {
-            "recipe": asdict(self.recipe), "images_per_pass": images_per_pass, "image_size": image_size,
-            "seed": seed, **options,
+            "recipe": of_recipe, "images_per_pass": images_per_pass, "image_size": image_size, **options,
         }  # fmt: skip
         super().__init__(seed=seed, device=device, configuration=configuration)
         self.images_per_pass = images_per_pass
@@ -96,15 +107,20 @@ class ViTLearner(Learner):
     @classmethod
     def options(cls) -> tuple[str, ...]:
         """Names of the keyword arguments that :meth:`make` takes beside seed and device."""
-        names = list(_RECIPE)
+        general = ("backbone", "recipe", "seed", "device")
+        return tuple(n for n in dict.fromkeys((*_RECIPE, *cls._named())) if n not in general)
+
+    @classmethod
+    def _named(cls) -> list[str]:
+        """Names of the constructor's arguments, those that it hands on included."""
+        names: list[str] = []
         for parent in cls.__mro__:
             if issubclass(parent, ViTLearner) and "__init__" in vars(parent):
-                parameters = inspect.signature(parent).parameters.values()
+                parameters = inspect.signature(parent.__init__).parameters.values()
                 names += [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
                 if all(p.kind is not p.VAR_KEYWORD for p in parameters):
                     break  # it takes no more than it names
-        general = ("backbone", "recipe", "seed", "device")
-        return tuple(n for n in dict.fromkeys(names) if n not in general)
+        return [name for name in dict.fromkeys(names) if name != "self"]
 
     @classmethod
     def make(cls: type[_L], backbone: str | os.PathLike[str] | nn.Module = "small", **options: Any) -> _L:
@@ -152,13 +168,9 @@ class ViTLearner(Learner):
     # ------------------------------------------------------------------ learning
 
     def _check(self, experience: Experience) -> None:
-        if experience.train_inputs.dim() != 4 or experience.train_inputs.shape[1] != 3:
-            raise ValueError(
-                "experience: inputs must be images [n, 3, height, width], got "
-                f"{tuple(experience.train_inputs.shape)}"
-            )
+        self._check_inputs(experience.train_inputs, "experience: its train_inputs")
         present = experience.train_labels.unique()
-        expected = torch.arange(self.classes_seen, self.classes_seen + len(present))
+        expected = torch.arange(self.classes_seen, self.classes_seen + len(present), device=present.device)
         if not len(present) or not torch.equal(present, expected):
             raise ValueError(
                 f"experience: its labels must be the classes from {self.classes_seen} on, numbered in the "
@@ -178,7 +190,20 @@ class ViTLearner(Learner):
         if training is None:
             return Item(None, end)
         training.epochs = epochs
-        return Item(lambda _: self._epoch(training, images, labels - self.classes_seen), end)
+
+        def train(epoch: int) -> float:
+            training.epochs_done = epoch  # one that was stopped before it was counted is taken again
+            return self._epoch(training, images, labels - self.classes_seen)
+
+        return Item(train, end)
+
+    def _check_inputs(self, x: Tensor, name: str) -> None:
+        check_images(x, name)
+
+    def _check_answers(self) -> None:
+        if not self.classes_seen:
+            name = type(self).__name__
+            raise NotLearnedError(f"{name} has not learned a class yet; learn an experience first")
 
     def _training_now(self) -> Training | None:
         """The training of the task that has begun."""
@@ -198,7 +223,7 @@ class ViTLearner(Learner):
 
     def _test_batches(self, images: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches as they are tested, on the device."""
-        for rows in torch.arange(len(images)).split(self.images_per_pass):
+        for rows in _passes(len(images), self.images_per_pass):
             yield test_view(images[rows].to(self.device), self.image_size), labels[rows].to(self.device)
 
     def _run(self, network: Callable[..., Tensor], *inputs: Any) -> Tensor:
@@ -216,21 +241,25 @@ class ViTLearner(Learner):
         """Logits, float32 [n, classes_seen], of images [n, 3, h, w], uint8 or float in [0, 1].
 
         Args:
-            x: images as in an experience.
+            x: images as in an experience; n may be 0.
             task: the true task of each, int64 [n]; only ``gate="oracle"`` looks at it.
+
+        Raises:
+            TypeError, ValueError: naming the argument.
+            NotLearnedError: before the first experience has been learned to its end.
         """
-        parts = []
-        for rows in torch.arange(len(x)).split(self.images_per_pass):
+        self._check_answers()
+        self._check_inputs(x, "x")
+        if task is not None:
+            check_true_task(task, len(x))
+        parts = [torch.zeros((0, self.classes_seen), dtype=torch.float32, device=self.device)]
+        for rows in _passes(len(x), self.images_per_pass):
             images = test_view(x[rows].to(self.device), self.image_size)
             parts.append(self._logits(images, None if task is None else task[rows].to(self.device)))
-        return (
-            torch.cat(parts)
-            if parts
-            else torch.zeros((0, self.classes_seen), dtype=torch.float32, device=self.device)
-        )
+        return torch.cat(parts)
 
     def predict(self, x: Tensor, *, task: Tensor | None = None) -> Tensor:
-        """The class of each image, int64 [n], on the learner's device."""
+        """The class of each image, int64 [n], on the learner's device. Raises as :meth:`logits`."""
         return self.logits(x, task=task).argmax(1)
 
     def _answers(self, experience: Experience) -> Tensor:
@@ -291,3 +320,8 @@ def _fingerprint(backbone: nn.Module) -> str:
         digest.update(f"{name} {tuple(value.shape)}".encode())
         digest.update(value.detach().flatten()[:256].float().cpu().numpy().tobytes())
     return digest.hexdigest()
+
+
+def _passes(images: int, at_once: int) -> Iterator[slice]:
+    """The images of each pass; none where there are none."""
+    return (slice(first, first + at_once) for first in range(0, images, at_once))

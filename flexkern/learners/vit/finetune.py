@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from flexkern.learners.registry import register_method
 from flexkern.learners.vit.base import ViTLearner
 from flexkern.learners.vit.training import Recipe, Training
+from flexkern.plain import SEEDS
 
 __all__ = ["FinetuneViT"]
 
@@ -65,7 +66,7 @@ class FinetuneViT(ViTLearner):
         have = len(self.head.bias)
         new = self.classes_seen + classes - have
         if new > 0:
-            self.head.grow(new, torch.Generator().manual_seed(self.seed * 100_003 + have))
+            self.head.grow(new, torch.Generator().manual_seed((self.seed * 100_003 + have) % SEEDS))
 
     def _make_training(self) -> Training:
         parameters = [*self.network.parameters(), *self.head.parameters()]
@@ -80,11 +81,16 @@ class FinetuneViT(ViTLearner):
     def _epoch(self, training: Training, images: Tensor, labels: Tensor) -> float:
         return training.epoch(images, labels + self.classes_seen)
 
+    def _written_at_end(self) -> nn.Module:
+        """Nothing."""
+        return nn.ModuleDict()
+
     def _finish(self, images: Tensor, labels: Tensor) -> None:
         """Nothing is left to do: the network is what was learned."""
 
     def _logits(self, images: Tensor, task: Tensor | None) -> Tensor:
-        return self._run(lambda x: self.head(self._parts.features(x)), images)
+        # While a task is learned the head has rows for its classes, which are not learned before its end.
+        return self._run(lambda x: self.head(self._parts.features(x)), images)[:, : self.classes_seen]
 
     def _modules(self) -> nn.ModuleDict:
         return nn.ModuleDict({"network": self.network, "head": self.head})

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from flexkern.learners.registry import register_method
 from flexkern.learners.vit.base import ViTLearner
-from flexkern.nn.heads.ridge import RidgeHead
+from flexkern.nn.heads.ridge import RidgeHead, checked_ridge
+from flexkern.plain import whole_number
 
 __all__ = ["RanPAC"]
 
@@ -37,13 +38,15 @@ class RanPAC(ViTLearner):
         seed: int = 0,
         **common: Any,
     ) -> None:
+        features, ridge = whole_number(features, "features", least=0), checked_ridge(ridge)
         super().__init__(backbone, seed=seed, features=features, ridge=ridge, **common)
         self._parts = self._known_parts(self.backbone)
-        self.head = RidgeHead(self.width, features=features, ridge=ridge, seed=seed).to(self.device)
+        self.head = RidgeHead(self.width, features=features, ridge=ridge, seed=self.seed).to(self.device)
 
     def _finish(self, images: Tensor, labels: Tensor) -> None:
         h0 = torch.cat([self._run(self._parts.features, x) for x, _ in self._test_batches(images, labels)])
         self.head.update(h0, labels.to(self.device))
+        self.head.check_solvable()  # what gives no answers is not learned
 
     def _logits(self, images: Tensor, task: Tensor | None) -> Tensor:
         return self.head.logits(self._run(self._parts.features, images))

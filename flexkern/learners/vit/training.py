@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from flexkern.plain import choice, number, whole_number
 from flexkern.streams.augment import as_float, center_crop, random_resized_crop, resize
 
 __all__ = ["CosineHead", "Recipe", "Training", "autocast", "test_view"]
@@ -32,7 +33,7 @@ class Recipe:
         precision: "float32", or "bfloat16" for mixed precision (parameters and statistics stay float32).
 
     Raises:
-        ValueError: if a value is outside its range.
+        TypeError, ValueError: naming the field.
     """
 
     epochs: int = 20
@@ -45,19 +46,21 @@ class Recipe:
     precision: str = "float32"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "crop", tuple(self.crop))  # a checkpoint's JSON has lists
+        plain: dict[str, object] = {}
         for name in ("epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+            plain[name] = whole_number(getattr(self, name), name)
         for name in ("lr", "momentum", "weight_decay"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be finite and at least 0, got {getattr(self, name)}")
-        if len(self.crop) != 2 or not 0 < self.crop[0] <= self.crop[1] <= 1:
+            plain[name] = number(getattr(self, name), name, 0)
+        if isinstance(self.crop, (str, bytes)) or not isinstance(self.crop, Iterable):
+            raise TypeError(f"crop must be a range within (0, 1], two numbers, got {self.crop!r}")
+        crop = tuple(number(bound, f"crop[{i}]") for i, bound in enumerate(self.crop))  # JSON has lists
+        if len(crop) != 2 or not 0 < crop[0] <= crop[1] <= 1:
             raise ValueError(f"crop must be a range within (0, 1], got {self.crop}")
-        if not 0 <= self.flip <= 1:
-            raise ValueError(f"flip must be a probability, got {self.flip}")
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"precision must be one of {PRECISIONS}, got {self.precision!r}")
+        plain["crop"] = crop
+        plain["flip"] = number(self.flip, "flip", 0, 1)
+        plain["precision"] = choice(self.precision, "precision", PRECISIONS)
+        for name, value in plain.items():
+            object.__setattr__(self, name, value)
 
 
 def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from flexkern.ops import gated_adapter
+from flexkern.plain import number, whole_number
 
 __all__ = ["AdapterBank"]
 
@@ -104,15 +105,12 @@ class AdapterBank(nn.Module):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
-        for name, value in (("layers", layers), ("width", width), ("rank", rank), ("capacity", capacity)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), got {dropout}")
-        if not math.isfinite(scale):
-            raise ValueError(f"scale must be finite, got {scale}")
-        self.layers, self.width, self.rank = layers, width, rank
-        self.scale, self.dropout = scale, dropout
+        layers = self.layers = whole_number(layers, "layers")
+        width = self.width = whole_number(width, "width")
+        rank = self.rank = whole_number(rank, "rank")
+        capacity = whole_number(capacity, "capacity")
+        self.scale = number(scale, "scale")
+        self.dropout = number(dropout, "dropout", 0, 1, below=True)
         self.rows = nn.ModuleList()
         shapes = {"down": (width, rank), "down_bias": (rank,), "up": (rank, width), "up_bias": (width,)}
         # Of each layer, by name. Not buffers: the rows, which are parameters, are the state.
@@ -150,6 +148,8 @@ class AdapterBank(nn.Module):
         task = self.tasks
         if task == self.capacity:
             self._grow(2 * task)
+        else:
+            self._tie()  # the last one to grow may have been interrupted here
         self.freeze()
         bound = 1 / math.sqrt(self.width)
         rows = _Task()
@@ -174,10 +174,12 @@ class AdapterBank(nn.Module):
         self.rows.requires_grad_(False)
 
     def _grow(self, capacity: int) -> None:
+        grown = []
         for stacks in self._stacks:
+            grown.append({n: old.new_zeros((capacity, *old.shape[1:])) for n, old in stacks.items()})
             for name, old in stacks.items():
-                stacks[name] = old.new_zeros((capacity, *old.shape[1:]))
-                stacks[name][: len(old)] = old
+                grown[-1][name][: len(old)] = old
+        self._stacks = grown  # at once, and filled: an interrupt leaves the old ones or the new ones
         self._tie()
 
     def _tie(self, fn: Callable[[Tensor], Tensor] | None = None) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from flexkern.nn.fused.backward import FusedLinear, PendingBackward
+from flexkern.plain import flag, whole_number
 
 __all__ = ["MetaplasticLinear"]
 
@@ -77,9 +78,11 @@ class MetaplasticLinear(nn.Linear):
         fused_step: bool = False,
         window: int = 1,
     ) -> None:
-        check_window(window)
-        super().__init__(in_features, out_features, bias, device, dtype)
-        self._begin(bool(fused_step), window)
+        in_features = whole_number(in_features, "in_features", least=0)
+        out_features = whole_number(out_features, "out_features", least=0)
+        fused_step, window = flag(fused_step, "fused_step"), checked_window(window)
+        super().__init__(in_features, out_features, flag(bias, "bias"), device, dtype)
+        self._begin(fused_step, window)
 
     def _begin(self, fused_step: bool, window: int) -> None:
         """Sets what this class adds to nn.Linear; also for one that has just become of this class."""
@@ -88,8 +91,7 @@ class MetaplasticLinear(nn.Linear):
 
     def fuse(self, optimizer: Any, window: int) -> None:
         """From now on backward steps the weight; :func:`flexkern.optim.fuse_into_backward` calls this."""
-        check_window(window)
-        self._begin(True, window)
+        self._begin(True, checked_window(window))
         self._optimizer = weakref.ref(optimizer)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -164,9 +166,6 @@ class MetaplasticLinear(nn.Linear):
         return f"{super().extra_repr()}, fused_step={self.fused_step}{window}"
 
 
-def check_window(window: object) -> None:
-    """Raises TypeError or ValueError if ``window`` is not a number of micro-batches."""
-    if isinstance(window, bool) or not isinstance(window, int):
-        raise TypeError(f"window must be an int, got {window!r}")
-    if window < 1:
-        raise ValueError(f"window must be at least 1 micro-batch, got {window}")
+def checked_window(window: object) -> int:
+    """``window`` as an int; TypeError or ValueError if it is not a number of micro-batches."""
+    return whole_number(window, "window", kind="an int")

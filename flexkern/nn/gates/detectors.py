@@ -50,6 +50,9 @@ class Detector(GrowingState):
     def absorb(self, h0: Tensor, labels: Tensor) -> None:
         """Adds what was held out of :meth:`learn`, where the detector is made of running sums."""
 
+    def check_answers(self, recall: Recall) -> None:
+        """Raises RuntimeError if :meth:`scores` would, from what was learned."""
+
     def scores(self, h0: Tensor, recall: Recall, tasks: int) -> Tensor:
         """float32 [N, width] to float32 [N, T]."""
         raise NotImplementedError
@@ -63,6 +66,9 @@ class Mahalanobis(Detector):
     """
 
     moving = True
+
+    def check_answers(self, recall: Recall) -> None:
+        recall.statistics.cholesky()
 
     def scores(self, h0: Tensor, recall: Recall, tasks: int) -> Tensor:
         x, means = recall.statistics.whiten(h0)
@@ -80,6 +86,10 @@ class LikelihoodRatio(Detector):
     """
 
     moving = True
+
+    def check_answers(self, recall: Recall) -> None:
+        if recall.classes and int(recall.class_task[-1]):
+            recall.statistics.cholesky()
 
     def scores(self, h0: Tensor, recall: Recall, tasks: int) -> Tensor:
         if tasks < 2:
@@ -213,6 +223,9 @@ class Ridge(Detector):
 
     def absorb(self, h0: Tensor, labels: Tensor) -> None:
         self.head.update(h0, labels)
+
+    def check_answers(self, recall: Recall) -> None:
+        self.head.check_solvable()
 
     def scores(self, h0: Tensor, recall: Recall, tasks: int) -> Tensor:
         return group_max(self.head.logits(h0), recall.class_task, tasks)

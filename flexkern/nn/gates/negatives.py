@@ -12,8 +12,9 @@ from torch import Tensor
 from flexkern.nn.feature_statistics import FeatureStatistics
 from flexkern.nn.growing import GrowingState
 from flexkern.nn.task_scores import rank_in_class
+from flexkern.plain import choice, whole_number
 
-__all__ = ["NEGATIVES", "Recall", "check_negatives", "training_batches"]
+__all__ = ["NEGATIVES", "Recall", "training_batches"]
 
 NEGATIVES = ("gaussian", "replay")
 
@@ -50,9 +51,9 @@ class Recall(GrowingState):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
-        check_negatives(negatives, keep)
-        self.width, self.negatives, self.keep = width, negatives, keep
+        self.negatives, self.keep = choice(negatives, "negatives", NEGATIVES), whole_number(keep, "keep")
         self.statistics = FeatureStatistics(width, shrinkage=shrinkage, device=device)
+        width = self.width = self.statistics.width
         self.register_buffer("class_task", torch.zeros(0, dtype=torch.int64, device=device))
         self.register_buffer("kept", torch.zeros((0, width), dtype=torch.float32, device=device))
         self.register_buffer("kept_class", torch.zeros(0, dtype=torch.int64, device=device))
@@ -124,14 +125,6 @@ class Recall(GrowingState):
 
     def extra_repr(self) -> str:
         return f"negatives={self.negatives!r}, classes={self.classes}, kept={len(self.kept)}"
-
-
-def check_negatives(negatives: str, keep: int) -> None:
-    """Raises ValueError unless these are options of :class:`Recall`."""
-    if negatives not in NEGATIVES:
-        raise ValueError(f"negatives must be one of {NEGATIVES}, got {negatives!r}")
-    if keep < 1:
-        raise ValueError(f"keep must be at least 1 feature vector per class, got {keep}")
 
 
 def training_batches(

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
-from flexkern.nn.feature_statistics import check_shrinkage
+from flexkern.nn.feature_statistics import checked_shrinkage
 from flexkern.nn.gates.calibration import CALIBRATIONS
 from flexkern.nn.gates.detectors import DETECTORS
-from flexkern.nn.gates.negatives import check_negatives
+from flexkern.nn.gates.negatives import NEGATIVES
 from flexkern.nn.gates.thresholds import THRESHOLDS, SlidingThreshold
-from flexkern.nn.heads.ridge import check_ridge
+from flexkern.nn.heads.ridge import checked_ridge
+from flexkern.plain import choice, flag, number, whole_number
 
-__all__ = ["GATES", "GATINGS", "GateOptions", "check_count"]
+__all__ = ["GATES", "GATINGS", "GateOptions"]
 
 GATES = ("mlp", "none", "oracle", *DETECTORS)
 GATINGS = ("hard", "soft", "topk")
 _COUNTS = ("hidden", "epochs", "batch", "neighbours")
+_INTEGER = "an integer"
 
 
 @dataclass(frozen=True)
@@ -116,34 +117,45 @@ class GateOptions:
             ("inputs", ("standard", "whitened")),
             ("threshold", THRESHOLDS),
             ("first", ("trained", "open")),
+            ("negatives", NEGATIVES),
         ):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {choices}, got {getattr(self, name)!r}")
-        for name in _COUNTS:
-            check_count(name, getattr(self, name))
-        for name in ("theta", "holdout"):
-            if not 0 < getattr(self, name) < 1:
-                raise ValueError(f"{name} must be in (0, 1), got {getattr(self, name)}")
-        if not (math.isfinite(self.lr) and self.lr > 0):
-            raise ValueError(f"lr must be finite and > 0, got {self.lr}")
-        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
-            raise ValueError(f"weight_decay must be finite and >= 0, got {self.weight_decay}")
-        if self.target is not None and not 0 < self.target < 1:
-            raise ValueError(f"target must be a rate in (0, 1), got {self.target}")
-        self._check_k()
-        if self.calibration not in (*CALIBRATIONS, None):
+            choice(getattr(self, name), name, choices)
+        if self.calibration is not None and self.calibration not in CALIBRATIONS:
             raise ValueError(f"calibration must be one of {CALIBRATIONS} or None, got {self.calibration!r}")
-        check_negatives(self.negatives, self.keep)
-        check_shrinkage(self.shrinkage)
-        if self.gate == "ridge":
-            check_ridge(self.features, self.ridge)
+        for name in _COUNTS:
+            self._set(name, whole_number(getattr(self, name), name, kind=_INTEGER))
+        self._set("keep", whole_number(self.keep, "keep", kind=_INTEGER))
+        self._set("seed", whole_number(self.seed, "seed", least=None, most=None, kind=_INTEGER))
+        for name in ("theta", "holdout"):
+            self._set(name, number(getattr(self, name), name, 0, 1, above=True, below=True))
+        self._set("lr", number(self.lr, "lr", 0, above=True))
+        self._set("weight_decay", number(self.weight_decay, "weight_decay", 0))
+        for name in ("gain", "low", "high"):
+            self._set(name, number(getattr(self, name), name))
+        if self.target is not None:
+            rate = number(self.target, "target", 0, 1, above=True, below=True, kind="a rate in (0, 1)")
+            self._set("target", rate)
+        for name in ("fill", "refresh"):
+            self._set(name, flag(getattr(self, name), name))
+        self._check_k()
+        self._set("shrinkage", checked_shrinkage(self.shrinkage))
+        features = whole_number(self.features, "features", least=0, kind=_INTEGER)
+        self._set("features", features)
+        self._set("ridge", checked_ridge(self.ridge))
         self.sliding()
+
+    def _set(self, name: str, value: object) -> None:
+        """A field as a plain Python value."""
+        object.__setattr__(self, name, value)
 
     def _check_k(self) -> None:
         if self.k is not None and self.gating == "hard":
             raise ValueError(f"k={self.k} limits open synapses with gating 'topk' or 'soft'; gating is 'hard'")
-        if self.k is not None and (isinstance(self.k, bool) or not isinstance(self.k, int) or self.k < 1):
-            raise ValueError(f"k must be an integer of at least 1, got {self.k!r}")
+        if self.k is not None:
+            kind = "an integer of at least 1"
+            self._set("k", whole_number(self.k, "k", least=None, kind=kind))
+            if self.k < 1:
+                raise ValueError(f"k must be {kind}, got {self.k}")
         if self.fill and self.gating != "topk":
             raise ValueError(f"fill opens the k best with gating 'topk'; gating is {self.gating!r}")
 
@@ -168,11 +180,3 @@ class GateOptions:
         if self.threshold != "adaptive":
             return None
         return SlidingThreshold(self.target_rate(), self.gain, self.low, self.high)
-
-
-def check_count(name: str, value: object) -> None:
-    """Raises TypeError or ValueError unless ``value`` is an integer of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")

@@ -12,16 +12,19 @@ import torch
 from torch import Tensor
 
 from flexkern.nn.gates.calibration import fit_platt, fit_softmax, softmax_logit
-from flexkern.nn.gates.checks import check_task, check_true_task
-from flexkern.nn.gates.detectors import Ridge, make_detector
+from flexkern.nn.gates.checks import check_task, check_task_features, check_true_task
+from flexkern.nn.gates.detectors import LikelihoodRatio, Mahalanobis, Ridge, make_detector
 from flexkern.nn.gates.mlp import Scaling, StackedMLP
 from flexkern.nn.gates.negatives import Recall, training_batches
-from flexkern.nn.gates.options import GateOptions, check_count
+from flexkern.nn.gates.options import GateOptions
 from flexkern.nn.gates.quality import gate_quality
 from flexkern.nn.gates.thresholds import quantile_threshold
-from flexkern.nn.growing import GrowingState, check_features, seeded
+from flexkern.nn.growing import GrowingState, check_features, check_labels, seeded
+from flexkern.nn.not_learned import NotLearnedError
 from flexkern.nn.records import record_of
 from flexkern.nn.task_scores import rank_in_class
+from flexkern.nn.undo import Undo
+from flexkern.plain import whole_number
 
 __all__ = ["ALWAYS_OPEN", "SynapseGate"]
 
@@ -78,7 +81,7 @@ class SynapseGate(GrowingState):
     ) -> None:
         super().__init__()
         o = record_of(GateOptions, options, fields, name="options", of=SynapseGate).filled()
-        check_count("width", width)
+        width = whole_number(width, "width")
         self.options = o
         self.width, self.gate, self.gating = width, o.gate, o.gating
         self.sliding = o.sliding()
@@ -144,13 +147,58 @@ class SynapseGate(GrowingState):
                 the order in which they are learned).
 
         Raises:
-            TypeError, ValueError: naming the argument; nothing was learned.
-            RuntimeError: if the covariance of the features is singular; load the state from before.
+            TypeError, ValueError: naming the argument.
+            RuntimeError: if the covariance of the features is singular.
+
+        Whatever is raised, an interrupt too, nothing was learned then.
         """
-        task, first_class = self.tasks, self.recall.classes
+        check_task_features(h0, labels, self.width)
+        self.check_labels(labels)
+        modules = list(self.modules())
+        with Undo(*modules, written=modules):
+            self._learn(h0.to(self.theta_logit), labels.to(self.recall.class_task))
+
+    def check_labels(self, labels: Tensor) -> None:
+        """Whether a task with so many samples of these classes could be learned now; changes nothing.
+
+        A task needs the next classes, more samples than classes, with ``gate="energy"`` two classes, and where
+        calibration or quantile thresholds hold data out (all detectors do by default), enough of a class that
+        the share ``holdout`` is a sample, and more left than classes.
+
+        Args:
+            labels: integers [n], as :meth:`learn` takes them.
+
+        Raises:
+            TypeError, ValueError: naming the argument.
+        """
+        check_labels(labels, len(labels) if isinstance(labels, Tensor) and labels.dim() else 0)
         least = 1 if self.detector is None else self.detector.least_classes
-        new = check_task(h0, labels, self.width, first_class, least)
-        labels, h0 = labels.to(self.recall.class_task), h0.to(self.theta_logit)
+        new = check_task(labels, self.recall.classes, least)
+        held_out = int(self._held_out_of(torch.bincount(labels - self.recall.classes)).sum())
+        if self._holds_out() and (not held_out or len(labels) - held_out <= new):
+            raise ValueError(
+                f"h0 has {len(labels)} samples of {new} classes, too few to hold {self.options.holdout:.0%} of "
+                "each class out for calibration or thresholds; give more, or another holdout"
+            )
+        freedom = self.recall.statistics.degrees_of_freedom() + len(labels) - held_out - new
+        if self._needs_covariance() and self.recall.statistics.shrinkage == 0 and freedom < self.width:
+            raise ValueError(
+                f"h0 has {len(labels)} samples, too few for a covariance of {self.width} dimensions with "
+                f"shrinkage=0 ({freedom} degrees of freedom); give more samples or a larger shrinkage"
+            )
+
+    def _needs_covariance(self) -> bool:
+        """Whether learning the next task, or an answer after it, takes the shared covariance."""
+        if isinstance(self.detector, Mahalanobis):
+            return True
+        draws = self.mlp is not None or self._holds_out() or self.options.threshold == "adaptive"
+        return bool(self.tasks) and (
+            isinstance(self.detector, LikelihoodRatio) or (draws and not self.recall.keeps_data)
+        )
+
+    def _learn(self, h0: Tensor, labels: Tensor) -> None:
+        task = self.tasks
+        new = len(labels.unique())
         scored = self.mlp is not None or self.detector is not None
         held_out = self._split(labels, new, task) if scored else torch.zeros_like(labels, dtype=torch.bool)
         self.recall.add_classes(new, task)
@@ -171,6 +219,7 @@ class SynapseGate(GrowingState):
         self.recall.add(h0[held_out], labels[held_out], generator)
         if self.detector is not None:
             self.detector.absorb(h0[held_out], labels[held_out])
+            self.detector.check_answers(self.recall)
 
     def _fit(self, train: Tensor, held_out: Tensor, task: int) -> None:
         """Trains, calibrates and sets the thresholds of the gates that a new task changes."""
@@ -241,18 +290,20 @@ class SynapseGate(GrowingState):
 
     def _split(self, labels: Tensor, classes: int, task: int) -> Tensor:
         """bool [n]: which samples are held out of learning: the same share of each class."""
-        o = self.options
-        if o.threshold != "quantile" and o.calibration == "none":
+        if not self._holds_out():
             return torch.zeros_like(labels, dtype=torch.bool)
         in_task = labels - self.recall.classes
         rank = rank_in_class(in_task, self._generator(task, _SPLIT))
-        held_out = rank < (torch.bincount(in_task, minlength=classes).float() * o.holdout).long()[in_task]
-        if not bool(held_out.any()) or int((~held_out).sum()) <= classes:
-            raise ValueError(
-                f"h0 has {len(labels)} samples of {classes} classes, too few to hold {o.holdout:.0%} of each "
-                "class out for calibration or thresholds; give more, or another holdout"
-            )
-        return held_out
+        return rank < self._held_out_of(torch.bincount(in_task, minlength=classes))[in_task]
+
+    def _holds_out(self) -> bool:
+        """Whether samples are held out of learning."""
+        scored = self.mlp is not None or self.detector is not None
+        return scored and (self.options.threshold == "quantile" or self.options.calibration != "none")
+
+    def _held_out_of(self, counts: Tensor) -> Tensor:
+        """How many samples of each class are held out, of so many: int64."""
+        return (counts.float() * self.options.holdout).long() * self._holds_out()
 
     def _generator(self, task: int, purpose: int) -> torch.Generator:
         return seeded(self.ready.device, self.options.seed, task, purpose)
@@ -264,6 +315,8 @@ class SynapseGate(GrowingState):
         """Scores before calibration, float32 [N, T], of features [N, width]: MLP outputs or a detector's
         scores."""
         check_features(h0, self.width)
+        if not self.tasks:
+            raise NotLearnedError("no task has been learned yet; call learn() first")
         with torch.autocast(h0.device.type, enabled=False):
             if self.mlp is not None:
                 return self.mlp(h0.float())
@@ -285,11 +338,12 @@ class SynapseGate(GrowingState):
         ``gate="none"``; plus or minus that for ``"oracle"``, which needs the true ``task``, int64 [N].
 
         Raises:
-            TypeError, ValueError: naming the argument; RuntimeError before the first task.
+            TypeError, ValueError: naming the argument; :class:`flexkern.nn.NotLearnedError` before the first
+            task.
         """
         check_features(h0, self.width)
         if not self.tasks:
-            raise RuntimeError("no task has been learned yet; call learn() first")
+            raise NotLearnedError("no task has been learned yet; call learn() first")
         if self.gate == "oracle":
             true = check_true_task(task, len(h0), self.tasks).to(h0.device)
             own = torch.arange(self.tasks, device=h0.device) == true[:, None]

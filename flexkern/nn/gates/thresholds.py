@@ -10,6 +10,8 @@ from dataclasses import dataclass, fields
 
 from torch import Tensor
 
+from flexkern.plain import number
+
 __all__ = ["THRESHOLDS", "SlidingThreshold", "quantile_threshold"]
 
 THRESHOLDS = ("fixed", "quantile", "adaptive")
@@ -71,11 +73,7 @@ class SlidingThreshold:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise TypeError(f"{field.name} must be a number, got {value!r}")
-            if not math.isfinite(value):
-                raise ValueError(f"{field.name} must be finite, got {value}")
+            object.__setattr__(self, field.name, number(getattr(self, field.name), field.name))
         if not 0 < self.target < 1:
             raise ValueError(f"target must be in (0, 1), a share of other tasks' data, got {self.target}")
         if self.gain <= 0:

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from flexkern.nn.growing import GrowingState, check_features, check_labels
+from flexkern.nn.growing import GrowingState, check_features, check_finite, check_labels
 from flexkern.nn.heads.ridge import RidgeHead
+from flexkern.nn.undo import Undo
+from flexkern.plain import number, whole_number
 
 __all__ = ["ExpertHead"]
 
@@ -46,12 +48,9 @@ class ExpertHead(GrowingState):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
-        if width < 1:
-            raise ValueError(f"width must be at least 1, got {width}")
-        for name, value in (("temperature", temperature), ("expert_temperature", expert_temperature)):
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{name} must be finite and > 0, got {value}")
-        self.width, self.temperature, self.expert_temperature = width, temperature, expert_temperature
+        width = self.width = whole_number(width, "width")
+        self.temperature = number(temperature, "temperature", 0, above=True)
+        self.expert_temperature = number(expert_temperature, "expert_temperature", 0, above=True)
         # For each class what its task's expert multiplies [E0(x), Et(x)] by.
         self.register_buffer("weight", torch.zeros((0, 2, width), dtype=torch.float32, device=device))
         self.register_buffer("class_task", torch.zeros(0, dtype=torch.int64, device=device))
@@ -76,11 +75,18 @@ class ExpertHead(GrowingState):
             labels: integers [n]: the next classes.
 
         Raises:
-            TypeError, ValueError: naming the argument; nothing was learned.
+            TypeError, ValueError: naming the argument.
+            RuntimeError: if all features are 0.
+
+        Nothing was learned then.
         """
         check_features(h0, self.width)
         check_features(own, self.width, "own")
         check_labels(labels, len(h0))
+        if len(own) != len(h0):
+            raise ValueError(f"own must be [{len(h0)}, {self.width}], as h0, got {tuple(own.shape)}")
+        check_finite(h0)
+        check_finite(own, "own")
         seen = labels.unique().tolist()
         if not seen or seen != list(range(self.classes, self.classes + len(seen))):
             raise ValueError(
@@ -89,8 +95,10 @@ class ExpertHead(GrowingState):
         expert = RidgeHead(2 * self.width, device=self.weight.device)
         expert.update(torch.cat([h0, own], 1), labels - self.classes)
         task = self.tasks
-        self._append("weight", expert.solve().T.reshape(len(seen), 2, self.width))
-        self._append("class_task", self.class_task.new_full((len(seen),), task))
+        weight = expert.solve().T.reshape(len(seen), 2, self.width)
+        with Undo(self):
+            self._append("weight", weight)
+            self._append("class_task", self.class_task.new_full((len(seen),), task))
 
     @torch.no_grad()
     def logits(self, scores: Tensor, spaces: Tensor, openings: Tensor) -> Tensor:

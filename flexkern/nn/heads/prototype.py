@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flexkern.nn.growing import GrowingState, check_labels
+from flexkern.nn.growing import GrowingState, check_finite, check_labels
+from flexkern.nn.not_learned import NotLearnedError
 from flexkern.nn.task_scores import class_sums
 from flexkern.ops import complete_prototypes, prototype_logits
 from flexkern.ops.choices import COMPLETIONS, REWEIGHTINGS
+from flexkern.plain import choice, flag, number, whole_number
 
 __all__ = ["PrototypeClassifier"]
 
@@ -62,14 +64,11 @@ class PrototypeClassifier(GrowingState):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
-        if dim < 1:
-            raise ValueError(f"dim must be at least 1, got {dim}")
-        if reweighting not in REWEIGHTINGS:
-            raise ValueError(f"reweighting must be one of {REWEIGHTINGS}, got {reweighting!r}")
-        if completion not in (*COMPLETIONS, "none"):
-            raise ValueError(f"completion must be one of {(*COMPLETIONS, 'none')}, got {completion!r}")
-        self.dim, self.weight, self.reweighting = dim, weight, reweighting
-        self.base, self.base_weight, self.completion = base, base_weight, completion
+        dim = self.dim = whole_number(dim, "dim")
+        self.weight, self.base_weight = number(weight, "weight"), number(base_weight, "base_weight")
+        self.reweighting = choice(reweighting, "reweighting", REWEIGHTINGS)
+        self.completion = choice(completion, "completion", (*COMPLETIONS, "none"))
+        base = self.base = flag(base, "base")
         exact = torch.float64
         self.register_buffer("sums", torch.zeros((0, int(base), dim), dtype=exact, device=device))
         self.register_buffer("counts", torch.zeros((0, int(base)), dtype=torch.int64, device=device))
@@ -110,14 +109,15 @@ class PrototypeClassifier(GrowingState):
             TypeError, ValueError: naming the argument; RuntimeError if there is no subspace yet.
         """
         if not self.subspaces:
-            raise RuntimeError("there is no subspace yet; call add_subspace() when a task begins")
+            raise NotLearnedError("there is no subspace yet; call add_subspace() when a task begins")
         self._check(features)
         check_labels(labels, len(features))
+        check_finite(features, "features")
         if not len(features):
             return
         labels = labels.to(self.sums.device, torch.int64)
-        self._grow(int(labels.max()) + 1)
         seen, sums = class_sums(features.to(self.sums).flatten(1), labels)
+        self._grow(int(labels.max()) + 1)
         self.sums[seen] += sums.view(-1, *self.sums.shape[1:])
         self.counts += torch.bincount(labels, minlength=self.classes)[:, None]
         self._prototypes = None
@@ -196,7 +196,7 @@ class PrototypeClassifier(GrowingState):
     def predict(self, features: Tensor, openings: Tensor | None = None) -> Tensor:
         """The class of largest logit, int64 [n]. RuntimeError if no class is known."""
         if not self.classes:
-            raise RuntimeError("no class is known yet; call update() first")
+            raise NotLearnedError("no class is known yet; call update() first")
         return self.logits(features, openings).argmax(1)
 
     def _check(self, features: Tensor) -> None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from flexkern.nn.growing import GrowingState, check_features, check_labels, seeded
+from flexkern.nn.growing import GrowingState, check_features, check_finite, check_labels, seeded
+from flexkern.nn.not_learned import NotLearnedError
 from flexkern.nn.task_scores import class_sums
+from flexkern.plain import flag, number, whole_number
 
-__all__ = ["RidgeHead", "check_ridge"]
+__all__ = ["RidgeHead", "checked_ridge"]
 
+_NOTHING = "the features are all 0 (or not finite); there is nothing to fit"
 _CHUNK = 2048  # rows that are projected at once: bounds memory to a few times the Gram matrix
 
 
@@ -57,11 +59,10 @@ class RidgeHead(GrowingState):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
-        if width < 1:
-            raise ValueError(f"width must be at least 1, got {width}")
-        check_ridge(features, ridge)
-        self.width, self.features, self.seed, self.ridge, self.balanced = width, features, seed, ridge, balanced
-        columns, exact = features or width, torch.float64
+        self.width, self.features = whole_number(width, "width"), whole_number(features, "features", least=0)
+        self.seed = whole_number(seed, "seed", least=None, most=None)
+        self.ridge, self.balanced = checked_ridge(ridge), flag(balanced, "balanced")
+        columns, exact = self.features or self.width, torch.float64
         self.register_buffer("gram", torch.zeros((columns, columns), dtype=exact, device=device))
         self.register_buffer("cross", torch.zeros((columns, 0), dtype=exact, device=device))
         self.register_buffer("count", torch.zeros(0, dtype=torch.int64, device=device))
@@ -101,6 +102,7 @@ class RidgeHead(GrowingState):
         """
         check_features(h0, self.width)
         check_labels(labels, len(h0))
+        check_finite(h0)
         if not len(h0):
             return
         labels = labels.to(self.count)
@@ -143,7 +145,7 @@ class RidgeHead(GrowingState):
         self._look()
         if self._weight is None:
             if not self.classes:
-                raise RuntimeError("no class is known yet; call update() first")
+                raise NotLearnedError("no class is known yet; call update() first")
             if isinstance(self.ridge, str):
                 weight, self.chosen = self._solve_auto()
             else:
@@ -158,6 +160,13 @@ class RidgeHead(GrowingState):
             self._weight = weight.float()
         return self._weight
 
+    def check_solvable(self) -> None:
+        """Raises RuntimeError where :meth:`solve` would; with ``ridge="auto"`` without its eigenvalues."""
+        if not isinstance(self.ridge, str):
+            self.solve()
+        elif not bool(self.gram.diagonal().sum() > 0):
+            raise RuntimeError(_NOTHING)
+
     def _targets(self) -> Tensor:
         """C, or with ``balanced`` its columns as if all classes had the same number of samples."""
         if not self.balanced:
@@ -171,7 +180,7 @@ class RidgeHead(GrowingState):
         values = values.clamp(min=0)  # G is a sum of squares; what is under 0 is rounding
         samples, scale = self.count.sum(), values.mean()
         if not bool(scale > 0):
-            raise RuntimeError("the features are all 0 (or not finite); there is nothing to fit")
+            raise RuntimeError(_NOTHING)
         powers = torch.arange(-16, 17, dtype=values.dtype, device=values.device) / 2
         ridges = scale * 10**powers
         shrunk = values / (values + ridges[:, None])  # eigenvalues of H, [ridges, columns]
@@ -217,9 +226,10 @@ class RidgeHead(GrowingState):
         )
 
 
-def check_ridge(features: int, ridge: float | str) -> None:
-    """Raises ValueError unless these are options of :class:`RidgeHead`."""
-    if features < 0:
-        raise ValueError(f"features must be >= 0 (0: no projection), got {features}")
-    if ridge != "auto" and (isinstance(ridge, str) or not (math.isfinite(ridge) and ridge > 0)):
-        raise ValueError(f"ridge must be 'auto' or a finite number > 0, got {ridge!r}")
+def checked_ridge(ridge: object) -> float | str:
+    """``ridge`` as :class:`RidgeHead` keeps it; TypeError or ValueError if it is not one."""
+    if isinstance(ridge, str):
+        if ridge != "auto":
+            raise ValueError(f"ridge must be 'auto' or a finite number > 0, got {ridge!r}")
+        return ridge
+    return number(ridge, "ridge", 0, above=True, kind="'auto' or a finite number > 0")

@@ -5,11 +5,12 @@ See docs/design.md, Silent and functional synapses.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
+
+from flexkern.plain import number
 
 __all__ = ["AdaptiveThreshold"]
 
@@ -57,11 +58,8 @@ class AdaptiveThreshold:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise TypeError(f"{field.name} must be a number, got {value!r}")
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{field.name} must be finite and > 0, got {value}")
+            value = number(getattr(self, field.name), field.name, 0, above=True)
+            object.__setattr__(self, field.name, value)
         if self.target >= 1:
             raise ValueError(f"target must be a share of the silent synapses under 1, got {self.target}")
         if self.gain > 80:

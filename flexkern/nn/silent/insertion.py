@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from flexkern.nn.silent.adaptive_threshold import AdaptiveThreshold
 from flexkern.ops.choices import INSERTS, RULES
+from flexkern.plain import choice, number
 
 __all__ = ["Insertion", "numbers_of_units"]
 
@@ -47,15 +49,16 @@ class Insertion:
 
     def __post_init__(self) -> None:
         for name, allowed in (("rule", RULES), ("insert", INSERTS)):
-            choice = getattr(self, name)
-            if choice not in allowed:
-                raise ValueError(f"{name} must be one of {allowed}, got {choice!r}")
+            choice(getattr(self, name), name, allowed)
+        if isinstance(self.threshold, np.generic) or (
+            isinstance(self.threshold, np.ndarray) and not self.threshold.ndim
+        ):
+            object.__setattr__(self, "threshold", self.threshold.item())
         for name in ("eta", "prune"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise TypeError(f"{name} must be a number, got {value!r}")
-            if not 0 <= value <= 1e38:
-                raise ValueError(f"{name} must be finite and >= 0, got {value}")
+            value = number(getattr(self, name), name, 0)
+            if value > 1e38:
+                raise ValueError(f"{name} must be finite and >= 0 in float32, got {value}")
+            object.__setattr__(self, name, value)
 
     def initial_threshold(self, units: int) -> Tensor:
         """theta before the first pass, float64: one element, or one for each of ``units``.
@@ -83,14 +86,14 @@ def numbers_of_units(value: object, name: str, units: int, other: str) -> Tensor
     Raises:
         TypeError, ValueError: naming the argument.
     """
-    if isinstance(value, Tensor):
+    if isinstance(value, Tensor) and (value.dim() or value.is_floating_point()):
         if not value.is_floating_point() or tuple(value.shape) not in ((), (1,), (units,)):
             raise ValueError(
                 f"{name} as a tensor must be floating-point with one value, or one for each of the {units} "
                 f"units{other}, got {value.dtype} {tuple(value.shape)}"
             )
         return value.detach().double()
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number, a tensor [{units}]{other}, got {value!r}")
+    if not isinstance(value, float):  # callers say what a float may be, NaN and infinity too
+        value = number(value, name, kind=f"a number, a tensor [{units}]{other}")
     # Its values are looked at, also where the default device has none (meta).
-    return torch.tensor(float(value), dtype=torch.float64, device="cpu")
+    return torch.tensor(value, dtype=torch.float64, device="cpu")

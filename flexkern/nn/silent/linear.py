@@ -22,6 +22,7 @@ from flexkern.nn.silent.layer_of_weight import forget, register
 from flexkern.nn.silent.mask import MaskGradient, check_silent, silent_mask
 from flexkern.nn.silent.state import LastSeen, decode, encode, mended
 from flexkern.ops.checks import exact_dtype
+from flexkern.plain import whole_number
 from flexkern.reference import activity
 
 __all__ = ["SilentLinear"]
@@ -113,6 +114,11 @@ class SilentLinear(MetaplasticLinear):
         how = record_of(Insertion, insertion, insertion_fields, name="insertion", of=SilentLinear)
         if init is not None and not isinstance(init, Field):
             raise TypeError(f"init must be a flexkern.Field or None, got {type(init).__name__}")
+        in_features = whole_number(in_features, "in_features", least=0)
+        out_features = whole_number(out_features, "out_features", least=0)
+        seed, stream = (
+            whole_number(n, name, least=None, most=None) for n, name in ((seed, "seed"), (stream, "stream"))
+        )
         check_silent(silent, (out_features, in_features))
         theta = how.initial_threshold(out_features)
         bound = 1 / math.sqrt(in_features) if in_features else 0.0

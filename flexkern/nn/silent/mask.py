@@ -31,7 +31,7 @@ class MaskGradient(torch.autograd.Function):
 
 def check_silent(silent: object, shape: tuple[int, int]) -> None:
     """Raises TypeError or ValueError unless ``silent`` says what begins silent in a weight of this shape."""
-    if isinstance(silent, Tensor) and silent.dtype is torch.bool:
+    if isinstance(silent, Tensor) and silent.dtype is torch.bool and silent.dim():
         if tuple(silent.shape) != shape:
             raise ValueError(f"silent as a mask must be bool [out, in] = {shape}, got {tuple(silent.shape)}")
         return
