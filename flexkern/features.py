@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -140,16 +143,32 @@ def extract_from(
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     device = inputs.device if device is None else torch.device(device)
-    training = module.training
-    module.eval()
-    try:
+    with _in_eval_mode(module):
         parts = [module(batch.to(device)).flatten(1).float() for batch in inputs.split(batch_size)]
-    finally:
-        module.train(training)
     features = torch.cat(parts)
     if len(features) != len(inputs):
         raise ValueError(f"features: the module gives {len(features)} rows for {len(inputs)} inputs")
     return features
+
+
+_switching = threading.RLock()  # modes are of the module, not of a thread
+
+
+@contextmanager
+def _in_eval_mode(module: nn.Module) -> Iterator[None]:
+    """A module that is in eval mode is not touched, so that several threads may take features with it."""
+    training = [part for part in module.modules() if part.training]
+    if not training:
+        yield
+        return
+    with _switching:
+        training = [part for part in module.modules() if part.training]
+        module.eval()
+        try:
+            yield
+        finally:
+            for part in training:
+                part.training = True
 
 
 def extract(
