@@ -195,9 +195,9 @@ def test_a_path_that_is_not_there_is_not_looked_for_elsewhere(source: Any, monke
 
 
 def test_sources_of_other_kinds(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(NotADirectoryError, match="config.json' is a file"):
+    with pytest.raises(NotADirectoryError, match=r"config\.json' is a file"):
         backbones.load_backbone(folder / "config.json")
-    with pytest.raises(TypeError, match="backbone must be a name, a folder or a torch.nn.Module, got int"):
+    with pytest.raises(TypeError, match=r"backbone must be a name, a folder or a torch\.nn\.Module, got int"):
         backbones.load_backbone(5)  # type: ignore[arg-type]
     monkeypatch.setenv("HOME" if sys.platform != "win32" else "USERPROFILE", os.fspath(folder.parent))
     assert backbones.width_of(backbones.load_backbone(f"~/{folder.name}")) == 128

@@ -37,8 +37,8 @@ SIZES: dict[str, dict[str, int]] = {
 def load_backbone(source: str | os.PathLike[str] | nn.Module = "small") -> nn.Module:
     """A pre-trained vision transformer, in evaluation mode.
 
-    Nothing that is read is executed: no Python of a folder or the hub (``auto_map`` is ignored), and weights are
-    read as safetensors where there are any, else by torch's ``weights_only``. Every weight must be there in the
+    Nothing that is read is executed: no Python of a folder or the hub (``auto_map`` is ignored), and weights
+    are read as safetensors where there are any, else by torch's ``weights_only``. Every weight must be there in the
     shape that the configuration says; weights of a head that is left out may be there too.
 
     Args:

@@ -62,7 +62,7 @@ def read_backbone(path: str | os.PathLike[str], *, local: bool) -> nn.Module:
                 path, config=config, dtype="float32", weights_only=True, ignore_mismatched_sizes=True,
                 output_loading_info=True, **safe, **options,
             )  # fmt: skip
-        except (OSError, ImportError, _Refusal):
+        except (OSError, ImportError, _RefusedError):
             raise
         except Exception as error:  # whatever transformers stumbles over
             words = " ".join((str(error) or type(error).__name__).split())
@@ -81,7 +81,7 @@ def read_backbone(path: str | os.PathLike[str], *, local: bool) -> nn.Module:
     return model.eval()
 
 
-class _Refusal(ValueError):
+class _RefusedError(ValueError):
     """Of this file, with a message that needs no more words."""
 
 
@@ -113,30 +113,32 @@ def _json(file: Path) -> dict[str, Any]:
 
 def _check_config(config: Any, name: str) -> None:
     if any(getattr(config, size, None) is None for size in ("hidden_size", "image_size", "patch_size")):
-        raise _Refusal(f"backbone: {name!r} is of type {config.model_type!r}, which is no vision transformer")
+        raise _RefusedError(
+            f"backbone: {name!r} is of type {config.model_type!r}, which is no vision transformer"
+        )
     if getattr(config, "quantization_config", None) is not None:
-        raise _Refusal(f"backbone: {name!r} is quantized; give one with floating-point weights")
+        raise _RefusedError(f"backbone: {name!r} is quantized; give one with floating-point weights")
     attention = getattr(config, "_attn_implementation", None)
     if attention is not None and (not isinstance(attention, str) or "/" in attention):
-        raise _Refusal(f"backbone: {name!r} asks for attention from elsewhere, {attention!r}; remove it")
+        raise _RefusedError(f"backbone: {name!r} asks for attention from elsewhere, {attention!r}; remove it")
 
 
 def _check_depth(config: Any, name: str) -> None:
     depth = getattr(config, "num_hidden_layers", 1)
     if not 0 < depth <= _DEEPEST:
-        raise _Refusal(f"backbone: num_hidden_layers of {name!r} must be in [1, {_DEEPEST}], got {depth}")
+        raise _RefusedError(f"backbone: num_hidden_layers of {name!r} must be in [1, {_DEEPEST}], got {depth}")
 
 
 def _check_model(empty: Any, name: str, folder: Path | None) -> None:
     """Refuses a model without memory that is of another kind, or cannot be in the files: before it has any."""
     if getattr(empty, "main_input_name", None) != "pixel_values":
-        raise _Refusal(
+        raise _RefusedError(
             f"backbone: {name!r} is of type {empty.config.model_type!r}, which is no vision transformer"
         )
     files = [] if folder is None else [f for f in folder.iterdir() if f.suffix in (".safetensors", ".bin")]
     there, said = sum(f.stat().st_size for f in files), sum(p.numel() for p in empty.parameters())
     if files and said > there:  # a weight takes a byte at least
-        raise _Refusal(
+        raise _RefusedError(
             f"backbone: the config.json of {name!r} says {said} weights, and its files have {there} bytes"
         )
 

@@ -270,8 +270,10 @@ def choose(op: str, device: torch.device, supported: Callable[[str], str | None]
 
 
 def prefers_compiled_cpu() -> bool:
-    """Whether :func:`choose` takes the compiled kernels for what they can do with CPU tensors; not for code that
-    torch.compile traces."""
+    """Whether :func:`choose` takes the compiled kernels for what they can do with CPU tensors.
+
+    Not for code that torch.compile traces.
+    """
     blocks = _blocks.get()
     name = _requested
     if blocks:

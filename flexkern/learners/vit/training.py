@@ -76,8 +76,8 @@ def test_view(images: Tensor, size: int) -> Tensor:
     return x if x.shape[-2:] == (size, size) else center_crop(resize(x, round(size * 256 / 224)), size)
 
 
-# Who trains has torch's generator for itself, for an epoch, so that learners in several threads have the bits of
-# learners one after the other.
+# Who trains has torch's generator for itself, for an epoch, so that learners in several threads have the bits
+# of learners one after the other.
 _one_at_a_time = threading.Lock()
 
 
