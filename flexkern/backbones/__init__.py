@@ -38,8 +38,8 @@ def load_backbone(source: str | os.PathLike[str] | nn.Module = "small") -> nn.Mo
     """A pre-trained vision transformer, in evaluation mode.
 
     Nothing that is read is executed: no Python of a folder or the hub (``auto_map`` is ignored), and weights
-    are read as safetensors where there are any, else by torch's ``weights_only``. Every weight must be there in the
-    shape that the configuration says; weights of a head that is left out may be there too.
+    are read as safetensors where there are any, else by torch's ``weights_only``. Every weight must be there in
+    the shape that the configuration says; weights of a head that is left out may be there too.
 
     Args:
         source: "small" (the embedded one: 1.2 M parameters, images of 32 x 32), a folder that transformers'

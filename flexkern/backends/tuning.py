@@ -150,7 +150,7 @@ def fastest(operator: str, architecture: str) -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def trial(kernel: str, variant: str, configuration: Mapping[str, int]) -> Iterator[None]:
-    """Inside the ``with`` statement the variant has this configuration, on all architectures, in this context."""
+    """Inside the ``with`` statement, in this context, the variant has this configuration everywhere."""
     mine = ((kernel, variant), dict(configuration))
     _trials.set((*_trials.get(), mine))
     try:
