@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -151,24 +152,30 @@ def extract_from(
     return features
 
 
-_switching = threading.RLock()  # modes are of the module, not of a thread
+# Modes are of a module, not of a thread: the first one that takes features with it switches, the last one back.
+_switching = threading.Lock()
+_switched: WeakKeyDictionary[nn.Module, tuple[int, list[nn.Module]]] = WeakKeyDictionary()
 
 
 @contextmanager
 def _in_eval_mode(module: nn.Module) -> Iterator[None]:
-    """A module that is in eval mode is not touched, so that several threads may take features with it."""
-    training = [part for part in module.modules() if part.training]
-    if not training:
-        yield
-        return
     with _switching:
-        training = [part for part in module.modules() if part.training]
-        module.eval()
-        try:
-            yield
-        finally:
-            for part in training:
-                part.training = True
+        count, training = _switched.get(module, (0, []))
+        if count == 0:
+            training = [part for part in module.modules() if part.training]
+            if training:
+                module.eval()
+        _switched[module] = count + 1, training
+    try:
+        yield
+    finally:
+        with _switching:
+            count, training = _switched.pop(module)
+            if count > 1:
+                _switched[module] = count - 1, training
+            else:
+                for part in training:
+                    part.training = True
 
 
 def extract(

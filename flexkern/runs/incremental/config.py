@@ -251,7 +251,7 @@ def parse_config(table: Mapping[str, Any]) -> Config:
         raise ValueError("methods must be a list of tables: [[methods]]")
     values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in table.items()}
     common = _table(values.pop("learner", {}), "learner")
-    reserved = [key for key in common if key in (*_RESERVED, "precision")]
+    reserved = [key for key in common if key in (*_RESERVED, "precision", "name", "method", "paper")]
     if reserved:
         raise ValueError(f"[learner]: {reserved[0]} has a place of its own, outside of [learner]")
     values["data"] = _section(DataConfig, values["data"], "data")
