@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import zipfile
-import zlib
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -18,11 +17,6 @@ MOST_BYTES = 16 << 30
 
 _DEFLATE = 1032  # bytes that one byte can stand for, at most
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-# What zipfile and NumPy raise of damaged files.
-_DAMAGE = (
-    ValueError, OSError, EOFError, KeyError, RuntimeError, NotImplementedError, OverflowError, SyntaxError,
-    TypeError, zipfile.BadZipFile, zlib.error,
-)  # fmt: skip
 
 
 class Header(NamedTuple):
@@ -51,9 +45,9 @@ class Archive:
             raise FileNotFoundError(f"path: no {what} at {self.path!r} (an .npz)")
         try:
             self._zip = zipfile.ZipFile(path)
-        except _DAMAGE as error:
-            if isinstance(error, PermissionError):
-                raise
+        except PermissionError:
+            raise
+        except Exception as error:  # zipfile's own, and whatever it stumbles over
             raise ValueError(f"path: {self.path!r} is not a NumPy archive (an .npz): {error}") from error
         members = self._zip.namelist()
         twice = sorted({name for name in members if members.count(name) > 1}) if len(members) < 10_000 else []
@@ -93,7 +87,7 @@ class Archive:
         if name not in self._headers:
             try:
                 self._headers[name] = self._look(name)
-            except _DAMAGE as error:
+            except Exception as error:  # zipfile, NumPy and the tokenizer that NumPy reads headers with
                 raise ValueError(f"path: {name} in {self.path!r} cannot be read: {_words(error)}") from error
         header = self._headers[name]
         if header.nbytes > most:
@@ -141,7 +135,9 @@ class Archive:
             with self._zip.open(self._members[name]) as file:
                 array: np.ndarray = np.lib.format.read_array(file, allow_pickle=False)
                 file.read()  # to its end, where the checksum is looked at
-        except _DAMAGE as error:
+        except MemoryError:
+            raise
+        except Exception as error:
             raise ValueError(f"path: {name} in {self.path!r} cannot be read: {_words(error)}") from error
         return array
 

@@ -74,6 +74,7 @@ ARCHIVES: dict[str, tuple[dict[str, Any], str]] = {
     "more than 2**64 bytes": ({"x_train": header("|u1", (2**40, 2**40, 3))}, "x_train .* takes "),
     "a shape of minus one": ({"x_train": header("|u1", (-1, 8, 8))}, "x_train .*"),
     "no header": ({"x_train": b"12345678901234567890"}, "x_train .* cannot be read"),
+    "no Python in a header": ({"y_train": npy([0, 1]).replace(b"{", b"{\0")}, "y_train .* cannot"),
     "an empty member": ({"x_train": b""}, "x_train .* cannot be read"),
     "bytes too many": ({"x_train": npy(PIXELS) + b"0"}, "x_train .* the archive has"),
     "pictures of no pixels": ({"x_train": np.zeros((2, 0, 8, 3), np.uint8)}, "x_train .* images must be uint8"),
