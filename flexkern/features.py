@@ -5,7 +5,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -140,16 +144,38 @@ def extract_from(
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     device = inputs.device if device is None else torch.device(device)
-    training = module.training
-    module.eval()
-    try:
+    with _in_eval_mode(module):
         parts = [module(batch.to(device)).flatten(1).float() for batch in inputs.split(batch_size)]
-    finally:
-        module.train(training)
     features = torch.cat(parts)
     if len(features) != len(inputs):
         raise ValueError(f"features: the module gives {len(features)} rows for {len(inputs)} inputs")
     return features
+
+
+# Modes are of a module, not of a thread: the first one that takes features with it switches, the last one back.
+_switching = threading.Lock()
+_switched: WeakKeyDictionary[nn.Module, tuple[int, list[nn.Module]]] = WeakKeyDictionary()
+
+
+@contextmanager
+def _in_eval_mode(module: nn.Module) -> Iterator[None]:
+    with _switching:
+        count, training = _switched.get(module, (0, []))
+        if count == 0:
+            training = [part for part in module.modules() if part.training]
+            if training:
+                module.eval()
+        _switched[module] = count + 1, training
+    try:
+        yield
+    finally:
+        with _switching:
+            count, training = _switched.pop(module)
+            if count > 1:
+                _switched[module] = count - 1, training
+            else:
+                for part in training:
+                    part.training = True
 
 
 def extract(

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import contextvars
 import shutil
-from collections.abc import Iterator
+import sys
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import torch._dynamo.testing
+from torch import nn
 
-from flexkern import BackendError, Field, backends, ops, use_backend
-from flexkern.backends import NAMES, Status, requested
+from flexkern import BackendError, Field, backends, ops, optim, use_backend
+from flexkern.backends import NAMES, Status, requested, tuning
 from helpers.children import PACKAGE, run_python
 
 needs_cpu = pytest.mark.skipif(not backends()["cpu"].available, reason=backends()["cpu"].reason)
@@ -195,3 +203,164 @@ def test_a_library_that_does_not_load_is_reported(tmp_path: Path) -> None:
     assert "available=False" in child.stdout
     assert "libflexkern_cpu.so does not load" in child.stdout
     assert "pip install" in child.stdout
+
+
+# ------------------------------------------------------------------ threads and contexts
+
+
+def in_thread(call: Callable[[], Any]) -> Any:
+    found: list[Any] = []
+    thread = threading.Thread(target=lambda: found.append(call()))
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+def test_a_call_is_of_the_whole_process() -> None:
+    use_backend("reference")
+    assert in_thread(requested) == "reference"
+    in_thread(lambda: use_backend("auto") and None)
+    assert requested() == "auto"
+    kept = use_backend("reference")  # as a prompt keeps what it shows
+    assert requested() == "reference"
+    del kept
+    assert in_thread(requested) == "reference"
+
+
+def test_a_block_is_of_its_thread() -> None:
+    use_backend("auto")
+    with use_backend("reference"):
+        assert in_thread(requested) == "auto"
+        assert contextvars.copy_context().run(requested) == "reference"
+    assert in_thread(requested) == "auto"
+
+
+def test_a_call_in_a_block_is_of_the_block() -> None:
+    use_backend("auto")
+    with use_backend("auto"):
+        use_backend("reference")
+        assert requested() == "reference"
+        assert in_thread(requested) == "auto"
+    assert requested() == "auto"
+
+
+@needs_cpu
+def test_blocks_are_left_in_any_order_and_thread() -> None:
+    use_backend("auto")
+    first, second = use_backend("cpu"), use_backend("reference")
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert requested() == "reference"
+    in_thread(lambda: second.__exit__(None, None, None))
+    assert requested() == in_thread(requested) == "auto"
+    again = use_backend("reference")
+    with again, again:
+        assert requested() == "reference"
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(again)
+        assert requested() == "reference"
+    assert requested() == in_thread(requested) == "auto"
+
+
+@needs_cpu
+def test_many_threads_with_blocks_of_their_own() -> None:
+    """One without a block sees none of the others', not even between the call and the block."""
+    use_backend("auto")
+    wrong: list[str] = []
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+
+    def work(name: str) -> None:
+        for _ in range(300):
+            if name == "auto":
+                wrong.extend(n for n in [requested()] if n != "auto")
+                continue
+            with use_backend(name):
+                wrong.extend(n for n in [requested()] if n != name)
+
+    try:
+        names = ["reference", "cpu", "auto", "auto", "reference", "cpu"]
+        threads = [threading.Thread(target=work, args=(name,)) for name in names]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    assert not wrong
+    assert requested() == "auto"
+
+
+def test_tasks_of_one_thread() -> None:
+    use_backend("auto")
+
+    async def inside(go: asyncio.Event, there: asyncio.Event) -> str:
+        with use_backend("reference"):
+            there.set()
+            await go.wait()
+            return requested()
+
+    async def both() -> tuple[str, str]:
+        go, there = asyncio.Event(), asyncio.Event()
+        task = asyncio.create_task(inside(go, there))
+        await there.wait()
+        mine = requested()
+        go.set()
+        return mine, await task
+
+    assert asyncio.run(both()) == ("auto", "reference")
+
+
+def test_a_fused_backward_pass_takes_the_backend_of_its_forward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a thread without a block, too, as autograd's are on a GPU."""
+    use_backend("auto")
+    layer = nn.Linear(3, 2)
+    optimizer = optim.MetaplasticSGD(layer.parameters(), lr=0.1, scale=1.0)
+    optim.fuse_into_backward(layer, optimizer)
+    seen: list[str] = []
+    step = optimizer.step_in_backward
+    monkeypatch.setattr(
+        optimizer, "step_in_backward", lambda *given: (seen.append(requested()), step(*given))[1]
+    )
+    with use_backend("reference"):
+        loss = layer(torch.ones(1, 3)).sum()
+    in_thread(loss.backward)
+    assert seen == ["reference"]
+
+
+def test_compiled_code_follows_the_choice() -> None:
+    """It is traced without a break, and again for another backend."""
+    use_backend("auto")
+    counter = torch._dynamo.testing.CompileCounterWithBackend("eager")
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda mask: ops.pack_mask(mask), fullgraph=True, backend=counter)
+    mask = torch.eye(3) > 0
+
+    def names() -> set[str]:
+        compiled(mask)
+        return {str(n.target) for n in counter.graphs[-1].graph.nodes if n.op == "call_function"}
+
+    automatic = names()
+    with use_backend("reference"):
+        assert names() == {"flexkern.pack_mask_reference.default"}
+        assert counter.frame_count == 2
+        in_thread(lambda: compiled(mask))
+    compiled(mask)
+    assert counter.frame_count == 2  # both are known
+    assert len(automatic) == 1
+
+
+def test_trials_of_configurations_are_of_their_thread() -> None:
+    def tile() -> int:
+        return tuning.config("sgd", "stored", "sm_90")["tile"]
+
+    usual = tile()
+    first, second = (tuning.trial("sgd", "stored", {"tile": n, "num_warps": 4}) for n in (1, 2))
+    with first:
+        assert (tile(), in_thread(tile)) == (1, usual)
+        second.__enter__()
+        assert tile() == 2
+    assert tile() == 2
+    second.__exit__(None, None, None)
+    assert tile() == usual

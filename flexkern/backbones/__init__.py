@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import re
 from pathlib import Path
 from typing import Any
 
 from torch import nn
+
+from flexkern.backbones.reading import import_transformers, read_backbone
 
 __all__ = ["SMALL", "image_size", "load_backbone", "random_backbone", "width_of"]
 
 # Pre-trained by scripts/pretrain_vit.py on CIFAR-10 and the first 50 classes of CIFAR-100; see its
 # training.json.
 SMALL = Path(__file__).parent / "small"
+
+_ON_HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*")
 
 # Sizes by name, for networks that are not pre-trained: benchmarks and tests need no weights.
 SIZES: dict[str, dict[str, int]] = {
@@ -31,60 +34,50 @@ SIZES: dict[str, dict[str, int]] = {
 }  # fmt: skip
 
 
-def _transformers() -> Any:
-    try:
-        import transformers
-    except ImportError as error:
-        raise ImportError(
-            "backbones need transformers, which is not installed: pip install 'flexkern[vit]'",
-            name="transformers",
-        ) from error
-    return transformers
-
-
 def load_backbone(source: str | os.PathLike[str] | nn.Module = "small") -> nn.Module:
     """A pre-trained vision transformer, in evaluation mode.
+
+    Nothing that is read is executed: no Python of a folder or the hub (``auto_map`` is ignored), and weights
+    are read as safetensors where there are any, else by torch's ``weights_only``. Every weight must be there in
+    the shape that the configuration says; weights of a head that is left out may be there too.
 
     Args:
         source: "small" (the embedded one: 1.2 M parameters, images of 32 x 32), a folder that transformers'
             ``save_pretrained`` wrote, a name on the Hugging Face hub such as
             "google/vit-base-patch16-224-in21k" (the only case that uses the network), or a module, which is
-            returned as it is.
+            returned as it is. What is no folder here and not of the form "organisation/name" is not looked for
+            on the hub.
 
     Raises:
+        TypeError: if it is none of these.
         ImportError: if transformers is not installed.
-        OSError: if there is no such folder or model.
+        OSError: if there is no such folder or model, or a file is missing in it.
+        ValueError: if it is no vision transformer, or damaged, or weights are missing or of other shapes.
     """
     if isinstance(source, nn.Module):
         return source.eval()
-    transformers = _transformers()
-    path = SMALL if source == "small" else source
-    config = transformers.AutoConfig.from_pretrained(path)
-    # The pooler is not part of the features; families without one do not know the option.
-    options = {"add_pooling_layer": False} if config.model_type in ("vit", "deit") else {}
-    with _quiet(transformers.utils.logging):
-        return transformers.AutoModel.from_pretrained(path, config=config, dtype="float32", **options).eval()
-
-
-@contextmanager
-def _quiet(logging: Any) -> Iterator[None]:
-    """Without transformers' bar for the weights, and its list of the weights of the head that is left out."""
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
+    if not isinstance(source, (str, os.PathLike)):
+        raise TypeError(f"backbone must be a name, a folder or a torch.nn.Module, got {type(source).__name__}")
+    if source == "small":
+        return read_backbone(SMALL, local=True)
+    folder = os.path.expanduser(os.fspath(source))
+    if os.path.isdir(folder):
+        return read_backbone(folder, local=True)
+    if os.path.exists(folder):
+        raise NotADirectoryError(f"backbone: {folder!r} is a file; give the folder that save_pretrained wrote")
+    if not isinstance(source, str) or not _ON_HUB.fullmatch(source):
+        raise FileNotFoundError(
+            f"backbone: there is no folder at {os.fspath(source)!r}; give one that save_pretrained wrote, "
+            "'small' (the embedded one), or a name on the Hugging Face hub, 'organisation/name'"
+        )
+    return read_backbone(source, local=False)
 
 
 def random_backbone(size: str = "small", **options: Any) -> nn.Module:
     """A ViT with random weights, of a size named in ``SIZES``; ``options`` go to transformers' ViTConfig."""
     if size not in SIZES:
         raise ValueError(f"size must be one of {sorted(SIZES)}, got {size!r}")
-    transformers = _transformers()
+    transformers = import_transformers()
     config = transformers.ViTConfig(**(SIZES[size] | options))
     return transformers.ViTModel(config, add_pooling_layer=False).eval()
 

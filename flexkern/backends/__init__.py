@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import threading
 from collections.abc import Callable
+from contextvars import ContextVar
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
@@ -24,6 +26,7 @@ __all__ = [
     "choose",
     "prefers_compiled_cpu",
     "requested",
+    "requested_in_block",
     "use_backend",
 ]
 
@@ -99,18 +102,71 @@ def _check_name(name: str, where: str = "backend") -> str:
     return name
 
 
+# What is asked for where no block says otherwise.
 _requested = _check_name(
     os.environ.get("FLEXKERN_BACKEND", "auto"), "the environment variable FLEXKERN_BACKEND"
 )
 
 
+class _Block:
+    """A choice that holds in a context until it is left; then its name is None, whoever still has it."""
+
+    __slots__ = ("name",)
+
+    def __init__(self, name: str) -> None:
+        self.name: str | None = name
+
+
+_Blocks = tuple[_Block, ...]
+
+
+class _Traced(threading.local):
+    """The blocks of this thread, for code that torch.compile traces: it can look into these and guard on them,
+    but not into a context variable. (Changing them is not its to do: it loses what is written here.)"""
+
+    def __init__(self) -> None:  # an attribute of the class would be no guard
+        self.blocks: _Blocks = ()
+
+
+_blocks: ContextVar[_Blocks] = ContextVar("flexkern_backend", default=())
+_traced = _Traced()
+
+
+def _hold(blocks: _Blocks) -> None:
+    """From now on these are the blocks of this context, but for those that have been left."""
+    blocks = tuple([block for block in blocks if block.name is not None])
+    _traced.__dict__.update(blocks=blocks)  # and not by its attribute, which torch.compile would trace
+    _blocks.set(blocks)
+
+
+def _innermost(blocks: _Blocks) -> _Block | None:
+    for block in reversed(blocks):
+        if block.name is not None:
+            return block
+    return None
+
+
+def requested_in_block() -> str | None:
+    """The backend asked for in the ``with`` statement around this call; None outside of any."""
+    block = _innermost(_traced.blocks if torch.compiler.is_compiling() else _blocks.get())
+    return None if block is None else block.name
+
+
 def requested() -> str:
-    """The backend asked for: by :func:`use_backend`, else by FLEXKERN_BACKEND, else ``auto``."""
-    return _requested
+    """The backend asked for here: by :func:`use_backend`, else by FLEXKERN_BACKEND, else ``auto``."""
+    return requested_in_block() or _requested
 
 
 class use_backend:  # noqa: N801 - it is called like a function, as torch.set_grad_enabled is
-    """Chooses the backend of all operators from here on, or, in a ``with`` statement, inside the block.
+    """Chooses the backend of all operators: in a ``with`` statement inside the block, else from here on.
+
+    A block is this thread's, and this asyncio task's, alone: it is a context variable. Its end takes back what
+    it chose and nothing else, in whatever order and thread blocks are left. Without ``with``, the choice is the
+    whole process's, so also that of threads which have begun or will begin; inside a block it is the
+    block's, until that ends.
+
+    An operator's backward pass takes the backend of its forward pass, in whatever thread autograd runs it.
+    Inside a function that torch.compile traces, a call of this breaks the graph: call it outside.
 
     Args:
         name: ``auto``, ``cuda``, ``triton``, ``cpu`` or ``reference``.
@@ -120,21 +176,55 @@ class use_backend:  # noqa: N801 - it is called like a function, as torch.set_gr
         BackendError: if it is not available here; the message says why.
     """
 
+    _alone: _Block | None = None  # holds in this context until it is known that no ``with`` follows
+
     def __init__(self, name: str) -> None:
-        global _requested
         if _check_name(name) != "auto" and not _STATUS[name].available:
             raise BackendError(f"backend {name!r} is not available: {_STATUS[name].reason}")
-        self._previous = _requested
-        _requested = name
+        self._name = name
+        self._entered: list[_Block] = []
+        blocks = _blocks.get()
+        self._around = _innermost(blocks)
+        if self._around is not None:
+            self._before = self._around.name
+            self._around.name = name
+        else:
+            # If the process's choice changed here, other threads would see that of a ``with`` statement, before
+            # it enters its block.
+            self._alone = _Block(name)
+            _hold((*blocks, self._alone))
 
     def __enter__(self) -> None:
-        return None
+        self._take_back()
+        block = _Block(self._name)
+        self._entered.append(block)
+        _hold((*_blocks.get(), block))
+
+    def _take_back(self) -> None:
+        """What was chosen by the call is chosen for the block."""
+        if self._entered:
+            return
+        if self._around is not None:
+            self._around.name, self._around = self._before, None
+        elif self._alone is not None:
+            self._alone.name, self._alone = None, None
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        here = _blocks.get()
+        mine = [block for block in self._entered if block in here] or self._entered
+        block = mine[-1]
+        self._entered.remove(block)
+        block.name = None
+        _hold(here)
+
+    def __del__(self) -> None:
+        """No ``with`` has followed."""
         global _requested
-        _requested = self._previous
+        if self._alone is not None and self._alone.name is not None:
+            _requested, self._alone.name = self._alone.name, None
+            _hold(_blocks.get())
 
 
 def _serves(name: str, device: torch.device) -> str | None:
@@ -167,11 +257,12 @@ def choose(op: str, device: torch.device, supported: Callable[[str], str | None]
     Raises:
         BackendError: if a backend was asked for by name and cannot serve.
     """
-    if _requested != "auto":
-        why = _serves(_requested, device) or supported(_requested)
+    asked = requested()
+    if asked != "auto":
+        why = _serves(asked, device) or supported(asked)
         if why is not None:
-            raise BackendError(f"{op}: backend {_requested!r} cannot serve: {why}")
-        return _requested
+            raise BackendError(f"{op}: backend {asked!r} cannot serve: {why}")
+        return asked
     for name in _order(op, device):
         if _STATUS[name].available and supported(name) is None:
             return name
@@ -179,5 +270,12 @@ def choose(op: str, device: torch.device, supported: Callable[[str], str | None]
 
 
 def prefers_compiled_cpu() -> bool:
-    """Whether :func:`choose` takes the compiled kernels for what they can do with CPU tensors."""
-    return _requested in ("auto", "cpu") and _STATUS["cpu"].available
+    """Whether :func:`choose` takes the compiled kernels for what they can do with CPU tensors.
+
+    Not for code that torch.compile traces.
+    """
+    blocks = _blocks.get()
+    name = _requested
+    if blocks:
+        name = blocks[-1].name or requested()
+    return name in ("auto", "cpu") and _STATUS["cpu"].available

@@ -12,6 +12,7 @@ import functools
 import importlib
 import json
 from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,7 +34,10 @@ __all__ = [
 FILE = Path(__file__).with_name("tuning.toml")
 # What the compiler is told, as opposed to what the kernel is told.
 _OPTIONS = ("num_warps", "num_stages", "maxnreg")
-_trials: dict[tuple[str, str], dict[str, int]] = {}
+# Configurations that are tried in this context, by kernel and variant; the last one counts.
+_trials: ContextVar[tuple[tuple[tuple[str, str], dict[str, int]], ...]] = ContextVar(
+    "flexkern_trials", default=()
+)
 
 Configurations = dict[str, dict[str, dict[str, tuple[dict[str, int], str]]]]
 Backends = dict[str, dict[str, tuple[tuple[str, ...], str]]]
@@ -120,7 +124,7 @@ def config(kernel: str, variant: str, architecture: str, *, bounded: bool = True
     Raises:
         KeyError: if the table has the kernel, but no such variant of it.
     """
-    found = _trials.get((kernel, variant))
+    found = next((tried for key, tried in reversed(_trials.get()) if key == (kernel, variant)), None)
     if found is None:
         configurations = table().configurations
         variants = configurations.get(kernel)
@@ -146,16 +150,13 @@ def fastest(operator: str, architecture: str) -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def trial(kernel: str, variant: str, configuration: Mapping[str, int]) -> Iterator[None]:
-    """Inside the ``with`` statement the variant has this configuration, on all architectures."""
-    before = _trials.get((kernel, variant))
-    _trials[kernel, variant] = dict(configuration)
+    """Inside the ``with`` statement, in this context, the variant has this configuration everywhere."""
+    mine = ((kernel, variant), dict(configuration))
+    _trials.set((*_trials.get(), mine))
     try:
         yield
     finally:
-        if before is None:
-            del _trials[kernel, variant]
-        else:
-            _trials[kernel, variant] = before
+        _trials.set(tuple([tried for tried in _trials.get() if tried is not mine]))
 
 
 # --------------------------------------------------------------------------- writing the table

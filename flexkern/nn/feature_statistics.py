@@ -154,7 +154,8 @@ class FeatureStatistics(GrowingState):
         Kept until the next update. RuntimeError if there are too few samples, or they have no covariance.
         """
         self._look()
-        if "cholesky" not in self._kept:
+        kept = self._kept  # of this call: another thread may drop what is kept
+        if "cholesky" not in kept:
             s, d, freedom = self.shared_covariance(), self.width, self.degrees_of_freedom()
             trace = s.diagonal().sum()
             if not bool(trace > 0):
@@ -171,8 +172,8 @@ class FeatureStatistics(GrowingState):
                     f"the shared covariance is singular with shrinkage {rho:.3g} and {freedom} degrees of "
                     f"freedom in {d} dimensions; give more samples or a larger shrinkage"
                 )
-            self._kept["cholesky"] = factor
-        return self._kept["cholesky"]
+            kept["cholesky"] = factor
+        return kept["cholesky"]
 
     def whiten(self, h0: Tensor) -> Whitened:
         """Features [N, width] and class means where the shrunk shared covariance is the identity.
@@ -181,14 +182,15 @@ class FeatureStatistics(GrowingState):
         """
         check_features(h0, self.width)
         self._look()
-        if "whitening" not in self._kept:
+        kept = self._kept
+        if "whitening" not in kept:
             identity = torch.eye(self.width, dtype=self.sum.dtype, device=self.sum.device)
             inverse = torch.linalg.solve_triangular(self.cholesky(), identity, upper=False)
             centre = self.mean()
-            self._kept["centre"] = centre.float()
-            self._kept["means"] = ((self.means() - centre) @ inverse.T).float()
-            self._kept["whitening"] = inverse.T.float()
-        return Whitened((h0.float() - self._kept["centre"]) @ self._kept["whitening"], self._kept["means"])
+            kept["centre"] = centre.float()
+            kept["means"] = ((self.means() - centre) @ inverse.T).float()
+            kept["whitening"] = inverse.T.float()  # the last one: where it is, the others are
+        return Whitened((h0.float() - kept["centre"]) @ kept["whitening"], kept["means"])
 
     @torch.no_grad()
     def sample(
@@ -215,13 +217,15 @@ class FeatureStatistics(GrowingState):
             if lowest < 0 or highest >= self.classes or int(self.count[classes.to(self.count)].min()) == 0:
                 raise IndexError("classes must have samples in these statistics; one of them has none")
         self._look()
-        if "factor" not in self._kept:
-            self._kept["factor"] = self.cholesky().T.float()
-            self._kept["own_means"] = self.means().float()
+        kept = self._kept
+        if "factor" not in kept:
+            factor = self.cholesky().T.float()
+            kept["own_means"] = self.means().float()
+            kept["factor"] = factor
         noise = torch.randn(
             (len(labels), self.width), generator=generator, dtype=torch.float32, device=self.sum.device
         )
-        return self._kept["own_means"][labels].addmm_(noise, self._kept["factor"]), labels
+        return kept["own_means"][labels].addmm_(noise, kept["factor"]), labels
 
     def _need(self, have: int, need: int) -> None:
         if have < need:

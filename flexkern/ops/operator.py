@@ -110,14 +110,15 @@ def _implementation(spec: Spec, package: str) -> Callable[[Arguments], Any]:
     """The operator's function in its family's file of a package, which takes either the declared arguments in
     their order, or all of them as one: ``given``. Imported at its first use."""
     name = spec.name if spec.rule is None else f"{spec.family}_step_"  # one function serves every rule
-    function: Callable[..., Any] | None = None
-    takes_all = False
+    known: tuple[Callable[..., Any], bool] | None = None  # the function, and whether it takes all as one
 
     def run(given: Arguments) -> Any:
-        nonlocal function, takes_all
-        if function is None:
+        nonlocal known
+        if known is None:
             function = getattr(importlib.import_module(f"{package}.{spec.family}"), name)
-            takes_all = list(inspect.signature(function).parameters) == ["given"]
+            # In one piece: another thread may be here too.
+            known = function, list(inspect.signature(function).parameters) == ["given"]
+        function, takes_all = known
         return function(given) if takes_all else function(*given.values())
 
     return run

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from flexkern.streams.packs import Images, pillow, square
+from flexkern.streams.packs import MOST_CLASSES, Images
+from flexkern.streams.pictures import check_size, pillow, rgb, square
 
 __all__ = ["images_of"]
 
@@ -36,7 +37,8 @@ def images_of(dataset: Any, *, size: int | None = None) -> Images:
 
     Raises:
         TypeError: if it is not such a data set, or an image or a label is of another kind.
-        ValueError: if it is empty, images are of different sizes, or a value is outside its range.
+        ValueError: if it is empty, images are of different sizes, an image cannot be decoded, or a value is
+            outside its range (labels: 0 ... 131071).
         ImportError: if ``size`` is given and Pillow is not installed.
     """
     if size is not None and size < 1:
@@ -116,8 +118,7 @@ def _pair(row: Any, i: int) -> tuple[Any, Any]:
 def _pixels(image: Any, i: int, size: int | None) -> np.ndarray:
     """uint8 [height, width, 1 or 3]."""
     if hasattr(image, "convert"):  # Pillow's
-        image = image.convert("RGB")
-        return np.array(square(image, size) if size is not None else image)
+        return _of_pillow(lambda: square(image, size) if size is not None else rgb(image), image, i)
     if isinstance(image, Tensor):
         array = image.numpy(force=True)
         array = array.transpose(1, 2, 0) if array.ndim == 3 else array
@@ -142,17 +143,32 @@ def _pixels(image: Any, i: int, size: int | None) -> np.ndarray:
     if array.dtype != np.uint8:
         raise TypeError(f"dataset: image {i} must be uint8 or floating, got {array.dtype}")
     if size is not None:
-        array = square(pillow().fromarray(np.ascontiguousarray(array.repeat(3 // array.shape[2], 2))), size)
+        made = pillow().fromarray(np.ascontiguousarray(array.repeat(3 // array.shape[2], 2)))
+        return _of_pillow(lambda: square(made, size), made, i)
     return np.array(array)  # a copy, which torch may write to
+
+
+def _of_pillow(pixels: Callable[[], Any], image: Any, i: int) -> np.ndarray:
+    """The pixels, which may be read from a file only now."""
+    try:
+        check_size(*image.size)
+        return np.array(pixels())
+    except ImportError:
+        raise
+    except Exception as error:  # whatever Pillow's readers stumble over
+        name = getattr(image, "filename", "")
+        raise ValueError(f"dataset: image {i}{f', {name!r},' if name else ''}: {error}") from error
 
 
 def _label(label: Any, i: int) -> int:
     try:
         number = int(label)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = -1
     if number < 0 or number != label:
         raise TypeError(f"dataset: the label of image {i} must be a whole number >= 0, got {label!r}")
+    if number >= MOST_CLASSES:  # a list of names has one for each
+        raise ValueError(f"dataset: the label of image {i} must be under {MOST_CLASSES}, got {number}")
     return number
 
 

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flexkern.streams.archives import Archive
+
 __all__ = ["Digits", "bundled_digits", "mnist"]
 
 
@@ -49,20 +51,26 @@ def mnist(path: str | os.PathLike[str]) -> tuple[Digits, Digits]:
         FileNotFoundError: if there is no such file.
         ValueError: if arrays are missing or have the wrong shape.
     """
-    if not os.path.exists(path):
-        raise FileNotFoundError(
-            f"path: no MNIST archive at {os.fspath(path)!r} (an .npz with x_train, y_train, ...)"
-        )
-    with np.load(path, allow_pickle=False) as archive:
-        missing = [n for n in ("x_train", "y_train", "x_test", "y_test") if n not in archive.files]
+    with Archive(path, "MNIST archive") as archive:
+        missing = [n for n in ("x_train", "y_train", "x_test", "y_test") if n not in archive]
         if missing:
-            raise ValueError(f"path: {os.fspath(path)!r} has no {', '.join(missing)}; it holds {archive.files}")
-        parts = [(archive[f"x_{p}"], archive[f"y_{p}"]) for p in ("train", "test")]
-    for x, y in parts:
-        if x.ndim != 3 or x.dtype != np.uint8 or y.shape != x.shape[:1]:
             raise ValueError(
-                f"path: images must be uint8 [n, height, width] with one label each, "
-                f"got {x.dtype} {x.shape} and labels {y.shape}"
+                f"path: {archive.path!r} has no {', '.join(missing)}; it holds {archive.names[:20]}"
             )
-    train, test = (Digits(torch.from_numpy(x), torch.from_numpy(y.astype(np.int64))) for x, y in parts)
+        for p in ("train", "test"):
+            x, y = (archive.header(f"{of}_{p}") for of in "xy")
+            whole = np.issubdtype(y.dtype, np.integer)
+            if len(x.shape) != 3 or x.dtype != np.uint8 or y.shape != x.shape[:1] or not whole:
+                raise ValueError(
+                    f"path: images in {archive.path!r} must be uint8 [n, height, width] with one label each, "
+                    f"got {x.dtype} {x.shape} and labels {y.dtype} {y.shape}"
+                )
+        parts = [(archive.read(f"x_{p}"), archive.read(f"y_{p}")) for p in ("train", "test")]
+        for _, y in parts:
+            if y.size and not 0 <= int(y.min()) <= int(y.max()) <= 9:
+                raise ValueError(f"path: labels in {archive.path!r} must be 0 to 9, got {y.min()} to {y.max()}")
+    train, test = (
+        Digits(torch.from_numpy(np.ascontiguousarray(x)), torch.from_numpy(y.astype(np.int64)))
+        for x, y in parts
+    )
     return train, test

@@ -4,19 +4,38 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import io
 import pickle
+import threading
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
-from flexkern.learners import ArtsyViT, MetaplasticMLP
+from flexkern.learners import METHODS, MLP_METHODS, ArtsyViT, MetaplasticMLP, make_learner
 from flexkern.learners.vit.training import Recipe
 from helpers import tiny_vit
 from helpers.mlp_blobs import blobs
 
 COPIES = {"deepcopy": copy.deepcopy, "pickle": lambda learner: pickle.loads(pickle.dumps(learner))}
+
+
+def saved(learner: Any) -> Any:
+    content = io.BytesIO()
+    torch.save(learner, content)
+    content.seek(0)
+    return torch.load(content, weights_only=False)
+
+
+def in_a_thread(learner: Any) -> Any:
+    found: list[Any] = []
+    thread = threading.Thread(target=lambda: found.append(copy.deepcopy(learner)))
+    thread.start()
+    thread.join()
+    return found[0]
+
+
 copies = pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES)
 
 
@@ -59,3 +78,43 @@ def test_artsy_vit(copied: Callable[[Any], Any]) -> None:
     learner.learn(short[1])
     assert same(state(learner), state(other))
     assert torch.equal(learner.predict(stream[0].test_inputs), other.predict(stream[0].test_inputs))
+
+
+class StoppedError(Exception):
+    pass
+
+
+def stop(_: Any) -> None:
+    raise StoppedError
+
+
+def check_in_the_middle(learner: Any, stream: Any, trained: bool = True) -> None:
+    """Copies of all kinds, made after an item's first epoch of two, end it to the bits of the original."""
+    learner.learn(stream[0], epochs=1)
+    if trained:
+        with pytest.raises(StoppedError):
+            learner.learn(stream[1], epochs=2, progress=stop)
+    x, before = stream[0].test_inputs, state(learner)
+    others = [copied(learner) for copied in (*COPIES.values(), saved, in_a_thread)]
+    for other in others:
+        assert torch.equal(other.predict(x), learner.predict(x))
+        other.learn(stream[1], epochs=2)
+        assert same(state(learner), before)
+    learner.learn(stream[1], epochs=2)
+    for other in others:
+        assert same(state(other), state(learner))
+        assert torch.equal(other.logits(x), learner.logits(x))
+
+
+@pytest.mark.parametrize("name", MLP_METHODS)
+def test_in_the_middle_of_an_item(name: str) -> None:
+    stream = blobs(2, per_class=20)
+    check_in_the_middle(MLP_METHODS[name](stream.input_shape, stream.classes, widths=(12, 8)), stream)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", METHODS)
+def test_in_the_middle_of_a_task(name: str) -> None:
+    options: dict[str, Any] = {"features": 50} if name == "ranpac" else {}
+    learner = make_learner(name, tiny_vit.backbone(), batch_size=32, **options)
+    check_in_the_middle(learner, tiny_vit.stream(), trained=name not in ("ranpac", "simplecil"))

@@ -107,9 +107,26 @@ def test_the_command_line_goes_first(tmp_path: Path) -> None:
         ('name = "B"', 'name = "A"', "methods: name must not occur twice"),
         ('name = "B"', "", "methods, entry 2: name is missing"),
         ("lr = 0.2", 'device = "cpu"', "methods, entry 1: device is not an option of a method"),
+        ("epochs = 7", "paper = 7", r"\[learner\]: paper has a place of its own"),
         ("epochs = 7", "seed = 7", r"\[learner\]: seed has a place of its own"),
         ("[[methods]]", "[[method]]", r"unknown key 'method' \(did you mean methods\?\)"),
         ("increment = 2", "increment = = 2", "Invalid"),
+        ("increment = 2", "increment = inf", "increment must be a whole number"),
+        ("increment = 2", f"increment = {10**30}", "increment must be at most 2147483648"),
+        ("increment = 2", f"increment = {'9' * 5000}", "Exceeds the limit"),
+        ("seeds = [1, 2]", f"seeds = [{2**53}]", "seeds must be at most 9007199254740991"),
+        ("increment = 2", f"increment = 2\nseed = {2**32}", "seed must be at most 4294967295"),
+        ('"50-52"', '"0-999999999999"', "classes must be labels under 131072, got '0-999999999999'"),
+        ('"50-52"', '"0-131071", "0-131071"', "classes must name each class once"),
+        ('"50-52"', '"\u0663-\u0665"', "is neither a number nor a range"),
+        ('path = "x.npz"', 'path = "\\u0000"', r"path must be a text, got '\\x00'"),
+        ("lr = 0.2", "lr = nan", "methods, entry 1: lr must be finite, got nan"),
+        ("lr = 0.2", "goal = {a = [inf]}", r"methods, entry 1: goal\.a must be finite, got inf"),
+        ("lr = 0.2", "lr = 1979-05-27", "methods, entry 1: lr must be a text, a number or a list or table"),
+        ("lr = 0.2", f"lr = {2**64}", "methods, entry 1: lr must be a number of 64 bits"),
+        ("lr = 0.2", f"lr = {'[' * 30}{']' * 30}", "methods, entry 1: lr is nested too deeply"),
+        ("lr = 0.2", f"lr = {'[' * 100_000}", "its tables or lists are nested too deeply"),
+        ("lr = 0.2", f"lr = {'{a = ' * 10_000}", "its tables or lists are nested too deeply"),
     ],
 )
 def test_mistakes_are_named(old: str, new: str, message: str, tmp_path: Path) -> None:
@@ -196,3 +213,9 @@ def test_shipped_ones_are_the_papers(
     }
     assert {k: one.options[k] for k in recipe} == recipe
     assert one.options["rank"] == 64
+
+
+def test_a_file_in_another_encoding(tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_bytes(b"title = '\xff'")
+    with pytest.raises(ValueError, match=r"c\.toml: 'utf-8' codec can't decode"):
+        read_config(tmp_path / "c.toml")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -77,6 +79,21 @@ def test_view(images: Tensor, size: int) -> Tensor:
     return x if x.shape[-2:] == (size, size) else center_crop(resize(x, round(size * 256 / 224)), size)
 
 
+# Who trains has torch's generator for itself, for an epoch, so that learners in several threads have the bits
+# of learners one after the other.
+_one_at_a_time = threading.Lock()
+
+
+def _begin_anew() -> None:
+    """In a forked process: the thread that held the lock is not in it."""
+    global _one_at_a_time
+    _one_at_a_time = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_anew)
+
+
 class CosineHead(nn.Module):
     """Logits ``sigma * cos(x, w_c)`` of task-local classes; thrown away when the task ends (EASE).
 
@@ -139,7 +156,8 @@ class Training:
             group["lr"] = rate
         total = torch.zeros((), dtype=torch.float32, device=self.device)
         devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices):  # dropout draws from torch's generator: leave the user's as it is
+        # Dropout draws from torch's generator: leave the user's as it is. All threads have the same one.
+        with _one_at_a_time, torch.random.fork_rng(devices):
             torch.manual_seed(seed)
             for rows in order.split(recipe.batch_size):
                 x = as_float(images[rows].to(self.device))

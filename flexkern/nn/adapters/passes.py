@@ -8,9 +8,10 @@ the autograd graph that asks for it tells when it was made, and so in which pass
 from __future__ import annotations
 
 import bisect
+import threading
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -43,39 +44,44 @@ class Pass:
 running: ContextVar[Pass | None] = ContextVar("flexkern_running_pass", default=None)
 
 
+class _Ended(NamedTuple):
+    start: int
+    end: int
+    task: int | Tensor | None
+
+
 @dataclass(eq=False)
 class PassLog:
     """The passes of a model in the order in which they ended, by the numbers of the autograd nodes made in
-    them."""
+    them. Several threads may add to it and look into it: each change is one operation on one list."""
 
-    starts: list[int] = field(default_factory=list)
-    ends: list[int] = field(default_factory=list)
-    tasks: list[int | Tensor | None] = field(default_factory=list)
-    again: dict[int, Tensor] = field(default_factory=dict)  # read by norms that run again
+    passes: list[_Ended] = field(default_factory=list)  # by their starts
+    # Read by norms that run again, for each thread: a pass that ends in another one must not clear it.
+    again: dict[int, dict[int, Tensor]] = field(default_factory=dict)
 
     def add(self, start: int, end: int, task: int | Tensor | None) -> None:
         """A pass made the nodes from ``start`` up to and without ``end``."""
-        self.again.clear()
+        self.again.pop(threading.get_ident(), None)
         if start == end:
             return  # without gradients
-        place = bisect.bisect(self.starts, start)
-        self.starts.insert(place, start)
-        self.ends.insert(place, end)
-        self.tasks.insert(place, task)
-        if len(self.starts) > _MOST:
-            del self.starts[0], self.ends[0], self.tasks[0]
+        bisect.insort(self.passes, _Ended(start, end, task), key=_start)
+        if len(self.passes) > _MOST:
+            del self.passes[0]
 
     def find(self, node: int) -> tuple[bool, int | Tensor | None]:
         """Whether a pass made this node, and the pass's task. Of nested passes it is the innermost."""
-        place = bisect.bisect(self.starts, node) - 1
-        while place >= 0:
-            if node < self.ends[place]:
-                return True, self.tasks[place]
-            place -= 1
+        passes = self.passes[: bisect.bisect(self.passes, node, key=_start)]
+        for known in reversed(passes):
+            if node < known.end:
+                return True, known.task
         return False, None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return PassLog, ()  # a copy has made no graph
+
+
+def _start(known: _Ended) -> int:
+    return known.start
 
 
 def running_in(owner: Any, log: PassLog) -> Pass | None:
@@ -91,4 +97,8 @@ def running_in(owner: Any, log: PassLog) -> Pass | None:
     # In a backward pass, and the pass was not begun in it: what runs is what was run before.
     node = torch._C._current_autograd_node()
     known, task = (False, None) if node is None else log.find(node._sequence_nr())
-    return Pass(owner, task, task is not None, inputs=log.again) if known else current
+    return (
+        Pass(owner, task, task is not None, inputs=log.again.setdefault(threading.get_ident(), {}))
+        if known
+        else current
+    )

@@ -5,6 +5,7 @@ See docs/design.md, One pass.
 
 from __future__ import annotations
 
+import contextlib
 import weakref
 from typing import Any, Protocol
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.autograd.graph import Node
 from torch.nn.functional import linear, relu
 
+from flexkern.backends import requested_in_block, use_backend
 from flexkern.nn.fused.stepped_grad import MicroBatch, SteppedGrad
 
 __all__ = ["FusedLayer", "FusedLinear", "PendingBackward"]
@@ -53,6 +55,7 @@ class FusedLinear(torch.autograd.Function):
         ctx.stepped, ctx.pending = False, PendingBackward()
         layer.pending.add(ctx.pending)
         ctx.bias_dtype = None if bias is None else bias.dtype
+        ctx.backend = requested_in_block()
         return y
 
     @staticmethod
@@ -75,7 +78,10 @@ class FusedLinear(torch.autograd.Function):
         if steps:
             post = None if post is None else post.reshape(-1, weight.shape[0])
             batch = MicroBatch(x.reshape(-1, weight.shape[1]), grad_out, post)
-            _step(ctx.layer, weight, optimizer, [*batches, batch])
+            # A backward pass on a GPU runs in a thread of autograd's, which is outside of any block.
+            same = contextlib.nullcontext() if ctx.backend is None else use_backend(ctx.backend)
+            with same:
+                _step(ctx.layer, weight, optimizer, [*batches, batch])
             ctx.stepped = True
         return grad_x, None, grad_bias, None, None
 

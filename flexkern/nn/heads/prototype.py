@@ -161,13 +161,14 @@ class PrototypeClassifier(GrowingState):
         Kept until the next update.
         """
         self._look()
-        if self._prototypes is None:
+        prototypes = self._prototypes  # of this call: another thread may drop what is kept
+        if prototypes is None:
             means = self.sums / self.counts.clamp(min=1)[..., None]
             if self.completion != "none":
                 known = self.counts > 0
                 means = complete_prototypes(means, self.own_subspace, known, over=self.completion)
-            self._prototypes = means.float()
-        return self._prototypes
+            self._prototypes = prototypes = means.float()
+        return prototypes
 
     def logits(self, features: Tensor, openings: Tensor | None = None) -> Tensor:
         """Logits float32 [n, C] of features [n, K, dim], see :func:`flexkern.ops.prototype_logits`.

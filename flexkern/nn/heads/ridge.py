@@ -84,14 +84,15 @@ class RidgeHead(GrowingState):
         h0 = h0 if h0.dtype is torch.float64 else h0.float()
         if not self.features:
             return h0
-        if self._projection is None:
+        projection = self._projection
+        if projection is None:
             # Drawn on the CPU: the same numbers on every device.
             generator = seeded(torch.device("cpu"), self.seed, self.width, self.features)
             draw = torch.randn(
                 (self.width, self.features), generator=generator, dtype=torch.float32, device="cpu"
             )
-            self._projection = draw.to(self.gram.device)
-        return torch.relu(h0 @ self._projection.to(h0.dtype))
+            self._projection = projection = draw.to(self.gram.device)
+        return torch.relu(h0 @ projection.to(h0.dtype))
 
     @torch.no_grad()
     def update(self, h0: Tensor, labels: Tensor) -> None:
@@ -143,7 +144,8 @@ class RidgeHead(GrowingState):
             RuntimeError: without a sample, or if ``ridge`` is too small for the Cholesky factorisation.
         """
         self._look()
-        if self._weight is None:
+        solved = self._weight  # of this call: another thread may drop what is kept
+        if solved is None:
             if not self.classes:
                 raise NotLearnedError("no class is known yet; call update() first")
             if isinstance(self.ridge, str):
@@ -157,8 +159,8 @@ class RidgeHead(GrowingState):
                         f"ridge={self.ridge:g} is too small: G + ridge I is not positive definite in float64"
                     )
                 weight, self.chosen = torch.cholesky_solve(self._targets(), factor), self.ridge
-            self._weight = weight.float()
-        return self._weight
+            self._weight = solved = weight.float()
+        return solved
 
     def check_solvable(self) -> None:
         """Raises RuntimeError where :meth:`solve` would; with ``ridge="auto"`` without its eigenvalues."""

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from flexkern.streams.packs import MOST_CLASSES
+
 __all__ = [
     "Config",
     "DataConfig",
@@ -27,6 +29,9 @@ KINDS = ("pack", "folder", "digits")
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 # What the runner itself hands to every learner: not options of one.
 _RESERVED = ("backbone", "device", "seed")
+# NumPy's RandomState, which orders classes, takes no larger one; and learners make 64 bits of theirs.
+_LARGEST_ORDER, _LARGEST_SEED = 2**32 - 1, 2**53 - 1
+_DEEPEST = 20  # tables in tables of a method's options
 
 
 @dataclass(frozen=True)
@@ -78,7 +83,7 @@ class StreamConfig:
         _whole("increment", self.increment, least=1)
         _whole("base", self.base, least=0)
         if self.seed != "run":
-            _whole("seed", self.seed, least=0, also="or 'run'")
+            _whole("seed", self.seed, least=0, most=_LARGEST_ORDER, also="or 'run'")
         if self.order is not None:
             object.__setattr__(self, "order", _numbers("order", self.order))
 
@@ -118,6 +123,8 @@ class MethodConfig:
         reserved = [key for key in self.options if key in _RESERVED]
         if reserved:
             raise ValueError(f"{reserved[0]} is not an option of a method: all methods of a run share it")
+        for name, value in self.options.items():
+            _option(name, value)
 
 
 @dataclass(frozen=True)
@@ -145,7 +152,8 @@ class Config:
         if not isinstance(self.seeds, tuple) or not self.seeds:
             raise ValueError(f"seeds must be a list of at least one number, got {self.seeds!r}")
         for seed in self.seeds:
-            _whole("seeds", seed, least=0)
+            most = _LARGEST_ORDER if self.stream.seed == "run" else _LARGEST_SEED
+            _whole("seeds", seed, least=0, most=most)
         if not self.methods:
             raise ValueError("methods must have at least one entry: [[methods]]")
         for what, values in (("seeds", self.seeds), ("methods: name", [m.name for m in self.methods])):
@@ -208,6 +216,8 @@ def read_config(path: Path) -> Config:
     """
     try:
         return parse_config(_toml().loads(path.read_text(encoding="utf-8")))
+    except RecursionError as error:
+        raise ValueError(f"{path}: its tables or lists are nested too deeply") from error
     except ValueError as error:  # of TOML's reader too
         raise ValueError(f"{path}: {error}") from error
 
@@ -241,7 +251,7 @@ def parse_config(table: Mapping[str, Any]) -> Config:
         raise ValueError("methods must be a list of tables: [[methods]]")
     values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in table.items()}
     common = _table(values.pop("learner", {}), "learner")
-    reserved = [key for key in common if key in (*_RESERVED, "precision")]
+    reserved = [key for key in common if key in (*_RESERVED, "precision", "name", "method", "paper")]
     if reserved:
         raise ValueError(f"[learner]: {reserved[0]} has a place of its own, outside of [learner]")
     values["data"] = _section(DataConfig, values["data"], "data")
@@ -308,17 +318,41 @@ def _one_of(name: str, value: Any, allowed: tuple[str, ...]) -> None:
 
 
 def _text(name: str, value: Any, *, optional: bool = False) -> None:
-    if not (optional and value is None) and (not isinstance(value, str) or not value):
+    if optional and value is None:
+        return
+    if not isinstance(value, str) or not value or "\0" in value:
         raise ValueError(f"{name} must be a text, got {value!r}")
 
 
-def _whole(name: str, value: Any, *, least: int, optional: bool = False, also: str = "") -> None:
+def _whole(
+    name: str, value: Any, *, least: int, most: int = 2**31, optional: bool = False, also: str = ""
+) -> None:
     if optional and value is None:
         return
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ValueError(
             f"{name} must be a whole number of at least {least}{also and f' {also}'}, got {value!r}"
         )
+    if value > most:
+        raise ValueError(f"{name} must be at most {most}, got {value}")
+
+
+def _option(name: str, value: Any, depth: int = 0) -> None:
+    """An option of a method: what JSON has too, since results and checkpoints hold it."""
+    if depth > _DEEPEST:
+        raise ValueError(f"{name.split('.')[0]} is nested too deeply")
+    if isinstance(value, dict):
+        for key, part in value.items():
+            _option(f"{name}.{key}", part, depth + 1)
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            _option(name, part, depth + 1)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{name} must be finite, got {value}")
+    elif isinstance(value, int) and abs(value) >= 2**64:
+        raise ValueError(f"{name} must be a number of 64 bits, got {value}")
+    elif not isinstance(value, (str, int, float)):
+        raise ValueError(f"{name} must be a text, a number or a list or table of these, got {value!r}")
 
 
 def _numbers(name: str, entries: Any) -> tuple[int, ...]:
@@ -327,13 +361,18 @@ def _numbers(name: str, entries: Any) -> tuple[int, ...]:
         raise ValueError(f"{name} must be a list of numbers and ranges such as '50-99', got {entries!r}")
     numbers: list[int] = []
     for entry in entries:
-        span = re.fullmatch(r"(\d+)-(\d+)", entry) if isinstance(entry, str) else None
+        span = re.fullmatch(r"([0-9]{1,20})-([0-9]{1,20})", entry) if isinstance(entry, str) else None
         if span and int(span[1]) <= int(span[2]):
-            numbers += range(int(span[1]), int(span[2]) + 1)
+            first, last = int(span[1]), int(span[2])
         elif isinstance(entry, int) and not isinstance(entry, bool) and entry >= 0:
-            numbers.append(entry)
+            first = last = entry
         else:
             raise ValueError(f"{name}: {entry!r} is neither a number nor a range such as '50-99'")
+        if last >= MOST_CLASSES:
+            raise ValueError(f"{name} must be labels under {MOST_CLASSES}, got {entry!r}")
+        numbers += range(first, last + 1)
+        if len(numbers) > MOST_CLASSES:
+            raise ValueError(f"{name} must name each class once")
     if len(set(numbers)) < len(numbers):
         raise ValueError(f"{name} must name each class once")
     return tuple(numbers)

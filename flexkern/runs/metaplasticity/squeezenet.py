@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from flexkern.streams.archives import Archive
+
 __all__ = ["SqueezeNet"]
 
 # What the ImageNet weights expect: 227 x 227 pixels, 0..255, channels blue, green, red, minus these means.
@@ -15,6 +17,8 @@ _SIDE = 227
 _MEANS = (103.939, 116.779, 123.68)
 _FIRES = tuple(f"fire{i}" for i in range(2, 10))
 _POOL_AFTER = ("fire3", "fire5")
+_PARTS = (("weight", 4), ("bias", 1))  # of a layer, and their dimensions
+_LARGEST = 64 << 20  # bytes of an array; the network's largest has 0.6 MB
 
 
 class SqueezeNet(nn.Module):
@@ -36,18 +40,15 @@ class SqueezeNet(nn.Module):
 
     def __init__(self, path: str | os.PathLike[str], grid: int = 6) -> None:
         super().__init__()
-        if not os.path.exists(path):
-            raise FileNotFoundError(f"path: no SqueezeNet weights at {os.fspath(path)!r}")
         self.grid = grid
         self.convolutions = nn.ModuleDict()
         layers = ["conv1"] + [
             f"{f}.{part}" for f in _FIRES for part in ("squeeze1x1", "expand1x1", "expand3x3")
         ]
-        with np.load(path, allow_pickle=False) as archive:
+        with Archive(path, "SqueezeNet weights") as archive:
             for layer in layers:
-                if f"{layer}.weight" not in archive.files:
-                    raise ValueError(f"path: {os.fspath(path)!r} has no {layer}.weight")
-                weight = torch.from_numpy(archive[f"{layer}.weight"])
+                arrays = [self._array(archive, f"{layer}.{name}", ndim) for name, ndim in _PARTS]
+                weight, bias = (torch.from_numpy(array) for array in arrays)
                 out_channels, in_channels, size, _ = weight.shape
                 convolution = nn.Conv2d(
                     in_channels,
@@ -57,11 +58,21 @@ class SqueezeNet(nn.Module):
                     padding=1 if layer.endswith("3x3") else 0,
                     dtype=torch.float32,
                 )
-                convolution.load_state_dict(
-                    {"weight": weight, "bias": torch.from_numpy(archive[f"{layer}.bias"])}
-                )
+                convolution.load_state_dict({"weight": weight, "bias": bias})
                 self.convolutions[layer.replace(".", "_")] = convolution.requires_grad_(False)
         self.register_buffer("means", torch.tensor(_MEANS, dtype=torch.float32).view(1, 3, 1, 1))
+
+    @staticmethod
+    def _array(archive: Archive, name: str, ndim: int) -> np.ndarray:
+        if name not in archive:
+            raise ValueError(f"path: {archive.path!r} has no {name}")
+        found = archive.header(name, _LARGEST)
+        if found.dtype.kind != "f" or len(found.shape) != ndim:
+            raise ValueError(
+                f"path: {name} in {archive.path!r} must be floating-point with {ndim} dimensions, got "
+                f"{found.dtype} {found.shape}"
+            )
+        return np.ascontiguousarray(archive.read(name, _LARGEST), dtype=np.float32)
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:

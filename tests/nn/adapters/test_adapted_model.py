@@ -165,7 +165,7 @@ def test_keeps_no_activations() -> None:
         model.model(images)
     assert running.get() is None
     assert not model._log.again
-    assert not model._log.starts
+    assert not model._log.passes
 
 
 def test_only_adapters_are_in_training() -> None:

@@ -1,0 +1,162 @@
+"""A vision transformer as transformers reads it: nothing is executed, and nothing is made up."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+__all__ = ["import_transformers", "read_backbone"]
+
+_LIBRARY: dict[str, Any] = {"trust_remote_code": False}
+_DEEPEST = 1000  # blocks: a configuration that says more would be built for hours
+# transformers' verbosity, and what it switches off while it reads, are the whole process's.
+_one_at_a_time = threading.RLock()
+
+
+def import_transformers() -> Any:
+    """The module.
+
+    Raises:
+        ImportError: if transformers is not installed, saying what to install.
+    """
+    try:
+        import transformers
+    except ImportError as error:
+        raise ImportError(
+            "backbones need transformers, which is not installed: pip install 'flexkern[vit]'",
+            name="transformers",
+        ) from error
+    return transformers
+
+
+def read_backbone(path: str | os.PathLike[str], *, local: bool) -> nn.Module:
+    """The model of a folder, or, where it is not ``local``, of a name on the hub: see ``load_backbone``."""
+    transformers, name = import_transformers(), os.fspath(path)
+    if local:
+        _check_folder(Path(path))
+    # Never Python that comes with the weights, which it would ask about on standard input; of a folder nothing
+    # that would have to be fetched.
+    safe: dict[str, Any] = _LIBRARY | {"local_files_only": local}
+    with _one_at_a_time, _quiet(transformers.utils.logging):
+        try:
+            config = transformers.AutoConfig.from_pretrained(path, **safe)
+            _check_config(config, name)
+            options: dict[str, Any] = {}
+            if config.model_type in ("vit", "deit"):
+                options["add_pooling_layer"] = False  # not part of the features; other families have no option
+            _check_depth(config, name)
+            with torch.device("meta"):
+                empty = transformers.AutoModel.from_config(config, **options, **_LIBRARY)
+            _check_model(empty, name, Path(path) if local else None)
+            # Other shapes are looked at below: transformers says no more of them than that there are some.
+            model, told = transformers.AutoModel.from_pretrained(
+                path, config=config, dtype="float32", weights_only=True, ignore_mismatched_sizes=True,
+                output_loading_info=True, **safe, **options,
+            )  # fmt: skip
+        except (OSError, ImportError, _RefusedError):
+            raise
+        except Exception as error:  # whatever transformers stumbles over
+            words = " ".join((str(error) or type(error).__name__).split())
+            raise ValueError(f"backbone: {name!r} cannot be read: {words[:200]}") from error
+    # transformers draws random weights for these, and only warns.
+    missing = sorted(key for key in told["missing_keys"] if not key.startswith("pooler."))
+    other = sorted(str(key[0] if isinstance(key, tuple) else key) for key in told["mismatched_keys"])
+    deeper = sorted(key for key in told["unexpected_keys"] if _is_block(key))
+    for keys, what in (
+        (other, "has weights of other shapes for"), (missing, "has no weights for"),
+        (deeper, "has more blocks than its config.json says:"),
+    ):  # fmt: skip
+        if keys:
+            more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+            raise ValueError(f"backbone: {name!r} {what} {', '.join(keys[:3])}{more}")
+    return model.eval()
+
+
+class _RefusedError(ValueError):
+    """Of this file, with a message that needs no more words."""
+
+
+def _check_folder(folder: Path) -> None:
+    file = folder / "config.json"
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"backbone: {os.fspath(folder)!r} has no config.json; give a folder that save_pretrained wrote"
+        )
+    if (folder / "adapter_config.json").exists():
+        raise ValueError(f"backbone: {os.fspath(folder)!r} holds an adapter (adapter_config.json), not a model")
+    _json(file)
+    for index in folder.glob("*.index.json"):
+        shards = _json(index).get("weight_map")
+        names = list(shards.values()) if isinstance(shards, dict) else [None]
+        if not all(isinstance(n, str) and Path(n).name == n for n in names):
+            raise ValueError(f"backbone: {os.fspath(index)!r} must name files of its own folder")
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"backbone: {os.fspath(file)!r} is not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"backbone: {os.fspath(file)!r} must hold a JSON object, got {type(found).__name__}")
+    return found
+
+
+def _check_config(config: Any, name: str) -> None:
+    if any(getattr(config, size, None) is None for size in ("hidden_size", "image_size", "patch_size")):
+        raise _RefusedError(
+            f"backbone: {name!r} is of type {config.model_type!r}, which is no vision transformer"
+        )
+    if getattr(config, "quantization_config", None) is not None:
+        raise _RefusedError(f"backbone: {name!r} is quantized; give one with floating-point weights")
+    attention = getattr(config, "_attn_implementation", None)
+    if attention is not None and (not isinstance(attention, str) or "/" in attention):
+        raise _RefusedError(f"backbone: {name!r} asks for attention from elsewhere, {attention!r}; remove it")
+
+
+def _check_depth(config: Any, name: str) -> None:
+    depth = getattr(config, "num_hidden_layers", 1)
+    if not 0 < depth <= _DEEPEST:
+        raise _RefusedError(f"backbone: num_hidden_layers of {name!r} must be in [1, {_DEEPEST}], got {depth}")
+
+
+def _check_model(empty: Any, name: str, folder: Path | None) -> None:
+    """Refuses a model without memory that is of another kind, or cannot be in the files: before it has any."""
+    if getattr(empty, "main_input_name", None) != "pixel_values":
+        raise _RefusedError(
+            f"backbone: {name!r} is of type {empty.config.model_type!r}, which is no vision transformer"
+        )
+    files = [] if folder is None else [f for f in folder.iterdir() if f.suffix in (".safetensors", ".bin")]
+    there, said = sum(f.stat().st_size for f in files), sum(p.numel() for p in empty.parameters())
+    if files and said > there:  # a weight takes a byte at least
+        raise _RefusedError(
+            f"backbone: the config.json of {name!r} says {said} weights, and its files have {there} bytes"
+        )
+
+
+def _is_block(key: str) -> bool:
+    """Whether a weight that the model does not have is of a block, and not of a head."""
+    return re.search(r"\b(layers?|blocks?)\.\d+\.", key) is not None
+
+
+@contextmanager
+def _quiet(logging: Any) -> Iterator[None]:
+    """Without transformers' bar for the weights, and its list of the weights of the head that is left out."""
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
