@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import threading
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ def test_the_file_is_complete_when_it_comes_into_place(tmp_path: Path, monkeypat
     replace, fsync = os.replace, os.fsync
 
     def note_fsync(descriptor: int) -> None:
-        steps.append("on disk")
+        steps.append("folder on disk" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "on disk")
         fsync(descriptor)
 
     def note_replace(source: Any, target: Any) -> None:
@@ -59,7 +60,7 @@ def test_the_file_is_complete_when_it_comes_into_place(tmp_path: Path, monkeypat
     monkeypatch.setattr(files.os, "fsync", note_fsync)
     monkeypatch.setattr(files.os, "replace", note_replace)
     write_json(path, {"rows": [[1, 2], [3, 4]]})
-    assert steps == ["on disk", "in place"]
+    assert steps == ["on disk", "in place", "folder on disk"]
     assert path.read_text() == '{\n "rows": [\n  [ 1, 2 ],\n  [ 3, 4 ]\n ]\n}\n'
 
 

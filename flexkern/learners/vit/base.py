@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import os
+import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, fields, replace
@@ -15,9 +16,16 @@ import torch
 from torch import Tensor, nn
 
 from flexkern import backbones
+from flexkern.features import add_tensors
+from flexkern.learners import schema
 from flexkern.learners.base import Item, Learner
 from flexkern.learners.vit.training import Recipe, Training, autocast, test_view
 from flexkern.nn.adapters.adapted_model import Parts, parts_of
+from flexkern.nn.adapters.bank import AdapterBank
+from flexkern.nn.gates.synapse_gate import SynapseGate
+from flexkern.nn.heads.experts import ExpertHead
+from flexkern.nn.heads.prototype import PrototypeClassifier
+from flexkern.nn.heads.ridge import RidgeHead
 from flexkern.streams.base import Experience
 
 __all__ = ["ViTLearner"]
@@ -255,6 +263,20 @@ class ViTLearner(Learner):
         self.classes_seen = progress["classes_seen"]
         self._make_room(self._begun["classes"] if self._begun else 0)
 
+    def _check_restored(self) -> None:
+        begun = self._begun is not None
+        for name, part in self._modules().named_modules():
+            if isinstance(part, (PrototypeClassifier, RidgeHead, ExpertHead)):
+                what, have, expected = "classes", part.classes, self.classes_seen
+            elif isinstance(part, AdapterBank):
+                what, have, expected = "tasks", part.tasks, self.items_learned + begun
+            elif isinstance(part, SynapseGate):
+                what, have, expected = "tasks", part.tasks, self.items_learned
+            else:
+                continue
+            if have != expected:
+                raise ValueError(f"model.{name} has {have} {what}, and the record says {expected}")
+
     def _frozen(self) -> str:
         return _fingerprint(self.backbone)
 
@@ -263,14 +285,22 @@ class ViTLearner(Learner):
         cls, known: str | None, *, backbone: str | os.PathLike[str] | nn.Module = "small"
     ) -> dict[str, Any]:
         network = backbones.load_backbone(backbone)
-        if _fingerprint(network) != known:
+        whole = known is not None and known.startswith(_WHOLE)
+        if (_fingerprint if whole else _old_fingerprint)(network) != known:
             raise ValueError(
                 "backbone: not the one that this learner was made with (its weights differ); pass the same"
+            )
+        if not whole:
+            warnings.warn(
+                "backbone: the checkpoint is of an earlier version, which knew the first 256 values of each tensor "
+                "only; the others were not compared. Save it again",
+                stacklevel=4,
             )
         return {"backbone": network}
 
     @classmethod
     def _arguments(cls, configuration: dict[str, Any]) -> dict[str, Any]:
+        schema.check_configuration(Recipe, configuration["recipe"], "recipe.")
         return configuration | {"recipe": Recipe(**configuration["recipe"])}
 
     @staticmethod
@@ -284,8 +314,23 @@ class ViTLearner(Learner):
         return parts
 
 
+_WHOLE = "sha256:"  # begins the fingerprint of all of a backbone; that of earlier versions, of a part, is bare
+# Of layers: what no tensor shows, and what two networks of the same weights can differ in.
+_NUMBERS = ("num_heads", "num_attention_heads", "eps")
+
+
 def _fingerprint(backbone: nn.Module) -> str:
-    """SHA-256 of the sizes of a backbone, and of a part of its weights: all of them would take seconds."""
+    """SHA-256 of a backbone: all its tensors, whole, and the numbers of its layers."""
+    digest = hashlib.sha256()
+    add_tensors(digest, backbone)
+    for name, module in sorted(backbone.named_modules()):
+        numbers = [(n, getattr(module, n, None)) for n in _NUMBERS]
+        digest.update("".join(f"{name} {n} {v}" for n, v in numbers if isinstance(v, (int, float))).encode())
+    return _WHOLE + digest.hexdigest()
+
+
+def _old_fingerprint(backbone: nn.Module) -> str:
+    """What checkpoints of format 1 have: of the sizes of a backbone, and of a part of its weights."""
     digest = hashlib.sha256()
     for name, value in backbone.state_dict().items():
         digest.update(f"{name} {tuple(value.shape)}".encode())

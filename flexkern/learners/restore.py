@@ -1,0 +1,179 @@
+"""A learner from its checkpoint: one step after the other, each of which says what of the file does not fit."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from flexkern.learners import checkpoint, schema
+from flexkern.learners.budget import Budget
+from flexkern.learners.old_records import translated
+
+if TYPE_CHECKING:
+    from flexkern.learners.base import Learner
+
+__all__ = ["names", "restored"]
+
+_L = TypeVar("_L", bound="Learner")
+# What constructors and loaders raise for values that do not fit them; no OSError, and no lack of memory.
+_UNFIT = (
+    TypeError, ValueError, KeyError, IndexError, AttributeError, ArithmeticError, AssertionError, RuntimeError,
+    RecursionError,
+)  # fmt: skip
+
+
+def names(record: dict[str, Any]) -> dict[str, Any]:
+    """Format, family, method and class of a record, also of one of an earlier version.
+
+    Raises:
+        ValueError: naming the field.
+    """
+    schema.check_format(record)
+    if record.get("format") in range(schema.OLDEST, schema.FORMAT + 1):
+        schema.check_record(record)
+    return translated({}, record)[1]
+
+
+def restored(cls: type[_L], path: str | os.PathLike[str], device: torch.device | str, given: dict[str, Any]) -> _L:
+    """What :meth:`flexkern.learners.Learner.load` returns."""
+    tensors, record = checkpoint.read(path)
+    with checkpoint.naming(path):
+        named = names(record)
+    readable = range(schema.OLDEST, schema.FORMAT + 1)
+    method = named.get("family"), named.get("method")
+    if named.get("format") not in readable or method != (cls.family, cls._method_name()):
+        raise ValueError(
+            f"path: {os.fspath(path)!r} holds {named.get('class')!r} in format "
+            f"{named.get('format')!r}; this version reads {cls.__name__!r} in formats "
+            f"{schema.OLDEST} to {schema.FORMAT}"
+        )
+    tensors, record = translated(tensors, record)
+    configuration = record["configuration"]
+    with checkpoint.naming(path):
+        schema.check_configuration(cls, configuration)
+    # A device that is not there is no fault of the file, nor is a network that was given.
+    torch.empty(0, device=device)
+    networks = cls._check_frozen(record["frozen"], **given)
+    most = max(cls.unsaved_numbers, 4 * sum(t.numel() for t in tensors.values()))
+    with Budget(most):
+        with _fitting(path, "configuration", configuration):
+            learner = cls(**cls._arguments(configuration), device=device, **networks)
+        learner._configuration = configuration
+        with _fitting(path, "progress"):
+            learner._resume(record["progress"])
+        with _fitting(path, "tensors"):
+            _load_modules(learner._modules(), tensors, record["model"])
+        with _fitting(path, "optimizer"):
+            _load_optimizer(learner._optimizer(), tensors, record["optimizer"])
+        with _fitting(path, "tensors"):
+            _load_extra(learner, _under("extra.", tensors))
+            others = [k for k in tensors if not k.startswith(("model.", "optimizer.", "extra."))]
+            if others:
+                raise ValueError(f"{min(others)!r} is of no part of a learner")
+            learner._check_restored()
+    return learner
+
+
+@contextlib.contextmanager
+def _fitting(
+    path: str | os.PathLike[str], part: str, configuration: dict[str, Any] | None = None
+) -> Iterator[None]:
+    """What does not fit is a ValueError that names the path, and the part of the file."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except _UNFIT as error:
+        reason = str(error) if isinstance(error, (TypeError, ValueError, RuntimeError)) else repr(error)
+        raise ValueError(f"path: {os.fspath(path)!r} does not fit, {part}: {reason}") from error
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+# ------------------------------------------------------------------ its parts
+
+
+def _load_modules(modules: nn.Module, tensors: dict[str, Tensor], plain: dict[str, Any]) -> None:
+    saved = _under("model.", tensors)
+    before = modules.state_dict()
+    for name, value in saved.items():
+        known = before.get(name)
+        if isinstance(known, Tensor) and not _same_dtype(value, known):
+            raise ValueError(f"model.{name} is {value.dtype}, and must be {known.dtype}")
+    modules.load_state_dict(saved | plain)
+    after = modules.state_dict()
+    for name, value in saved.items():
+        now = after[name]
+        # What was cast or cut to fit would not be what was saved.
+        if not _same_dtype(value, now) or (value.shape != now.shape and not name.endswith("_extra_state")):
+            raise ValueError(
+                f"model.{name} is {value.dtype} {list(value.shape)}, and must be {now.dtype} {list(now.shape)}"
+            )
+
+
+def _same_dtype(saved: Tensor, now: Tensor) -> bool:
+    # Flags were bools once, which no average can be made of.
+    return saved.dtype is now.dtype or (saved.dtype, now.dtype) == (torch.bool, torch.int64)
+
+
+def _load_optimizer(
+    optimizer: torch.optim.Optimizer | None, tensors: dict[str, Tensor], record: dict[str, Any] | None
+) -> None:
+    if optimizer is None or record is None:
+        if (optimizer is None) != (record is None):
+            raise ValueError(f"{'there is one' if optimizer is None else 'its state is missing'}")
+        if any(name.startswith("optimizer.") for name in tensors):
+            raise ValueError("its state is missing, and its tensors are there")
+        return
+    saved, own = checkpoint.join_optimizer(tensors, record), optimizer.state_dict()
+    groups, own_groups = saved["param_groups"], own["param_groups"]
+    if [g["params"] for g in groups] != [g["params"] for g in own_groups]:
+        raise ValueError(f"param_groups must have the parameters {[g['params'] for g in own_groups]}")
+    for n, (group, own_group) in enumerate(zip(groups, own_groups, strict=True)):
+        for name, value in group.items():
+            if name in own_group:
+                _check_option(f"param_groups.{n}.{name}", value, own_group[name])
+    parameters = dict(enumerate(p for g in optimizer.param_groups for p in g["params"]))
+    for key, state in saved["state"].items():
+        if key not in parameters:
+            raise ValueError(f"state.{key}: there are {len(parameters)} parameters")
+        shape = parameters[key].shape
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.numel() != 1 and value.shape != shape:
+                raise ValueError(
+                    f"state.{key}.{name} is {list(value.shape)}, and its parameter is {list(shape)}"
+                )
+    optimizer.load_state_dict(saved)
+
+
+def _check_option(name: str, value: Any, own: Any) -> None:
+    """An option of an optimizer must be of the kind that it has in one that was just made."""
+    if isinstance(own, bool):
+        fits = isinstance(value, (bool, type(None)))
+    elif isinstance(own, (int, float)):
+        fits = type(value) in (int, float) and math.isfinite(value) and (value >= 0 or own < 0)
+    else:
+        return
+    if not fits:
+        raise ValueError(f"{name} must be like {own!r}, got {value!r}")
+
+
+def _load_extra(learner: Learner, saved: dict[str, Tensor]) -> None:
+    learner._load_extra_state({name: value.to(learner.device) for name, value in saved.items()})
+    now = learner._extra_state()
+    for name in sorted(saved.keys() | now.keys()):
+        if name not in saved or name not in now:
+            raise ValueError(f"extra.{name} is {'missing' if name in now else 'of no part of this learner'}")
+        if saved[name].dtype is not now[name].dtype or saved[name].shape != now[name].shape:
+            raise ValueError(
+                f"extra.{name} is {saved[name].dtype} {list(saved[name].shape)}, and must be {now[name].dtype} "
+                f"{list(now[name].shape)}"
+            )
