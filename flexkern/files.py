@@ -21,9 +21,19 @@ except ImportError:  # not on Windows
 
 __all__ = ["check_writable", "replace_file", "save_figure", "write_json"]
 
-_LONGEST = 200  # bytes of the target's name in that of its temporary: with the rest under the usual limit of 255
+_LONGEST = (
+    200  # bytes of the target's name in that of its temporary: with the rest under the usual limit of 255
+)
 # What a file system says that does not do what is asked: then there is no lock, or no folder to put on disk.
-_UNSUPPORTED = (errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EACCES, errno.EPERM)
+_UNSUPPORTED = (
+    errno.EINVAL,
+    errno.ENOLCK,
+    errno.ENOSYS,
+    errno.ENOTSUP,
+    errno.EOPNOTSUPP,
+    errno.EACCES,
+    errno.EPERM,
+)
 
 
 def replace_file(path: str | os.PathLike[str], content: bytes | Iterable[Any]) -> None:
@@ -247,7 +257,9 @@ def _sweep(target: Path) -> None:
         return
     for temporary in found:
         with contextlib.suppress(OSError):
-            descriptor = os.open(temporary, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+            descriptor = os.open(
+                temporary, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+            )
             try:
                 if _lock(descriptor, wait=False) and _is(temporary, descriptor):
                     temporary.unlink()

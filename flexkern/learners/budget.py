@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from typing import Any
+
 from torch.overrides import TorchFunctionMode
 
 __all__ = ["Budget"]

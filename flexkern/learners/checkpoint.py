@@ -21,6 +21,7 @@ from flexkern.files import replace_file
 __all__ = ["join_optimizer", "naming", "read", "read_record", "split_optimizer", "write"]
 
 _KEY, _SUMS = "flexkern", "flexkern.sums"  # of the JSONs in the file's metadata
+_WITH_SUMS = 2  # the first format of learners' records that came with sums
 _MARK = {"tensor": True}  # stands in the JSON for a tensor of the optimizer's state
 _LONGEST_HEADER = 100_000_000  # the library's limit
 _DEEPEST = 64  # of the record's JSON; a learner's has 6 or so
@@ -47,7 +48,9 @@ def write(path: str | os.PathLike[str], tensors: dict[str, Tensor], record: dict
     entries, offset = {}, 0
     for name, t in order:
         if t.dtype not in _TYPES:
-            raise TypeError(f"{name} is a tensor of {t.dtype}, which is not saved; {sorted(_TYPES.values())} are")
+            raise TypeError(
+                f"{name} is a tensor of {t.dtype}, which is not saved; {sorted(_TYPES.values())} are"
+            )
         size = t.numel() * t.element_size()
         entries[name] = {
             "dtype": _TYPES[t.dtype], "shape": list(t.shape), "data_offsets": [offset, offset + size],
@@ -72,8 +75,9 @@ def _bytes(tensor: Tensor) -> Iterator[Any]:
     flat = tensor.detach().contiguous().reshape(-1)
     if not flat.numel():
         return
-    for part in flat.view(torch.uint8).split(_PART):
-        yield part.cpu().numpy().data
+    flat = flat.view(torch.uint8)
+    for start in range(0, len(flat), _PART):
+        yield flat[start : start + _PART].cpu().numpy().data
 
 
 def _sums(text: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
@@ -85,7 +89,11 @@ def _sums(text: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
             digest.update(part)
         whole.update(digest.digest())
         of_tensors[name] = digest.hexdigest()[:32]
-    return {"whole": whole.hexdigest(), "record": hashlib.sha256(text.encode()).hexdigest(), "tensors": of_tensors}
+    return {
+        "whole": whole.hexdigest(),
+        "record": hashlib.sha256(text.encode()).hexdigest(),
+        "tensors": of_tensors,
+    }
 
 
 def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -104,6 +112,9 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any
     with _opened(path) as file, naming(path):
         text, sums, end = _header(file)
         record = _json(text)
+        number = record.get("format")
+        if sums is None and type(number) is int and number >= _WITH_SUMS:
+            raise ValueError(f"is damaged: it carries no sum, and files of format {number} have one")
         file.seek(0)
         try:
             # Not the library's safe_open, which maps the file.
@@ -234,7 +245,9 @@ def _parsed(text: str | bytes, what: str) -> dict[str, Any]:
         )
     except RecursionError:
         raise ValueError(f"is damaged: {what} nests too deep") from None
-    except ValueError as error:  # JSONDecodeError, UnicodeDecodeError and numbers of thousands of digits are some
+    except (
+        ValueError
+    ) as error:  # JSONDecodeError, UnicodeDecodeError and numbers of thousands of digits are some
         raise ValueError(f"is not a checkpoint, or damaged: {what} is not JSON: {error}") from error
     if not isinstance(value, dict):
         raise ValueError(f"is not a checkpoint, or damaged: {what} is no JSON object")

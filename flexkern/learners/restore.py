@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from flexkern.learners import checkpoint, schema
 from flexkern.learners.budget import Budget
 from flexkern.learners.old_records import translated
+from flexkern.nn.growing import GrowingState
 
 if TYPE_CHECKING:
     from flexkern.learners.base import Learner
@@ -35,12 +36,17 @@ def names(record: dict[str, Any]) -> dict[str, Any]:
         ValueError: naming the field.
     """
     schema.check_format(record)
+    for name in ("learner", "family", "method", "class"):
+        if not isinstance(record.get(name, ""), str):
+            raise ValueError(f"{name} must be a string, got {type(record[name]).__name__}")
     if record.get("format") in range(schema.OLDEST, schema.FORMAT + 1):
         schema.check_record(record)
     return translated({}, record)[1]
 
 
-def restored(cls: type[_L], path: str | os.PathLike[str], device: torch.device | str, given: dict[str, Any]) -> _L:
+def restored(
+    cls: type[_L], path: str | os.PathLike[str], device: torch.device | str, given: dict[str, Any]
+) -> _L:
     """What :meth:`flexkern.learners.Learner.load` returns."""
     tensors, record = checkpoint.read(path)
     with checkpoint.naming(path):
@@ -58,10 +64,11 @@ def restored(cls: type[_L], path: str | os.PathLike[str], device: torch.device |
     with checkpoint.naming(path):
         schema.check_configuration(cls, configuration)
     # A device that is not there is no fault of the file, nor is a network that was given.
-    torch.empty(0, device=device)
+    made_on = torch.empty(0, device=device).device
     networks = cls._check_frozen(record["frozen"], **given)
     most = max(cls.unsaved_numbers, 4 * sum(t.numel() for t in tensors.values()))
-    with Budget(most):
+    # What a constructor draws from torch's generator is written over, and the generator is the caller's.
+    with torch.random.fork_rng([made_on] if made_on.type == "cuda" else []), Budget(most):
         with _fitting(path, "configuration", configuration):
             learner = cls(**cls._arguments(configuration), device=device, **networks)
         learner._configuration = configuration
@@ -109,6 +116,13 @@ def _load_modules(modules: nn.Module, tensors: dict[str, Tensor], plain: dict[st
         if isinstance(known, Tensor) and not _same_dtype(value, known):
             raise ValueError(f"model.{name} is {value.dtype}, and must be {known.dtype}")
     modules.load_state_dict(saved | plain)
+    for prefix, module in modules.named_modules():
+        if isinstance(module, GrowingState):
+            for name, sums in module.named_buffers(recurse=False):
+                # Thresholds may be infinite: open always, or never.
+                bad = sums.isnan() if sums.dtype is torch.float32 else ~sums.isfinite()
+                if bool(bad.any()):
+                    raise ValueError(f"model.{prefix}.{name} is not finite")
     after = modules.state_dict()
     for name, value in saved.items():
         now = after[name]
@@ -129,27 +143,34 @@ def _load_optimizer(
 ) -> None:
     if optimizer is None or record is None:
         if (optimizer is None) != (record is None):
-            raise ValueError(f"{'there is one' if optimizer is None else 'its state is missing'}")
+            raise ValueError(
+                "its state is there, and none is used now" if optimizer is None else "no state of it"
+            )
         if any(name.startswith("optimizer.") for name in tensors):
-            raise ValueError("its state is missing, and its tensors are there")
+            raise ValueError("its tensors are there, and its state is not")
         return
     saved, own = checkpoint.join_optimizer(tensors, record), optimizer.state_dict()
     groups, own_groups = saved["param_groups"], own["param_groups"]
     if [g["params"] for g in groups] != [g["params"] for g in own_groups]:
         raise ValueError(f"param_groups must have the parameters {[g['params'] for g in own_groups]}")
+    # flexkern's own look at their options themselves, torch's take whatever they are given.
+    lax = type(optimizer).__module__.startswith("torch.")
     for n, (group, own_group) in enumerate(zip(groups, own_groups, strict=True)):
         for name, value in group.items():
-            if name in own_group:
+            if lax and name in own_group:
                 _check_option(f"param_groups.{n}.{name}", value, own_group[name])
     parameters = dict(enumerate(p for g in optimizer.param_groups for p in g["params"]))
     for key, state in saved["state"].items():
         if key not in parameters:
             raise ValueError(f"state.{key}: there are {len(parameters)} parameters")
-        shape = parameters[key].shape
+        p = parameters[key]
         for name, value in state.items():
-            if isinstance(value, Tensor) and value.numel() != 1 and value.shape != shape:
+            if not isinstance(value, Tensor) or (value.numel() == 1 and value.dim() < 2):
+                continue
+            if value.shape != p.shape or (lax and value.dtype is not p.dtype):
                 raise ValueError(
-                    f"state.{key}.{name} is {list(value.shape)}, and its parameter is {list(shape)}"
+                    f"state.{key}.{name} is {value.dtype} {list(value.shape)}, and its parameter is {p.dtype} "
+                    f"{list(p.shape)}"
                 )
     optimizer.load_state_dict(saved)
 

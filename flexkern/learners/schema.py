@@ -20,7 +20,7 @@ OLDEST, FORMAT = 1, 2
 and the version that wrote it; 1: without; the first ones of 1 name a class as "learner" and no method."""
 
 _COUNT = (int, 0)
-# Type, and the smallest value of a number. None: it may be null.
+# Type, and the range of a number (its end, if not _MOST). None: it may be null.
 _RECORD: dict[str, tuple[Any, ...]] = {
     "format": (int,), "family": (str,), "method": (str,), "class": (str,), "configuration": (dict,),
     "frozen": (str, None), "progress": (dict,), "model": (dict,), "optimizer": (dict, None),
@@ -74,9 +74,7 @@ def check_record(record: dict[str, Any]) -> None:
     else:
         check_fields(record, _RECORD, optional={"version": (str,)})
         progress = record["progress"]
-        check_fields(
-            progress, _PROGRESS, "progress.", optional={"classes_seen": _COUNT}, others=True
-        )
+        check_fields(progress, _PROGRESS, "progress.", optional={"classes_seen": _COUNT}, others=True)
         optimizer, begun, vit = record["optimizer"], progress["begun"], record["family"] == "vit"
         if vit and "classes_seen" not in progress:
             raise ValueError("progress.classes_seen is missing")
@@ -121,8 +119,11 @@ def check_fields(
             continue
         if type(value) is not kind:
             raise ValueError(f"{prefix}{name} must be {_NAMES[kind]}, got {_shown(value)}")
-        if kind is int and rest and not rest[0] <= value <= _MOST:
-            raise ValueError(f"{prefix}{name} must be in [{rest[0]}, {_MOST}], got {_shown(value)}")
+        bounds = [n for n in rest if n is not None]
+        if bounds:
+            low, high = [*bounds, _MOST][:2]
+            if not low <= value <= high:
+                raise ValueError(f"{prefix}{name} must be in [{low}, {high}], got {_shown(value)}")
 
 
 _NAMES = {int: "a whole number", str: "a string", dict: "an object", list: "a list"}

@@ -22,14 +22,17 @@ from flexkern.learners.base import Item, Learner
 from flexkern.learners.vit.training import Recipe, Training, autocast, test_view
 from flexkern.nn.adapters.adapted_model import Parts, parts_of
 from flexkern.nn.adapters.bank import AdapterBank
+from flexkern.nn.feature_statistics import FeatureStatistics
 from flexkern.nn.gates.synapse_gate import SynapseGate
+from flexkern.nn.growing import GrowingState
 from flexkern.nn.heads.experts import ExpertHead
 from flexkern.nn.heads.prototype import PrototypeClassifier
-from flexkern.nn.heads.ridge import RidgeHead
 from flexkern.streams.base import Experience
 
 __all__ = ["ViTLearner"]
 
+# What a checkpoint may say: a picture of any size fits into a network that resizes it, and into no memory.
+_RANGES = {"image_size": (int, 1, 1 << 14, None), "images_per_pass": (int, 1)}
 _RECIPE = tuple(field.name for field in fields(Recipe))
 _L = TypeVar("_L", bound="ViTLearner")
 
@@ -264,18 +267,21 @@ class ViTLearner(Learner):
         self._make_room(self._begun["classes"] if self._begun else 0)
 
     def _check_restored(self) -> None:
-        begun = self._begun is not None
-        for name, part in self._modules().named_modules():
-            if isinstance(part, (PrototypeClassifier, RidgeHead, ExpertHead)):
-                what, have, expected = "classes", part.classes, self.classes_seen
-            elif isinstance(part, AdapterBank):
-                what, have, expected = "tasks", part.tasks, self.items_learned + begun
-            elif isinstance(part, SynapseGate):
-                what, have, expected = "tasks", part.tasks, self.items_learned
-            else:
+        parts = dict(self._modules().named_modules())
+        # What is not used is empty: prototypes beside experts, statistics of gates that have no scores.
+        scored = any(p.mlp or p.detector for p in parts.values() if isinstance(p, SynapseGate))
+        experts = any(isinstance(p, ExpertHead) for p in parts.values())
+        for name, part in parts.items():
+            if isinstance(part, PrototypeClassifier) and experts:
                 continue
-            if have != expected:
-                raise ValueError(f"model.{name} has {have} {what}, and the record says {expected}")
+            if isinstance(part, FeatureStatistics) and not scored:
+                continue
+            if isinstance(part, AdapterBank):
+                tasks = self.items_learned + (self._begun is not None)
+                _check_same(name, "tasks", part.tasks, tasks)
+            elif isinstance(part, GrowingState):
+                _check_same(name, "classes", getattr(part, "classes", self.classes_seen), self.classes_seen)
+                _check_same(name, "tasks", getattr(part, "tasks", self.items_learned), self.items_learned)
 
     def _frozen(self) -> str:
         return _fingerprint(self.backbone)
@@ -301,6 +307,7 @@ class ViTLearner(Learner):
     @classmethod
     def _arguments(cls, configuration: dict[str, Any]) -> dict[str, Any]:
         schema.check_configuration(Recipe, configuration["recipe"], "recipe.")
+        schema.check_fields(configuration, _RANGES, others=True)
         return configuration | {"recipe": Recipe(**configuration["recipe"])}
 
     @staticmethod
@@ -312,6 +319,11 @@ class ViTLearner(Learner):
                 "Face ViT, DeiT, DINOv2; timm VisionTransformer)"
             )
         return parts
+
+
+def _check_same(part: str, what: str, have: int, expected: int) -> None:
+    if have != expected:
+        raise ValueError(f"model.{part} has {have} {what}, and the record says {expected}")
 
 
 _WHOLE = "sha256:"  # begins the fingerprint of all of a backbone; that of earlier versions, of a part, is bare

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -45,6 +45,7 @@ class RidgeHead(GrowingState):
     gram: Tensor
     cross: Tensor
     count: Tensor
+    _SIZES: ClassVar = {"gram": ("D", "D"), "cross": ("D", "C"), "count": ("C",)}
 
     def __init__(
         self,
