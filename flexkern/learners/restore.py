@@ -76,14 +76,13 @@ def restored(
             learner._resume(record["progress"])
         with _fitting(path, "tensors"):
             _load_modules(learner._modules(), tensors, record["model"])
-        with _fitting(path, "optimizer"):
-            _load_optimizer(learner._optimizer(), tensors, record["optimizer"])
-        with _fitting(path, "tensors"):
             _load_extra(learner, _under("extra.", tensors))
             others = [k for k in tensors if not k.startswith(("model.", "optimizer.", "extra."))]
             if others:
                 raise ValueError(f"{min(others)!r} is of no part of a learner")
             learner._check_restored()
+        with _fitting(path, "optimizer"):
+            _load_optimizer(learner._optimizer(), tensors, record["optimizer"])
     return learner
 
 
@@ -163,16 +162,20 @@ def _load_optimizer(
     for key, state in saved["state"].items():
         if key not in parameters:
             raise ValueError(f"state.{key}: there are {len(parameters)} parameters")
-        p = parameters[key]
+        shape = parameters[key].shape
         for name, value in state.items():
-            if not isinstance(value, Tensor) or (value.numel() == 1 and value.dim() < 2):
-                continue
-            if value.shape != p.shape or (lax and value.dtype is not p.dtype):
+            one = isinstance(value, Tensor) and value.numel() == 1 and value.dim() < 2
+            if isinstance(value, Tensor) and value.shape != shape and not one:
                 raise ValueError(
-                    f"state.{key}.{name} is {value.dtype} {list(value.shape)}, and its parameter is {p.dtype} "
-                    f"{list(p.shape)}"
+                    f"state.{key}.{name} is {list(value.shape)}, and its parameter is {list(shape)}"
                 )
     optimizer.load_state_dict(saved)
+    for key, state in saved["state"].items():
+        loaded = optimizer.state.get(parameters[key], {})
+        for name, value in state.items():
+            now = loaded.get(name)
+            if isinstance(value, Tensor) and isinstance(now, Tensor) and value.dtype is not now.dtype:
+                raise ValueError(f"state.{key}.{name} is {value.dtype}, and must be {now.dtype}")
 
 
 def _check_option(name: str, value: Any, own: Any) -> None:

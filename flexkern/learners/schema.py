@@ -5,13 +5,13 @@ from __future__ import annotations
 import collections.abc
 import dataclasses
 import inspect
-import math
 import types
 import typing
 from collections.abc import Mapping
 from typing import Any
 
 import flexkern.version
+from flexkern.spec.argument import LARGEST_NUMBER
 
 __all__ = ["FORMAT", "OLDEST", "check_configuration", "check_fields", "check_format", "check_record"]
 
@@ -192,7 +192,10 @@ def _fits(value: Any, hint: Any) -> bool:
     if hint is type(None):
         return value is None
     if hint is float:
-        return type(value) in (int, float) and abs(value) < math.inf
+        # No more than kernels can take, which have it in 32 bits, or as an int in 64.
+        return (type(value) is float and abs(value) <= LARGEST_NUMBER) or (
+            type(value) is int and abs(value) < 2**63
+        )
     if hint in (int, str, bool):
         return type(value) is hint
     if dataclasses.is_dataclass(hint):

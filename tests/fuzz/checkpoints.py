@@ -210,7 +210,8 @@ def _places(value: Any, place: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 
 def _edit_record(rng: np.random.Generator, record: dict[str, Any]) -> None:
-    places = _places(record)[1:]
+    # An image size under the backbone's patch is not refused by the constructor either.
+    places = [place for place in _places(record)[1:] if "image_size" not in place]
     *way, key = places[int(rng.integers(len(places)))]
     holder: Any = record
     for step in way:

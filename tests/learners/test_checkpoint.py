@@ -42,7 +42,9 @@ def backbone() -> nn.Module:
 
 @pytest.fixture(scope="module")
 def artsy(backbone: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    learner = METHODS["artsy"].make(copy.deepcopy(backbone), epochs=1, rank=2, gate={"gate": "ridge", "features": 8})
+    learner = METHODS["artsy"].make(
+        copy.deepcopy(backbone), epochs=1, rank=2, gate={"gate": "ridge", "features": 8}
+    )
     learner.learn(tiny_vit.stream()[0])
     path = tmp_path_factory.mktemp("artsy") / "learner"
     learner.save(path)
@@ -151,7 +153,7 @@ def test_what_was_damaged_is_named(tmp_path: Path) -> None:
     last = max(load_file(path).items(), key=lambda item: (-item[1].element_size(), item[0]))[0]
     with pytest.raises(ValueError, match=rf"one' is damaged: {last} has another sum than when it was written"):
         load_learner(path)
-    changed = content.replace(rb'\"epochs_done\": 0', rb'\"epochs_done\": 1')
+    changed = content.replace(rb"\"epochs_done\": 0", rb"\"epochs_done\": 1")
     assert changed != content
     path.write_bytes(changed)
     with pytest.raises(ValueError, match=r"one' is damaged: its record has another sum"):
@@ -211,7 +213,9 @@ def test_what_is_no_file_is_an_oserror(tmp_path: Path) -> None:
 
 
 def test_an_old_file_is_loaded_with_a_warning() -> None:
-    with pytest.warns(UserWarning, match=r"ewc.safetensors' carries no sum, .*: an earlier version wrote it") as seen:
+    with pytest.warns(
+        UserWarning, match=r"ewc.safetensors' carries no sum, .*: an earlier version wrote it"
+    ) as seen:
         load_mlp(OLD / "ewc.safetensors")
     assert len(seen) == 1
 
