@@ -164,7 +164,7 @@ def _load_optimizer(
             raise ValueError(f"state.{key}: there are {len(parameters)} parameters")
         shape = parameters[key].shape
         for name, value in state.items():
-            one = isinstance(value, Tensor) and value.numel() == 1 and value.dim() < 2
+            one = isinstance(value, Tensor) and (value.dim() == 0 or (name == "step" and value.numel() == 1))
             if isinstance(value, Tensor) and value.shape != shape and not one:
                 raise ValueError(
                     f"state.{key}.{name} is {list(value.shape)}, and its parameter is {list(shape)}"
