@@ -175,7 +175,7 @@ def extract(
 def fingerprint(module: nn.Module | None) -> str | None:
     """SHA-256 of a module's type and all its tensors, whole: whether two extractors give the same features.
 
-    It takes about a second for 600 MB, and is taken anew each time: a sum that is kept could be of other values.
+    It takes about a second for 600 MB, and is taken anew each time: a kept sum could be of other values.
     """
     if module is None:
         return None

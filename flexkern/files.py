@@ -40,8 +40,9 @@ def replace_file(path: str | os.PathLike[str], content: bytes | Iterable[Any]) -
     """Puts the content in place in one step: who reads the file finds the old one or the new one.
 
     A link is followed, and stays. An existing file's mode is kept, and its owner and group where the system
-    allows it; a new one gets the usual mode, ``0666`` less the umask. Hard links, extended attributes and access
-    lists are not carried over. What exists and is no regular file (``/dev/stdout``, a pipe) is written to.
+    allows it; a new one gets the usual mode, ``0666`` less the umask. Hard links, extended attributes and
+    access lists are not carried over. What exists and is no regular file (``/dev/stdout``, a pipe) is written
+    to.
 
     While it is written it is named ``.NAME.<16 digits>.tmp``, beside the file, and is locked. What a process
     leaves that was killed has no lock any more: the next write of the same file removes it. On a file system
@@ -249,7 +250,7 @@ def _is(path: Path, descriptor: int) -> bool:
 
 
 def _sweep(target: Path) -> None:
-    """Removes temporaries of this file that nobody is writing. What cannot be removed stays: it does no harm."""
+    """Removes temporaries of this file that nobody is writing. What cannot be removed stays."""
     names = re.compile(re.escape(_prefix(target)) + r"[0-9a-f]{16}\.tmp")
     try:
         found = [target.with_name(e.name) for e in os.scandir(target.parent) if names.fullmatch(e.name)]

@@ -60,8 +60,8 @@ class Learner(ABC):
     """The name that the method was registered by."""
     unsaved_numbers: ClassVar[int] = 1 << 24
     """Numbers of the largest tensor that a constructor makes and a checkpoint does not hold (a projection that
-    is drawn from its seed, say). :meth:`load` lets no larger one be made than that, or four times what the whole
-    file holds."""
+    is drawn from its seed, say). :meth:`load` lets no larger one be made than that, or four times what the
+    whole file holds."""
 
     def __init__(self, *, seed: int, device: torch.device | str, configuration: dict[str, Any]) -> None:
         self.seed, self.device = seed, torch.device(device)

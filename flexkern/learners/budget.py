@@ -12,17 +12,17 @@ __all__ = ["Budget"]
 
 # Functions that take sizes as one number after the other; most take a tuple too.
 _ONE_BY_ONE = (
-    "empty", "zeros", "ones", "rand", "randn", "new_empty", "new_zeros", "new_ones", "eye", "arange", "randperm",
-    "tril_indices", "triu_indices", "repeat", "expand",
+    "empty", "zeros", "ones", "rand", "randn", "new_empty", "new_zeros", "new_ones", "eye", "arange",
+    "randperm", "tril_indices", "triu_indices", "repeat", "expand",
 )  # fmt: skip
 
 
 class Budget(TorchFunctionMode):
     """While it is entered, no tensor of more than so many numbers is made from sizes that are given as numbers.
 
-    What a learner's constructor makes is bounded so by what its file holds, whatever its record says: a record of
-    a few bytes can ask for terabytes. It holds for every class, also a user's, because torch's own functions are
-    watched: those that make a tensor of given sizes, or one like another.
+    What a learner's constructor makes is bounded so by what its file holds, whatever its record says: a record
+    of a few bytes can ask for terabytes. It holds for every class, also a user's, because torch's own functions
+    are watched: those that make a tensor of given sizes, or one like another.
 
     Args:
         numbers: of one tensor.

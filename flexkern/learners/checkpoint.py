@@ -1,4 +1,4 @@
-"""Checkpoints: one safetensors file of tensors and JSON, written whole or not at all, with a sum of all of it."""
+"""Checkpoints: one safetensors file of tensors and JSON, written whole or not at all, with sums of both."""
 
 from __future__ import annotations
 
@@ -99,8 +99,8 @@ def _sums(text: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
 def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors (on the CPU) and JSON of a checkpoint.
 
-    The tensors are copies in memory: whatever happens to the file afterwards does not reach them. A file that an
-    earlier version wrote has no sums, which a warning says.
+    The tensors are copies in memory: whatever happens to the file afterwards does not reach them. A file that
+    an earlier version wrote has no sums, which a warning says.
 
     Raises:
         FileNotFoundError: if there is no such file; another OSError if it is none, or cannot be read.
@@ -223,8 +223,8 @@ def _check_sums(text: str, tensors: dict[str, Tensor], sums: dict[str, Any]) -> 
     ]
     what = ", ".join(damaged[:5]) + (f" and {len(damaged) - 5} more" if len(damaged) > 5 else "")
     raise ValueError(
-        f"is damaged: {what or 'its sum of all'} {'have' if len(damaged) > 1 else 'has'} another sum than when it "
-        "was written; take an earlier copy"
+        f"is damaged: {what or 'its sum of all'} {'have' if len(damaged) > 1 else 'has'} another sum than when "
+        "it was written; take an earlier copy"
     )
 
 

@@ -6,7 +6,7 @@ import contextlib
 import math
 import os
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,12 +16,8 @@ from flexkern.learners.budget import Budget
 from flexkern.learners.old_records import translated
 from flexkern.nn.growing import GrowingState
 
-if TYPE_CHECKING:
-    from flexkern.learners.base import Learner
-
 __all__ = ["names", "restored"]
 
-_L = TypeVar("_L", bound="Learner")
 # What constructors and loaders raise for values that do not fit them; no OSError, and no lack of memory.
 _UNFIT = (
     TypeError, ValueError, KeyError, IndexError, AttributeError, ArithmeticError, AssertionError, RuntimeError,
@@ -44,10 +40,8 @@ def names(record: dict[str, Any]) -> dict[str, Any]:
     return translated({}, record)[1]
 
 
-def restored(
-    cls: type[_L], path: str | os.PathLike[str], device: torch.device | str, given: dict[str, Any]
-) -> _L:
-    """What :meth:`flexkern.learners.Learner.load` returns."""
+def restored(cls: Any, path: str | os.PathLike[str], device: torch.device | str, given: dict[str, Any]) -> Any:
+    """What :meth:`flexkern.learners.Learner.load` of the class ``cls`` returns."""
     tensors, record = checkpoint.read(path)
     with checkpoint.naming(path):
         named = names(record)
@@ -190,7 +184,7 @@ def _check_option(name: str, value: Any, own: Any) -> None:
         raise ValueError(f"{name} must be like {own!r}, got {value!r}")
 
 
-def _load_extra(learner: Learner, saved: dict[str, Tensor]) -> None:
+def _load_extra(learner: Any, saved: dict[str, Tensor]) -> None:
     learner._load_extra_state({name: value.to(learner.device) for name, value in saved.items()})
     now = learner._extra_state()
     for name in sorted(saved.keys() | now.keys()):

@@ -16,8 +16,8 @@ from flexkern.spec.argument import LARGEST_NUMBER
 __all__ = ["FORMAT", "OLDEST", "check_configuration", "check_fields", "check_format", "check_record"]
 
 OLDEST, FORMAT = 1, 2
-"""Formats of records that this version reads; it writes the last. 2: with sums, the whole backbone's fingerprint,
-and the version that wrote it; 1: without; the first ones of 1 name a class as "learner" and no method."""
+"""Formats of records that this version reads; it writes the last. 2: with sums, the fingerprint of the whole
+backbone, and the version that wrote it; 1: without; the first of 1 name a class as "learner", no method."""
 
 _COUNT = (int, 0)
 # Type, and the range of a number (its end, if not _MOST). None: it may be null.

@@ -298,8 +298,8 @@ class ViTLearner(Learner):
             )
         if not whole:
             warnings.warn(
-                "backbone: the checkpoint is of an earlier version, which knew the first 256 values of each tensor "
-                "only; the others were not compared. Save it again",
+                "backbone: the checkpoint is of an earlier version, which knew the first 256 values of each "
+                "tensor only; the others were not compared. Save it again",
                 stacklevel=4,
             )
         return {"backbone": network}

@@ -202,6 +202,11 @@ class NearestNeighbours(Detector):
         bank = state.get("bank")
         if bank is not None and bank.shape[-1] != self.bank.shape[-1]:
             raise ValueError(f"the state has width {bank.shape[-1]}, this detector {self.bank.shape[-1]}")
+        size = state.get("size")
+        if bank is not None and size is not None and size.numel():
+            room = bank.shape[1]
+            if not 1 <= size.min() <= size.max() <= room:
+                raise ValueError(f"size must be in [1, {room}], and the state has {size.tolist()[:20]}")
 
 
 class Ridge(Detector):

@@ -61,8 +61,8 @@ class StackedMLP(GrowingState):
     out_weight: Tensor
     out_bias: Tensor
     _SIZES: ClassVar = {
-        "hidden_weight": ("T", "hidden", "width"), "hidden_bias": ("T", "hidden"), "out_weight": ("T", "hidden"),
-        "out_bias": ("T",),
+        "hidden_weight": ("T", "hidden", "width"), "hidden_bias": ("T", "hidden"),
+        "out_weight": ("T", "hidden"), "out_bias": ("T",),
     }  # fmt: skip
 
     def __init__(self, width: int, hidden: int, *, device: torch.device | str | None = None) -> None:
