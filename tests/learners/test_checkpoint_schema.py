@@ -311,6 +311,30 @@ def test_sums_that_are_not_finite_are_refused(artsy: Path, backbone: nn.Module, 
         assert f"{name} is not finite" in refusal(path, backbone=backbone)
 
 
+@pytest.mark.parametrize("method", ["ewc", "si", "replay", "joint"])
+def test_what_a_method_keeps_is_looked_at(method: str, tmp_path: Path) -> None:
+    learner = begun(make(MLP_METHODS[method], widths=(6, 5)), STREAM)
+    learner.save(tmp_path / "one")
+    load_learner(tmp_path / "one")
+    tensors, record = checkpoint.read(tmp_path / "one")
+    kept = {name: value for name, value in tensors.items() if name.startswith("extra.")}
+    assert kept
+    for name, value in kept.items():
+        for changed in (None, value.double(), value.new_zeros((*value.shape, 2)), value.new_full((3, 7), -1)):
+            rest = {k: v for k, v in tensors.items() if k != name} | (
+                {} if changed is None else {name: changed}
+            )
+            checkpoint.write(tmp_path / "changed", rest, record)
+            said = refusal(tmp_path / "changed")
+            assert name in said or "extra.inputs" in said or repr(name.removeprefix("extra.")) in said
+    if "extra.labels" in kept:
+        for label in (-1, learner.classes):
+            changed = kept["extra.labels"].clone()
+            changed[-1] = label
+            checkpoint.write(tmp_path / "changed", tensors | {"extra.labels": changed}, record)
+            assert "extra.labels must be in [0, 6)" in refusal(tmp_path / "changed")
+
+
 @pytest.mark.parametrize("method", MLP_METHODS)
 def test_every_method_bounds_what_it_makes(method: str, tmp_path: Path) -> None:
     learner = make(MLP_METHODS[method], widths=(6, 5))
