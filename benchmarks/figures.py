@@ -8,6 +8,7 @@ from typing import Any
 from flexkern.benchmarks.plot_growth import draw_growth
 from flexkern.benchmarks.plot_roofline import draw_roofline
 from flexkern.benchmarks.plot_speedups import draw_speedups
+from flexkern.files import save_figure
 
 __all__ = ["draw"]
 
@@ -29,7 +30,7 @@ def draw(run: dict[str, Any], folder: Path) -> list[Path]:
         figure = picture(run, about(run))
         if figure is not None:
             path = folder / f"{name}.png"
-            figure.savefig(path, facecolor="white")
+            save_figure(figure, path, facecolor="white")
             written.append(path)
     return written
 

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from flexkern.files import replace_file
+
 __all__ = ["default_folder", "keep_draft", "newest", "read", "write"]
 
 FORMAT = 1
@@ -20,7 +22,11 @@ def default_folder() -> Path:
 def keep_draft(run: dict[str, Any], folder: Path) -> None:
     """Writes what there is of a run that goes on, so that it is not lost when the run is killed."""
     folder.mkdir(parents=True, exist_ok=True)
-    _draft(run, folder).write_text(json.dumps({"format": FORMAT, **run}, indent=1) + "\n")
+    replace_file(_draft(run, folder), _text(run))
+
+
+def _text(run: dict[str, Any]) -> bytes:
+    return (json.dumps({"format": FORMAT, **run}, indent=1) + "\n").encode()
 
 
 def _draft(run: dict[str, Any], folder: Path) -> Path:
@@ -40,7 +46,7 @@ def write(run: dict[str, Any], folder: Path) -> Path:
     while path.exists():
         count += 1
         path = folder / f"{name}-{count}.json"
-    path.write_text(json.dumps({"format": FORMAT, **run}, indent=1) + "\n")
+    replace_file(path, _text(run))
     _draft(run, folder).unlink(missing_ok=True)
     return path
 

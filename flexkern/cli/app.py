@@ -16,6 +16,7 @@ from flexkern.cli import run as runs
 from flexkern.cli.run import show
 from flexkern.cli.terminal import console, counting_bar, explained
 from flexkern.environment import environment
+from flexkern.files import check_writable
 from flexkern.runs.demo import DemoConfig, write
 from flexkern.runs.demo import run as run_demo
 from flexkern.runs.incremental.config import find_config, read_config
@@ -83,6 +84,8 @@ def demo(
         scale=_scale(scale),
     )
     with explained("flexkern demo"):
+        for name in ("results.json", "memory.png", "awakening.png"):  # now, and not after the training
+            check_writable(out / name, folders=True)
         with counting_bar() as bar:
             task = bar.add_task("features", total=config.steps)
             results = run_demo(config, lambda done: bar.update(task, advance=1, description=f"{done:<40}"))
@@ -102,6 +105,8 @@ def _artsy(out: Path) -> None:
         return
     config = read_config(find_config("digits")).override(out=str(out))
     with explained("flexkern demo"):
+        for name in ("results.json", "memory.png", "awakening.png"):  # now, and not after the training
+            check_writable(out / name, folders=True)
         summary = show(config, restart=True, keep=False)["summary"]
     for name in ("Artsy", "Artsy, best", "EASE"):
         s = summary[name]

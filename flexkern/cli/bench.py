@@ -18,6 +18,7 @@ from flexkern.benchmarks.case import CPU, GPU, Case, Series, cases
 from flexkern.benchmarks.compare import Difference, compare, runs_of
 from flexkern.benchmarks.tables import heading, row_lines
 from flexkern.benchmarks.worker import Options
+from flexkern.files import check_writable
 
 __all__ = ["app"]
 
@@ -84,6 +85,10 @@ def bench(
     if plot:
         import matplotlib  # noqa: F401 - if it is missing, say so now and not after the measurement
     folder = out or record.default_folder()
+    try:
+        check_writable(folder / "run.json", folders=True)  # now, and not after the measurement
+    except OSError as error:
+        raise typer.BadParameter(f"--out: {error}") from None
     parts = _shown(worker.run(options), quiet=as_json)
     run = worker.collect(parts, options, lambda run: record.keep_draft(run, folder))
     path = record.write(run, folder)

@@ -12,6 +12,7 @@ import typer
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from flexkern.cli.terminal import ACCEPTS, console, explained
+from flexkern.files import check_writable
 from flexkern.runs.metaplasticity.figures import EXPERIMENTS
 from flexkern.runs.metaplasticity.protocol import protocol_for
 from flexkern.runs.metaplasticity.runner import run
@@ -125,6 +126,8 @@ def show(
             raise ValueError(f"scale must be a number or 'auto', got {scale!r}") from None
     protocol = protocol_for(**given)
     folder = Path("out") / experiment.name if out is None else out
+    for name in ("results.json", "picture.png"):  # now, and not after the training
+        check_writable(folder / name, folders=True)
     columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn()
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("starting", total=None)

@@ -9,6 +9,7 @@ import typer
 
 from flexkern.cli import metaplasticity
 from flexkern.cli.terminal import ACCEPTS, console, counting_bar, errors, explained
+from flexkern.files import check_writable
 from flexkern.runs.incremental.config import Config, find_config, read_config
 from flexkern.runs.incremental.config import shipped as shipped_configurations
 
@@ -87,6 +88,8 @@ def show(
     from flexkern.runs.incremental import pictures, tables
     from flexkern.runs.incremental.run import Event, run
 
+    for name in ("results.json", "picture.png"):  # now, and not after the training
+        check_writable(Path(config.out) / name, folders=True)
     with counting_bar() as bar:
         whole = bar.add_task("reading images", total=None)
         task = bar.add_task("", total=None, visible=False)

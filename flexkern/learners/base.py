@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from flexkern.learners import checkpoint
-from flexkern.learners.old_records import FORMAT, translated
+import flexkern.version
+from flexkern.files import check_writable
+from flexkern.learners import checkpoint, restore, schema
 from flexkern.learners.progress import Progress
 from flexkern.metrics import Evaluation, confusion_matrix
 from flexkern.nn.undo import Undo
@@ -63,6 +64,10 @@ class Learner(ABC):
     """Of the network: "mlp" or "vit"; names of methods are unique within it."""
     method: ClassVar[str]
     """The name that the method was registered by."""
+    unsaved_numbers: ClassVar[int] = 1 << 24
+    """Numbers of the largest tensor that a constructor makes and a checkpoint does not hold (a projection that
+    is drawn from its seed, say). :meth:`load` lets no larger one be made than that, or four times what the
+    whole file holds."""
 
     def __init__(self, *, seed: int, device: torch.device | str, configuration: dict[str, Any]) -> None:
         self.seed = whole_number(seed, "seed", least=0, most=SEEDS - 1)
@@ -145,6 +150,9 @@ class Learner(ABC):
         """Stands where :meth:`_progress` says; the modules that there are then are loaded next."""
         self.items_learned, self._epochs_done = progress["items_learned"], progress["epochs_done"]
         self._begun = progress["begun"]
+
+    def _check_restored(self) -> None:  # noqa: B027 - a method may have nothing to compare
+        """Raises ValueError if what was loaded into the parts does not fit together."""
 
     @abstractmethod
     def _frozen(self) -> str | None:
@@ -309,13 +317,19 @@ class Learner(ABC):
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes all that learning depends on, but no frozen network, to one safetensors file.
 
-        The file appears whole or not at all. It holds tensors and JSON; reading it executes nothing.
+        The file appears whole or not at all (:func:`flexkern.files.replace_file`). It holds tensors, JSON, and
+        sums of both; reading it executes nothing.
+
+        Raises:
+            OSError: naming the path, if it cannot be written.
         """
+        check_writable(path)
         state, optimizer = self._modules().state_dict(), self._optimizer()
         tensors = {f"model.{name}": value for name, value in state.items() if isinstance(value, Tensor)}
         tensors |= {f"extra.{name}": value for name, value in self._extra_state().items()}
         record: dict[str, Any] = {
-            "format": FORMAT,
+            "format": schema.FORMAT,
+            "version": flexkern.version.__version__,
             "family": self.family,
             "method": self._method_name(),
             "class": type(self).__name__,  # for people who read the file
@@ -343,34 +357,17 @@ class Learner(ABC):
                 the learner was made with, if it had one, and ``cuda_graph`` (the bits are the same with and
                 without); for a vision transformer ``backbone`` (default: "small").
 
+        All is looked at before anything is made from it: sums, the record's fields, and sizes. A file of an
+        earlier version carries no sum, which a warning says.
+
         Raises:
-            FileNotFoundError: if there is no such file.
-            ValueError: if it is not such a checkpoint, or features or backbone are others.
+            FileNotFoundError: if there is no such file; another OSError if it cannot be read.
+            ValueError: naming the path, if it is not such a checkpoint, damaged, or of a later version; or if
+                features or backbone are others.
         """
-        tensors, record = translated(*checkpoint.read(path))
-        mine = (FORMAT, cls.family, cls._method_name())
-        if (record.get("format"), record.get("family"), record.get("method")) != mine:
-            raise ValueError(
-                f"path: {os.fspath(path)!r} holds {record.get('class')!r} in format "
-                f"{record.get('format')!r}; this version reads {cls.__name__!r} in format {FORMAT}"
-            )
-        given = cls._check_frozen(record["frozen"], **given)
-        learner = cls(**cls._arguments(record["configuration"]), device=device, **given)
-        learner._configuration = record["configuration"]
-        learner._resume(record["progress"])
-        learner._modules().load_state_dict(_under("model.", tensors) | record["model"])
-        optimizer = learner._optimizer()
-        if optimizer is not None and record["optimizer"] is not None:
-            optimizer.load_state_dict(checkpoint.join_optimizer(tensors, record["optimizer"]))
-        extra = _under("extra.", tensors)
-        learner._load_extra_state({name: value.to(learner.device) for name, value in extra.items()})
-        return learner
+        return restore.restored(cls, path, device, given)
 
     @classmethod
     def _method_name(cls) -> str:
         """The name that it was registered by; of a class that was not, its own."""
         return vars(cls).get("method", cls.__name__)
-
-
-def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

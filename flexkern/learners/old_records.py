@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["FORMAT", "translated"]
+__all__ = ["translated"]
 
-FORMAT = 1  # of today's records, which name a method; the two before, both 1 as well, name a class as "learner"
+_FORMAT = 1  # of the first two kinds of records, which name a class as "learner", and no method
 
 _METHODS = {
     "MetaplasticMLP": "metaplastic",
@@ -27,7 +27,8 @@ _METHODS = {
 def translated(tensors: dict[str, Tensor], record: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """A checkpoint as :meth:`flexkern.learners.base.Learner.save` writes it today.
 
-    One of today's is returned as it is; of a format that is not known only what names it.
+    One of today's is returned as it is; of a format that is not known only what names it. The record has passed
+    :func:`flexkern.learners.schema.check_record`, if its format is known.
     """
     if "learner" not in record:
         return tensors, record
@@ -39,7 +40,7 @@ def translated(tensors: dict[str, Tensor], record: dict[str, Any]) -> tuple[dict
         "method": _METHODS.get(name, name),
         "class": name,
     }
-    if named["format"] != FORMAT:
+    if named["format"] != _FORMAT:
         return tensors, named
     return _of_vit(tensors, record, named) if on_transformer else (tensors, _of_mlp(record, named))
 

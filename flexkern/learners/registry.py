@@ -9,9 +9,8 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import nn
 
-from flexkern.learners import checkpoint
+from flexkern.learners import checkpoint, restore
 from flexkern.learners.base import Learner
-from flexkern.learners.old_records import translated
 from flexkern.plain import nearest
 
 __all__ = ["METHODS", "MLP_METHODS", "Methods", "load_learner", "load_mlp", "make_learner", "register_method"]
@@ -136,8 +135,7 @@ def load_learner(path: str | os.PathLike[str], *, device: torch.device | str = "
             transformer, ``features`` and ``cuda_graph`` of one on a multi-layer perceptron.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is not such a checkpoint, or backbone or features are others.
+        OSError, ValueError: as :meth:`flexkern.learners.Learner.load`.
     """
     return _load(path, (METHODS, MLP_METHODS), device=device, **given)
 
@@ -153,14 +151,14 @@ def load_mlp(
         device: where to compute.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is not such a checkpoint, or ``features`` is another extractor.
+        OSError, ValueError: as :meth:`flexkern.learners.Learner.load`.
     """
     return _load(path, (MLP_METHODS,), device=device, features=features)
 
 
 def _load(path: str | os.PathLike[str], among: tuple[Methods, ...], **given: Any) -> Learner:
-    _, record = translated(*checkpoint.read(path))
+    with checkpoint.naming(path):
+        record = restore.names(checkpoint.read_record(path))
     for methods in among:
         if record.get("family") == methods._family and record.get("method") in methods:
             return methods[record["method"]].load(path, **given)

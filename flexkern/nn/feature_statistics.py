@@ -5,7 +5,7 @@ See docs/design.md, Artsy.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -52,6 +52,7 @@ class FeatureStatistics(GrowingState):
     count: Tensor
     sum: Tensor
     outer: Tensor
+    _SIZES: ClassVar = {"count": ("C",), "sum": ("C", "width"), "outer": ("width", "width")}
 
     def __init__(
         self, width: int, *, shrinkage: float | str = "oas", device: torch.device | str | None = None

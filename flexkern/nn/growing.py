@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +20,28 @@ class GrowingState(nn.Module):
     state fits.
     """
 
+    _SIZES: ClassVar[dict[str, tuple[str, ...]]] = {}
+    """Sizes of the buffers of a state: numbers, names of attributes, or a capital for one that several have."""
+
     def _check_state(self, state: dict[str, Tensor]) -> None:
         """Raises ValueError if these buffers, by name, cannot be the state of this object."""
+
+    def _check_sizes(self, state: dict[str, Tensor]) -> None:
+        """Raises ValueError unless the buffers are of the sizes that they must be, and fit each other."""
+        shared: dict[str, int] = {}
+        for name, sizes in self._SIZES.items():
+            if name not in state:
+                continue
+            shape = state[name].shape
+            expected = [
+                shared.setdefault(size, have) if size.isupper() else getattr(self, size, None) or int(size)
+                for have, size in zip(shape, sizes, strict=False)
+            ]
+            if len(shape) != len(sizes) or list(shape) != expected:
+                raise ValueError(
+                    f"the state has {name} {list(shape)}, and must have [{', '.join(sizes)}]"
+                    + "".join(f", {k} = {v}" for k, v in shared.items())
+                )
 
     def _changed(self) -> None:
         """Called after the state was replaced or moved: drops what was derived from it."""
@@ -47,6 +67,7 @@ class GrowingState(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         mine = {name: state_dict[prefix + name] for name in self._buffers if prefix + name in state_dict}
         self._check_state(mine)
+        self._check_sizes(mine)
         for name, saved in mine.items():
             buffer = self._buffers[name]
             if buffer is not None and saved.is_floating_point() and not buffer.is_floating_point():

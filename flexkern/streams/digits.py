@@ -66,11 +66,13 @@ def mnist(path: str | os.PathLike[str]) -> tuple[Digits, Digits]:
                     f"got {x.dtype} {x.shape} and labels {y.dtype} {y.shape}"
                 )
         parts = [(archive.read(f"x_{p}"), archive.read(f"y_{p}")) for p in ("train", "test")]
-        for _, y in parts:
-            if y.size and not 0 <= int(y.min()) <= int(y.max()) <= 9:
-                raise ValueError(f"path: labels in {archive.path!r} must be 0 to 9, got {y.min()} to {y.max()}")
+        for _, labels in parts:
+            if labels.size and not 0 <= int(labels.min()) <= int(labels.max()) <= 9:
+                raise ValueError(
+                    f"path: labels in {archive.path!r} must be 0 to 9, got {labels.min()} to {labels.max()}"
+                )
     train, test = (
-        Digits(torch.from_numpy(np.ascontiguousarray(x)), torch.from_numpy(y.astype(np.int64)))
-        for x, y in parts
+        Digits(torch.from_numpy(np.ascontiguousarray(images)), torch.from_numpy(labels.astype(np.int64)))
+        for images, labels in parts
     )
     return train, test

@@ -98,7 +98,7 @@ def test_load_mlp_reads_the_metaplastic_network_and_refuses_others(stream: Strea
     again = load_mlp(tmp_path / "net")
     assert type(again) is MetaplasticMLP is MLP_METHODS["metaplastic"]
     assert bits(again) == bits(net)
-    with pytest.raises(ValueError, match="holds 'MetaplasticMLP' in format 1; this version reads 'ReplayMLP'"):
+    with pytest.raises(ValueError, match="holds 'MetaplasticMLP' in format 2; this version reads 'ReplayMLP'"):
         ReplayMLP.load(tmp_path / "net")
     safetensors.save_file({"x": torch.zeros(1)}, tmp_path / "other", {"flexkern": '{"learner": "Other"}'})
     with pytest.raises(ValueError, match="holds 'Other', which is none of"):

@@ -19,6 +19,9 @@ from flexkern.streams import Experience
 from helpers import tiny_vit
 from helpers.mlp_blobs import blobs
 
+# What loading says of each; test_an_old_file_is_loaded_with_a_warning looks at it.
+pytestmark = pytest.mark.filterwarnings("ignore:.*carries no sum", "ignore:backbone. the checkpoint is of")
+
 OLD = Path(__file__).resolve().parent.parent / "data" / "old_learners"
 
 # Name of the file, method, and options beside widths (12, 8), lr 0.05, batch_size 16 and seed 3.

@@ -144,7 +144,7 @@ def test_a_class_that_is_not_registered_is_loaded_by_its_own_load(stream: Stream
     assert bits(Mine.load(tmp_path / "one")) == bits(one)
     with pytest.raises(ValueError, match="holds 'Mine', which is none of"):
         load_learner(tmp_path / "one")
-    with pytest.raises(ValueError, match="holds 'Mine' in format 1; this version reads 'MetaplasticMLP'"):
+    with pytest.raises(ValueError, match="holds 'Mine' in format 2; this version reads 'MetaplasticMLP'"):
         MetaplasticMLP.load(tmp_path / "one")
 
 
@@ -178,7 +178,7 @@ def test_the_record_of_a_checkpoint(stream: Stream, tmp_path: Path) -> None:
         one.learn(stream[1], epochs=3, progress=stop)
     _, record = checkpoint.read(tmp_path / "one")
     assert {k: record[k] for k in ("format", "family", "method", "frozen")} == {
-        "format": 1, "family": "mlp", "method": "replay", "frozen": None,
+        "format": 2, "family": "mlp", "method": "replay", "frozen": None,
     }  # fmt: skip
     assert record["configuration"]["memory"] == 10
     assert record["progress"] == {"items_learned": 1, "epochs_done": 1, "begun": {"name": "item 1"}}

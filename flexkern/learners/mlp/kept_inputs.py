@@ -31,4 +31,14 @@ class KeepsInputs(MLPLearner):
         return {"inputs": self._inputs, "labels": self._labels}
 
     def _load_extra_state(self, state: dict[str, Tensor]) -> None:
-        self._inputs, self._labels = state["inputs"], state["labels"]
+        inputs, labels = state["inputs"], state["labels"]
+        expected = (len(labels), self._inputs.shape[1])
+        if labels.dim() != 1 or tuple(inputs.shape) != expected or inputs.dtype is not torch.float32:
+            raise ValueError(
+                f"extra.inputs is {inputs.dtype} {list(inputs.shape)}, and must be float32 {expected}"
+            )
+        if labels.dtype is not torch.int64:
+            raise ValueError(f"extra.labels is {labels.dtype}, and must be int64")
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.classes:
+            raise ValueError(f"extra.labels must be in [0, {self.classes}), and is not")
+        self._inputs, self._labels = inputs, labels

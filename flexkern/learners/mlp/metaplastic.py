@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from flexkern.learners import schema
 from flexkern.learners.mlp.base import MLPLearner
 from flexkern.learners.mlp.network import build, linear_layers
 from flexkern.learners.mlp.reserve import Reserve
@@ -136,10 +137,14 @@ class MetaplasticMLP(MLPLearner):
     @classmethod
     def _arguments(cls, configuration: dict[str, Any]) -> dict[str, Any]:
         configuration = dict(configuration)
-        if configuration["network"] not in NETWORKS:
+        network = configuration.get("network")
+        if not isinstance(network, (str, int, float)):
+            raise ValueError(f"network must be a name or a number, got {network!r}")
+        if network not in NETWORKS:
             # The flexibility comes back with the optimizer's state, in whatever form it had.
             configuration["network"] = "hybrid"
         if isinstance(configuration.get("threshold"), dict):
+            schema.check_configuration(AdaptiveThreshold, configuration["threshold"], "threshold.")
             configuration["threshold"] = AdaptiveThreshold(**configuration["threshold"])
         return configuration
 

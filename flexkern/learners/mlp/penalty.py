@@ -51,9 +51,21 @@ class QuadraticPenalty(MLPLearner):
         return numbered("anchor", self._anchors) | numbered("importance", self._importance)
 
     def _load_extra_state(self, state: dict[str, Tensor]) -> None:
-        count = len(self._anchors)
-        self._anchors = [state[f"anchor.{i}"] for i in range(count)]
-        self._importance = [state[f"importance.{i}"] for i in range(count)]
+        self._anchors = self._like_parameters(state, "anchor")
+        self._importance = self._like_parameters(state, "importance")
+
+    def _like_parameters(self, state: dict[str, Tensor], name: str) -> list[Tensor]:
+        """A tensor for each parameter, as :func:`numbered` named them.
+
+        Raises:
+            ValueError: if one is missing, or has another shape than its parameter.
+        """
+        found = [state.get(f"{name}.{i}") for i, _ in enumerate(self.model.parameters())]
+        for i, (value, p) in enumerate(zip(found, self.model.parameters(), strict=True)):
+            if value is None or value.shape != p.shape or value.dtype is not p.dtype:
+                have = "missing" if value is None else f"{value.dtype} {list(value.shape)}"
+                raise ValueError(f"extra.{name}.{i} is {have}, and must be {p.dtype} {list(p.shape)}")
+        return [value for value in found if value is not None]
 
 
 def numbered(name: str, tensors: list[Tensor]) -> dict[str, Tensor]:

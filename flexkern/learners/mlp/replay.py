@@ -77,7 +77,10 @@ class ReplayMLP(KeepsInputs):
 
     def _load_extra_state(self, state: dict[str, Tensor]) -> None:
         super()._load_extra_state(state)
-        self._seen = int(state["seen"])
+        seen = state["seen"]
+        if seen.dim() or seen.dtype is not torch.int64 or int(seen) < self.inputs_kept:
+            raise ValueError(f"extra.seen must be an int64 of at least {self.inputs_kept}, got {seen}")
+        self._seen = int(seen)
 
 
 def _reservoir(

@@ -92,4 +92,4 @@ class SI(QuadraticPenalty):
 
     def _load_extra_state(self, state: dict[str, Tensor]) -> None:
         super()._load_extra_state(state)
-        self._path = [state[f"path.{i}"] for i in range(len(self._path))]
+        self._path = self._like_parameters(state, "path")

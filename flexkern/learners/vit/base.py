@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import os
+import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, fields, replace
@@ -15,17 +16,27 @@ import torch
 from torch import Tensor, nn
 
 from flexkern import backbones
+from flexkern.features import add_tensors
+from flexkern.learners import schema
 from flexkern.learners.base import Item, Learner
 from flexkern.learners.vit.images import check_images
 from flexkern.learners.vit.training import Recipe, Training, autocast, test_view
 from flexkern.nn.adapters.adapted_model import Parts, parts_of
+from flexkern.nn.adapters.bank import AdapterBank
+from flexkern.nn.feature_statistics import FeatureStatistics
 from flexkern.nn.gates.checks import check_true_task
+from flexkern.nn.gates.synapse_gate import SynapseGate
+from flexkern.nn.growing import GrowingState
+from flexkern.nn.heads.experts import ExpertHead
+from flexkern.nn.heads.prototype import PrototypeClassifier
 from flexkern.nn.not_learned import NotLearnedError
 from flexkern.plain import nearest, whole_number
 from flexkern.streams.base import Experience
 
 __all__ = ["ViTLearner"]
 
+# What a checkpoint may say: a picture of any size fits into a network that resizes it, and into no memory.
+_RANGES = {"image_size": (int, 1, 1 << 14, None), "images_per_pass": (int, 1)}
 _RECIPE = tuple(field.name for field in fields(Recipe))
 _L = TypeVar("_L", bound="ViTLearner")
 
@@ -284,6 +295,23 @@ class ViTLearner(Learner):
         self.classes_seen = progress["classes_seen"]
         self._make_room(self._begun["classes"] if self._begun else 0)
 
+    def _check_restored(self) -> None:
+        parts = dict(self._modules().named_modules())
+        # What is not used is empty: prototypes beside experts, statistics of gates that have no scores.
+        scored = any(p.mlp or p.detector for p in parts.values() if isinstance(p, SynapseGate))
+        experts = any(isinstance(p, ExpertHead) for p in parts.values())
+        for name, part in parts.items():
+            if isinstance(part, PrototypeClassifier) and experts:
+                continue
+            if isinstance(part, FeatureStatistics) and not scored:
+                continue
+            if isinstance(part, AdapterBank):
+                tasks = self.items_learned + (self._begun is not None)
+                _check_same(name, "tasks", part.tasks, tasks)
+            elif isinstance(part, GrowingState):
+                _check_same(name, "classes", getattr(part, "classes", self.classes_seen), self.classes_seen)
+                _check_same(name, "tasks", getattr(part, "tasks", self.items_learned), self.items_learned)
+
     def _frozen(self) -> str:
         return _fingerprint(self.backbone)
 
@@ -292,14 +320,23 @@ class ViTLearner(Learner):
         cls, known: str | None, *, backbone: str | os.PathLike[str] | nn.Module = "small"
     ) -> dict[str, Any]:
         network = backbones.load_backbone(backbone)
-        if _fingerprint(network) != known:
+        whole = known is not None and known.startswith(_WHOLE)
+        if (_fingerprint if whole else _old_fingerprint)(network) != known:
             raise ValueError(
                 "backbone: not the one that this learner was made with (its weights differ); pass the same"
+            )
+        if not whole:
+            warnings.warn(
+                "backbone: the checkpoint is of an earlier version, which knew the first 256 values of each "
+                "tensor only; the others were not compared. Save it again",
+                stacklevel=4,
             )
         return {"backbone": network}
 
     @classmethod
     def _arguments(cls, configuration: dict[str, Any]) -> dict[str, Any]:
+        schema.check_configuration(Recipe, configuration["recipe"], "recipe.")
+        schema.check_fields(configuration, _RANGES, others=True)
         return configuration | {"recipe": Recipe(**configuration["recipe"])}
 
     @staticmethod
@@ -313,8 +350,28 @@ class ViTLearner(Learner):
         return parts
 
 
+def _check_same(part: str, what: str, have: int, expected: int) -> None:
+    if have != expected:
+        raise ValueError(f"model.{part} has {have} {what}, and the record says {expected}")
+
+
+_WHOLE = "sha256:"  # begins the fingerprint of all of a backbone; that of earlier versions, of a part, is bare
+# Of layers: what no tensor shows, and what two networks of the same weights can differ in.
+_NUMBERS = ("num_heads", "num_attention_heads", "eps")
+
+
 def _fingerprint(backbone: nn.Module) -> str:
-    """SHA-256 of the sizes of a backbone, and of a part of its weights: all of them would take seconds."""
+    """SHA-256 of a backbone: all its tensors, whole, and the numbers of its layers."""
+    digest = hashlib.sha256()
+    add_tensors(digest, backbone)
+    for name, module in sorted(backbone.named_modules()):
+        numbers = [(n, getattr(module, n, None)) for n in _NUMBERS]
+        digest.update("".join(f"{name} {n} {v}" for n, v in numbers if isinstance(v, (int, float))).encode())
+    return _WHOLE + digest.hexdigest()
+
+
+def _old_fingerprint(backbone: nn.Module) -> str:
+    """What checkpoints of format 1 have: of the sizes of a backbone, and of a part of its weights."""
     digest = hashlib.sha256()
     for name, value in backbone.state_dict().items():
         digest.update(f"{name} {tuple(value.shape)}".encode())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ class _Kept(GrowingState):
 
     images: Tensor
     labels: Tensor
+    _SIZES: ClassVar = {"images": ("N", "3", "H", "W"), "labels": ("N",)}
 
     def __init__(self) -> None:
         super().__init__()

@@ -6,7 +6,7 @@ See docs/design.md, Artsy.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -113,12 +113,18 @@ class Energy(Detector):
     least_classes = 2
     weight: Tensor
     bias: Tensor
+    _SIZES: ClassVar = {"weight": ("C", "width"), "bias": ("C",)}
 
     def __init__(self, width: int, *, decay: float = 1e-3, device: torch.device | str | None = None) -> None:
         super().__init__()
-        self.decay = decay
+        self.width, self.decay = width, decay
         self.register_buffer("weight", torch.zeros((0, width), dtype=torch.float32, device=device))
         self.register_buffer("bias", torch.zeros(0, dtype=torch.float32, device=device))
+
+    @property
+    def classes(self) -> int:
+        """How many classes it knows."""
+        return len(self.bias)
 
     @property
     def parameters_added(self) -> int:
@@ -165,14 +171,20 @@ class NearestNeighbours(Detector):
     keeps_data = True
     bank: Tensor
     size: Tensor
+    _SIZES: ClassVar = {"bank": ("T", "R", "width"), "size": ("T",)}
 
     def __init__(
         self, width: int, *, neighbours: int = 5, keep: int = 20, device: torch.device | str | None = None
     ) -> None:
         super().__init__()
-        self.neighbours, self.keep = neighbours, keep
+        self.width, self.neighbours, self.keep = width, neighbours, keep
         self.register_buffer("bank", torch.zeros((0, 0, width), dtype=torch.float32, device=device))
         self.register_buffer("size", torch.zeros(0, dtype=torch.int64, device=device))
+
+    @property
+    def tasks(self) -> int:
+        """How many tasks it knows."""
+        return len(self.size)
 
     def learn(self, h0: Tensor, labels: Tensor, generator: torch.Generator) -> None:
         kept = normalize(h0[rank_in_class(labels, generator) < self.keep].to(self.bank), dim=1)
@@ -200,6 +212,11 @@ class NearestNeighbours(Detector):
         bank = state.get("bank")
         if bank is not None and bank.shape[-1] != self.bank.shape[-1]:
             raise ValueError(f"the state has width {bank.shape[-1]}, this detector {self.bank.shape[-1]}")
+        size = state.get("size")
+        if bank is not None and size is not None and size.numel():
+            room = bank.shape[1]
+            if not 1 <= size.min() <= size.max() <= room:
+                raise ValueError(f"size must be in [1, {room}], and the state has {size.tolist()[:20]}")
 
 
 class Ridge(Detector):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -60,6 +60,10 @@ class StackedMLP(GrowingState):
     hidden_bias: Tensor
     out_weight: Tensor
     out_bias: Tensor
+    _SIZES: ClassVar = {
+        "hidden_weight": ("T", "hidden", "width"), "hidden_bias": ("T", "hidden"),
+        "out_weight": ("T", "hidden"), "out_bias": ("T",),
+    }  # fmt: skip
 
     def __init__(self, width: int, hidden: int, *, device: torch.device | str | None = None) -> None:
         super().__init__()

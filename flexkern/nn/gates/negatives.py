@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -40,6 +40,7 @@ class Recall(GrowingState):
     class_task: Tensor
     kept: Tensor
     kept_class: Tensor
+    _SIZES: ClassVar = {"class_task": ("C",), "kept": ("N", "width"), "kept_class": ("N",)}
 
     def __init__(
         self,
@@ -122,6 +123,12 @@ class Recall(GrowingState):
                 f"the state has {len(kept)} kept features of width {kept.shape[-1]}, and this object "
                 f"negatives={self.negatives!r}, width {self.width}"
             )
+
+        task, of = state.get("class_task"), state.get("kept_class")
+        if task is not None and task.numel() and not (task[0] == 0 and bool((task.diff() >> 1 == 0).all())):
+            raise ValueError("class_task must count tasks from 0 on, and the state's does not")
+        if task is not None and of is not None and of.numel() and not 0 <= of.min() <= of.max() < len(task):
+            raise ValueError(f"kept_class must be in [0, {len(task)}), and the state's is not")
 
     def extra_repr(self) -> str:
         return f"negatives={self.negatives!r}, classes={self.classes}, kept={len(self.kept)}"

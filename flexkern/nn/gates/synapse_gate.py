@@ -6,7 +6,7 @@ Artsy, arXiv 2410.05899; docs/design.md, Artsy.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -70,6 +70,7 @@ class SynapseGate(GrowingState):
     slope: Tensor
     offset: Tensor
     factor: Tensor
+    _SIZES: ClassVar = {"ready": ("T",), "theta_logit": ("T",), "slope": ("T",), "offset": ("T",), "factor": ()}
 
     def __init__(
         self,

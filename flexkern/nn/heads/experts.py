@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -38,6 +38,7 @@ class ExpertHead(GrowingState):
 
     weight: Tensor
     class_task: Tensor
+    _SIZES: ClassVar = {"weight": ("C", "2", "width"), "class_task": ("C",)}
 
     def __init__(
         self,
@@ -149,6 +150,10 @@ class ExpertHead(GrowingState):
         weight = state.get("weight")
         if weight is not None and tuple(weight.shape[1:]) != (2, self.width):
             raise ValueError(f"the state has weights {tuple(weight.shape)}, and this head width {self.width}")
+
+        task = state.get("class_task")
+        if task is not None and task.numel() and not (task[0] == 0 and bool((task.diff() >> 1 == 0).all())):
+            raise ValueError("class_task must count tasks from 0 on, and the state's does not")
 
     def extra_repr(self) -> str:
         return f"width={self.width}, tasks={self.tasks}, classes={self.classes}, temperature={self.temperature}"

@@ -5,7 +5,7 @@ See docs/design.md, Artsy.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -51,6 +51,7 @@ class PrototypeClassifier(GrowingState):
     sums: Tensor
     counts: Tensor
     own_subspace: Tensor
+    _SIZES: ClassVar = {"sums": ("C", "K", "dim"), "counts": ("C", "K"), "own_subspace": ("C",)}
 
     def __init__(
         self,
@@ -215,6 +216,16 @@ class PrototypeClassifier(GrowingState):
         sums = state.get("sums")
         if sums is not None and (sums.dim() != 3 or sums.shape[2] != self.dim):
             raise ValueError(f"the state has sums {tuple(sums.shape)}, and this classifier dim {self.dim}")
+        own = state.get("own_subspace")
+        if (
+            own is not None
+            and sums is not None
+            and own.numel()
+            and not 0 <= own.min() <= own.max() < sums.shape[1]
+        ):
+            raise ValueError(
+                f"own_subspace must be in [0, {sums.shape[1]}), and the state has {own.tolist()[:20]}"
+            )
 
     def _changed(self) -> None:
         self._prototypes = None

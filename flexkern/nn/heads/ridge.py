@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -47,6 +47,7 @@ class RidgeHead(GrowingState):
     gram: Tensor
     cross: Tensor
     count: Tensor
+    _SIZES: ClassVar = {"gram": ("D", "D"), "cross": ("D", "C"), "count": ("C",)}
 
     def __init__(
         self,
