@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import TaskProgressColumn, TimeElapsedColumn
 
-from flexkern.cli.terminal import console, explained
+from flexkern.cli.terminal import console, explained, progress_bar, say
 from flexkern.runs.metaplasticity.figures import EXPERIMENTS
 from flexkern.runs.metaplasticity.protocol import protocol_for
 from flexkern.runs.metaplasticity.runner import run
@@ -121,12 +121,12 @@ def show(
             raise ValueError(f"scale must be a number or 'auto', got {scale!r}") from None
     protocol = protocol_for(**given)
     folder = Path("out") / experiment.name if out is None else out
-    columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn()
-    with Progress(*columns, console=console) as bar:
+    with progress_bar(TaskProgressColumn(), TimeElapsedColumn()) as bar:
         task = bar.add_task("starting", total=None)
 
         def observe(share: float, what: str) -> None:
             bar.update(task, completed=share, total=1.0, description=f"{what:<50}")
+            say(f"{share:4.0%} {what}")
 
         results = run(
             experiment, protocol, out=folder, cache=cache, jobs=jobs, restart=restart, observe=observe

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import platform
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ import flexkern
 from flexkern.backends import requested
 from flexkern.measure import Measure
 from flexkern.metrics import AccuracyMatrix, Evaluation
+from flexkern.runs.folder import claim
 from flexkern.runs.incremental.config import Config, MethodConfig
 from flexkern.runs.incremental.data import digest, load_images, make_stream
 from flexkern.runs.incremental.journal import Journal
@@ -90,6 +92,8 @@ def run(
     Raises:
         ValueError: naming the key of the configuration, before anything is trained.
         FileNotFoundError: if there are no images, or no backbone, where they should be.
+        FolderInUseError, OSError: if another run has ``config.out``, or nothing can be written there; nothing
+            has been read then.
     """
     learners = learners or _shipped_learners()
     device = _device(config.device)
@@ -98,6 +102,19 @@ def run(
         if method.method not in learners.methods:
             allowed = ", ".join(learners.methods)
             raise ValueError(f"methods: {method.name!r} has method {method.method!r}; allowed are {allowed}")
+    with claim(Path(config.out), "checkpoints"):
+        return _run_all(config, device, learners, restart=restart, keep=keep, observe=observe)
+
+
+def _run_all(
+    config: Config,
+    device: torch.device,
+    learners: Learners,
+    *,
+    restart: bool,
+    keep: bool,
+    observe: Callable[[Event], None],
+) -> dict[str, Any]:
     journal = Journal(config, _environment(device), restart=restart)
     train, test = load_images(config.data)
     stream = make_stream(config, train, test, config.seeds[0])
