@@ -10,7 +10,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from flexkern.runs.drawing import GREY, LINE_STYLES, PANEL_TITLE, curves, frame, name_ends, save
+from flexkern.runs.drawing import GREY, LINE_STYLES, PANEL_TITLE, curves, frame, name_ends
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -66,7 +66,7 @@ def draw_memory(results: dict[str, Any], path: Path) -> None:
         "Made by `flexkern demo`.",
         fontsize=8.5, color=GREY, linespacing=1.4,
     )  # fmt: skip
-    save(figure, path)
+    figure.savefig(path, facecolor="white")
 
 
 def _curves(
@@ -136,4 +136,4 @@ def draw_awakening(awakening: dict[str, Any], path: Path) -> None:
         f"same inputs, the most active ones. One run, seed {awakening['seed']}. Made by `flexkern demo`.",
         fontsize=8.5, color=GREY, linespacing=1.4,
     )  # fmt: skip
-    save(figure, path)
+    figure.savefig(path, facecolor="white")

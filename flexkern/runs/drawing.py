@@ -2,31 +2,15 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from flexkern.files import replace_file
-
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
-__all__ = [
-    "GREY",
-    "LABELS",
-    "LINE_STYLES",
-    "PANEL_TITLE",
-    "STYLES",
-    "curves",
-    "frame",
-    "name_ends",
-    "plain",
-    "save",
-]
+__all__ = ["GREY", "LABELS", "LINE_STYLES", "PANEL_TITLE", "STYLES", "curves", "frame", "name_ends", "plain"]
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart, and line styles for print without colour.
 STYLES: dict[str, dict[str, Any]] = {
@@ -140,10 +124,3 @@ def _apart(ends: dict[str, float], gap: float, short: str) -> dict[str, float]:
                 heights[i] -= overlap / 2
                 heights[i + 1] += overlap / 2
     return dict(zip(names, heights, strict=True))
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Writes a PNG that is whole or not there, see :func:`flexkern.files.replace_file`."""
-    content = io.BytesIO()
-    figure.savefig(content, format="png", facecolor="white")
-    replace_file(path, content.getvalue())

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from flexkern.runs.drawing import GREY, PANEL_TITLE, plain, save
+from flexkern.runs.drawing import GREY, PANEL_TITLE, plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -86,7 +86,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
     lines = f"Lines: mean of {seeds} seeds; bands: standard deviation." if seeds > 1 else "One seed."
     text = f"Backbone: {backbone}. {lines} Made by `flexkern run class-incremental`."
     figure.text(0.018, 0.018, text, fontsize=8.5, color=GREY)
-    save(figure, path)
+    figure.savefig(path, facecolor="white")
 
 
 def _curve(axes: Axes, x: list[int], values: dict[str, Any], style: dict[str, Any], label: str) -> None:

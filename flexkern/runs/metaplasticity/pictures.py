@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from flexkern.runs.drawing import GREY, STYLES, name_ends, save
+from flexkern.runs.drawing import GREY, STYLES, name_ends
 from flexkern.runs.metaplasticity.panels import (
     CHANCE,
     Value,
@@ -61,7 +61,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
     Raises:
         ValueError: if the experiment is none of those that have a picture.
     """
-    save(figure(results), path)
+    figure(results).savefig(path, facecolor="white")
 
 
 def figure(results: dict[str, Any]) -> Figure:
