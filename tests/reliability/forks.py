@@ -5,6 +5,7 @@ The process that forks must have no other threads, and must not have run a backw
 
 from __future__ import annotations
 
+import itertools
 import os
 import resource
 import signal
@@ -24,9 +25,9 @@ _EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncat
 class Moment(NamedTuple):
     """When a child is ended.
 
-    kind: "never"; "time": after so many seconds; "step": before the n-th step of a write (the file is opened,
-        put on disk, renamed, removed) in its folder; "byte": by the kernel (SIGXFSZ), in the middle of the
-        first write that would make a file longer than n bytes.
+    kind: "never"; "count": never, and steps are counted; "time": after so many seconds; "step": before the n-th
+        step of a write (the file is opened, put on disk, renamed, removed) in its folder; "byte": by the kernel
+        (SIGXFSZ), in the middle of the first write that would make a file longer than n bytes.
     value: seconds or n.
     signal: what ends it, but for "byte".
     """
@@ -37,16 +38,25 @@ class Moment(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """code: as of subprocess; saves: how often the child said that it had saved; said: what it printed."""
+    """How a child ended.
+
+    code: as of subprocess.
+    saves: how often it said that it had saved.
+    said: what it printed.
+    steps: of all its writes, if they were counted.
+    """
 
     code: int
     saves: int
     said: str
+    steps: int = 0
 
 
 def run_child(work: Callable[[Path, Callable[[], None]], None], folder: Path, moment: Moment) -> Ended:
-    """Runs ``work(folder, saved)`` in a child until it ends, or its moment comes; it calls ``saved`` when it has
-    saved something."""
+    """Runs ``work(folder, saved)`` in a child until it ends, or its moment comes.
+
+    It calls ``saved`` when it has saved something.
+    """
     log = folder.with_name(folder.name + ".log")
     reading, writing = os.pipe()
     pid = os.fork()
@@ -58,11 +68,12 @@ def run_child(work: Callable[[Path, Callable[[], None]], None], folder: Path, mo
         _wait(pid, moment.value)
         os.kill(pid, moment.signal)  # of a child that has ended already it does nothing: it is not reaped yet
     _, status = os.waitpid(pid, 0)
-    saves = 0
+    told = b""
     while part := os.read(reading, 65536):
-        saves += len(part)
+        told += part
     os.close(reading)
-    return Ended(os.waitstatus_to_exitcode(status), saves, log.read_text(errors="replace"))
+    code, said = os.waitstatus_to_exitcode(status), log.read_text(errors="replace")
+    return Ended(code, told.count(b"."), said, told.count(b"s"))
 
 
 def _wait(pid: int, seconds: float) -> None:
@@ -90,7 +101,10 @@ def _child(
         os.dup2(out, 2)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         if moment.kind == "step":
-            _die_at_step(int(moment.value), str(folder), moment.signal)
+            left = itertools.count(int(moment.value) - 1, -1)
+            _at_each_step(str(folder), lambda: next(left) or os.kill(os.getpid(), moment.signal))
+        elif moment.kind == "count":
+            _at_each_step(str(folder), lambda: os.write(writing, b"s"))
         elif moment.kind == "byte":
             signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -107,23 +121,15 @@ def _child(
         os._exit(code)
 
 
-def _die_at_step(n: int, folder: str, number: signal.Signals) -> None:
-    left = n
-
-    def step() -> None:
-        nonlocal left
-        left -= 1
-        if left == 0:
-            os.kill(os.getpid(), number)
-
+def _at_each_step(folder: str, do: Callable[[], object]) -> None:
     def hook(event: str, arguments: tuple[object, ...]) -> None:
         if event in _EVENTS and str(arguments[0]).startswith(folder):
-            step()
+            do()
 
     sync = os.fsync
 
     def fsync(descriptor: int) -> None:
-        step()
+        do()
         sync(descriptor)
 
     os.fsync = fsync

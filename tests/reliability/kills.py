@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import json
 import os
 import shutil
@@ -30,7 +31,7 @@ class _Known:
     """Of an undisturbed run: its result, seconds, steps of writes, and the length of its longest file."""
 
     def __init__(self, subject: Subject, scratch: Path) -> None:
-        folder = scratch / "undisturbed"
+        folder = scratch / f"undisturbed {subject.name}"
         folder.mkdir()
         start = time.perf_counter()
         ended = run_child(subject.work, folder, Moment())
@@ -39,13 +40,8 @@ class _Known:
         self.result = subject.result(folder)
         self.longest = max(p.stat().st_size for p in folder.rglob("*") if p.is_file())
         shutil.rmtree(folder)
-        # Found by doubling: the first that is not reached.
-        self.steps = 64
         folder.mkdir()
-        while run_child(subject.work, folder, Moment("step", self.steps)).code < 0:
-            shutil.rmtree(folder)
-            folder.mkdir()
-            self.steps *= 2
+        self.steps = run_child(subject.work, folder, Moment("count")).steps
         shutil.rmtree(folder)
 
 
@@ -100,7 +96,7 @@ def _judge(ended: Ended, moment: Moment, folder: Path) -> None:
         return
     # Before the command has begun its work, or after it, Python or the command line ends.
     results = folder / "results.json"
-    assert not results.exists() or json.loads(results.read_text())["finished"], said
+    assert not ended.said.strip() or json.loads(results.read_text())["finished"], said
 
 
 def _word(ended: Ended, moment: Moment) -> str:
@@ -109,18 +105,18 @@ def _word(ended: Ended, moment: Moment) -> str:
 
 
 def run(count: int, *, seed: int = 0, processes: int = 1) -> dict[str, Any]:
-    """Kills until there are ``count``, the same number for each group of subjects.
+    """Kills until there are ``count``.
 
     Returns:
         ``kills`` and ``runs`` by subject, ``moments`` by kind, ``faults`` with what was wrong, ``seconds``.
     """
-    warm()
     start = time.perf_counter()
     # In memory: a disk that others use would be waited for at every write.
     fast = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     with tempfile.TemporaryDirectory(dir=fast) as name:
         scratch = Path(name)
         groups = subjects(scratch)
+        warm(scratch, groups)
         gc.collect()
         gc.freeze()  # a child writes to no page of what is there already
         drivers = []
@@ -146,7 +142,7 @@ def run(count: int, *, seed: int = 0, processes: int = 1) -> dict[str, Any]:
 
 
 def _driver(
-    groups: list[list[Subject]], count: int, seed: int, number: int, processes: int, scratch: Path
+    groups: list[tuple[float, list[Subject]]], count: int, seed: int, number: int, processes: int, scratch: Path
 ) -> None:
     """One of several processes that share the kills; it never returns."""
     found: dict[str, Any] = {"kills": Counter(), "runs": Counter(), "moments": Counter(), "faults": []}
@@ -154,8 +150,9 @@ def _driver(
         own = scratch / f"driver{number}"
         own.mkdir()
         known: dict[str, _Known] = {}
-        for place, group in enumerate(groups):
-            left = count // len(groups) + (place < count % len(groups))
+        ends = [round(count * share) for share in itertools.accumulate(share for share, _ in groups)]
+        for place, (_, group) in enumerate(groups):
+            left = ends[place] - (ends[place - 1] if place else 0)
             turn = 0
             while left > 0:
                 # Each driver begins elsewhere among the subjects of a group.

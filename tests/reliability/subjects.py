@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import json
+import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from flexkern.cli.app import app
 from flexkern.learners import MLP_METHODS, ArtsyViT, Learner, checkpoint, load_learner, load_mlp
 from flexkern.streams import Stream
 from helpers import mlp_blobs, tiny_vit
+from reliability.forks import Moment, run_child
 
-__all__ = ["SIGNALLED", "Subject", "subjects"]
+__all__ = ["SIGNALLED", "Subject", "subjects", "warm"]
 
 Saved = Callable[[], None]
 
@@ -76,8 +81,15 @@ class Learning:
         assert before + saves <= now <= before + saves + 1, f"{now} epochs of {before} + {saves}"
         return now
 
-    def result(self, folder: Path) -> bytes:
-        return (folder / "learner.safetensors").read_bytes()
+    def result(self, folder: Path) -> Any:
+        return _content(folder / "learner.safetensors")
+
+
+def _content(path: Path) -> Any:
+    """All bits of a checkpoint; the file itself may have the entries of its JSON in another order."""
+    tensors, record = checkpoint.read(path)
+    bits = {name: (value.dtype, value.shape, value.numpy().tobytes()) for name, value in tensors.items()}
+    return bits, json.dumps(record, sort_keys=True)
 
 
 def _multilayer() -> list[Subject]:
@@ -180,8 +192,6 @@ class Command:
         self.name, self.arguments = f"flexkern run {name}", ["flexkern", "run", name, *arguments]
 
     def work(self, folder: Path, saved: Saved) -> None:
-        from flexkern.cli.app import app
-
         sys.argv = [*self.arguments, f"--out={folder}"]
         app()
 
@@ -200,7 +210,7 @@ class Command:
         results = json.loads((folder / "results.json").read_text())
         assert results["finished"]
         names = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
-        kept = {p.name: p.read_bytes() for p in folder.rglob("*.safetensors")}
+        kept = {p.name: _content(p) for p in folder.rglob("*.safetensors")}
         return _numbers(results), names, kept
 
 
@@ -219,8 +229,10 @@ def _done(folder: Path) -> int:
 CONFIGURATION = """
 title = "kills"
 device = "cpu"
-backbone = "{backbone}"
+[backbone]
+name = "{backbone}"
 [data]
+kind = "pack"
 path = "{data}"
 [stream]
 increment = 2
@@ -238,8 +250,8 @@ method = "ranpac"
 features = 16
 """
 METAPLASTICITY = (
-    "--items=3", "--longer=4", "--seeds=1", "--width=16", "--train-per-item=40", "--test-per-item=20", "--epochs=2",
-    "--batch-size=20", "--jobs=1",
+    "--items=3", "--longer=4", "--seeds=1", "--width=16", "--train-per-item=40", "--test-per-item=20",
+    "--epochs=2", "--batch-size=20", "--jobs=1",
 )  # fmt: skip
 
 
@@ -263,23 +275,40 @@ def _commands(scratch: Path) -> list[Subject]:
     ]
 
 
-def warm() -> None:
-    """Imports what commands import while they run, so that a child has it; lets units save after every item."""
-    import sklearn.datasets  # noqa: F401
+def warm(scratch: Path, groups: Sequence[tuple[float, Sequence[Subject]]]) -> None:
+    """Imports what commands import while they run, so that a child has it, and makes them quicker."""
+    import matplotlib
     import torch
 
-    import flexkern.cli.app  # noqa: F401
-    from flexkern.runs.incremental import pictures, tables  # noqa: F401
-    from flexkern.runs.metaplasticity import pictures as _  # noqa: F401
     from flexkern.runs.metaplasticity import unit
 
     torch.set_num_threads(1)
-    unit._SAVE_EVERY = 0.0
+    unit._SAVE_EVERY = 0.0  # after every item
+    matplotlib.rcParams["savefig.dpi"] = 20
+    for subject in (s for _, group in groups for s in group if isinstance(s, Command)):
+        folder, names = scratch / "imports", scratch / "imports.json"
+
+        def work(folder: Path, saved: Saved, subject: Subject = subject, names: Path = names) -> None:
+            try:
+                subject.work(folder, saved)
+            finally:
+                names.write_text(json.dumps([name for name in sys.modules if name != "__main__"]))
+
+        ended = run_child(work, folder, Moment())
+        assert ended.code == 0, f"{subject.name} ended with {ended.code}:\n{ended.said}"
+        for name in json.loads(names.read_text()):
+            with contextlib.suppress(ImportError):
+                importlib.import_module(name)
+        shutil.rmtree(folder)
 
 
-def subjects(scratch: Path) -> list[list[Subject]]:
-    """Groups of subjects, of which each gets the same number of kills; ``scratch``: for what they begin from."""
-    return [_multilayer(), _transformers(), [Saving(scratch)], *[[command] for command in _commands(scratch)]]
+def subjects(scratch: Path) -> list[tuple[float, list[Subject]]]:
+    """Groups of subjects, each with its share of the kills; ``scratch``: for what they begin from."""
+    incremental, metaplasticity = _commands(scratch)
+    return [
+        (0.3, _multilayer()), (0.25, _transformers()), (0.15, [Saving(scratch)]), (0.15, [incremental]),
+        (0.15, [metaplasticity]),
+    ]  # fmt: skip
 
 
 SIGNALLED = "flexkern run"  # how the names of those begin that SIGTERM and SIGINT are for
