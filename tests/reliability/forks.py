@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["Ended", "Moment", "run_child"]
+__all__ = ["Ended", "Moment", "fast_folder", "run_child"]
 
 # What a write consists of, as Python's audit hooks tell of it; fsync is not among their events.
 _EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.link", "os.chmod")
@@ -58,6 +58,7 @@ def run_child(work: Callable[[Path, Callable[[], None]], None], folder: Path, mo
     It calls ``saved`` when it has saved something.
     """
     log = folder.with_name(folder.name + ".log")
+    log.write_text("")
     reading, writing = os.pipe()
     pid = os.fork()
     if not pid:
@@ -95,7 +96,6 @@ def _child(
         signal.signal(signal.SIGINT, signal.default_int_handler)
         # Its length must not count for "byte".
         target = os.devnull if moment.kind == "byte" else log
-        log.write_text("")
         out = os.open(target, os.O_WRONLY | os.O_APPEND)
         os.dup2(out, 1)
         os.dup2(out, 2)
@@ -134,3 +134,8 @@ def _at_each_step(folder: str, do: Callable[[], object]) -> None:
 
     os.fsync = fsync
     sys.addaudithook(hook)
+
+
+def fast_folder() -> str | None:
+    """Where temporary folders are in memory: a disk that others use would be waited for at every write."""
+    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from reliability.forks import Ended, Moment, run_child
+from reliability.forks import Ended, Moment, fast_folder, run_child
 from reliability.subjects import SIGNALLED, Subject, subjects, warm
 
 __all__ = ["run"]
@@ -111,9 +111,7 @@ def run(count: int, *, seed: int = 0, processes: int = 1) -> dict[str, Any]:
         ``kills`` and ``runs`` by subject, ``moments`` by kind, ``faults`` with what was wrong, ``seconds``.
     """
     start = time.perf_counter()
-    # In memory: a disk that others use would be waited for at every write.
-    fast = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    with tempfile.TemporaryDirectory(dir=fast) as name:
+    with tempfile.TemporaryDirectory(dir=fast_folder()) as name:
         scratch = Path(name)
         groups = subjects(scratch)
         warm(scratch, groups)

@@ -98,7 +98,8 @@ class Unit:
     ) -> None:
         new: dict[str, list[Any]] = {column: [] for column in _COLUMNS}
         rows = record["parts"].setdefault(part.name, new)
-        if len(rows["items"]) == len(part.shown) and (first is not None or self._checkpoint(part).exists()):
+        # Of a first part a whole record is not enough: others begin with its checkpoint, which comes after it.
+        if len(rows["items"]) == len(part.shown) and first is not None:
             return
         before = 0 if first is None else len(first.shown)
         learner = self._learner(part, first, tests[0].input_shape)
