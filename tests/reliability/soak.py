@@ -189,7 +189,7 @@ def _artsy(**options: Any) -> Callable[[], ArtsyViT]:
     return lambda: ArtsyViT.make(_backbone(), rank=2, seed=1, batch_size=16, lr=0.05, **options)
 
 
-# What a task of two classes adds to a checkpoint, in bytes. Features are 24 numbers; adapters: rank 2, 3 blocks.
+# What a task of two classes adds to a checkpoint, in bytes. Features: 24 numbers; adapters: rank 2, 3 blocks.
 _BANK = 4 * 3 * (2 * 24 * 2 + 2 + 24)
 _PROTOTYPES = 2 * (8 * 24 + 8 + 8)  # of a class: a float64 sum, a count, and its subspace's number
 _GATE = 8 + 3 * 4 + 2 * 8  # ready, threshold, slope, offset; and the task of each class
