@@ -38,13 +38,13 @@ def counted(found: dict[str, Any]) -> str:
 
 def fuzz_table(found: dict[str, Any]) -> str:
     """Cases, what came out, and faults of each fuzzer."""
-    rows = []
+    rows: list[Sequence[object]] = []
     for name, one in sorted(found["fuzzers"].items()):
         outcomes = ", ".join(
             f"{n:,} {what}" for what, n in sorted(one["outcomes"].items(), key=lambda o: -o[1])
         )
         rows.append((f"`{name}`: {outcomes}", f"{one['cases']:,}", len(one["faults"])))
-    faults = sum(row[2] for row in rows)
+    faults = sum(len(one["faults"]) for one in found["fuzzers"].values())
     rows.append(("**together**", f"**{found['cases']:,}**", f"**{faults}**"))
     return table(("fuzzer, and what came out", "cases", "faults"), rows) + f"\n\n{counted(found)}"
 

@@ -70,7 +70,7 @@ class Torn:
             else:
                 replace_file(path, str(number).encode())
             saved()
-        (folder / "result").write_text(str(done % 2) if self.fault == "another result" else "")
+        (folder / "result").write_text(str(done > 0) if self.fault == "another result" else "")
         if self.fault == "litter" and done:
             (folder / ".count.0.tmp").write_text("")
 
@@ -95,14 +95,14 @@ def test_kills_find_what_is_wrong(fault: str | None, tmp_path: Path) -> None:
             _one_run(subject, known, tmp_path / str(number), np.random.default_rng(number), 20, counts)
         except (AssertionError, ValueError):
             faults += 1
-    assert sum(counts.values()) >= 3
+    assert sum(counts.values()) + faults >= 3
     assert (faults > 0) == (fault is not None)
 
 
 def test_a_child_that_hangs_on_is_killed_and_counted(tmp_path: Path) -> None:
     def work(folder: Path, saved: Any) -> None:
         saved()
-        print("so far", flush=True)
+        os.write(1, b"so far\n")
         while True:
             pass
 

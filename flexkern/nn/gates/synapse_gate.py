@@ -30,8 +30,8 @@ ALWAYS_OPEN = 30.0
 
 _INIT, _SPLIT, _KEEP, _TRAIN, _REHEARSE = range(5)  # what random numbers are drawn for
 _REHEARSED = 256  # features drawn of each task, to calibrate gates and set thresholds
-# One factor for all gates needs fewer: this many scores (features times tasks), or a task would take the longer,
-# by the square, the more there are. Over 64 tasks it is less than the above.
+# One factor for all gates needs fewer: this many scores (features times tasks), or a task's time would grow by
+# the square of how many there are. Over 64 tasks it is less than the above.
 _FOR_FACTOR = 2**20
 
 
