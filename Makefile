@@ -13,7 +13,7 @@ SELECT ?= not slow and not gpu
 INSTALL := FLEXKERN_BUILD_DIR=$(CURDIR)/build/cmake $(BIN)/pip install --editable
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc build_tools flexkern/spec -type f -not -name '*.pyc')
 
-.PHONY: demo test lint bench fuzz asan mutate gpu-check clean
+.PHONY: demo test lint bench fuzz asan reliability mutate gpu-check clean
 
 demo: $(VENV)/.demo
 	$(BIN)/flexkern demo
@@ -39,6 +39,11 @@ fuzz: $(VENV)/.test
 # The compiled code under AddressSanitizer and UBSan, CUDA kernels too, on the host: see scripts/sanitize.py.
 asan: $(VENV)/.test
 	$(BIN)/python scripts/sanitize.py
+
+# The fuzzers, a thousand kills, and streams of 10,000 items and 500 tasks, in full; the counts of docs/reliability.md
+# are from the files that it writes.
+reliability: fuzz
+	$(BIN)/python scripts/reliability.py
 
 # Breaks the code in some sixty ways, one at a time, and says which of them no test notices: see scripts/mutate.py.
 # It takes an hour or two: by hand, or once a week. `make mutate ONLY=fields` tries those with that in their name.

@@ -14,11 +14,12 @@ from rich.table import Table
 from flexkern.cli import bench
 from flexkern.cli import run as runs
 from flexkern.cli.run import show
-from flexkern.cli.terminal import console, counting_bar, explained
+from flexkern.cli.terminal import console, counting_bar, explained, say
 from flexkern.environment import environment
 from flexkern.files import check_writable
 from flexkern.runs.demo import DemoConfig, write
 from flexkern.runs.demo import run as run_demo
+from flexkern.runs.folder import claim
 from flexkern.runs.incremental.config import find_config, read_config
 
 app = typer.Typer(
@@ -83,12 +84,17 @@ def demo(
         lr=lr,
         scale=_scale(scale),
     )
-    with explained("flexkern demo"):
+    with explained("flexkern demo"), claim(out):
         for name in ("results.json", "memory.png", "awakening.png"):  # now, and not after the training
             check_writable(out / name, folders=True)
         with counting_bar() as bar:
             task = bar.add_task("features", total=config.steps)
-            results = run_demo(config, lambda done: bar.update(task, advance=1, description=f"{done:<40}"))
+
+            def tell(done: str) -> None:
+                bar.update(task, advance=1, description=f"{done:<40}")
+                say(done)
+
+            results = run_demo(config, tell)
         written = write(results, out)
     console.print(_table(results))
     console.print(_awakening(results["awakening"]), highlight=False)

@@ -10,7 +10,6 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from flexkern.benchmarks import record, worker
@@ -18,6 +17,7 @@ from flexkern.benchmarks.case import CPU, GPU, Case, Series, cases
 from flexkern.benchmarks.compare import Difference, compare, runs_of
 from flexkern.benchmarks.tables import heading, row_lines
 from flexkern.benchmarks.worker import Options
+from flexkern.cli.terminal import Console
 from flexkern.files import check_writable
 
 __all__ = ["app"]

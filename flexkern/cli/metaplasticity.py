@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import TaskProgressColumn, TimeElapsedColumn
 
-from flexkern.cli.terminal import ACCEPTS, console, explained
+from flexkern.cli.terminal import ACCEPTS, console, explained, progress_bar, say
 from flexkern.files import check_writable
 from flexkern.runs.metaplasticity.figures import EXPERIMENTS
 from flexkern.runs.metaplasticity.protocol import protocol_for
@@ -128,12 +128,12 @@ def show(
     folder = Path("out") / experiment.name if out is None else out
     for name in ("results.json", "picture.png"):  # now, and not after the training
         check_writable(folder / name, folders=True)
-    columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn()
-    with Progress(*columns, console=console) as bar:
+    with progress_bar(TaskProgressColumn(), TimeElapsedColumn()) as bar:
         task = bar.add_task("starting", total=None)
 
         def observe(share: float, what: str) -> None:
             bar.update(task, completed=share, total=1.0, description=f"{what:<50}")
+            say(f"{share:4.0%} {what}")
 
         results = run(
             experiment,

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from flexkern.cli import metaplasticity
-from flexkern.cli.terminal import ACCEPTS, console, counting_bar, errors, explained
+from flexkern.cli.terminal import ACCEPTS, console, counting_bar, errors, explained, say
 from flexkern.files import check_writable
 from flexkern.runs.incremental.config import Config, find_config, read_config
 from flexkern.runs.incremental.config import shipped as shipped_configurations
@@ -107,9 +107,9 @@ def show(
                 bar.update(task, total=event.epochs, completed=event.epoch, description=what, visible=True)
             elif event.kind == "task":
                 now = event.record["tasks"][-1]
-                bar.update(
-                    whole, advance=1, description=f"{name}: {now['seen']:.1%}, average {now['average']:.1%}"
-                )
+                what = f"{name}: {now['seen']:.1%}, average {now['average']:.1%}"
+                bar.update(whole, advance=1, description=what)
+                say(what)
             else:
                 place = [m.name for m in config.methods].index(event.method)
                 place += len(config.methods) * config.seeds.index(event.seed)

@@ -2,21 +2,43 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
+import rich.console
 import typer
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
 
-__all__ = ["ACCEPTS", "console", "counting_bar", "errors", "explained"]
+from flexkern.runs.folder import FolderInUseError
+
+__all__ = ["ACCEPTS", "Console", "console", "counting_bar", "errors", "explained", "progress_bar", "say"]
+
+# How a command ends that was stopped, as in a shell: 128 and the number of the signal; and sysexits' "try again
+# later" where another run has the folder.
+_INTERRUPTED, _TERMINATED, _PIPE_CLOSED, _IN_USE = 130, 143, 141, 75
+
+
+class Console(rich.console.Console):
+    """rich's, but that a reader who has gone (``flexkern run ... | head``) ends the command by its own code."""
+
+    def on_broken_pipe(self) -> NoReturn:
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains when it ends
+        raise SystemExit(_PIPE_CLOSED)
+
 
 console = Console()
 errors = Console(stderr=True)
@@ -25,11 +47,23 @@ ACCEPTS = "Go on with a run begun with other versions, threads or processor: not
 
 def counting_bar() -> Progress:
     """A bar that says how many of how many are done, and how long the rest will take."""
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-        TimeElapsedColumn(), TimeRemainingColumn(),
-    )  # fmt: skip
-    return Progress(*columns, console=console)
+    return progress_bar(MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+
+
+def progress_bar(*columns: ProgressColumn) -> Progress:
+    """A bar with its description before it; nothing where there is no terminal: see :func:`say`."""
+    bar = TextColumn("{task.description}"), BarColumn()
+    return Progress(*bar, *columns, console=console, disable=not console.is_terminal)
+
+
+def say(what: str) -> None:
+    """A line of progress where there is no terminal, and so no bar: in a log, or a pipe."""
+    if not console.is_terminal:
+        console.print(what.rstrip(), markup=False, highlight=False, soft_wrap=True)
+
+
+class _Terminated(BaseException):
+    """SIGTERM has come."""
 
 
 @contextmanager
@@ -38,15 +72,41 @@ def explained(command: str, *, stopped: str | None = None) -> Iterator[None]:
 
     Args:
         command: that the sentence begins with.
-        stopped: what to say after Ctrl-C. Default: leave that to others.
+        stopped: what to say after Ctrl-C, SIGTERM, or when who reads the output has gone. Default: leave those
+            to others.
     """
     try:
-        yield
+        with _terminable(stopped is not None):
+            yield
+    except FolderInUseError as error:
+        errors.print(f"{command}: {error}", style="red", markup=False)
+        raise typer.Exit(_IN_USE) from error
     except (ValueError, OSError, RuntimeError) as error:
         errors.print(f"{command}: {error}", style="red", markup=False)
         raise typer.Exit(1) from error
-    except KeyboardInterrupt:
-        if stopped is None:
+    except (KeyboardInterrupt, _Terminated, SystemExit) as end:
+        gone = isinstance(end, SystemExit)
+        if stopped is None or (gone and end.code != _PIPE_CLOSED):  # type: ignore[union-attr]
             raise
         errors.print(stopped, markup=False)
-        raise typer.Exit(130) from None
+        code = _INTERRUPTED if isinstance(end, KeyboardInterrupt) else _PIPE_CLOSED if gone else _TERMINATED
+        raise typer.Exit(code) from None
+
+
+@contextmanager
+def _terminable(wanted: bool) -> Iterator[None]:
+    """SIGTERM, which batch systems and containers send before they kill, raises here, as Ctrl-C does."""
+    # Only the main thread may; and whoever handles the signal already keeps it.
+    main = threading.current_thread() is threading.main_thread()
+    if not (wanted and main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL):
+        yield
+        return
+
+    def terminate(*_: object) -> NoReturn:
+        raise _Terminated
+
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -15,7 +15,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from flexkern.files import write_json
 from fuzz.harness import Fuzzer, find, run_cases
+from helpers.machine import machine_line
 
 _CHUNK = 5000  # cases per process: what one leaves behind does not reach the others for long
 
@@ -50,7 +52,8 @@ def main() -> int:
             print(f"--- {name}, case {fault['case']}\n{fault['error']}")
         sys.stdout.flush()
         if arguments.json:
-            arguments.json.write_text(json.dumps(results, indent=1) + "\n")
+            counts = {"fuzzers": results, "cases": sum(found["cases"] for found in results.values())}
+            write_json(arguments.json, machine_line() | counts)
     return int(any(found["faults"] for found in results.values()))
 
 

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from flexkern.learners import MetaplasticMLP, load_mlp
-from flexkern.runs.environment import decides_bits, refuse_another
 from flexkern.runs.incremental.run import Event, run
 from flexkern.runs.metaplasticity import runner
 from flexkern.runs.metaplasticity.hebb_repetition import HebbRepetition
 from flexkern.runs.metaplasticity.protocol import protocol_for
+from flexkern.runs.provenance import decides_bits, refuse_another
 from helpers.incremental import LEARNERS, configuration, numbers
 from helpers.memory_tiny import TINY
 from helpers.mlp_blobs import bits, blobs, make

@@ -171,7 +171,10 @@ class AdapterBank(nn.Module):
 
     def freeze(self) -> None:
         """No adapter is trained any more."""
-        self.rows.requires_grad_(False)
+        for rows in self.rows:  # not requires_grad_ of them all, which takes ten times as long with many tasks
+            for row in rows._parameters.values():
+                if row is not None and row.requires_grad:
+                    row.requires_grad_(False)
 
     def _grow(self, capacity: int) -> None:
         grown = []
@@ -229,8 +232,10 @@ class AdapterBank(nn.Module):
 
     def _stack(self, name: str, layer: int) -> Tensor:
         stack = self._stacks[layer][name][: self.tasks]
+        if not torch.is_grad_enabled():
+            return stack
         trainable = [t for t in range(self.tasks) if self._row(t, name, layer).requires_grad]
-        if not trainable or not torch.is_grad_enabled():
+        if not trainable:
             return stack
         return _Rows.apply(stack, trainable, *(self._row(t, name, layer) for t in trainable))
 

@@ -33,6 +33,9 @@ ALWAYS_OPEN = 30.0
 
 _INIT, _SPLIT, _KEEP, _TRAIN, _REHEARSE = range(5)  # what random numbers are drawn for
 _REHEARSED = 256  # features drawn of each task, to calibrate gates and set thresholds
+# One factor for all gates needs fewer: this many scores (features times tasks), or a task's time would grow by
+# the square of how many there are. Over 64 tasks it is less than the above.
+_FOR_FACTOR = 2**20
 
 
 class SynapseGate(GrowingState):
@@ -241,10 +244,13 @@ class SynapseGate(GrowingState):
         # What stands for all tasks, with real data of the newest where some was held out.
         generator = self._generator(task, _REHEARSE)
         each = torch.eye(task + 1, dtype=torch.bool, device=device)
-        x = self.recall.draw(each, _REHEARSED, generator).flatten(0, 1)
-        own = everyone.repeat_interleave(_REHEARSED)
+        n = _REHEARSED
+        if o.calibration == "softmax" and o.threshold == "fixed":
+            n = max(1, min(n, _FOR_FACTOR // (task + 1) ** 2))
+        x = self.recall.draw(each, n, generator).flatten(0, 1)
+        own = everyone.repeat_interleave(n)
         if len(held_out):
-            drawn = task * _REHEARSED
+            drawn = task * n
             x = torch.cat([x[:drawn], held_out])
             own = torch.cat([own[:drawn], own.new_full((len(held_out),), task)])
         scores = self.scores(x)

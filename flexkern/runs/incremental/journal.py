@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from flexkern.files import write_json
-from flexkern.runs.environment import refuse_another
 from flexkern.runs.incremental.config import Config
+from flexkern.runs.provenance import refuse_another
 
 __all__ = ["Journal", "differences"]
 
@@ -26,7 +26,7 @@ class Journal:
 
     Args:
         config: the run. What a folder already holds must be of the same configuration, but for paths.
-        environment: of :func:`flexkern.runs.environment.decides_bits`. ``environments`` of the results has all
+        environment: of :func:`flexkern.runs.provenance.decides_bits`. ``environments`` of the results has all
             that the folder was worked on in, and ``environments`` of a run the places of its own in that list.
         restart: discard what the folder holds.
         accept_other_environment: go on with what was begun in another one.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,11 +16,12 @@ import torch
 
 from flexkern.measure import Measure
 from flexkern.metrics import AccuracyMatrix, Evaluation
-from flexkern.runs.environment import decides_bits
+from flexkern.runs.folder import claim
 from flexkern.runs.incremental.config import Config, MethodConfig
 from flexkern.runs.incremental.data import digest, load_images, make_stream
 from flexkern.runs.incremental.journal import Journal
 from flexkern.runs.incremental.summary import number, summarise
+from flexkern.runs.provenance import decides_bits
 from flexkern.streams import Stream
 
 __all__ = ["Event", "Learners", "run"]
@@ -92,6 +94,8 @@ def run(
         ValueError: naming the key of the configuration, before anything is trained; or if ``config.out`` holds
             a run that was begun in another environment and has not ended.
         FileNotFoundError: if there are no images, or no backbone, where they should be.
+        FolderInUseError, OSError: if another run has ``config.out``, or nothing can be written there; nothing
+            has been read then.
     """
     learners = learners or _shipped_learners()
     device = _device(config.device)
@@ -100,6 +104,28 @@ def run(
         if method.method not in learners.methods:
             allowed = ", ".join(learners.methods)
             raise ValueError(f"methods: {method.name!r} has method {method.method!r}; allowed are {allowed}")
+    with claim(Path(config.out), "checkpoints"):
+        return _run_all(
+            config,
+            device,
+            learners,
+            restart=restart,
+            accept_other_environment=accept_other_environment,
+            keep=keep,
+            observe=observe,
+        )
+
+
+def _run_all(
+    config: Config,
+    device: torch.device,
+    learners: Learners,
+    *,
+    restart: bool,
+    accept_other_environment: bool,
+    keep: bool,
+    observe: Callable[[Event], None],
+) -> dict[str, Any]:
     journal = Journal(
         config, decides_bits(device), restart=restart, accept_other_environment=accept_other_environment
     )

@@ -6,9 +6,11 @@ import contextlib
 import json
 import multiprocessing
 import os
+import queue
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -18,18 +20,19 @@ import torch
 
 from flexkern.environment import environment
 from flexkern.files import write_json
-from flexkern.runs.environment import decides_bits, refuse_another
+from flexkern.runs.folder import claim
 from flexkern.runs.metaplasticity.protocol import Protocol
 from flexkern.runs.metaplasticity.schedule import Experiment
 from flexkern.runs.metaplasticity.unit import Unit
+from flexkern.runs.provenance import decides_bits, refuse_another
 
 __all__ = ["default_jobs", "read", "run", "units"]
 
 _FORMAT = 1
 _FREE = ("seeds", "first_seed", "device")  # may change between two calls that fill the same folder
-# In a worker: its way to the parent, and whether Ctrl-C has come, which reaches parent and workers alike.
-_queue: Any = None
-_interrupted = False
+# In a worker: its way to the parent, and what lets one worker at a time write there.
+_news: Any = None
+_turn: Any = None
 
 
 def units(experiment: Experiment, protocol: Protocol, out: Path, cache: Path) -> list[Unit]:
@@ -76,7 +79,7 @@ def run(
         accept_other_environment: go on with a network that was begun on another processor or under other
             versions, though not to the bits that it would have come to.
         observe: told, after each presentation of an item, the share of all work that is done, and what was
-            done; from another thread.
+            done. An exception out of it is a way to stop.
 
     Returns:
         What ``results.json`` holds.
@@ -84,7 +87,33 @@ def run(
     Raises:
         ValueError: naming the setting; or if ``out`` holds a run of other settings, or a network that was begun
             in another environment and has not ended.
+        FolderInUseError, OSError: if another run has ``out``, or nothing can be written there; nothing has been
+            read then.
     """
+    with claim(out, "units"):
+        return _run(
+            experiment,
+            protocol,
+            out,
+            cache,
+            jobs,
+            restart=restart,
+            accept_other_environment=accept_other_environment,
+            observe=observe,
+        )
+
+
+def _run(
+    experiment: Experiment,
+    protocol: Protocol,
+    out: Path,
+    cache: Path | None,
+    jobs: int | None,
+    *,
+    restart: bool,
+    accept_other_environment: bool,
+    observe: Callable[[float, str], None],
+) -> dict[str, Any]:
     path = out / "results.json"
     if restart:
         for old in (path, *(out / "units").glob("*")):
@@ -207,42 +236,67 @@ def _all(todo: Sequence[Unit], jobs: int, done: _Done) -> Iterator[dict[str, Any
             for unit in todo:
                 yield unit.run(partial(done.say, unit.stem))
         return
-    context = multiprocessing.get_context(
-        "spawn"
-    )  # a fork would copy torch's threads in whatever state they are
-    queue = context.SimpleQueue()
-    listener = threading.Thread(target=_listen, args=(queue, done), daemon=True)
-    listener.start()
-    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin, initargs=(queue,))
+    # A fork would copy torch's threads in whatever state they are.
+    context = multiprocessing.get_context("spawn")
+    heard, said = context.Pipe(duplex=False)
+    life, alive = context.Pipe(duplex=False)  # nothing is ever said there: it ends when this process does
+    pool = ProcessPoolExecutor(
+        jobs, mp_context=context, initializer=_begin, initargs=(said, context.Lock(), life)
+    )
+    # What the workers say, and their results. They are waited for here, in the thread that gets signals.
+    events: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(heard, events), daemon=True).start()
     try:
-        for future in as_completed([pool.submit(_work, unit) for unit in todo]):
-            yield future.result()
+        futures = [pool.submit(_work, unit) for unit in todo]
+        for future in futures:
+            future.add_done_callback(events.put)
+        left = len(futures)
+        while left:
+            event = events.get()
+            if isinstance(event, Future):
+                left -= 1
+                yield event.result()
+            else:
+                done.say(*event)
+    except BaseException:
+        alive.close()  # a unit may take hours, and can be stopped at any moment
+        raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-        queue.put(None)
-        listener.join()
+        alive.close()
+        said.close()  # which ends the listener, too
+    while (event := events.get()) is not None:
+        done.say(*event)
 
 
-def _listen(queue: Any, done: _Done) -> None:
-    while (news := queue.get()) is not None:
-        done.say(*news)
+def _listen(heard: Any, events: queue.SimpleQueue[Any]) -> None:
+    with contextlib.suppress(EOFError, OSError), heard:
+        while True:
+            events.put(heard.recv())
+    events.put(None)
 
 
-def _begin(queue: Any) -> None:
-    global _queue
-    _queue = queue
+def _begin(said: Any, turn: Any, life: Any) -> None:
+    global _news, _turn
+    _news, _turn = said, turn
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches parent and workers alike: it is the parent's
+    threading.Thread(target=_end_with_parent, args=(life,), daemon=True).start()
     torch.set_num_threads(1)
 
 
+def _end_with_parent(life: Any) -> None:
+    """Ends this worker when the parent stops or dies: else it would write into the next run's folder."""
+    with contextlib.suppress(EOFError, OSError):
+        life.recv()
+    os._exit(1)
+
+
 def _work(unit: Unit) -> dict[str, Any]:
-    global _interrupted
-    if _interrupted:  # the pool hands out one unit in advance
-        raise KeyboardInterrupt
-    try:
-        return unit.run(lambda share, what: _queue.put((unit.stem, share, what)))
-    except KeyboardInterrupt:
-        _interrupted = True
-        raise
+    def notify(share: float, what: str) -> None:
+        with _turn:
+            _news.send((unit.stem, share, what))
+
+    return unit.run(notify)
 
 
 @contextlib.contextmanager

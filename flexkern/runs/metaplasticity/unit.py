@@ -17,10 +17,10 @@ import torch
 from flexkern.files import write_json
 from flexkern.learners import MLP_METHODS, Progress, load_mlp
 from flexkern.metrics import Evaluation, memorised
-from flexkern.runs.environment import decides_bits
 from flexkern.runs.metaplasticity.flexibility import flexibility
 from flexkern.runs.metaplasticity.protocol import Network, Protocol
 from flexkern.runs.metaplasticity.schedule import Experiment, Part
+from flexkern.runs.provenance import decides_bits
 from flexkern.streams import Experience
 
 __all__ = ["Unit"]
@@ -104,7 +104,8 @@ class Unit:
     ) -> None:
         new: dict[str, list[Any]] = {column: [] for column in _COLUMNS}
         rows = record["parts"].setdefault(part.name, new)
-        if len(rows["items"]) == len(part.shown) and (first is not None or self._checkpoint(part).exists()):
+        # Of a first part a whole record is not enough: others begin with its checkpoint, which comes after it.
+        if len(rows["items"]) == len(part.shown) and first is not None:
             return
         before = 0 if first is None else len(first.shown)
         learner = self._learner(part, first, tests[0].input_shape)

@@ -1,0 +1,57 @@
+"""docs/reliability.md says what was counted, and names tests that there are."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    path = ROOT / "scripts" / "reliability.py"
+    spec = importlib.util.spec_from_file_location("reliability_script", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_tables_are_those_of_the_results(script: ModuleType) -> None:
+    page = script.PAGE.read_text()
+    assert page == script.with_tables(page), "run `python scripts/reliability.py --tables`"
+
+
+def test_the_counts_are_full_and_without_faults(script: ModuleType) -> None:
+    kills = json.loads((script.RESULTS / "kills.json").read_text())
+    assert sum(kills["kills"].values()) >= 1000
+    assert not kills["faults"]
+
+
+def test_the_streams_are_full_and_without_faults(script: ModuleType) -> None:
+    path = script.RESULTS / "soak.json"
+    if not path.exists():
+        pytest.skip("not counted yet: run `python scripts/reliability.py`")
+    soak = json.loads(path.read_text())
+    assert {series["items"][-1] for series in soak["series"].values()} == {10_000, 500}
+    assert not soak["faults"]
+
+
+def test_a_page_without_a_place_is_refused(script: ModuleType) -> None:
+    with pytest.raises(ValueError, match=r"reliability\.md has no <!-- fuzz -->"):
+        script.with_tables("# Reliability\n")
+
+
+def test_every_test_that_it_names_is_there(script: ModuleType) -> None:
+    named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", script.PAGE.read_text())
+    assert len(named) > 10
+    for path, function in named:
+        assert (ROOT / path).exists(), path
+        assert not function or f"def {function}(" in (ROOT / path).read_text(), f"{path}::{function}"
