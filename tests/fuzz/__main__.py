@@ -19,7 +19,7 @@ from flexkern.files import write_json
 from fuzz.harness import Fuzzer, find, run_cases
 from helpers.machine import machine_line
 
-_CHUNK = 5000  # cases per process: what one leaves behind does not reach the others for long
+_CHUNK = 20_000  # cases per process: what one leaves behind does not reach the others for long
 
 
 def main() -> int:

@@ -126,7 +126,7 @@ def _judge(path: Path, read: Any) -> str:
     return "right"
 
 
-@fuzzer("archives", quick=500, full=60_000)
+@fuzzer("archives", quick=500, full=120_000)
 def archives(rng: np.random.Generator) -> str:
     """An ``.npz`` of three pictures a part, with changes of arrays, headers, pictures and the zip."""
     members: dict[str, bytes] = {}

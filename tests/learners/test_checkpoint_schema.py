@@ -343,6 +343,12 @@ def test_every_method_bounds_what_it_makes(method: str, tmp_path: Path) -> None:
     assert "asks for a tensor of [1000000, 20]" in refusal(path)
 
 
+@pytest.mark.parametrize("seed", [2**62 + 1, 2**64 - 1])
+def test_a_seed_is_no_size(seed: int, tmp_path: Path) -> None:
+    make(MLP_METHODS["metaplastic"], widths=(6, 5), seed=seed, silent_fraction=0.5).save(tmp_path / "one")
+    assert load_learner(tmp_path / "one").seed == seed
+
+
 def test_a_method_of_a_user_is_looked_at_as_ours_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_REGISTERED", dict(registry._REGISTERED))
 

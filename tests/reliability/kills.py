@@ -100,8 +100,11 @@ def _judge(ended: Ended, moment: Moment, folder: Path) -> None:
 
 
 def _word(ended: Ended, moment: Moment) -> str:
-    kinds = {"time": "any time", "step": "before a step of a write", "byte": "within a write"}
-    return moment.signal.name if moment.signal in _CODES else f"SIGKILL, {kinds[moment.kind]}"
+    kinds = {
+        "time": "SIGKILL at any time", "step": "SIGKILL before a step of a write",
+        "byte": "SIGXFSZ within a write",
+    }  # fmt: skip
+    return moment.signal.name if moment.signal in _CODES else kinds[moment.kind]
 
 
 def run(count: int, *, seed: int = 0, processes: int = 1) -> dict[str, Any]:
