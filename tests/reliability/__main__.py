@@ -50,7 +50,8 @@ def _soak(quick: bool) -> dict[str, Any]:
     for subject in SUBJECTS:
         series = soak(subject, subject.quick if quick else subject.full)
         found["series"][subject.name], found["per_item"][subject.name] = series, subject.grows
-        found["faults"] += [{"subject": subject.name, "error": text} for text in faults(series, subject.grows)]
+        wrong = faults(series, subject.grows, subject.square)
+        found["faults"] += [{"subject": subject.name, "error": text} for text in wrong]
         print(f"{subject.name}: {series['items'][-1]:.0f} items", flush=True)
     return found
 

@@ -140,3 +140,5 @@ def test_growth_that_a_method_says_is_no_fault() -> None:
     growing = {"tensors": lambda n: 64 * n, "resident": lambda n: 128 * n, "blocks": lambda n: 30 * n}
     assert not soak.faults(series(**growing), 64)
     assert soak.faults(series(**growing | {"tensors": lambda n: 65 * n}), 64)
+    assert not soak.faults(series(seconds=lambda n: n**2), 0, square=10_000)
+    assert soak.faults(series(seconds=lambda n: n**2), 0, square=1000)
