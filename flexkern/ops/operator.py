@@ -281,7 +281,8 @@ def _at_the_door(
             check_real(tensor, name)
             if reads_memory and not tensor.is_contiguous():
                 raise ValueError(f"{name} must be contiguous")
-        given.check_tensors()
+        if not reads_memory:  # launches have checks of their own, which say more
+            given.check_tensors()
         for name, tensor in writes:
             checks.check_writable(tensor, name)
         checks.check_writes(writes, reads)
@@ -298,7 +299,7 @@ def _fake(given: Arguments) -> Any:
     """
     try:
         given.check_tensors()
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise RuntimeError(f"flexkern refuses: {error}") from None
     like = next(t for _, t in [*given.writes(), *given.reads()])
     results = []

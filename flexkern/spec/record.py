@@ -166,7 +166,7 @@ class Arguments:
         """Devices, dtypes and shapes are as they were declared.
 
         Raises:
-            ValueError: naming the argument that does not fit.
+            TypeError, ValueError: naming the argument that does not fit.
         """
         tensors = [(a, t) for a in self.spec.arguments if a.holds_tensors for t in self._tensors(a)]
         sizes: dict[str, int] = {}
@@ -179,16 +179,16 @@ class Arguments:
                 self._check_shape(a, tensor, sizes)
 
     def _check_dtype(self, a: Argument, tensor: Tensor) -> None:
-        allowed = []
+        allowed: dict[str, None] = {}
         for name in a.dtypes:
             like = getattr(self, name, None)
             if like is None or (a.is_list and not like):
-                allowed.append(name)
+                allowed[f"torch.{name}"] = None
             else:
                 first = like[0] if isinstance(like, (list, tuple)) else like
-                allowed.append(str(first.dtype).removeprefix("torch."))
-        if allowed and str(tensor.dtype).removeprefix("torch.") not in allowed:
-            raise ValueError(f"{a.name} must be {' or '.join(allowed)}, got {tensor.dtype}")
+                allowed[str(first.dtype)] = None
+        if allowed and str(tensor.dtype) not in allowed:
+            raise TypeError(f"{a.name} must be {' or '.join(allowed)}, got {tensor.dtype}")
 
     def _check_shape(self, a: Argument, tensor: Tensor, sizes: dict[str, int]) -> None:
         assert a.shape is not None
@@ -204,8 +204,9 @@ class Arguments:
         if fits:
             fits = all(size == sizes.setdefault(n, size) for n, size in zip(a.shape, tensor.shape, strict=True))
         if not fits:
-            known = {n: sizes[n] for n in a.shape if n in sizes}
-            raise ValueError(f"{a.name} must be [{', '.join(a.shape)}] with {known}, got {tuple(tensor.shape)}")
+            known = ", ".join(f"{n} = {sizes[n]}" for n in a.shape if n in sizes)
+            form = f"[{', '.join(a.shape)}]{' with ' if known else ''}{known}"
+            raise ValueError(f"{a.name} must be {form}, got {tuple(tensor.shape)}")
 
 
 # Begin and end in memory, whether it is written, and the argument's name.

@@ -219,12 +219,12 @@ def test_the_gated_adapter_names_what_autograd_cannot_keep() -> None:
 def test_the_declaration_words_a_refusal_that_the_checks_have_not_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """A new operator whose own checks forget something names the argument all the same."""
     given = make_call("metaplastic_sgd_", torch.float32)
-    for change, message in (
-        ({"lr": -1.0}, "lr must be"),
-        ({"grad": [g.half() for g in given.grad]}, "grad must be"),
+    for change, kind, message in (
+        ({"lr": -1.0}, ValueError, "lr must be"),
+        ({"grad": [g.half() for g in given.grad]}, TypeError, "grad must be torch.float32, got torch.float16"),
     ):
         odd = type(given)(**{**vars(given), **change})
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(kind, match=message):
             OPERATORS["metaplastic_sgd_"].run(
                 odd, "cpu" if flexkern.backends()["cpu"].available else "reference"
             )

@@ -252,7 +252,7 @@ UNIFORM = [2, 0, 0, 0, 0]
         ({"anchor": [torch.ones(6, dtype=torch.float16)]}, TypeError, "anchor must be torch.float32"),
         ({"flexibility": [torch.ones(7)]}, ValueError, "flexibility has 7 elements"),
         ({"alpha": [torch.ones(7)]}, ValueError, "alpha has 7 elements"),
-        ({"momentum_buffer": [torch.ones(7)]}, ValueError, "momentum_buffer has 7 elements"),
+        ({"momentum_buffer": [torch.ones(7)]}, ValueError, "momentum_buffer must have the shapes of weight"),
         ({"master": [torch.ones(6)]}, ValueError, "master has 1 tensors but 0 weights need one"),
         ({"weight": [torch.ones(6, dtype=torch.bfloat16)]}, ValueError, "master has 0 tensors"),
         ({"sources": UNIFORM * 3, "parameters": [0.0] * 6}, ValueError, "need a row for the"),

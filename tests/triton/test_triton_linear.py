@@ -253,7 +253,7 @@ def test_operands_that_do_not_fit(device: torch.device) -> None:
     before = i.weight.clone()
     for changes, message in (
         ({"x": x.double()}, "x must be one of"),
-        ({"x": x[:, :2]}, r"x must be \[4, 3\]"),
+        ({"x": x[:, :2].contiguous()}, r"x must be \[4, 3\]"),
         ({"grad_out": grad_out[:3]}, r"grad_out must be \[4, 2\]"),
         ({"grad_out": grad_out.half()}, "grad_out must be torch.float32 as x is"),
         ({"grad_out": grad_out.t().contiguous().t()}, "grad_out must be contiguous"),

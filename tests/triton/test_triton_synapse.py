@@ -225,7 +225,7 @@ def test_operands_that_do_not_fit(device: torch.device) -> None:
         ({"activities": units[::-1]}, "pre must have 3 elements"),
         ({"activities": [units[0]]}, "coincidence has 3 elements"),
         ({"threshold_tensor": torch.ones(3, device=device)}, "threshold_tensor must have 2 elements"),
-        ({"momentum_buffer": i.buffer[:1]}, "momentum_buffer has 3 elements"),
+        ({"momentum_buffer": i.buffer[:1], "momentum": 0.9}, "momentum_buffer has 3 elements"),
         ({"sources": [2, 0, 0, 0, 0] * 2, "parameters": [0.0] * 4, "hebbian": True, "anchor": None,
           "flexibility": None}, "anchor must be a tensor"),
         ({"grad": i.weight}, "shares memory"),
