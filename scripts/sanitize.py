@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -70,7 +71,11 @@ def main() -> None:
                 run("cpu", "-m", "fuzz", "operators", "raw_operators", "--cases", str(given.cases))
         else:
             with timed("cuda: random launches"):
-                run("cuda", "-m", "native.cuda_on_host.launches", str(given.launches))
+                count = os.cpu_count() or 1
+                each = -(-given.launches // count)
+                parts = [("native.cuda_on_host.launches", str(i * each), str(each)) for i in range(count)]
+                with ThreadPoolExecutor(count) as pool:  # each waits for a process
+                    list(pool.map(lambda part: run("cuda", "-m", *part), parts))
 
 
 @contextmanager

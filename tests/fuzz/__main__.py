@@ -19,7 +19,7 @@ from flexkern.files import write_json
 from fuzz.harness import Fuzzer, find, run_cases
 from helpers.machine import machine_line
 
-_CHUNK = 20_000  # cases per process: what one leaves behind does not reach the others for long
+_CHUNK = 50_000  # cases per process, at most
 
 
 def main() -> int:
@@ -60,7 +60,8 @@ def main() -> int:
 def in_processes(fuzz: Fuzzer, first: int, count: int, seed: int, processes: int) -> dict[str, Any]:
     """The cases in chunks, each in a process of its own; one that dies is a fault, and the rest goes on."""
     start = time.perf_counter()
-    chunks = [(n, min(_CHUNK, first + count - n)) for n in range(first, first + count, _CHUNK)]
+    size = max(1, min(_CHUNK, -(-count // processes)))
+    chunks = [(n, min(size, first + count - n)) for n in range(first, first + count, size)]
     outcomes: Counter[str] = Counter()
     faults: list[dict[str, Any]] = []
     with ThreadPoolExecutor(processes) as pool:

@@ -356,13 +356,13 @@ def case(r: Random) -> str:
     return choose(r, CASES)(r)
 
 
-def main(count: int) -> None:
-    """Runs so many cases; ends the process with the first faults."""
+def main(first: int, count: int) -> None:
+    """Runs so many cases from number ``first`` on; ends the process with the first faults."""
     torch.set_num_threads(1)
     library = ctypes.CDLL(str(backends()["cpu"].reason))
     launches = library.cuda_on_host_launches
     launches.restype = ctypes.c_int64
-    found = run_cases(Fuzzer("cuda_on_host", case, 0, 0), 0, count)
+    found = run_cases(Fuzzer("cuda_on_host", case, 0, 0), first, count)
     faults: Any = found["faults"]
     if faults:
         sys.exit("\n".join(f"case {f['case']}:\n{f['error']}" for f in faults[:3]) + f"\n{len(faults)} faults")
@@ -371,4 +371,4 @@ def main(count: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), int(sys.argv[2]))
