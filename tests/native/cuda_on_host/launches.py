@@ -1,6 +1,6 @@
 """Random calls of the CUDA kernels, which run on the host, each against the reference.
 
-    python -m native.cuda_on_host.launches COUNT
+    python -m native.cuda_on_host.launches FIRST COUNT
 
 scripts/sanitize.py builds the library and calls this with it in the place of the CPU library.
 """
