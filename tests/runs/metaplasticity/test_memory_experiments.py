@@ -144,16 +144,21 @@ def test_a_stopped_unit_goes_on_to_the_same_record(
         assert not list((tmp_path / f"stopped {every:g}").glob("*.safetensors"))
 
 
+@pytest.mark.parametrize(
+    ("experiment", "part"),
+    [(HebbRepetition(passes=2), "repetition"), (SerialPosition(longer=4), "stream")],
+    ids=["one part", "a part that others begin with"],
+)
 def test_a_record_ahead_of_its_checkpoint_is_cut_back(
-    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+    experiment: Any, part: str, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped after the record was written and before the learner was saved, in turn at every presentation."""
     monkeypatch.setattr("flexkern.runs.metaplasticity.unit._SAVE_EVERY", 0.0)
     protocol = protocol_for(**TINY)
-    experiment, network = HebbRepetition(passes=2), Network()
+    network = Network()
     whole = Unit(experiment, protocol, "network", network, 0, tmp_path / "whole", cache).run()
     save = MetaplasticMLP.save
-    shown = len(whole["parts"]["repetition"]["items"])
+    shown = len(whole["parts"][part]["items"])
     for stopped_at in range(1, shown + 1):
         unit = Unit(experiment, protocol, "network", network, 0, tmp_path / str(stopped_at), cache)
         saves = 0
@@ -169,7 +174,7 @@ def test_a_record_ahead_of_its_checkpoint_is_cut_back(
             patch.setattr(MetaplasticMLP, "save", stop_before)
             with pytest.raises(_StoppedError):
                 unit.run()
-        assert len(unit.record()["parts"]["repetition"]["items"]) == stopped_at
+        assert len(unit.record()["parts"][part]["items"]) == stopped_at
         assert unit.run() | {"seconds": 0} == whole | {"seconds": 0}
 
 
