@@ -146,7 +146,7 @@ def test_a_stopped_unit_goes_on_to_the_same_record(
 
 @pytest.mark.parametrize(
     ("experiment", "part"),
-    [(HebbRepetition(passes=2), "repetition"), (SerialPosition(longer=4), "stream")],
+    [(HebbRepetition(passes=2), "repetition"), (SerialPosition(longer=6), "stream")],
     ids=["one part", "a part that others begin with"],
 )
 def test_a_record_ahead_of_its_checkpoint_is_cut_back(
