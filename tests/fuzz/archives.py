@@ -126,7 +126,7 @@ def _judge(path: Path, read: Any) -> str:
     return "right"
 
 
-@fuzzer("archives", quick=500, full=120_000)
+@fuzzer("archives", quick=500, full=200_000)
 def archives(rng: np.random.Generator) -> str:
     """An ``.npz`` of three pictures a part, with changes of arrays, headers, pictures and the zip."""
     members: dict[str, bytes] = {}
@@ -157,7 +157,7 @@ def archives(rng: np.random.Generator) -> str:
     return _judge(path, lambda: image_pack(path, most_bytes=_LIMIT))
 
 
-@fuzzer("folders", quick=200, full=20_000)
+@fuzzer("folders", quick=200, full=10_000)
 def folders(rng: np.random.Generator) -> str:
     """Folders of pictures, with files and folders that are no data, and annotations that name anything."""
     root = _folder() / "folders"

@@ -270,7 +270,7 @@ def foreign(rng: np.random.Generator) -> str:
     return _load(saved, (_folder() / "foreign").read_bytes())
 
 
-@fuzzer("checkpoints", quick=300, full=50_000)
+@fuzzer("checkpoints", quick=300, full=25_000)
 def checkpoints(rng: np.random.Generator) -> str:
     return damaged(rng) if rng.random() < 0.6 else foreign(rng)
 

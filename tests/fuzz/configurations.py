@@ -85,7 +85,7 @@ def _change(table: Any, rng: np.random.Generator) -> None:
         table[key] = _Raw(_VALUES[rng.integers(len(_VALUES))])
 
 
-@fuzzer("configurations", quick=800, full=200_000)
+@fuzzer("configurations", quick=800, full=400_000)
 def configurations(rng: np.random.Generator) -> str:
     """A valid configuration with up to three changes of keys, values and types, or of bytes of the file."""
     table = json.loads(json.dumps(_BASE))

@@ -331,7 +331,7 @@ def _bad_option(rng: np.random.Generator) -> str:
     raise AssertionError(f"{method}: {name}={value!r} was not refused")
 
 
-@fuzzer("learners", quick=150, full=6_000)
+@fuzzer("learners", quick=150, full=3_000)
 def learners(rng: np.random.Generator) -> str:
     """A life, seldom on a transformer, or one wrong option."""
     torch.set_num_threads(1)

@@ -386,7 +386,7 @@ def _layer(rng: np.random.Generator) -> str:
 KINDS = (_ridge, _statistics, _prototypes, _experts, _gate, _gate, _bank, _layer, _layer)
 
 
-@fuzzer("modules", quick=250, full=8_000)
+@fuzzer("modules", quick=250, full=4_000)
 def modules(rng: np.random.Generator) -> str:
     """One module's life."""
     torch.set_num_threads(1)

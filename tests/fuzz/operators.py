@@ -24,7 +24,7 @@ _MEASURES = ("weight", "x", "grad", "prototypes", "features", "words", "columns"
 _OF_LANGUAGE = r"missing \d required|unexpected keyword"
 
 
-@fuzzer("operators", quick=3000, full=300_000)
+@fuzzer("operators", quick=3000, full=200_000)
 def case(rng: np.random.Generator) -> str:
     call = operator_calls.draw(rng)
     spoiled = [_spoil(rng, call.arguments) for _ in range(rng.integers(1, 3))] if chance(rng, 0.5) else []

@@ -25,7 +25,7 @@ _SHAPES = ((3, 4), (2, 5), (1, 7), (4,), (2, 2, 3), (0, 3), ())
 _ERRORS = (TypeError, ValueError)
 
 
-@fuzzer("optimizers", quick=1200, full=50_000)
+@fuzzer("optimizers", quick=1200, full=30_000)
 def case(rng: np.random.Generator) -> str:
     torch.default_generator.manual_seed(int(rng.integers(1 << 31)))
     with warnings.catch_warnings():

@@ -62,7 +62,7 @@ _CALLS = [(name, dtype) for name in sorted(SPECS) for dtype in dtypes_of(name)]
 _ERRORS = (RuntimeError, TypeError, ValueError, IndexError, ArithmeticError)
 
 
-@fuzzer("raw_operators", quick=3000, full=250_000)
+@fuzzer("raw_operators", quick=3000, full=130_000)
 def case(rng: np.random.Generator) -> str:
     name, dtype = _CALLS[rng.integers(len(_CALLS))]
     spec, operator = SPECS[name], OPERATORS[name]
