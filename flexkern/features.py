@@ -93,13 +93,21 @@ class RandomConvolutions(nn.Module):
         """
         if len(images) < 2:
             raise ValueError(f"images: at least 2 are needed to measure features, got {len(images)}")
+        before = self.centre.clone(), self.size.clone()
         self.centre.zero_()
         self.size.fill_(1)
-        features = extract_from(self, images, device=self.weight.device).double()
-        centre = features.mean(0)
-        size = (features - centre).square().mean().sqrt()
-        if not size > 0:
-            raise ValueError("images: all have the same features, so there is nothing to scale them by")
+        try:
+            features = extract_from(self, images, device=self.weight.device).double()
+            centre = features.mean(0)
+            size = (features - centre).square().mean().sqrt()
+            if not size.isfinite():
+                raise ValueError("images: some are NaN or infinite")
+            if not size > 0:
+                raise ValueError("images: all have the same features, so there is nothing to scale them by")
+        except BaseException:
+            self.centre.copy_(before[0])
+            self.size.copy_(before[1])
+            raise
         self.centre.copy_(centre)
         self.size.copy_(size)
         return self

@@ -212,3 +212,12 @@ def test_weights_of_a_head_may_be_there(folder: Path) -> None:
     save_file(renamed, folder / "model.safetensors", metadata={"format": "pt"})
     for name, value in backbones.load_backbone(folder).state_dict().items():
         assert torch.equal(value, state[name])
+
+
+def test_a_path_whose_first_folder_is_here_is_not_looked_for_on_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "models").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match="there is no folder at 'models/nope'"):
+        backbones.load_backbone("models/nope")

@@ -65,7 +65,8 @@ def load_backbone(source: str | os.PathLike[str] | nn.Module = "small") -> nn.Mo
         return read_backbone(folder, local=True)
     if os.path.exists(folder):
         raise NotADirectoryError(f"backbone: {folder!r} is a file; give the folder that save_pretrained wrote")
-    if not isinstance(source, str) or not _ON_HUB.fullmatch(source):
+    # Who has the first folder of a path here means a path: the hub is somebody else's.
+    if not isinstance(source, str) or not _ON_HUB.fullmatch(source) or os.path.exists(source.partition("/")[0]):
         raise FileNotFoundError(
             f"backbone: there is no folder at {os.fspath(source)!r}; give one that save_pretrained wrote, "
             "'small' (the embedded one), or a name on the Hugging Face hub, 'organisation/name'"

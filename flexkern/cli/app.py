@@ -17,7 +17,7 @@ from flexkern.cli.run import show
 from flexkern.cli.terminal import console, counting_bar, explained, say
 from flexkern.environment import environment
 from flexkern.files import check_writable
-from flexkern.runs.demo import DemoConfig, write
+from flexkern.runs.demo import DemoConfig, refuse_others, write
 from flexkern.runs.demo import run as run_demo
 from flexkern.runs.folder import claim
 from flexkern.runs.incremental.config import find_config, read_config
@@ -85,6 +85,7 @@ def demo(
         scale=_scale(scale),
     )
     with explained("flexkern demo"), claim(out):
+        refuse_others(out)
         for name in ("results.json", "memory.png", "awakening.png"):  # now, and not after the training
             check_writable(out / name, folders=True)
         with counting_bar() as bar:

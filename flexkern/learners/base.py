@@ -25,6 +25,7 @@ from flexkern.streams.base import Experience
 __all__ = ["Item", "Learner"]
 
 _L = TypeVar("_L", bound="Learner")
+_MOST_CLASSES = 30_000  # of an evaluation: their confusion matrix takes 7 GB
 
 
 class Item(NamedTuple):
@@ -58,6 +59,7 @@ class Learner(ABC):
 
     Raises:
         TypeError, ValueError: naming the argument.
+        RuntimeError: inside of ``torch.inference_mode()``, whose tensors can never be trained.
     """
 
     family: ClassVar[str]
@@ -70,6 +72,7 @@ class Learner(ABC):
     whole file holds."""
 
     def __init__(self, *, seed: int, device: torch.device | str, configuration: dict[str, Any]) -> None:
+        _refuse_inference_mode()
         self.seed = whole_number(seed, "seed", least=0, most=SEEDS - 1)
         self.device = torch.device(device)
         self.items_learned = 0
@@ -203,6 +206,7 @@ class Learner(ABC):
         Raises:
             TypeError, ValueError: if the experience does not fit (sizes, values, too few inputs for what the
                 method makes of them), or another one was begun and not ended. Nothing has been changed then.
+            RuntimeError: inside of ``torch.inference_mode()``, where nothing can be learned.
         """
         if not isinstance(experience, Experience):
             raise TypeError(
@@ -211,7 +215,13 @@ class Learner(ABC):
         if progress is not None and not callable(progress):
             raise TypeError(f"progress must be callable or None, got {progress!r}")
         epochs = self.default_epochs if epochs is None else whole_number(epochs, "epochs")
+        _refuse_inference_mode()
         self._check(experience)
+        # An autocast of the caller's would change the bits; a method that has one says so in its options.
+        with torch.autocast(self.device.type, enabled=False):
+            self._learn(experience, epochs, progress)
+
+    def _learn(self, experience: Experience, epochs: int, progress: Callable[[Progress], None] | None) -> None:
         with self._undo():
             item = self._take_up(experience, epochs)
         if item.train is not None:
@@ -299,9 +309,11 @@ class Learner(ABC):
             self._check_test_labels(experience.test_labels, f"test_labels of {where}")
 
     def _check_test_labels(self, labels: Tensor, name: str) -> None:
-        """Raises ValueError unless these labels can be counted."""
+        """Raises ValueError unless a confusion matrix can count these labels: it has classes times classes."""
         if int(labels.min()) < 0:
             raise ValueError(f"{name} must be at least 0, got {int(labels.min())}")
+        if int(labels.max()) >= _MOST_CLASSES:
+            raise ValueError(f"{name} must be under {_MOST_CLASSES:,}, got {int(labels.max())}")
 
     @contextmanager
     def _counting(self) -> Iterator[dict[str, float]]:
@@ -371,3 +383,11 @@ class Learner(ABC):
     def _method_name(cls) -> str:
         """The name that it was registered by; of a class that was not, its own."""
         return vars(cls).get("method", cls.__name__)
+
+
+def _refuse_inference_mode() -> None:
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError(
+            "a learner cannot be made and cannot learn inside of torch.inference_mode(), whose tensors cannot "
+            "be trained; leave it, or use torch.no_grad()"
+        )

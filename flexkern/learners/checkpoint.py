@@ -151,7 +151,10 @@ def naming(path: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise ValueError(f"path: {os.fspath(path)!r} {error}") from error
+        said = f"path: {os.fspath(path)!r} "
+        if str(error).startswith(said):
+            raise
+        raise ValueError(f"{said}{error}") from error
 
 
 # ------------------------------------------------------------------ the file

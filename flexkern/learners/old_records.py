@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
+from flexkern.streams.augment import as_bytes
+
 __all__ = ["translated"]
 
 _FORMAT = 1  # of the first two kinds of records, which name a class as "learner", and no method
@@ -30,6 +32,9 @@ def translated(tensors: dict[str, Tensor], record: dict[str, Any]) -> tuple[dict
     One of today's is returned as it is; of a format that is not known only what names it. The record has passed
     :func:`flexkern.learners.schema.check_record`, if its format is known.
     """
+    kept = tensors.get("model.kept.images")
+    if kept is not None and kept.is_floating_point():  # joint training once kept images as they were given
+        tensors = tensors | {"model.kept.images": as_bytes(kept)}
     if "learner" not in record:
         return tensors, record
     name = record["learner"]

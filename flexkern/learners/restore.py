@@ -42,6 +42,11 @@ def names(record: dict[str, Any]) -> dict[str, Any]:
 
 def restored(cls: Any, path: str | os.PathLike[str], device: torch.device | str, given: dict[str, Any]) -> Any:
     """What :meth:`flexkern.learners.Learner.load` of the class ``cls`` returns."""
+    with torch.inference_mode(False):  # a learner that is loaded to answer may learn again
+        return _restored(cls, path, device, given)
+
+
+def _restored(cls: Any, path: str | os.PathLike[str], device: torch.device | str, given: dict[str, Any]) -> Any:
     tensors, record = checkpoint.read(path)
     with checkpoint.naming(path):
         named = names(record)

@@ -6,6 +6,7 @@ less than a minute on two idle cores: scikit-learn's bundled digits, one frozen 
 
 from __future__ import annotations
 
+import json
 import platform
 import time
 from collections.abc import Callable
@@ -26,7 +27,9 @@ from flexkern.runs import awakening
 from flexkern.streams import Stream, bundled_digits, two_digit_stream
 from flexkern.streams.digits import Digits
 
-__all__ = ["NETWORKS", "DemoConfig", "digit_features", "run", "write"]
+__all__ = ["NETWORKS", "DemoConfig", "digit_features", "refuse_others", "run", "write"]
+
+_EXPERIMENT = "two-digit items, bundled digits, frozen random convolutions"  # in its results
 
 NETWORKS = ("conventional", "hybrid", "stable")
 
@@ -86,7 +89,7 @@ def run(config: DemoConfig, progress: Callable[[str], None] = lambda _: None) ->
             alive = awakening.run(features, config.epochs, progress, **options)
         runs.append({"seed": seed, "items": features.names, "networks": networks})
     return {
-        "experiment": "two-digit items, bundled digits, frozen random convolutions",
+        "experiment": _EXPERIMENT,
         "source": "arXiv 2407.07133",
         "configuration": asdict(config),
         "chance": 1 / config.items,
@@ -202,6 +205,22 @@ def _versions() -> dict[str, str]:
         "threads": str(torch.get_num_threads()),
         "backends": ", ".join(name for name, status in flexkern.backends().items() if status.available),
     }
+
+
+def refuse_others(out: Path) -> None:
+    """Another command's results are not written over.
+
+    Raises:
+        ValueError: if ``out`` holds such results.
+    """
+    try:
+        known = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return
+    except (ValueError, RecursionError):
+        known = None
+    if not isinstance(known, dict) or known.get("experiment") != _EXPERIMENT:
+        raise ValueError(f"out: {str(out)!r} holds results of something else; give another folder with --out")
 
 
 def write(results: dict[str, Any], out: Path) -> tuple[Path, Path, Path]:

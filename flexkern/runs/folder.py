@@ -65,7 +65,7 @@ def _take(folder: Path) -> int | None:
     """The open file that holds the lock; None where the file system has none."""
     path = folder / _LOCK
     while True:
-        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0), 0o666)
         try:
             if fcntl is None:
                 raise OSError(errno.ENOTSUP, "this system has no locks")

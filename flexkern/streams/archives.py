@@ -105,6 +105,8 @@ class Archive:
             shape, dtype, length = self._header_of(file)
         if dtype.hasobject:
             raise ValueError("it holds Python objects, which are not read")
+        if not dtype.itemsize and 0 not in shape:
+            raise ValueError(f"{dtype} has no bytes, so that its shape {shape} could say anything")
         nbytes = math.prod(shape) * dtype.itemsize
         said, there = length + nbytes, info.file_size
         if said != there:

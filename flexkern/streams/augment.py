@@ -8,12 +8,17 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional
 
-__all__ = ["as_float", "center_crop", "random_resized_crop", "resize"]
+__all__ = ["as_bytes", "as_float", "center_crop", "random_resized_crop", "resize"]
 
 
 def as_float(images: Tensor) -> Tensor:
     """Images in [0, 1] as float32, in the shape they have, from uint8 (0..255) or floating ones (0..1)."""
     return images.float() / 255 if images.dtype == torch.uint8 else images.float()
+
+
+def as_bytes(images: Tensor) -> Tensor:
+    """Images as uint8 (0..255), from those or floating ones (0..1), which are rounded to 256 levels."""
+    return images if images.dtype == torch.uint8 else (images.float() * 255).round().to(torch.uint8)
 
 
 def resize(images: Tensor, size: int) -> Tensor:

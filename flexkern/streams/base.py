@@ -29,8 +29,8 @@ class Experience:
             none.
 
     Raises:
-        TypeError: if they are no tensors.
-        ValueError: if the tensors do not fit together.
+        TypeError: if they are no tensors, or names no strings.
+        ValueError: if the tensors do not fit together, or the number is negative.
     """
 
     name: str
@@ -42,6 +42,12 @@ class Experience:
     class_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str):
+            raise TypeError(f"name must be a string, got {self.name!r}")
+        object.__setattr__(self, "number", whole_number(self.number, "number", least=0))
+        names = self.class_names
+        if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+            raise TypeError(f"class_names must be strings, got {names!r}")
         for part in ("train", "test"):
             inputs, labels = getattr(self, f"{part}_inputs"), getattr(self, f"{part}_labels")
             for name, value in ((f"{part}_inputs", inputs), (f"{part}_labels", labels)):

@@ -175,6 +175,10 @@ def _class_names(archive: Archive, key: str) -> list[str]:
         raise ValueError(
             f"path: {key} in {archive.path!r} must be a list of texts, got {header.dtype} {header.shape}"
         )
+    if header.shape[0] > MOST_CLASSES:
+        raise ValueError(
+            f"path: {key} in {archive.path!r} names {header.shape[0]} classes; at most {MOST_CLASSES} are read"
+        )
     try:
         found = archive.read(key, _MOST_OF_NAMES).tolist()
         return [n.decode() if isinstance(n, bytes) else str(n) for n in found]

@@ -5,13 +5,24 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from flexkern.learners import METHODS, MLP_METHODS, ArtsyViT, NotLearnedError, make_learner
+from flexkern.learners import (
+    METHODS,
+    MLP_METHODS,
+    ArtsyViT,
+    MetaplasticMLP,
+    NotLearnedError,
+    load_learner,
+    make_learner,
+)  # fmt: skip
 from flexkern.streams import Experience
 from helpers import tiny_vit
 from helpers.learner_state import fingerprint
@@ -308,3 +319,70 @@ def test_features_that_have_no_covariance_undo_the_end(learned: dict[str, Any]) 
             learner.predict(IMAGES)
     copied = copy.deepcopy(learner)
     assert fingerprint(copied) == fingerprint(learner)
+
+
+def test_joint_training_keeps_images_of_one_kind(tmp_path: Path) -> None:
+    learner = make_learner("joint", tiny_vit.backbone(), epochs=1, batch_size=8)
+    first, second = tiny_vit.stream()[:2]
+    learner.learn(first)
+    as_floats = replace(
+        second, train_inputs=second.train_inputs.float() / 255, test_inputs=second.test_inputs / 255
+    )
+    learner.learn(as_floats)
+    assert learner.kept.images.dtype is torch.uint8
+    assert torch.equal(learner.kept.images[-len(second.train_labels) :], second.train_inputs)
+    learner.save(tmp_path / "joint")
+    again = load_learner(tmp_path / "joint", backbone=learner.backbone)
+    assert torch.equal(again.logits(first.test_inputs), learner.logits(first.test_inputs))
+    images, labels = torch.zeros(4, 3, 40, 40, dtype=torch.uint8), torch.tensor([4, 4, 5, 5])
+    larger = Experience("larger", 2, images, labels, images, labels)
+    with pytest.raises(ValueError, match=r"its images are \(3, 40, 40\), and those that are kept"):
+        learner.learn(larger)
+    assert learner._begun is None
+
+
+def test_inference_mode_is_refused_and_loading_in_it_is_not(tmp_path: Path) -> None:
+    x, y = torch.rand(12, 4), torch.arange(12) % 3
+    item = Experience("item", 0, x, y, x, y)
+    learner = MetaplasticMLP((4,), 3, widths=(8, 8))
+    learner.save(tmp_path / "one")
+    with torch.inference_mode():
+        with pytest.raises(RuntimeError, match="inside of torch"):
+            learner.learn(item)
+        with pytest.raises(RuntimeError, match="inside of torch"):
+            MetaplasticMLP((4,), 3)
+        loaded = MetaplasticMLP.load(tmp_path / "one")
+        loaded.predict(x)
+    for one in (learner, loaded):
+        one.learn(item)
+    assert torch.equal(loaded.logits(x), learner.logits(x))
+
+
+def test_an_autocast_of_the_caller_changes_no_bit() -> None:
+    x, y = torch.rand(12, 4), torch.arange(12) % 3
+    item = Experience("item", 0, x, y, x, y)
+    plain, cast = MetaplasticMLP((4,), 3, widths=(8, 8)), MetaplasticMLP((4,), 3, widths=(8, 8))
+    plain.learn(item)
+    with torch.autocast("cpu", torch.bfloat16):
+        cast.learn(item)
+        answers = cast.logits(x)
+    assert answers.dtype is torch.float32
+    assert torch.equal(answers, plain.logits(x))
+
+
+def test_a_label_of_an_evaluation_has_a_bound(learned: dict[str, Any]) -> None:
+    first = tiny_vit.stream()[0]
+    odd = replace(first, test_labels=torch.full_like(first.test_labels, 2**40))
+    with pytest.raises(ValueError, match=r"test_labels of stream\[0\], .* must be under 30,000"):
+        learned["simplecil"].evaluate([odd])
+
+
+def test_what_an_experience_is_called(tmp_path: Path) -> None:
+    x, y = torch.rand(2, 4), torch.tensor([0, 1])
+    for name in (3, None, b"item", ("a",)):
+        with pytest.raises(TypeError, match="name must be a string"):
+            Experience(name, 0, x, y, x, y)  # type: ignore[arg-type]
+    for number in (-1, "0", 0.5, True):
+        with pytest.raises((TypeError, ValueError), match="number must be"):
+            Experience("item", number, x, y, x, y)  # type: ignore[arg-type]
+    assert type(Experience("item", np.int64(1), x, y, x, y).number) is int  # type: ignore[arg-type]

@@ -150,3 +150,12 @@ def test_two_learners_saved_to_one_path_at_once_leave_one_of_them_whole(tmp_path
     assert seen <= {0, 1}
     assert load_mlp(path).seed in (0, 1)
     assert not list(tmp_path.glob(".*.tmp"))
+
+
+def test_a_lock_that_is_a_link_does_not_reach_its_target(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("precious")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".lock").symlink_to(tmp_path / "precious")
+    with pytest.raises(OSError, match="out"), claim(tmp_path / "out"):
+        pass
+    assert (tmp_path / "precious").read_text() == "precious"

@@ -37,3 +37,15 @@ def test_a_picture_that_is_a_folder_is_found_before_the_work(tmp_path: Path) -> 
     assert result.exit_code == 1
     assert "picture.png" in "".join(result.output.split())
     assert [p.name for p in tmp_path.iterdir()] == ["picture.png"]
+
+
+def test_the_demo_does_not_write_over_other_results(tmp_path: Path) -> None:
+    typer = pytest.importorskip("typer.testing")
+    from flexkern.cli.app import app
+
+    results = tmp_path / "results.json"
+    results.write_text('{"experiment": "class-incremental"}')
+    result = typer.CliRunner().invoke(app, ["demo", "--out", str(tmp_path)])
+    assert result.exit_code == 1
+    assert "holds results of something else" in " ".join(result.output.split())
+    assert results.read_text() == '{"experiment": "class-incremental"}'

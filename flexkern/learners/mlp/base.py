@@ -213,7 +213,8 @@ class MLPLearner(Learner):
         self._check_inputs(x, "x")
         if not len(x):
             return torch.zeros((0, self.classes), dtype=torch.float32, device=self.device)
-        return self.model(self._features_of(x))
+        with torch.autocast(self.device.type, enabled=False):
+            return self.model(self._features_of(x))
 
     def _check_inputs(self, x: Tensor, name: str) -> None:
         shape = f"[n, {', '.join(map(str, self.input_shape))}]"

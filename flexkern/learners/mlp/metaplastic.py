@@ -98,7 +98,7 @@ class MetaplasticMLP(MLPLearner):
         scale = scale if isinstance(scale, str) and scale == "auto" else _scale(scale)
         gate, fused_step = choice(gate, "gate", ("item", "step")), flag(fused_step, "fused_step")
         self._flexibility = NETWORKS.get(network, network) if isinstance(network, str) else network
-        if scale == "auto" and self._flexibility != 1.0 and isinstance(lr, (int, float)) and lr == 0:
+        if scale == "auto" and self._flexibility != 1.0 and number(lr, "lr", 0) == 0:
             raise ValueError("lr must be > 0 with scale='auto', which is measured by how far weights move")
         self._scale, self._gate, self._fused_step = scale, gate, fused_step
         self._reserve = _reserve(reserve, fields_of_reserve)

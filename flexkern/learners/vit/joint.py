@@ -12,6 +12,8 @@ from flexkern.learners.registry import register_method
 from flexkern.learners.vit.finetune import FinetuneViT
 from flexkern.learners.vit.training import Training
 from flexkern.nn.growing import GrowingState
+from flexkern.streams.augment import as_bytes
+from flexkern.streams.base import Experience
 
 __all__ = ["JointViT"]
 
@@ -38,7 +40,7 @@ class JointViT(FinetuneViT):
     """Keeps all images, and trains the network on all of them at each task: the upper bound.
 
     It is not a continual learner. Each task goes on from the network of the one before, for the recipe's epochs
-    over everything seen so far.
+    over everything seen so far. Images are kept as bytes: floating-point ones are rounded to 256 levels.
 
     Args:
         backbone, recipe, images_per_pass, image_size, seed, device: as in
@@ -49,13 +51,23 @@ class JointViT(FinetuneViT):
         super().__init__(backbone, **common)
         self.kept = _Kept()
 
+    def _check(self, experience: Experience) -> None:
+        super()._check(experience)
+        kept, new = self.kept.images, experience.train_inputs
+        if len(kept) and kept.shape[1:] != new.shape[1:]:
+            sizes = tuple(new.shape[1:]), tuple(kept.shape[1:])
+            raise ValueError(
+                f"experience: its images are {sizes[0]}, and those that are kept {sizes[1]}; joint training "
+                "needs all of one size"
+            )
+
     def _epoch(self, training: Training, images: Tensor, labels: Tensor) -> float:
-        kept = self.kept
+        kept, images = self.kept, as_bytes(images)
         everything = torch.cat([kept.images, images]) if len(kept.images) else images
         return training.epoch(everything, torch.cat([kept.labels, labels + self.classes_seen]))
 
     def _finish(self, images: Tensor, labels: Tensor) -> None:
-        self.kept.add(images, labels)
+        self.kept.add(as_bytes(images), labels)
 
     def _modules(self) -> nn.ModuleDict:
         return nn.ModuleDict({"network": self.network, "head": self.head, "kept": self.kept})

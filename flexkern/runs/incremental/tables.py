@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
+from rich.markup import escape
 from rich.table import Table
 
 from flexkern.runs.incremental.config import Config
@@ -24,7 +25,7 @@ def task_table(run: dict[str, Any]) -> Table:
     tasks = run["tasks"]
     gated = any("open_rate" in t["report"] for t in tasks)
     table = Table(
-        title=f"{run['method']}, seed {run['seed']}",
+        title=escape(f"{run['method']}, seed {run['seed']}"),  # a name's brackets are no markup
         title_justify="left",
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
@@ -58,7 +59,7 @@ def method_table(config: Config, results: dict[str, Any]) -> Table:
     """All methods after the last task, mean ± standard deviation over the seeds, and the papers' figures."""
     summary = results["summary"]
     table = Table(
-        title=config.title,
+        title=escape(config.title),
         title_justify="left",
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
@@ -75,7 +76,7 @@ def method_table(config: Config, results: dict[str, Any]) -> Table:
         if method.name in summary:
             s = summary[method.name]
             table.add_row(
-                method.name,
+                escape(method.name),
                 *(_percent(s[key], s["seeds"]) for key in ("average", "last", "forgetting")),
                 _last(s, "open_rate", ".2f"),
                 _last(s, "passes", ".1f"),
@@ -85,7 +86,7 @@ def method_table(config: Config, results: dict[str, Any]) -> Table:
             )
         if method.paper is not None:
             figures = f"{method.paper.average:.2f}", f"{method.paper.last:.2f}"
-            source = f"  {method.name}, {method.paper.source}"
+            source = escape(f"  {method.name}, {method.paper.source}")
             table.add_row(source, *figures, *[""] * 7, style="italic")
     return table
 
