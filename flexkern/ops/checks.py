@@ -58,7 +58,7 @@ def check_matches(
         raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
     check_dense(tensor, name)
     if tensor.dtype not in dtypes:
-        allowed = " or ".join(str(d) for d in dtypes)
+        allowed = " or ".join(dict.fromkeys(str(d) for d in dtypes))
         raise TypeError(f"{name} must be {allowed}, got {tensor.dtype}")
     if tensor.shape != like.shape:
         raise ValueError(

@@ -59,7 +59,7 @@ def mnist(path: str | os.PathLike[str]) -> tuple[Digits, Digits]:
             )
         for p in ("train", "test"):
             x, y = (archive.header(f"{of}_{p}") for of in "xy")
-            whole = np.issubdtype(y.dtype, np.integer)
+            whole = y.dtype.kind in "iu"
             if len(x.shape) != 3 or x.dtype != np.uint8 or y.shape != x.shape[:1] or not whole:
                 raise ValueError(
                     f"path: images in {archive.path!r} must be uint8 [n, height, width] with one label each, "

@@ -99,7 +99,7 @@ def _check_part(archive: Archive, part: str, most: int) -> None:
     if f"y_{part}" not in archive:
         raise ValueError(f"path: {path!r} has no y_{part}; it holds {archive.names[:20]}")
     y = archive.header(f"y_{part}", most)
-    if len(y.shape) != 1 or not np.issubdtype(y.dtype, np.integer):
+    if len(y.shape) != 1 or y.dtype.kind not in "iu":
         raise ValueError(
             f"path: y_{part} in {path!r} must be a list of whole numbers >= 0, got {y.dtype} {y.shape}"
         )
@@ -118,7 +118,7 @@ def _check_part(archive: Archive, part: str, most: int) -> None:
         bytes_, offsets = (archive.header(key, most) for key in encoded)
         if bytes_.dtype.itemsize != 1:
             raise ValueError(f"path: {encoded[0]} in {path!r} must be bytes, uint8, got {bytes_.dtype}")
-        if len(offsets.shape) != 1 or not np.issubdtype(offsets.dtype, np.integer):
+        if len(offsets.shape) != 1 or offsets.dtype.kind not in "iu":
             raise ValueError(
                 f"path: {encoded[1]} in {path!r} must be a list of whole numbers, got {offsets.dtype} "
                 f"{offsets.shape}"
@@ -182,7 +182,7 @@ def _class_names(archive: Archive, key: str) -> list[str]:
     try:
         found = archive.read(key, _MOST_OF_NAMES).tolist()
         return [n.decode() if isinstance(n, bytes) else str(n) for n in found]
-    except UnicodeDecodeError as error:
+    except (UnicodeDecodeError, SystemError) as error:  # the latter is NumPy's, of what is no character
         raise ValueError(f"path: {key} in {archive.path!r} is not UTF-8: {error}") from error
 
 
