@@ -30,6 +30,7 @@ FLAGS = (
 KINDS = ("cpu", "cuda")
 sys.path.insert(0, str(ROOT / "build_tools"))
 
+from backend import get_requires_for_build_wheel  # noqa: E402
 from target_torch import find_torch  # noqa: E402
 
 # Beside flexkern/ in the tree, and inside it where they are installed.
@@ -89,6 +90,15 @@ def timed(name: str) -> Iterator[None]:
 # ------------------------------------------------------------------ building
 
 
+def with_tools() -> dict[str, str]:
+    """The environment of a build, with what pip would install for one: pybind11, and what is missing else."""
+    folder = BUILD / "tools"
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--upgrade", "--target", str(folder)]
+    subprocess.run([*pip, *get_requires_for_build_wheel()], check=True)
+    path = os.pathsep.join((str(folder / "bin"), os.environ["PATH"]))
+    return {**os.environ, "PATH": path, "PYTHONPATH": str(folder)}
+
+
 def build(kind: str) -> None:
     """The package of a kind, with its library."""
     torch = find_torch()
@@ -106,8 +116,9 @@ def build(kind: str) -> None:
         f"-DFLEXKERN_TORCH_DIR={torch}", f"-DPython_EXECUTABLE={sys.executable}",
         f"-DCMAKE_INSTALL_PREFIX={package}",
     ]  # fmt: skip
-    subprocess.run([*configure, "--log-level=WARNING"], check=True)
-    subprocess.run(["cmake", "--build", work, "--target", "install", "--", "--quiet"], check=True)
+    tools = with_tools()
+    subprocess.run([*configure, "--log-level=WARNING"], check=True, env=tools)
+    subprocess.run(["cmake", "--build", work, "--target", "install", "--", "--quiet"], check=True, env=tools)
     if kind == "cuda":  # the module has no CUDA in it: the installed one serves
         for module in (ROOT / "flexkern").glob("_core*.so"):
             shutil.copy(module, package)
