@@ -22,6 +22,7 @@ def main() -> int:
     kills.add_argument("--seed", type=int, default=0)
     kills.add_argument("--processes", type=int, default=os.cpu_count())
     soak = parts.add_parser("soak", help="long streams")
+    soak.add_argument("--judge", action="store_true", help="only judge the series in the JSON file anew")
     soak.add_argument("--quick", action="store_true", help="as long as the tests have them")
     arguments = parser.parse_args()
     found: dict[str, Any]
@@ -29,10 +30,13 @@ def main() -> int:
         from reliability.kills import run
 
         found = run(arguments.count, seed=arguments.seed, processes=arguments.processes)
+    elif arguments.judge:
+        found = json.loads(arguments.json.read_text())
+        found["faults"] = _judged(found["series"])
     else:
         found = _soak(arguments.quick)
     if arguments.json:
-        write_json(arguments.json, machine_line() | found)
+        write_json(arguments.json, found if "date" in found else machine_line() | found)
     else:
         print(json.dumps(found, indent=1))
     for fault in found["faults"][:5]:
@@ -43,17 +47,26 @@ def main() -> int:
 def _soak(quick: bool) -> dict[str, Any]:
     import torch
 
-    from reliability.soak import SUBJECTS, faults, soak
+    from reliability.soak import SUBJECTS, soak
 
     torch.set_num_threads(1)
     found: dict[str, Any] = {"series": {}, "per_item": {}, "faults": []}
     for subject in SUBJECTS:
         series = soak(subject, subject.quick if quick else subject.full)
         found["series"][subject.name], found["per_item"][subject.name] = series, subject.grows
-        wrong = faults(series, subject.grows, subject.square)
-        found["faults"] += [{"subject": subject.name, "error": text} for text in wrong]
         print(f"{subject.name}: {series['items'][-1]:.0f} items", flush=True)
+    found["faults"] = _judged(found["series"])
     return found
+
+
+def _judged(series: dict[str, Any]) -> list[dict[str, str]]:
+    from reliability.soak import SUBJECTS, faults
+
+    return [
+        {"subject": subject.name, "error": text}
+        for subject in SUBJECTS
+        for text in faults(series[subject.name], subject.grows, subject.square)
+    ]
 
 
 if __name__ == "__main__":

@@ -118,10 +118,12 @@ def faults(found: Series, per_item: int, square: int = 0) -> list[str]:
     - resident memory: 400 bytes per item, or 4 MiB in a short run: the allocator takes from the system in steps
       of up to 1 MiB and does not give back at once. A float32 weight of these networks has 1 to 2 KiB, so one
       tensor left behind per item is over it. Where an item adds tensors: three times those bytes, because they
-      lie in tensors that double, the old one beside the new one.
+      lie in tensors that double, the old one beside the new one; and 20 KiB for the objects of its adapters, 24
+      parameters and views of 0.6 KiB each, and what Python has of them.
     - Python's blocks: 0.05 per item and 100 in all (its caches fill), so that not even a number may be left
       behind; where an item adds parameters, as many more in the last quarter as in the second, and a tenth.
-    - seconds: half more in the last quarter than in the second, after what ``square`` allows.
+    - seconds: half more in the last quarter than in the second, after what ``square`` allows; where an item
+      adds parameters, 0.3 ms more for each that came between: Python looks at all of them, 0.13 ms for twelve.
     """
     wrong = []
     quarter = len(found["items"]) // 4
@@ -138,17 +140,18 @@ def faults(found: Series, per_item: int, square: int = 0) -> list[str]:
     steps, sizes = np.diff(said["items"]), np.diff(said["tensors"])
     if not np.array_equal(sizes, steps * per_item):
         wrong.append(f"a checkpoint's tensors grow by {sizes / steps} bytes per item, and not by {per_item}")
-    room = max(400 * between, 4 * 2**20) + 3 * per_item * between
+    room = max(400 * between, 4 * 2**20) + (3 * per_item + 20 * 2**10 * bool(per_item)) * between
     if grown("resident") > room:
         wrong.append(f"resident memory grew by {grown('resident'):.0f} bytes in {between:.0f} items")
     rates = np.diff(said["blocks"]) / steps
     early, late = float(np.median(rates[second])), float(np.median(rates[last]))
     if late > (0.05 + 100 / between if not per_item else 1.1 * early):
         wrong.append(f"Python's blocks grow by {late:.2f} per item, {early:.2f} before")
-    ratio = float(np.median(said["seconds"][last]) / np.median(said["seconds"][second]))
+    sooner, later = (float(np.median(said["seconds"][part])) for part in (second, last))
     before, after = (min(square, float(np.mean(said["items"][part]))) for part in (second, last))
-    if ratio > 1.5 * ((after / before) ** 2 if square else 1):
-        wrong.append(f"an item takes {ratio:.2f} times as long as before")
+    allowed = 1.5 * sooner * ((after / before) ** 2 if square else 1) + 3e-4 * between * bool(per_item)
+    if later > allowed:
+        wrong.append(f"an item takes {later / sooner:.2f} times as long as before")
     return wrong
 
 
