@@ -84,7 +84,7 @@ def _sums(text: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
     """Of each tensor the first half of a SHA-256, to name what is damaged; the whole has all of it."""
     of_tensors, whole = {}, hashlib.sha256(text.encode())
     for name, t in sorted(tensors.items()):
-        digest = hashlib.sha256(json.dumps([name, _TYPES[t.dtype], list(t.shape)]).encode())
+        digest = hashlib.sha256(json.dumps([name, _TYPES.get(t.dtype, str(t.dtype)), list(t.shape)]).encode())
         for part in _bytes(t):
             digest.update(part)
         whole.update(digest.digest())

@@ -38,6 +38,8 @@ def main() -> int:
     if unknown:
         parser.error(f"no fuzzer is called {', '.join(unknown)}; there are {', '.join(fuzzers)}")
     results: dict[str, Any] = {}
+    if arguments.json and arguments.json.exists():  # of fuzzers that are not run now, what there is stays
+        results = json.loads(arguments.json.read_text())["fuzzers"]
     for name in arguments.names or fuzzers:
         fuzz = fuzzers[name]
         count = fuzz.quick if arguments.quick else arguments.cases or fuzz.full

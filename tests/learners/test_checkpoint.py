@@ -284,3 +284,14 @@ def test_an_old_backbone_was_compared_in_part_which_a_warning_says() -> None:
 
     with pytest.warns(UserWarning, match="the first 256 values of each tensor only"):
         load_learner(OLD / "simplecil.safetensors", backbone=old_backbone())
+
+
+def test_a_type_that_a_flip_made_of_another_is_damage(tmp_path: Path) -> None:
+    path = tmp_path / "one"
+    checkpoint.write(path, {"a": torch.zeros(3, dtype=torch.uint8)}, {"format": 2})
+    path.write_bytes(path.read_bytes().replace(b'"dtype":"U8"', b'"dtype":"F8_E4M3"', 1))
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    path.write_bytes((length + 5).to_bytes(8, "little") + content[8:])
+    with pytest.raises(ValueError, match="is damaged: a has another sum"):
+        checkpoint.read(path)

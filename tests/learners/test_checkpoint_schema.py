@@ -166,6 +166,7 @@ ARTSY_CASES: list[tuple[str, Any, str]] = [
     ("configuration.rank", 3, "tensors: "),
     ("configuration.image_size", 2**40, "image_size must be in [1, 16384]"),
     ("configuration.combine", "product", "configuration: combine must be one of"),
+    ("configuration.combine", "sum", "tensors: "),
     ("configuration.gate", "ridge", "configuration.gate must be"),
     ("configuration.gate", {"gate": "ridge", "features": 10**6}, "asks for a tensor of [1000000, 1000000]"),
     ("configuration.gate", {"gates": "ridge"}, "configuration: "),

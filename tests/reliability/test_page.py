@@ -10,6 +10,8 @@ from types import ModuleType
 
 import pytest
 
+from fuzz.harness import find
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -36,12 +38,16 @@ def test_the_counts_are_full_and_without_faults(script: ModuleType) -> None:
 
 
 def test_the_streams_are_full_and_without_faults(script: ModuleType) -> None:
-    path = script.RESULTS / "soak.json"
-    if not path.exists():
-        pytest.skip("not counted yet: run `python scripts/reliability.py`")
-    soak = json.loads(path.read_text())
+    soak = json.loads((script.RESULTS / "soak.json").read_text())
     assert {series["items"][-1] for series in soak["series"].values()} == {10_000, 500}
     assert not soak["faults"]
+
+
+def test_the_random_cases_are_a_million_and_without_faults(script: ModuleType) -> None:
+    fuzz = json.loads((script.RESULTS / "fuzz.json").read_text())
+    assert fuzz["cases"] >= 1_000_000
+    assert set(fuzz["fuzzers"]) == set(find()) - {"planted"}
+    assert not any(one["faults"] for one in fuzz["fuzzers"].values())
 
 
 def test_a_page_without_a_place_is_refused(script: ModuleType) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from flexkern.learners.registry import register_method
-from flexkern.learners.vit.base import ViTLearner
+from flexkern.learners.vit.base import ViTLearner, check_same
 from flexkern.learners.vit.images import check_images
 from flexkern.learners.vit.training import CosineHead, Recipe, Training
 from flexkern.nn.adapters.adapted_model import Trunk, attach_adapters
@@ -344,6 +344,12 @@ class ArtsyViT(ViTLearner):
         if self._head is not None:
             modules["head"] = self._head
         return nn.ModuleDict(modules)
+
+    def _check_restored(self) -> None:
+        super()._check_restored()
+        if self.experts is None:
+            subspaces = 1 if self.combine == "sum" else 1 + self.items_learned
+            check_same("prototypes", "subspaces", self.prototypes.sums.shape[1], subspaces)
 
     @property
     def parameters_added(self) -> int:

@@ -33,7 +33,7 @@ from flexkern.nn.not_learned import NotLearnedError
 from flexkern.plain import nearest, whole_number
 from flexkern.streams.base import Experience
 
-__all__ = ["ViTLearner"]
+__all__ = ["ViTLearner", "check_same"]
 
 # What a checkpoint may say: a picture of any size fits into a network that resizes it, and into no memory.
 _RANGES = {"image_size": (int, 1, 1 << 14, None), "images_per_pass": (int, 1)}
@@ -307,10 +307,10 @@ class ViTLearner(Learner):
                 continue
             if isinstance(part, AdapterBank):
                 tasks = self.items_learned + (self._begun is not None)
-                _check_same(name, "tasks", part.tasks, tasks)
+                check_same(name, "tasks", part.tasks, tasks)
             elif isinstance(part, GrowingState):
-                _check_same(name, "classes", getattr(part, "classes", self.classes_seen), self.classes_seen)
-                _check_same(name, "tasks", getattr(part, "tasks", self.items_learned), self.items_learned)
+                check_same(name, "classes", getattr(part, "classes", self.classes_seen), self.classes_seen)
+                check_same(name, "tasks", getattr(part, "tasks", self.items_learned), self.items_learned)
 
     def _frozen(self) -> str:
         return _fingerprint(self.backbone)
@@ -350,7 +350,7 @@ class ViTLearner(Learner):
         return parts
 
 
-def _check_same(part: str, what: str, have: int, expected: int) -> None:
+def check_same(part: str, what: str, have: int, expected: int) -> None:
     if have != expected:
         raise ValueError(f"model.{part} has {have} {what}, and the record says {expected}")
 
