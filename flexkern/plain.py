@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flexkern.spec.argument import shown
+
 __all__ = ["SEEDS", "choice", "flag", "nearest", "number", "sizes", "whole_number"]
 
 SEEDS = 2**64
@@ -49,11 +51,11 @@ def whole_number(
             raise TypeError
         whole = operator.index(plain)
     except TypeError:
-        raise TypeError(f"{name} must be {kind}, got {_shown(value)}") from None
+        raise TypeError(f"{name} must be {kind}, got {shown(value)}") from None
     if least is not None and whole < least:
-        raise ValueError(f"{name} must be at least {least}, got {_shown(whole)}")
+        raise ValueError(f"{name} must be at least {least}, got {shown(whole)}")
     if most is not None and whole > most:
-        raise ValueError(f"{name} must be at most {most}, got {_shown(whole)}")
+        raise ValueError(f"{name} must be at most {most}, got {shown(whole)}")
     return whole
 
 
@@ -82,7 +84,7 @@ def number(
     """
     plain = _plain(value)
     if isinstance(plain, bool) or not isinstance(plain, Real):
-        raise TypeError(f"{name} must be {kind or 'a number'}, got {_shown(value)}")
+        raise TypeError(f"{name} must be {kind or 'a number'}, got {shown(value)}")
     try:
         given = float(plain)
     except OverflowError:
@@ -90,7 +92,7 @@ def number(
     inside = (low < given if above else low <= given) and (given < high if below else given <= high)
     if not (math.isfinite(given) and inside):
         allowed = kind or _range(low, high, above, below)
-        raise ValueError(f"{name} must be {allowed}, got {_shown(plain)}")
+        raise ValueError(f"{name} must be {allowed}, got {shown(plain)}")
     return given
 
 
@@ -101,7 +103,7 @@ def flag(value: object, name: str) -> bool:
         TypeError: unless it is True or False (or numpy's).
     """
     if not isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name} must be True or False, got {_shown(value)}")
+        raise TypeError(f"{name} must be True or False, got {shown(value)}")
     return bool(value)
 
 
@@ -114,7 +116,7 @@ def sizes(value: Any, name: str, *, count: int | None = None, what: str = "sizes
     if isinstance(value, (np.ndarray, Tensor)):
         value = value.tolist()
     if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
-        raise TypeError(f"{name} must be the {what}, got {_shown(value)}")
+        raise TypeError(f"{name} must be the {what}, got {shown(value)}")
     given = tuple(value)
     if count is not None and len(given) != count:
         raise ValueError(f"{name} must be the {what}, {count} numbers, got {given}")
@@ -129,7 +131,7 @@ def choice(value: object, name: str, among: Iterable[str]) -> str:
     """
     known = tuple(among)
     if not (isinstance(value, str) and value in known):
-        raise ValueError(f"{name} must be one of {known}, got {_shown(value)}{nearest(value, known)}")
+        raise ValueError(f"{name} must be one of {known}, got {shown(value)}{nearest(value, known)}")
     return str(value)
 
 
@@ -156,11 +158,3 @@ def _range(low: float, high: float, above: bool, below: bool) -> str:
     if high == math.inf:
         return f"finite and {'>' if above else '>='} {low:g}"
     return f"in {'(' if above else '['}{low:g}, {high:g}{')' if below else ']'}"
-
-
-def _shown(value: object) -> str:
-    """A value in a message: as it is written, but not a page of it."""
-    if isinstance(value, int) and abs(value) >> 128:  # Python does not print integers of thousands of digits
-        return f"an integer of {value.bit_length()} bits"
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:60]} ... ({type(value).__name__})"

@@ -7,13 +7,21 @@ import dataclasses
 import inspect
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import flexkern.version
-from flexkern.spec.argument import LARGEST_NUMBER
+from flexkern.spec.argument import LARGEST_NUMBER, shown
 
-__all__ = ["FORMAT", "OLDEST", "check_configuration", "check_fields", "check_format", "check_record"]
+__all__ = [
+    "FORMAT",
+    "OLDEST",
+    "argument_names",
+    "check_configuration",
+    "check_fields",
+    "check_format",
+    "check_record",
+]
 
 OLDEST, FORMAT = 1, 2
 """Formats of records that this version reads; it writes the last. 2: with sums, the fingerprint of the whole
@@ -90,7 +98,7 @@ def check_record(record: dict[str, Any]) -> None:
                 raise ValueError(f"optimizer.param_groups.{n} must be an object with a list of params")
         for key, state in optimizer["state"].items():
             if not isinstance(state, dict):
-                raise ValueError(f"optimizer.state.{key} must be an object, got {_shown(state)}")
+                raise ValueError(f"optimizer.state.{key} must be an object, got {shown(state)}")
 
 
 def check_fields(
@@ -104,7 +112,7 @@ def check_fields(
     """Raises ValueError, naming the field, unless ``values`` has these and (without ``others``) no more."""
     optional = optional or {}
     if not isinstance(values, dict):
-        raise ValueError(f"{prefix.rstrip('.') or 'record'} must be an object, got {_shown(values)}")
+        raise ValueError(f"{prefix.rstrip('.') or 'record'} must be an object, got {shown(values)}")
     for name in fields:
         if name not in values:
             raise ValueError(f"{prefix}{name} is missing")
@@ -118,12 +126,12 @@ def check_fields(
         if value is None and None in rest:
             continue
         if type(value) is not kind:
-            raise ValueError(f"{prefix}{name} must be {_NAMES[kind]}, got {_shown(value)}")
+            raise ValueError(f"{prefix}{name} must be {_NAMES[kind]}, got {shown(value)}")
         bounds = [n for n in rest if n is not None]
         if bounds:
             low, high = [*bounds, _MOST][:2]
             if not low <= value <= high:
-                raise ValueError(f"{prefix}{name} must be in [{low}, {high}], got {_shown(value)}")
+                raise ValueError(f"{prefix}{name} must be in [{low}, {high}], got {shown(value)}")
 
 
 _NAMES = {int: "a whole number", str: "a string", dict: "an object", list: "a list"}
@@ -144,28 +152,42 @@ def check_configuration(of: type, values: dict[str, Any], prefix: str = "configu
     for name, (hint, required) in _arguments(of).items():
         if name in values:
             if not _fits(values[name], hint):
-                raise ValueError(f"{prefix}{name[:40]} must be {_said(hint)}, got {_shown(values[name])}")
+                raise ValueError(f"{prefix}{name[:40]} must be {_said(hint)}, got {shown(values[name])}")
         elif required:
             raise ValueError(f"{prefix}{name} is missing")
+
+
+def argument_names(of: type) -> tuple[str, ...]:
+    """Names of the arguments of a learner's constructor, those that it hands on to its parents' included."""
+    named = [p.name for _, parameters in _constructors(of) for p in parameters if p.kind is not p.VAR_KEYWORD]
+    return tuple(name for name in dict.fromkeys(named) if name != "configuration")  # what its parents make
+
+
+def _constructors(of: type) -> Iterator[tuple[Any, list[inspect.Parameter]]]:
+    """The constructors of a class and of its parents, as far as each takes more than it names, and what they
+    take."""
+    for parent in of.__mro__:
+        if "__init__" not in vars(parent) or parent is object:
+            continue
+        constructor = vars(parent)["__init__"]
+        parameters = list(inspect.signature(constructor).parameters.values())[1:]
+        yield constructor, parameters
+        if all(p.kind is not p.VAR_KEYWORD for p in parameters):
+            return
 
 
 def _arguments(of: type) -> dict[str, tuple[Any, bool]]:
     """Type of each argument of a class, and whether it must be given; frozen networks and the like are not
     in a checkpoint."""
     found: dict[str, tuple[Any, bool]] = {}
-    for parent in of.__mro__:
-        if "__init__" not in vars(parent) or parent is object:
-            continue
-        parameters = list(inspect.signature(vars(parent)["__init__"]).parameters.values())[1:]
+    for constructor, parameters in _constructors(of):
         try:
-            hints = typing.get_type_hints(vars(parent)["__init__"])
+            hints = typing.get_type_hints(constructor)
         except Exception:  # of a user's class, names that only a type checker sees
             hints = {}
         for p in parameters:
             if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY):
                 found.setdefault(p.name, (hints.get(p.name, Any), p.default is p.empty))
-        if all(p.kind is not p.VAR_KEYWORD for p in parameters):
-            break  # it takes no more than it names
     for name in ("features", "backbone", "device", "cuda_graph", "configuration"):
         if name in found and found[name][0] not in (int, float, str):
             del found[name]
@@ -205,10 +227,3 @@ def _fits(value: Any, hint: Any) -> bool:
 
 def _said(hint: Any) -> str:
     return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 200:
-        return f"a number of {value.bit_length()} bits"
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."

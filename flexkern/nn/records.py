@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any, TypeVar
+
+from flexkern.plain import nearest
 
 __all__ = ["record_of"]
 
@@ -35,7 +36,5 @@ def record_of(
         if keyword not in known:
             own = inspect.signature(of).parameters.values()
             others = [p.name for p in own if p.kind is not inspect.Parameter.VAR_KEYWORD]
-            near = difflib.get_close_matches(keyword, [*known, *others], n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise TypeError(f"{of.__name__} has no argument {keyword!r}{hint}")
+            raise TypeError(f"{of.__name__} has no argument {keyword!r}{nearest(keyword, [*known, *others])}")
     return replace(given or record(), **keywords)  # type: ignore[type-var]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import math
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from torch import Tensor
 from flexkern.ops import checks
 from flexkern.ops.choices import NONFINITE
 from flexkern.ops.operator import Operator
+from flexkern.plain import nearest
 from flexkern.spec import RULES, Rule
 
 __all__ = [
@@ -101,8 +101,7 @@ def of_options(
     names = _NAMES[kind]
     for name in options:
         if name not in names:
-            near = difflib.get_close_matches(name, [*names, *others], 1)
-            meant = f"; did you mean {near[0]!r}?" if near else f"; it takes {', '.join(names)}"
+            meant = nearest(name, [*names, *others]) or f"; it takes {', '.join(names)}"
             raise TypeError(f"{operator}() got an unexpected keyword argument {name!r}{meant}")
     # The dispatcher takes Python's numbers and switches; others, numpy's, become such.
     return kind(**{name: _plain(value) for name, value in options.items()})

@@ -38,7 +38,7 @@ _SCHEMA = {
 
 
 def shown(value: object) -> str:
-    """A value in a message; a long one says little, and Python prints no integer of more than 4300 digits."""
+    """A value in a message: the beginning of a long one. Python prints no integer of more than 4300 digits."""
     if type(value) is int and abs(value) >> 128:
         return f"an integer of {value.bit_length()} bits"
     if isinstance(value, numbers.Number):
@@ -47,7 +47,9 @@ def shown(value: object) -> str:
         text = repr(value)
     except Exception:  # whatever a foreign class does
         text = ""
-    return text if 0 < len(text) < 200 else f"a {type(value).__name__}"
+    if not text:
+        return f"a {type(value).__name__}"
+    return text if len(text) < 200 else f"{text[:60]} ... ({type(value).__name__})"
 
 
 @dataclass(frozen=True)

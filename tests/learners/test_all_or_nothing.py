@@ -48,12 +48,7 @@ def backbone() -> Any:
     return tiny_vit.backbone()
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Any:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def short(experience: Experience, count: int = 24) -> Experience:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 import subprocess
 import sys
@@ -10,6 +9,8 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from helpers.scripts import load_file
 
 ROOT = Path(__file__).parent.parent.parent
 HERE = Path(__file__).parent
@@ -30,12 +31,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def sanitize() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("sanitize", ROOT / "scripts" / "sanitize.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_file(ROOT / "scripts" / "sanitize.py")
 
 
 def compile_with(sanitize: ModuleType, target: Path, *arguments: str | Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 from pathlib import Path
@@ -11,19 +10,14 @@ from types import ModuleType
 import pytest
 
 from fuzz.harness import find
+from helpers.scripts import load_file
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    path = ROOT / "scripts" / "reliability.py"
-    spec = importlib.util.spec_from_file_location("reliability_script", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_file(ROOT / "scripts" / "reliability.py")
 
 
 def test_the_tables_are_those_of_the_results(script: ModuleType) -> None:

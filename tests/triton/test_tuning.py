@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -19,6 +18,7 @@ pytest.importorskip("triton")
 from flexkern.backends import tuning
 from flexkern.triton_kernels.catalogue import CANDIDATES, candidates
 from helpers import compiled
+from helpers.scripts import load_file
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TABLE, BACKENDS = tuning.table()
@@ -27,12 +27,7 @@ NVIDIA, AMD = ("sm_80", "sm_90", "sm_100", "sm_120"), ("gfx942", "gfx950")
 
 @pytest.fixture(scope="module")
 def tune() -> Any:
-    spec = importlib.util.spec_from_file_location("tune", ROOT / "scripts" / "tune.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_file(ROOT / "scripts" / "tune.py")
 
 
 # --------------------------------------------------------------------------- the table

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import os
 import warnings
 from abc import abstractmethod
@@ -82,7 +81,8 @@ class ViTLearner(Learner):
             raise TypeError(f"recipe must be a flexkern.learners.Recipe or None, got {type(recipe).__name__}")
         for name in options:
             if name not in self.options():
-                raise TypeError(f"{type(self).__name__} has no argument {name!r}{nearest(name, self._named())}")
+                hint = nearest(name, schema.argument_names(type(self)))
+                raise TypeError(f"{type(self).__name__} has no argument {name!r}{hint}")
         self.recipe = recipe or self.default_recipe()
         of_recipe = asdict(self.recipe) | {"crop": list(self.recipe.crop)}  # JSON has no tuples
         configuration: dict[str, Any] = {
@@ -119,19 +119,7 @@ class ViTLearner(Learner):
     def options(cls) -> tuple[str, ...]:
         """Names of the keyword arguments that :meth:`make` takes beside seed and device."""
         general = ("backbone", "recipe", "seed", "device")
-        return tuple(n for n in dict.fromkeys((*_RECIPE, *cls._named())) if n not in general)
-
-    @classmethod
-    def _named(cls) -> list[str]:
-        """Names of the constructor's arguments, those that it hands on included."""
-        names: list[str] = []
-        for parent in cls.__mro__:
-            if issubclass(parent, ViTLearner) and "__init__" in vars(parent):
-                parameters = inspect.signature(parent.__init__).parameters.values()
-                names += [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
-                if all(p.kind is not p.VAR_KEYWORD for p in parameters):
-                    break  # it takes no more than it names
-        return [name for name in dict.fromkeys(names) if name != "self"]
+        return tuple(n for n in dict.fromkeys((*_RECIPE, *schema.argument_names(cls))) if n not in general)
 
     @classmethod
     def make(cls: type[_L], backbone: str | os.PathLike[str] | nn.Module = "small", **options: Any) -> _L:

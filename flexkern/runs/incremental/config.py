@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from flexkern.plain import nearest
 from flexkern.streams.packs import MOST_CLASSES
 
 __all__ = [
@@ -202,9 +203,8 @@ def find_config(name: str) -> Path:
         return path
     if name in known:
         return known[name]
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"shipped ones are {', '.join(known)}"
-    raise FileNotFoundError(f"no configuration at {name!r}; {hint}")
+    hint = nearest(name, known) or f"; shipped ones are {', '.join(known)}"
+    raise FileNotFoundError(f"no configuration at {name!r}{hint}")
 
 
 def read_config(path: Path) -> Config:
