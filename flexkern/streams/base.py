@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor
 
 from flexkern.plain import whole_number
+from flexkern.streams.sources import ImageSource
 
 __all__ = ["Experience", "Stream"]
 
@@ -21,7 +22,8 @@ class Experience:
     Args:
         name: for tables and pictures, for example "3 8".
         number: position in the stream, from 0.
-        train_inputs: [n, ...], any dtype; images may stay uint8 (0..255) until features are taken.
+        train_inputs: [n, ...], any dtype; images may stay uint8 (0..255) until features are taken. Or a source
+            of images that are decoded when they are needed.
         train_labels: int64 [n]. They are what the learner is told, not always the truth.
         test_inputs: [m, ...], the shape of one input as in ``train_inputs``.
         test_labels: int64 [m], the truth.
@@ -29,15 +31,16 @@ class Experience:
             none.
 
     Raises:
-        TypeError: if they are no tensors, or names no strings.
+        TypeError: if they are no tensors (inputs: nor a source of images), or names no strings.
         ValueError: if the tensors do not fit together, or the number is negative.
     """
 
     name: str
     number: int
-    train_inputs: Tensor
+    # Tensor | ImageSource: as a union, all that computes with a stream of tensors would have to ask which.
+    train_inputs: Any
     train_labels: Tensor
-    test_inputs: Tensor
+    test_inputs: Any
     test_labels: Tensor
     class_names: tuple[str, ...] = ()
 
@@ -50,10 +53,14 @@ class Experience:
             raise TypeError(f"class_names must be strings, got {names!r}")
         for part in ("train", "test"):
             inputs, labels = getattr(self, f"{part}_inputs"), getattr(self, f"{part}_labels")
-            for name, value in ((f"{part}_inputs", inputs), (f"{part}_labels", labels)):
-                if not isinstance(value, Tensor):
-                    raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
-            if not inputs.dim():
+            if not isinstance(inputs, (Tensor, ImageSource)):
+                raise TypeError(
+                    f"{part}_inputs must be a tensor or a source of images, got {type(inputs).__name__}; "
+                    "flexkern.streams.images_of(dataset, lazy=True) makes one of a data set"
+                )
+            if not isinstance(labels, Tensor):
+                raise TypeError(f"{part}_labels must be a tensor, got {type(labels).__name__}")
+            if not len(inputs.shape):
                 raise ValueError(f"{part}_inputs must be [n, ...], got a single number")
             if labels.dtype != torch.int64 or labels.shape != inputs.shape[:1]:
                 raise ValueError(
