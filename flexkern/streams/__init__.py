@@ -4,8 +4,8 @@ from flexkern.streams.base import Experience, Stream
 from flexkern.streams.class_incremental import class_incremental, class_order
 from flexkern.streams.datasets import images_of
 from flexkern.streams.digits import bundled_digits, mnist
+from flexkern.streams.image_source import ImageSource
 from flexkern.streams.packs import Images, image_folder, image_pack
-from flexkern.streams.sources import ImageSource
 from flexkern.streams.two_digit import TwoDigitItems, two_digit_items, two_digit_stream
 
 __all__ = [

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from flexkern.plain import whole_number
-from flexkern.streams.sources import ImageSource
+from flexkern.streams.image_source import ImageSource
 
 __all__ = ["Experience", "Stream"]
 

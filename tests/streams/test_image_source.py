@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from flexkern.streams import Experience, ImageSource
-from flexkern.streams.sources import batches
+from flexkern.streams.image_source import batches
 
 
 class Made(ImageSource):
