@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import re
 from collections.abc import Iterable
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Le
@@ -14,6 +16,7 @@ from pydantic import BeforeValidator, Field, PlainValidator, WithJsonSchema, mod
 from pydantic_core import PydanticCustomError
 
 from flexkern.runs.incremental.config.sentences import Said, strict
+from flexkern.runs.start import path_given
 from flexkern.streams.packs import MOST_CLASSES
 
 __all__ = ["RESERVED", "Config", "DataConfig", "MethodConfig", "Paper", "StreamConfig"]
@@ -216,6 +219,16 @@ class Config:
         if known:
             self.stream.check_classes(len(known))
         return self
+
+    @property
+    def folder(self) -> Path:
+        """``out``, as a path; ``~`` is a home."""
+        return path_given(self.out, "out")
+
+    @property
+    def network(self) -> str:
+        """``backbone``, as learners take it; ``~`` is a home."""
+        return os.path.expanduser(self.backbone)
 
     def asdict(self) -> dict[str, Any]:
         """For JSON."""
