@@ -8,10 +8,10 @@ from typing import Annotated, Any
 import typer
 
 from flexkern.cli import metaplasticity
-from flexkern.cli.terminal import ACCEPTS, console, counting_bar, errors, explained, say
-from flexkern.files import check_writable
+from flexkern.cli.terminal import ACCEPTS, console, counting_bar, errors, explained, folder_option, say
 from flexkern.runs.incremental.config import Config, find_config, read_config
 from flexkern.runs.incremental.config import shipped as shipped_configurations
+from flexkern.runs.start import check_files
 
 app = typer.Typer(help="Runs an experiment.", no_args_is_help=True)
 
@@ -40,7 +40,7 @@ def class_incremental(
     backbone: Annotated[str | None, typer.Option(help="'small', a folder, or a name on the hub.")] = None,
     seeds: Annotated[str | None, typer.Option(help="For example 0,1,2.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for results.json, picture.png, checkpoints.")] = None,
+    out: Annotated[Path | None, folder_option("Folder for results.json, picture.png, checkpoints.")] = None,
     restart: Annotated[bool, typer.Option("--restart", help="Discard what the folder holds.")] = False,
     keep: Annotated[bool, typer.Option("--keep", help="Keep each learner when its run has ended.")] = False,
     accept_other_environment: Annotated[bool, typer.Option("--accept-other-environment", help=ACCEPTS)] = False,
@@ -86,10 +86,9 @@ def show(
     """Runs a configuration, with a bar for all tasks and one for the epochs of a task; returns the results."""
     # matplotlib too: if it is missing, say so now and not after the training.
     from flexkern.runs.incremental import pictures, tables
-    from flexkern.runs.incremental.run import Event, run
+    from flexkern.runs.incremental.run import RESULTS, Event, run
 
-    for name in ("results.json", "picture.png"):  # now, and not after the training
-        check_writable(Path(config.out) / name, folders=True)
+    check_files(config.folder, *RESULTS)
     with counting_bar() as bar:
         whole = bar.add_task("reading images", total=None)
         task = bar.add_task("", total=None, visible=False)
@@ -124,7 +123,7 @@ def show(
             observe=observe,
         )
         bar.update(task, visible=False)
-    folder = Path(config.out)
+    folder = config.folder
     pictures.draw(results, folder / "picture.png")
     console.print(tables.method_table(config, results))
     for note in tables.notes(config, results):

@@ -95,8 +95,8 @@ def run(
 
     Raises:
         ValueError: naming the key of the configuration, before anything is trained; the folder is then as it
-            was, or not there. Or if ``config.out`` holds
-            a run that was begun in another environment and has not ended.
+            was, or not there. Or if ``config.out`` holds a run that was begun in another environment and has
+            not ended.
         FileNotFoundError: if there are no images, or no backbone, where they should be.
         FolderInUseError, OSError: if another run has ``config.out``, or nothing can be written there; nothing
             has been read then.
