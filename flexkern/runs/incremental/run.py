@@ -168,11 +168,9 @@ def _check_methods(config: Config, learners: Learners) -> None:
 
 
 def _make(config: Config, method: MethodConfig, seed: int, device: torch.device, learners: Learners) -> Any:
-    shared = {} if config.precision is None else {"precision": config.precision}
+    options = ({} if config.precision is None else {"precision": config.precision}) | method.options
     try:
-        return learners.make(
-            method.method, config.network, seed=seed, device=device, **shared, **method.options
-        )
+        return learners.make(method.method, config.network, seed=seed, device=device, **options)
     except (TypeError, ValueError) as error:
         raise ValueError(f"methods: {method.name!r} ({method.method}): {error}") from error
 

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal, Union
 
 from pydantic import BaseModel, Field, create_model
 from pydantic.fields import FieldInfo
 
 from flexkern.learners import METHODS
-from flexkern.runs.incremental.config.method_options import method_model
+from flexkern.runs.incremental.config.method_options import ELSEWHERE, method_model
 from flexkern.runs.incremental.config.models import Config, DataConfig, MethodConfig, StreamConfig
 from flexkern.runs.incremental.config.sentences import STRICT
 
-__all__ = ["ELSEWHERE", "file_model", "file_schema", "own_keys"]
-
-ELSEWHERE = ("precision",)
-"""Options of methods that are keys of the whole file, and so not in ``[learner]``."""
+__all__ = ["file_model", "file_schema", "own_keys"]
 
 
 def own_keys(of: Any) -> dict[str, FieldInfo]:
@@ -44,21 +42,25 @@ def file_schema() -> dict[str, Any]:
     return draft | file_model().model_json_schema()
 
 
-def _fields(of: dict[str, FieldInfo]) -> dict[str, Any]:
+def _fields(of: Mapping[str, FieldInfo]) -> dict[str, Any]:
     return {name: (field.annotation, field) for name, field in of.items()}
 
 
 def _backbone() -> type[BaseModel]:
-    name = own_keys(Config)["backbone"]
-    return create_model("backbone", __config__=STRICT, name=(name.annotation, name))
+    return create_model("backbone", __config__=STRICT, **_fields({"name": own_keys(Config)["backbone"]}))
 
 
 def _learner() -> type[BaseModel]:
     every: dict[str, FieldInfo] = {}
     for method in METHODS:
         every = method_model(method).model_fields | every
-    of_all = {name: field for name, field in every.items() if name not in ELSEWHERE}
-    return create_model("learner", __config__=STRICT, **_fields(of_all))
+    # Without defaults: they are not the same for all methods.
+    of_all: dict[str, Any] = {
+        name: (field.annotation, Field(default=None, description=field.description))
+        for name, field in every.items()
+        if name not in ELSEWHERE
+    }
+    return create_model("learner", __config__=STRICT, **of_all)
 
 
 def _entry(method: str) -> type[BaseModel]:

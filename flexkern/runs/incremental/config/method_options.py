@@ -25,8 +25,10 @@ from flexkern.plain import nearest
 from flexkern.runs.incremental.config.models import RESERVED, MethodConfig
 from flexkern.runs.incremental.config.sentences import STRICT, Mistake, first_mistake
 
-__all__ = ["Option", "method_model", "mistake_in", "options_of"]
+__all__ = ["ELSEWHERE", "Option", "method_model", "mistake_in", "options_of"]
 
+ELSEWHERE = ("precision",)
+"""Options of methods that are keys of the whole file, and so not in ``[learner]``."""
 _PLAIN = (bool, int, float, str, type(None))
 
 
