@@ -251,6 +251,7 @@ class Config:
         if data is not None:
             if self.data.kind == "digits":
                 raise ValueError("data: the digits are bundled, there is no path to give")
+            path_given(data, "data")
             changes["data"] = dataclasses.replace(self.data, path=data)  # type: ignore[type-var]
         return dataclasses.replace(self, **{k: v for k, v in changes.items() if v is not None})  # type: ignore
 
