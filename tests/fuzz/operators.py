@@ -105,7 +105,7 @@ def _spoil(rng: np.random.Generator, arguments: dict[str, Any]) -> str:
         arguments[name] = values if chance(rng, 0.8) else tuple(values)
     elif isinstance(value, Tensor) and value.numel() == 1 and name in ("lr", "scale", "threshold"):
         arguments[name] = odd_number(rng)
-    elif name == "index" and chance(rng, 0.4) and isinstance(value, Tensor) and value.numel():
+    elif name == "index" and chance(rng, 0.4) and _is_plain_index(value):
         arguments[name] = value.clone()
         arguments[name][rng.integers(len(value))] = int(rng.choice([-2, 100, 2**31 - 1, -(2**31)]))
     elif isinstance(value, Tensor):
@@ -120,6 +120,13 @@ def _spoil(rng: np.random.Generator, arguments: dict[str, Any]) -> str:
     else:
         arguments[name] = odd_number(rng)
     return name
+
+
+def _is_plain_index(value: Any) -> bool:
+    """Whether an entry may be written to: what was made odd before may have none, or may not hold numbers."""
+    if not isinstance(value, Tensor) or not has_values(value):
+        return False
+    return value.dtype in (torch.int32, torch.int64) and value.dim() == 1 and value.numel() > 0
 
 
 _SHAPES: tuple[Any, ...] = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -132,7 +133,7 @@ def _unused(spec: Spec, values: dict[str, Any]) -> set[str]:
 def _is_ordinary(values: dict[str, Any]) -> bool:
     """Whether rows of integers are such as flexkern.Field makes, and numbers far from the ends of float32; of
     others all that is said is that they do no harm."""
-    ints = [*(values.get("sources") or ()), *(values.get("source") or ())]
+    ints, parameters = [*_listed(values, "sources"), *_listed(values, "source")], _listed(values, "parameters")
     rows = [ints[i : i + 5] for i in range(0, len(ints), 5)]
     tensors = [t for name in values if name.endswith("_tensor") for t in tensors_in(values[name])]
     weight, master = values.get("weight"), values.get("master")
@@ -144,11 +145,17 @@ def _is_ordinary(values: dict[str, Any]) -> bool:
         return False  # of a silent synapse nothing says which one counts
     if not all(bool(((t > 0) & (t < 1e9)).all()) for t in tensors):
         return False
-    numbers = [v for v in values.values() if isinstance(v, (int, float))] + [*(values.get("parameters") or ())]
+    numbers = [v for v in values.values() if isinstance(v, Real)] + parameters
     return all(
         0 <= stream < 1 << 32 and 0 <= offset < 1 << 62 and 0 <= purpose < 4
         for _, _, stream, offset, purpose in rows
     ) and all(abs(n) < 1e9 for n in numbers)
+
+
+def _listed(values: dict[str, Any], name: str) -> list[Any]:
+    """The numbers of a list that may be missing; also of an array, which the dispatcher takes for one."""
+    value = values.get(name)
+    return [] if value is None else list(value)
 
 
 # ------------------------------------------------------------------ arguments
