@@ -206,9 +206,11 @@ def _is_unused(arguments: dict[str, Any]) -> bool:
     return not any(t.dtype in (torch.bfloat16, torch.float16) for t in tensors_in(arguments["weight"]))
 
 
-def assert_close(name: str, got: Any, expected: Any, tolerance: float) -> None:
-    """Within a share of each value, and of the largest one where values of all sizes are added up."""
-    for ours, theirs in zip(tensors_in(got), tensors_in(expected), strict=True):
+def assert_close(name: str, got: Any, expected: Any, tolerance: float, bounds: Any = ()) -> None:
+    """Within a share of each value, and of the largest one where values of all sizes are added up; or within
+    ``bounds``, where each value may be as far off as its entry of these says."""
+    of_each = [*tensors_in(bounds)]
+    for i, (ours, theirs) in enumerate(zip(tensors_in(got), tensors_in(expected), strict=True)):
         if not (has_values(ours) and has_values(theirs)):
             continue
         assert ours.shape == theirs.shape, name
@@ -222,6 +224,8 @@ def assert_close(name: str, got: Any, expected: Any, tolerance: float) -> None:
         near = torch.isclose(
             a, b, rtol=max(coarse, tolerance), atol=tolerance * min(max(size, 1.0), 1e3), equal_nan=True
         )
+        if of_each:
+            near |= (a - b).abs() <= of_each[i].double()
         # Near the end of the range one of two orders of operations may overflow.
         end = 6e4 if ours.dtype is torch.float16 else 1e36
         near |= (~(a.abs() < end)) & (~(b.abs() < end))
