@@ -118,7 +118,7 @@ def notes(config: Config, results: dict[str, Any]) -> list[str]:
         for part, count in (("training", config.data.train_per_class), ("test", config.data.test_per_class)):
             if count is not None:
                 differs.append(f"{count} {part} images a class (there all)")
-        if config.data.classes is not None or config.stream.order is not None:
+        if config.data.classes is not None or (config.stream.order is not None and paper.shuffled):
             differs.append("a choice of classes, or another order")
         if config.stream.seed != 1993 and config.stream.order is None:
             differs.append("another class order (there that of seed 1993)")

@@ -27,6 +27,8 @@ RESERVED = ("backbone", "device", "seed")
 _LARGEST_ORDER, _LARGEST_SEED = 2**32 - 1, 2**53 - 1
 _DEEPEST = 20  # tables in tables of a method's options
 _DIGITS = 10  # classes of the bundled ones
+# Keys that came later: where they say nothing new, a configuration is the one that older results have.
+_LATER_PAPER: dict[str, Any] = {"shuffled": True}
 
 
 def _text(value: Any) -> str:
@@ -163,6 +165,9 @@ class Paper:
     source: Annotated[Text, Field(description="where it is published")]
     backbone: Annotated[Text | None, Field(description="that it was measured with")] = None
     epochs: Annotated[Count | None, Field(description="that it was trained for")] = None
+    shuffled: Annotated[
+        bool, Field(description="false: its classes came in the order of this file, not in that of a seed")
+    ] = True
 
 
 @strict
@@ -241,7 +246,12 @@ class Config:
 
     def asdict(self) -> dict[str, Any]:
         """For JSON."""
-        return _plain(dataclasses.asdict(self))  # type: ignore[call-overload]
+        values = _plain(dataclasses.asdict(self))  # type: ignore[call-overload]
+        for method in values["methods"]:
+            for name, default in _LATER_PAPER.items() if method["paper"] is not None else ():
+                if method["paper"][name] == default:
+                    del method["paper"][name]
+        return values
 
     def override(
         self,
