@@ -1,4 +1,4 @@
-"""The fingerprint of a stream: of pixels in memory, and of what sources know of images without decoding them."""
+"""The fingerprint of a stream: of pixels in memory, and of what sources know of images, undecoded."""
 
 from __future__ import annotations
 
