@@ -179,7 +179,7 @@ def ahead(
     workers: int | None = None,
     *,
     pin: bool = False,
-    few: int = _FEW,
+    few: int | None = None,
 ) -> Iterator[_T]:
     """``work(rows[0])``, ``work(rows[1])`` ..., done by processes before it is asked for.
 
@@ -188,14 +188,15 @@ def ahead(
         rows: of each call.
         workers: as of an :class:`ImageSource`.
         pin: whether tensors that it returns are moved to pinned memory.
-        few: less rows than this are no work for which processes are started.
+        few: less rows than this are no work for which processes are started; None: 64, which is about what
+            could be decoded meanwhile.
 
     Raises:
         Exception: what ``work`` raised, at its place.
     """
     workers = default_workers() if workers is None else workers
     # A worker of somebody else's pool may not have processes of its own.
-    if multiprocessing.current_process().daemon or sum(map(len, rows)) < few:
+    if multiprocessing.current_process().daemon or sum(map(len, rows)) < (_FEW if few is None else few):
         workers = 0
     loader = DataLoader(
         _Work(work), batch_sampler=rows, num_workers=min(workers, len(rows)), collate_fn=_as_it_is,
