@@ -110,7 +110,7 @@ def decode(
         check_size(opened.width, opened.height)
         if size is not None:
             return square(opened, size, background)
-        image = np.asarray(rgb(opened, background))
+        image = np.array(rgb(opened, background))  # which torch may write to
         if like is not None and image.shape != like:
             raise _other_size(image.shape[1::-1], like, what, place)
         return image
@@ -213,7 +213,7 @@ def square(image: Any, size: int, background: tuple[int, int, int] = WHITE) -> n
     box = None if scale == 1 else (left, top, left + across, top + down)
     resized = _flat(turned, background).resize((width, height), pillow().Resampling.BICUBIC, box=box)
     left, top = (width - size) // 2, (height - size) // 2
-    return np.asarray(resized.crop((left, top, left + size, top + size)))
+    return np.array(resized.crop((left, top, left + size, top + size)))
 
 
 def _resized_sides(sides: tuple[int, int], size: int) -> tuple[int, int]:
