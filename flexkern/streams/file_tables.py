@@ -56,8 +56,10 @@ def table(labels: Any, root: str) -> dict[str, str]:
     classes: dict[str, str] = {}
     for file, name in rows:
         text = _text(name)
-        if text is None or not text.isprintable() or not text:
+        if text is None:
             raise TypeError(f"{what}: the class of {file!r} must be a text or a number, got {shown(name)}")
+        if not text or not text.isprintable():
+            raise ValueError(f"{what}: the class of {file!r} must be a text of one line, got {shown(name)}")
         if not isinstance(file, (str, os.PathLike)) or os.path.isabs(file):
             raise ValueError(f"{what}: files must be named within {root!r}, got {shown(file)}")
         within = os.path.normpath(os.fspath(file))

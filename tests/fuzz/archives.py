@@ -61,15 +61,15 @@ _kept: list[Any] = []  # removed when the process ends
 
 
 @functools.cache
-def picture(kind: str, size: tuple[int, int], mode: str) -> bytes:
+def picture(kind: str, size: tuple[int, int], mode: str, value: int = 5) -> bytes:
     out = io.BytesIO()
-    Image.new(mode, size, 5).save(out, kind)
+    Image.new(mode, size, value).save(out, kind)
     return out.getvalue()
 
 
 def random_picture(rng: np.random.Generator) -> bytes:
     if rng.random() < 0.85:
-        return picture("png", (4, 4), "RGB")
+        return picture("png", (4, 4), "RGB", int(rng.integers(9)))
     kind = str(rng.choice(list(MODES)))
     size = [(4, 4), (4, 4), (4, 4), (5, 4), (1, 4), (400, 1)][rng.integers(6)]
     mode = str(rng.choice(MODES[kind]))
