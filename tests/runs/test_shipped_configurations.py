@@ -51,6 +51,7 @@ def test_it_is_pilots(name: str) -> None:
     if ease.paper is not None:
         assert re.search(rf"CVPR24-Ease, logs/ease/\w+/0/{increment}\b", ease.paper.source)
         assert (ease.paper.epochs, ease.paper.backbone) == (epochs, config.backbone)
+        assert ease.paper.shuffled == shuffled
 
 
 def test_orders_are_pilots() -> None:
