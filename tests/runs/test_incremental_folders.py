@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from PIL import Image
 
 from flexkern.runs.incremental import data as reading
 from flexkern.runs.incremental import tables
-from flexkern.runs.incremental.config import DataConfig, StreamConfig, find_config, read_config
+from flexkern.runs.incremental.config import DataConfig, StreamConfig
 from flexkern.runs.incremental.data import digest, load_images, make_stream
 from flexkern.runs.incremental.journal import differences
 from flexkern.runs.incremental.run import run
@@ -148,15 +147,6 @@ def test_keys_of_folders_are_for_folders(keys: dict[str, Any]) -> None:
     for kind in ("pack", "digits"):
         with pytest.raises(ValueError, match=rf"{next(iter(keys))} is for folders of images; kind is '{kind}'"):
             DataConfig(kind=kind, **keys)
-
-
-def test_the_order_of_a_paper_that_shuffles_none_is_no_difference() -> None:
-    for name, told in (("vtab_b0_inc10", False), ("cifar100_b0_inc10", True)):
-        shipped = read_config(find_config(name))
-        stream = StreamConfig(increment=10, order=tuple(range(50)))
-        ours = dataclasses.replace(shipped, stream=stream)
-        (note,) = tables.notes(ours, {"summary": {}, "runs": [], "environments": []})
-        assert ("another order" in note) == told
 
 
 def test_runs_of_before_these_keys_are_the_same_configuration(tmp_path: Path) -> None:
