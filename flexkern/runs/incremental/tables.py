@@ -130,6 +130,10 @@ def notes(config: Config, results: dict[str, Any]) -> list[str]:
             said.append(f"{name}: keeps features of training images.")
     if any(t["cost"]["resumed"] for r in results["runs"] for t in r["tasks"]):
         said.append("*: the task was interrupted; its seconds are those of the parts that were noted.")
+    left_out = results.get("left_out", 0)
+    if left_out:
+        files = "file of the images was" if left_out == 1 else "files of the images were"
+        said.append(f"{left_out} {files} left out, damaged or of a kind that is not read.")
     if len(results["environments"]) > 1:
         said.append(
             "The run went on under other versions, threads or devices than it was begun with (environments in "
