@@ -188,7 +188,7 @@ def _arguments(of: type) -> dict[str, tuple[Any, bool]]:
         for p in parameters:
             if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY):
                 found.setdefault(p.name, (hints.get(p.name, Any), p.default is p.empty))
-    for name in ("features", "backbone", "device", "cuda_graph", "configuration"):
+    for name in ("features", "backbone", "device", "cuda_graph", "features_cache", "configuration"):
         if name in found and found[name][0] not in (int, float, str):
             del found[name]
     return found

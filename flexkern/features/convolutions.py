@@ -1,29 +1,20 @@
-"""Frozen features: a random convolutional layer, and features taken once for many epochs and many learners."""
+"""One layer of fixed random convolutions: features that need no pre-training."""
 
 from __future__ import annotations
-
-import dataclasses
-import hashlib
-import math
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, TypeVar
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from flexkern import ops
+from flexkern.features.extraction import extract_from
 from flexkern.fields import Field, Purpose
-from flexkern.streams.base import Experience, Stream
+from flexkern.plain import SEEDS, whole_number
 
-__all__ = ["RandomConvolutions", "add_tensors", "extract", "extract_from", "fingerprint"]
+__all__ = ["RandomConvolutions"]
 
 # Fields of one seed are kept apart by their stream; networks count theirs from 0, so a learner and an extractor
 # may have the same seed.
 _STREAM = 1 << 24
-_T = TypeVar("_T", Experience, Stream)
 
 
 class RandomConvolutions(nn.Module):
@@ -62,9 +53,8 @@ class RandomConvolutions(nn.Module):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
-        for name, value in (("channels", channels), ("grid", grid)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        channels, grid = whole_number(channels, "channels"), whole_number(grid, "grid")
+        kernel, seed = whole_number(kernel, "kernel"), whole_number(seed, "seed", least=0, most=SEEDS - 1)
         if kernel < 3 or kernel % 2 == 0:
             raise ValueError(f"kernel must be odd and at least 3, got {kernel}")
         field = Field.normal(seed, _STREAM, purpose=Purpose.ANCHOR)
@@ -132,99 +122,3 @@ class RandomConvolutions(nn.Module):
     def extra_repr(self) -> str:
         channels, _, kernel, _ = self.weight.shape
         return f"{channels}, kernel={kernel}, grid={self.grid}, out_features={self.out_features}"
-
-
-@torch.no_grad()
-def extract_from(
-    module: nn.Module, inputs: Tensor, *, batch_size: int = 256, device: torch.device | str | None = None
-) -> Tensor:
-    """Flat float32 features [n, d] of ``inputs`` [n, ...], taken in batches with the module in eval mode.
-
-    Args:
-        module: frozen; takes a batch of inputs as they are in the experience, for example uint8 images.
-        inputs: on any device; one batch at a time is moved.
-        batch_size: inputs at a time; bounds the memory that the module needs.
-        device: where the module is and the features go. Default: the device of ``inputs``.
-
-    Raises:
-        ValueError: if batch_size is not positive, or the module does not give one row per input.
-    """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    device = inputs.device if device is None else torch.device(device)
-    with _in_eval_mode(module):
-        parts = [module(batch.to(device)).flatten(1).float() for batch in inputs.split(batch_size)]
-    features = torch.cat(parts)
-    if len(features) != len(inputs):
-        raise ValueError(f"features: the module gives {len(features)} rows for {len(inputs)} inputs")
-    return features
-
-
-# Modes are of a module, not of a thread: the first one that takes features with it switches, the last one back.
-_switching = threading.Lock()
-_switched: WeakKeyDictionary[nn.Module, tuple[int, list[nn.Module]]] = WeakKeyDictionary()
-
-
-@contextmanager
-def _in_eval_mode(module: nn.Module) -> Iterator[None]:
-    with _switching:
-        count, training = _switched.get(module, (0, []))
-        if count == 0:
-            training = [part for part in module.modules() if part.training]
-            if training:
-                module.eval()
-        _switched[module] = count + 1, training
-    try:
-        yield
-    finally:
-        with _switching:
-            count, training = _switched.pop(module)
-            if count > 1:
-                _switched[module] = count - 1, training
-            else:
-                for part in training:
-                    part.training = True
-
-
-def extract(
-    of: _T, module: nn.Module, *, batch_size: int = 256, device: torch.device | str | None = None
-) -> _T:
-    """The experience, or the whole stream, with features in place of its inputs.
-
-    So several learners, or several passes over a stream, share features that are computed once.
-
-    Args:
-        of: an Experience or a Stream.
-        module, batch_size, device: as in :func:`extract_from`.
-    """
-    if isinstance(of, Stream):
-        parts = [extract(e, module, batch_size=batch_size, device=device) for e in of]
-        return Stream(parts, of.classes)  # type: ignore[return-value]
-    train, test = (
-        extract_from(module, x, batch_size=batch_size, device=device) for x in (of.train_inputs, of.test_inputs)
-    )
-    return dataclasses.replace(of, train_inputs=train, test_inputs=test)
-
-
-def fingerprint(module: nn.Module | None) -> str | None:
-    """SHA-256 of a module's type and all its tensors, whole: whether two extractors give the same features.
-
-    It takes about a second for 600 MB, and is taken anew each time: a kept sum could be of other values.
-    """
-    if module is None:
-        return None
-    sha = hashlib.sha256(type(module).__qualname__.encode())
-    add_tensors(sha, module)
-    return sha.hexdigest()
-
-
-def add_tensors(sha: Any, module: nn.Module) -> None:
-    """Adds names, dtypes, shapes and bytes of all that a module's ``state_dict`` has to a sum of hashlib."""
-    for name, tensor in sorted(module.state_dict().items()):
-        if not isinstance(tensor, Tensor):  # what get_extra_state gave
-            sha.update(f"{name} {tensor!r}".encode())
-            continue
-        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        if math.prod(tensor.shape):
-            flat = tensor.detach().cpu().contiguous().view(-1)
-            sha.update(flat.view(torch.uint8).numpy().data)
