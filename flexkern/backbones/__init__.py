@@ -92,14 +92,22 @@ def load_backbone(
         image_size = whole_number(image_size, "image_size")
     model = _read(source).eval()
     if wanted is not None and any(p.dtype is not wanted for p in model.parameters()):
-        model = copy.deepcopy(model) if isinstance(source, nn.Module) else model
-        for parameter in model.parameters():  # buffers are positions and the like, which stay exact
-            parameter.data = parameter.data.to(wanted)
+        model = _in_dtype(copy.deepcopy(model) if isinstance(source, nn.Module) else model, wanted)
     if image_size is not None and image_size != sizes.image_size(model):
         fitting, _ = sizes.fitted(model, image_size)
         # Of its own, so that the size is kept with this one only.
         model = sizes.copy_of_structure(model) if fitting is model else fitting
         sizes.keep_image_size(model, image_size)
+    return model
+
+
+def _in_dtype(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    for name, buffer in model.named_buffers():
+        # Rotary positions stay exact: models round what they make of them.
+        if buffer.is_floating_point() and "rope" not in name:
+            buffer.data = buffer.data.to(dtype)
     return model
 
 

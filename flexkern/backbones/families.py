@@ -25,8 +25,8 @@ from flexkern.backbones.parts import (
 __all__ = ["FAMILIES", "family_of", "interpolates", "own_features", "parts_of", "vision_part"]
 
 FAMILIES = (
-    "Hugging Face ViT, DeiT, DINOv2 (with registers too), DINOv3, I-JEPA, BEiT, ViT-MSN, SigLIP and CLIP vision "
-    "models; timm VisionTransformer, Eva and Beit"
+    "of Hugging Face ViT, DeiT, DINOv2, DINOv3, I-JEPA, BEiT, ViT-MSN, SigLIP and CLIP; of timm VisionTransformer, "
+    "Eva and Beit"
 )
 # Names, and not classes: neither library is imported to look at a module.
 _HUGGING_FACE = {
@@ -67,8 +67,8 @@ def vision_part(model: nn.Module) -> nn.Module:
     if family_of(model) is not None:
         return model
     # Classifiers of these two do not read what their base pools, and so are of no known family.
-    names = ("base_model",) if type(model).__name__.endswith("ForImageClassification") else ("base_model", "vision_model")
-    for name in names:
+    classifies = type(model).__name__.endswith("ForImageClassification")
+    for name in ("base_model",) if classifies else ("base_model", "vision_model"):
         try:
             part = getattr(model, name, None)
         except Exception:  # a property of somebody's module
@@ -141,6 +141,8 @@ def _timm(model: Any) -> Parts:
     distilled = getattr(model, "dist_token", None) is not None
     words = {"token": "class token", "avg": "mean of the patch tokens", "map": "attention pooling of the tokens"}
     feature = "mean of class and distillation token" if distilled else words.get(pool, f"global_pool={pool!r}")
+    if getattr(model, "pool_include_prefix", False) and pool == "avg":
+        feature = "mean of all tokens"
     if not isinstance(model.fc_norm, nn.Identity):
         feature += ", then fc_norm"
     points = [AdapterPoint(block, block.norm2) for block in model.blocks]
