@@ -25,8 +25,8 @@ HOUSE = ("flexkern/", "csrc/", "triton_kernels/", "build_tools/", "CMakeLists.tx
 CODE = (".py", ".h", ".cpp", ".cu", ".cuh")
 # Imports run from left to right only.
 ORDER = (
-    ("cli",), ("runs",), ("learners",), ("integrations",), ("optim",), ("features",), ("nn",),
-    ("metrics", "backbones", "configs"), ("streams",),
+    ("cli",), ("runs",), ("learners",), ("integrations",), ("optim",), ("nn",),
+    ("features", "metrics", "backbones", "configs"), ("streams",),
     ("ops",), ("triton_kernels",), ("reference",), ("backends",), ("spec", "fields"),
 )  # fmt: skip
 # The way of a weight below Python: each file, and what of the next it calls or includes.

@@ -55,11 +55,15 @@ class Parts:
 
     def features(self, images: Tensor) -> Tensor:
         """What the model pools from images, [n, width]."""
+        return self.pooled(self.tokens(images))
+
+    def tokens(self, images: Tensor) -> Tensor:
+        """All tokens after ``norm``, [n, L, width]."""
         tokens = self.embed(images)
         arguments = self.block_arguments(tokens)
         for point in self.points:
             tokens = run_block(point.block, tokens, arguments)
-        return self.pooled(self.norm(tokens))
+        return self.norm(tokens)
 
     def block_arguments(self, tokens: Tensor) -> dict[str, Any]:
         """Keyword arguments of every block, for tokens [n, L, width]; they depend on L only."""
