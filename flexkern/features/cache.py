@@ -164,11 +164,8 @@ class FeatureCache:
         header = _Header.make(key, name, dtype, (inputs, first.shape[1]))
         free = shutil.disk_usage(self.folder).free
         if free < header.end:
-            raise OSError(
-                errno.ENOSPC,
-                f"features take {header.end:,} bytes, and there are {free:,} on its disk",
-                str(path),
-            )
+            said = f"features take {header.end:,} bytes, and {free:,} are free there"
+            raise OSError(errno.ENOSPC, said, str(path))
         replace_file(path, _content(header, itertools.chain([first], batches)))
         with path.open("rb") as file:
             self._checked[path.name] = _state(file)
