@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from flexkern.features.cache import DTYPES, FeatureCache
-from flexkern.features.identity import extractor_key, inputs_key
+from flexkern.features.identity import extractor_key
 from flexkern.features.loading import loaded
 from flexkern.plain import whole_number
 from flexkern.spec.argument import shown
 from flexkern.streams.base import Experience, Stream
-from flexkern.streams.image_source import ImageSource
+from flexkern.streams.image_source import ImageSource, identity_of
 
 __all__ = ["extract", "extract_from"]
 
@@ -207,7 +207,7 @@ def _cached(
     name: str,
     taken: Iterator[Tensor],
 ) -> Tensor:
-    of_all = f"{extractor_key(module)} {inputs_key(inputs)} {dtype} {device.type}"
+    of_all = f"{extractor_key(module)} {identity_of(inputs)} {dtype} {device.type}"
     key = hashlib.sha256(of_all.encode()).hexdigest()
     found = cache.find(key)
     if found is None or not _alike(found, module, inputs, device):

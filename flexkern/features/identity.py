@@ -1,19 +1,16 @@
-"""Sums that say whether two extractors, or two sets of inputs, are the same."""
+"""Sums that say whether two extractors are the same."""
 
 from __future__ import annotations
 
 import hashlib
 import math
+import re
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from flexkern.streams.image_source import ImageSource
-
-__all__ = ["add_tensors", "extractor_key", "fingerprint", "inputs_key"]
-
-_PART = 1 << 24  # bytes that are summed at once
+__all__ = ["add_tensors", "extractor_key", "fingerprint"]
 
 
 def fingerprint(module: nn.Module | None) -> str | None:
@@ -35,9 +32,7 @@ def add_tensors(sha: Any, module: nn.Module) -> None:
             sha.update(f"{name} {tensor!r}".encode())
             continue
         sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        if math.prod(tensor.shape):
-            flat = tensor.detach().cpu().contiguous().view(-1)
-            sha.update(flat.view(torch.uint8).numpy().data)
+        _add_bytes(sha, tensor)
 
 
 def extractor_key(module: nn.Module) -> str:
@@ -46,33 +41,17 @@ def extractor_key(module: nn.Module) -> str:
     More than :func:`fingerprint`, whose values are in checkpoints: also its parts as ``repr`` writes them (a
     ReLU and a GELU have the same tensors) and buffers that are not saved.
     """
-    sha = hashlib.sha256(f"{fingerprint(module)} {module!r}".encode())
+    parts = re.sub(r" at 0x[0-9a-f]+", "", repr(module))  # functions have another address in each process
+    sha = hashlib.sha256(f"{fingerprint(module)} {parts}".encode())
     saved = module.state_dict().keys()
     for name, buffer in sorted(module.named_buffers()):
         if name not in saved:
             sha.update(f"{name} {buffer.dtype} {tuple(buffer.shape)}".encode())
-            _add_rows(sha, buffer.detach().reshape(-1))
+            _add_bytes(sha, buffer)
     return sha.hexdigest()
 
 
-def inputs_key(inputs: Tensor | ImageSource) -> str:
-    """SHA-256 of all values of a tensor, read once; or of the ``identity`` of each image of a source."""
-    sha = hashlib.sha256(f"{inputs.dtype} {tuple(inputs.shape)}".encode())
-    if isinstance(inputs, Tensor):
-        sha.update(b"tensor")
-        _add_rows(sha, inputs.detach())
-    else:
-        sha.update(b"source")
-        for i in range(len(inputs)):
-            identity = inputs.identity(i).encode("utf-8", "surrogateescape")
-            sha.update(len(identity).to_bytes(8, "little") + identity)
-    return sha.hexdigest()
-
-
-def _add_rows(sha: Any, values: Tensor) -> None:
-    """Part by part: a tensor may be larger than the memory, or lie on another device."""
-    if not values.numel():
-        return
-    each = max(1, _PART // (values[:1].numel() * values.element_size()))
-    for part in values.split(each):
-        sha.update(part.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+def _add_bytes(sha: Any, tensor: Tensor) -> None:
+    if math.prod(tensor.shape):
+        flat = tensor.detach().cpu().contiguous().view(-1)
+        sha.update(flat.view(torch.uint8).numpy().data)
