@@ -36,7 +36,7 @@ class RandomConvolutions(nn.Module):
         device: where the kernels are.
 
     Raises:
-        ValueError: if an argument is outside its range.
+        TypeError, ValueError: naming the argument.
     """
 
     weight: Tensor
@@ -79,10 +79,15 @@ class RandomConvolutions(nn.Module):
         before learning: afterwards it would change what the learner sees, and learned weights would not fit.
 
         Raises:
+            TypeError: if they are no tensor.
             ValueError: if there are too few images or all are alike.
         """
-        if len(images) < 2:
-            raise ValueError(f"images: at least 2 are needed to measure features, got {len(images)}")
+        if not isinstance(images, Tensor):
+            raise TypeError(f"images must be a tensor [n, h, w], got {type(images).__name__}")
+        if not images.ndim or len(images) < 2:
+            raise ValueError(
+                f"images: at least 2 are needed to measure features, got {len(images) if images.ndim else 1}"
+            )
         before = self.centre.clone(), self.size.clone()
         self.centre.zero_()
         self.size.fill_(1)

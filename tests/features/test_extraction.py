@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from flexkern.features import RandomConvolutions, extract, extract_from
+from flexkern.measure import peak_mb
 from helpers.made_images import Flat, Made, made_stream
 
 
@@ -143,3 +146,19 @@ def test_nothing_warns() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         extract_from(Flat(), Made(70, workers=2))
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["in a folder", "in memory"])
+def test_memory_is_that_of_the_features_or_none(kept: bool, tmp_path: Path) -> None:
+    source, numbers = Made(8000, size=2), itertools.count()
+
+    def take() -> None:
+        folder = tmp_path / str(next(numbers)) if kept else None
+        extract_from(Flat(2, 2048), source, cache=folder)
+
+    extract_from(Flat(2, 2048), source[:300])
+    peak = peak_mb(take, "cpu")
+    if peak is None:
+        pytest.skip("resident memory is read as Linux and the GNU C library tell it")
+    # 62.5 MiB of features; 2 for a batch of them, and what allocators keep.
+    assert peak < (0 if kept else 62.5) + 25

@@ -20,7 +20,7 @@ from flexkern.features import FeatureCache, extract
 from flexkern.learners import EWC, MLP_METHODS, load_learner
 from flexkern.learners.mlp import base
 from flexkern.learners.mlp.base import MLPLearner
-from flexkern.learners.mlp.rows import Rows
+from flexkern.learners.mlp.rows import Rows, rows_of
 from flexkern.streams import Stream
 from helpers.made_images import Flat, Made, made_stream
 
@@ -76,10 +76,14 @@ def test_a_source_is_learned_as_its_tensor(method: str, features: bool, tmp_path
         assert own[3]["features"].batches[1:] == [1] * 4 + [30] * 2
 
 
-def test_workers_decode_the_same(tmp_path: Path) -> None:
-    with_workers = made_stream(workers=2)
+def test_workers_decode_the_same() -> None:
     expected = learned(make("replay"), in_memory(STREAM))
-    assert learned(make("replay"), with_workers) == expected
+    torch.manual_seed(5)
+    assert learned(make("replay"), made_stream(workers=2)) == expected
+    assert torch.initial_seed() == 5
+    drawn = torch.rand(1)
+    torch.manual_seed(5)
+    assert torch.equal(torch.rand(1), drawn)  # nobody drew from the caller's generator
     assert not multiprocessing.active_children()
 
 
@@ -254,6 +258,15 @@ def test_hooks_get_what_they_were_written_for(kind: type[MLPLearner], expected: 
     learner.learn(STREAM[0], epochs=1)
     assert learner.seen == expected
     assert type(pickle.loads(pickle.dumps(learner))) is kind
+
+
+def test_only_what_costs_little_is_moved_or_copied() -> None:
+    device, x = torch.device("cpu"), torch.rand(20, 3, 4)
+    rows = rows_of(x, device)
+    assert isinstance(rows, Tensor)
+    assert rows.data_ptr() == x.data_ptr()
+    for other in (x.half(), x.double(), (x * 255).to(torch.uint8), x.transpose(1, 2), Made(20)):
+        assert isinstance(rows_of(other, device), Rows)
 
 
 # ------------------------------------------------------------------ memory

@@ -16,17 +16,16 @@ from torch import Tensor, nn
 from flexkern.features import FeatureCache, extract_from, fingerprint
 from flexkern.learners.base import Item, Learner
 from flexkern.learners.mlp.cuda_graph import Step, check_cuda_graph, graphed_steps
+from flexkern.learners.mlp.inputs import check_cache, check_inputs, is_finite
 from flexkern.learners.mlp.network import build
 from flexkern.learners.mlp.rows import Rows, read, rows_of
 from flexkern.optim import MetaplasticSGD
 from flexkern.plain import number, sizes, whole_number
-from flexkern.spec.argument import shown
 from flexkern.streams.base import Experience
 from flexkern.streams.image_source import ImageSource
 
 __all__ = ["MLPLearner"]
 
-_LARGEST = torch.finfo(torch.float32).max
 # Of inputs, as float32, that are answered at once; at least 256 of them. Where they are more, memory would grow
 # with them by the network's activations, and by the inputs where these are no float32 yet.
 _ANSWERED_BYTES = 1 << 28
@@ -96,7 +95,7 @@ class MLPLearner(Learner):
         if features is not None and not isinstance(features, nn.Module):
             raise TypeError(f"features must be a torch.nn.Module or None, got {type(features).__name__}")
         self.features = None if features is None else features.to(self.device).eval()
-        self.features_cache = _cache(features_cache, self.features)
+        self.features_cache = check_cache(features_cache, self.features)
         self.model, self.optimizer = self._build((self._count_features(), *units, classes), lr, momentum)
         self._cuda_graph = check_cuda_graph(cuda_graph, self.device, type(self), MLPLearner)
 
@@ -166,8 +165,8 @@ class MLPLearner(Learner):
         self._check_begun(experience, same, f" ({self._epochs_done} epochs are done)")
 
     def _take_up(self, experience: Experience, epochs: int) -> Item:
-        features = self._features_of(experience.train_inputs, f"{experience.name}, train", kept=True)
-        if self.features is not None and not _finite(features):
+        features: Any = self._features_of(experience.train_inputs, f"{experience.name}, train", kept=True)
+        if self.features is not None and not is_finite(features):
             raise ValueError("features: the extractor gives infinite or NaN features of these inputs")
         rows = rows_of(features, self.device)
         if isinstance(rows, Rows) and not self._hooks_take_rows():
@@ -273,24 +272,7 @@ class MLPLearner(Learner):
             return self._scores(experience.test_inputs, f"{experience.name}, test", kept=True).argmax(1)
 
     def _check_inputs(self, x: Tensor | ImageSource, name: str) -> None:
-        shape = f"[n, {', '.join(map(str, self.input_shape))}]"
-        if isinstance(x, ImageSource):
-            if tuple(x.shape[1:]) != self.input_shape:
-                raise ValueError(f"{name} must be {shape}, got {tuple(x.shape)}")
-            return
-        if not isinstance(x, Tensor):
-            raise TypeError(f"{name} must be a tensor {shape}, got {type(x).__name__}")
-        if x.layout is not torch.strided or x.is_meta:
-            raise TypeError(f"{name} must be a dense tensor {shape} with values, got {x.layout} on {x.device}")
-        if not (x.is_floating_point() or x.dtype is torch.uint8):
-            raise TypeError(
-                f"{name} must be floating-point or uint8, got {x.dtype}; pass .float(), or .to(torch.uint8) of "
-                "images with values 0 ... 255"
-            )
-        if tuple(x.shape[1:]) != self.input_shape or not x.dim():
-            raise ValueError(f"{name} must be {shape}, got {tuple(x.shape)}")
-        if not _finite(x):
-            raise ValueError(f"{name} must be finite in float32; look for NaN and infinite values")
+        check_inputs(x, self.input_shape, name)
 
     def _check_test_labels(self, labels: Tensor, name: str) -> None:
         low, high = int(labels.min()), int(labels.max())
@@ -345,26 +327,3 @@ class MLPLearner(Learner):
         given: dict[str, Any] = {"features": features, "cuda_graph": cuda_graph}
         # A method of one's own need not know of it.
         return given if features_cache is None else given | {"features_cache": features_cache}
-
-
-def _cache(
-    cache: str | os.PathLike[str] | FeatureCache | None, features: nn.Module | None
-) -> FeatureCache | None:
-    if cache is None or isinstance(cache, FeatureCache):
-        found = cache
-    elif not isinstance(cache, (str, os.PathLike)) or not os.fspath(cache):
-        kind = ValueError if isinstance(cache, str) else TypeError
-        raise kind(f"features_cache must be the path of a folder, a FeatureCache or None, got {shown(cache)}")
-    else:
-        found = FeatureCache(cache)
-    if found is not None and features is None:
-        raise ValueError("features_cache must be None without features: there is nothing to keep")
-    return found
-
-
-def _finite(x: Any) -> bool:
-    """Whether all values are finite in float32; reads them once, and copies none."""
-    if x.dtype is torch.uint8 or not x.numel():
-        return True
-    low, high = (float(bound) for bound in torch.aminmax(x.detach()))
-    return low >= -_LARGEST and high <= _LARGEST  # NaN compares as neither

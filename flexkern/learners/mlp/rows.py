@@ -54,6 +54,7 @@ class Rows:
 
 def rows_of(inputs: Tensor | ImageSource, device: torch.device) -> Tensor | Rows:
     """Inputs as rows: a tensor where that takes little memory or none; else each batch is converted."""
+    device = torch.empty(0, device=device).device  # with its number, as a tensor there has it
     if not isinstance(inputs, Tensor):
         return Rows(inputs, device)
     if inputs.device != device and inputs.numel() * inputs.element_size() <= _MOVED_WHOLE:
