@@ -16,11 +16,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 import flexkern.version
+from flexkern.features.identity import Known
 from flexkern.features.mapping import mapped
 from flexkern.files import replace_file, sweep
 from flexkern.spec.argument import shown
@@ -65,7 +67,8 @@ class FeatureCache:
     (all values of a tensor; paths, sizes and times of the images of a source), dtype, and the kind of device
     that computed them, whose bits they have. Anything else is computed anew, and stays beside what is there.
     What a module has in plain attributes, in neither ``state_dict`` nor ``repr``, it does not know; the
-    features of the first input are compared for that.
+    features of the first input are compared for that. One cache object sums an extractor's tensors again when
+    torch has counted a change of them; a new one does it anew.
 
     **The files.** ``features_KEY.safetensors``: a file of the safetensors format with the tensors ``features``
     [inputs, width] and ``sha256``, uint8 [32], the sum of all bytes before it; the record in its metadata,
@@ -88,6 +91,11 @@ class FeatureCache:
             raise ValueError("cache must be the path of a folder, got an empty one; '.' is the current one")
         self.folder = Path(os.path.abspath(os.path.expanduser(folder)))
         self._checked: dict[str, tuple[int, ...]] = {}  # file to what it was when its sum was right
+        self.sums: Known = WeakKeyDictionary()
+        """Of extractors, for :func:`flexkern.features.identity.extractor_key`."""
+
+    def __reduce__(self) -> tuple[type[FeatureCache], tuple[Path]]:
+        return FeatureCache, (self.folder,)
 
     def __repr__(self) -> str:
         return f"FeatureCache({str(self.folder)!r})"

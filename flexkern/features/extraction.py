@@ -207,7 +207,7 @@ def _cached(
     name: str,
     taken: Iterator[Tensor],
 ) -> Tensor:
-    of_all = f"{extractor_key(module)} {identity_of(inputs)} {dtype} {device.type}"
+    of_all = f"{extractor_key(module, cache.sums)} {identity_of(inputs)} {dtype} {device.type}"
     key = hashlib.sha256(of_all.encode()).hexdigest()
     found = cache.find(key)
     if found is None or not _alike(found, module, inputs, device):

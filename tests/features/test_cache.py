@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import flexkern.files
-from flexkern.features import FeatureCache, extract, extract_from
+from flexkern.features import FeatureCache, extract, extract_from, fingerprint, identity
 from helpers.made_images import Flat, Made, made_stream
 
 SOURCE = Made(60)
@@ -32,7 +32,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def is_computed(module: Flat, inputs: Any, folder: Path, **options: Any) -> bool:
+def is_computed(module: Flat, inputs: Any, folder: Path | FeatureCache, **options: Any) -> bool:
     """Whether features are computed, and not found; they must be right in either case."""
     expected = extract_from(module, inputs, **options)
     module.batches.clear()
@@ -90,6 +90,27 @@ def test_anything_else_is_computed_anew(tmp_path: Path, module: Flat, inputs: An
 def test_what_no_state_dict_has_counts(tmp_path: Path, change: dict[str, float]) -> None:
     extract_from(_Shift(), SOURCE, cache=tmp_path)
     assert is_computed(_Shift(**change), SOURCE, tmp_path)
+
+
+def test_weights_are_summed_again_when_they_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    summed, module, cache = [], Flat(), FeatureCache(tmp_path)
+    monkeypatch.setattr(identity, "fingerprint", lambda of: summed.append(of) or fingerprint(of))
+    for _ in range(3):
+        extract_from(module, SOURCE, cache=cache)
+    assert summed == [module]
+    extract_from(module, SOURCE, cache=tmp_path)  # another object
+    extract_from(module, SOURCE, cache=copy.deepcopy(cache))
+    assert summed == [module] * 3
+    module.get_buffer("weight")[0, 0] += 1
+    assert is_computed(module, SOURCE, cache)
+    module.weight = module.get_buffer("weight") * 2
+    assert is_computed(module, SOURCE, cache)
+    module.get_buffer("weight").data.mul_(3)  # which torch does not count: the first input shows it
+    assert is_computed(module, SOURCE, cache)
+    with torch.inference_mode():
+        module.weight = torch.ones(10, 108)
+        assert is_computed(module, SOURCE, cache)
+        assert not is_computed(module, SOURCE, cache)
 
 
 def test_layers_without_tensors_count(tmp_path: Path) -> None:
