@@ -223,6 +223,8 @@ class _Header:
         try:
             entries = json.loads(text)
             record, entry = json.loads(entries["__metadata__"][_KEY]), entries["features"]
+            if record["format"] != _FORMAT:
+                raise ValueError(f"format {record['format']!r}")
             key, name, (inputs, width) = record["key"], record["name"], entry["shape"]
             dtype = {name: dtype for dtype, name in _NAMES.items()}[entry["dtype"]]
             if not all(type(n) is int and n >= 0 for n in (inputs, width)):
@@ -230,8 +232,6 @@ class _Header:
             again = _Header.make(key, name, dtype, (inputs, width))
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(f"its header is not one of format {_FORMAT}") from error
-        if record["format"] != _FORMAT:
-            raise ValueError(f"its header is of format {record['format']!r}, not {_FORMAT}")
         size = os.fstat(file.fileno()).st_size
         start = 8 + length
         end = start + again.end - again.start
