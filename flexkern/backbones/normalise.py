@@ -29,8 +29,8 @@ def normalisation(model: nn.Module) -> Normalisation | None:
     """Mean and standard deviation by which a backbone's training images were normalised; None: it is not known.
 
     They are what :func:`flexkern.backbones.load_backbone` found beside the weights, else timm's
-    ``pretrained_cfg`` of the module, else the ``preprocessor_config.json`` of the local folder that transformers
-    read the module from.
+    ``pretrained_cfg`` of the module, else the ``preprocessor_config.json`` of the local folder that
+    transformers read the module from.
 
     Raises:
         ValueError: if the module, or the file, says what cannot be.

@@ -74,6 +74,7 @@ def fitted(model: nn.Module, size: int) -> tuple[nn.Module, bool]:
     Raises:
         ValueError: naming image_size, if the model cannot take such images.
     """
+    model = vision_part(model)
     family = family_of(model)
     if family is None:
         return model, False

@@ -115,14 +115,14 @@ def read_timm_hub(name: str) -> nn.Module:
         OSError: if it, or its weights, cannot be fetched.
         ValueError: as :func:`read_timm_folder`.
     """
-    hub = importlib.import_module("huggingface_hub")
+    hub, absent = (importlib.import_module(f"huggingface_hub{part}") for part in ("", ".errors"))
     repository, _, revision = name.partition("@")
     where = {"repo_id": repository, "revision": revision or None}
     folder = Path(hub.hf_hub_download(filename="config.json", **where)).parent
     for file in _WEIGHTS[:2]:
         try:
             hub.hf_hub_download(filename=file, **where)
-        except hub.errors.EntryNotFoundError:
+        except absent.EntryNotFoundError:
             continue
         return read_timm_folder(folder, name)
     raise FileNotFoundError(f"backbone: {name!r} has neither {_WEIGHTS[0]} nor {_WEIGHTS[1]} on the hub")
