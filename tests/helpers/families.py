@@ -14,7 +14,8 @@ from helpers.timm_models import import_timm
 
 SIZE, PATCH, WIDTH, BLOCKS = 32, 8, 32, 2
 TIMM = {
-    "img_size": SIZE, "patch_size": PATCH, "embed_dim": WIDTH, "depth": BLOCKS, "num_heads": 2, "num_classes": 5,
+    "img_size": SIZE, "patch_size": PATCH, "embed_dim": WIDTH, "depth": BLOCKS, "num_heads": 2,
+    "num_classes": 5,
 }  # fmt: skip
 HUGGING_FACE = {
     "hidden_size": WIDTH, "num_hidden_layers": BLOCKS, "num_attention_heads": 2, "intermediate_size": 64,
