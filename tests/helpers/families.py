@@ -48,6 +48,10 @@ def _hugging_face(name: str, options: dict[str, Any] | None = None, **config: An
     return getattr(_transformers(), name)(made, **(options or {}))
 
 
+def _swin() -> Any:
+    return _transformers().SwinConfig(image_size=56, embed_dim=8, depths=[1] * 4, num_heads=[1] * 4)
+
+
 def _with_text(name: str, base: str) -> nn.Module:
     config = getattr(_transformers(), f"{base}Config")(vision_config=HUGGING_FACE, text_config=_TEXT)
     return getattr(_transformers(), name)(config)
@@ -152,7 +156,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
         lambda: _hugging_face("SiglipVisionModel", vision_use_head=False), "has no pooling head",
     ),
     "SigLIP, classifier": (lambda: _with_text("SiglipForImageClassification", "Siglip"), "is not a vision"),
-    "Swin": (lambda: _transformers().SwinModel(_transformers().SwinConfig(image_size=56)), "SwinModel is not"),
+    "Swin": (lambda: _transformers().SwinModel(_swin()), "SwinModel is not"),
     "ResNet": (
         lambda: _hugging_face("ResNetModel", embedding_size=8, hidden_sizes=[8], depths=[1]), "ResNetModel",
     ),
