@@ -67,16 +67,16 @@ def load_backbone(
         source: one of these. Only the last three use the network.
 
             - "small": the embedded one, 1.2 M parameters, images of 32 x 32;
-            - a folder that transformers' ``save_pretrained`` or timm's ``save_for_hf`` wrote; "local-dir:FOLDER"
-              is the same;
+            - a folder that transformers' ``save_pretrained`` or timm's ``save_for_hf`` wrote, also as
+              "local-dir:FOLDER";
             - a module: itself, or the vision transformer in it, where it is a classifier or CLIP;
             - "organisation/name" on the Hugging Face hub, such as "google/vit-base-patch16-224-in21k" or
-              "timm/vit_base_patch16_224.augreg_in21k". What is no folder here and not of this form is not looked
-              for on the hub;
+              "timm/vit_base_patch16_224.augreg_in21k". What is no folder here and not of this form is not
+              looked for on the hub;
             - "hf-hub:organisation/name": of timm's form;
             - a name of timm's, such as "vit_base_patch16_224.augreg_in21k", where timm is installed.
-        image_size: pixels of each side of the images that it is to take; None: its own. A module is not changed:
-            what is returned is a copy.
+        image_size: pixels of each side of the images that it is to take; None: its own. A module is not
+            changed: what is returned is a copy.
         dtype: "float32", "bfloat16" or "float16"; None: float32, and of a module its own. A module of another
             dtype is copied.
 
@@ -113,6 +113,10 @@ def _in_dtype(model: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 def _read(source: Any) -> nn.Module:
     if isinstance(source, nn.Module):
+        if any(p.is_meta for p in source.parameters()):
+            raise ValueError(
+                f"backbone: {type(source).__name__} is on the meta device, without weights; load them"
+            )
         return vision_part(source)
     if not isinstance(source, (str, os.PathLike)):
         raise TypeError(f"backbone must be a name, a folder or a torch.nn.Module, got {type(source).__name__}")
@@ -142,7 +146,7 @@ def _read(source: Any) -> nn.Module:
         return read_timm_name(name)
     raise FileNotFoundError(
         f"backbone: there is no folder at {name!r}; give one that save_pretrained wrote, 'small' (the embedded "
-        "one), a name on the Hugging Face hub, 'organisation/name', or, where timm is installed, a name of timm's"
+        "one), a name on the Hugging Face hub, 'organisation/name', or, where timm is installed, one of timm's"
         + why_no_timm(name)
     )
 

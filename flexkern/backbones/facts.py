@@ -61,7 +61,10 @@ class BackboneFacts:
 
 @torch.no_grad()
 def backbone_facts(
-    source: str | os.PathLike[str] | nn.Module, *, size: int | None = None, dtype: str | torch.dtype | None = None
+    source: str | os.PathLike[str] | nn.Module,
+    *,
+    size: int | None = None,
+    dtype: str | torch.dtype | None = None,
 ) -> BackboneFacts:
     """Loads a backbone, tries it on one image, as learners do, and times one pass of that.
 

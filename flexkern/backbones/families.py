@@ -25,8 +25,8 @@ from flexkern.backbones.parts import (
 __all__ = ["FAMILIES", "family_of", "interpolates", "own_features", "parts_of", "vision_part"]
 
 FAMILIES = (
-    "of Hugging Face ViT, DeiT, DINOv2, DINOv3, I-JEPA, BEiT, ViT-MSN, SigLIP and CLIP; of timm VisionTransformer, "
-    "Eva and Beit"
+    "of Hugging Face ViT, DeiT, DINOv2, DINOv3, I-JEPA, BEiT, ViT-MSN, SigLIP and CLIP; of timm "
+    "VisionTransformer, Eva and Beit"
 )
 # Names, and not classes: neither library is imported to look at a module.
 _HUGGING_FACE = {
@@ -60,10 +60,12 @@ def family_of(model: nn.Module) -> str | None:
 
 
 def vision_part(model: nn.Module) -> nn.Module:
-    """The vision transformer in a model that has more: the base of a classifier, the images' side of CLIP.
+    """The vision transformer in a model that has more: the base of a classifier, the images' side of CLIP, what
+    torch.compile was given.
 
     A model that is one, or has none of a known family, is returned as it is.
     """
+    model = getattr(model, "_orig_mod", model)
     if family_of(model) is not None:
         return model
     # Classifiers of these two do not read what their base pools, and so are of no known family.
@@ -127,19 +129,25 @@ def own_features(network: nn.Module, images: Tensor, *, interpolate: bool = Fals
 
 def _timm(model: Any) -> Parts:
     kind = type(model).__name__
-    others = {type(b).__name__ for b in model.blocks if not _is_a(b, _TIMM_BLOCKS)}
+    others = sorted({type(b).__name__ for b in model.blocks if not _is_a(b, _TIMM_BLOCKS)})
     if others or not len(model.blocks):
-        what = ", ".join(sorted(others)) or "none"
-        raise ValueError(
-            f"{kind} has blocks of the kind {what}; adapters fit blocks with a norm before their MLP"
-        )
+        what = f"blocks of the kind {', '.join(others)}" if others else "no blocks"
+        raise ValueError(f"{kind} has {what}; adapters fit blocks with a norm before their MLP")
     pool = getattr(model, "global_pool", None)
     if not pool:
-        raise ValueError(f"{kind} pools nothing (global_pool={pool!r}); make it with global_pool='token' or 'avg'")
+        raise ValueError(
+            f"{kind} pools nothing (global_pool={pool!r}); make it with global_pool='token' or 'avg'"
+        )
     if getattr(model, "rope_mixed", False):
-        raise ValueError(f"{kind} has other rotary positions in each block (rope_mixed), which is not supported")
+        raise ValueError(
+            f"{kind} has other rotary positions in each block (rope_mixed), which is not supported"
+        )
     distilled = getattr(model, "dist_token", None) is not None
-    words = {"token": "class token", "avg": "mean of the patch tokens", "map": "attention pooling of the tokens"}
+    words = {
+        "token": "class token",
+        "avg": "mean of the patch tokens",
+        "map": "attention pooling of the tokens",
+    }
     feature = "mean of class and distillation token" if distilled else words.get(pool, f"global_pool={pool!r}")
     if getattr(model, "pool_include_prefix", False) and pool == "avg":
         feature = "mean of all tokens"
@@ -211,10 +219,16 @@ class _TimmPool:
 
 def _hugging_face(model: Any, family: str, interpolate: bool) -> Parts:
     layers = _layers(model)
-    names = ("layernorm_after", "norm2", "layer_norm2")  # before the MLP: in ViT and DeiT, DINO, SigLIP and CLIP
+    names = (
+        "layernorm_after",
+        "norm2",
+        "layer_norm2",
+    )  # before the MLP: in ViT and DeiT, DINO, SigLIP and CLIP
     points = [AdapterPoint(layer, getattr(layer, n)) for layer in layers for n in names if hasattr(layer, n)]
     if not points or len(points) != len(layers):
-        raise ValueError(f"{type(model).__name__} has {len(layers)} blocks, {len(points)} with a norm before their MLP")
+        raise ValueError(
+            f"{type(model).__name__} has {len(layers)} blocks, {len(points)} with a norm before their MLP"
+        )
     embed: Any = Interpolated(model.embeddings) if interpolate else model.embeddings
     embed = InDtype(embed, next(m for m in model.embeddings.modules() if isinstance(m, nn.Conv2d)))
     if family in ("ViT", "ViT-MSN"):
@@ -261,7 +275,9 @@ def _layers(model: Any) -> Any:
 
 def _beit(model: Any, embed: Any, points: list[AdapterPoint]) -> Parts:
     if model.pooler is None:
-        raise ValueError(f"{type(model).__name__} was made without its pooler; make it with add_pooling_layer=True")
+        raise ValueError(
+            f"{type(model).__name__} was made without its pooler; make it with add_pooling_layer=True"
+        )
     mean = model.pooler.layernorm is not None
     return Parts(
         SquareOnly(embed), points, model.layernorm, pool=model.pooler, last=model.pooler.layernorm,

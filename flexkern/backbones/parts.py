@@ -53,17 +53,14 @@ class Parts:
     arguments: Callable[[Tensor], dict[str, Any]] | None = None
     feature: str = "class token"
 
-    def features(self, images: Tensor) -> Tensor:
-        """What the model pools from images, [n, width]."""
-        return self.pooled(self.tokens(images))
-
-    def tokens(self, images: Tensor) -> Tensor:
-        """All tokens after ``norm``, [n, L, width]."""
+    def features(self, images: Tensor, *, mean: bool = False) -> Tensor:
+        """What the model pools from images, [n, width]; with ``mean``, the patches' mean beside it."""
         tokens = self.embed(images)
         arguments = self.block_arguments(tokens)
         for point in self.points:
             tokens = run_block(point.block, tokens, arguments)
-        return self.norm(tokens)
+        tokens = self.norm(tokens)
+        return torch.cat([self.pooled(tokens), self.mean(tokens)], 1) if mean else self.pooled(tokens)
 
     def block_arguments(self, tokens: Tensor) -> dict[str, Any]:
         """Keyword arguments of every block, for tokens [n, L, width]; they depend on L only."""
@@ -74,7 +71,7 @@ class Parts:
         return tokens[:, 0] if self.pool is None else self.pool(tokens)
 
     def mean(self, tokens: Tensor) -> Tensor:
-        """Mean of the patches' tokens after ``norm``, [n, width]: without class token, registers and the like."""
+        """Mean of the patches' tokens after ``norm``, [n, width]: no class token, registers and the like."""
         mean = tokens[:, self.prefix :].mean(1)
         return mean if self.last is None else self.last(mean)
 

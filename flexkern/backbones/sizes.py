@@ -1,4 +1,4 @@
-"""The sizes of a backbone: of its images and patches, of its features, and of images that it was not made for."""
+"""The sizes of a backbone: of its images, patches and features, and of images that it was not made for."""
 
 from __future__ import annotations
 
@@ -33,9 +33,8 @@ def _own_size(model: nn.Module) -> int:
         said = getattr(part, "pretrained_cfg", None)  # timm's, where a model takes images of all sizes
         size = said["input_size"][1:] if isinstance(said, dict) and "input_size" in said else None
     if size is None:
-        raise ValueError(
-            f"backbone: {type(model).__name__} does not say its image size{_unknown(part) or '; pass image_size='}"
-        )
+        hint = _unknown(part) or "; pass image_size="
+        raise ValueError(f"backbone: {type(model).__name__} does not say its image size{hint}")
     return _whole(size)
 
 
@@ -75,6 +74,7 @@ def fitted(model: nn.Module, size: int) -> tuple[nn.Module, bool]:
     Raises:
         ValueError: naming image_size, if the model cannot take such images.
     """
+    model = vision_part(model)
     family = family_of(model)
     if family is None:
         return model, False
@@ -98,8 +98,8 @@ def fitted(model: nn.Module, size: int) -> tuple[nn.Module, bool]:
         return model, False
     if not hasattr(model, "set_input_size"):
         raise ValueError(
-            f"image_size must be {_own_size(model)}, the only one that {type(model).__name__} of this timm takes, "
-            f"got {size}"
+            f"image_size must be {_own_size(model)}, the only one that {type(model).__name__} of this timm "
+            f"takes, got {size}"
         )
     other: Any = copy_of_structure(model)
     try:

@@ -1,4 +1,4 @@
-"""The command line: ``flexkern demo``, ``flexkern run``, ``flexkern bench``, ``flexkern check`` and ``flexkern info``."""
+"""The command line: ``flexkern demo``, ``run``, ``bench``, ``check`` and ``info``."""
 
 from __future__ import annotations
 

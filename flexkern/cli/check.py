@@ -57,7 +57,10 @@ def _table(facts: BackboneFacts) -> Table:
         ("tokens", f"{facts.tokens}, of which {facts.prefix_tokens} before the patches'"),
         ("feature", f"{facts.feature}, {facts.width} numbers"),
         ("normalised by", _normalised(facts)),
-        ("adapters", f"fit: {facts.bytes_per_task:,} bytes a task at rank {RANK}, in all {facts.blocks} blocks"),
+        (
+            "adapters",
+            f"fit: {facts.bytes_per_task:,} bytes a task at rank {RANK}, in all {facts.blocks} blocks",
+        ),
         ("one image", f"{facts.seconds * 1e3:.1f} ms"),
     ):
         table.add_row(what, value)

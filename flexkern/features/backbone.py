@@ -62,10 +62,7 @@ class BackboneFeatures(nn.Module):
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         """float32 [n, out_features] of images [n, 3, height, width], uint8 (0 ... 255) or float in [0, 1]."""
-        parts = self._parts
-        tokens = parts.tokens(test_view(images, self.image_size))
-        features = parts.pooled(tokens).float()
-        return torch.cat([features, parts.mean(tokens).float()], 1) if self.mean else features
+        return self._parts.features(test_view(images, self.image_size), mean=self.mean).float()
 
     def get_extra_state(self) -> dict[str, Any]:
         """What decides features beside the weights, so that fingerprints have it."""

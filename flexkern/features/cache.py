@@ -166,9 +166,9 @@ class FeatureCache:
             OSError: naming the file, if it cannot be written, or there is too little room for it.
         """
         path = self._path(key)
+        first = next(batches)  # what fails at once leaves no folder
         self.folder.mkdir(parents=True, exist_ok=True)
         sweep(self.folder, _FILE)
-        first = next(batches)
         header = _Header.make(key, name, dtype, (inputs, first.shape[1]))
         free = shutil.disk_usage(self.folder).free
         if free < header.end:

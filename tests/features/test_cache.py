@@ -372,5 +372,11 @@ def test_a_file_in_the_place_of_the_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     module = Flat()
     with pytest.raises(OSError, match="file"):
-        extract_from(module, SOURCE, cache=tmp_path / "file")
-    assert module.batches == []
+        extract_from(module, SOURCE, batch_size=16, cache=tmp_path / "file")
+    assert module.batches == [16]
+
+
+def test_what_fails_at_once_makes_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no image"):
+        extract_from(Flat(), Made(60, broken=3), cache=tmp_path / "new" / "features")
+    assert names(tmp_path) == []

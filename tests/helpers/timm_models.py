@@ -14,7 +14,14 @@ from torch import nn
 
 
 class _Interpolation(enum.Enum):
-    NEAREST, BILINEAR, BICUBIC, BOX, HAMMING, LANCZOS = "nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"
+    NEAREST, BILINEAR, BICUBIC, BOX, HAMMING, LANCZOS = (
+        "nearest",
+        "bilinear",
+        "bicubic",
+        "box",
+        "hamming",
+        "lanczos",
+    )
 
 
 class _Absent:

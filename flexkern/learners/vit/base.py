@@ -94,17 +94,17 @@ class ViTLearner(Learner):
                 raise TypeError(f"{type(self).__name__} has no argument {name!r}{hint}")
         self.recipe = recipe or self.default_recipe()
         of_recipe = asdict(self.recipe) | {"crop": list(self.recipe.crop)}  # JSON has no tuples
+        configuration: dict[str, Any] = {
+            "recipe": of_recipe, "images_per_pass": images_per_pass, "image_size": image_size, **options,
+        }  # fmt: skip
+        super().__init__(seed=seed, device=device, configuration=configuration)
+        self.images_per_pass = images_per_pass
         network = backbones.load_backbone(backbone)
         if normalise == "auto":
             normalise = backbones.normalisation(network) or "none"
         self._normalise = None if isinstance(normalise, str) else normalise
-        configuration: dict[str, Any] = {
-            "recipe": of_recipe, "images_per_pass": images_per_pass, "image_size": image_size,
-            "normalize": "none" if self._normalise is None else [list(numbers) for numbers in self._normalise],
-            **options,
-        }  # fmt: skip
-        super().__init__(seed=seed, device=device, configuration=configuration)
-        self.images_per_pass = images_per_pass
+        numbers = "none" if self._normalise is None else [list(part) for part in self._normalise]
+        self._configuration["normalize"] = numbers
         self._given = network.to(self.device).requires_grad_(False)  # what a checkpoint knows
         self.image_size = image_size or backbones.image_size(network)
         self.backbone, self._interpolate = fitted(network, self.image_size)
@@ -120,8 +120,9 @@ class ViTLearner(Learner):
         if attention is None or getattr(self.backbone.config, "_attn_implementation", None) == "eager":
             return
         # A copy with the same weights: another learner may have this backbone, and its attention stays.
-        self.backbone = copy_of_structure(self.backbone)
-        self.backbone.set_attn_implementation("eager")
+        own: Any = copy_of_structure(self.backbone)
+        own.set_attn_implementation("eager")
+        self.backbone = own
 
     @classmethod
     def default_recipe(cls) -> Recipe:
@@ -349,14 +350,12 @@ class ViTLearner(Learner):
         schema.check_configuration(Recipe, configuration["recipe"], "recipe.")
         schema.check_fields(configuration, _RANGES, others=True)
         # Those of earlier versions took images as they are.
-        said = {"recipe": Recipe(**configuration["recipe"]), "normalize": configuration.get("normalize", "none")}
-        return configuration | said
+        normalize = configuration.get("normalize", "none")
+        return configuration | {"recipe": Recipe(**configuration["recipe"]), "normalize": normalize}
 
     def _known_parts(self, network: nn.Module) -> Parts:
         """The backbone, or a copy of it, in parts that normalise their images; tried on one image."""
-        return tried_parts(
-            network, self.image_size, interpolate=self._interpolate, normalise=self._normalise
-        )
+        return tried_parts(network, self.image_size, interpolate=self._interpolate, normalise=self._normalise)
 
 
 def check_same(part: str, what: str, have: int, expected: int) -> None:
