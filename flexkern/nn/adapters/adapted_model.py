@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+import weakref
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
+from flexkern.backbones.families import FAMILIES, parts_of
+from flexkern.backbones.parts import AdapterPoint, Parts, run_block
 from flexkern.nn.adapters.bank import AdapterBank
 from flexkern.nn.adapters.passes import Pass, PassLog, running, running_in
 
@@ -21,32 +24,6 @@ __all__ = ["AdaptedModel", "AdapterPoint", "Parts", "Trunk", "attach_adapters", 
 # over 32 MB anew each time, and then each page faults: 320 pairs of the small transformer in one batch have 360
 # faults per pair, which take 0.65 ms beside 2.3 ms of computing; in pieces there are none.
 _PIECE_BYTES = 16 << 20
-
-
-class AdapterPoint(NamedTuple):
-    """Where one adapter sits: it reads the input of ``norm`` and adds to the output of ``block``.
-
-    In a transformer ``norm`` is the one before the block's MLP, so the adapter is parallel to the MLP (EASE).
-    """
-
-    block: nn.Module
-    norm: nn.Module
-
-
-@dataclass(frozen=True)
-class Parts:
-    """A vision transformer in parts: ``norm(blocks(embed(images)))[:, 0]`` are its features."""
-
-    embed: Callable[[Tensor], Tensor]
-    points: Sequence[AdapterPoint]
-    norm: nn.Module
-
-    def features(self, images: Tensor) -> Tensor:
-        """The class token of images, [N, width]."""
-        tokens = self.embed(images)
-        for point in self.points:
-            tokens = _tokens(point.block(tokens))
-        return self.norm(tokens)[:, 0]
 
 
 class Trunk(NamedTuple):
@@ -60,41 +37,6 @@ class Trunk(NamedTuple):
     tokens: Tensor
 
 
-@dataclass(frozen=True)
-class _TimmEmbedding:
-    """What comes before a timm model's blocks; not a closure, so that a copy of it is of the model's copy."""
-
-    model: Any
-
-    def __call__(self, images: Tensor) -> Tensor:
-        model = self.model
-        return model.norm_pre(model._pos_embed(model.patch_embed(images)))
-
-
-def parts_of(network: nn.Module) -> Parts | None:
-    """The parts of a Hugging Face ViT, DeiT or DINOv2 model or of a timm VisionTransformer; None of others."""
-    model: Any = network  # of no class that is known here
-    if hasattr(model, "patch_embed") and hasattr(model, "blocks"):  # timm
-        points = [AdapterPoint(b, b.norm2) for b in model.blocks]
-        return Parts(_TimmEmbedding(model), points, model.norm)
-    layers = getattr(model, "layers", None)  # ViT and DeiT
-    if layers is None:
-        encoder = getattr(model, "encoder", None)  # DINOv2, and transformers 4
-        layers = getattr(encoder, "layer", getattr(encoder, "layers", None))
-    if layers is None or not hasattr(model, "embeddings") or not hasattr(model, "layernorm"):
-        return None
-    names = ("layernorm_after", "norm2")  # before the MLP: of ViT and DeiT, of DINOv2
-    points = [AdapterPoint(layer, getattr(layer, n)) for layer in layers for n in names if hasattr(layer, n)]
-    if len(points) != len(layers):
-        return None
-    return Parts(model.embeddings, points, model.layernorm)
-
-
-def _tokens(output: Any) -> Tensor:
-    """What a block returns, alone or as the first of a tuple."""
-    return output if isinstance(output, Tensor) else output[0]
-
-
 def attach_adapters(
     model: nn.Module,
     bank: AdapterBank,
@@ -103,9 +45,9 @@ def attach_adapters(
     """Puts the bank's adapters in parallel to the MLP of every block of ``model``, and freezes ``model``.
 
     Args:
-        model: a Hugging Face ``ViTModel``, ``DeiTModel`` or ``Dinov2Model``, a timm ``VisionTransformer``, or
-            any module by ``points``. It is called as before; adapters run inside :meth:`AdaptedModel.tasks`
-            only.
+        model: of a known family (docs/backbones.md; Hugging Face ViT, DINOv2, ..., timm's vision transformers),
+            or any module by ``points``. It is called as before; adapters run inside
+            :meth:`AdaptedModel.tasks` only.
         bank: has one layer for each block.
         points: where the adapters go, for other models; with :class:`Parts`, the shared passes work for those
             too.
@@ -116,8 +58,8 @@ def attach_adapters(
     parts = points if isinstance(points, Parts) else parts_of(model) if points is None else None
     if points is None and parts is None:
         raise ValueError(
-            f"model: {type(model).__name__} is not a vision transformer of a known family (Hugging Face ViT, "
-            "DeiT, DINOv2; timm VisionTransformer); pass points=[AdapterPoint(block, norm), ...]"
+            f"model: {type(model).__name__} is not a vision transformer of a known family ({FAMILIES}); pass "
+            "points=[AdapterPoint(block, norm), ...]"
         )
     places = parts.points if parts is not None else points
     assert places is not None
@@ -150,20 +92,21 @@ class AdaptedModel(nn.Module):
         self._parts = parts
         self._points = list(points)
         self._log = PassLog()
-        self._hooks = []
+        self._hooks: list[RemovableHandle] = []
         self._called: list[_Hook] = []
         for layer, point in enumerate(points):
             reader, adder = _Reader(self, layer), _Adder(self, layer)
             self._called += [reader, adder]
             self._hooks.append(point.norm.register_forward_pre_hook(reader))
             self._hooks.append(point.block.register_forward_hook(adder))
+        weakref.finalize(self, _remove, self._hooks).atexit = False
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         for (
             hook
         ) in self._called:  # a frozen model that was copied first has hooks that do not know this one yet
-            hook.owner = self
+            hook.belong_to(self)
 
     def train(self, mode: bool = True) -> AdaptedModel:
         """Sets the mode of the adapters (dropout); the frozen model stays in ``eval()``."""
@@ -173,9 +116,7 @@ class AdaptedModel(nn.Module):
 
     def remove(self) -> None:
         """Takes the adapters out of the model again, which stays frozen."""
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks.clear()
+        _remove(self._hooks)
 
     @contextmanager
     def tasks(self, task: int | Tensor | None) -> Iterator[None]:
@@ -217,10 +158,11 @@ class AdaptedModel(nn.Module):
         """Runs what comes before the first adapter on images [N, ...], under no_grad: it is not trained."""
         parts = self._known_parts()
         embedded = parts.embed(images)
+        arguments = parts.block_arguments(embedded)
         read, tokens = [], []
         with self._pass(None, reads=True) as current:
             for rows in _pieces(len(embedded), embedded):
-                tokens.append(_tokens(parts.points[0].block(embedded[rows])))
+                tokens.append(run_block(parts.points[0].block, embedded[rows], arguments))
                 read.append(current.inputs.pop(0))
         return Trunk(_joined(read), _joined(tokens))
 
@@ -232,14 +174,14 @@ class AdaptedModel(nn.Module):
         *,
         mean: bool = False,
     ) -> Tensor:
-        """The class token with the adapters of the tasks, from what :meth:`trunk` returned.
+        """What the model pools, with the adapters of the tasks, from what :meth:`trunk` returned.
 
         Args:
             trunk: of N images.
             task: of all pairs, or integers [P], the task of each (-1 for none; sorted is faster); None: no
                 adapters.
             sample: integers [P], the image of each pair; None: pair p is image p.
-            mean: append the mean of the other tokens.
+            mean: append the mean of the patches' tokens.
 
         Returns:
             [P, width], or [N, width] without ``sample``; twice as wide with ``mean``.
@@ -269,13 +211,20 @@ class AdaptedModel(nn.Module):
         x, tokens = (part[rows] if sample is None else part.index_select(0, sample[rows]) for part in trunk)
         if isinstance(task, Tensor):
             task = task[rows]
+        arguments = parts.block_arguments(tokens)
         if task is not None:
-            tokens = self.bank(0, x, task, tokens)
+            tokens = _adapted(self.bank, 0, x, task, tokens)
         with self.tasks(task):
             for point in parts.points[1:]:
-                tokens = _tokens(point.block(tokens))
+                tokens = run_block(point.block, tokens, arguments)
         tokens = parts.norm(tokens)
-        return torch.cat([tokens[:, 0], tokens[:, 1:].mean(1)], 1) if mean else tokens[:, 0]
+        return torch.cat([parts.pooled(tokens), parts.mean(tokens)], 1) if mean else parts.pooled(tokens)
+
+
+def _remove(hooks: list[RemovableHandle]) -> None:
+    for hook in hooks:
+        hook.remove()
+    hooks.clear()
 
 
 def _next_node() -> int:
@@ -285,16 +234,31 @@ def _next_node() -> int:
 
 class _Hook:
     """A hook of an adapted model in one of its layers. An object and no closure: a copy of the model has hooks
-    that are the copy's. A copy of the frozen model alone has hooks that do nothing."""
+    that are the copy's. A copy of the frozen model alone has hooks that do nothing.
+
+    It does not keep the adapted model alive: the frozen one, which has the hook, may serve others after it.
+    """
 
     def __init__(self, owner: AdaptedModel | None, layer: int) -> None:
-        self.owner, self.layer = owner, layer
+        self.layer = layer
+        self.belong_to(owner)
+
+    def belong_to(self, owner: AdaptedModel | None) -> None:
+        self._owner = None if owner is None else weakref.ref(owner)
+
+    @property
+    def owner(self) -> AdaptedModel | None:
+        return None if self._owner is None else self._owner()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Hook:
         return type(self)(memo.get(id(self.owner)), self.layer)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (None, self.layer)  # an adapted model that is read makes them its own
+
     def _pass(self) -> Pass | None:
-        return None if self.owner is None else running_in(self.owner, self.owner._log)
+        owner = self.owner
+        return None if owner is None else running_in(owner, owner._log)
 
 
 class _Reader(_Hook):
@@ -313,10 +277,22 @@ class _Adder(_Hook):
         current = self._pass()
         if current is None or current.task is None:
             return None
-        assert self.owner is not None
         read = current.inputs.pop(self.layer)
-        tokens = self.owner.bank(self.layer, read, current.task, _tokens(output))
-        return tokens if isinstance(output, Tensor) else (tokens, *output[1:])
+        alone = isinstance(output, Tensor)
+        tokens = _adapted(current.owner.bank, self.layer, read, current.task, output if alone else output[0])
+        return tokens if alone else (tokens, *output[1:])
+
+
+def _adapted(bank: AdapterBank, layer: int, read: Tensor, task: int | Tensor, tokens: Tensor) -> Tensor:
+    """``tokens`` plus the adapters' output, in the dtype that the network computes in.
+
+    Adapters of a network in bfloat16 or float16 are float32, as all that is trained, and so is the sum.
+    """
+    own = bank.dtype
+    device = tokens.device.type
+    if tokens.dtype is own or (device != "meta" and torch.is_autocast_enabled(device)):
+        return bank(layer, read, task, tokens)
+    return bank(layer, read.to(own), task, tokens.to(own)).to(tokens.dtype)
 
 
 def _pieces(count: int, tokens: Tensor) -> Iterator[slice]:
