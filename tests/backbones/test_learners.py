@@ -131,6 +131,16 @@ def test_low_precision(method: str, dtype: str, tmp_path: Path) -> None:
         assert torch.equal(again.logits(e.test_inputs), logits)
 
 
+@pytest.mark.parametrize("method", ["artsy", "finetune"])
+def test_bfloat16_in_two_ways(method: str) -> None:
+    low = {dtype: backbones.load_backbone(family("timm"), dtype=dtype) for dtype in ("bfloat16", "float16")}
+    learner, e = made(method, low["bfloat16"], precision="bfloat16"), experience()
+    learner.learn(e)
+    assert bool(learner.logits(e.test_inputs).isfinite().all())
+    with pytest.raises(ValueError, match="precision must be 'float32' for a backbone in float16"):
+        made(method, low["float16"], precision="bfloat16")
+
+
 def test_adapters_are_added_in_float32() -> None:
     """Their output is small beside the tokens: rounded on its own, it would be lost in bfloat16."""
     low = backbones.load_backbone(family("ViT"), dtype="bfloat16")
