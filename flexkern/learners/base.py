@@ -79,6 +79,7 @@ class Learner(ABC):
         self.report: dict[str, float] = {}
         """Of the last :meth:`evaluate`: seconds per input, and what the method counts."""
         self._configuration = configuration | {"seed": self.seed}
+        self._frozen_name: str | None = None  # by which the frozen network is found again
         self._epochs_done = 0  # of the item that is being learned
         self._begun: dict[str, Any] | None = None  # its name, as JSON, while it is being learned
 
@@ -162,6 +163,16 @@ class Learner(ABC):
         """Fingerprint of the frozen network that is given and not saved; None where there is none."""
 
     @classmethod
+    def _named(cls, frozen_name: str) -> dict[str, Any]:
+        """What :meth:`_check_frozen` is given where the caller of :meth:`load` gives nothing."""
+        return {}
+
+    @classmethod
+    def _name_of_frozen(cls, given: dict[str, Any]) -> str | None:
+        """The name in what :meth:`_check_frozen` was given; None if only who made the network has it."""
+        return None
+
+    @classmethod
     @abstractmethod
     def _check_frozen(cls, known: str | None, **given: Any) -> dict[str, Any]:
         """What :meth:`load` was given, as the constructor's arguments.
@@ -176,6 +187,11 @@ class Learner(ABC):
         return configuration
 
     # ------------------------------------------------------------------ learning
+
+    def check(self, experience: Experience) -> None:
+        """Raises as :meth:`learn` does before it changes anything."""
+        _check_kind(experience)
+        self._check(experience)
 
     # However it is called, and so that an interrupt in the middle of a torch.no_grad() does not leave it on.
     @torch.enable_grad()
@@ -208,10 +224,7 @@ class Learner(ABC):
                 method makes of them), or another one was begun and not ended. Nothing has been changed then.
             RuntimeError: inside of ``torch.inference_mode()``, where nothing can be learned.
         """
-        if not isinstance(experience, Experience):
-            raise TypeError(
-                f"experience must be a flexkern.streams.Experience, got {type(experience).__name__}"
-            )
+        _check_kind(experience)
         if progress is not None and not callable(progress):
             raise TypeError(f"progress must be callable or None, got {progress!r}")
         epochs = self.default_epochs if epochs is None else whole_number(epochs, "epochs")
@@ -326,11 +339,17 @@ class Learner(ABC):
         """What the constructor was given, but for frozen networks and the device; JSON."""
         return dict(self._configuration)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: str | os.PathLike[str], *, notes: dict[str, Any] | None = None) -> None:
         """Writes all that learning depends on, but no frozen network, to one safetensors file.
 
         The file appears whole or not at all (:func:`flexkern.files.replace_file`). It holds tensors, JSON, and
-        sums of both; reading it executes nothing.
+        sums of both; reading it executes nothing. Of a backbone that was given by its name, or as a folder, it
+        has that name, or where the folder is.
+
+        Args:
+            path: of the file.
+            notes: JSON of the caller's, to be kept in it; :func:`flexkern.learners.checkpoint.read_notes`
+                reads it.
 
         Raises:
             OSError: naming the path, if it cannot be written.
@@ -351,6 +370,10 @@ class Learner(ABC):
             "model": {name: value for name, value in state.items() if not isinstance(value, Tensor)},
             "optimizer": None,
         }
+        if self._frozen_name is not None:
+            record["frozen_name"] = self._frozen_name
+        if notes is not None:
+            record["notes"] = notes
         if optimizer is not None:
             of_optimizer, record["optimizer"] = checkpoint.split_optimizer(optimizer.state_dict())
             tensors |= of_optimizer
@@ -367,7 +390,8 @@ class Learner(ABC):
             device: where to compute.
             given: what the file does not hold. For a multi-layer perceptron ``features``, the extractor that
                 the learner was made with, if it had one, and ``cuda_graph`` (the bits are the same with and
-                without); for a vision transformer ``backbone`` (default: "small").
+                without); for a vision transformer ``backbone`` (default: what the learner was made with, if that was
+                a name or a folder, which may be fetched from the hub then; else "small").
 
         All is looked at before anything is made from it: sums, the record's fields, and sizes. A file of an
         earlier version carries no sum, which a warning says.
@@ -383,6 +407,11 @@ class Learner(ABC):
     def _method_name(cls) -> str:
         """The name that it was registered by; of a class that was not, its own."""
         return vars(cls).get("method", cls.__name__)
+
+
+def _check_kind(experience: object) -> None:
+    if not isinstance(experience, Experience):
+        raise TypeError(f"experience must be a flexkern.streams.Experience, got {type(experience).__name__}")
 
 
 def _refuse_inference_mode() -> None:

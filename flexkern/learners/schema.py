@@ -33,6 +33,7 @@ _RECORD: dict[str, tuple[Any, ...]] = {
     "format": (int,), "family": (str,), "method": (str,), "class": (str,), "configuration": (dict,),
     "frozen": (str, None), "progress": (dict,), "model": (dict,), "optimizer": (dict, None),
 }  # fmt: skip
+_ALSO: dict[str, tuple[Any, ...]] = {"version": (str,), "frozen_name": (str,), "notes": (dict,)}
 _PROGRESS: dict[str, tuple[Any, ...]] = {
     "items_learned": _COUNT, "epochs_done": _COUNT, "begun": (dict, None),
 }  # fmt: skip
@@ -80,7 +81,7 @@ def check_record(record: dict[str, Any]) -> None:
         optimizer = (training or {}).get("optimizer") if vit else record["optimizer"]
         begun = record["begun"] if vit else None
     else:
-        check_fields(record, _RECORD, optional={"version": (str,)})
+        check_fields(record, _RECORD, optional=_ALSO)
         progress = record["progress"]
         check_fields(progress, _PROGRESS, "progress.", optional={"classes_seen": _COUNT}, others=True)
         optimizer, begun, vit = record["optimizer"], progress["begun"], record["family"] == "vit"

@@ -90,6 +90,7 @@ class ViTLearner(Learner):
         }  # fmt: skip
         super().__init__(seed=seed, device=device, configuration=configuration)
         self.images_per_pass = images_per_pass
+        self._frozen_name = _name_of(backbone)
         self.backbone = backbones.load_backbone(backbone).to(self.device).requires_grad_(False)
         attention = getattr(self.backbone, "set_attn_implementation", None)
         if attention is not None and self.device.type == "cpu" and self.recipe.precision == "bfloat16":
@@ -304,6 +305,14 @@ class ViTLearner(Learner):
         return _fingerprint(self.backbone)
 
     @classmethod
+    def _named(cls, frozen_name: str) -> dict[str, Any]:
+        return {"backbone": frozen_name}
+
+    @classmethod
+    def _name_of_frozen(cls, given: dict[str, Any]) -> str | None:
+        return _name_of(given["backbone"]) if "backbone" in given else None
+
+    @classmethod
     def _check_frozen(  # type: ignore[override] # it names what it takes
         cls, known: str | None, *, backbone: str | os.PathLike[str] | nn.Module = "small"
     ) -> dict[str, Any]:
@@ -341,6 +350,16 @@ class ViTLearner(Learner):
 def check_same(part: str, what: str, have: int, expected: int) -> None:
     if have != expected:
         raise ValueError(f"model.{part} has {have} {what}, and the record says {expected}")
+
+
+def _name_of(backbone: str | os.PathLike[str] | nn.Module) -> str | None:
+    """The name of a backbone, or where its folder is, whatever the working directory; None of a module."""
+    if isinstance(backbone, nn.Module):
+        return None
+    if backbone == "small":
+        return "small"
+    folder = os.path.expanduser(os.fspath(backbone))
+    return os.path.abspath(folder) if os.path.isdir(folder) else os.fspath(backbone)
 
 
 _WHOLE = "sha256:"  # begins the fingerprint of all of a backbone; that of earlier versions, of a part, is bare
