@@ -24,7 +24,7 @@ from rich.progress import (
 
 from flexkern.runs.folder import FolderInUseError
 
-__all__ = ["ACCEPTS", "Console", "console", "counting_bar", "errors", "explained", "progress_bar", "say"]
+__all__ = ["ACCEPTS", "Console", "console", "counting_bar", "errors", "explained", "progress_bar", "reader_gone", "say"]
 
 # How a command ends that was stopped, as in a shell: 128 and the number of the signal; and sysexits' "try again
 # later" where another run has the folder.
@@ -36,8 +36,21 @@ class Console(rich.console.Console):
 
     def on_broken_pipe(self) -> NoReturn:
         self.quiet = True
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains when it ends
-        raise SystemExit(_PIPE_CLOSED)
+        _end_for_a_reader_gone()
+
+
+def _end_for_a_reader_gone() -> NoReturn:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains when it ends
+    raise SystemExit(_PIPE_CLOSED)
+
+
+@contextmanager
+def reader_gone() -> Iterator[None]:
+    """What is written to standard output without rich ends the command in the same way."""
+    try:
+        yield
+    except BrokenPipeError:
+        _end_for_a_reader_gone()
 
 
 console = Console()
