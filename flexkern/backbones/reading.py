@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
@@ -14,9 +15,14 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["import_transformers", "read_backbone"]
+from flexkern.backbones.normalise import keep_normalisation, read_normalisation
+from flexkern.backbones.timm_models import is_timm_folder, read_timm_hub
+
+__all__ = ["import_transformers", "read_backbone", "read_hub"]
 
 _LIBRARY: dict[str, Any] = {"trust_remote_code": False}
+# Models of images and texts, and what is read of them.
+_WITH_TEXT = {"clip": "CLIPVisionModel", "siglip": "SiglipVisionModel"}
 _DEEPEST = 1000  # blocks: a configuration that says more would be built for hours
 # transformers' verbosity, and what it switches off while it reads, are the whole process's.
 _one_at_a_time = threading.RLock()
@@ -49,18 +55,24 @@ def read_backbone(path: str | os.PathLike[str], *, local: bool) -> nn.Module:
     with _one_at_a_time, _quiet(transformers.utils.logging):
         try:
             config = transformers.AutoConfig.from_pretrained(path, **safe)
+            reader = transformers.AutoModel
+            if config.model_type in _WITH_TEXT:
+                _check_pooled(config, name)
+                reader = getattr(transformers, _WITH_TEXT[config.model_type])
+                config = config.vision_config
             _check_config(config, name)
             options: dict[str, Any] = {}
             if config.model_type in ("vit", "deit"):
                 options["add_pooling_layer"] = False  # not part of the features; other families have no option
             _check_depth(config, name)
             with torch.device("meta"):
-                empty = transformers.AutoModel.from_config(config, **options, **_LIBRARY)
+                empty = _empty(reader, config, options)
             _check_model(empty, name, Path(path) if local else None)
             # Other shapes are looked at below: transformers says no more of them than that there are some.
-            model, told = transformers.AutoModel.from_pretrained(
+            model, told = reader.from_pretrained(
                 path, config=config, dtype="float32", weights_only=True, ignore_mismatched_sizes=True,
-                output_loading_info=True, **safe, **options,
+                output_loading_info=True, local_files_only=local, **options,
+                **(_LIBRARY if reader is transformers.AutoModel else {}),
             )  # fmt: skip
         except (OSError, ImportError, _RefusedError):
             raise
@@ -68,7 +80,7 @@ def read_backbone(path: str | os.PathLike[str], *, local: bool) -> nn.Module:
             words = " ".join((str(error) or type(error).__name__).split())
             raise ValueError(f"backbone: {name!r} cannot be read: {words[:200]}") from error
     # transformers draws random weights for these, and only warns.
-    missing = sorted(key for key in told["missing_keys"] if not key.startswith("pooler."))
+    missing = sorted(told["missing_keys"])
     other = sorted(str(key[0] if isinstance(key, tuple) else key) for key in told["mismatched_keys"])
     deeper = sorted(key for key in told["unexpected_keys"] if _is_block(key))
     for keys, what in (
@@ -81,8 +93,40 @@ def read_backbone(path: str | os.PathLike[str], *, local: bool) -> nn.Module:
     return model.eval()
 
 
+def read_hub(name: str) -> nn.Module:
+    """The model of a name on the hub, in transformers' form or timm's, with how its images were normalised."""
+    hub = importlib.import_module("huggingface_hub")
+    try:
+        if is_timm_folder(Path(hub.hf_hub_download(name, "config.json")).parent):
+            return read_timm_hub(name)
+    except OSError:
+        pass  # transformers says what there is, and what to do
+    model, found = read_backbone(name, local=False), None
+    try:
+        found = read_normalisation(Path(hub.hf_hub_download(name, "preprocessor_config.json")).parent)
+    except hub.errors.EntryNotFoundError:  # there is none
+        pass
+    keep_normalisation(model, found)
+    return model
+
+
+def _empty(reader: Any, config: Any, options: dict[str, Any]) -> Any:
+    if hasattr(reader, "from_config"):
+        return reader.from_config(config, **options, **_LIBRARY)
+    return reader(config, **options)
+
+
 class _RefusedError(ValueError):
     """Of this file, with a message that needs no more words."""
+
+
+def _check_pooled(config: Any, name: str) -> None:
+    for architecture in getattr(config, "architectures", None) or ():
+        if str(architecture).endswith("ForImageClassification"):
+            raise _RefusedError(
+                f"backbone: {name!r} is a {architecture}, which does not read what its vision transformer pools; "
+                "give the folder of the model that it was trained from"
+            )
 
 
 def _check_folder(folder: Path) -> None:

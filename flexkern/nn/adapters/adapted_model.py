@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from flexkern.backbones.families import FAMILIES, parts_of
+from flexkern.backbones.parts import AdapterPoint, Parts, run_block
 from flexkern.nn.adapters.bank import AdapterBank
 from flexkern.nn.adapters.passes import Pass, PassLog, running, running_in
 
@@ -21,32 +22,6 @@ __all__ = ["AdaptedModel", "AdapterPoint", "Parts", "Trunk", "attach_adapters", 
 # over 32 MB anew each time, and then each page faults: 320 pairs of the small transformer in one batch have 360
 # faults per pair, which take 0.65 ms beside 2.3 ms of computing; in pieces there are none.
 _PIECE_BYTES = 16 << 20
-
-
-class AdapterPoint(NamedTuple):
-    """Where one adapter sits: it reads the input of ``norm`` and adds to the output of ``block``.
-
-    In a transformer ``norm`` is the one before the block's MLP, so the adapter is parallel to the MLP (EASE).
-    """
-
-    block: nn.Module
-    norm: nn.Module
-
-
-@dataclass(frozen=True)
-class Parts:
-    """A vision transformer in parts: ``norm(blocks(embed(images)))[:, 0]`` are its features."""
-
-    embed: Callable[[Tensor], Tensor]
-    points: Sequence[AdapterPoint]
-    norm: nn.Module
-
-    def features(self, images: Tensor) -> Tensor:
-        """The class token of images, [N, width]."""
-        tokens = self.embed(images)
-        for point in self.points:
-            tokens = _tokens(point.block(tokens))
-        return self.norm(tokens)[:, 0]
 
 
 class Trunk(NamedTuple):
@@ -60,41 +35,6 @@ class Trunk(NamedTuple):
     tokens: Tensor
 
 
-@dataclass(frozen=True)
-class _TimmEmbedding:
-    """What comes before a timm model's blocks; not a closure, so that a copy of it is of the model's copy."""
-
-    model: Any
-
-    def __call__(self, images: Tensor) -> Tensor:
-        model = self.model
-        return model.norm_pre(model._pos_embed(model.patch_embed(images)))
-
-
-def parts_of(network: nn.Module) -> Parts | None:
-    """The parts of a Hugging Face ViT, DeiT or DINOv2 model or of a timm VisionTransformer; None of others."""
-    model: Any = network  # of no class that is known here
-    if hasattr(model, "patch_embed") and hasattr(model, "blocks"):  # timm
-        points = [AdapterPoint(b, b.norm2) for b in model.blocks]
-        return Parts(_TimmEmbedding(model), points, model.norm)
-    layers = getattr(model, "layers", None)  # ViT and DeiT
-    if layers is None:
-        encoder = getattr(model, "encoder", None)  # DINOv2, and transformers 4
-        layers = getattr(encoder, "layer", getattr(encoder, "layers", None))
-    if layers is None or not hasattr(model, "embeddings") or not hasattr(model, "layernorm"):
-        return None
-    names = ("layernorm_after", "norm2")  # before the MLP: of ViT and DeiT, of DINOv2
-    points = [AdapterPoint(layer, getattr(layer, n)) for layer in layers for n in names if hasattr(layer, n)]
-    if len(points) != len(layers):
-        return None
-    return Parts(model.embeddings, points, model.layernorm)
-
-
-def _tokens(output: Any) -> Tensor:
-    """What a block returns, alone or as the first of a tuple."""
-    return output if isinstance(output, Tensor) else output[0]
-
-
 def attach_adapters(
     model: nn.Module,
     bank: AdapterBank,
@@ -103,9 +43,9 @@ def attach_adapters(
     """Puts the bank's adapters in parallel to the MLP of every block of ``model``, and freezes ``model``.
 
     Args:
-        model: a Hugging Face ``ViTModel``, ``DeiTModel`` or ``Dinov2Model``, a timm ``VisionTransformer``, or
-            any module by ``points``. It is called as before; adapters run inside :meth:`AdaptedModel.tasks`
-            only.
+        model: of a known family (docs/backbones.md; Hugging Face ViT, DINOv2, ..., timm's vision transformers),
+            or any module by ``points``. It is called as before; adapters run inside
+            :meth:`AdaptedModel.tasks` only.
         bank: has one layer for each block.
         points: where the adapters go, for other models; with :class:`Parts`, the shared passes work for those
             too.
@@ -116,8 +56,8 @@ def attach_adapters(
     parts = points if isinstance(points, Parts) else parts_of(model) if points is None else None
     if points is None and parts is None:
         raise ValueError(
-            f"model: {type(model).__name__} is not a vision transformer of a known family (Hugging Face ViT, "
-            "DeiT, DINOv2; timm VisionTransformer); pass points=[AdapterPoint(block, norm), ...]"
+            f"model: {type(model).__name__} is not a vision transformer of a known family ({FAMILIES}); pass "
+            "points=[AdapterPoint(block, norm), ...]"
         )
     places = parts.points if parts is not None else points
     assert places is not None
@@ -217,10 +157,11 @@ class AdaptedModel(nn.Module):
         """Runs what comes before the first adapter on images [N, ...], under no_grad: it is not trained."""
         parts = self._known_parts()
         embedded = parts.embed(images)
+        arguments = parts.block_arguments(embedded)
         read, tokens = [], []
         with self._pass(None, reads=True) as current:
             for rows in _pieces(len(embedded), embedded):
-                tokens.append(_tokens(parts.points[0].block(embedded[rows])))
+                tokens.append(run_block(parts.points[0].block, embedded[rows], arguments))
                 read.append(current.inputs.pop(0))
         return Trunk(_joined(read), _joined(tokens))
 
@@ -232,14 +173,14 @@ class AdaptedModel(nn.Module):
         *,
         mean: bool = False,
     ) -> Tensor:
-        """The class token with the adapters of the tasks, from what :meth:`trunk` returned.
+        """What the model pools, with the adapters of the tasks, from what :meth:`trunk` returned.
 
         Args:
             trunk: of N images.
             task: of all pairs, or integers [P], the task of each (-1 for none; sorted is faster); None: no
                 adapters.
             sample: integers [P], the image of each pair; None: pair p is image p.
-            mean: append the mean of the other tokens.
+            mean: append the mean of the patches' tokens.
 
         Returns:
             [P, width], or [N, width] without ``sample``; twice as wide with ``mean``.
@@ -269,13 +210,14 @@ class AdaptedModel(nn.Module):
         x, tokens = (part[rows] if sample is None else part.index_select(0, sample[rows]) for part in trunk)
         if isinstance(task, Tensor):
             task = task[rows]
+        arguments = parts.block_arguments(tokens)
         if task is not None:
-            tokens = self.bank(0, x, task, tokens)
+            tokens = _adapted(self.bank, 0, x, task, tokens)
         with self.tasks(task):
             for point in parts.points[1:]:
-                tokens = _tokens(point.block(tokens))
+                tokens = run_block(point.block, tokens, arguments)
         tokens = parts.norm(tokens)
-        return torch.cat([tokens[:, 0], tokens[:, 1:].mean(1)], 1) if mean else tokens[:, 0]
+        return torch.cat([parts.pooled(tokens), parts.mean(tokens)], 1) if mean else parts.pooled(tokens)
 
 
 def _next_node() -> int:
@@ -315,8 +257,21 @@ class _Adder(_Hook):
             return None
         assert self.owner is not None
         read = current.inputs.pop(self.layer)
-        tokens = self.owner.bank(self.layer, read, current.task, _tokens(output))
-        return tokens if isinstance(output, Tensor) else (tokens, *output[1:])
+        alone = isinstance(output, Tensor)
+        tokens = _adapted(self.owner.bank, self.layer, read, current.task, output if alone else output[0])
+        return tokens if alone else (tokens, *output[1:])
+
+
+def _adapted(bank: AdapterBank, layer: int, read: Tensor, task: int | Tensor, tokens: Tensor) -> Tensor:
+    """``tokens`` plus the adapters' output, in the dtype that the network computes in.
+
+    Adapters of a network in bfloat16 or float16 are float32, as all that is trained, and so is the sum.
+    """
+    own = bank.dtype
+    device = tokens.device.type
+    if tokens.dtype is own or (device != "meta" and torch.is_autocast_enabled(device)):
+        return bank(layer, read, task, tokens)
+    return bank(layer, read.to(own), task, tokens.to(own)).to(tokens.dtype)
 
 
 def _pieces(count: int, tokens: Tensor) -> Iterator[slice]:

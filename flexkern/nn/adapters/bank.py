@@ -135,6 +135,11 @@ class AdapterBank(nn.Module):
         return len(self._stacks[0]["down"])
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Of the adapters."""
+        return self._stacks[0]["down"].dtype
+
+    @property
     def parameters_per_task(self) -> int:
         """Numbers that one task adds."""
         return sum(stacks[name][0].numel() for stacks in self._stacks for name in TENSORS)

@@ -206,28 +206,36 @@ def test_any_module_by_given_places() -> None:
     assert whole.trunk(x).tokens.shape == x.shape
 
 
-class Timm(nn.Module):
-    """The parts of timm's VisionTransformer that are looked at; timm itself does not import without
-    torchvision."""
+class Block(Residual):
+    """Known by this name, as timm's."""
+
+
+class VisionTransformer(nn.Module):
+    """The parts of timm's that are looked at; timm itself does not import without torchvision."""
+
+    global_pool, num_prefix_tokens = "token", 1
 
     def __init__(self) -> None:
         super().__init__()
         self.patch_embed = nn.Linear(6, 8)
         self.norm_pre = nn.Identity()
-        self.blocks = nn.Sequential(Residual(), Residual())
+        self.blocks = nn.Sequential(Block(), Block())
         for block in self.blocks:
             block.norm2 = block.norm
-        self.norm = nn.LayerNorm(8)
+        self.norm, self.fc_norm = nn.LayerNorm(8), nn.Identity()
 
     def _pos_embed(self, x: Tensor) -> Tensor:
         return torch.cat([torch.zeros(len(x), 1, 8), x], 1)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        return x[:, 0]
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.blocks(self.norm_pre(self._pos_embed(self.patch_embed(x)))))
 
 
 def test_a_timm_transformer() -> None:
-    timm = Timm()
+    timm = VisionTransformer()
     bank = AdapterBank(2, 8, 4)
     bank.add_task()
     with torch.no_grad():
