@@ -9,15 +9,39 @@ import torch
 from torch import Tensor
 
 from flexkern.runs.incremental.config import Config, DataConfig
+from flexkern.runs.start import path_given
 from flexkern.streams import Stream, bundled_digits
+from flexkern.streams.archives import Archive
 from flexkern.streams.augment import as_float, center_crop, resize
 from flexkern.streams.class_incremental import class_incremental
 from flexkern.streams.packs import Images, image_folders, image_pack
 
-__all__ = ["digest", "load_images", "make_stream"]
+__all__ = ["check_place", "digest", "load_images", "make_stream"]
 
 _TEST_SHARE = 0.25  # of the bundled digits, which have no test images of their own
 _PIECE = 1024  # images that are resized at once
+
+
+def check_place(config: DataConfig) -> None:
+    """Whether images may be where the configuration says: a look at the place, which reads none.
+
+    Raises:
+        ValueError: if there is no path.
+        FileNotFoundError: if there is no such archive, or no such folder.
+    """
+    if config.kind == "digits":
+        return
+    what = "archive" if config.kind == "pack" else "folder"
+    if config.path is None:
+        raise ValueError(
+            f"data.path: this configuration needs the {what} of the images: give it with --data PATH"
+        )
+    path = path_given(config.path, "data.path")
+    if config.kind == "pack":
+        with Archive(path, "image archive"):
+            pass
+    elif not path.is_dir():
+        raise FileNotFoundError(f"data.path: no folder at {config.path!r}")
 
 
 def load_images(config: DataConfig) -> tuple[Images, Images]:
@@ -27,26 +51,30 @@ def load_images(config: DataConfig) -> tuple[Images, Images]:
         ValueError: if the path is missing, or does not hold such images.
         FileNotFoundError: if there is nothing at the path.
     """
+    check_place(config)
     if config.kind == "digits":
         train, test = _digits()
-    elif config.path is None:
-        what = "archive" if config.kind == "pack" else "folder"
-        raise ValueError(
-            f"data.path: this configuration needs the {what} of the images: give it with --data PATH"
-        )
-    elif config.kind == "pack":
-        train, test = image_pack(config.path)
     else:
-        assert config.size is not None  # the configuration has seen to it
-        return image_folders(config.path, size=config.size)
+        assert config.path is not None  # the check has seen to it, the configuration to the size
+        path = path_given(config.path, "data.path")
+        if config.kind == "folder":
+            assert config.size is not None
+            return image_folders(path, size=config.size)
+        train, test = image_pack(path)
     if config.size is None:
         return train, test
     return _resized(train, config.size), _resized(test, config.size)
 
 
 def make_stream(config: Config, train: Images, test: Images, seed: int) -> Stream:
-    """The stream of the run with that seed."""
+    """The stream of the run with that seed.
+
+    Raises:
+        ValueError: naming the key, if there are not as many classes or images as it says.
+    """
     stream = config.stream
+    if stream.order is None and config.data.classes is None:
+        stream.check_classes(len(train.labels.unique()))
     return class_incremental(
         train,
         test,

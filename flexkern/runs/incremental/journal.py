@@ -28,7 +28,7 @@ class Journal:
         config: the run. What a folder already holds must be of the same configuration, but for paths.
         environment: of :func:`flexkern.runs.provenance.decides_bits`. ``environments`` of the results has all
             that the folder was worked on in, and ``environments`` of a run the places of its own in that list.
-        restart: discard what the folder holds.
+        restart: discard what the folder holds, when the run begins (:meth:`begin`).
         accept_other_environment: go on with what was begun in another one.
 
     Raises:
@@ -44,14 +44,12 @@ class Journal:
         restart: bool = False,
         accept_other_environment: bool = False,
     ) -> None:
-        self.folder = Path(config.out)
+        self.folder = config.folder
         self.path = self.folder / "results.json"
         # A process that was killed while it wrote leaves its temporary file.
-        for pattern in (*_TEMPORARY, *(_OWN if restart else ())):
-            for path in self.folder.glob(pattern):
-                path.unlink()
+        self._leftovers = (*_TEMPORARY, *(_OWN if restart else ()))
         configuration = config.asdict()
-        self.results: dict[str, Any] = self._read() or {
+        self.results: dict[str, Any] = (None if restart else self._read()) or {
             "experiment": "class-incremental",
             "format": _FORMAT,
             "configuration": configuration,
@@ -77,6 +75,12 @@ class Journal:
         if environment not in self.results["environments"]:
             self.results["environments"].append(environment)
         self._environment = self.results["environments"].index(environment)
+
+    def begin(self) -> None:
+        """The run can begin: what it is to discard is removed now, and not if it was refused."""
+        for pattern in self._leftovers:
+            for path in self.folder.glob(pattern):
+                path.unlink()
 
     def _read(self) -> dict[str, Any] | None:
         if not self.path.exists():
