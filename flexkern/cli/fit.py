@@ -55,7 +55,9 @@ def fit(
     ] = None,
     tasks: Annotated[
         str | None,
-        typer.Option(help="A file with a line for each task: names of classes, commas between them. Or JSON, TOML."),
+        typer.Option(
+            help="A file with a line for each task: names of classes, commas between them. Or JSON, TOML."
+        ),
     ] = None,
     start: Annotated[
         str | None, typer.Option("--from", help="A model that learns the classes of the folder in addition.")
@@ -67,18 +69,28 @@ def fit(
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Of a task. Default: the method's own.")] = None,
     size: Annotated[
-        int | None, typer.Option(help="Pixels that images are read at. Default: 256/224 of what the network takes.")
+        int | None,
+        typer.Option(help="Pixels that images are read at. Default: 256/224 of what the network takes."),
     ] = None,
-    image_size: Annotated[int | None, typer.Option(help="Pixels that the network takes. Default: its own.")] = None,
+    image_size: Annotated[
+        int | None, typer.Option(help="Pixels that the network takes. Default: its own.")
+    ] = None,
     normalize: Annotated[
         str | None, typer.Option(help="auto: inputs as the backbone was trained (the default), or none.")
     ] = None,
     test_share: Annotated[
-        float, typer.Option(help="Of each class's images, for testing, where the folder has no test images.")
-    ] = 0.2,
+        float | None,
+        typer.Option(
+            help="Of each class's images, for tests. Default: 0.2, where the folder has no test images."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of that choice, and of the training.")] = 0,
-    broken: Annotated[str, typer.Option(help="What is no image stops (raise) or is left out (skip).")] = "raise",
-    background: Annotated[str, typer.Option(help="Under transparent pixels: white, black, grey or R,G,B.")] = "white",
+    broken: Annotated[
+        str, typer.Option(help="What is no image stops (raise) or is left out (skip).")
+    ] = "raise",
+    background: Annotated[
+        str, typer.Option(help="Under transparent pixels: white, black, grey or R,G,B.")
+    ] = "white",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     workers: Annotated[int | None, typer.Option(help="Processes that read images.")] = None,
     json_file: Annotated[str | None, typer.Option("--json", help="A file for the results, as JSON.")] = None,
@@ -139,7 +151,9 @@ def _show(config: Any, *, restart: bool) -> dict[str, Any]:
                 now = event.record["tasks"][-1]
                 bar.update(whole, advance=1)
                 bar.update(epochs, visible=False)
-                say(f"{name}, {now['name']}: {now['accuracies'][-1]:.1%} of it, {now['seen']:.1%} of all so far")
+                say(
+                    f"{name}, {now['name']}: {now['accuracies'][-1]:.1%} of it, {now['seen']:.1%} of all so far"
+                )
 
         record = fit(config, restart=restart, observe=observe)
         for task in (epochs, images):

@@ -14,8 +14,8 @@ import typer
 from rich.cells import cell_len
 
 from flexkern.cli.terminal import errors, explained, reader_gone
-from flexkern.runs.fitting.answers import Answered, answered, images_in, load
-from flexkern.runs.fitting.run import device_of
+from flexkern.runs.fitting.answers import Answered, images_in, load
+from flexkern.runs.start import usable_device
 
 __all__ = ["predict"]
 
@@ -51,14 +51,17 @@ def predict(
     if as_json and as_csv:
         raise typer.BadParameter("--json and --csv exclude each other")
     with explained(_COMMAND), reader_gone():
-        learner = load(model, backbone, device_of(device))
-        write = _json() if as_json else _csv() if as_csv else _table(learner) if sys.stdout.isatty() else _plain()
+        loaded = load(model, backbone=backbone, device=usable_device(device, auto=True))
+        table = sys.stdout.isatty()
+        write = _json() if as_json else _csv() if as_csv else _table(loaded.learner) if table else _plain()
         broken = count = 0
-        for one in answered(learner, images_in(_given(files)), top=top):
+        for one in loaded.answered(images_in(_given(files)), top=top):
             count += 1
             if one.error:
                 broken += 1
-                errors.print(f"{_COMMAND}: {one.error}", style="red", markup=False, highlight=False, soft_wrap=True)
+                errors.print(
+                    f"{_COMMAND}: {one.error}", style="red", markup=False, highlight=False, soft_wrap=True
+                )
             write(one)
         write(None)
     if broken:

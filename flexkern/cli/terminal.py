@@ -24,7 +24,17 @@ from rich.progress import (
 
 from flexkern.runs.folder import FolderInUseError
 
-__all__ = ["ACCEPTS", "Console", "console", "counting_bar", "errors", "explained", "progress_bar", "reader_gone", "say"]
+__all__ = [
+    "ACCEPTS",
+    "Console",
+    "console",
+    "counting_bar",
+    "errors",
+    "explained",
+    "progress_bar",
+    "reader_gone",
+    "say",
+]
 
 # How a command ends that was stopped, as in a shell: 128 and the number of the signal; and sysexits' "try again
 # later" where another run has the folder.

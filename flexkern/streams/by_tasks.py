@@ -55,9 +55,7 @@ def by_tasks(
                  for images, part in ((train, "train"), (test, "test"))]  # fmt: skip
         name = ", ".join(names if len(names) <= _SHOWN else names[:3])
         more = "" if len(names) <= _SHOWN else f" and {len(names) - 3} more"
-        experiences.append(
-            Experience(name + more, first_number + i, *parts[0], *parts[1], class_names=names)
-        )
+        experiences.append(Experience(name + more, first_number + i, *parts[0], *parts[1], class_names=names))
         first_class += len(classes)
     return experiences
 
@@ -85,7 +83,9 @@ def numbers_of(tasks: Sequence[Sequence[str]], names: Sequence[str]) -> list[lis
                 raise TypeError(f"tasks[{t}] must be names of classes, got {name!r}")
             number = known.get(name, plain.get(unicodedata.normalize("NFC", name)))
             if number is None:
-                raise ValueError(f"tasks[{t}]: there is no class {name!r}{nearest(name, names) or _some(names)}")
+                raise ValueError(
+                    f"tasks[{t}]: there is no class {name!r}{nearest(name, names) or _some(names)}"
+                )
             if number in seen:
                 where = "twice" if seen[number] == t else f"in tasks[{seen[number]}] too"
                 raise ValueError(f"tasks[{t}]: class {name!r} is there {where}; a class is learned once")

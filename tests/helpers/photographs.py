@@ -111,7 +111,9 @@ def save(image: Any, kind: str, path: Path) -> Path:
     return made
 
 
-def write_folder(root: Path, motifs: tuple[str, ...] = tuple(MOTIFS), *, rounds: int = 1, seed: int = 0) -> Path:
+def write_folder(
+    root: Path, motifs: tuple[str, ...] = tuple(MOTIFS), *, rounds: int = 1, seed: int = 0
+) -> Path:
     """A folder for each motif, with ``rounds`` files of each kind; and what a person's folders have besides:
     a broken file (in the first one), hidden ones, notes, and a picture that nobody here reads."""
     rng = np.random.default_rng(seed)

@@ -6,37 +6,23 @@ import glob
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from flexkern.learners import load_learner
-from flexkern.streams.folders import is_hidden, is_image
+from flexkern.learners import load_learner, picture_files
+from flexkern.learners.checkpoint import read_record
+from flexkern.runs.fitting.run import read_size
+from flexkern.streams.file_source import FileSource
+from flexkern.streams.labelled import Reading
+from flexkern.streams.pictures import WHITE
 
-__all__ = ["Answered", "answered", "images_in", "load"]
+__all__ = ["Answered", "Model", "images_in", "load"]
 
-_FIRST, _AT_ONCE = 16, 256  # files of the first pass, so that the first answers come soon, and of those after it
-
-
-def load(model: str | os.PathLike[str], backbone: str | None, device: torch.device) -> Any:
-    """The learner of a file, which must be one on a vision transformer that has learned something.
-
-    Args:
-        model: the file.
-        backbone: as :func:`flexkern.backbones.load_backbone` takes it; None: what the file names.
-        device: where to compute.
-
-    Raises:
-        OSError, ValueError: as :func:`flexkern.learners.load_learner`; or naming what it is instead.
-    """
-    given = {} if backbone is None else {"backbone": backbone}
-    learner = load_learner(model, device=device, **given)
-    if learner.family != "vit":
-        raise ValueError(f"{os.fspath(model)!r} holds {learner.method!r}, a network that takes no photographs")
-    if not learner.classes_seen:
-        raise ValueError(f"{os.fspath(model)!r} has not learned a task to its end: give the same fit again")
-    return learner
+_FIRST, _AT_ONCE = (
+    16,
+    256,
+)  # files of the first pass, so that the first answers come soon, and of those after it
 
 
 class Answered(NamedTuple):
@@ -55,7 +41,10 @@ def images_in(given: Iterable[str]) -> Iterator[str]:
     for name in given:
         path = os.path.expanduser(name)
         if os.path.isdir(path):
-            yield from _in_folder(path)
+            try:
+                yield from picture_files(path)
+            except ValueError:  # it has none
+                yield path
         elif not os.path.exists(path) and glob.has_magic(path):
             found = sorted(glob.glob(path, recursive=True))
             yield from (images_in(found) if found else [path])
@@ -63,39 +52,76 @@ def images_in(given: Iterable[str]) -> Iterator[str]:
             yield path
 
 
-def _in_folder(folder: str) -> Iterator[str]:
-    found = []
-    for place, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not is_hidden(name)]
-        found += [os.path.join(place, name) for name in files if not is_hidden(name) and is_image(Path(name))]
-    yield from sorted(found) or [folder]
-
-
-def answered(learner: Any, paths: Iterable[str], *, top: int = 1) -> Iterator[Answered]:
-    """The answers for each file, in order, as they come.
+class Model:
+    """A learner that answers about files, which are read as those that it was trained with.
 
     Args:
-        learner: with names and images, see :meth:`flexkern.learners.Learner.predict`.
-        paths: of the images; read as they are needed.
-        top: how many classes are named for each.
+        learner: one on a vision transformer that has learned something.
+        background: under transparent pixels.
+        workers: processes that decode.
     """
-    files, at_once = iter(paths), _FIRST
-    while part := list(islice(files, at_once)):
-        yield from _answers(learner, part, top)
-        at_once = _AT_ONCE
 
+    def __init__(self, learner: Any, background: Sequence[int] = WHITE, workers: int | None = None) -> None:
+        self.learner = learner
+        size = learner.decoded_size or read_size(learner.image_size)
+        self._reading = Reading.checked(size, background, "raise", True, workers, 0)
 
-def _answers(learner: Any, paths: list[str], top: int) -> Iterator[Answered]:
-    try:
-        said = learner.predict(paths, names=True, top=top)
-    except (ValueError, OSError) as error:
-        if len(paths) == 1:
-            yield Answered(paths[0], (), str(error))
+    def answered(self, paths: Iterable[str], *, top: int = 1) -> Iterator[Answered]:
+        """The answers for each file, in order, as they come.
+
+        Args:
+            paths: of the images; they are taken from there as they are needed.
+            top: how many classes are named for each.
+        """
+        files, at_once = iter(paths), _FIRST
+        while part := list(islice(files, at_once)):
+            yield from self._answers(part, top)
+            at_once = _AT_ONCE
+
+    def _answers(self, paths: list[str], top: int) -> Iterator[Answered]:
+        try:
+            said = self.learner.predict(FileSource("", paths, self._reading), names=True, top=top)
+        except (ValueError, OSError) as error:
+            if len(paths) == 1:
+                yield Answered(paths[0], (), _reason(error, paths[0]))
+                return
+            # One that cannot be read keeps its neighbours from no answer: it is looked for by halves.
+            half = len(paths) // 2
+            yield from self._answers(paths[:half], top)
+            yield from self._answers(paths[half:], top)
             return
-        # One that cannot be read keeps its neighbours from no answer: it is looked for by halves.
-        half = len(paths) // 2
-        yield from _answers(learner, paths[:half], top)
-        yield from _answers(learner, paths[half:], top)
-        return
-    for path, answers in zip(paths, said, strict=True):
-        yield Answered(path, answers)
+        for path, answers in zip(paths, said, strict=True):
+            yield Answered(path, answers)
+
+
+def _reason(error: Exception, path: str) -> str:
+    """What is wrong, with the path once."""
+    if os.path.isdir(path):
+        return f"{path!r}: a folder with no images"
+    if isinstance(error, FileNotFoundError):
+        return f"{path!r}: there is no such file"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{path!r}: {error.strerror}"
+    return str(error).removeprefix("path: ")
+
+
+def load(model: str | os.PathLike[str], *, backbone: str | None, device: torch.device) -> Model:
+    """The learner of a file, which must be one on a vision transformer that has learned something.
+
+    Args:
+        model: the file.
+        backbone: as :func:`flexkern.backbones.load_backbone` takes it; None: what the file names.
+        device: where to compute.
+
+    Raises:
+        OSError, ValueError: as :func:`flexkern.learners.load_learner`; or naming what it is instead.
+    """
+    record = read_record(model)
+    if record.get("family", "vit") != "vit":
+        raise ValueError(f"{os.fspath(model)!r} holds a {record['class']}, which takes no photographs")
+    given = {} if backbone is None else {"backbone": backbone}
+    learner = load_learner(model, device=device, **given)
+    if not learner.classes_seen:
+        raise ValueError(f"{os.fspath(model)!r} has not learned a task to its end; give the same fit again")
+    of_fit = record.get("notes", {}).get("fit", {})
+    return Model(learner, of_fit.get("configuration", {}).get("background", WHITE))

@@ -11,32 +11,60 @@ import torch
 
 from flexkern.streams.folders import image_folders
 from flexkern.streams.image_source import ImageSource, batches
-from flexkern.streams.packs import Images
-from flexkern.streams.shards import image_shards
+from flexkern.streams.labelled import Images, split
 
 __all__ = ["in_memory", "open_images"]
 
+_TEST_NAMES = ("test", "val", "validation")  # of folders, and of what shards' names begin with
+_TABLES = ("labels.csv", "labels.tsv")
+_TEST_SHARE = 0.2
 _AT_ONCE = 64  # images that are decoded between two looks at how far it is
 
 
-def open_images(folder: str | os.PathLike[str], **options: Any) -> tuple[Images, Images]:
+def open_images(
+    folder: str | os.PathLike[str], *, test_share: float | None, seed: int, **options: Any
+) -> tuple[Images, Images]:
     """Training and test images of a folder, or of tar shards: listed, and not decoded.
 
     Args:
-        folder: one that holds the folders "train" and "test" (or "val"), or one folder for each class, or tar
-            shards; or a shard.
-        options: of the readers: size, test_share, seed, broken, background, workers.
+        folder: one that holds the folders "train" and "test" (or "val"), or one folder for each class, or
+            images and a table "labels.csv" that says the class of each, or tar shards; or one shard.
+        test_share: of each class's images, for tests; None: a fifth, where the folder has no test images.
+        seed: decides which ones.
+        options: of the readers: size, broken, background, workers.
 
     Raises:
         FileNotFoundError: if there is no such folder.
         ValueError: naming what cannot be read.
     """
-    root = Path(folder)
+    root, given = Path(folder), os.fspath(folder)
     if not root.exists():
-        raise FileNotFoundError(f"folder: there is nothing at {os.fspath(folder)!r}")
-    if root.is_file() or (any(root.glob("*.tar")) and not any(p.is_dir() for p in root.iterdir())):
-        return image_shards(root, lazy=True, **options)
-    return image_folders(root, lazy=True, **options)
+        raise FileNotFoundError(f"folder: there is nothing at {given!r}")
+    inside = [] if root.is_file() else [p for p in root.iterdir() if not p.name.startswith(".")]
+    folders = {p.name for p in inside if p.is_dir()}
+    if root.is_file() or (not folders and any(p.suffix == ".tar" for p in inside)):
+        return _open_shards(root, inside, test_share, seed, options)
+    if test_share is None and not ("train" in folders and folders.intersection(_TEST_NAMES)):
+        test_share = _TEST_SHARE
+    tables = [p for p in inside if p.name in _TABLES] if not folders else []
+    if tables:
+        options["labels"] = tables[0]
+    return image_folders(root, test_share=test_share, seed=seed, lazy=True, **options)
+
+
+def _open_shards(
+    root: Path, inside: list[Path], test_share: float | None, seed: int, options: dict[str, Any]
+) -> tuple[Images, Images]:
+    from flexkern.streams.shards import image_shards
+
+    shards = sorted(p for p in inside if p.suffix == ".tar") or [root]
+    for_tests = [p for p in shards if p.name.startswith(_TEST_NAMES)]
+    if test_share is None and for_tests and len(for_tests) < len(shards):
+        train = image_shards([p for p in shards if p not in for_tests], lazy=True, **options)
+        return train, image_shards(for_tests, names=train.names, lazy=True, **options)
+    return split(
+        image_shards(shards, lazy=True, **options), _TEST_SHARE if test_share is None else test_share, seed
+    )
 
 
 def in_memory(images: Any, most: int, tell: Callable[[int, int], None]) -> Any:

@@ -28,18 +28,27 @@ from flexkern.runs.fitting.data import in_memory, open_images
 from flexkern.runs.fitting.tasks import at_a_time, read_tasks
 from flexkern.runs.folder import claim_file
 from flexkern.runs.incremental.journal import differences
+from flexkern.runs.start import path_given, usable_device
 from flexkern.streams.base import Experience
 from flexkern.streams.by_tasks import by_tasks
-from flexkern.streams.packs import Images
+from flexkern.streams.image_source import identity_of
+from flexkern.streams.labelled import Images
 
-__all__ = ["BEST_METHOD", "Event", "FitConfig", "device_of", "fit", "methods"]
+__all__ = ["BEST_METHOD", "Event", "FitConfig", "fit", "methods", "read_size"]
 
 BEST_METHOD = "artsy-best"
 """ArtsyViT.best: what did best in docs/results/artsy.md."""
 _FORMAT = 1
-_MOST_TRAIN, _MOST_TEST = 2 << 30, 1 << 30  # bytes of a task's images, of all test images, that are kept decoded
+_MOST_TRAIN, _MOST_TEST = (
+    2 << 30,
+    1 << 30,
+)  # bytes of a task's images, of all test images, that are kept decoded
 _PARTS = ("train", "test")
-_READ = 256 / 224  # of the size that a network takes, images are read at, as learners crop them
+
+
+def read_size(image_size: int) -> int:
+    """Pixels of each side that images are read at for a network that takes ``image_size``: learners crop them."""
+    return round(image_size * 256 / 224)
 
 
 def methods() -> tuple[str, ...]:
@@ -63,8 +72,8 @@ class FitConfig:
         epochs: of a task; None: the method's own.
         size: pixels of each side that images are read at; None: 256 / 224 of what the network takes.
         image_size, normalize: of the learner; None: the backbone's.
-        test_share, seed: of the images of each class, where the folder has none for testing; the seed is the
-            learner's too.
+        test_share: of each class's images, for tests; None: a fifth, where the folder has no test images.
+        seed: decides which ones, and the learner's is the same.
         broken: "raise", or "skip" what is no image.
         background: under transparent pixels: red, green and blue, 0 to 255.
         device: auto, cpu, cuda, ...
@@ -83,7 +92,7 @@ class FitConfig:
     size: int | None = None
     image_size: int | None = None
     normalize: str | None = None
-    test_share: float = 0.2
+    test_share: float | None = None
     seed: int = 0
     broken: str = "raise"
     background: tuple[int, ...] = (255, 255, 255)
@@ -98,7 +107,8 @@ class FitConfig:
         for name in ("seed", "order", "workers"):
             if getattr(self, name) is not None:
                 whole_number(getattr(self, name), name, least=0, most=2**32 - 1)
-        number(self.test_share, "test_share", 0, 1, above=True, below=True)
+        if self.test_share is not None:
+            number(self.test_share, "test_share", 0, 1, above=True, below=True)
         choice(self.broken, "broken", ("raise", "skip"))
         if len(self.background) != 3:
             raise ValueError(f"background must be red, green and blue, got {self.background}")
@@ -169,16 +179,16 @@ def fit(config: FitConfig, *, restart: bool = False, observe: Observer = lambda 
     """
     config.check()
     named = None if config.tasks is None else read_tasks(config.tasks)
-    device = device_of(config.device)
-    out = Path(config.out)
+    device = usable_device(config.device, auto=True)
+    out = path_given(config.out, "out")
     check_writable(out)
     with claim_file(out):
         wanted = _wanted(config)
         record = None if restart or not out.exists() else _begun(out, wanted)
         learner = _learner(config, out if record else config.start, device)
         train, test = open_images(
-            config.folder,
-            size=config.size or round(learner.image_size * _READ),
+            path_given(config.folder, "folder"),
+            size=config.size or learner.decoded_size or read_size(learner.image_size),
             test_share=config.test_share,
             seed=config.seed,
             broken=config.broken,
@@ -327,7 +337,10 @@ class _Fit:
         """Learns and tests what is not learned and tested yet."""
         for task in range(len(self.experiences)):
             self._task = task
-            tested, learned = len(self.record["tasks"]), self.learner.items_learned - self.record["first_number"]
+            tested, learned = (
+                len(self.record["tasks"]),
+                self.learner.items_learned - self.record["first_number"],
+            )
             if task < tested:
                 continue
             if task == learned:
@@ -423,20 +436,3 @@ def _number(value: float) -> float | None:
 def _listed(names: Sequence[str]) -> str:
     shown = ", ".join(map(repr, names[:3]))
     return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown
-
-
-def device_of(name: str) -> torch.device:
-    """The device of that name; "auto" is a GPU where there is one.
-
-    Raises:
-        ValueError: if there is none of that name.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"device must be auto, cpu, cuda or another that torch knows, got {name!r}") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device: {name!r} was asked for, and torch finds no GPU; use --device cpu")
-    return device
