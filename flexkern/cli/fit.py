@@ -55,9 +55,7 @@ def fit(
     ] = None,
     tasks: Annotated[
         str | None,
-        typer.Option(
-            help="A file with a line for each task: names of classes, commas between them. Or JSON, TOML."
-        ),
+        typer.Option(help="A file with a line for each task: names of classes with commas between."),
     ] = None,
     start: Annotated[
         str | None, typer.Option("--from", help="A model that learns the classes of the folder in addition.")
@@ -70,26 +68,20 @@ def fit(
     epochs: Annotated[int | None, typer.Option(help="Of a task. Default: the method's own.")] = None,
     size: Annotated[
         int | None,
-        typer.Option(help="Pixels that images are read at. Default: 256/224 of what the network takes."),
+        typer.Option(help="Pixels that images are read at. Default: 8/7 of the network's."),
     ] = None,
-    image_size: Annotated[
-        int | None, typer.Option(help="Pixels that the network takes. Default: its own.")
-    ] = None,
+    image_size: Annotated[int | None, typer.Option(help="Of the network. Default: its own.")] = None,
     normalize: Annotated[
         str | None, typer.Option(help="auto: inputs as the backbone was trained (the default), or none.")
     ] = None,
     test_share: Annotated[
         float | None,
-        typer.Option(
-            help="Of each class's images, for tests. Default: 0.2, where the folder has no test images."
-        ),
+        typer.Option(help="Of each class's images, for tests. Default: 0.2 where the folder has none."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of that choice, and of the training.")] = 0,
-    broken: Annotated[
-        str, typer.Option(help="What is no image stops (raise) or is left out (skip).")
-    ] = "raise",
+    broken: Annotated[str, typer.Option(help="What is no image stops the fit, or: skip.")] = "raise",
     background: Annotated[
-        str, typer.Option(help="Under transparent pixels: white, black, grey or R,G,B.")
+        str, typer.Option(help="Of transparent pixels: white, black, grey, R,G,B.")
     ] = "white",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     workers: Annotated[int | None, typer.Option(help="Processes that read images.")] = None,

@@ -68,7 +68,7 @@ def claim(folder: Path, *inside: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def claim_file(path: Path) -> Iterator[None]:
-    """Keeps a file for this process while the context lasts, as :func:`claim` a folder; the file need not exist.
+    """Keeps a file, which need not exist, for this process while the context lasts, as :func:`claim` a folder.
 
     Raises:
         FolderInUseError: if another process has it.

@@ -29,8 +29,8 @@ def by_tasks(
 ) -> list[Experience]:
     """An experience for each task, with the images of the classes that are named, in that order.
 
-    For a learner that goes on with new classes, ``first_class`` is its ``classes_seen`` and ``first_number`` its
-    ``items_learned``; for one that begins, they are 0. Classes that no task names take no part. A source's
+    For a learner that goes on with new classes, ``first_class`` is its ``classes_seen`` and ``first_number``
+    its ``items_learned``; for one that begins, they are 0. Classes that no task names take no part. A source's
     images are not decoded.
 
     Args:

@@ -1,7 +1,7 @@
 """A learner from a folder of images: task after task, saved after every epoch, going on where it was stopped.
 
-All that a fit needs to go on is in the one file that it writes, the learner's checkpoint: what is to be learned,
-how, and what came of it, as notes beside the learner.
+All that a fit needs to go on is in the one file that it writes, the learner's checkpoint: what is to be
+learned, how, and what came of it, as notes beside the learner.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _PARTS = ("train", "test")
 
 
 def read_size(image_size: int) -> int:
-    """Pixels of each side that images are read at for a network that takes ``image_size``: learners crop them."""
+    """Pixels of each side that images are read at for a network of that size: learners crop them."""
     return round(image_size * 256 / 224)
 
 
@@ -121,7 +121,7 @@ class FitConfig:
             raise ValueError(f"tasks and {other} exclude each other: the file says which classes come when")
         if self.start is None and self.backbone is None:
             raise ValueError(
-                "backbone is needed: 'small' (for images of 32 x 32), a folder, or a name; see docs/backbones.md"
+                "backbone is needed: 'small' (of 32 x 32 pixels), a folder, or a name; see docs/backbones.md"
             )
         for name in ("method", "image_size", "normalize"):
             if self.start is not None and getattr(self, name) is not None:
@@ -325,8 +325,8 @@ class _Fit:
             again = [name for name in experience.class_names if name in learned]
             if again:
                 raise ValueError(
-                    f"folder: the learner knows {_listed(again)} already; a class is learned once. Name those that "
-                    "are new with --tasks"
+                    f"folder: the learner knows {_listed(again)} already; a class is learned once. Name those "
+                    "that are new with --tasks"
                 )
             # Which class comes next is the first thing that is looked at: as if each task were the first.
             ahead = int(experience.train_labels[0]) - self.learner.classes_seen

@@ -59,5 +59,5 @@ def test_classes_some_at_a_time() -> None:
     assert at_a_time(names, 2, None) == [["a", "b"], ["c", "d"], ["e"]]
     assert at_a_time(names, None, None) == [names]
     shuffled = at_a_time(names, 2, 1993)
-    assert sorted(sum(shuffled, [])) == names
+    assert sorted(name for task in shuffled for name in task) == names
     assert shuffled != at_a_time(names, 2, None)
