@@ -52,7 +52,7 @@ def predict(
         raise typer.BadParameter("--json and --csv exclude each other")
     with explained(_COMMAND), reader_gone():
         loaded = load(model, backbone=backbone, device=usable_device(device, auto=True))
-        table = sys.stdout.isatty()
+        table = _is_terminal()
         write = _json() if as_json else _csv() if as_csv else _table(loaded.learner) if table else _plain()
         broken = count = 0
         for one in loaded.answered(images_in(_given(files)), top=top):
@@ -69,6 +69,10 @@ def predict(
         errors.print(said, markup=False, highlight=False)
     if broken and not skip_broken:
         raise typer.Exit(1)
+
+
+def _is_terminal() -> bool:
+    return sys.stdout.isatty()
 
 
 def _given(files: list[str]) -> Iterator[str]:
