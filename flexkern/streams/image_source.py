@@ -161,6 +161,7 @@ def batches(
     loader = DataLoader(
         _Batches(images), batch_sampler=numbers, num_workers=min(workers, len(numbers)), collate_fn=_as_it_is,
         pin_memory=pin, worker_init_fn=_begin_worker,
+        generator=torch.Generator(),  # of seeds for workers, which use none: torch's own is the caller's
     )  # fmt: skip
     for batch in loader:
         if isinstance(batch, Exception):
