@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flexkern.streams.packs import MOST_CLASSES, Images
+from flexkern.streams.labelled import MOST_CLASSES, Images
 from flexkern.streams.pictures import check_size, pillow, rgb, square
 
 __all__ = ["images_of"]

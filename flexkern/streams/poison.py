@@ -133,7 +133,7 @@ def foreign_inputs(experience: Experience, foreign: Tensor, rate: float, *, seed
         TypeError, ValueError: if an argument is outside its range, foreign inputs are not like the item's or
             too few, or there is no target image.
     """
-    inputs = experience.train_inputs
+    inputs = _in_memory(experience)
     if not isinstance(foreign, Tensor):
         raise TypeError(f"foreign must be a tensor, got {type(foreign).__name__}")
     if foreign.ndim < 1 or foreign.shape[1:] != inputs.shape[1:] or foreign.dtype != inputs.dtype:
@@ -172,11 +172,11 @@ def perturbed_inputs(experience: Experience, size: float, *, seed: int) -> Exper
         seed: any integer >= 0. Items of one seed have random numbers of their own.
 
     Raises:
-        TypeError: if the inputs are not floating.
+        TypeError: if the inputs are not a floating tensor.
         ValueError: if an argument is outside its range, there is no target image, the spread is 0 or not
             finite, or the result would not be finite.
     """
-    inputs = experience.train_inputs
+    inputs = _in_memory(experience)
     if not inputs.is_floating_point():
         raise TypeError(
             f"experience: noise needs floating inputs, these are {inputs.dtype}; take features first "
@@ -203,6 +203,17 @@ def perturbed_inputs(experience: Experience, size: float, *, seed: int) -> Exper
     inputs = inputs.clone()
     inputs[target] = noisy
     return dataclasses.replace(experience, train_inputs=inputs)
+
+
+def _in_memory(experience: Experience) -> Tensor:
+    """The training inputs, which are about to be changed."""
+    inputs = experience.train_inputs
+    if not isinstance(inputs, Tensor):
+        raise TypeError(
+            "experience: its training inputs are a source, whose images cannot be changed; pass an experience "
+            "with train_inputs.tensor(), or read them with lazy=False"
+        )
+    return inputs
 
 
 def _target(experience: Experience) -> Tensor:
