@@ -144,7 +144,7 @@ def _check_order(order: Sequence[int], name: str, train: Images) -> None:
 
 
 def _class_names(names: Sequence[str], order: Sequence[int]) -> list[str]:
-    """Of the classes in their order, no two alike: to a name that the data set has twice, the label is added."""
+    """Of the classes in their order, no two alike: to a name that two have, the label is added."""
     found = [(names[c] if 0 <= c < len(names) else "") or str(c) for c in order]
     counts = Counter(found)
     return [f"{name} ({c})" if counts[name] > 1 else name for name, c in zip(found, order, strict=True)]

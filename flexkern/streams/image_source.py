@@ -200,6 +200,7 @@ def ahead(
     loader = DataLoader(
         _Work(work), batch_sampler=rows, num_workers=min(workers, len(rows)), collate_fn=_as_it_is,
         pin_memory=pin, worker_init_fn=_begin_worker,
+        generator=torch.Generator(),  # of seeds for workers, which use none: torch's own is the caller's
     )  # fmt: skip
     for done in loader:
         if isinstance(done, Exception):

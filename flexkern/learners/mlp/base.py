@@ -15,9 +15,11 @@ from flexkern.features import extract_from, fingerprint
 from flexkern.learners.base import Item, Learner
 from flexkern.learners.mlp.cuda_graph import Step, check_cuda_graph, graphed_steps
 from flexkern.learners.mlp.network import build
+from flexkern.learners.progress import tell
 from flexkern.optim import MetaplasticSGD
 from flexkern.plain import number, sizes, whole_number
 from flexkern.streams.base import Experience
+from flexkern.streams.image_source import ImageSource
 
 __all__ = ["MLPLearner"]
 
@@ -167,6 +169,7 @@ class MLPLearner(Learner):
         for step, batch in enumerate(order.split(self.batch_size)):
             x, y = self._batch(inputs[batch], labels[batch], step)
             total += take_step(x, y) * len(batch)
+            tell("training", min((step + 1) * self.batch_size, len(labels)), len(labels))
         return total.item() / len(labels)
 
     def _take_step(self, x: Tensor, y: Tensor) -> Tensor:
@@ -238,6 +241,36 @@ class MLPLearner(Learner):
             raise ValueError(f"{name} must be in [0, {self.classes}), got {low} to {high}")
 
     def _count_classes(self, stream: Sequence[Experience]) -> int:
+        return self.classes
+
+    def _size_of_pictures(self) -> int | None:
+        """That of the inputs, where they are square images of one or three channels, taken as bytes."""
+        *channels, height, width = (0, *self.input_shape)[-3:]
+        if len(self.input_shape) not in (2, 3) or height != width or channels[0] not in (0, 1, 3):
+            return None
+        if self.items_learned and self.decoded_size is None:
+            raise TypeError(
+                f"x must be a tensor: {type(self).__name__} learned floating-point inputs, and files and pictures "
+                "are bytes, 0 ... 255"
+            )
+        return width
+
+    def _of_pictures(self, pictures: ImageSource) -> Any:
+        if self.input_shape[0] == 3 and len(self.input_shape) == 3:
+            return pictures.tensor()
+        red, green, blue = pictures.tensor().to(torch.int32).unbind(1)
+        grey = (
+            red * 299 + green * 587 + blue * 114 + 500
+        ) // 1000  # brightness, as Pillow takes it (ITU-R 601)
+        return grey.to(torch.uint8).view(-1, *self.input_shape)
+
+    def _ended(self, experience: Experience) -> None:
+        super()._ended(experience)
+        if self.features is None and experience.train_inputs.dtype is not torch.uint8:
+            self.decoded_size = None  # what bytes would be in their units is not known
+
+    def _count_known(self) -> int:
+        """All classes of the stream, from the start."""
         return self.classes
 
     def _count_features(self) -> int:

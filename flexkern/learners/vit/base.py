@@ -7,6 +7,7 @@ import os
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, fields, replace
 from functools import partial
 from typing import Any, TypeVar
@@ -21,7 +22,9 @@ from flexkern.backbones.sizes import copy_of_structure, fitted
 from flexkern.backbones.trial import tried_parts
 from flexkern.features import add_tensors
 from flexkern.learners import schema
+from flexkern.learners.answers import names_of
 from flexkern.learners.base import Item, Learner
+from flexkern.learners.progress import tell
 from flexkern.learners.vit.images import check_images
 from flexkern.learners.vit.training import Recipe, Training, autocast, test_view
 from flexkern.nn.adapters.bank import AdapterBank
@@ -34,6 +37,7 @@ from flexkern.nn.heads.prototype import PrototypeClassifier
 from flexkern.nn.not_learned import NotLearnedError
 from flexkern.plain import nearest, whole_number
 from flexkern.streams.base import Experience
+from flexkern.streams.image_source import batches
 
 __all__ = ["ViTLearner", "check_same"]
 
@@ -41,6 +45,7 @@ __all__ = ["ViTLearner", "check_same"]
 _RANGES = {"image_size": (int, 1, 1 << 14, None), "images_per_pass": (int, 1)}
 _RECIPE = tuple(field.name for field in fields(Recipe))
 _L = TypeVar("_L", bound="ViTLearner")
+_T = TypeVar("_T")
 
 
 class ViTLearner(Learner):
@@ -167,13 +172,18 @@ class ViTLearner(Learner):
         """Training of the task that has begun, from the modules as they are; None: nothing is trained."""
         return None
 
-    def _epoch(self, training: Training, images: Tensor, labels: Tensor) -> float:
+    def _epoch(self, training: Training, images: Any, labels: Tensor) -> float:
         """One epoch; labels count from the task's first class."""
         return training.epoch(images, labels)
 
     @abstractmethod
-    def _finish(self, images: Tensor, labels: Tensor) -> None:
-        """After the training: takes in the images once, as they are tested. Labels are the stream's."""
+    def _finish(self, images: Any, labels: Tensor) -> None:
+        """After the training: takes in the images once, as they are tested. Labels are the stream's.
+
+        Args:
+            images: as the experience has them, a tensor or a :class:`flexkern.streams.ImageSource`;
+                :meth:`_test_batches` reads both.
+        """
 
     @abstractmethod
     def _logits(self, images: Tensor, task: Tensor | None) -> Tensor:
@@ -200,6 +210,9 @@ class ViTLearner(Learner):
                 f"order of learning without gaps, got {present.tolist()}; flexkern.streams.class_incremental "
                 "numbers them so"
             )
+        names = len(experience.class_names)
+        if names not in (0, len(present)):
+            raise ValueError(f"experience: it has {names} class_names, and {len(present)} classes to name")
         self._check_begun(experience, self._begun == {"name": experience.name, "classes": len(present)})
 
     def _take_up(self, experience: Experience, epochs: int) -> Item:
@@ -220,7 +233,10 @@ class ViTLearner(Learner):
 
         return Item(train, end)
 
-    def _check_inputs(self, x: Tensor, name: str) -> None:
+    def _names_of(self, experience: Experience) -> dict[int, str]:
+        return names_of(experience, experience.train_labels)
+
+    def _check_inputs(self, x: Any, name: str) -> None:
         check_images(x, name)
 
     def _check_answers(self) -> None:
@@ -236,7 +252,7 @@ class ViTLearner(Learner):
                 self._training.epochs_done = self._epochs_done
         return self._training
 
-    def _end(self, images: Tensor, labels: Tensor) -> None:
+    def _end(self, images: Any, labels: Tensor) -> None:
         assert self._begun is not None
         with torch.no_grad():
             self._finish(images, labels)
@@ -244,10 +260,14 @@ class ViTLearner(Learner):
         self._training = None
         self._make_room(0)
 
-    def _test_batches(self, images: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches as they are tested, on the device."""
-        for rows in _passes(len(images), self.images_per_pass):
-            yield test_view(images[rows].to(self.device), self.image_size), labels[rows].to(self.device)
+    def _test_batches(self, images: Any, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of a tensor or a source as they are tested, on the device; a source's are decoded ahead."""
+        passes = list(_passes(len(images), self.images_per_pass))
+        with closing(batches(images, passes, pin=self.device.type == "cuda")) as given:
+            for rows, batch in zip(passes, given, strict=True):
+                x = test_view(batch.to(self.device, non_blocking=True), self.image_size)
+                yield x, labels[rows].to(self.device)
+                tell("taking in", min(rows.stop, len(images)), len(images))
 
     def _run(self, network: Callable[..., Tensor], *inputs: Any) -> Tensor:
         """A network's float32 answer, computed in the recipe's precision; heads and statistics are float32."""
@@ -260,11 +280,11 @@ class ViTLearner(Learner):
     # ------------------------------------------------------------------ answering
 
     @torch.no_grad()
-    def logits(self, x: Tensor, *, task: Tensor | None = None) -> Tensor:
+    def logits(self, x: Any, *, task: Tensor | None = None) -> Tensor:
         """Logits, float32 [n, classes_seen], of images [n, 3, h, w], uint8 or float in [0, 1].
 
         Args:
-            x: images as in an experience; n may be 0.
+            x: images as in an experience, a tensor or a source; n may be 0.
             task: the true task of each, int64 [n]; only ``gate="oracle"`` looks at it.
 
         Raises:
@@ -275,15 +295,25 @@ class ViTLearner(Learner):
         self._check_inputs(x, "x")
         if task is not None:
             check_true_task(task, len(x))
-        parts = [torch.zeros((0, self.classes_seen), dtype=torch.float32, device=self.device)]
-        for rows in _passes(len(x), self.images_per_pass):
-            images = test_view(x[rows].to(self.device), self.image_size)
-            parts.append(self._logits(images, None if task is None else task[rows].to(self.device)))
-        return torch.cat(parts)
+        nothing = torch.zeros((0, self.classes_seen), dtype=torch.float32, device=self.device)
+        return torch.cat([nothing, *self._each(x, task, lambda z: z)])
 
-    def predict(self, x: Tensor, *, task: Tensor | None = None) -> Tensor:
-        """The class of each image, int64 [n], on the learner's device. Raises as :meth:`logits`."""
-        return self.logits(x, task=task).argmax(1)
+    def _each(self, x: Any, task: Tensor | None, of: Callable[[Tensor], _T]) -> list[_T]:
+        found = []
+        passes = list(_passes(len(x), self.images_per_pass))
+        with closing(batches(x, passes, pin=self.device.type == "cuda")) as given:
+            for rows, batch in zip(passes, given, strict=True):
+                images = test_view(batch.to(self.device, non_blocking=True), self.image_size)
+                found.append(of(self._logits(images, None if task is None else task[rows].to(self.device))))
+                tell("answering", min(rows.stop, len(x)), len(x))
+        return found
+
+    def _size_of_pictures(self) -> int:
+        """That of the images that were learned, where they were square; else what :func:`test_view` crops."""
+        return self.decoded_size or round(self.image_size * 256 / 224)
+
+    def _count_known(self) -> int:
+        return self.classes_seen
 
     def _answers(self, experience: Experience) -> Tensor:
         task = torch.full((len(experience.test_labels),), experience.number)

@@ -78,14 +78,14 @@ class FinetuneViT(ViTLearner):
     def _training_logits(self, x: Tensor) -> Tensor:
         return self.head(self._parts.features(x).float())
 
-    def _epoch(self, training: Training, images: Tensor, labels: Tensor) -> float:
+    def _epoch(self, training: Training, images: Any, labels: Tensor) -> float:
         return training.epoch(images, labels + self.classes_seen)
 
     def _written_at_end(self) -> nn.Module:
         """Nothing."""
         return nn.ModuleDict()
 
-    def _finish(self, images: Tensor, labels: Tensor) -> None:
+    def _finish(self, images: Any, labels: Tensor) -> None:
         """Nothing is left to do: the network is what was learned."""
 
     def _logits(self, images: Tensor, task: Tensor | None) -> Tensor:

@@ -29,7 +29,7 @@ class SimpleCIL(ViTLearner):
         self.prototypes = PrototypeClassifier(self.width, device=self.device)
         self.prototypes.add_subspace()
 
-    def _finish(self, images: Tensor, labels: Tensor) -> None:
+    def _finish(self, images: Any, labels: Tensor) -> None:
         for x, y in self._test_batches(images, labels):
             self.prototypes.update(self._run(self._parts.features, x).unsqueeze(1), y)
 
