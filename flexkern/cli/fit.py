@@ -134,7 +134,7 @@ def _show(config: Any, *, restart: bool) -> dict[str, Any]:
                 for line in _begins(event.record):
                     console.print(line, markup=False, highlight=False, soft_wrap=True)
             elif event.kind == "images":
-                what = f"{name}, {event.doing}"
+                what = f"{name}, {event.doing}" if event.doing != "looking" else "looking at the images"
                 bar.update(images, total=event.total, completed=event.done, description=what, visible=True)
             elif event.kind == "epoch":
                 what = f"{name}, loss {event.loss:.3f}"

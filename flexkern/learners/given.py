@@ -15,7 +15,6 @@ from flexkern.streams.image_source import ImageSource
 
 __all__ = ["are_pictures", "picture_files", "pictures_given"]
 
-_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm"})
 _CHANNELS = (1, 3, 4)
 _WHAT = "paths, PIL images and arrays [height, width] or [height, width, 1, 3 or 4]"
 
@@ -59,7 +58,7 @@ def picture_files(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str
             inside = sorted(_inside(path))
             if not inside:
                 raise ValueError(
-                    f"x: the folder {os.fspath(path)!r} has no picture ({', '.join(sorted(_SUFFIXES))})"
+                    f"x: the folder {os.fspath(path)!r} has no picture ({', '.join(sorted(pictures.SUFFIXES))})"
                 )
             found += inside
         elif path.exists():
@@ -73,7 +72,7 @@ def _inside(folder: Path) -> Iterable[str]:
     for at, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in files:
-            if not name.startswith(".") and Path(name).suffix.lower() in _SUFFIXES:
+            if not name.startswith(".") and Path(name).suffix.lower() in pictures.SUFFIXES:
                 yield os.path.join(at, name)
 
 

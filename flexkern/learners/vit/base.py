@@ -111,7 +111,7 @@ class ViTLearner(Learner):
         super().__init__(seed=seed, device=device, configuration=configuration)
         self.images_per_pass = images_per_pass
         self._frozen_name = _name_of(backbone)
-        self._given = network.to(self.device).requires_grad_(False)  # what a checkpoint knows
+        self._network_given = network.to(self.device).requires_grad_(False)  # what a checkpoint knows
         self.image_size = image_size or backbones.image_size(network)
         self.backbone, self._interpolate = fitted(network, self.image_size)
         if self.device.type == "cpu" and self.recipe.precision == "bfloat16":
@@ -355,7 +355,7 @@ class ViTLearner(Learner):
                 check_same(name, "tasks", getattr(part, "tasks", self.items_learned), self.items_learned)
 
     def _frozen(self) -> str:
-        return _fingerprint(self._given)
+        return _fingerprint(self._network_given)
 
     @classmethod
     def _named(cls, frozen_name: str) -> dict[str, Any]:

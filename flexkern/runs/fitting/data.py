@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from flexkern.streams.folders import image_folders
-from flexkern.streams.image_source import ImageSource, batches
+from flexkern.streams.image_source import ImageSource, ahead, batches
 from flexkern.streams.labelled import Images, split
 
-__all__ = ["in_memory", "open_images"]
+__all__ = ["check_decodes", "in_memory", "open_images"]
 
 _TEST_NAMES = ("test", "val", "validation")  # of folders, and of what shards' names begin with
 _TABLES = ("labels.csv", "labels.tsv")
 _TEST_SHARE = 0.2
+_SHOWN = 3  # of broken images
 _AT_ONCE = 64  # images that are decoded between two looks at how far it is
 
 
@@ -49,7 +52,9 @@ def open_images(
     tables = [p for p in inside if p.name in _TABLES] if not folders else []
     if tables:
         options["labels"] = tables[0]
-    return image_folders(root, test_share=test_share, seed=seed, lazy=True, **options)
+    with warnings.catch_warnings():  # of what is left out: ``skipped`` has it
+        warnings.filterwarnings("ignore", ".*left out", UserWarning)
+        return image_folders(root, test_share=test_share, seed=seed, lazy=True, **options)
 
 
 def _open_shards(
@@ -65,6 +70,41 @@ def _open_shards(
     return split(
         image_shards(shards, lazy=True, **options), _TEST_SHARE if test_share is None else test_share, seed
     )
+
+
+def check_decodes(images: Sequence[ImageSource], tell: Callable[[int, int], None]) -> None:
+    """Decodes all images once, before hours of work that the last of them might end.
+
+    Args:
+        images: sources.
+        tell: told how many images of how many are decoded.
+
+    Raises:
+        ValueError: naming the images that cannot be decoded.
+    """
+    total, done = sum(map(len, images)), 0
+    broken: list[str] = []
+    for source in images:
+        rows = [rows.tolist() for rows in torch.arange(len(source)).split(_AT_ONCE)]
+        for of_piece in ahead(partial(_faults, source), rows, source.workers):
+            broken += of_piece
+            done = min(done + _AT_ONCE, total)
+            tell(done, total)
+    if broken:
+        others = f"; nor can {len(broken) - _SHOWN} others be read" if len(broken) > _SHOWN else ""
+        raise ValueError(
+            f"{'; '.join(broken[:_SHOWN])}{others}. Remove what is broken, or leave it out with --broken skip"
+        )
+
+
+def _faults(source: ImageSource, rows: list[int]) -> list[str]:
+    found = []
+    for i in rows:
+        try:
+            source.decode(i)
+        except (ValueError, OSError) as error:
+            found.append(str(error))
+    return found
 
 
 def in_memory(images: Any, most: int, tell: Callable[[int, int], None]) -> Any:

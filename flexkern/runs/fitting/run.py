@@ -24,7 +24,7 @@ from flexkern.learners.vit.artsy import BEST
 from flexkern.measure import Measure
 from flexkern.metrics import AccuracyMatrix
 from flexkern.plain import choice, number, whole_number
-from flexkern.runs.fitting.data import in_memory, open_images
+from flexkern.runs.fitting.data import check_decodes, in_memory, open_images
 from flexkern.runs.fitting.tasks import at_a_time, read_tasks
 from flexkern.runs.folder import claim_file
 from flexkern.runs.incremental.journal import differences
@@ -206,6 +206,8 @@ def fit(config: FitConfig, *, restart: bool = False, observe: Observer = lambda 
         one = _Fit(config, learner, experiences, record, out, observe)
         if not record["tasks"] and record["learning"] is None:
             one.check()
+            if config.broken == "raise":
+                check_decodes((train.images, test.images), one.looks)
         observe(Event("begin", record, tasks=len(experiences)))
         one.go()
     return record
@@ -221,6 +223,8 @@ def _wanted(config: FitConfig) -> dict[str, Any]:
 
 def _sum_of(file: Path) -> str:
     digest = hashlib.sha256()
+    if not file.is_file():
+        raise FileNotFoundError(f"from: there is no file {os.fspath(file)!r}")
     with file.open("rb") as stream:
         for part in iter(partial(stream.read, 1 << 24), b""):
             digest.update(part)
@@ -413,6 +417,10 @@ class _Fit:
         self.record["learning"] = None
         self._save()
         self.observe(self._event("task"))
+
+    def looks(self, done: int, total: int) -> None:
+        """So many images were found to be sound."""
+        self._tell("looking", done, total)
 
     def _save(self) -> None:
         self.learner.save(self.out, notes={"fit": self.record})

@@ -86,7 +86,7 @@ class StopError(Exception):
 def config(photographs: Path, out: Path, **changes: Any) -> FitConfig:
     values: dict[str, Any] = {
         "folder": str(photographs), "out": str(out), "backbone": "small", "broken": "skip", "epochs": 2,
-        "increment": 3, "workers": 0,
+        "increment": 3, "workers": 0, "method": "ease",
     }  # fmt: skip
     return FitConfig(**(values | changes))
 
@@ -227,9 +227,9 @@ def test_classes_are_learned_on_top_of_a_model(
         (["--backbone", "small", "--method", "artsi"], "did you mean 'artsy'?"),
         (["--backbone", "small", "--test-share", "1"], "test_share must be in (0, 1)"),
         (["--backbone", "small", "--device", "gpu"], "device must be auto, cpu, cuda"),
-        (["--backbone", "small", "--from", "m.safetensors"], "no checkpoint at 'm.safetensors'"),
-        (["--backbone", "small", "--json", "no/such/\0"], "null"),
-        (["--backbone", "small"], "broken.jpg"),  # without --broken skip
+        (["--backbone", "small", "--from", "m.safetensors"], "from: there is no file 'm.safetensors'"),
+        (["--backbone", "small", "--json", "tasks.txt/results.json"], "is no folder"),
+        (["--backbone", "small"], "with --broken skip"),  # without --broken skip
         (["--backbone", "small", "--background", "pink"], "must be white, black, grey or R,G,B"),
         (["--backbone", "small", "--order", "random"], "must be 'names', or the seed"),
         (["--backbone", "small", "--image-size", "7"], "image_size"),
