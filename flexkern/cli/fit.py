@@ -11,7 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from flexkern.cli.terminal import console, counting_bar, errors, explained, say
+from flexkern.cli.terminal import console, counting_bar, explained, say
 from flexkern.files import check_writable, write_json
 
 __all__ = ["fit"]
@@ -95,27 +95,21 @@ def fit(
     take --method ranpac.
     """
     colour, seed_of_order = _colour(background), _order(order)
-    try:
-        with explained(_COMMAND, stopped=_STOPPED):
-            from flexkern.runs.fitting.run import FitConfig
+    with explained(_COMMAND, stopped=_STOPPED):
+        from flexkern.runs.fitting.run import FitConfig
 
-            config = FitConfig(
-                folder=folder, out=out, backbone=backbone, start=start, increment=increment, tasks=tasks,
-                order=seed_of_order, method=method, epochs=epochs, size=size, image_size=image_size,
-                normalize=normalize, test_share=test_share, seed=seed, broken=broken, background=colour,
-                device=device, workers=workers,
-            )  # fmt: skip
-            if json_file is not None:
-                check_writable(json_file, folders=True)  # now, and not after the training
-            record = _show(config, restart=restart)
-            if json_file is not None:
-                write_json(Path(json_file), record)
-                console.print(f"wrote {json_file}", markup=False, highlight=False)
-    except ImportError as error:
-        if "pip install" not in str(error):
-            raise  # main() says what to install
-        errors.print(f"{_COMMAND}: {error}", style="red", markup=False)
-        raise typer.Exit(1) from error
+        config = FitConfig(
+            folder=folder, out=out, backbone=backbone, start=start, increment=increment, tasks=tasks,
+            order=seed_of_order, method=method, epochs=epochs, size=size, image_size=image_size,
+            normalize=normalize, test_share=test_share, seed=seed, broken=broken, background=colour,
+            device=device, workers=workers,
+        )  # fmt: skip
+        if json_file is not None:
+            check_writable(json_file, folders=True)  # now, and not after the training
+        record = _show(config, restart=restart)
+        if json_file is not None:
+            write_json(Path(json_file), record)
+            console.print(f"wrote {json_file}", markup=False, highlight=False)
 
 
 def _show(config: Any, *, restart: bool) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import typer
 from rich.cells import cell_len
 
 from flexkern.cli.terminal import errors, explained, reader_gone
+from flexkern.plain import whole_number
 from flexkern.runs.fitting.answers import Answered, images_in, load
 from flexkern.runs.start import usable_device
 
@@ -35,7 +36,7 @@ def predict(
         str | None,
         typer.Option(help="If it is no longer where it was when the model was made; the weights are compared."),
     ] = None,
-    top: Annotated[int, typer.Option(min=1, help="How many classes to name for each image.")] = 1,
+    top: Annotated[int, typer.Option(help="How many classes to name for each image.")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="A list of JSON, an image a line.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Lines of file,rank,name,probability.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
@@ -51,6 +52,7 @@ def predict(
     if as_json and as_csv:
         raise typer.BadParameter("--json and --csv exclude each other")
     with explained(_COMMAND), reader_gone():
+        whole_number(top, "top")
         loaded = load(model, backbone=backbone, device=usable_device(device, auto=True))
         table = _is_terminal()
         write = _json() if as_json else _csv() if as_csv else _table(loaded.learner) if table else _plain()

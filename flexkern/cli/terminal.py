@@ -107,6 +107,11 @@ def explained(command: str, *, stopped: str | None = None) -> Iterator[None]:
     except (ValueError, OSError, RuntimeError) as error:
         errors.print(f"{command}: {error}", style="red", markup=False)
         raise typer.Exit(1) from error
+    except ImportError as error:
+        if "pip install" not in str(error):
+            raise  # main() says what to install
+        errors.print(f"{command}: {error}", style="red", markup=False)
+        raise typer.Exit(1) from error
     except (KeyboardInterrupt, _Terminated, SystemExit) as end:
         gone = isinstance(end, SystemExit)
         if stopped is None or (gone and end.code != _PIPE_CLOSED):  # type: ignore[union-attr]

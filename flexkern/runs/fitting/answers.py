@@ -120,7 +120,15 @@ def load(model: str | os.PathLike[str], *, backbone: str | None, device: torch.d
     if record.get("family", "vit") != "vit":
         raise ValueError(f"{os.fspath(model)!r} holds a {record['class']}, which takes no photographs")
     given = {} if backbone is None else {"backbone": backbone}
-    learner = load_learner(model, device=device, **given)
+    try:
+        learner = load_learner(model, device=device, **given)
+    except (OSError, ValueError) as error:
+        if backbone is not None or not str(error).startswith("backbone"):
+            raise
+        name = record.get("frozen_name", "small")
+        raise type(error)(
+            f"{error}. The model was made with {name!r}; if that has moved, say where: --backbone"
+        ) from error
     if not learner.classes_seen:
         raise ValueError(f"{os.fspath(model)!r} has not learned a task to its end; give the same fit again")
     of_fit = record.get("notes", {}).get("fit", {})

@@ -44,6 +44,7 @@ def fitted(photographs: Path, backbone: Path, tasks: Path, tmp_path_factory: pyt
     folder = tmp_path_factory.mktemp("fitted")
     said = invoke(
         "fit", photographs, "--backbone", backbone, "--tasks", tasks, "--broken", "skip", "--epochs", "2",
+        "--method", "ease",
         "--out", folder / "model.safetensors", "--json", folder / "results.json",
     )  # fmt: skip
     assert said.exit_code == 0, said.output

@@ -94,7 +94,7 @@ def test_as_on_a_terminal(model: Path, folder: Path, monkeypatch: pytest.MonkeyP
         (["none.safetensors", "ü.png"], "no checkpoint at 'none.safetensors'"),
         (["ü.png", "ü.png"], "is not a checkpoint"),
         (["MODEL", "ü.png", "--json", "--csv"], "--json and --csv exclude each other"),
-        (["MODEL", "ü.png", "--top", "0"], "0 is not in the range"),
+        (["MODEL", "ü.png", "--top", "0"], "top must be at least 1"),
         (["MODEL", "ü.png", "--device", "gpu"], "device must be auto, cpu, cuda"),
         (["MODEL"], "Missing argument"),
     ],
@@ -129,7 +129,7 @@ def test_what_takes_no_photographs(folder: Path) -> None:
     from flexkern.learners import MetaplasticMLP
 
     torch.manual_seed(0)
-    MetaplasticMLP((4,), 2, widths=(8,)).save("mlp.safetensors")
+    MetaplasticMLP((4,), 2, widths=(8, 8)).save("mlp.safetensors")
     said = invoke("predict", "mlp.safetensors", "ü.png")
     assert said.exit_code == 1
     assert "holds a MetaplasticMLP, which takes no photographs" in " ".join(said.stderr.split())
