@@ -177,6 +177,9 @@ def _by_folder(
     beside = [entry.name for entry in here if _is_picture(entry.name) and entry.is_file()]
     if names is None:
         names = [entry.name for entry in here if entry.is_dir()]
+    outside = [name for name in names if os.path.basename(name) != name or name in (os.curdir, os.pardir)]
+    if outside:
+        raise ValueError(f"names must be folders in {root!r}, got {outside[0]!r}")
     if not names:
         hint = (
             f", but {len(beside)} images: pass labels=, a table that says the class of each" if beside else ""
