@@ -109,7 +109,12 @@ class Answering(ABC):
 
     @property
     def temperature(self) -> float:
-        """What logits are divided by before softmax makes :meth:`probabilities` of them; 1: nothing was fitted."""
+        """What logits are divided by before softmax makes :meth:`probabilities` of them.
+
+        A learner on a vision transformer fits it at the end of each task, on up to ``calibration_images`` of
+        its training images, and takes the mean of its logarithm over tasks and images; 1 before. One on a
+        multi-layer perceptron is trained by the cross-entropy of its logits as they are: it stays 1.
+        """
         return math.exp(self._calibration[0])
 
     # ------------------------------------------------------------------ answering
@@ -146,10 +151,10 @@ class Answering(ABC):
         ``learner.class_names`` names them.
 
         Args:
-            x: inputs as :meth:`learn` takes them, a tensor or a source of images. A learner of images also takes
-                pictures: the path of a file, or of a folder (all pictures in it and below, sorted by path:
-                :func:`flexkern.learners.picture_files`); a PIL image; an array [h, w], [h, w, 1 | 3 | 4] or
-                [n, h, w, 1 | 3 | 4], uint8 or floating-point in [0, 1] (rounded to 256 levels); or a list of
+            x: inputs as :meth:`learn` takes them, a tensor or a source of images. A learner of images also
+                takes pictures: the path of a file, or of a folder (all pictures in it and below, sorted by
+                path: :func:`flexkern.learners.picture_files`); a PIL image; an array [h, w], [h, w, 1 | 3 | 4]
+                or [n, h, w, 1 | 3 | 4], uint8 or floating-point in [0, 1] (rounded to 256 levels); or a list of
                 paths, PIL images and arrays of one image, of any sizes. They are read and cropped as
                 :func:`flexkern.streams.image_folder` does it, to squares of ``decoded_size`` pixels.
             task: the true task of each input, int64 [n], for oracles only.
@@ -181,8 +186,10 @@ class Answering(ABC):
     def probabilities(self, x: Any, *, task: Tensor | None = None, watch: Watch | None = None) -> Tensor:
         """How likely each class is, float32 [n, classes]: softmax of :meth:`logits` divided by ``temperature``.
 
-        They compare the classes that were learned, by what was seen in training: an image that is of none of
-        them has probabilities, too, and they sum to 1.
+        They compare the classes that were learned, and no others: an image that is of none of them has
+        probabilities, too, and they sum to 1. ``temperature`` comes from training images, on which a learner
+        does better than on others, so that it is too sure of those; most so where it was trained longest. It
+        does not know how far the images that are asked about lie from those it saw.
 
         Args:
             x, task, watch: as in :meth:`predict`.

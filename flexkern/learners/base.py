@@ -120,7 +120,7 @@ class Learner(Answering):
         """Tensors that learning depends on besides modules and optimizer, for the checkpoint."""
         return {}
 
-    def _load_extra_state(self, state: dict[str, Tensor]) -> None:  # noqa: B027 - most methods have none
+    def _load_extra_state(self, state: dict[str, Tensor]) -> None:
         """Takes back what :meth:`_extra_state` gave; tensors are on the learner's device."""
 
     def _progress(self) -> dict[str, Any]:
@@ -136,7 +136,7 @@ class Learner(Answering):
         self._begun = progress["begun"]
         self._take_answers_record(progress)
 
-    def _check_restored(self) -> None:  # noqa: B027 - a method may have nothing to compare
+    def _check_restored(self) -> None:
         """Raises ValueError if what was loaded into the parts does not fit together."""
 
     @abstractmethod
@@ -190,9 +190,9 @@ class Learner(Answering):
         that ``progress`` wrote, call it with the same experience again: it goes on with the next epoch, to the
         bit as if never stopped. The beginning and the end of an item are all or nothing: whatever raises there,
         Ctrl-C too, leaves the learner as it was before, and the same call again ends the item to the same bits.
-        After an exception in the middle of an epoch (Ctrl-C, or out of ``watch``) the steps that were taken stay, and the same call
-        again begins that epoch anew from there: a sound learner, but not that of a run without the stop. Load
-        the last checkpoint for that one.
+        After an exception in the middle of an epoch (Ctrl-C, or out of ``watch``) the steps that were taken
+        stay, and the same call again begins that epoch anew from there: a sound learner, but not that of a run
+        without the stop. Load the last checkpoint for that one.
 
         Args:
             experience: a learner with a multi-layer perceptron takes inputs of its shape, floating-point and

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from flexkern.streams import pictures
+from flexkern.streams.folders import pictures_in
 from flexkern.streams.image_source import ImageSource
+from flexkern.streams.labelled import Skipped
 
 __all__ = ["are_pictures", "picture_files", "pictures_given"]
 
@@ -44,40 +46,36 @@ def picture_files(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str
 
     Args:
         paths: of a file or a folder, or several. A folder stands for all pictures in it and below, sorted by
-            path, but hidden ones; other files in it are left out. ``~`` is the home folder.
+            path, without hidden ones; of formats that are not read a warning names some, and what are no
+            pictures are left out. ``~`` is the home folder.
 
     Raises:
         FileNotFoundError: naming the path, if there is nothing.
         ValueError: if a folder has no picture.
     """
     several = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
-    found: list[str] = []
+    found, skipped = list[str](), list[Skipped]()
     for given in several:
-        path = Path(os.fsdecode(given)).expanduser()
-        if path.is_dir():
-            inside = sorted(_inside(path))
+        path = os.path.expanduser(os.fsdecode(given))
+        if os.path.isdir(path):
+            inside = pictures_in(path, "", skipped)
             if not inside:
-                raise ValueError(
-                    f"x: the folder {os.fspath(path)!r} has no picture ({', '.join(sorted(pictures.SUFFIXES))})"
-                )
-            found += inside
-        elif path.exists():
-            found.append(os.fspath(path))
+                read = " ".join(sorted(pictures.SUFFIXES))
+                raise ValueError(f"x: the folder {path!r} holds no pictures ({read})")
+            found += [os.path.join(path, name) for name in inside]
+        elif os.path.exists(path):
+            found.append(path)
         else:
-            raise FileNotFoundError(f"x: there is no file or folder {os.fspath(path)!r}")
+            raise FileNotFoundError(f"x: there is no file or folder {path!r}")
+    if skipped:
+        named = ", ".join(one.path for one in skipped[:3])
+        warnings.warn(f"x: {len(skipped)} files are left out, as they cannot be read: {named}", stacklevel=2)
     return found
 
 
-def _inside(folder: Path) -> Iterable[str]:
-    for at, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in files:
-            if not name.startswith(".") and Path(name).suffix.lower() in pictures.SUFFIXES:
-                yield os.path.join(at, name)
-
-
 def pictures_given(x: Any, size: int) -> ImageSource:
-    """A source of pictures, of which :func:`are_pictures` says that they are some, in squares of ``size`` pixels.
+    """A source of pictures, of which :func:`are_pictures` says that they are some, in squares of ``size``
+    pixels.
 
     Raises:
         FileNotFoundError, ValueError: as :func:`picture_files`.
@@ -104,8 +102,8 @@ def _as_bytes(array: np.ndarray, name: str) -> np.ndarray:
         return array
     if array.dtype.kind != "f":
         raise TypeError(
-            f"{name} must be uint8, or floating-point in [0, 1], got {array.dtype}; if its values are 0 ... 255, "
-            "pass .astype(numpy.uint8)"
+            f"{name} must be uint8, or floating-point in [0, 1], got {array.dtype}; if its values are 0 ... "
+            "255, pass .astype(numpy.uint8)"
         )
     if array.size and not (array.min() >= 0 and array.max() <= 1):  # NaN compares as neither
         raise ValueError(

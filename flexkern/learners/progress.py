@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-__all__ = ["BatchProgress", "Progress", "Watch", "check_watch", "tell", "watched"]
+__all__ = ["BatchProgress", "Progress", "Watch", "check_watch", "tell", "unwatched", "watched"]
 
 
 class Progress(NamedTuple):
@@ -79,6 +79,16 @@ def watched(
         _WATCHING.reset(token)
 
 
+@contextmanager
+def unwatched() -> Iterator[None]:
+    """In this block nobody is told."""
+    token = _WATCHING.set(None)
+    try:
+        yield
+    finally:
+        _WATCHING.reset(token)
+
+
 def check_watch(watch: object) -> None:
     """Raises TypeError unless it can be told."""
     if watch is not None and not callable(watch):
@@ -97,9 +107,5 @@ def tell(doing: str, done: int, total: int, devices: Sequence[torch.device] = ()
         return
     total = total if now.total is None else now.total
     told = BatchProgress(doing, now.item, now.epoch, now.epochs, now.before + done, total)
-    token = _WATCHING.set(None)  # who watches may ask the learner
-    try:
-        with torch.random.fork_rng(devices):
-            now.watch(told)
-    finally:
-        _WATCHING.reset(token)
+    with unwatched(), torch.random.fork_rng(devices):  # who watches may ask the learner
+        now.watch(told)

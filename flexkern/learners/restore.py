@@ -76,9 +76,9 @@ def _restored(cls: Any, path: str | os.PathLike[str], device: torch.device | str
         learner._frozen_name = cls._name_of_frozen(given) or name
         with _fitting(path, "progress"):
             learner._resume(record["progress"])
-            named, known = max(learner._names, default=-1), learner._count_known()
-            if named >= known:
-                raise ValueError(f"class_names has a name of class {named}, and there are {known} classes")
+            last, known = max(learner._names, default=-1), learner._count_known()
+            if last >= known:
+                raise ValueError(f"class_names has a name of class {last}, and there are {known} classes")
         with _fitting(path, "tensors"):
             _load_modules(learner._modules(), tensors, record["model"])
             _load_extra(learner, _under("extra.", tensors))

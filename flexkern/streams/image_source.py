@@ -9,7 +9,7 @@ import pickle
 import signal
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -155,7 +155,7 @@ def _rows(index: Sequence[int] | np.ndarray | Tensor, count: int) -> np.ndarray:
 
 def batches(
     images: Tensor | ImageSource, rows: Iterable[Tensor | slice], *, pin: bool = False
-) -> Iterator[Tensor]:
+) -> Generator[Tensor, None, None]:
     """The pixels of each batch, in the order of ``rows``; a source's are decoded ahead by its workers.
 
     Args:

@@ -250,8 +250,8 @@ class MLPLearner(Learner):
             return None
         if self.items_learned and self.decoded_size is None:
             raise TypeError(
-                f"x must be a tensor: {type(self).__name__} learned floating-point inputs, and files and pictures "
-                "are bytes, 0 ... 255"
+                f"x must be a tensor: {type(self).__name__} learned floating-point inputs, and files and "
+                "pictures are bytes, 0 ... 255"
             )
         return width
 

@@ -206,9 +206,10 @@ class ArtsyViT(ViTLearner):
         return nn.ModuleDict({name: module for name, module in self._modules().items() if name != "bank"})
 
     def _finish(self, images: Any, labels: Tensor) -> None:
-        """Until it returns, it has the features of all images of the task in memory, which gates and experts
-        learn from: of each image ``4 * width`` bytes, twice that with experts or with the mean of tokens, and as
-        much again while the gate learns. At a width of 768 that is 6 to 18 KB, an eighth of its pixels at most.
+        """Until it returns, it has the features of all images of the task in memory, from which gates and
+        experts learn: of each image ``4 * width`` bytes, twice that with experts or with the mean of tokens, and
+        as much again while the gate learns. At a width of 768 that is 6 to 18 KB, an eighth of its pixels at
+        most.
         """
         self.bank.freeze()
         if self.combine == "concat" and self.experts is None:

@@ -12,6 +12,7 @@ from dataclasses import asdict, fields, replace
 from functools import partial
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -24,8 +25,9 @@ from flexkern.features import add_tensors
 from flexkern.learners import schema
 from flexkern.learners.answers import names_of
 from flexkern.learners.base import Item, Learner
-from flexkern.learners.progress import tell
+from flexkern.learners.progress import tell, unwatched
 from flexkern.learners.vit.images import check_images
+from flexkern.learners.vit.temperature import fit_log_temperature
 from flexkern.learners.vit.training import Recipe, Training, autocast, test_view
 from flexkern.nn.adapters.bank import AdapterBank
 from flexkern.nn.feature_statistics import FeatureStatistics
@@ -42,8 +44,9 @@ from flexkern.streams.image_source import batches
 __all__ = ["ViTLearner", "check_same"]
 
 # What a checkpoint may say: a picture of any size fits into a network that resizes it, and into no memory.
-_RANGES = {"image_size": (int, 1, 1 << 14, None), "images_per_pass": (int, 1)}
+_RANGES = {"image_size": (int, 1, 1 << 14, None), "images_per_pass": (int, 1), "calibration_images": (int, 0)}
 _RECIPE = tuple(field.name for field in fields(Recipe))
+_CALIBRATION = 1  # what random numbers are drawn for
 _L = TypeVar("_L", bound="ViTLearner")
 _T = TypeVar("_T")
 
@@ -64,6 +67,9 @@ class ViTLearner(Learner):
         normalize: of images in [0, 1], after augmentation: "auto" as the backbone's training images were
             (:func:`flexkern.backbones.normalisation`; not at all where that is not known), "none", or
             [mean, standard deviation], each of three numbers. A checkpoint has the numbers.
+        calibration_images: so many of a task's training images, at most, are answered about when the task ends,
+            to fit the temperature of :meth:`probabilities`; 0: none, it stays as it is. Logits and predictions
+            do not depend on it.
         seed: of everything that is random.
         device: where to compute.
         options: the method's own, for its checkpoints; JSON.
@@ -83,12 +89,14 @@ class ViTLearner(Learner):
         images_per_pass: int = 256,
         image_size: int | None = None,
         normalize: str | Sequence[Sequence[float]] = "auto",
+        calibration_images: int = 512,
         seed: int = 0,
         device: torch.device | str = "cpu",
         **options: Any,
     ) -> None:
         images_per_pass = whole_number(images_per_pass, "images_per_pass")
         normalise = checked_normalize(normalize)
+        calibration_images = whole_number(calibration_images, "calibration_images", least=0)
         if image_size is not None:
             image_size = whole_number(image_size, "image_size")
         if recipe is not None and not isinstance(recipe, Recipe):
@@ -106,10 +114,10 @@ class ViTLearner(Learner):
         configuration: dict[str, Any] = {
             "recipe": of_recipe, "images_per_pass": images_per_pass, "image_size": image_size,
             "normalize": "none" if self._normalise is None else [list(numbers) for numbers in self._normalise],
-            **options,
+            "calibration_images": calibration_images, **options,
         }  # fmt: skip
         super().__init__(seed=seed, device=device, configuration=configuration)
-        self.images_per_pass = images_per_pass
+        self.images_per_pass, self.calibration_images = images_per_pass, calibration_images
         self._frozen_name = _name_of(backbone)
         self._network_given = network.to(self.device).requires_grad_(False)  # what a checkpoint knows
         self.image_size = image_size or backbones.image_size(network)
@@ -259,6 +267,23 @@ class ViTLearner(Learner):
         self.classes_seen += self._begun["classes"]
         self._training = None
         self._make_room(0)
+
+    def _ended(self, experience: Experience) -> None:
+        super()._ended(experience)
+        count, most = len(experience.train_labels), self.calibration_images
+        if not most:
+            return
+        rng = np.random.default_rng([self.seed, self.items_learned, _CALIBRATION])
+        rows = torch.from_numpy(np.sort(rng.choice(count, min(most, count), replace=False)))
+        labels = experience.train_labels[rows.to(experience.train_labels.device)]
+        task = torch.full_like(labels, self.items_learned - 1)
+        with torch.no_grad(), unwatched():
+            logits = torch.cat(self._each(experience.train_inputs[rows], task, lambda z: z))
+        found = fit_log_temperature(logits, labels)
+        if found is not None:
+            mean, images = self._calibration
+            total = images + len(rows)
+            self._calibration = mean + (found - mean) * len(rows) / total, total
 
     def _test_batches(self, images: Any, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of a tensor or a source as they are tested, on the device; a source's are decoded ahead."""

@@ -16,12 +16,12 @@ _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 def check_images(images: object, name: str) -> None:
     """Raises unless these are images as a learner takes them.
 
-    uint8, and a source of images, cost nothing; floating-point images are read once, which is less than a thousandth of what the
-    network takes for them.
+    uint8, and a source of images, cost nothing; floating-point images are read once, which is less than a
+    thousandth of what the network takes for them.
 
     Args:
-        images: uint8 (0 ... 255), or floating-point, finite and in [0, 1], [n, 3, height, width]; n may be 0. Of
-            a source nothing is decoded: its images are uint8.
+        images: uint8 (0 ... 255), or floating-point, finite and in [0, 1], [n, 3, height, width]; n may be 0.
+            Of a source nothing is decoded: its images are uint8.
         name: of the argument.
 
     Raises:

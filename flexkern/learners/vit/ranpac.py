@@ -44,7 +44,8 @@ class RanPAC(ViTLearner):
         self.head = RidgeHead(self.width, features=features, ridge=ridge, seed=self.seed).to(self.device)
 
     def _finish(self, images: Any, labels: Tensor) -> None:
-        # So many at a time, however large a pass is: the same bits, and memory that does not grow with the task.
+        # So many at a time, however large a pass is: the bits of one update, and memory does not grow with the
+        # task.
         most = self.head.rows_at_once
         h0 = torch.empty((min(most, len(images)), self.width), dtype=torch.float32, device=self.device)
         done = have = 0

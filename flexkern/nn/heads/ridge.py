@@ -44,8 +44,8 @@ class RidgeHead(GrowingState):
     """
 
     rows_at_once: ClassVar[int] = 2048
-    """Rows that :meth:`update` projects at once: bounds memory to a few times the Gram matrix. Updates by so many
-    rows each give the bits of one update by all of them."""
+    """Rows that :meth:`update` projects at once: bounds memory to a few times the Gram matrix. Updates by so
+    many rows each give the bits of one update by all of them."""
 
     gram: Tensor
     cross: Tensor
