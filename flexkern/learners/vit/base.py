@@ -134,8 +134,9 @@ class ViTLearner(Learner):
         if attention is None or getattr(self.backbone.config, "_attn_implementation", None) == "eager":
             return
         # A copy with the same weights: another learner may have this backbone, and its attention stays.
-        self.backbone = copy_of_structure(self.backbone)
-        self.backbone.set_attn_implementation("eager")
+        own: Any = copy_of_structure(self.backbone)
+        own.set_attn_implementation("eager")
+        self.backbone = own
 
     @classmethod
     def default_recipe(cls) -> Recipe:
@@ -413,14 +414,12 @@ class ViTLearner(Learner):
         schema.check_configuration(Recipe, configuration["recipe"], "recipe.")
         schema.check_fields(configuration, _RANGES, others=True)
         # Those of earlier versions took images as they are.
-        said = {"recipe": Recipe(**configuration["recipe"]), "normalize": configuration.get("normalize", "none")}
-        return configuration | said
+        normalize = configuration.get("normalize", "none")
+        return configuration | {"recipe": Recipe(**configuration["recipe"]), "normalize": normalize}
 
     def _known_parts(self, network: nn.Module) -> Parts:
         """The backbone, or a copy of it, in parts that normalise their images; tried on one image."""
-        return tried_parts(
-            network, self.image_size, interpolate=self._interpolate, normalise=self._normalise
-        )
+        return tried_parts(network, self.image_size, interpolate=self._interpolate, normalise=self._normalise)
 
 
 def check_same(part: str, what: str, have: int, expected: int) -> None:
