@@ -8,7 +8,8 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn
 
 import rich.console
 import typer
@@ -23,6 +24,7 @@ from rich.progress import (
 )
 
 from flexkern.runs.folder import FolderInUseError
+from flexkern.runs.start import path_given
 
 __all__ = [
     "ACCEPTS",
@@ -31,6 +33,7 @@ __all__ = [
     "counting_bar",
     "errors",
     "explained",
+    "folder_option",
     "progress_bar",
     "reader_gone",
     "say",
@@ -65,6 +68,20 @@ def reader_gone() -> Iterator[None]:
 
 console = Console()
 errors = Console(stderr=True)
+
+
+def _folder(text: str | Path) -> Path:
+    try:
+        return path_given(text, "it")
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def folder_option(help: str) -> Any:
+    """An option that is a folder: ``~`` is a home, and nothing at all is refused."""
+    return typer.Option(help=help, parser=_folder, metavar="PATH")
+
+
 ACCEPTS = "Go on with a run begun with other versions, threads or processor: not to the same bits."
 
 

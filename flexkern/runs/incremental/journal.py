@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from flexkern.files import write_json
 from flexkern.runs.incremental.config import Config
 from flexkern.runs.provenance import refuse_another
 
-__all__ = ["Journal", "differences"]
+__all__ = ["Journal", "checkpoint_path", "differences"]
 
 _FORMAT = 1
 # May change between two calls of one run: where things lie, not what they are.
@@ -114,15 +115,20 @@ class Journal:
     def checkpoint(self, method: str, seed: int) -> Path:
         """Where the learner of that run is saved; the folder exists then."""
         names = [m["name"] for m in self.results["configuration"]["methods"]]
-        # The number keeps apart what differs only in characters that a file name cannot have.
-        plain = re.sub(r"[^a-z0-9]+", "_", method.lower()).strip("_")
-        path = self.folder / "checkpoints" / f"{names.index(method)}_{plain}_seed{seed}.safetensors"
+        path = checkpoint_path(self.folder, names, method, seed)
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
     def write(self) -> None:
         """Puts the results in place in one step: who reads them finds the old file or the new one."""
         write_json(self.path, self.results)
+
+
+def checkpoint_path(folder: Path, methods: Sequence[str], method: str, seed: int) -> Path:
+    """Where the learner of a method, one of those of the run by their labels, lies in its folder."""
+    # The number keeps apart what differs only in characters that a file name cannot have.
+    plain = re.sub(r"[^a-z0-9]+", "_", method.lower()).strip("_")
+    return folder / "checkpoints" / f"{list(methods).index(method)}_{plain}_seed{seed}.safetensors"
 
 
 def _is_going_on(run: dict[str, Any]) -> bool:

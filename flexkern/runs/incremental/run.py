@@ -95,8 +95,8 @@ def run(
 
     Raises:
         ValueError: naming the key of the configuration, before anything is trained; the folder is then as it
-            was, or not there. Or if ``config.out`` holds
-            a run that was begun in another environment and has not ended.
+            was, or not there. Or if ``config.out`` holds a run that was begun in another environment and has
+            not ended.
         FileNotFoundError: if there are no images, or no backbone, where they should be.
         FolderInUseError, OSError: if another run has ``config.out``, or nothing can be written there; nothing
             has been read then.
@@ -168,11 +168,9 @@ def _check_methods(config: Config, learners: Learners) -> None:
 
 
 def _make(config: Config, method: MethodConfig, seed: int, device: torch.device, learners: Learners) -> Any:
-    shared = {} if config.precision is None else {"precision": config.precision}
+    options = ({} if config.precision is None else {"precision": config.precision}) | method.options
     try:
-        return learners.make(
-            method.method, config.network, seed=seed, device=device, **shared, **method.options
-        )
+        return learners.make(method.method, config.network, seed=seed, device=device, **options)
     except (TypeError, ValueError) as error:
         raise ValueError(f"methods: {method.name!r} ({method.method}): {error}") from error
 

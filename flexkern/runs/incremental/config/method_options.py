@@ -25,8 +25,10 @@ from flexkern.plain import nearest
 from flexkern.runs.incremental.config.models import RESERVED, MethodConfig
 from flexkern.runs.incremental.config.sentences import STRICT, Mistake, first_mistake
 
-__all__ = ["Option", "method_model", "mistake_in", "options_of"]
+__all__ = ["ELSEWHERE", "Option", "method_model", "mistake_in", "options_of"]
 
+ELSEWHERE = ("precision",)
+"""Options of methods that are keys of the whole file, and so not in ``[learner]``."""
 _PLAIN = (bool, int, float, str, type(None))
 
 
@@ -80,7 +82,7 @@ def _model(title: str, doc: str | None, options: Mapping[str, Option]) -> type[B
         # An attribute may not have the name of a method of pydantic's models (copy, json).
         about = Field(default=option.default, description=option.meaning or None)
         fields[name] = (option.hint, about)
-    first = inspect.cleandoc(doc or "").partition("\n")[0]
+    first = _plain_text(inspect.cleandoc(doc or "").partition("\n\n")[0])
     return create_model(
         title, __config__=ConfigDict(**STRICT, title=title, protected_namespaces=()), __doc__=first, **fields
     )
@@ -147,4 +149,9 @@ def _arguments_in(doc: str | None) -> Iterator[tuple[list[str], str]]:
     said = inspect.cleandoc(doc or "").partition("\nArgs:\n")[2].partition("\n\n")[0]
     for entry in re.split(r"\n(?=    \w)", f"\n{said}")[1:]:
         names, _, text = entry.strip().partition(":")
-        yield [name.strip() for name in names.split(",")], " ".join(text.split())
+        yield [name.strip() for name in names.split(",")], _plain_text(text)
+
+
+def _plain_text(text: str) -> str:
+    """A docstring's words without the marks of its roles, in one line."""
+    return " ".join(re.sub(r":\w+:`~?([^`]+)`", r"`\1`", text).replace("``", "`").split())

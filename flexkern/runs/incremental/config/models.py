@@ -189,7 +189,9 @@ class Config:
     stream: StreamConfig
     methods: Annotated[tuple[MethodConfig, ...], BeforeValidator(_listed)]
     title: Annotated[Text, Field(description="of the table and the picture")] = "class-incremental"
-    backbone: Text = "small"
+    backbone: Annotated[
+        Text, Field(description="'small', which is bundled, a folder, or a name on the Hugging Face hub")
+    ] = "small"
     seeds: Annotated[
         tuple[Annotated[int, Ge(0), Le(_LARGEST_SEED)], ...],
         BeforeValidator(_listed),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flexkern.plain import nearest
-from flexkern.runs.incremental.config.method_options import mistake_in
+from flexkern.runs.incremental.config.method_options import ELSEWHERE, mistake_in
 from flexkern.runs.incremental.config.models import (
     RESERVED,
     Config,
@@ -23,7 +23,7 @@ from flexkern.runs.incremental.config.sentences import unknown_key
 __all__ = ["CONFIGS", "find_config", "parse_config", "read_config", "shipped"]
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
-_ELSEWHERE = (*RESERVED, "precision", "name", "method", "paper")  # not in [learner]
+_NOT_SHARED = (*RESERVED, *ELSEWHERE, "name", "method", "paper")  # not in [learner]
 
 
 def shipped() -> dict[str, Path]:
@@ -90,7 +90,7 @@ def parse_config(table: Mapping[str, Any]) -> Config:
         raise ValueError("methods must be a list of tables: [[methods]]")
     values = dict(table)
     common = _table(values.pop("learner", {}), "learner")
-    elsewhere = [key for key in common if key in _ELSEWHERE]
+    elsewhere = [key for key in common if key in _NOT_SHARED]
     if elsewhere:
         raise ValueError(f"[learner]: {elsewhere[0]} has a place of its own, outside of [learner]")
     values["data"] = _section(DataConfig, values["data"], "data")
