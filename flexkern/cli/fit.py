@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -128,9 +129,13 @@ def _show(config: Any, *, restart: bool) -> dict[str, Any]:
                 for line in _begins(event.record):
                     console.print(line, markup=False, highlight=False, soft_wrap=True)
             elif event.kind == "images":
+                if event.done < bar.tasks[images].completed:  # another pass
+                    bar.reset(images)
                 what = f"{name}, {event.doing}" if event.doing != "looking" else "looking at the images"
                 bar.update(images, total=event.total, completed=event.done, description=what, visible=True)
             elif event.kind == "epoch":
+                if event.epoch == 1:
+                    bar.reset(epochs)
                 what = f"{name}, loss {event.loss:.3f}"
                 bar.update(epochs, total=event.epochs, completed=event.epoch, description=what, visible=True)
             else:
@@ -169,8 +174,9 @@ def _begins(record: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+def _some(names: list[str], most: int = 3) -> str:
+    shown = [f'"{name}"' if "," in name else name for name in (names if len(names) <= most else names[:3])]
+    return ", ".join(shown) + (f" and {len(names) - 3} more" if len(names) > most else "")
 
 
 def _table(record: dict[str, Any]) -> Table:
@@ -181,8 +187,9 @@ def _table(record: dict[str, Any]) -> Table:
     table.columns[1].justify = "left"
     last = record["tasks"][-1]["accuracies"]
     for i, task in enumerate(record["tasks"]):
+        classes = escape(_some(task["classes"], 10))
         table.add_row(
-            str(i + 1), escape(task["name"]), str(task["images"]["train"]), f"{task['accuracies'][-1]:.1%}",
+            str(i + 1), classes, str(task["images"]["train"]), f"{task['accuracies'][-1]:.1%}",
             f"{last[i]:.1%}", f"{task['seen']:.1%}", f"{task['learn_seconds']:.1f}",
         )  # fmt: skip
     return table
@@ -192,4 +199,4 @@ def _ends(config: Any, record: dict[str, Any]) -> list[str]:
     lines = ["right: of the test images, named among all classes that the model knows"]
     if record["earlier"]:
         lines.append("the classes that it knew before are not tested: their images are not in this folder")
-    return [*lines, f"wrote {config.out}", f"try it: flexkern predict {config.out} IMAGE ..."]
+    return [*lines, f"wrote {config.out}", f"try it: flexkern predict {shlex.quote(config.out)} IMAGE ..."]
