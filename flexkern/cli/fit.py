@@ -142,9 +142,8 @@ def _show(config: Any, *, restart: bool) -> dict[str, Any]:
                 now = event.record["tasks"][-1]
                 bar.update(whole, advance=1)
                 bar.update(epochs, visible=False)
-                say(
-                    f"{name}, {now['name']}: {now['accuracies'][-1]:.1%} of it, {now['seen']:.1%} of all so far"
-                )
+                own, seen = now["accuracies"][-1], now["seen"]
+                say(f"{name}, {_some(now['classes'], 10)}: {own:.1%} of it right, {seen:.1%} of all so far")
 
         record = fit(config, restart=restart, observe=observe)
         for task in (epochs, images):
