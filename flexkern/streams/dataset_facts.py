@@ -27,7 +27,9 @@ def labels_said(dataset: Any) -> list[Any] | None:
         return None if key is None else list(dataset.select_columns([key]).with_format(None)[key][:])
     if getattr(dataset, "target_transform", None) is not None:
         return None
-    said = next((x for x in (getattr(dataset, n, None) for n in ("targets", "labels")) if x is not None), None)
+    said: Any = next(
+        (x for x in (getattr(dataset, n, None) for n in ("targets", "labels")) if x is not None), None
+    )
     if hasattr(said, "tolist"):
         said = said.tolist()
     return said if isinstance(said, list) and all(isinstance(label, int) for label in said) else None
