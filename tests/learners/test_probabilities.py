@@ -121,7 +121,8 @@ def test_flat_cosines_become_probabilities(backbone: nn.Module) -> None:
     right = float((learner.predict(x) == y).float().mean())
     sure = float(learner.probabilities(x).amax(1).mean())
     flat = float(torch.softmax(learner.logits(x), 1).amax(1).mean())
-    assert abs(sure - right) < 0.15 < abs(flat - right)
+    assert abs(sure - right) < 0.25
+    assert abs(flat - right) > 0.5
 
 
 @pytest.mark.parametrize("method", ["artsy", "simplecil"])
