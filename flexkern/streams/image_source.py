@@ -103,11 +103,12 @@ class ImageSource(Dataset[Tensor], ABC):
 
     def take(self, rows: Sequence[int]) -> Tensor:
         """The pixels of some images, decoded in this process: uint8 [len(rows), 3, size, size]."""
-        taken = torch.empty((len(rows), *self.shape[1:]), dtype=torch.uint8)
-        pixels = taken.numpy()
+        # NumPy's memory: torch's is aligned, and glibc before 2.38 does not use such memory again once it is
+        # freed, so that a process that decodes would grow by every batch.
+        pixels = np.empty((len(rows), *self.shape[1:]), np.uint8)
         for at, i in enumerate(rows):
             pixels[at] = self.decode(i).transpose(2, 0, 1)
-        return taken
+        return torch.from_numpy(pixels)
 
     def tensor(self) -> Tensor:
         """All pixels, in memory."""

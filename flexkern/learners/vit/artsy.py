@@ -208,9 +208,9 @@ class ArtsyViT(ViTLearner):
 
     def _finish(self, images: Any, labels: Tensor) -> None:
         """Until it returns, it has the features of all images of the task in memory, from which gates and
-        experts learn: of each image ``4 * width`` bytes, twice that with experts or with the mean of tokens, and
-        as much again while the gate learns. At a width of 768 that is 6 to 18 KB, an eighth of its pixels at
-        most.
+        experts learn: of each image ``4 * width`` bytes, twice that with experts or with the mean of tokens,
+        and as much again while the gate learns. At a width of 768 that is 6 to 18 KB, an eighth of its pixels
+        at most.
         """
         self.bank.freeze()
         if self.combine == "concat" and self.experts is None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, fields, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -44,7 +44,8 @@ from flexkern.streams.image_source import batches
 __all__ = ["ViTLearner", "check_same"]
 
 # What a checkpoint may say: a picture of any size fits into a network that resizes it, and into no memory.
-_RANGES = {"image_size": (int, 1, 1 << 14, None), "images_per_pass": (int, 1), "calibration_images": (int, 0)}
+_RANGES = {"image_size": (int, 1, 1 << 14, None), "images_per_pass": (int, 1)}
+_NEW_RANGES = {"calibration_images": (int, 0)}  # earlier versions had none
 _RECIPE = tuple(field.name for field in fields(Recipe))
 _CALIBRATION = 1  # what random numbers are drawn for
 _L = TypeVar("_L", bound="ViTLearner")
@@ -80,6 +81,8 @@ class ViTLearner(Learner):
     """
 
     family = "vit"
+    _calibrated: ClassVar[bool] = True
+    """Whether a temperature is fitted; not where training minimises the cross-entropy of these very logits."""
 
     def __init__(
         self,
@@ -272,7 +275,7 @@ class ViTLearner(Learner):
     def _ended(self, experience: Experience) -> None:
         super()._ended(experience)
         count, most = len(experience.train_labels), self.calibration_images
-        if not most:
+        if not (most and self._calibrated):
             return
         rng = np.random.default_rng([self.seed, self.items_learned, _CALIBRATION])
         rows = torch.from_numpy(np.sort(rng.choice(count, min(most, count), replace=False)))
@@ -412,7 +415,7 @@ class ViTLearner(Learner):
     @classmethod
     def _arguments(cls, configuration: dict[str, Any]) -> dict[str, Any]:
         schema.check_configuration(Recipe, configuration["recipe"], "recipe.")
-        schema.check_fields(configuration, _RANGES, others=True)
+        schema.check_fields(configuration, _RANGES, optional=_NEW_RANGES, others=True)
         # Those of earlier versions took images as they are.
         normalize = configuration.get("normalize", "none")
         return configuration | {"recipe": Recipe(**configuration["recipe"]), "normalize": normalize}

@@ -50,6 +50,8 @@ class FinetuneViT(ViTLearner):
             :class:`flexkern.learners.vit.base.ViTLearner`.
     """
 
+    _calibrated = False
+
     @classmethod
     def default_recipe(cls) -> Recipe:
         """A smaller step than for adapters: the whole network moves."""
