@@ -22,6 +22,7 @@ from flexkern.runs.incremental.config import Config, DataConfig, MethodConfig, P
 from flexkern.runs.incremental.config import shipped as shipped_configurations
 from flexkern.runs.incremental.config.file_schema import own_keys
 from flexkern.runs.incremental.config.method_options import method_model
+from flexkern.runs.incremental.config.models import BackboneConfig
 from flexkern.runs.incremental.config.sentences import record_in, said
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -196,7 +197,7 @@ def page() -> str:
     return PAGE.format(
         example=EXAMPLE, shipped=_shipped(), whole=table(whole),
         data=table(own_keys(DataConfig)), stream=table(own_keys(StreamConfig)),
-        backbone=table({"name": own_keys(Config)["backbone"]}), methods=table(method_keys),
+        backbone=table(own_keys(BackboneConfig)), methods=table(method_keys),
         paper=table(own_keys(Paper)), first=first, others=" and ".join(others) or "there is none",
         common=table(common), own="".join(parts), gate=table(record.model_fields),
     )  # fmt: skip

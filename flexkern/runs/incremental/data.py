@@ -14,6 +14,7 @@ from flexkern.streams import Stream, bundled_digits
 from flexkern.streams.archives import Archive
 from flexkern.streams.augment import as_float, center_crop, resize
 from flexkern.streams.class_incremental import class_incremental
+from flexkern.streams.image_source import ImageSource
 from flexkern.streams.packs import Images, image_folders, image_pack
 
 __all__ = ["check_place", "digest", "load_images", "make_stream"]
@@ -89,7 +90,11 @@ def make_stream(config: Config, train: Images, test: Images, seed: int) -> Strea
 
 
 def digest(stream: Stream) -> str:
-    """A fingerprint of all images and labels: a run that goes on must see the same."""
+    """A fingerprint of all images and labels: a run that goes on must see the same.
+
+    Images that are decoded when they are needed are known by what their source says of each without decoding it
+    (path, bytes, time), those in memory by their pixels.
+    """
     blake = hashlib.blake2b(digest_size=16)
     for experience in stream:
         parts = (
@@ -99,6 +104,11 @@ def digest(stream: Stream) -> str:
             experience.test_labels,
         )
         for part in parts:
+            if isinstance(part, ImageSource):
+                blake.update(f"{tuple(part.shape)} {part.size}".encode())
+                for i in range(len(part)):
+                    blake.update(f"{part.identity(i)}\0".encode(errors="surrogateescape"))
+                continue
             blake.update(f"{tuple(part.shape)}".encode())
             blake.update(part.contiguous().numpy().data)
     return blake.hexdigest()

@@ -16,6 +16,7 @@ import torch
 from flexkern.learners import METHODS, load_learner, make_learner
 from flexkern.measure import Measure
 from flexkern.metrics import AccuracyMatrix, Evaluation
+from flexkern.plain import nearest
 from flexkern.runs.folder import claim
 from flexkern.runs.incremental.config import Config, MethodConfig
 from flexkern.runs.incremental.config.method_options import mistake_in
@@ -161,7 +162,10 @@ def _check_methods(config: Config, learners: Learners) -> None:
     for method in config.methods:
         if method.method not in learners.methods:
             allowed = ", ".join(learners.methods)
-            raise ValueError(f"methods: {method.name!r} has method {method.method!r}; allowed are {allowed}")
+            hint = nearest(method.method, learners.methods)
+            raise ValueError(
+                f"methods: {method.name!r} has method {method.method!r}; allowed are {allowed}{hint}"
+            )
         mistake = mistake_in(method) if learners.make is make_learner else None
         if mistake is not None:
             raise ValueError(f"methods: {method.name!r} ({method.method}): {mistake.sentence}")

@@ -10,7 +10,13 @@ from pydantic.fields import FieldInfo
 
 from flexkern.learners import METHODS
 from flexkern.runs.incremental.config.method_options import ELSEWHERE, method_model
-from flexkern.runs.incremental.config.models import Config, DataConfig, MethodConfig, StreamConfig
+from flexkern.runs.incremental.config.models import (
+    BackboneConfig,
+    Config,
+    DataConfig,
+    MethodConfig,
+    StreamConfig,
+)
 from flexkern.runs.incremental.config.sentences import STRICT
 
 __all__ = ["file_model", "file_schema", "own_keys"]
@@ -24,7 +30,7 @@ def own_keys(of: Any) -> dict[str, FieldInfo]:
 def file_model() -> type[BaseModel]:
     """The whole file: what :func:`flexkern.runs.incremental.config.parse_config` takes, of shipped methods."""
     keys: dict[str, Any] = _fields(own_keys(Config))
-    keys["backbone"] = (_backbone(), Field(default=None, description="the pre-trained network"))
+    keys["backbone"] = (BackboneConfig, Field(default=None, description="the pre-trained network"))
     keys["data"] = (DataConfig, Field(description="which images"))
     keys["stream"] = (StreamConfig, Field(description="which classes come when"))
     keys["learner"] = (_learner(), Field(default=None, description="options of all methods"))
@@ -44,10 +50,6 @@ def file_schema() -> dict[str, Any]:
 
 def _fields(of: Mapping[str, FieldInfo]) -> dict[str, Any]:
     return {name: (field.annotation, field) for name, field in of.items()}
-
-
-def _backbone() -> type[BaseModel]:
-    return create_model("backbone", __config__=STRICT, **_fields({"name": own_keys(Config)["backbone"]}))
 
 
 def _learner() -> type[BaseModel]:

@@ -21,9 +21,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from flexkern.learners import METHODS, Recipe, schema
 from flexkern.learners.registry import defaults_of
-from flexkern.plain import nearest
 from flexkern.runs.incremental.config.models import RESERVED, MethodConfig
-from flexkern.runs.incremental.config.sentences import STRICT, Mistake, first_mistake
+from flexkern.runs.incremental.config.sentences import STRICT, Mistake, first_mistake, meant
 
 __all__ = ["ELSEWHERE", "Option", "method_model", "mistake_in", "options_of"]
 
@@ -53,8 +52,7 @@ def mistake_in(config: MethodConfig) -> Mistake | None:
     model = method_model(config.method)
     for key in config.options:
         if key not in model.model_fields:
-            near = nearest(key, model.model_fields).replace("'", "")
-            hint = f" ({near[2:]})" if near else ""
+            hint = meant(key, model.model_fields)
             has = ", ".join(sorted(model.model_fields))
             return Mistake(key, f"method {config.method!r} has no option {key!r}{hint}; it has {has}")
     try:

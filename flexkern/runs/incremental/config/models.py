@@ -19,7 +19,7 @@ from flexkern.runs.incremental.config.sentences import Said, strict
 from flexkern.runs.start import path_given
 from flexkern.streams.packs import MOST_CLASSES
 
-__all__ = ["RESERVED", "Config", "DataConfig", "MethodConfig", "Paper", "StreamConfig"]
+__all__ = ["RESERVED", "BackboneConfig", "Config", "DataConfig", "MethodConfig", "Paper", "StreamConfig"]
 
 RESERVED = ("backbone", "device", "seed")
 """What the runner itself hands to every learner: not options of one."""
@@ -146,6 +146,15 @@ class StreamConfig:
 
 
 @strict
+class BackboneConfig:
+    """``[backbone]``: the pre-trained network."""
+
+    name: Annotated[
+        Text, Field(description="'small', which is bundled, a folder, or a name on the Hugging Face hub")
+    ] = "small"
+
+
+@strict
 class Paper:
     """``paper`` of a method: the published figure, and under which conditions it was measured."""
 
@@ -189,9 +198,7 @@ class Config:
     stream: StreamConfig
     methods: Annotated[tuple[MethodConfig, ...], BeforeValidator(_listed)]
     title: Annotated[Text, Field(description="of the table and the picture")] = "class-incremental"
-    backbone: Annotated[
-        Text, Field(description="'small', which is bundled, a folder, or a name on the Hugging Face hub")
-    ] = "small"
+    backbone: Text = "small"
     seeds: Annotated[
         tuple[Annotated[int, Ge(0), Le(_LARGEST_SEED)], ...],
         BeforeValidator(_listed),
@@ -251,6 +258,7 @@ class Config:
         if data is not None:
             if self.data.kind == "digits":
                 raise ValueError("data: the digits are bundled, there is no path to give")
+            path_given(data, "data")
             changes["data"] = dataclasses.replace(self.data, path=data)  # type: ignore[type-var]
         return dataclasses.replace(self, **{k: v for k, v in changes.items() if v is not None})  # type: ignore
 

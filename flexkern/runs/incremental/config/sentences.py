@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections.abc
-import difflib
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -16,9 +15,10 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ArgsKwargs
 from typing_extensions import dataclass_transform
 
+from flexkern.plain import nearest
 from flexkern.spec.argument import shown
 
-__all__ = ["STRICT", "Mistake", "Said", "first_mistake", "record_in", "said", "strict", "unknown_key"]
+__all__ = ["STRICT", "Mistake", "Said", "first_mistake", "meant", "record_in", "said", "strict", "unknown_key"]
 
 STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 _Class = TypeVar("_Class", bound=type[Any])
@@ -100,11 +100,15 @@ def _own_words(found: Any) -> str:
 
 
 def unknown_key(key: str, known: Iterable[str]) -> str:
-    """What to say of a key that there is not, with the one that was meant, if there is one like it."""
-    name, known = key.rpartition(".")[2], sorted(known)
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f" (did you mean {near[0]}?)" if near else ""
-    return f"unknown key {shown(key)}{hint}; allowed are {', '.join(known)}"
+    """What to say of a key that there is not."""
+    known = sorted(known)
+    return f"unknown key {shown(key)}{meant(key.rpartition('.')[2], known)}; allowed are {', '.join(known)}"
+
+
+def meant(name: str, known: Iterable[str]) -> str:
+    """`` (did you mean x?)`` where one of the known names is like this one, else nothing."""
+    hint = nearest(name, known).removeprefix("; ").replace("'", "")
+    return hint and f" ({hint})"
 
 
 def record_in(hint: Any) -> type[BaseModel] | None:
@@ -124,6 +128,7 @@ def _members(hint: Any) -> list[Any]:
 
 _WORDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", dict: "a table"}
 _SEVERAL = {int: "whole numbers", float: "numbers", str: "texts"}
+_LISTS = (tuple, list, collections.abc.Sequence)
 
 
 def said(hint: Any, about: Iterable[Any] = ()) -> str:
@@ -140,12 +145,19 @@ def said(hint: Any, about: Iterable[Any] = ()) -> str:
     if origin is Literal:
         return repr(inner[0]) if len(inner) == 1 else f"one of {', '.join(inner)}"
     if origin is tuple and Ellipsis not in inner:
-        return f"a list of {len(inner)} {_SEVERAL.get(inner[0], 'values')}"
-    if origin in (tuple, list, collections.abc.Sequence):
-        return f"a list of {_SEVERAL.get(inner[0], 'values')}"
+        return f"a list of {len(inner)} {_several(inner[0])}"
+    if origin in _LISTS:
+        return f"a list of {_several(inner[0])}"
     if origin in (dict, collections.abc.Mapping) or record_in(hint) is not None:
         return "a table"
     return _WORDS.get(hint, "a value") + _range(about)
+
+
+def _several(hint: Any) -> str:
+    """What there is in a list."""
+    if typing.get_origin(hint) in _LISTS:
+        return f"lists of {_several(typing.get_args(hint)[0])}"
+    return _SEVERAL.get(hint, "values")
 
 
 def _range(about: Iterable[Any]) -> str:

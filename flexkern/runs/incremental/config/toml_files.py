@@ -12,6 +12,7 @@ from flexkern.plain import nearest
 from flexkern.runs.incremental.config.method_options import ELSEWHERE, mistake_in
 from flexkern.runs.incremental.config.models import (
     RESERVED,
+    BackboneConfig,
     Config,
     DataConfig,
     MethodConfig,
@@ -82,7 +83,10 @@ def parse_config(table: Mapping[str, Any]) -> Config:
     Raises:
         ValueError: naming the table and the key.
     """
-    _known(table, {f.name for f in dataclasses.fields(Config)} | {"learner"}, "")  # type: ignore[arg-type]
+    keys = {f.name for f in dataclasses.fields(Config)} | {"learner"}  # type: ignore[arg-type]
+    unknown = [key for key in table if key not in keys]
+    if unknown:
+        raise ValueError(unknown_key(unknown[0], keys))
     for key in ("data", "stream", "methods"):
         if key not in table:
             raise ValueError(f"{'[[methods]]' if key == 'methods' else f'[{key}]'} is missing")
@@ -99,9 +103,7 @@ def parse_config(table: Mapping[str, Any]) -> Config:
         _method(entry, common, f"methods, entry {i + 1}") for i, entry in enumerate(values["methods"])
     )
     if "backbone" in values:
-        backbone = _table(values["backbone"], "backbone")
-        _known(backbone, {"name"}, "[backbone]: ")
-        values["backbone"] = backbone.get("name", "small")
+        values["backbone"] = _section(BackboneConfig, values["backbone"], "backbone").name
     return Config(**values)
 
 
@@ -137,9 +139,3 @@ def _table(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{where} must be a table ([{where}]), got {value!r}")
     return value
-
-
-def _known(table: Mapping[str, Any], keys: set[str], where: str) -> None:
-    for key in table:
-        if key not in keys:
-            raise ValueError(f"{where}{unknown_key(key, keys)}")
