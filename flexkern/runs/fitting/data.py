@@ -14,6 +14,7 @@ import torch
 from flexkern.streams.folders import image_folders
 from flexkern.streams.image_source import ImageSource, ahead, batches
 from flexkern.streams.labelled import Images, split
+from flexkern.streams.shards import image_shards
 
 __all__ = ["check_decodes", "in_memory", "open_images"]
 
@@ -60,8 +61,6 @@ def open_images(
 def _open_shards(
     root: Path, inside: list[Path], test_share: float | None, seed: int, options: dict[str, Any]
 ) -> tuple[Images, Images]:
-    from flexkern.streams.shards import image_shards
-
     shards = sorted(p for p in inside if p.suffix == ".tar") or [root]
     for_tests = [p for p in shards if p.name.startswith(_TEST_NAMES)]
     if test_share is None and for_tests and len(for_tests) < len(shards):
