@@ -15,10 +15,11 @@ import pytest
 import torch
 
 from flexkern.learners import load_learner
-from flexkern.learners.checkpoint import read
+from flexkern.learners.checkpoint import read, read_record
 from flexkern.runs.fitting.run import Event, FitConfig, fit
 from helpers.commands import invoke
 from helpers.photographs import KINDS, MOTIFS, TASKS, draw, save, write_folder
+from helpers.timm_models import import_timm
 
 CLASSES = [name for task in TASKS for name in task]
 
@@ -28,17 +29,21 @@ def in_words(text: str) -> str:
     return " ".join(text.split())
 
 
-def named_rightly(model: Path, folder: Path) -> dict[str, bool]:
-    """New photographs, one of each motif and kind, named by another process in another working directory."""
+def named_rightly(model: Path, folder: Path, before: str = "pass") -> dict[str, bool]:
+    """New photographs, one of each motif and kind, named by another process in another working directory.
+
+    before: what that process runs first.
+    """
     rng = np.random.default_rng(7)
     truth = {}
     for motif in MOTIFS:
         for kind in KINDS:
             truth[str(save(draw(motif, rng), kind, folder / f"{kind} {motif}"))] = motif
+    start = f"{before}; from flexkern.__main__ import main; main()"
     lines = subprocess.run(
-        [sys.executable, "-m", "flexkern", "predict", str(model), str(folder)],
-        cwd=folder, check=True, capture_output=True, text=True, encoding="utf-8", timeout=120,
-        env=os.environ | {"PYTHONUTF8": "1"},
+        [sys.executable, "-c", start, "predict", str(model), str(folder)],
+        cwd=folder, check=True, capture_output=True, text=True, encoding="utf-8", timeout=240,
+        env=os.environ | {"PYTHONUTF8": "1", "PYTHONPATH": os.pathsep.join(["", *sys.path])},
     ).stdout.splitlines()  # fmt: skip
     answers = dict(line.split("\t")[:2] for line in lines)
     assert sorted(answers) == sorted(truth)
@@ -64,15 +69,19 @@ def test_photographs_of_all_kinds_are_named_in_another_process(fitted: Any, tmp_
 
 @pytest.mark.slow
 def test_the_same_with_a_local_folder_of_timm(photographs: Path, tasks: Path, tmp_path: Path) -> None:
-    timm_models = pytest.importorskip("helpers.timm_models")
-    folder = timm_models.saved(tmp_path / "timm")
+    """By the method that is taken where none is named."""
+    timm = import_timm()  # skips where it is not installed
+    torch.manual_seed(0)
+    network = timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=8, depth=3, num_classes=0)
+    timm.models.save_for_hf(network, tmp_path / "timm", safe_serialization=True)
     (tmp_path / "new").mkdir()
     model = tmp_path / "model.safetensors"
-    said = invoke(
-        "fit", photographs, "--backbone", folder, "--tasks", tasks, "--broken", "skip", "--out", model
-    )
+    options = "--tasks", tasks, "--broken", "skip", "--epochs", "10"
+    said = invoke("fit", photographs, "--backbone", tmp_path / "timm", *options, "--out", model)
     assert said.exit_code == 0, said.output
-    right = named_rightly(model, tmp_path / "new")
+    assert read_record(model)["method"] == "artsy"
+    first = "from helpers.timm_models import import_timm; import_timm()"
+    right = named_rightly(model, tmp_path / "new", first)
     assert sum(right.values()) / len(right) > 0.8
 
 
