@@ -18,7 +18,9 @@ pytest.importorskip("transformers")
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "images.md").read_text()
 PYTHON = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-SHELL = [line for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL) for line in block.splitlines() if line]
+SHELL = [
+    line for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL) for line in block.splitlines() if line
+]
 
 
 @pytest.fixture

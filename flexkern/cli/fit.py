@@ -97,7 +97,7 @@ def fit(
     """
     colour, seed_of_order = _colour(background), _order(order)
     with explained(_COMMAND, stopped=_STOPPED):
-        from flexkern.runs.fitting.run import FitConfig
+        from flexkern.runs.fitting.fit_config import FitConfig
 
         config = FitConfig(
             folder=folder, out=out, backbone=backbone, start=start, increment=increment, tasks=tasks,

@@ -15,7 +15,7 @@ from rich.cells import cell_len
 
 from flexkern.cli.terminal import errors, explained, reader_gone
 from flexkern.plain import whole_number
-from flexkern.runs.fitting.answers import Answered, images_in, load
+from flexkern.runs.fitting.predicting import Answered, images_in, load
 from flexkern.runs.start import usable_device
 
 __all__ = ["predict"]
@@ -98,7 +98,9 @@ def _say(line: str) -> None:
 
 def _plain() -> _Writer:
     def write(one: Answered | None) -> None:
-        for answer in one.answers if one else ():
+        if one is None:
+            return
+        for answer in one.answers:
             _say(f"{one.path}\t{answer.name}\t{answer.probability:.4f}")
 
     return write
@@ -111,8 +113,10 @@ def _csv() -> _Writer:
         _say(text.getvalue())
 
     def write(one: Answered | None) -> None:
-        for rank, answer in enumerate(one.answers if one else (), 1):
-            line(one.path, rank, answer.name, f"{answer.probability:.6f}")  # type: ignore[union-attr]
+        if one is None:
+            return
+        for rank, answer in enumerate(one.answers, 1):
+            line(one.path, rank, answer.name, f"{answer.probability:.6f}")
 
     line("file", "rank", "name", "probability")
     return write
@@ -142,9 +146,11 @@ def _table(learner: Any) -> _Writer:
     width = max(map(cell_len, learner.class_names), default=0)
 
     def write(one: Answered | None) -> None:
-        for rank, answer in enumerate(one.answers if one else ()):
+        if one is None:
+            return
+        for rank, answer in enumerate(one.answers):
             name = answer.name + " " * (width - cell_len(answer.name))
-            path = one.path if rank == 0 else ""  # type: ignore[union-attr]
+            path = one.path if rank == 0 else ""
             _say(f"{answer.probability:6.1%}  {name}  {path}".rstrip())
 
     return write

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import warnings
 from abc import abstractmethod
@@ -21,11 +20,11 @@ from flexkern.backbones.normalise import checked_normalize
 from flexkern.backbones.parts import Parts
 from flexkern.backbones.sizes import copy_of_structure, fitted
 from flexkern.backbones.trial import tried_parts
-from flexkern.features import add_tensors
 from flexkern.learners import schema
 from flexkern.learners.answers import names_of
 from flexkern.learners.base import Item, Learner
 from flexkern.learners.progress import tell, unwatched
+from flexkern.learners.vit.frozen import WHOLE, fingerprint, name_of, old_fingerprint
 from flexkern.learners.vit.images import check_images
 from flexkern.learners.vit.temperature import fit_log_temperature
 from flexkern.learners.vit.training import Recipe, Training, autocast, test_view
@@ -121,7 +120,7 @@ class ViTLearner(Learner):
         }  # fmt: skip
         super().__init__(seed=seed, device=device, configuration=configuration)
         self.images_per_pass, self.calibration_images = images_per_pass, calibration_images
-        self._frozen_name = _name_of(backbone)
+        self._frozen_name = name_of(backbone)
         self._network_given = network.to(self.device).requires_grad_(False)  # what a checkpoint knows
         self.image_size = image_size or backbones.image_size(network)
         self.backbone, self._interpolate = fitted(network, self.image_size)
@@ -384,7 +383,7 @@ class ViTLearner(Learner):
                 check_same(name, "tasks", getattr(part, "tasks", self.items_learned), self.items_learned)
 
     def _frozen(self) -> str:
-        return _fingerprint(self._network_given)
+        return fingerprint(self._network_given)
 
     @classmethod
     def _named(cls, frozen_name: str) -> dict[str, Any]:
@@ -392,15 +391,15 @@ class ViTLearner(Learner):
 
     @classmethod
     def _name_of_frozen(cls, given: dict[str, Any]) -> str | None:
-        return _name_of(given["backbone"]) if "backbone" in given else None
+        return name_of(given["backbone"]) if "backbone" in given else None
 
     @classmethod
     def _check_frozen(  # type: ignore[override] # it names what it takes
         cls, known: str | None, *, backbone: str | os.PathLike[str] | nn.Module = "small"
     ) -> dict[str, Any]:
         network = backbones.load_backbone(backbone)
-        whole = known is not None and known.startswith(_WHOLE)
-        if (_fingerprint if whole else _old_fingerprint)(network) != known:
+        whole = known is not None and known.startswith(WHOLE)
+        if (fingerprint if whole else old_fingerprint)(network) != known:
             raise ValueError(
                 "backbone: not the one that this learner was made with (its weights differ); pass the same"
             )
@@ -428,41 +427,6 @@ class ViTLearner(Learner):
 def check_same(part: str, what: str, have: int, expected: int) -> None:
     if have != expected:
         raise ValueError(f"model.{part} has {have} {what}, and the record says {expected}")
-
-
-def _name_of(backbone: str | os.PathLike[str] | nn.Module) -> str | None:
-    """The name of a backbone, or where its folder is, whatever the working directory; None of a module."""
-    if isinstance(backbone, nn.Module):
-        return None
-    if backbone == "small":
-        return "small"
-    name = os.fspath(backbone)
-    folder = os.path.expanduser(name.removeprefix("local-dir:"))
-    return os.path.abspath(folder) if os.path.isdir(folder) else name
-
-
-_WHOLE = "sha256:"  # begins the fingerprint of all of a backbone; that of earlier versions, of a part, is bare
-# Of layers: what no tensor shows, and what two networks of the same weights can differ in.
-_NUMBERS = ("num_heads", "num_attention_heads", "eps")
-
-
-def _fingerprint(backbone: nn.Module) -> str:
-    """SHA-256 of a backbone: all its tensors, whole, and the numbers of its layers."""
-    digest = hashlib.sha256()
-    add_tensors(digest, backbone)
-    for name, module in sorted(backbone.named_modules()):
-        numbers = [(n, getattr(module, n, None)) for n in _NUMBERS]
-        digest.update("".join(f"{name} {n} {v}" for n, v in numbers if isinstance(v, (int, float))).encode())
-    return _WHOLE + digest.hexdigest()
-
-
-def _old_fingerprint(backbone: nn.Module) -> str:
-    """What checkpoints of format 1 have: of the sizes of a backbone, and of a part of its weights."""
-    digest = hashlib.sha256()
-    for name, value in backbone.state_dict().items():
-        digest.update(f"{name} {tuple(value.shape)}".encode())
-        digest.update(value.detach().flatten()[:256].float().cpu().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _passes(images: int, at_once: int) -> Iterator[slice]:

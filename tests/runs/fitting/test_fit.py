@@ -16,7 +16,8 @@ import torch
 
 from flexkern.learners import load_learner
 from flexkern.learners.checkpoint import read, read_record
-from flexkern.runs.fitting.run import Event, FitConfig, fit
+from flexkern.runs.fitting.fit_config import FitConfig
+from flexkern.runs.fitting.run import Event, fit
 from helpers.commands import invoke
 from helpers.photographs import KINDS, MOTIFS, TASKS, draw, save, write_folder
 from helpers.timm_models import import_timm

@@ -12,7 +12,7 @@ import torch
 
 from flexkern.learners import load_learner, picture_files
 from flexkern.learners.checkpoint import read_record
-from flexkern.runs.fitting.run import read_size
+from flexkern.runs.fitting.fit_config import read_size
 from flexkern.streams.file_source import FileSource
 from flexkern.streams.labelled import Reading
 from flexkern.streams.pictures import WHITE
