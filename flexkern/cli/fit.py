@@ -156,10 +156,10 @@ def _show(config: Any, *, restart: bool) -> dict[str, Any]:
 
 def _begins(record: dict[str, Any]) -> list[str]:
     """What is learned, a line each."""
-    classes = sum(map(len, record["planned"]))
+    classes, tasks = sum(map(len, record["planned"])), len(record["planned"])
     counts = record["images"]
     lines = [
-        f"{classes} classes in {len(record['planned'])} task{'s' if len(record['planned']) > 1 else ''}; "
+        f"{classes} class{'es' * (classes > 1)} in {tasks} task{'s' * (tasks > 1)}; "
         f"{counts['train']} images to learn, {counts['test']} to test"
     ]
     if record["earlier"]:
@@ -169,7 +169,7 @@ def _begins(record: dict[str, Any]) -> list[str]:
     if record["skipped"]:
         lines.append(f"left out, as they cannot be read: {_some([path for path, _ in record['skipped']])}")
     if record["tasks"]:
-        lines.append(f"{len(record['tasks'])} of {len(record['planned'])} tasks are learned")
+        lines.append(f"{len(record['tasks'])} of {tasks} tasks are learned")
     return lines
 
 

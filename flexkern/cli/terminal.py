@@ -122,7 +122,7 @@ def explained(command: str, *, stopped: str | None = None) -> Iterator[None]:
         errors.print(f"{command}: {error}", style="red", markup=False)
         raise typer.Exit(_IN_USE) from error
     except (ValueError, OSError, RuntimeError) as error:
-        errors.print(f"{command}: {error}", style="red", markup=False)
+        errors.print(f"{command}: {_words(error)}", style="red", markup=False)
         raise typer.Exit(1) from error
     except ImportError as error:
         if "pip install" not in str(error):
@@ -136,6 +136,13 @@ def explained(command: str, *, stopped: str | None = None) -> Iterator[None]:
         errors.print(stopped, markup=False)
         code = _INTERRUPTED if isinstance(end, KeyboardInterrupt) else _PIPE_CLOSED if gone else _TERMINATED
         raise typer.Exit(code) from None
+
+
+def _words(error: Exception) -> str:
+    """Without the number of a system's error, which says nothing to who reads it."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.strerror}: {os.fspath(error.filename)!r}"
+    return str(error)
 
 
 @contextmanager

@@ -243,7 +243,11 @@ class _Fit:
             # Which class comes next is the first thing that is looked at: as if each task were the first.
             ahead = int(experience.train_labels[0]) - self.learner.classes_seen
             labels = {f"{part}_labels": getattr(experience, f"{part}_labels") - ahead for part in _PARTS}
-            self.learner.check(dataclasses.replace(experience, **labels))
+            try:
+                self.learner.check(dataclasses.replace(experience, **labels))
+            except ValueError as error:
+                hint = "give more images, or another method: ranpac and simplecil take any number"
+                raise ValueError(f"{error}; {hint}") from error
 
     def go(self) -> None:
         """Learns and tests what is not learned and tested yet."""
