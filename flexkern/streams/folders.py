@@ -244,7 +244,7 @@ def pictures_in(root: str, folder: str, skipped: list[Skipped]) -> list[str]:
         if this in above:  # a link to a folder that it is in
             return
         with os.scandir(os.path.join(root, folder)) as entries:
-            for entry in entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
                 name = os.path.join(folder, entry.name)
                 suffix = os.path.splitext(entry.name)[1].lower()
                 if _is_hidden(entry.name):
@@ -259,4 +259,4 @@ def pictures_in(root: str, folder: str, skipped: list[Skipped]) -> list[str]:
                     skipped.append(Skipped(os.path.join(root, name), "a link to nothing"))
 
     walk(folder, ())
-    return sorted(found, key=lambda name: name.split(os.sep))
+    return found

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ import pytest
 import torch
 
 from flexkern.streams import Experience, ImageSource, poison
+from flexkern.streams.augment import random_resized_crop, resize
 from flexkern.streams.image_source import batches
 
 
@@ -130,6 +132,21 @@ def test_labels_of_a_source_are_attacked_and_its_images_are_not() -> None:
             attack()
 
 
+@pytest.mark.parametrize(
+    ("attack", "message"),
+    [
+        (lambda e: poison.flipped_labels(e, "a", 3, seed=0), "rate must be a share"),
+        (lambda e: poison.flipped_labels(e, 0.5, 2.5, seed=0), "classes must be a whole number"),
+        (lambda e: poison.flipped_labels(e, 0.5, 3, seed="x"), "seed must be a whole number"),
+        (lambda e: resize(e.train_inputs, 4), r"images must be a tensor \(of a source"),
+        (lambda e: random_resized_crop(e.train_inputs, 4), r"images must be a tensor \(of a source"),
+    ],
+)
+def test_arguments_of_other_kinds_are_named(attack: Callable[[Experience], object], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        attack(_of_source())
+
+
 class CrookedError(Exception):
     """One that pickle cannot make again."""
 
@@ -150,6 +167,7 @@ def test_an_exception_that_does_not_travel_is_told_in_words() -> None:
 _SCRIPT = """
 import multiprocessing, os, sys, threading, time
 import numpy as np, torch
+from flexkern.streams.augment import random_resized_crop, resize
 from flexkern.streams.image_source import ImageSource, batches
 
 class Made(ImageSource):
