@@ -54,7 +54,7 @@ class Parts:
     feature: str = "class token"
 
     def features(self, images: Tensor, *, mean: bool = False) -> Tensor:
-        """What the model pools from images, [n, width]; with ``mean``, beside it that of the patches' tokens."""
+        """What the model pools from images, [n, width]; with ``mean``, the patches' mean beside it."""
         tokens = self.embed(images)
         arguments = self.block_arguments(tokens)
         for point in self.points:

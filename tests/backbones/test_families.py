@@ -157,9 +157,8 @@ def test_low_precision(name: str, dtype: str) -> None:
     assert float((ours.float() - exact).abs().max()) < most
 
 
-@pytest.mark.parametrize("name", REFUSED)
-@pytest.mark.parametrize("method", ["artsy", "simplecil"])
-def test_what_is_not_supported_is_refused_by_name(name: str, method: str) -> None:
+@pytest.mark.parametrize(("method", "name"), [("simplecil", name) for name in REFUSED] + [("artsy", "Swin")])
+def test_what_is_not_supported_is_refused_by_name(method: str, name: str) -> None:
     """When the learner is made: before it sees an image."""
     make, why = REFUSED[name]
     with pytest.raises(ValueError, match=why) as caught:
@@ -211,3 +210,28 @@ def test_a_class_token_of_infinity_is_refused() -> None:
     model.cls_token.fill_(float("inf"))
     with pytest.raises(ValueError, match="not finite"):
         make_learner("simplecil", model)
+
+
+def test_other_modules_that_are_given() -> None:
+    model = copy.deepcopy(family("ViT"))
+    compiled = nn.Module()
+    compiled._orig_mod = model  # as torch.compile keeps it
+    assert backbones.load_backbone(compiled) is model
+    with pytest.raises(ValueError, match="on the meta device, without weights"):
+        make_learner("simplecil", copy.deepcopy(model).to("meta"))
+    with pytest.raises(ValueError, match="no blocks"):
+        make_learner("simplecil", _without_blocks())
+
+
+def _without_blocks() -> nn.Module:
+    model: Any = copy.deepcopy(family("timm"))
+    model.blocks = nn.Sequential()
+    return model
+
+
+def test_a_size_is_kept_with_the_copy_that_was_made_for_it() -> None:
+    for name in ("ViT", "timm"):
+        larger = backbones.load_backbone(family(name), image_size=48)
+        for model in (larger, copy.deepcopy(larger), backbones.load_backbone(larger)):
+            assert backbones.image_size(model) == 48
+        assert backbones.image_size(backbones.load_backbone(larger, image_size=32)) == 32

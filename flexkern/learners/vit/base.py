@@ -109,18 +109,23 @@ class ViTLearner(Learner):
                 raise TypeError(f"{type(self).__name__} has no argument {name!r}{hint}")
         self.recipe = recipe or self.default_recipe()
         of_recipe = asdict(self.recipe) | {"crop": list(self.recipe.crop)}  # JSON has no tuples
-        network = backbones.load_backbone(backbone)
-        if normalise == "auto":
-            normalise = backbones.normalisation(network) or "none"
-        self._normalise = None if isinstance(normalise, str) else normalise
         configuration: dict[str, Any] = {
             "recipe": of_recipe, "images_per_pass": images_per_pass, "image_size": image_size,
-            "normalize": "none" if self._normalise is None else [list(numbers) for numbers in self._normalise],
             "calibration_images": calibration_images, **options,
         }  # fmt: skip
         super().__init__(seed=seed, device=device, configuration=configuration)
         self.images_per_pass, self.calibration_images = images_per_pass, calibration_images
         self._frozen_name = name_of(backbone)
+        network = backbones.load_backbone(backbone)
+        if self.recipe.precision == "bfloat16" and any(p.dtype is torch.float16 for p in network.parameters()):
+            raise ValueError(
+                "precision must be 'float32' for a backbone in float16, which computes in that, got 'bfloat16'"
+            )
+        if normalise == "auto":
+            normalise = backbones.normalisation(network) or "none"
+        self._normalise = None if isinstance(normalise, str) else normalise
+        numbers = "none" if self._normalise is None else [list(part) for part in self._normalise]
+        self._configuration["normalize"] = numbers
         self._network_given = network.to(self.device).requires_grad_(False)  # what a checkpoint knows
         self.image_size = image_size or backbones.image_size(network)
         self.backbone, self._interpolate = fitted(network, self.image_size)
