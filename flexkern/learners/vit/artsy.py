@@ -73,7 +73,8 @@ class ArtsyViT(ViTLearner):
             is EASE, "oracle" opens the true task (an upper bound). Where no synapse opens for an image, E0
             alone answers. What a task needs of images and classes is
             :meth:`flexkern.nn.SynapseGate.check_labels`.
-        images_per_pass, image_size, seed, device: as in :class:`flexkern.learners.vit.base.ViTLearner`.
+        images_per_pass, image_size, calibration_images, seed, device: as in
+            :class:`flexkern.learners.vit.base.ViTLearner`.
 
     Raises:
         ValueError: if an option is outside its range.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import warnings
 from abc import abstractmethod
@@ -17,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from flexkern import backbones
-from flexkern.features import add_tensors
 from flexkern.learners import schema
 from flexkern.learners.answers import names_of
 from flexkern.learners.base import Item, Learner
 from flexkern.learners.progress import tell, unwatched
+from flexkern.learners.vit.fingerprints import WHOLE, fingerprint, old_fingerprint
 from flexkern.learners.vit.images import check_images
 from flexkern.learners.vit.temperature import fit_log_temperature
 from flexkern.learners.vit.training import Recipe, Training, autocast, test_view
@@ -63,7 +62,7 @@ class ViTLearner(Learner):
         image_size: pixels of each side; None asks the backbone.
         calibration_images: so many of a task's training images, at most, are answered about when the task ends,
             to fit the temperature of :meth:`probabilities`; 0: none, it stays as it is. Logits and predictions
-            do not depend on it.
+            do not depend on it. Methods that train all of the network take none, and stay at 1.
         seed: of everything that is random.
         device: where to compute.
         options: the method's own, for its checkpoints; JSON.
@@ -360,15 +359,15 @@ class ViTLearner(Learner):
                 check_same(name, "tasks", getattr(part, "tasks", self.items_learned), self.items_learned)
 
     def _frozen(self) -> str:
-        return _fingerprint(self.backbone)
+        return fingerprint(self.backbone)
 
     @classmethod
     def _check_frozen(  # type: ignore[override] # it names what it takes
         cls, known: str | None, *, backbone: str | os.PathLike[str] | nn.Module = "small"
     ) -> dict[str, Any]:
         network = backbones.load_backbone(backbone)
-        whole = known is not None and known.startswith(_WHOLE)
-        if (_fingerprint if whole else _old_fingerprint)(network) != known:
+        whole = known is not None and known.startswith(WHOLE)
+        if (fingerprint if whole else old_fingerprint)(network) != known:
             raise ValueError(
                 "backbone: not the one that this learner was made with (its weights differ); pass the same"
             )
@@ -400,30 +399,6 @@ class ViTLearner(Learner):
 def check_same(part: str, what: str, have: int, expected: int) -> None:
     if have != expected:
         raise ValueError(f"model.{part} has {have} {what}, and the record says {expected}")
-
-
-_WHOLE = "sha256:"  # begins the fingerprint of all of a backbone; that of earlier versions, of a part, is bare
-# Of layers: what no tensor shows, and what two networks of the same weights can differ in.
-_NUMBERS = ("num_heads", "num_attention_heads", "eps")
-
-
-def _fingerprint(backbone: nn.Module) -> str:
-    """SHA-256 of a backbone: all its tensors, whole, and the numbers of its layers."""
-    digest = hashlib.sha256()
-    add_tensors(digest, backbone)
-    for name, module in sorted(backbone.named_modules()):
-        numbers = [(n, getattr(module, n, None)) for n in _NUMBERS]
-        digest.update("".join(f"{name} {n} {v}" for n, v in numbers if isinstance(v, (int, float))).encode())
-    return _WHOLE + digest.hexdigest()
-
-
-def _old_fingerprint(backbone: nn.Module) -> str:
-    """What checkpoints of format 1 have: of the sizes of a backbone, and of a part of its weights."""
-    digest = hashlib.sha256()
-    for name, value in backbone.state_dict().items():
-        digest.update(f"{name} {tuple(value.shape)}".encode())
-        digest.update(value.detach().flatten()[:256].float().cpu().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _passes(images: int, at_once: int) -> Iterator[slice]:
