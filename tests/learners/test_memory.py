@@ -13,7 +13,7 @@ from helpers.children import run_python
 pytestmark = pytest.mark.slow
 
 # A few photographs, hard-linked under many names, at 224 pixels: 150 KB of memory each, were they all decoded.
-CLASSES, MORE, SIZE = 2, 3600, 224
+CLASSES, MORE, SIZE = 2, 3000, 224
 PHOTOS = 8
 
 LEARN = f"""
@@ -31,8 +31,8 @@ torch.manual_seed(0)
 sizes = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, patch_size=16)
 backbone = transformers.ViTModel(transformers.ViTConfig(**sizes, image_size=32), add_pooling_layer=False)
 few, many = (image_folder(path, size={SIZE}, lazy=True, workers=1) for path in sys.argv[1:3])
-small = dict(image_size=32, images_per_pass=32, calibration_images=64)
-trained = dict(rank=2, epochs=1, gate=dict(gate="mlp", hidden=2, epochs=1))
+small = dict(image_size=32, images_per_pass=16, calibration_images=64)
+trained = dict(rank=2, epochs=1, batch_size=16, gate=dict(gate="mlp", hidden=2, epochs=1))
 
 def learn(images):
     for method, options in (("simplecil", small), ("artsy", small | trained)):
@@ -61,7 +61,7 @@ def photographs(folder: Path, of_class: int) -> Path:
             path = folder / f"class {c}" / f"{i:05}.jpg"
             if i < PHOTOS:
                 tones = rng.integers(0, 256, (4, 5, 3)).astype(np.uint8)
-                image.fromarray(tones).resize((80, 64)).save(path)
+                image.fromarray(tones).resize((SIZE, SIZE)).save(path)
             else:
                 os.link(folder / f"class {c}" / f"{i % PHOTOS:05}.jpg", path)
     return folder
@@ -70,7 +70,7 @@ def photographs(folder: Path, of_class: int) -> Path:
 def test_twice_as_much_is_learned_as_there_is_memory(tmp_path: Path) -> None:
     pytest.importorskip("transformers", reason="transformers is not installed")
     few, many = photographs(tmp_path / "few", 40), photographs(tmp_path / "many", MORE)
-    child = run_python(LEARN, str(few), str(many))
+    child = run_python(LEARN, str(few), str(many), timeout=600)
     assert child.returncode == 0, child.stderr[-2000:]
     images, pixels, limit, grown = map(int, child.stdout.split()[-4:])
     assert images == CLASSES * MORE

@@ -73,7 +73,7 @@ class ArtsyViT(ViTLearner):
             is EASE, "oracle" opens the true task (an upper bound). Where no synapse opens for an image, E0
             alone answers. What a task needs of images and classes is
             :meth:`flexkern.nn.SynapseGate.check_labels`.
-        images_per_pass, image_size, normalize, seed, device: as in
+        images_per_pass, image_size, normalize, calibration_images, seed, device: as in
             :class:`flexkern.learners.vit.base.ViTLearner`.
 
     Raises:

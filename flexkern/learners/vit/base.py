@@ -24,7 +24,7 @@ from flexkern.learners import schema
 from flexkern.learners.answers import names_of
 from flexkern.learners.base import Item, Learner
 from flexkern.learners.progress import tell, unwatched
-from flexkern.learners.vit.frozen import WHOLE, fingerprint, name_of, old_fingerprint
+from flexkern.learners.vit.fingerprints import WHOLE, fingerprint, name_of, old_fingerprint
 from flexkern.learners.vit.images import check_images
 from flexkern.learners.vit.temperature import fit_log_temperature
 from flexkern.learners.vit.training import Recipe, Training, autocast, test_view
@@ -69,7 +69,7 @@ class ViTLearner(Learner):
             [mean, standard deviation], each of three numbers. A checkpoint has the numbers.
         calibration_images: so many of a task's training images, at most, are answered about when the task ends,
             to fit the temperature of :meth:`probabilities`; 0: none, it stays as it is. Logits and predictions
-            do not depend on it.
+            do not depend on it. Methods that train all of the network take none, and stay at 1.
         seed: of everything that is random.
         device: where to compute.
         options: the method's own, for its checkpoints; JSON.

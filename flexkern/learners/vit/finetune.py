@@ -46,7 +46,7 @@ class FinetuneViT(ViTLearner):
     (Avalanche calls it naive; PILOT's baseline of this name leaves earlier classes out of the sum).
 
     Args:
-        backbone, recipe, images_per_pass, image_size, normalize, seed, device: as in
+        backbone, recipe, images_per_pass, image_size, normalize, calibration_images, seed, device: as in
             :class:`flexkern.learners.vit.base.ViTLearner`.
     """
 

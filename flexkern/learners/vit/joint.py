@@ -64,7 +64,7 @@ class JointViT(FinetuneViT):
     more while a task is learned.
 
     Args:
-        backbone, recipe, images_per_pass, image_size, normalize, seed, device: as in
+        backbone, recipe, images_per_pass, image_size, normalize, calibration_images, seed, device: as in
             :class:`flexkern.learners.vit.base.ViTLearner`.
     """
 

@@ -1,4 +1,4 @@
-"""The backbone of a checkpoint, which is not in it: its name, and a fingerprint of all of it."""
+"""Which backbone a learner was made with, as its checkpoints know it."""
 
 from __future__ import annotations
 
@@ -13,19 +13,9 @@ __all__ = ["WHOLE", "fingerprint", "name_of", "old_fingerprint"]
 
 WHOLE = "sha256:"
 """Begins the fingerprint of all of a backbone; that of earlier versions, of a part, is bare."""
+
 # Of layers: what no tensor shows, and what two networks of the same weights can differ in.
 _NUMBERS = ("num_heads", "num_attention_heads", "eps")
-
-
-def name_of(backbone: str | os.PathLike[str] | nn.Module) -> str | None:
-    """The name of a backbone, or where its folder is, whatever the working directory; None of a module."""
-    if isinstance(backbone, nn.Module):
-        return None
-    if backbone == "small":
-        return "small"
-    name = os.fspath(backbone)
-    folder = os.path.expanduser(name.removeprefix("local-dir:"))
-    return os.path.abspath(folder) if os.path.isdir(folder) else name
 
 
 def fingerprint(backbone: nn.Module) -> str:
@@ -45,3 +35,14 @@ def old_fingerprint(backbone: nn.Module) -> str:
         digest.update(f"{name} {tuple(value.shape)}".encode())
         digest.update(value.detach().flatten()[:256].float().cpu().numpy().tobytes())
     return digest.hexdigest()
+
+
+def name_of(backbone: str | os.PathLike[str] | nn.Module) -> str | None:
+    """The name of a backbone, or where its folder is, whatever the working directory; None of a module."""
+    if isinstance(backbone, nn.Module):
+        return None
+    if backbone == "small":
+        return "small"
+    name = os.fspath(backbone)
+    folder = os.path.expanduser(name.removeprefix("local-dir:"))
+    return os.path.abspath(folder) if os.path.isdir(folder) else name
