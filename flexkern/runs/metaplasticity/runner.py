@@ -162,7 +162,7 @@ def _run(
     try:
         for record in _all(left, jobs, done):
             kept[record["network"], record["seed"]] = record
-    except BaseException:
+    except Exception:  # a stop by the user is none: that run goes on
         if known is None and not any(unit.path.exists() for unit in todo):
             path.unlink()  # nothing was learned: the folder stays free
         raise
