@@ -57,20 +57,21 @@ def predict(
         table = _is_terminal()
         write = _json() if as_json else _csv() if as_csv else _table(loaded.learner) if table else _plain()
         broken = count = 0
-        for one in loaded.answered(images_in(_given(files)), top=top):
+        for one in loaded.answered(images_in(_given(files), _complain), top=top):
             count += 1
             if one.error:
                 broken += 1
-                errors.print(
-                    f"{_COMMAND}: {one.error}", style="red", markup=False, highlight=False, soft_wrap=True
-                )
+                _complain(one.error, "red")
             write(one)
         write(None)
     if broken:
-        said = f"{_COMMAND}: {broken} of {count} files could not be read"
-        errors.print(said, markup=False, highlight=False)
+        _complain(f"{broken} of {count} files could not be read")
     if broken and not skip_broken:
         raise typer.Exit(1)
+
+
+def _complain(what: str, style: str | None = None) -> None:
+    errors.print(f"{_COMMAND}: {what}", style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def _is_terminal() -> bool:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -33,21 +34,30 @@ class Answered(NamedTuple):
     error: str = ""
 
 
-def images_in(given: Iterable[str]) -> Iterator[str]:
+def images_in(given: Iterable[str], tell: Callable[[str], None]) -> Iterator[str]:
     """The files that are meant: of a folder all images in it, of a pattern (``*.jpg``) all that fit.
 
     What is not there is passed on: it is an answer of its own that it cannot be read.
+
+    Args:
+        given: names.
+        tell: told what of a folder is left out.
     """
     for name in given:
         path = os.path.expanduser(name)
         if os.path.isdir(path):
-            try:
-                yield from picture_files(path)
-            except ValueError:  # it has none
-                yield path
+            with warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always")
+                try:
+                    found = picture_files(path)
+                except ValueError:  # it has none
+                    found = [path]
+            for warning in said:
+                tell(str(warning.message).removeprefix("x: "))
+            yield from found
         elif not os.path.exists(path) and glob.has_magic(path):
             found = sorted(glob.glob(path, recursive=True))
-            yield from (images_in(found) if found else [path])
+            yield from (images_in(found, tell) if found else [path])
         else:
             yield path
 
