@@ -54,6 +54,8 @@ def predict(
     with explained(_COMMAND), reader_gone():
         whole_number(top, "top")
         loaded = load(model, backbone=backbone, device=usable_device(device, auto=True))
+        if loaded.note:
+            _complain(loaded.note)
         table = _is_terminal()
         write = _json() if as_json else _csv() if as_csv else _table(loaded.learner) if table else _plain()
         broken = count = 0

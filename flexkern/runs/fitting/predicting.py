@@ -73,6 +73,8 @@ class Model:
 
     def __init__(self, learner: Any, background: Sequence[int] = WHITE, workers: int | None = None) -> None:
         self.learner = learner
+        self.note = ""
+        """What who asks it should know."""
         size = learner.decoded_size or read_size(learner.image_size)
         self._reading = Reading.checked(size, background, "raise", True, workers, 0)
 
@@ -142,4 +144,10 @@ def load(model: str | os.PathLike[str], *, backbone: str | None, device: torch.d
     if not learner.classes_seen:
         raise ValueError(f"{os.fspath(model)!r} has not learned a task to its end; give the same fit again")
     of_fit = record.get("notes", {}).get("fit", {})
-    return Model(learner, of_fit.get("configuration", {}).get("background", WHITE))
+    loaded = Model(learner, of_fit.get("configuration", {}).get("background", WHITE))
+    if of_fit and not of_fit["finished"]:
+        done, planned = len(of_fit["tasks"]), len(of_fit["planned"])
+        loaded.note = (
+            f"the fit of {os.fspath(model)!r} has not ended: {done} of {planned} tasks are learned and tested"
+        )
+    return loaded

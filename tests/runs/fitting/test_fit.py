@@ -18,6 +18,7 @@ from flexkern.learners import load_learner
 from flexkern.learners.checkpoint import read, read_record
 from flexkern.runs.fitting.fit_config import FitConfig
 from flexkern.runs.fitting.run import Event, fit
+from flexkern.runs.folder import claim_file
 from helpers.commands import invoke
 from helpers.photographs import KINDS, MOTIFS, TASKS, draw, save, write_folder
 from helpers.timm_models import import_timm
@@ -216,6 +217,15 @@ def test_classes_are_learned_on_top_of_a_model(
         again.output
     )
     assert not (tmp_path / "twice.safetensors").exists()
+
+
+def test_a_file_is_one_fits(photographs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "model.safetensors"
+    with claim_file(out):
+        said = invoke("fit", photographs, "--backbone", "small", "--out", out)
+    assert said.exit_code == 75, said.output
+    assert "is in use by another run" in in_words(said.output)
+    assert list(tmp_path.iterdir()) == []
 
 
 # ----------------------------------------------------------------- mistakes

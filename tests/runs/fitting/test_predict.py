@@ -127,6 +127,31 @@ def test_a_backbone_that_has_moved_is_asked_for(folder: Path, photographs: Path,
     assert "not the one that this learner was made with" in " ".join(other.stderr.split())
 
 
+def test_a_fit_that_has_not_ended_answers_and_says_so(model: Path, folder: Path) -> None:
+    from flexkern.learners import load_learner
+    from flexkern.learners.checkpoint import read_notes
+
+    notes = read_notes(model)
+    notes["fit"] |= {"finished": False, "tasks": notes["fit"]["tasks"][:2]}
+    load_learner(model).save("partial.safetensors", notes=notes)
+    said = invoke("predict", "partial.safetensors", "ü.png")
+    assert said.exit_code == 0
+    assert "has not ended: 2 of 3 tasks are learned" in said.stderr
+
+
+def test_transparent_pixels_lie_on_what_they_lay_on_in_training(model: Path, folder: Path) -> None:
+    from flexkern.learners import load_learner
+    from flexkern.learners.checkpoint import read_notes
+
+    notes = read_notes(model)
+    notes["fit"]["configuration"]["background"] = [255, 0, 0]
+    load_learner(model).save("red.safetensors", notes=notes)
+    white, red = (invoke("predict", m, "ü.png", "--csv").stdout for m in (model, "red.safetensors"))
+    assert white != red
+    opaque = [invoke("predict", m, "a, b.jpg", "--csv").stdout for m in (model, "red.safetensors")]
+    assert opaque[0] == opaque[1]
+
+
 def test_what_takes_no_photographs(folder: Path) -> None:
     from flexkern.learners import MetaplasticMLP
 
