@@ -13,6 +13,8 @@ from rich.table import Table
 
 from flexkern.cli import bench, check
 from flexkern.cli import run as runs
+from flexkern.cli.fit import fit
+from flexkern.cli.predict import predict
 from flexkern.cli.run import show
 from flexkern.cli.terminal import console, counting_bar, explained, folder_option, say
 from flexkern.environment import environment
@@ -32,6 +34,8 @@ app = typer.Typer(
 DEFAULTS = DemoConfig()
 app.add_typer(runs.app, name="run")
 app.add_typer(bench.app, name="bench")
+app.command()(fit)
+app.command()(predict)
 app.add_typer(check.app, name="check")
 
 

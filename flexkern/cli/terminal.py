@@ -35,6 +35,7 @@ __all__ = [
     "explained",
     "folder_option",
     "progress_bar",
+    "reader_gone",
     "say",
 ]
 
@@ -48,8 +49,21 @@ class Console(rich.console.Console):
 
     def on_broken_pipe(self) -> NoReturn:
         self.quiet = True
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains when it ends
-        raise SystemExit(_PIPE_CLOSED)
+        _end_for_a_reader_gone()
+
+
+def _end_for_a_reader_gone() -> NoReturn:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains when it ends
+    raise SystemExit(_PIPE_CLOSED)
+
+
+@contextmanager
+def reader_gone() -> Iterator[None]:
+    """What is written to standard output without rich ends the command in the same way."""
+    try:
+        yield
+    except BrokenPipeError:
+        _end_for_a_reader_gone()
 
 
 console = Console()
@@ -108,6 +122,11 @@ def explained(command: str, *, stopped: str | None = None) -> Iterator[None]:
         errors.print(f"{command}: {error}", style="red", markup=False)
         raise typer.Exit(_IN_USE) from error
     except (ValueError, OSError, RuntimeError) as error:
+        errors.print(f"{command}: {_words(error)}", style="red", markup=False)
+        raise typer.Exit(1) from error
+    except ImportError as error:
+        if "pip install" not in str(error):
+            raise  # main() says what to install
         errors.print(f"{command}: {error}", style="red", markup=False)
         raise typer.Exit(1) from error
     except (KeyboardInterrupt, _Terminated, SystemExit) as end:
@@ -117,6 +136,13 @@ def explained(command: str, *, stopped: str | None = None) -> Iterator[None]:
         errors.print(stopped, markup=False)
         code = _INTERRUPTED if isinstance(end, KeyboardInterrupt) else _PIPE_CLOSED if gone else _TERMINATED
         raise typer.Exit(code) from None
+
+
+def _words(error: Exception) -> str:
+    """Without the number of a system's error, which says nothing to who reads it."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.strerror}: {os.fspath(error.filename)!r}"
+    return str(error)
 
 
 @contextmanager

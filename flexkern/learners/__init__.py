@@ -1,13 +1,15 @@
 """Learners: whole networks that take a stream, one experience after the other."""
 
+from flexkern.learners.answers import Answer
 from flexkern.learners.base import Learner
+from flexkern.learners.given import picture_files
 from flexkern.learners.mlp.ewc import EWC
 from flexkern.learners.mlp.joint import JointMLP
 from flexkern.learners.mlp.metaplastic import MetaplasticMLP
 from flexkern.learners.mlp.replay import ReplayMLP
 from flexkern.learners.mlp.reserve import Reserve
 from flexkern.learners.mlp.si import SI
-from flexkern.learners.progress import Progress
+from flexkern.learners.progress import BatchProgress, Progress
 from flexkern.learners.registry import (
     METHODS,
     MLP_METHODS,
@@ -31,7 +33,9 @@ __all__ = [
     "METHODS",
     "MLP_METHODS",
     "SI",
+    "Answer",
     "ArtsyViT",
+    "BatchProgress",
     "ElasticMLP",
     "FinetuneViT",
     "IntelligentMLP",
@@ -49,5 +53,6 @@ __all__ = [
     "load_learner",
     "load_mlp",
     "make_learner",
+    "picture_files",
     "register_method",
 ]

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import os
-import time
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 import flexkern.version
 from flexkern.files import check_writable
 from flexkern.learners import checkpoint, restore, schema
-from flexkern.learners.progress import Progress
-from flexkern.metrics import Evaluation, confusion_matrix
+from flexkern.learners.answering import Answering
+from flexkern.learners.answers import check_names, joined_names, names_of
+from flexkern.learners.progress import Progress, Watch, check_watch, watched
 from flexkern.nn.undo import Undo
 from flexkern.plain import SEEDS, whole_number
 from flexkern.streams.base import Experience
@@ -25,7 +23,6 @@ from flexkern.streams.base import Experience
 __all__ = ["Item", "Learner"]
 
 _L = TypeVar("_L", bound="Learner")
-_MOST_CLASSES = 30_000  # of an evaluation: their confusion matrix takes 7 GB
 
 
 class Item(NamedTuple):
@@ -39,7 +36,7 @@ class Item(NamedTuple):
     end: Callable[[], None]
 
 
-class Learner(ABC):
+class Learner(Answering):
     """Learns a stream one experience after the other, and answers at any time.
 
     The same seed gives the same bits on the same device, also when a run is saved, loaded and continued.
@@ -78,7 +75,10 @@ class Learner(ABC):
         self.items_learned = 0
         self.report: dict[str, float] = {}
         """Of the last :meth:`evaluate`: seconds per input, and what the method counts."""
+        self.decoded_size = None
+        self._names, self._calibration = {}, (0.0, 0)
         self._configuration = configuration | {"seed": self.seed}
+        self._frozen_name: str | None = None  # by which the frozen network is found again
         self._epochs_done = 0  # of the item that is being learned
         self._begun: dict[str, Any] | None = None  # its name, as JSON, while it is being learned
 
@@ -97,28 +97,8 @@ class Learner(ABC):
         """
 
     @abstractmethod
-    def _check_inputs(self, x: Tensor, name: str) -> None:
-        """Raises TypeError or ValueError, naming them, if these are no inputs as the learner takes them."""
-
-    def _check_answers(self) -> None:  # noqa: B027 - most methods answer from the start
-        """Raises :class:`flexkern.learners.NotLearnedError` while there is nothing to answer from."""
-
-    @abstractmethod
     def _take_up(self, experience: Experience, epochs: int) -> Item:
         """Begins an item, and sets ``_begun``; or goes on with it, where ``_begun`` says that it was begun."""
-
-    @abstractmethod
-    def logits(self, x: Tensor) -> Tensor:
-        """Scores of the classes, float32 [n, classes], for inputs [n, ...]; n may be 0.
-
-        Raises:
-            TypeError, ValueError: naming ``x``, if they are not inputs as :meth:`learn` takes them.
-            NotLearnedError: before the first experience, where the learner has no classes yet.
-        """
-
-    @abstractmethod
-    def _count_classes(self, stream: Sequence[Experience]) -> int:
-        """Rows and columns of the confusion matrix over this stream."""
 
     @abstractmethod
     def _modules(self) -> nn.Module:
@@ -140,26 +120,38 @@ class Learner(ABC):
         """Tensors that learning depends on besides modules and optimizer, for the checkpoint."""
         return {}
 
-    def _load_extra_state(self, state: dict[str, Tensor]) -> None:  # noqa: B027 - most methods have none
+    def _load_extra_state(self, state: dict[str, Tensor]) -> None:
         """Takes back what :meth:`_extra_state` gave; tensors are on the learner's device."""
 
     def _progress(self) -> dict[str, Any]:
         """Where the learner stands, as JSON."""
         return {
             "items_learned": self.items_learned, "epochs_done": self._epochs_done, "begun": self._begun,
+            **self._answers_record(),
         }  # fmt: skip
 
     def _resume(self, progress: dict[str, Any]) -> None:
         """Stands where :meth:`_progress` says; the modules that there are then are loaded next."""
         self.items_learned, self._epochs_done = progress["items_learned"], progress["epochs_done"]
         self._begun = progress["begun"]
+        self._take_answers_record(progress)
 
-    def _check_restored(self) -> None:  # noqa: B027 - a method may have nothing to compare
+    def _check_restored(self) -> None:
         """Raises ValueError if what was loaded into the parts does not fit together."""
 
     @abstractmethod
     def _frozen(self) -> str | None:
         """Fingerprint of the frozen network that is given and not saved; None where there is none."""
+
+    @classmethod
+    def _named(cls, frozen_name: str) -> dict[str, Any]:
+        """What :meth:`_check_frozen` is given where the caller of :meth:`load` gives nothing."""
+        return {}
+
+    @classmethod
+    def _name_of_frozen(cls, given: dict[str, Any]) -> str | None:
+        """The name in what :meth:`_check_frozen` was given; None if only who made the network has it."""
+        return None
 
     @classmethod
     @abstractmethod
@@ -177,6 +169,11 @@ class Learner(ABC):
 
     # ------------------------------------------------------------------ learning
 
+    def check(self, experience: Experience) -> None:
+        """Raises as :meth:`learn` does before it changes anything."""
+        _check_kind(experience)
+        self._check(experience)
+
     # However it is called, and so that an interrupt in the middle of a torch.no_grad() does not leave it on.
     @torch.enable_grad()
     def learn(
@@ -185,6 +182,7 @@ class Learner(ABC):
         *,
         epochs: int | None = None,
         progress: Callable[[Progress], None] | None = None,
+        watch: Watch | None = None,
     ) -> None:
         """Learns one experience.
 
@@ -192,48 +190,75 @@ class Learner(ABC):
         that ``progress`` wrote, call it with the same experience again: it goes on with the next epoch, to the
         bit as if never stopped. The beginning and the end of an item are all or nothing: whatever raises there,
         Ctrl-C too, leaves the learner as it was before, and the same call again ends the item to the same bits.
-        After an exception in the middle of an epoch (Ctrl-C) the steps that were taken stay, and the same call
-        again begins that epoch anew from there: a sound learner, but not that of a run without the stop. Load
-        the last checkpoint for that one.
+        After an exception in the middle of an epoch (Ctrl-C, or out of ``watch``) the steps that were taken
+        stay, and the same call again begins that epoch anew from there: a sound learner, but not that of a run
+        without the stop. Load the last checkpoint for that one.
 
         Args:
             experience: a learner with a multi-layer perceptron takes inputs of its shape, floating-point and
                 finite, or uint8, with any labels among the classes of the stream; one with a vision transformer
-                takes images, uint8 [n, 3, h, w] or float in [0, 1], with labels from ``classes_seen`` on.
+                takes images, uint8 [n, 3, h, w] or float in [0, 1], or a source of images
+                (:class:`flexkern.streams.ImageSource`), with labels from ``classes_seen`` on. Its
+                ``class_names`` are kept; see :attr:`class_names`.
             epochs: passes over the training inputs, at least 1; None: ``default_epochs``.
             progress: called after each epoch.
+            watch: called after each batch, for bars of long epochs; see
+                :class:`flexkern.learners.BatchProgress`. It may ask the learner, and draw random numbers.
 
         Raises:
             TypeError, ValueError: if the experience does not fit (sizes, values, too few inputs for what the
-                method makes of them), or another one was begun and not ended. Nothing has been changed then.
+                method makes of them), a class has another class's name, or another one was begun and not ended.
+                Nothing has been changed then.
             RuntimeError: inside of ``torch.inference_mode()``, where nothing can be learned.
         """
-        if not isinstance(experience, Experience):
-            raise TypeError(
-                f"experience must be a flexkern.streams.Experience, got {type(experience).__name__}"
-            )
+        _check_kind(experience)
         if progress is not None and not callable(progress):
             raise TypeError(f"progress must be callable or None, got {progress!r}")
+        check_watch(watch)
         epochs = self.default_epochs if epochs is None else whole_number(epochs, "epochs")
         _refuse_inference_mode()
         self._check(experience)
+        check_names(self._names, self._names_of(experience), "experience")
         # An autocast of the caller's would change the bits; a method that has one says so in its options.
         with torch.autocast(self.device.type, enabled=False):
-            self._learn(experience, epochs, progress)
+            self._learn(experience, epochs, progress, watch)
 
-    def _learn(self, experience: Experience, epochs: int, progress: Callable[[Progress], None] | None) -> None:
-        with self._undo():
+    def _learn(
+        self,
+        experience: Experience,
+        epochs: int,
+        progress: Callable[[Progress], None] | None,
+        watch: Watch | None,
+    ) -> None:
+        number = self.items_learned
+        with self._undo(), watched(watch, item=number, epochs=epochs):
             item = self._take_up(experience, epochs)
         if item.train is not None:
             for epoch in range(self._epochs_done, epochs):
-                loss = item.train(epoch)
+                with watched(watch, item=number, epoch=epoch + 1, epochs=epochs):
+                    loss = item.train(epoch)
                 self._epochs_done = epoch + 1
                 if progress is not None:
-                    progress(Progress(self.items_learned, epoch + 1, epochs, loss))
-        with self._undo(self._written_at_end()):
+                    progress(Progress(number, epoch + 1, epochs, loss))
+        with self._undo(self._written_at_end()), watched(watch, item=number, epochs=epochs):
             item.end()
             self.items_learned += 1
             self._epochs_done, self._begun = 0, None
+            self._ended(experience)
+
+    def _names_of(self, experience: Experience) -> dict[int, str]:
+        """Names of the experience's classes, by their numbers."""
+        told = names_of(experience, experience.train_labels)
+        # Labels that are told are not always the truth; those that are tested are.
+        tested = names_of(experience, experience.test_labels)
+        by_tested = len(tested) == len(experience.class_names)
+        return {c: str(c) for c in told} | tested if by_tested else told
+
+    def _ended(self, experience: Experience) -> None:
+        """After an item's end: remembers what answers need. What it does is undone with the end."""
+        self._names = joined_names(self._names, self._names_of(experience))
+        shape = experience.input_shape
+        self.decoded_size = shape[-1] if len(shape) > 1 and shape[-1] == shape[-2] else None
 
     def _undo(self, written: nn.Module | None = None) -> Undo:
         """What puts the learner back if a block fails that writes into the tensors of ``written`` only."""
@@ -254,83 +279,23 @@ class Learner(ABC):
                 f"{experience.name!r}"
             )
 
-    # ------------------------------------------------------------------ answering
-
-    def predict(self, x: Tensor) -> Tensor:
-        """The class of each input, int64 [n], on the learner's device. Raises as :meth:`logits`."""
-        return self.logits(x).argmax(1)
-
-    def _answers(self, experience: Experience) -> Tensor:
-        """Predictions for the test inputs of an experience."""
-        return self.predict(experience.test_inputs)
-
-    def evaluate(self, stream: Sequence[Experience]) -> Evaluation:
-        """Accuracy on the test inputs of each experience, and the confusion matrix over all of them.
-
-        ``report`` then has what else is worth telling: ``seconds_per_image`` (of one input), and what the
-        method counts.
-
-        Args:
-            stream: at least one experience, each with at least one test input: without one it has no accuracy.
-
-        Raises:
-            TypeError, ValueError: naming the experience that has no test inputs or does not fit.
-            NotLearnedError: as :meth:`logits`.
-        """
-        self._check_stream(stream)
-        start, accuracies, inputs = time.perf_counter(), [], 0
-        classes = self._count_classes(stream)
-        confusion = np.zeros((classes, classes), dtype=np.int64)
-        with self._counting() as report:
-            for experience in stream:
-                labels = experience.test_labels.numpy(force=True)
-                answers = self._answers(experience).numpy(force=True)
-                accuracies.append(float((labels == answers).mean()))
-                confusion += confusion_matrix(labels, answers, classes)
-                inputs += len(labels)
-        self.report = report | {"seconds_per_image": (time.perf_counter() - start) / inputs}
-        return Evaluation(np.array(accuracies), confusion)
-
-    def _check_stream(self, stream: Sequence[Experience]) -> None:
-        """Raises as :meth:`evaluate` says, before anything is computed."""
-        if isinstance(stream, Experience) or not isinstance(stream, Sequence):
-            hint = "; for one experience pass [experience]" if isinstance(stream, Experience) else ""
-            raise TypeError(f"stream must be a sequence of experiences, got {type(stream).__name__}{hint}")
-        if not len(stream):
-            raise ValueError("stream has no experiences; give at least one")
-        self._check_answers()
-        for i, experience in enumerate(stream):
-            if not isinstance(experience, Experience):
-                raise TypeError(f"stream[{i}] must be an Experience, got {type(experience).__name__}")
-            where = f"stream[{i}], {experience.name!r}"
-            if not len(experience.test_labels):
-                raise ValueError(f"{where} has no test inputs, so it has no accuracy; leave it out")
-            self._check_inputs(experience.test_inputs, f"test_inputs of {where}")
-            self._check_test_labels(experience.test_labels, f"test_labels of {where}")
-
-    def _check_test_labels(self, labels: Tensor, name: str) -> None:
-        """Raises ValueError unless a confusion matrix can count these labels: it has classes times classes."""
-        if int(labels.min()) < 0:
-            raise ValueError(f"{name} must be at least 0, got {int(labels.min())}")
-        if int(labels.max()) >= _MOST_CLASSES:
-            raise ValueError(f"{name} must be under {_MOST_CLASSES:,}, got {int(labels.max())}")
-
-    @contextmanager
-    def _counting(self) -> Iterator[dict[str, float]]:
-        """What a method has counted over an evaluation: the dictionary is filled when the block ends."""
-        yield {"passes": 1.0}
-
     # ------------------------------------------------------------------ files
 
     def configuration(self) -> dict[str, Any]:
         """What the constructor was given, but for frozen networks and the device; JSON."""
         return dict(self._configuration)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: str | os.PathLike[str], *, notes: dict[str, Any] | None = None) -> None:
         """Writes all that learning depends on, but no frozen network, to one safetensors file.
 
         The file appears whole or not at all (:func:`flexkern.files.replace_file`). It holds tensors, JSON, and
-        sums of both; reading it executes nothing.
+        sums of both; reading it executes nothing. Of a backbone that was given by its name, or as a folder, it
+        has that name, or where the folder is.
+
+        Args:
+            path: of the file.
+            notes: JSON of the caller's, to be kept in it; :func:`flexkern.learners.checkpoint.read_notes`
+                reads it.
 
         Raises:
             OSError: naming the path, if it cannot be written.
@@ -351,6 +316,10 @@ class Learner(ABC):
             "model": {name: value for name, value in state.items() if not isinstance(value, Tensor)},
             "optimizer": None,
         }
+        if self._frozen_name is not None:
+            record["frozen_name"] = self._frozen_name
+        if notes is not None:
+            record["notes"] = notes
         if optimizer is not None:
             of_optimizer, record["optimizer"] = checkpoint.split_optimizer(optimizer.state_dict())
             tensors |= of_optimizer
@@ -367,7 +336,9 @@ class Learner(ABC):
             device: where to compute.
             given: what the file does not hold. For a multi-layer perceptron ``features``, the extractor that
                 the learner was made with, if it had one, ``features_cache`` and ``cuda_graph`` (the bits are
-                the same with and without); for a vision transformer ``backbone`` (default: "small").
+                the same with and without); for a vision transformer ``backbone`` (default: the name or the
+                folder that the learner was made with, else "small"; what has a name on the hub is fetched from
+                there).
 
         All is looked at before anything is made from it: sums, the record's fields, and sizes. A file of an
         earlier version carries no sum, which a warning says.
@@ -383,6 +354,11 @@ class Learner(ABC):
     def _method_name(cls) -> str:
         """The name that it was registered by; of a class that was not, its own."""
         return vars(cls).get("method", cls.__name__)
+
+
+def _check_kind(experience: object) -> None:
+    if not isinstance(experience, Experience):
+        raise TypeError(f"experience must be a flexkern.streams.Experience, got {type(experience).__name__}")
 
 
 def _refuse_inference_mode() -> None:

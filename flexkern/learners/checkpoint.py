@@ -18,7 +18,7 @@ from torch import Tensor
 
 from flexkern.files import replace_file
 
-__all__ = ["join_optimizer", "naming", "read", "read_record", "split_optimizer", "write"]
+__all__ = ["join_optimizer", "naming", "read", "read_notes", "read_record", "split_optimizer", "write"]
 
 _KEY, _SUMS = "flexkern", "flexkern.sums"  # of the JSONs in the file's metadata
 _WITH_SUMS = 2  # the first format of learners' records that came with sums
@@ -143,6 +143,16 @@ def read_record(path: str | os.PathLike[str]) -> dict[str, Any]:
         if sums is not None and hashlib.sha256(text.encode()).hexdigest() != sums["record"]:
             raise ValueError("is damaged: its record has another sum than when it was written")
         return _json(text)
+
+
+def read_notes(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The notes that a learner was saved with; empty where there are none.
+
+    Raises:
+        OSError, ValueError: as :func:`read`.
+    """
+    notes = read_record(path).get("notes", {})
+    return notes if isinstance(notes, dict) else {}
 
 
 @contextlib.contextmanager

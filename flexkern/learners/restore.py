@@ -64,6 +64,8 @@ def _restored(cls: Any, path: str | os.PathLike[str], device: torch.device | str
         schema.check_configuration(cls, configuration)
     # A device that is not there is no fault of the file, nor is a network that was given.
     made_on = torch.empty(0, device=device).device
+    name = record.get("frozen_name")
+    given = ({} if name is None else cls._named(name)) | given
     networks = cls._check_frozen(record["frozen"], **given)
     most = max(cls.unsaved_numbers, 4 * sum(t.numel() for t in tensors.values()))
     # What a constructor draws from torch's generator is written over, and the generator is the caller's.
@@ -71,8 +73,12 @@ def _restored(cls: Any, path: str | os.PathLike[str], device: torch.device | str
         with _fitting(path, "configuration", configuration):
             learner = cls(**cls._arguments(configuration), device=device, **networks)
         learner._configuration = configuration
+        learner._frozen_name = cls._name_of_frozen(given) or name
         with _fitting(path, "progress"):
             learner._resume(record["progress"])
+            last, known = max(learner._names, default=-1), learner._count_known()
+            if last >= known:
+                raise ValueError(f"class_names has a name of class {last}, and there are {known} classes")
         with _fitting(path, "tensors"):
             _load_modules(learner._modules(), tensors, record["model"])
             _load_extra(learner, _under("extra.", tensors))

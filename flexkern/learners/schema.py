@@ -34,9 +34,14 @@ _RECORD: dict[str, tuple[Any, ...]] = {
     "format": (int,), "family": (str,), "method": (str,), "class": (str,), "configuration": (dict,),
     "frozen": (str, None), "progress": (dict,), "model": (dict,), "optimizer": (dict, None),
 }  # fmt: skip
+_ALSO: dict[str, tuple[Any, ...]] = {"version": (str,), "frozen_name": (str,), "notes": (dict,)}
 _PROGRESS: dict[str, tuple[Any, ...]] = {
     "items_learned": _COUNT, "epochs_done": _COUNT, "begun": (dict, None),
 }  # fmt: skip
+_ANSWERS: dict[str, tuple[Any, ...]] = {  # of the progress; files of earlier versions have none of it
+    "class_names": (list,), "decoded_size": (int, 1, None), "calibration": (dict,),
+}  # fmt: skip
+_CALIBRATION: dict[str, tuple[Any, ...]] = {"log_temperature": (float, -100, 100), "images": (int, 0, 2**62)}
 _OLD_MLP: dict[str, tuple[Any, ...]] = {
     "format": (int,), "learner": (str,), "configuration": (dict,), "features": (str, None),
     "items_learned": _COUNT, "epochs_done": _COUNT, "item_name": (str, None), "optimizer": (dict,),
@@ -81,9 +86,15 @@ def check_record(record: dict[str, Any]) -> None:
         optimizer = (training or {}).get("optimizer") if vit else record["optimizer"]
         begun = record["begun"] if vit else None
     else:
-        check_fields(record, _RECORD, optional={"version": (str,)})
+        check_fields(record, _RECORD, optional=_ALSO)
         progress = record["progress"]
-        check_fields(progress, _PROGRESS, "progress.", optional={"classes_seen": _COUNT}, others=True)
+        own_of_family = {"classes_seen": _COUNT, **_ANSWERS}
+        check_fields(progress, _PROGRESS, "progress.", optional=own_of_family, others=True)
+        if "calibration" in progress:
+            check_fields(progress["calibration"], _CALIBRATION, "progress.calibration.")
+        for n, name in enumerate(progress.get("class_names", [])):
+            if not isinstance(name, (str, type(None))):
+                raise ValueError(f"progress.class_names.{n} must be a string or null, got {shown(name)}")
         optimizer, begun, vit = record["optimizer"], progress["begun"], record["family"] == "vit"
         if vit and "classes_seen" not in progress:
             raise ValueError("progress.classes_seen is missing")

@@ -16,7 +16,7 @@ try:
 except ImportError:  # Windows has no such locks
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["FolderInUseError", "claim"]
+__all__ = ["FolderInUseError", "claim", "claim_file"]
 
 _LOCK = ".lock"
 
@@ -43,7 +43,7 @@ def claim(folder: Path, *inside: str) -> Iterator[None]:
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = _take(folder)
+        lock = _take(folder, folder / _LOCK)
         for name in inside:
             _check_writable(folder / name)
     except OSError as error:
@@ -66,9 +66,27 @@ def claim(folder: Path, *inside: str) -> Iterator[None]:
                 path.rmdir()
 
 
-def _take(folder: Path) -> int | None:
-    """The open file that holds the lock; None where the file system has none."""
-    path = folder / _LOCK
+@contextlib.contextmanager
+def claim_file(path: Path) -> Iterator[None]:
+    """Keeps a file, which need not exist, for this process while the context lasts, as :func:`claim` a folder.
+
+    Raises:
+        FolderInUseError: if another process has it.
+        OSError: naming the folder, if nothing can be written into it.
+    """
+    lock_path = path.with_name(f".{path.name}{_LOCK}")
+    lock = _take(path, lock_path)
+    try:
+        yield
+    finally:
+        if lock is not None:
+            with contextlib.suppress(OSError):
+                lock_path.unlink()
+            os.close(lock)
+
+
+def _take(folder: Path, path: Path) -> int | None:
+    """The open file ``path`` that holds the lock; None where the file system has none."""
     while True:
         lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0), 0o666)
         try:
@@ -80,7 +98,7 @@ def _take(folder: Path) -> int | None:
             os.close(lock)
             raise FolderInUseError(
                 f"out: {os.fspath(folder)!r} is in use by another run ({holder}). Wait for its end, or give "
-                "another folder with --out"
+                "another --out"
             ) from None
         except OSError as error:  # some network file systems
             os.close(lock)

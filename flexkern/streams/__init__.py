@@ -1,6 +1,7 @@
 """Streams of experiences: what a continual learner meets, one item after the other."""
 
 from flexkern.streams.base import Experience, Stream
+from flexkern.streams.by_tasks import by_tasks
 from flexkern.streams.class_incremental import class_incremental, class_order
 from flexkern.streams.datasets import images_of
 from flexkern.streams.digits import bundled_digits, mnist
@@ -18,6 +19,7 @@ __all__ = [
     "Stream",
     "TwoDigitItems",
     "bundled_digits",
+    "by_tasks",
     "class_incremental",
     "class_order",
     "image_folder",

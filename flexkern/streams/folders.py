@@ -16,7 +16,7 @@ from flexkern.streams.file_tables import annotated, class_names, table
 from flexkern.streams.labelled import Images, Reading, Skipped, settle, split
 from flexkern.streams.pictures import OTHER_SUFFIXES, SUFFIXES, WHITE
 
-__all__ = ["image_folder", "image_folders"]
+__all__ = ["image_folder", "image_folders", "pictures_in"]
 
 _TEST_NAMES = ("test", "val", "validation")  # of the folder beside "train"
 _READ = ", ".join(sorted(SUFFIXES))
@@ -195,7 +195,7 @@ def _by_folder(
         if not name.isprintable():
             continue
         before = len(skipped)
-        of_class = _pictures_in(root, name, skipped) if os.path.isdir(os.path.join(root, name)) else []
+        of_class = pictures_in(root, name, skipped) if os.path.isdir(os.path.join(root, name)) else []
         if not of_class:
             others = "".join(f"; {file!r}: {why}" for file, why in skipped[before : before + 1])
             raise ValueError(f"path: {os.path.join(root, name)!r} holds no images ({_READ}){others}")
@@ -208,7 +208,7 @@ def _by_table(
     root: str, names: list[str] | None, labels: Any, skipped: list[Skipped]
 ) -> tuple[list[str], list[int], list[str]]:
     classes = table(labels, root)
-    there = _pictures_in(root, "", skipped)
+    there = pictures_in(root, "", skipped)
     missing = sorted(set(classes) - set(there))
     if missing:
         raise ValueError(
@@ -239,7 +239,7 @@ def _is_picture(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in SUFFIXES
 
 
-def _pictures_in(root: str, folder: str, skipped: list[Skipped]) -> list[str]:
+def pictures_in(root: str, folder: str, skipped: list[Skipped]) -> list[str]:
     """All pictures in a folder and the folders in it, as paths within ``root``, sorted."""
     found: list[str] = []
 

@@ -9,7 +9,7 @@ import pickle
 import signal
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -107,11 +107,12 @@ class ImageSource(Dataset[Tensor], ABC):
 
     def take(self, rows: Sequence[int]) -> Tensor:
         """The pixels of some images, decoded in this process: uint8 [len(rows), 3, size, size]."""
-        taken = torch.empty((len(rows), *self.shape[1:]), dtype=torch.uint8)
-        pixels = taken.numpy()
+        # NumPy's memory: torch's is aligned, and glibc before 2.38 does not use such memory again once it is
+        # freed, so that a process that decodes would grow by every batch.
+        pixels = np.empty((len(rows), *self.shape[1:]), np.uint8)
         for at, i in enumerate(rows):
             pixels[at] = self.decode(i).transpose(2, 0, 1)
-        return taken
+        return torch.from_numpy(pixels)
 
     def tensor(self) -> Tensor:
         """All pixels, in memory."""
@@ -159,7 +160,7 @@ def _rows(index: Sequence[int] | np.ndarray | Tensor, count: int) -> np.ndarray:
 
 def batches(
     images: Tensor | ImageSource, rows: Iterable[Tensor | slice], *, pin: bool = False
-) -> Iterator[Tensor]:
+) -> Generator[Tensor, None, None]:
     """The pixels of each batch, in the order of ``rows``; a source's are decoded ahead by its workers.
 
     Args:

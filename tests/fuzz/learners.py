@@ -26,9 +26,10 @@ from flexkern.learners import METHODS, MLP_METHODS, NotLearnedError, load_learne
 from flexkern.streams import Experience
 from fuzz.harness import fuzzer
 from helpers.learner_state import fingerprint, interrupted
+from helpers.tiny_vit import of_source
 
 SIZE, CLASSES = 5, 4
-REFUSED = (TypeError, ValueError)
+REFUSED = (TypeError, ValueError, FileNotFoundError)
 
 
 class StopError(Exception):
@@ -51,10 +52,17 @@ def _item(rng: np.random.Generator, number: int) -> Experience:
     )
     train = torch.from_numpy(np.abs(x) * 3 if dtype is torch.uint8 else x).to(dtype)
     test = torch.from_numpy(rng.normal(size=(tests, SIZE))).float()
-    return Experience(
-        f"item {number}", number, train, torch.from_numpy(y), test,
-        torch.from_numpy(rng.integers(0, CLASSES, tests)),
-    )  # fmt: skip
+    told, tested = torch.from_numpy(y), torch.from_numpy(rng.integers(0, CLASSES, tests))
+    alike = told.unique().tolist() == tested.unique().tolist()  # else they are names of others, or of nobody
+    names = _names(rng, told) if alike else ()
+    return Experience(f"item {number}", number, train, told, test, tested, class_names=names)
+
+
+def _names(rng: np.random.Generator, labels: Tensor) -> tuple[str, ...]:
+    """None, or of each class its own, or nothing, or as a file may have it."""
+    if rng.random() < 0.4:
+        return ()
+    return tuple(_pick(rng, (f"class {c}", f"class {c}", "", str(c))) for c in labels.unique().tolist())
 
 
 @functools.cache
@@ -117,8 +125,9 @@ def _transformer(rng: np.random.Generator) -> tuple[Callable[[], Any], Callable[
     def item(number: int) -> Experience:
         task = _tasks()[number]
         rows = torch.from_numpy(rng.permutation(len(task.train_labels))[:36])
+        labels = task.train_labels[rows]
         return dataclasses.replace(
-            task, train_inputs=task.train_inputs[rows], train_labels=task.train_labels[rows]
+            task, train_inputs=task.train_inputs[rows], train_labels=labels, class_names=_names(rng, labels)
         )
 
     return lambda: make_learner(method, _backbone(), **options), item
@@ -143,7 +152,7 @@ def _bad_inputs(rng: np.random.Generator, x: Tensor) -> Any:
 
 def _bad_item(rng: np.random.Generator, item: Experience, learner: Any) -> Any:
     x, y = item.train_inputs, item.train_labels
-    kind = int(rng.integers(6))
+    kind = int(rng.integers(7))
     if kind == 0:
         return _pick(rng, ("item", None, (x, y), 3, [item]))
     if kind == 1:
@@ -152,6 +161,12 @@ def _bad_item(rng: np.random.Generator, item: Experience, learner: Any) -> Any:
         return dataclasses.replace(item, train_labels=y - 100)
     if kind == 3:
         return dataclasses.replace(item, train_inputs=x[:0], train_labels=y[:0])
+    if kind == 4:
+        classes = len(y.unique())
+        if classes == 1 and learner.family == "mlp":
+            return "item"
+        names = ("class 8", "class 9") if classes == 1 else ("class 9",) * classes
+        return dataclasses.replace(item, class_names=names, test_labels=y[:1].repeat(len(item.test_labels)))
     bad = _bad_inputs(rng, x)
     while not (isinstance(bad, Tensor) and bad.dim() == x.dim() and len(bad) == len(x)):
         bad = _bad_inputs(rng, x)
@@ -181,6 +196,8 @@ def _refuses(learner: Any, call: Callable[[], Any], *names: str) -> None:
 def _learn(rng: np.random.Generator, learner: Any, twin: Any, item: Experience) -> str:
     epochs = _pick(rng, (1, 2, np.int64(1), torch.tensor(2)))
     twin.learn(item, epochs=epochs)
+    if learner.family == "vit" and rng.random() < 0.4:
+        item = of_source(item)
     how = _pick(rng, ("straight", "straight", "stopped", "interrupted", "twice"))
     if how == "stopped":
         at = int(rng.integers(1, int(epochs) + 1))
@@ -198,7 +215,7 @@ def _learn(rng: np.random.Generator, learner: Any, twin: Any, item: Experience) 
     for _ in range({"interrupted": 1, "twice": 2}.get(how, 0)):
         _interrupt(rng, learner, item, epochs)
     if learner.items_learned < twin.items_learned:
-        learner.learn(item, epochs=epochs)
+        learner.learn(item, epochs=epochs, watch=_pick(rng, (None, lambda now: torch.rand(now.done))))
     return how
 
 
@@ -235,6 +252,14 @@ def _ask(rng: np.random.Generator, learner: Any, item: Experience) -> None:
     assert (answers.dtype, tuple(answers.shape)) == (torch.int64, (len(x),))
     assert bool(logits.isfinite().all())
     assert torch.equal(answers, logits.argmax(1)) or told
+    likely, top = learner.probabilities(x, **told), int(rng.integers(1, 6))
+    assert (likely.dtype, likely.shape) == (torch.float32, logits.shape)
+    assert bool(((likely.sum(1) - 1).abs() < 1e-5).all())
+    named = learner.predict(x, top=top, **told)
+    assert [found[0].label for found in named] == likely.argmax(1).tolist()
+    for found in named:
+        assert len(found) == min(top, classes)
+        assert all(answer.name == learner.class_names[answer.label] for answer in found)
     return None
 
 
@@ -264,7 +289,7 @@ def _life(rng: np.random.Generator, make: Callable[[], Any], item_of: Callable[[
                 _refuses(learner, lambda: learner.learn(bad), "experience")
         elif event == "bad ask":
             x = _bad_inputs(rng, item.test_inputs)
-            _refuses(learner, lambda: learner.predict(x), "x must be")
+            _refuses(learner, lambda: learner.predict(x), "x must be", "x: there is no file or folder 'x'")
         elif event == "evaluate":
             if learner.family == "mlp" or learner.classes_seen:
                 evaluation = learner.evaluate([item])

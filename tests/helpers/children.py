@@ -15,7 +15,7 @@ PACKAGE = Path(flexkern.__file__).parent
 
 
 def run_python(
-    code: str, *arguments: str, path: Path = PACKAGE.parent, **environment: str
+    code: str, *arguments: str, path: Path = PACKAGE.parent, timeout: float = 120, **environment: str
 ) -> subprocess.CompletedProcess:
     """Python with one thread that finds the flexkern in ``path``, this one by default.
 
@@ -27,4 +27,4 @@ def run_python(
     env |= {"PYTHONPATH": python_path, "OMP_NUM_THREADS": "1", **environment}
     # -c puts the working directory first: it must not be a checkout
     command = [sys.executable, "-c", code, *arguments]
-    return subprocess.run(command, env=env, cwd=path, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, env=env, cwd=path, capture_output=True, text=True, timeout=timeout)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from flexkern.streams import Experience, Stream
+from flexkern.streams import Experience, ImageSource, Stream
 
 CLASSES, PER_TASK, TRAIN, TEST = 6, 2, 24, 10
 SIZES = {
@@ -44,3 +47,33 @@ def stream(classes: int = CLASSES) -> Stream:
             )
         )
     return Stream(experiences, classes)
+
+
+class Decoded(ImageSource):
+    """What the tensor [n, 3, size, size] holds, decoded when it is needed; image ``broken`` cannot be."""
+
+    def __init__(self, images: Tensor, *, workers: int | None = 0, broken: int | None = None) -> None:
+        super().__init__(images.shape[-1], workers)
+        self.images, self.broken = images, broken
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def decode(self, i: int) -> np.ndarray:
+        if i == self.broken:
+            raise ValueError(f"{self.name(i)}: no image")
+        return self.images[i].permute(1, 2, 0).numpy()
+
+    def name(self, i: int) -> str:
+        return f"image {i}"
+
+    def identity(self, i: int) -> str:
+        return str(i)
+
+
+def of_source(experience: Experience, **options: Any) -> Experience:
+    """The experience with sources in place of its tensors."""
+    train, test = experience.train_inputs, experience.test_inputs
+    return dataclasses.replace(
+        experience, train_inputs=Decoded(train, **options), test_inputs=Decoded(test, **options)
+    )

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from flexkern.learners.mlp.cuda_graph import Step, check_cuda_graph, graphed_ste
 from flexkern.learners.mlp.inputs import check_cache, check_inputs, is_finite
 from flexkern.learners.mlp.network import build
 from flexkern.learners.mlp.rows import Rows, read, rows_of
+from flexkern.learners.progress import tell
 from flexkern.optim import MetaplasticSGD
 from flexkern.plain import number, sizes, whole_number
 from flexkern.streams.base import Experience
@@ -26,6 +27,7 @@ from flexkern.streams.image_source import ImageSource
 
 __all__ = ["MLPLearner"]
 
+_T = TypeVar("_T")
 # Of inputs, as float32, that are answered at once; at least 256 of them. Where they are more, memory would grow
 # with them by the network's activations, and by the inputs where these are no float32 yet.
 _ANSWERED_BYTES = 1 << 28
@@ -165,7 +167,9 @@ class MLPLearner(Learner):
         self._check_begun(experience, same, f" ({self._epochs_done} epochs are done)")
 
     def _take_up(self, experience: Experience, epochs: int) -> Item:
-        features: Any = self._features_of(experience.train_inputs, f"{experience.name}, train", kept=True)
+        features: Any = self._features_of(
+            experience.train_inputs, f"{experience.name}, train", kept=True, training=True
+        )
         if self.features is not None and not is_finite(features):
             raise ValueError("features: the extractor gives infinite or NaN features of these inputs")
         rows = rows_of(features, self.device)
@@ -204,6 +208,7 @@ class MLPLearner(Learner):
             for step, (batch, x) in enumerate(zip(rows, taken, strict=True)):
                 x, y = self._batch(x, labels[batch], step)
                 total += take_step(x, y) * len(batch)
+                tell("training", min((step + 1) * self.batch_size, len(labels)), len(labels))
         return total.item() / len(labels)
 
     def _take_step(self, x: Tensor, y: Tensor) -> Tensor:
@@ -257,13 +262,22 @@ class MLPLearner(Learner):
             rows = rows_of(self._features_of(x, name, kept=kept), self.device)
             each = max(256, _ANSWERED_BYTES // (4 * max(rows.shape[1], 1)))
             if len(rows) <= each:
-                return self.model(rows if isinstance(rows, Tensor) else rows.tensor())
+                logits = self.model(rows if isinstance(rows, Tensor) else rows.tensor())
+                tell("answering", len(rows), len(rows))
+                return logits
             logits = torch.empty((len(rows), self.classes), dtype=torch.float32, device=self.device)
             parts = [slice(i, i + each) for i in range(0, len(rows), each)]
             with contextlib.closing(read(rows, parts)) as taken:
                 for part, batch in zip(parts, taken, strict=True):
                     logits[part] = self.model(batch)
+                    tell("answering", part.start + len(batch), len(rows))
             return logits
+
+    def _each(self, x: Any, task: Tensor | None, of: Callable[[Tensor], _T]) -> list[_T]:
+        # Not a source batch by batch: logits reads it ahead, and has the bits that its tensor would have.
+        if task is not None:
+            raise TypeError(f"task: {type(self).__name__} asks for no tasks; leave it out")
+        return [of(self.logits(x))] if len(x) else []
 
     def _answers(self, experience: Experience) -> Tensor:
         if self.features_cache is None:
@@ -282,6 +296,36 @@ class MLPLearner(Learner):
     def _count_classes(self, stream: Sequence[Experience]) -> int:
         return self.classes
 
+    def _size_of_pictures(self) -> int | None:
+        """That of the inputs, where they are square images of one or three channels, taken as bytes."""
+        *channels, height, width = (0, *self.input_shape)[-3:]
+        if len(self.input_shape) not in (2, 3) or height != width or channels[0] not in (0, 1, 3):
+            return None
+        if self.items_learned and self.decoded_size is None:
+            raise TypeError(
+                f"x must be a tensor: {type(self).__name__} learned floating-point inputs, and files and "
+                "pictures are bytes, 0 ... 255"
+            )
+        return width
+
+    def _of_pictures(self, pictures: ImageSource) -> Any:
+        if self.input_shape[0] == 3 and len(self.input_shape) == 3:
+            return pictures.tensor()
+        red, green, blue = pictures.tensor().to(torch.int32).unbind(1)
+        grey = (
+            red * 299 + green * 587 + blue * 114 + 500
+        ) // 1000  # brightness, as Pillow takes it (ITU-R 601)
+        return grey.to(torch.uint8).view(-1, *self.input_shape)
+
+    def _ended(self, experience: Experience) -> None:
+        super()._ended(experience)
+        if self.features is None and experience.train_inputs.dtype is not torch.uint8:
+            self.decoded_size = None  # what bytes would be in their units is not known
+
+    def _count_known(self) -> int:
+        """All classes of the stream, from the start."""
+        return self.classes
+
     def _count_features(self) -> int:
         if self.features is None:
             return math.prod(self.input_shape)
@@ -289,14 +333,21 @@ class MLPLearner(Learner):
         return extract_from(self.features, example, device=self.device).shape[1]
 
     def _features_of(
-        self, inputs: Tensor | ImageSource, name: str = "", *, kept: bool = False
+        self, inputs: Tensor | ImageSource, name: str = "", *, kept: bool = False, training: bool = False
     ) -> Tensor | ImageSource:
         """Features of inputs, [n, width]; without an extractor the inputs. ``kept``: by the cache, if there is
-        one."""
+        one; ``training``: they are an item's."""
         if self.features is None:
             return inputs
+
+        def progress(done: int, total: int) -> None:
+            if training or done < total:  # the last answers are told of when they are there
+                tell("taking in" if training else "answering", done, total)
+
         cache = self.features_cache if kept else None
-        return extract_from(self.features, inputs, device=self.device, cache=cache, name=name)
+        return extract_from(
+            self.features, inputs, device=self.device, cache=cache, name=name, progress=progress
+        )
 
     # ------------------------------------------------------------------ files
 

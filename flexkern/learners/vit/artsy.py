@@ -73,7 +73,7 @@ class ArtsyViT(ViTLearner):
             is EASE, "oracle" opens the true task (an upper bound). Where no synapse opens for an image, E0
             alone answers. What a task needs of images and classes is
             :meth:`flexkern.nn.SynapseGate.check_labels`.
-        images_per_pass, image_size, normalize, seed, device: as in
+        images_per_pass, image_size, normalize, calibration_images, seed, device: as in
             :class:`flexkern.learners.vit.base.ViTLearner`.
 
     Raises:
@@ -193,44 +193,49 @@ class ArtsyViT(ViTLearner):
         logits = self._training_logits
         return Training(parameters, logits, self.recipe, size=self.image_size, seed=seed, device=self.device)
 
-    def _epoch(self, training: Training, images: Tensor, labels: Tensor) -> float:
-        # Not longer than the epoch: whoever asks in between gets no dropout.
-        self.adapted.train()
-        try:
-            return super()._epoch(training, images, labels)
-        finally:
-            self.adapted.eval()
-
     def _training_logits(self, x: Tensor) -> Tensor:
         assert self._head is not None
-        return self._head(self.adapted.features(self.adapted.trunk(x), self.tasks_learned))
+        # Not longer than a forward pass: whoever asks in between, as one who watches may, gets no dropout.
+        self.bank.train()
+        try:
+            return self._head(self.adapted.features(self.adapted.trunk(x), self.tasks_learned))
+        finally:
+            self.bank.eval()
 
     def _written_at_end(self) -> nn.Module:
         """Not the bank, which is by far the largest: its adapters are trained by then."""
         return nn.ModuleDict({name: module for name, module in self._modules().items() if name != "bank"})
 
-    def _finish(self, images: Tensor, labels: Tensor) -> None:
+    def _finish(self, images: Any, labels: Tensor) -> None:
+        """Until it returns, it has the features of all images of the task in memory, from which gates and
+        experts learn: of each image ``4 * width`` bytes, twice that with experts or with the mean of tokens,
+        and as much again while the gate learns. At a width of 768 that is 6 to 18 KB, an eighth of its pixels
+        at most.
+        """
         self.bank.freeze()
         if self.combine == "concat" and self.experts is None:
             self.prototypes.add_subspace()
         # Prototypes are taken in all subspaces; a sum, and experts, need the new one only.
         first = 0 if self.combine == "concat" and self.experts is None else -1
-        read, spaces = [], []
+        h0 = torch.empty((len(images), self.gate.width), dtype=torch.float32, device=self.device)
+        own = h0.new_empty((len(images), self.width)) if self.experts is not None else None
+        done = 0
         for x, y in self._test_batches(images, labels):
             trunk = self._run_trunk(x)
             h = self._base(trunk)
             every = h.new_zeros((len(x), self.bank.tasks))
             every[:, first:] = 1
             batch = self._spaces(trunk, h[:, : self.width], every)
-            if self.experts is None:
+            rows = slice(done, done + len(x))
+            done += len(x)
+            h0[rows] = h
+            if own is None:
                 self.prototypes.update(batch, y)
             else:
-                spaces.append(batch[:, [0, -1]])
-            read.append(h)
-        self.gate.learn(torch.cat(read), labels.to(self.device))
-        if self.experts is not None:
-            h0, own = torch.cat(spaces).unbind(1)
-            self.experts.learn(h0, own, labels.to(self.device))
+                own[rows] = batch[:, -1]
+        self.gate.learn(h0, labels.to(self.device))
+        if self.experts is not None and own is not None:
+            self.experts.learn(h0[:, : self.width], own, labels.to(self.device))
 
     # ------------------------------------------------------------------ answering
 
@@ -289,7 +294,7 @@ class ArtsyViT(ViTLearner):
         return logits
 
     @torch.no_grad()
-    def spaces(self, images: Tensor) -> Tensor:
+    def spaces(self, images: Any) -> Tensor:
         """Features of images in all subspaces, every synapse open: float32 [n, 1 + tasks, width]."""
         check_images(images, "images")
         parts = [torch.zeros((0, 1 + self.bank.tasks, self.width), dtype=torch.float32, device=self.device)]
@@ -302,7 +307,7 @@ class ArtsyViT(ViTLearner):
         return torch.cat(parts)
 
     @torch.no_grad()
-    def means(self, images: Tensor) -> Tensor:
+    def means(self, images: Any) -> Tensor:
         """Means of E0's tokens of the patches: float32 [n, width]."""
         check_images(images, "images")
         means = partial(self.adapted.features, mean=True)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, fields, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -19,10 +20,13 @@ from flexkern.backbones.normalise import checked_normalize
 from flexkern.backbones.parts import Parts
 from flexkern.backbones.sizes import copy_of_structure, fitted
 from flexkern.backbones.trial import tried_parts
-from flexkern.features import add_tensors
 from flexkern.learners import schema
+from flexkern.learners.answers import names_of
 from flexkern.learners.base import Item, Learner
+from flexkern.learners.progress import tell, unwatched
+from flexkern.learners.vit.fingerprints import WHOLE, fingerprint, name_of, old_fingerprint
 from flexkern.learners.vit.images import check_images
+from flexkern.learners.vit.temperature import fit_log_temperature
 from flexkern.learners.vit.training import Recipe, Training, autocast, test_view
 from flexkern.nn.adapters.bank import AdapterBank
 from flexkern.nn.feature_statistics import FeatureStatistics
@@ -34,13 +38,17 @@ from flexkern.nn.heads.prototype import PrototypeClassifier
 from flexkern.nn.not_learned import NotLearnedError
 from flexkern.plain import nearest, whole_number
 from flexkern.streams.base import Experience
+from flexkern.streams.image_source import batches
 
 __all__ = ["ViTLearner", "check_same"]
 
 # What a checkpoint may say: a picture of any size fits into a network that resizes it, and into no memory.
 _RANGES = {"image_size": (int, 1, 1 << 14, None), "images_per_pass": (int, 1)}
+_NEW_RANGES = {"calibration_images": (int, 0)}  # earlier versions had none
 _RECIPE = tuple(field.name for field in fields(Recipe))
+_CALIBRATION = 1  # what random numbers are drawn for
 _L = TypeVar("_L", bound="ViTLearner")
+_T = TypeVar("_T")
 
 
 class ViTLearner(Learner):
@@ -59,6 +67,9 @@ class ViTLearner(Learner):
         normalize: of images in [0, 1], after augmentation: "auto" as the backbone's training images were
             (:func:`flexkern.backbones.normalisation`; not at all where that is not known), "none", or
             [mean, standard deviation], each of three numbers. A checkpoint has the numbers.
+        calibration_images: so many of a task's training images, at most, are answered about when the task ends,
+            to fit the temperature of :meth:`probabilities`; 0: none, it stays as it is. Logits and predictions
+            do not depend on it. Methods that train all of the network take none, and stay at 1.
         seed: of everything that is random.
         device: where to compute.
         options: the method's own, for its checkpoints; JSON.
@@ -69,6 +80,8 @@ class ViTLearner(Learner):
     """
 
     family = "vit"
+    _calibrated: ClassVar[bool] = True
+    """Whether a temperature is fitted; not where training minimises the cross-entropy of these very logits."""
 
     def __init__(
         self,
@@ -78,12 +91,14 @@ class ViTLearner(Learner):
         images_per_pass: int = 256,
         image_size: int | None = None,
         normalize: str | Sequence[Sequence[float]] = "auto",
+        calibration_images: int = 512,
         seed: int = 0,
         device: torch.device | str = "cpu",
         **options: Any,
     ) -> None:
         images_per_pass = whole_number(images_per_pass, "images_per_pass")
         normalise = checked_normalize(normalize)
+        calibration_images = whole_number(calibration_images, "calibration_images", least=0)
         if image_size is not None:
             image_size = whole_number(image_size, "image_size")
         if recipe is not None and not isinstance(recipe, Recipe):
@@ -95,10 +110,12 @@ class ViTLearner(Learner):
         self.recipe = recipe or self.default_recipe()
         of_recipe = asdict(self.recipe) | {"crop": list(self.recipe.crop)}  # JSON has no tuples
         configuration: dict[str, Any] = {
-            "recipe": of_recipe, "images_per_pass": images_per_pass, "image_size": image_size, **options,
+            "recipe": of_recipe, "images_per_pass": images_per_pass, "image_size": image_size,
+            "calibration_images": calibration_images, **options,
         }  # fmt: skip
         super().__init__(seed=seed, device=device, configuration=configuration)
-        self.images_per_pass = images_per_pass
+        self.images_per_pass, self.calibration_images = images_per_pass, calibration_images
+        self._frozen_name = name_of(backbone)
         network = backbones.load_backbone(backbone)
         if self.recipe.precision == "bfloat16" and any(p.dtype is torch.float16 for p in network.parameters()):
             raise ValueError(
@@ -109,7 +126,7 @@ class ViTLearner(Learner):
         self._normalise = None if isinstance(normalise, str) else normalise
         numbers = "none" if self._normalise is None else [list(part) for part in self._normalise]
         self._configuration["normalize"] = numbers
-        self._given = network.to(self.device).requires_grad_(False)  # what a checkpoint knows
+        self._network_given = network.to(self.device).requires_grad_(False)  # what a checkpoint knows
         self.image_size = image_size or backbones.image_size(network)
         self.backbone, self._interpolate = fitted(network, self.image_size)
         if self.device.type == "cpu" and self.recipe.precision == "bfloat16":
@@ -171,13 +188,18 @@ class ViTLearner(Learner):
         """Training of the task that has begun, from the modules as they are; None: nothing is trained."""
         return None
 
-    def _epoch(self, training: Training, images: Tensor, labels: Tensor) -> float:
+    def _epoch(self, training: Training, images: Any, labels: Tensor) -> float:
         """One epoch; labels count from the task's first class."""
         return training.epoch(images, labels)
 
     @abstractmethod
-    def _finish(self, images: Tensor, labels: Tensor) -> None:
-        """After the training: takes in the images once, as they are tested. Labels are the stream's."""
+    def _finish(self, images: Any, labels: Tensor) -> None:
+        """After the training: takes in the images once, as they are tested. Labels are the stream's.
+
+        Args:
+            images: as the experience has them, a tensor or a :class:`flexkern.streams.ImageSource`;
+                :meth:`_test_batches` reads both.
+        """
 
     @abstractmethod
     def _logits(self, images: Tensor, task: Tensor | None) -> Tensor:
@@ -204,6 +226,9 @@ class ViTLearner(Learner):
                 f"order of learning without gaps, got {present.tolist()}; flexkern.streams.class_incremental "
                 "numbers them so"
             )
+        names = len(experience.class_names)
+        if names not in (0, len(present)):
+            raise ValueError(f"experience: it has {names} class_names, and {len(present)} classes to name")
         self._check_begun(experience, self._begun == {"name": experience.name, "classes": len(present)})
 
     def _take_up(self, experience: Experience, epochs: int) -> Item:
@@ -224,7 +249,10 @@ class ViTLearner(Learner):
 
         return Item(train, end)
 
-    def _check_inputs(self, x: Tensor, name: str) -> None:
+    def _names_of(self, experience: Experience) -> dict[int, str]:
+        return names_of(experience, experience.train_labels)
+
+    def _check_inputs(self, x: Any, name: str) -> None:
         check_images(x, name)
 
     def _check_answers(self) -> None:
@@ -240,7 +268,7 @@ class ViTLearner(Learner):
                 self._training.epochs_done = self._epochs_done
         return self._training
 
-    def _end(self, images: Tensor, labels: Tensor) -> None:
+    def _end(self, images: Any, labels: Tensor) -> None:
         assert self._begun is not None
         with torch.no_grad():
             self._finish(images, labels)
@@ -248,10 +276,31 @@ class ViTLearner(Learner):
         self._training = None
         self._make_room(0)
 
-    def _test_batches(self, images: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches as they are tested, on the device."""
-        for rows in _passes(len(images), self.images_per_pass):
-            yield test_view(images[rows].to(self.device), self.image_size), labels[rows].to(self.device)
+    def _ended(self, experience: Experience) -> None:
+        super()._ended(experience)
+        count, most = len(experience.train_labels), self.calibration_images
+        if not (most and self._calibrated):
+            return
+        rng = np.random.default_rng([self.seed, self.items_learned, _CALIBRATION])
+        rows = torch.from_numpy(np.sort(rng.choice(count, min(most, count), replace=False)))
+        labels = experience.train_labels[rows.to(experience.train_labels.device)]
+        task = torch.full_like(labels, self.items_learned - 1)
+        with torch.no_grad(), unwatched():
+            logits = torch.cat(self._each(experience.train_inputs[rows], task, lambda z: z))
+        found = fit_log_temperature(logits, labels)
+        if found is not None:
+            mean, images = self._calibration
+            total = images + len(rows)
+            self._calibration = mean + (found - mean) * len(rows) / total, total
+
+    def _test_batches(self, images: Any, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of a tensor or a source as they are tested, on the device; a source's are decoded ahead."""
+        passes = list(_passes(len(images), self.images_per_pass))
+        with closing(batches(images, passes, pin=self.device.type == "cuda")) as given:
+            for rows, batch in zip(passes, given, strict=True):
+                x = test_view(batch.to(self.device, non_blocking=True), self.image_size)
+                yield x, labels[rows].to(self.device)
+                tell("taking in", min(rows.stop, len(images)), len(images))
 
     def _run(self, network: Callable[..., Tensor], *inputs: Any) -> Tensor:
         """A network's float32 answer, computed in the recipe's precision; heads and statistics are float32."""
@@ -264,11 +313,11 @@ class ViTLearner(Learner):
     # ------------------------------------------------------------------ answering
 
     @torch.no_grad()
-    def logits(self, x: Tensor, *, task: Tensor | None = None) -> Tensor:
+    def logits(self, x: Any, *, task: Tensor | None = None) -> Tensor:
         """Logits, float32 [n, classes_seen], of images [n, 3, h, w], uint8 or float in [0, 1].
 
         Args:
-            x: images as in an experience; n may be 0.
+            x: images as in an experience, a tensor or a source; n may be 0.
             task: the true task of each, int64 [n]; only ``gate="oracle"`` looks at it.
 
         Raises:
@@ -279,15 +328,25 @@ class ViTLearner(Learner):
         self._check_inputs(x, "x")
         if task is not None:
             check_true_task(task, len(x))
-        parts = [torch.zeros((0, self.classes_seen), dtype=torch.float32, device=self.device)]
-        for rows in _passes(len(x), self.images_per_pass):
-            images = test_view(x[rows].to(self.device), self.image_size)
-            parts.append(self._logits(images, None if task is None else task[rows].to(self.device)))
-        return torch.cat(parts)
+        nothing = torch.zeros((0, self.classes_seen), dtype=torch.float32, device=self.device)
+        return torch.cat([nothing, *self._each(x, task, lambda z: z)])
 
-    def predict(self, x: Tensor, *, task: Tensor | None = None) -> Tensor:
-        """The class of each image, int64 [n], on the learner's device. Raises as :meth:`logits`."""
-        return self.logits(x, task=task).argmax(1)
+    def _each(self, x: Any, task: Tensor | None, of: Callable[[Tensor], _T]) -> list[_T]:
+        found = []
+        passes = list(_passes(len(x), self.images_per_pass))
+        with closing(batches(x, passes, pin=self.device.type == "cuda")) as given:
+            for rows, batch in zip(passes, given, strict=True):
+                images = test_view(batch.to(self.device, non_blocking=True), self.image_size)
+                found.append(of(self._logits(images, None if task is None else task[rows].to(self.device))))
+                tell("answering", min(rows.stop, len(x)), len(x))
+        return found
+
+    def _size_of_pictures(self) -> int:
+        """That of the images that were learned, where they were square; else what :func:`test_view` crops."""
+        return self.decoded_size or round(self.image_size * 256 / 224)
+
+    def _count_known(self) -> int:
+        return self.classes_seen
 
     def _answers(self, experience: Experience) -> Tensor:
         task = torch.full((len(experience.test_labels),), experience.number)
@@ -329,15 +388,23 @@ class ViTLearner(Learner):
                 check_same(name, "tasks", getattr(part, "tasks", self.items_learned), self.items_learned)
 
     def _frozen(self) -> str:
-        return _fingerprint(self._given)
+        return fingerprint(self._network_given)
+
+    @classmethod
+    def _named(cls, frozen_name: str) -> dict[str, Any]:
+        return {"backbone": frozen_name}
+
+    @classmethod
+    def _name_of_frozen(cls, given: dict[str, Any]) -> str | None:
+        return name_of(given["backbone"]) if "backbone" in given else None
 
     @classmethod
     def _check_frozen(  # type: ignore[override] # it names what it takes
         cls, known: str | None, *, backbone: str | os.PathLike[str] | nn.Module = "small"
     ) -> dict[str, Any]:
         network = backbones.load_backbone(backbone)
-        whole = known is not None and known.startswith(_WHOLE)
-        if (_fingerprint if whole else _old_fingerprint)(network) != known:
+        whole = known is not None and known.startswith(WHOLE)
+        if (fingerprint if whole else old_fingerprint)(network) != known:
             raise ValueError(
                 "backbone: not the one that this learner was made with (its weights differ); pass the same"
             )
@@ -352,7 +419,7 @@ class ViTLearner(Learner):
     @classmethod
     def _arguments(cls, configuration: dict[str, Any]) -> dict[str, Any]:
         schema.check_configuration(Recipe, configuration["recipe"], "recipe.")
-        schema.check_fields(configuration, _RANGES, others=True)
+        schema.check_fields(configuration, _RANGES, optional=_NEW_RANGES, others=True)
         # Those of earlier versions took images as they are.
         normalize = configuration.get("normalize", "none")
         return configuration | {"recipe": Recipe(**configuration["recipe"]), "normalize": normalize}
@@ -365,30 +432,6 @@ class ViTLearner(Learner):
 def check_same(part: str, what: str, have: int, expected: int) -> None:
     if have != expected:
         raise ValueError(f"model.{part} has {have} {what}, and the record says {expected}")
-
-
-_WHOLE = "sha256:"  # begins the fingerprint of all of a backbone; that of earlier versions, of a part, is bare
-# Of layers: what no tensor shows, and what two networks of the same weights can differ in.
-_NUMBERS = ("num_heads", "num_attention_heads", "eps")
-
-
-def _fingerprint(backbone: nn.Module) -> str:
-    """SHA-256 of a backbone: all its tensors, whole, and the numbers of its layers."""
-    digest = hashlib.sha256()
-    add_tensors(digest, backbone)
-    for name, module in sorted(backbone.named_modules()):
-        numbers = [(n, getattr(module, n, None)) for n in _NUMBERS]
-        digest.update("".join(f"{name} {n} {v}" for n, v in numbers if isinstance(v, (int, float))).encode())
-    return _WHOLE + digest.hexdigest()
-
-
-def _old_fingerprint(backbone: nn.Module) -> str:
-    """What checkpoints of format 1 have: of the sizes of a backbone, and of a part of its weights."""
-    digest = hashlib.sha256()
-    for name, value in backbone.state_dict().items():
-        digest.update(f"{name} {tuple(value.shape)}".encode())
-        digest.update(value.detach().flatten()[:256].float().cpu().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _passes(images: int, at_once: int) -> Iterator[slice]:

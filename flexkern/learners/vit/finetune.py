@@ -46,9 +46,11 @@ class FinetuneViT(ViTLearner):
     (Avalanche calls it naive; PILOT's baseline of this name leaves earlier classes out of the sum).
 
     Args:
-        backbone, recipe, images_per_pass, image_size, normalize, seed, device: as in
+        backbone, recipe, images_per_pass, image_size, normalize, calibration_images, seed, device: as in
             :class:`flexkern.learners.vit.base.ViTLearner`.
     """
+
+    _calibrated = False
 
     @classmethod
     def default_recipe(cls) -> Recipe:
@@ -78,14 +80,14 @@ class FinetuneViT(ViTLearner):
     def _training_logits(self, x: Tensor) -> Tensor:
         return self.head(self._parts.features(x).float())
 
-    def _epoch(self, training: Training, images: Tensor, labels: Tensor) -> float:
+    def _epoch(self, training: Training, images: Any, labels: Tensor) -> float:
         return training.epoch(images, labels + self.classes_seen)
 
     def _written_at_end(self) -> nn.Module:
         """Nothing."""
         return nn.ModuleDict()
 
-    def _finish(self, images: Tensor, labels: Tensor) -> None:
+    def _finish(self, images: Any, labels: Tensor) -> None:
         """Nothing is left to do: the network is what was learned."""
 
     def _logits(self, images: Tensor, task: Tensor | None) -> Tensor:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from flexkern.streams.image_source import ImageSource
+
 __all__ = ["check_images"]
 
 _WHAT = "images [n, 3, height, width], uint8 or floating-point in [0, 1]"
@@ -14,17 +16,20 @@ _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 def check_images(images: object, name: str) -> None:
     """Raises unless these are images as a learner takes them.
 
-    uint8 costs nothing; floating-point images are read once, which is less than a thousandth of what the
-    network takes for them.
+    uint8, and a source of images, cost nothing; floating-point images are read once, which is less than a
+    thousandth of what the network takes for them.
 
     Args:
         images: uint8 (0 ... 255), or floating-point, finite and in [0, 1], [n, 3, height, width]; n may be 0.
+            Of a source nothing is decoded: its images are uint8.
         name: of the argument.
 
     Raises:
         TypeError: if they are no dense tensor, or of another dtype.
         ValueError: if they have another shape, or values outside [0, 1].
     """
+    if isinstance(images, ImageSource):
+        return
     if not isinstance(images, Tensor):
         hint = "; torch.from_numpy makes a tensor of an array" if type(images).__module__ == "numpy" else ""
         raise TypeError(f"{name} must be a tensor of {_WHAT}, got {type(images).__name__}{hint}")

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import os
+from contextlib import closing
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from flexkern.learners.base import Item
+from flexkern.learners.progress import tell
 from flexkern.learners.registry import register_method
 from flexkern.learners.vit.finetune import FinetuneViT
 from flexkern.learners.vit.training import Training
 from flexkern.nn.growing import GrowingState
 from flexkern.streams.augment import as_bytes
 from flexkern.streams.base import Experience
+from flexkern.streams.image_source import ImageSource, batches
 
 __all__ = ["JointViT"]
+
+_AT_ONCE = 256  # images that are decoded
 
 
 class _Kept(GrowingState):
@@ -35,15 +42,29 @@ class _Kept(GrowingState):
         self.images, self.labels = torch.cat([kept, images]), torch.cat([self.labels, labels])
 
 
+def _decoded(source: ImageSource) -> Tensor:
+    """All pixels of a source, in memory."""
+    images = torch.empty(source.shape, dtype=torch.uint8)
+    done = 0
+    with closing(batches(source, torch.arange(len(source)).split(_AT_ONCE))) as parts:
+        for part in parts:
+            images[done : done + len(part)] = part
+            done += len(part)
+            tell("taking in", done, len(source))
+    return images
+
+
 @register_method("joint")
 class JointViT(FinetuneViT):
     """Keeps all images, and trains the network on all of them at each task: the upper bound.
 
     It is not a continual learner. Each task goes on from the network of the one before, for the recipe's epochs
-    over everything seen so far. Images are kept as bytes: floating-point ones are rounded to 256 levels.
+    over everything seen so far. Images are kept as bytes, floating-point ones rounded to 256 levels and those
+    of a source decoded, in memory and in the checkpoint: 3 bytes of each pixel of the whole stream, and as many
+    more while a task is learned.
 
     Args:
-        backbone, recipe, images_per_pass, image_size, normalize, seed, device: as in
+        backbone, recipe, images_per_pass, image_size, normalize, calibration_images, seed, device: as in
             :class:`flexkern.learners.vit.base.ViTLearner`.
     """
 
@@ -61,12 +82,18 @@ class JointViT(FinetuneViT):
                 "needs all of one size"
             )
 
-    def _epoch(self, training: Training, images: Tensor, labels: Tensor) -> float:
+    def _take_up(self, experience: Experience, epochs: int) -> Item:
+        images = experience.train_inputs
+        if isinstance(images, ImageSource):  # they are kept in the end: decoded once, and not in each epoch
+            images = _decoded(images)
+        return super()._take_up(replace(experience, train_inputs=images), epochs)
+
+    def _epoch(self, training: Training, images: Any, labels: Tensor) -> float:
         kept, images = self.kept, as_bytes(images)
         everything = torch.cat([kept.images, images]) if len(kept.images) else images
         return training.epoch(everything, torch.cat([kept.labels, labels + self.classes_seen]))
 
-    def _finish(self, images: Tensor, labels: Tensor) -> None:
+    def _finish(self, images: Any, labels: Tensor) -> None:
         self.kept.add(as_bytes(images), labels)
 
     def _modules(self) -> nn.ModuleDict:

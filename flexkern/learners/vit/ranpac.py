@@ -25,7 +25,7 @@ class RanPAC(ViTLearner):
     Args:
         features: of the random projection; the paper has 10,000. The sums are features x features numbers.
         ridge: the head's regularisation, or "auto".
-        backbone, recipe, images_per_pass, image_size, normalize, seed, device: as in
+        backbone, recipe, images_per_pass, image_size, normalize, calibration_images, seed, device: as in
             :class:`flexkern.learners.vit.base.ViTLearner`.
     """
 
@@ -43,9 +43,21 @@ class RanPAC(ViTLearner):
         self._parts = self._known_parts(self.backbone)
         self.head = RidgeHead(self.width, features=features, ridge=ridge, seed=self.seed).to(self.device)
 
-    def _finish(self, images: Tensor, labels: Tensor) -> None:
-        h0 = torch.cat([self._run(self._parts.features, x) for x, _ in self._test_batches(images, labels)])
-        self.head.update(h0, labels.to(self.device))
+    def _finish(self, images: Any, labels: Tensor) -> None:
+        # So many at a time, however large a pass is: the bits of one update, and memory does not grow with the
+        # task.
+        most = self.head.rows_at_once
+        h0 = torch.empty((min(most, len(images)), self.width), dtype=torch.float32, device=self.device)
+        done = have = 0
+        for x, _ in self._test_batches(images, labels):
+            features = self._run(self._parts.features, x)
+            while len(features):
+                part, features = features[: most - have], features[most - have :]
+                h0[have : have + len(part)] = part
+                have += len(part)
+                if have == most or done + have == len(images):
+                    self.head.update(h0[:have], labels[done : done + have].to(self.device))
+                    done, have = done + have, 0
         self.head.check_solvable()  # what gives no answers is not learned
 
     def _logits(self, images: Tensor, task: Tensor | None) -> Tensor:

@@ -19,7 +19,7 @@ class SimpleCIL(ViTLearner):
     """Nearest class mean on the frozen backbone's features, by cosine; nothing is trained (arXiv 2303.07338).
 
     Args:
-        backbone, recipe, images_per_pass, image_size, normalize, seed, device: as in
+        backbone, recipe, images_per_pass, image_size, normalize, calibration_images, seed, device: as in
             :class:`flexkern.learners.vit.base.ViTLearner`.
     """
 
@@ -29,7 +29,7 @@ class SimpleCIL(ViTLearner):
         self.prototypes = PrototypeClassifier(self.width, device=self.device)
         self.prototypes.add_subspace()
 
-    def _finish(self, images: Tensor, labels: Tensor) -> None:
+    def _finish(self, images: Any, labels: Tensor) -> None:
         for x, y in self._test_batches(images, labels):
             self.prototypes.update(self._run(self._parts.features, x).unsqueeze(1), y)
 

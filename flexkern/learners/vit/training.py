@@ -6,6 +6,7 @@ import math
 import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,8 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from flexkern.learners.progress import tell
 from flexkern.plain import choice, number, whole_number
 from flexkern.streams.augment import as_float, random_resized_crop, test_view
+from flexkern.streams.image_source import ImageSource, batches
 
 __all__ = ["CosineHead", "Recipe", "Training", "autocast", "test_view"]
 
@@ -71,14 +74,14 @@ def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
 
 
 # Who trains has torch's generator for itself, for an epoch, so that learners in several threads have the bits
-# of learners one after the other.
-_one_at_a_time = threading.Lock()
+# of learners one after the other. Whoever watches an epoch may train another learner in it.
+_one_at_a_time = threading.RLock()
 
 
 def _begin_anew() -> None:
     """In a forked process: the thread that held the lock is not in it."""
     global _one_at_a_time
-    _one_at_a_time = threading.Lock()
+    _one_at_a_time = threading.RLock()
 
 
 if hasattr(os, "register_at_fork"):
@@ -136,8 +139,11 @@ class Training:
             parameters, recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay, fused=True
         )
 
-    def epoch(self, images: Tensor, labels: Tensor) -> float:
-        """One pass over images, uint8 [n, 3, h, w], and task-local labels; returns the mean cross-entropy."""
+    def epoch(self, images: Tensor | ImageSource, labels: Tensor) -> float:
+        """One pass over images, uint8 [n, 3, h, w], and task-local labels; returns the mean cross-entropy.
+
+        Images of a source are decoded ahead, while the network computes.
+        """
         recipe = self.recipe
         seed = int(np.random.SeedSequence([*self.seed, self.epochs_done]).generate_state(1, np.uint64)[0] >> 1)
         generator = torch.Generator().manual_seed(seed)
@@ -148,10 +154,15 @@ class Training:
         total = torch.zeros((), dtype=torch.float32, device=self.device)
         devices = [self.device] if self.device.type == "cuda" else []
         # Dropout draws from torch's generator: leave the user's as it is. All threads have the same one.
-        with _one_at_a_time, torch.random.fork_rng(devices):
+        done, parts = 0, order.split(recipe.batch_size)
+        with (
+            _one_at_a_time,
+            torch.random.fork_rng(devices),
+            closing(batches(images, parts, pin=bool(devices))) as given,
+        ):
             torch.manual_seed(seed)
-            for rows in order.split(recipe.batch_size):
-                x = as_float(images[rows].to(self.device))
+            for rows, of_batch in zip(parts, given, strict=True):
+                x = as_float(of_batch.to(self.device, non_blocking=True))
                 x = random_resized_crop(x, self.size, scale=recipe.crop, flip=recipe.flip, generator=generator)
                 with autocast(recipe, self.device):
                     logits = self.logits(x)
@@ -160,5 +171,7 @@ class Training:
                 loss.backward()
                 self.optimizer.step()
                 total += loss.detach() * len(rows)
+                done += len(rows)
+                tell("training", done, len(order), devices)
         self.epochs_done += 1
         return total.item() / len(labels)

@@ -15,7 +15,6 @@ from flexkern.plain import flag, number, whole_number
 __all__ = ["RidgeHead", "checked_ridge"]
 
 _NOTHING = "the features are all 0 (or not finite); there is nothing to fit"
-_CHUNK = 2048  # rows that are projected at once: bounds memory to a few times the Gram matrix
 
 
 class RidgeHead(GrowingState):
@@ -43,6 +42,10 @@ class RidgeHead(GrowingState):
     Raises:
         ValueError: naming the argument.
     """
+
+    rows_at_once: ClassVar[int] = 2048
+    """Rows that :meth:`update` projects at once: bounds memory to a few times the Gram matrix. Updates by so
+    many rows each give the bits of one update by all of them."""
 
     gram: Tensor
     cross: Tensor
@@ -110,7 +113,7 @@ class RidgeHead(GrowingState):
         labels = labels.to(self.count)
         self._grow(int(labels.max()) + 1)
         self.count += torch.bincount(labels, minlength=self.classes)
-        for x, y in zip(h0.split(_CHUNK), labels.split(_CHUNK), strict=True):
+        for x, y in zip(h0.split(self.rows_at_once), labels.split(self.rows_at_once), strict=True):
             with torch.autocast(x.device.type, enabled=False):
                 phi = self.project(x.to(self.gram))  # float64: a product's order changes nothing that counts
             self.gram.addmm_(phi.T, phi)

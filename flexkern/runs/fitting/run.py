@@ -1,0 +1,358 @@
+"""A learner from a folder of images: task after task, saved after every epoch, going on where it was stopped.
+
+All that a fit needs to go on is in the one file that it writes, the learner's checkpoint: what is to be
+learned, how, and what came of it, as notes beside the learner.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from flexkern.files import check_writable
+from flexkern.learners import checkpoint, load_learner, make_learner
+from flexkern.learners.vit.artsy import BEST
+from flexkern.measure import Measure
+from flexkern.metrics import AccuracyMatrix
+from flexkern.runs.fitting.data import check_decodes, in_memory, open_images
+from flexkern.runs.fitting.fit_config import BEST_METHOD, FitConfig, read_size
+from flexkern.runs.fitting.tasks import at_a_time, read_tasks
+from flexkern.runs.folder import claim_file
+from flexkern.runs.incremental.journal import differences
+from flexkern.runs.start import path_given, usable_device
+from flexkern.streams.base import Experience
+from flexkern.streams.by_tasks import by_tasks
+from flexkern.streams.image_source import identity_of
+from flexkern.streams.labelled import Images
+
+__all__ = ["Event", "fit"]
+
+_FORMAT = 1
+_MOST_TRAIN = 2 << 30  # bytes of a task's images that are kept decoded
+_MOST_TEST = 1 << 30  # and of all test images
+_PARTS = ("train", "test")
+
+
+class Event(NamedTuple):
+    """What has just happened.
+
+    kind: "begin" (all is checked; ``record`` says what there is), "images" (``done`` of ``total``), "epoch" or
+        "task" (learned and tested).
+    task: its number in this fit, from 0; tasks: how many there are.
+    doing, done, total: of "images": "reading", or as the learner says it.
+    epoch, epochs, loss: as the learner says them.
+    record: of the fit so far.
+    """
+
+    kind: str
+    record: dict[str, Any]
+    task: int = 0
+    tasks: int = 0
+    doing: str = ""
+    done: int = 0
+    total: int = 0
+    epoch: int = 0
+    epochs: int = 0
+    loss: float = math.nan
+
+
+Observer = Callable[[Event], None]
+
+
+def fit(config: FitConfig, *, restart: bool = False, observe: Observer = lambda _: None) -> dict[str, Any]:
+    """Learns the folder, or goes on with it where the file ``out`` has the beginning of the same fit.
+
+    Args:
+        config: what and how.
+        restart: discard what ``out`` holds.
+        observe: told what happens.
+
+    Returns:
+        What came of it, plain lists and numbers: ``classes`` in the learner's order, and for each of ``tasks``
+        its classes, ``accuracies`` on the test images of each task so far, and ``seen``, that on all of them.
+
+    Raises:
+        TypeError, ValueError: naming the argument, before anything is learned; or if ``out`` holds something
+            else.
+        OSError: if a file is missing or cannot be written; nothing has been learned then.
+        FolderInUseError: if another fit writes to ``out``.
+    """
+    config.check()
+    named = None if config.tasks is None else read_tasks(config.tasks)
+    device = usable_device(config.device, auto=True)
+    out = path_given(config.out, "out")
+    check_writable(out)
+    with claim_file(out):
+        wanted = _wanted(config)
+        record = None if restart or not out.exists() else _begun(out, wanted)
+        learner = _learner(config, out if record else config.start, device)
+        train, test = open_images(
+            path_given(config.folder, "folder"),
+            size=config.size or learner.decoded_size or read_size(learner.image_size),
+            test_share=config.test_share,
+            seed=config.seed,
+            broken=config.broken,
+            background=config.background,
+            workers=config.workers,
+        )
+        tasks = _tasks(config, train.names) if named is None else named
+        if record is None:
+            record = _new(learner, wanted, train, test, tasks)
+        else:
+            _check_same(record, out, train, test, tasks)
+        experiences = by_tasks(
+            train, test, tasks, first_class=record["first_class"], first_number=record["first_number"]
+        )
+        one = _Fit(config, learner, experiences, record, out, observe)
+        if not record["tasks"] and record["learning"] is None:
+            one.check()
+            if config.broken == "raise":
+                check_decodes((train.images, test.images), one.looks)
+        observe(Event("begin", record, tasks=len(experiences)))
+        one.go()
+    return record
+
+
+def _wanted(config: FitConfig) -> dict[str, Any]:
+    """What decides the result, beside the images and the backbone; JSON."""
+    free = ("folder", "out", "backbone", "start", "increment", "tasks", "order", "device", "workers")
+    values = {k: v for k, v in dataclasses.asdict(config).items() if k not in free}
+    start = None if config.start is None else _sum_of(Path(config.start))
+    return values | {"background": list(config.background), "from": start}
+
+
+def _sum_of(file: Path) -> str:
+    digest = hashlib.sha256()
+    if not file.is_file():
+        raise FileNotFoundError(f"from: there is no file {os.fspath(file)!r}")
+    with file.open("rb") as stream:
+        for part in iter(partial(stream.read, 1 << 24), b""):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def _begun(out: Path, wanted: dict[str, Any]) -> dict[str, Any]:
+    """What the file says of the fit that it is of."""
+    anew = "Give another file with --out, or discard this one with --restart"
+    try:
+        record = checkpoint.read_notes(out).get("fit")
+    except ValueError as error:
+        raise ValueError(f"out: {os.fspath(out)!r} is there, and no learner: {error}. {anew}") from error
+    if not isinstance(record, dict) or record.get("format") != _FORMAT:
+        raise ValueError(f"out: {os.fspath(out)!r} is there, and not of a fit. {anew}")
+    changed = differences(record["configuration"], wanted)
+    if changed:
+        raise ValueError(f"out: {os.fspath(out)!r} is of another fit ({'; '.join(changed)}). {anew}")
+    return record
+
+
+def _new(learner: Any, wanted: dict[str, Any], train: Images, test: Images, tasks: Any) -> dict[str, Any]:
+    return {
+        "format": _FORMAT,
+        "configuration": wanted,
+        "data": _digest(train, test),
+        "learner": {"method": learner.method, "first": learner.items_learned},
+        "first_class": learner.classes_seen,
+        "first_number": learner.items_learned,
+        "earlier": list(learner.class_names),
+        "planned": [list(task) for task in tasks],
+        "left_out": sorted(set(train.names) - {name for task in tasks for name in task}),
+        "images": {"train": len(train.labels), "test": len(test.labels)},
+        "skipped": [[os.fspath(path), why] for path, why in (*train.skipped, *test.skipped)],
+        "tasks": [],
+        "learning": None,
+        "finished": False,
+    }
+
+
+def _check_same(record: dict[str, Any], out: Path, train: Images, test: Images, tasks: Any) -> None:
+    anew = "Give another file with --out, or discard that fit with --restart"
+    if record["planned"] != [list(task) for task in tasks]:
+        raise ValueError(f"out: {os.fspath(out)!r} is of a fit of other tasks: {record['planned']}. {anew}")
+    if record["data"] != _digest(train, test):
+        raise ValueError(f"out: {os.fspath(out)!r} is of a fit of other images. {anew}")
+
+
+def _digest(*parts: Images) -> str:
+    """Of what decides the pixels, without decoding them."""
+    digest = hashlib.sha256()
+    for images, labels, *_ in parts:
+        digest.update(identity_of(images).encode())
+        digest.update(labels.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _tasks(config: FitConfig, names: Sequence[str]) -> list[list[str]]:
+    if config.increment is not None and config.increment > len(names):
+        raise ValueError(f"increment is {config.increment}, and there are {len(names)} classes")
+    return at_a_time(names, config.increment, config.order)
+
+
+def _learner(config: FitConfig, path: Any, device: torch.device) -> Any:
+    """A new learner, or that of a file."""
+    given = {} if config.backbone is None else {"backbone": config.backbone}
+    if path is not None:
+        learner = load_learner(path, device=device, **given)
+        if learner.family != "vit":
+            raise ValueError(f"from: {os.fspath(path)!r} is {learner.method!r}, which takes no photographs")
+        return learner
+    method = config.method or BEST_METHOD
+    options = dict(BEST) if method == BEST_METHOD else {}
+    own = {name: getattr(config, name) for name in ("image_size", "normalize")}
+    options |= {name: value for name, value in own.items() if value is not None}
+    return make_learner(
+        "artsy" if method == BEST_METHOD else method, seed=config.seed, device=device, **given, **options
+    )
+
+
+class _Fit:
+    """The tasks that are still to be learned and tested."""
+
+    def __init__(
+        self,
+        config: FitConfig,
+        learner: Any,
+        experiences: list[Experience],
+        record: dict[str, Any],
+        out: Path,
+        observe: Observer,
+    ) -> None:
+        self.config, self.learner, self.experiences = config, learner, experiences
+        self.record, self.out, self.observe = record, out, observe
+        self._kept = 0  # bytes of test images
+        self._task = 0
+
+    def check(self) -> None:
+        """Raises ValueError if one of the tasks cannot be learned; before the first one is."""
+        learned = set(self.learner.class_names)
+        for experience in self.experiences:
+            again = [name for name in experience.class_names if name in learned]
+            if again:
+                raise ValueError(
+                    f"folder: the learner knows {_listed(again)} already; a class is learned once. Name those "
+                    "that are new with --tasks"
+                )
+            # Which class comes next is the first thing that is looked at: as if each task were the first.
+            ahead = int(experience.train_labels[0]) - self.learner.classes_seen
+            labels = {f"{part}_labels": getattr(experience, f"{part}_labels") - ahead for part in _PARTS}
+            try:
+                self.learner.check(dataclasses.replace(experience, **labels))
+            except ValueError as error:
+                hint = "give more images, or another method: ranpac and simplecil take any number"
+                raise ValueError(f"{error}; {hint}") from error
+
+    def go(self) -> None:
+        """Learns and tests what is not learned and tested yet."""
+        for task in range(len(self.experiences)):
+            self._task = task
+            tested, learned = (
+                len(self.record["tasks"]),
+                self.learner.items_learned - self.record["first_number"],
+            )
+            if task < tested:
+                continue
+            if task == learned:
+                self._learn()
+            self._test()
+        if not self.record["finished"]:
+            self.record["finished"] = True
+            self._save()
+
+    def _learn(self) -> None:
+        """One task; what is known of it is in the record until it is tested."""
+        note = self.record["learning"] or {"losses": [], "seconds": 0.0}
+        self.record["learning"] = note
+        before, saved = note["seconds"], 0.0
+        with Measure(self.learner.device) as spent:
+            whole = self.experiences[self._task]
+            images = in_memory(whole.train_inputs, _MOST_TRAIN, partial(self._tell, "reading"))
+
+            def after_epoch(progress: Any) -> None:
+                nonlocal saved
+                now = spent.elapsed()
+                note["losses"] = [*note["losses"][: progress.epoch - 1], _number(progress.loss)]
+                note["seconds"] = round(before + now - saved, 3)
+                self._save()
+                saved += spent.elapsed() - now
+                self.observe(
+                    self._event("epoch")._replace(
+                        epoch=progress.epoch, epochs=progress.epochs, loss=progress.loss
+                    )
+                )
+
+            self.learner.learn(
+                dataclasses.replace(whole, train_inputs=images),
+                epochs=self.config.epochs,
+                progress=after_epoch,
+                watch=self._watch,
+            )
+        note["seconds"] = round(before + spent.seconds - saved, 3)
+        self._save()
+
+    def _test(self) -> None:
+        """Accuracy on the test images of all tasks so far."""
+        note, task = self.record["learning"] or {"losses": [], "seconds": 0.0}, self._task
+        for i, experience in enumerate(self.experiences[: task + 1]):
+            kept = in_memory(experience.test_inputs, _MOST_TEST - self._kept, partial(self._tell, "reading"))
+            if kept is not experience.test_inputs:
+                self._kept += kept.numel()
+                self.experiences[i] = dataclasses.replace(experience, test_inputs=kept)
+        with Measure(self.learner.device) as spent:
+            evaluation = self.learner.evaluate(self.experiences[: task + 1], watch=self._watch)
+        weights = [len(e.test_labels) for e in self.experiences]
+        matrix = AccuracyMatrix(weights=weights)
+        accuracies = [float(a) for a in evaluation.accuracies]
+        for row in [*(t["accuracies"] for t in self.record["tasks"]), accuracies]:
+            matrix.add([*row, *[0.0] * (len(weights) - len(row))])
+        experience = self.experiences[task]
+        self.record["tasks"].append(
+            {
+                "name": experience.name,
+                "classes": list(experience.class_names),
+                "images": {"train": len(experience.train_labels), "test": len(experience.test_labels)},
+                "accuracies": accuracies,
+                "seen": matrix.last,
+                "average": matrix.average,
+                "losses": note["losses"],
+                "learn_seconds": note["seconds"],
+                "test_seconds": round(spent.seconds, 3),
+            }
+        )
+        self.record["learning"] = None
+        self._save()
+        self.observe(self._event("task"))
+
+    def looks(self, done: int, total: int) -> None:
+        """So many images were found to be sound."""
+        self._tell("looking", done, total)
+
+    def _save(self) -> None:
+        self.learner.save(self.out, notes={"fit": self.record})
+
+    def _watch(self, progress: Any) -> None:
+        self._tell(progress.doing, progress.done, progress.total, epoch=progress.epoch, epochs=progress.epochs)
+
+    def _tell(self, doing: str, done: int, total: int, *, epoch: int = 0, epochs: int = 0) -> None:
+        event = self._event("images")._replace(doing=doing, done=done, total=total)
+        self.observe(event._replace(epoch=epoch, epochs=epochs))
+
+    def _event(self, kind: str) -> Event:
+        return Event(kind, self.record, self._task, len(self.experiences))
+
+
+def _number(value: float) -> float | None:
+    """JSON has no NaN and no infinity."""
+    return float(value) if math.isfinite(value) else None
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(map(repr, names[:3]))
+    return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown
