@@ -8,6 +8,7 @@ from flexkern.streams.folders import image_folder, image_folders
 from flexkern.streams.image_source import ImageSource
 from flexkern.streams.labelled import Images
 from flexkern.streams.packs import image_pack
+from flexkern.streams.shards import image_shards
 from flexkern.streams.two_digit import TwoDigitItems, two_digit_items, two_digit_stream
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "image_folder",
     "image_folders",
     "image_pack",
+    "image_shards",
     "images_of",
     "mnist",
     "two_digit_items",

@@ -113,6 +113,8 @@ def random_resized_crop(
 
 
 def _check(images: Tensor, size: int) -> None:
+    if not isinstance(images, Tensor):
+        raise TypeError(f"images must be a tensor (of a source: its .tensor()), got {type(images).__name__}")
     if not images.is_floating_point():
         raise TypeError(f"images must be floating (see as_float), got {images.dtype}")
     if images.ndim != 4:

@@ -48,20 +48,23 @@ def table(labels: Any, root: str) -> dict[str, str]:
         rows = list(labels.items())
         what = "labels"
     elif isinstance(labels, (str, os.PathLike)):
-        rows = _read(_found(os.fspath(labels), root))
-        what = f"labels: {os.fspath(labels)!r}"
+        path = _found(os.fspath(labels), root)
+        rows = _read(path)
+        what = f"labels: {path!r}"
     else:
         raise TypeError(f"labels must be a mapping or the path of a table, got {type(labels).__name__}")
     classes: dict[str, str] = {}
     for file, name in rows:
         text = _text(name)
-        if text is None or not text.isprintable() or not text:
+        if text is None:
             raise TypeError(f"{what}: the class of {file!r} must be a text or a number, got {shown(name)}")
+        if not text or not text.isprintable():
+            raise ValueError(f"{what}: the class of {file!r} must be a text of one line, got {shown(name)}")
         if not isinstance(file, (str, os.PathLike)) or os.path.isabs(file):
             raise ValueError(f"{what}: files must be named within {root!r}, got {shown(file)}")
-        path = os.path.normpath(os.fspath(file))
-        if classes.setdefault(path, text) != text:
-            raise ValueError(f"{what}: {path!r} is of two classes, {classes[path]!r} and {text!r}")
+        within = os.path.normpath(os.fspath(file))
+        if classes.setdefault(within, text) != text:
+            raise ValueError(f"{what}: {within!r} is of two classes, {classes[within]!r} and {text!r}")
     if not classes:
         raise ValueError(f"{what}: names no file")
     if len(set(classes.values())) > MOST_CLASSES:

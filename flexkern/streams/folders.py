@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from flexkern.spec.argument import shown
 from flexkern.streams.archives import MOST_BYTES
 from flexkern.streams.file_source import FileSource
 from flexkern.streams.file_tables import annotated, class_names, table
@@ -155,6 +156,8 @@ def _only_train(root: Path) -> Path:
 def _listed(path: str | os.PathLike[str], names: Sequence[str] | None, labels: Any, reading: Reading) -> Images:
     """The images of a folder as a source, and their labels; nothing is opened."""
     root = os.fspath(path)
+    if not isinstance(root, str):
+        raise TypeError(f"path must be a string or a Path, got {shown(path)}")
     if not os.path.isdir(root):
         raise FileNotFoundError(f"path: no folder at {root!r}")
     given = None if names is None else class_names(names)
@@ -177,6 +180,9 @@ def _by_folder(
     beside = [entry.name for entry in here if _is_picture(entry.name) and entry.is_file()]
     if names is None:
         names = [entry.name for entry in here if entry.is_dir()]
+    outside = [name for name in names if os.path.basename(name) != name or name in (os.curdir, os.pardir)]
+    if outside:
+        raise ValueError(f"names must be folders in {root!r}, got {outside[0]!r}")
     if not names:
         hint = (
             f", but {len(beside)} images: pass labels=, a table that says the class of each" if beside else ""
@@ -188,9 +194,11 @@ def _by_folder(
     for label, name in enumerate(names):
         if not name.isprintable():
             continue
+        before = len(skipped)
         of_class = pictures_in(root, name, skipped) if os.path.isdir(os.path.join(root, name)) else []
         if not of_class:
-            raise ValueError(f"path: {os.path.join(root, name)!r} holds no images ({_READ})")
+            others = "".join(f"; {file!r}: {why}" for file, why in skipped[before : before + 1])
+            raise ValueError(f"path: {os.path.join(root, name)!r} holds no images ({_READ}){others}")
         files += of_class
         numbers += [label] * len(of_class)
     return files, numbers, names
@@ -241,7 +249,7 @@ def pictures_in(root: str, folder: str, skipped: list[Skipped]) -> list[str]:
         if this in above:  # a link to a folder that it is in
             return
         with os.scandir(os.path.join(root, folder)) as entries:
-            for entry in entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
                 name = os.path.join(folder, entry.name)
                 suffix = os.path.splitext(entry.name)[1].lower()
                 if _is_hidden(entry.name):
@@ -256,4 +264,4 @@ def pictures_in(root: str, folder: str, skipped: list[Skipped]) -> list[str]:
                     skipped.append(Skipped(os.path.join(root, name), "a link to nothing"))
 
     walk(folder, ())
-    return sorted(found, key=lambda name: name.split(os.sep))
+    return found

@@ -10,6 +10,7 @@ import signal
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import numpy as np
@@ -85,6 +86,10 @@ class ImageSource(Dataset[Tensor], ABC):
 
     def look(self, i: int) -> None:
         """Raises what :meth:`decode` would, as far as can be told without decoding; by default nothing."""
+
+    def __getattr__(self, name: str) -> Any:
+        hint = "; its pixels in memory are source.tensor()" if hasattr(Tensor, name) else ""
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{hint}")
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {len(self)} images, {self.size} x {self.size}>"
@@ -180,7 +185,7 @@ def ahead(
     workers: int | None = None,
     *,
     pin: bool = False,
-    few: int = _FEW,
+    few: int | None = None,
 ) -> Iterator[_T]:
     """``work(rows[0])``, ``work(rows[1])`` ..., done by processes before it is asked for.
 
@@ -189,24 +194,56 @@ def ahead(
         rows: of each call.
         workers: as of an :class:`ImageSource`.
         pin: whether tensors that it returns are moved to pinned memory.
-        few: less rows than this are no work for which processes are started.
+        few: less rows than this are no work for which processes are started; None: 64, which is about what
+            could be decoded meanwhile.
 
     Raises:
         Exception: what ``work`` raised, at its place.
+        RuntimeError: if a process has been killed.
     """
     workers = default_workers() if workers is None else workers
     # A worker of somebody else's pool may not have processes of its own.
-    if multiprocessing.current_process().daemon or sum(map(len, rows)) < few:
+    if multiprocessing.current_process().daemon or sum(map(len, rows)) < (_FEW if few is None else few):
         workers = 0
     loader = DataLoader(
         _Work(work), batch_sampler=rows, num_workers=min(workers, len(rows)), collate_fn=_as_it_is,
         pin_memory=pin, worker_init_fn=_begin_worker,
         generator=torch.Generator(),  # of seeds for workers, which use none: torch's own is the caller's
     )  # fmt: skip
-    for done in loader:
-        if isinstance(done, Exception):
-            raise done
-        yield done
+    with _no_interrupt():
+        made = iter(loader)
+    try:
+        while True:
+            try:
+                done = next(made, None)
+            except (OSError, RuntimeError) as error:  # of DataLoader's: what the work raises is handed over
+                ended = "a process that decodes images has ended (killed, or out of memory)"
+                raise RuntimeError(f"{ended}; workers=0 has none: {error}") from error
+            if done is None:
+                return
+            if isinstance(done[0], Exception):
+                raise done[0]
+            yield done[0]
+    finally:
+        # At once: else they would stay for as long as somebody keeps the traceback of an exception.
+        getattr(made, "_shutdown_workers", _nothing)()
+
+
+def _nothing() -> None:
+    pass
+
+
+@contextmanager
+def _no_interrupt() -> Iterator[None]:
+    """Ctrl-C waits, and the processes that are started meanwhile never see one: it is for who started them."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class _Work(Dataset[Any]):
@@ -215,15 +252,15 @@ class _Work(Dataset[Any]):
     def __init__(self, work: Callable[[list[int]], Any]) -> None:
         self.work = work
 
-    def __getitems__(self, rows: list[int]) -> Any:
+    def __getitems__(self, rows: list[int]) -> tuple[Any]:
         try:
-            return self.work(rows)
+            return (self.work(rows),)
         except Exception as error:
             try:
                 pickle.loads(pickle.dumps(error))
             except Exception:
-                return RuntimeError(f"{type(error).__name__}: {error}")
-            return error
+                return (RuntimeError(f"{type(error).__name__}: {error}"),)
+            return (error,)
 
 
 def identity_of(inputs: Tensor | ImageSource) -> str:
@@ -249,7 +286,6 @@ def _as_it_is(batch: Any) -> Any:
 
 
 def _begin_worker(number: int) -> None:
-    """Ctrl-C is for the process that started the workers: it ends them."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Of EXIF data in many photographs, once for each worker and epoch; they say nothing about the pixels.
     warnings.filterwarnings("ignore", module=r"PIL\.")

@@ -91,7 +91,7 @@ def decode(
 
     A JPEG whose shorter side is at least four times ``size`` is decoded at a half, a quarter or an eighth of
     its size, never under twice ``size``, which takes less than half the time; the result differs from that of
-    all its pixels by about half a level of 255 on average. It is the same each time.
+    all its pixels by about one level of 255 on average. It is the same each time.
 
     Args:
         source: path or open file.
@@ -110,7 +110,7 @@ def decode(
         check_size(opened.width, opened.height)
         if size is not None:
             return square(opened, size, background)
-        image = np.asarray(rgb(opened, background))
+        image = np.array(rgb(opened, background))  # which torch may write to
         if like is not None and image.shape != like:
             raise _other_size(image.shape[1::-1], like, what, place)
         return image
@@ -138,12 +138,10 @@ def _opened(source: Any, what: str, place: str) -> Iterator[Any]:
     try:
         with image.open(source, formats=_formats()) as opened:
             yield opened
-    except (ImportError, MemoryError):
+    except (ImportError, MemoryError, _NamedError):
         raise
     except Exception as error:  # whatever Pillow's many readers stumble over
         if isinstance(error, OSError) and error.errno is not None:
-            raise
-        if str(error).startswith(what):
             raise
         where = f"{what}, {place}" if place else what
         words = "cannot identify image file" if type(error).__name__ == "UnidentifiedImageError" else error
@@ -154,11 +152,15 @@ def _opened(source: Any, what: str, place: str) -> Iterator[Any]:
 
 def _other_size(size: Any, like: tuple[int, ...], what: str, place: str) -> ValueError:
     first, other = f"{like[1]} x {like[0]}", f"{size[0]} x {size[1]}"
-    return ValueError(f"{what}: all images must be of one size; the first is {first}, {place} is {other}")
+    return _NamedError(f"{what}: all images must be of one size; the first is {first}, {place} is {other}")
+
+
+class _NamedError(ValueError):
+    """That names the file already."""
 
 
 class _RefusedError(ValueError):
-    """Of this file."""
+    """Of this file, and no damage."""
 
 
 def check_size(width: int, height: int) -> None:
@@ -178,6 +180,7 @@ def rgb(image: Any, background: tuple[int, int, int] = WHITE) -> Any:
     Raises:
         ValueError: if its pixels have values outside these ranges.
     """
+    image.load()  # as which Pillow turns a TIFF
     return _flat(_turned(image, _orientation(image)), background)
 
 
@@ -198,8 +201,7 @@ def square(image: Any, size: int, background: tuple[int, int, int] = WHITE) -> n
     stored = image.size
     _resized_sides(stored, size)
     scale = _draft(image, size)
-    # A TIFF is turned by Pillow as it is loaded; nothing but a JPEG is drafted.
-    image.load()
+    image.load()  # as which Pillow turns a TIFF; nothing but a JPEG is drafted
     orientation = _orientation(image)
     turned = _turned(image, orientation)
     sides = turned.size if scale == 1 else stored[:: -1 if orientation in _SWAPPED else 1]
@@ -211,7 +213,7 @@ def square(image: Any, size: int, background: tuple[int, int, int] = WHITE) -> n
     box = None if scale == 1 else (left, top, left + across, top + down)
     resized = _flat(turned, background).resize((width, height), pillow().Resampling.BICUBIC, box=box)
     left, top = (width - size) // 2, (height - size) // 2
-    return np.asarray(resized.crop((left, top, left + size, top + size)))
+    return np.array(resized.crop((left, top, left + size, top + size)))
 
 
 def _resized_sides(sides: tuple[int, int], size: int) -> tuple[int, int]:

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flexkern.plain import number, whole_number
 from flexkern.streams.base import Experience
 
 __all__ = ["deranged_labels", "derangement", "flipped_labels", "foreign_inputs", "perturbed_inputs"]
@@ -101,6 +102,7 @@ def flipped_labels(experience: Experience, rate: float, classes: int, *, seed: i
     Raises:
         TypeError, ValueError: if an argument is outside its range, or there is no target image.
     """
+    classes = whole_number(classes, "classes", least=None)
     if classes < 2:
         raise ValueError(f"classes must be at least 2, or there is no other label; got {classes}")
     _check_classes(experience, classes, "classes")
@@ -182,8 +184,7 @@ def perturbed_inputs(experience: Experience, size: float, *, seed: int) -> Exper
             f"experience: noise needs floating inputs, these are {inputs.dtype}; take features first "
             "(flexkern.features.extract), or divide images by 255"
         )
-    if not 0 <= size < math.inf:
-        raise ValueError(f"size must be finite and at least 0, got {size}")
+    size = number(size, "size", 0, kind="finite and at least 0")
     target = _target(experience)
     rng = _generator(_NOISE, seed, experience)
     if size == 0:
@@ -228,9 +229,7 @@ def _target(experience: Experience) -> Tensor:
 
 
 def _count(rate: float, target: Tensor) -> int:
-    if not 0 <= rate <= 1:
-        raise ValueError(f"rate must be a share of the target images in [0, 1], got {rate}")
-    return round(rate * len(target))
+    return round(number(rate, "rate", 0, 1, kind="a share of the target images in [0, 1]") * len(target))
 
 
 def _check_classes(experience: Experience, classes: int, name: str) -> None:
@@ -240,6 +239,7 @@ def _check_classes(experience: Experience, classes: int, name: str) -> None:
 
 
 def _generator(purpose: int, seed: int, experience: Experience) -> np.random.Generator:
+    seed = whole_number(seed, "seed", least=None, most=None)
     if seed < 0:
         raise ValueError(f"seed must not be negative, got {seed}")
     return np.random.default_rng([purpose, seed, experience.number])
