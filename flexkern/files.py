@@ -107,6 +107,7 @@ def check_writable(path: str | os.PathLike[str], *, folders: bool = False) -> No
                 raise PermissionError(
                     errno.EACCES, f"no folder can be made in {os.fspath(there)!r}", os.fspath(path)
                 )
+            _try_folder(there / path.relative_to(there).parts[0])
             return
     target, old = _target(path)
     if old is not None and not stat.S_ISREG(old.st_mode):
@@ -116,6 +117,20 @@ def check_writable(path: str | os.PathLike[str], *, folders: bool = False) -> No
         temporary, descriptor = _create(target, 0o600)
         os.close(descriptor)
         temporary.unlink()
+
+
+def _try_folder(path: Path) -> None:
+    """Really makes a folder, and removes it: permissions do not tell of what a mount refuses to root."""
+    try:
+        path.mkdir()
+    except FileExistsError:  # somebody else has made it just now
+        return
+    except OSError as error:
+        raise type(error)(
+            error.errno, f"no folder can be made there: {error.strerror}", os.fspath(path)
+        ) from error
+    with contextlib.suppress(OSError):
+        path.rmdir()
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:

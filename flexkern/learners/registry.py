@@ -13,7 +13,16 @@ from flexkern.learners import checkpoint, restore
 from flexkern.learners.base import Learner
 from flexkern.plain import nearest
 
-__all__ = ["METHODS", "MLP_METHODS", "Methods", "load_learner", "load_mlp", "make_learner", "register_method"]
+__all__ = [
+    "METHODS",
+    "MLP_METHODS",
+    "Methods",
+    "defaults_of",
+    "load_learner",
+    "load_mlp",
+    "make_learner",
+    "register_method",
+]
 
 _Class = TypeVar("_Class", bound=type[Learner])
 
@@ -82,6 +91,11 @@ class Methods(Mapping[str, type[Learner]]):
 
     def __repr__(self) -> str:
         return repr(tuple(self))
+
+
+def defaults_of(family: str, name: str) -> dict[str, Any]:
+    """What the constructor of a method is given where nothing else is said, by the name that it is made by."""
+    return dict(_REGISTERED[family, name].options)
 
 
 METHODS = Methods("vit")

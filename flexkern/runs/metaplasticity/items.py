@@ -16,7 +16,7 @@ from flexkern.runs.metaplasticity.protocol import DIGITS, RANDOM, Protocol
 from flexkern.runs.metaplasticity.squeezenet import SqueezeNet
 from flexkern.streams import TwoDigitItems, bundled_digits, mnist, two_digit_items
 
-__all__ = ["cached", "load_items", "two_digit_images"]
+__all__ = ["cached", "check_items", "load_items", "two_digit_images"]
 
 _FORMAT = 1
 
@@ -59,6 +59,23 @@ def load_items(
     return TwoDigitItems(images.names, list(stored["train"]), list(stored["test"]), seed)
 
 
+def check_items(protocol: Protocol, *, items: int) -> None:
+    """Whether there can be such items: puts together what takes a moment, and makes no features.
+
+    Raises:
+        ValueError, FileNotFoundError: if data or weights are not what they should be.
+    """
+    two_digit_images(
+        protocol.data,
+        items=items,
+        train_per_item=protocol.train_per_item,
+        test_per_item=protocol.test_per_item,
+        seed=protocol.first_seed,
+    )
+    if protocol.features != RANDOM:
+        SqueezeNet(protocol.features)
+
+
 def two_digit_images(
     data: str, *, items: int, train_per_item: int, test_per_item: int, seed: int
 ) -> TwoDigitItems:
@@ -88,8 +105,9 @@ def cached(
     key = sha.hexdigest()
     path = cache / f"features_{key[:16]}.safetensors"
     if not path.exists():
+        made = make()
         cache.mkdir(parents=True, exist_ok=True)
-        checkpoint.write(path, make(), {"key": key})
+        checkpoint.write(path, made, {"key": key})
     stored, record = checkpoint.read(path)
     if record["key"] != key:
         raise ValueError(f"cache: {path} holds other features; remove it")

@@ -19,6 +19,7 @@ from flexkern.runs.metaplasticity.items import cached
 from flexkern.runs.metaplasticity.protocol import DIGITS, Protocol
 from flexkern.runs.metaplasticity.rivals import Rivals
 from flexkern.streams import Experience, Images, Stream, class_incremental, image_pack
+from flexkern.streams.archives import Archive
 
 __all__ = ["SplitCIFAR100", "TokenFeatures"]
 
@@ -51,12 +52,28 @@ class SplitCIFAR100(Rivals):
     def classes(self, protocol: Protocol) -> int:
         return 100 - self.first_class
 
-    def load(self, protocol: Protocol, seed: int, cache: Path, progress: Callable[[str], None]) -> _Tasks:
+    def check(self, protocol: Protocol) -> None:
+        self._sizes(protocol)
+        with Archive(protocol.data, "archive of CIFAR-100") as archive:
+            missing = [f"y_{part}" for part in ("train", "test") if f"y_{part}" not in archive]
+            if missing:
+                raise ValueError(f"data: {protocol.data!r} has no {missing[0]}; it holds {archive.names[:20]}")
+        load_backbone(self.backbone)
+
+    def _sizes(self, protocol: Protocol) -> tuple[int, int]:
+        """How many tasks and classes there are."""
         tasks, count = self.items(protocol), self.classes(protocol)
         if protocol.data == DIGITS:
-            raise ValueError("data must be the path of the archive of CIFAR-100 (.npz) for this experiment")
+            raise ValueError(
+                "data must be the path of the archive of CIFAR-100 (.npz) for this experiment: give it with "
+                "--data PATH"
+            )
         if count % tasks:
             raise ValueError(f"items must divide the {count} classes of the stream, got {tasks}")
+        return tasks, count
+
+    def load(self, protocol: Protocol, seed: int, cache: Path, progress: Callable[[str], None]) -> _Tasks:
+        tasks, count = self._sizes(protocol)
         stream = class_incremental(
             *_pack(protocol.data),
             increment=count // tasks,
