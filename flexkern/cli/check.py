@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from flexkern.backbones.facts import RANK, BackboneFacts, backbone_facts
-from flexkern.cli.terminal import console, errors, explained
+from flexkern.cli.terminal import console, explained
 
 app = typer.Typer(help="Says whether something can be used, and what it is.", no_args_is_help=True)
 
@@ -33,12 +33,8 @@ def backbone(
 ) -> None:
     """Loads a vision transformer, tries it on one image, and says how learners use it."""
     command = "flexkern check backbone"
-    try:
-        with explained(command):
-            facts = backbone_facts(source, size=image_size, dtype=dtype)
-    except ImportError as error:
-        errors.print(f"{command}: {error}", style="red", markup=False)
-        raise typer.Exit(1) from error
+    with explained(command):
+        facts = backbone_facts(source, size=image_size, dtype=dtype)
     if as_json:
         typer.echo(json.dumps(asdict(facts), indent=1))
     else:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from flexkern.cli import metaplasticity
-from flexkern.cli.terminal import ACCEPTS, console, counting_bar, errors, explained, folder_option, say
+from flexkern.cli.terminal import ACCEPTS, console, counting_bar, explained, folder_option, say
 from flexkern.runs.incremental.config import Config, find_config, read_config
 from flexkern.runs.incremental.config import shipped as shipped_configurations
 from flexkern.runs.incremental.config.file_schema import file_schema
@@ -78,19 +78,13 @@ def class_incremental(
     }
     changes["seeds"] = _seeds(seeds)
     command = "flexkern run class-incremental"
-    try:
-        with explained(command, stopped="stopped; the same command goes on from the last epoch"):
-            show(
-                read_config(find_config(config)).override(**changes),
-                restart=restart,
-                keep=keep,
-                accept_other_environment=accept_other_environment,
-            )
-    except ImportError as error:
-        if "pip install" not in str(error):
-            raise  # main() says what to install
-        errors.print(f"{command}: {error}", style="red", markup=False)
-        raise typer.Exit(1) from error
+    with explained(command, stopped="stopped; the same command goes on from the last epoch"):
+        show(
+            read_config(find_config(config)).override(**changes),
+            restart=restart,
+            keep=keep,
+            accept_other_environment=accept_other_environment,
+        )
 
 
 def show(

@@ -119,15 +119,15 @@ def explained(command: str, *, stopped: str | None = None) -> Iterator[None]:
         with _terminable(stopped is not None):
             yield
     except FolderInUseError as error:
-        errors.print(f"{command}: {error}", style="red", markup=False)
+        _refuse(command, str(error))
         raise typer.Exit(_IN_USE) from error
     except (ValueError, OSError, RuntimeError) as error:
-        errors.print(f"{command}: {_words(error)}", style="red", markup=False)
+        _refuse(command, _words(error))
         raise typer.Exit(1) from error
     except ImportError as error:
         if "pip install" not in str(error):
             raise  # main() says what to install
-        errors.print(f"{command}: {error}", style="red", markup=False)
+        _refuse(command, str(error))
         raise typer.Exit(1) from error
     except (KeyboardInterrupt, _Terminated, SystemExit) as end:
         gone = isinstance(end, SystemExit)
@@ -136,6 +136,11 @@ def explained(command: str, *, stopped: str | None = None) -> Iterator[None]:
         errors.print(stopped, markup=False)
         code = _INTERRUPTED if isinstance(end, KeyboardInterrupt) else _PIPE_CLOSED if gone else _TERMINATED
         raise typer.Exit(code) from None
+
+
+def _refuse(command: str, why: str) -> None:
+    """One line, in a pipe too: a terminal wraps it by itself."""
+    errors.print(f"{command}: {why}", style="red", markup=False, highlight=False, soft_wrap=True)
 
 
 def _words(error: Exception) -> str:

@@ -11,14 +11,20 @@ from typer.testing import CliRunner
 
 from flexkern.backbones.facts import backbone_facts
 from flexkern.cli.app import app
+from flexkern.cli.terminal import console
 from flexkern.nn import AdapterBank
 from helpers.families import BLOCKS, FAMILIES, WIDTH, family
 
 pytest.importorskip("transformers", reason="transformers is not installed")
 
 
+@pytest.fixture(autouse=True)
+def _wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console, "_width", 300)
+
+
 def run(*arguments: str) -> tuple[int, str, str]:
-    result = CliRunner().invoke(app, ["check", "backbone", *arguments], env={"COLUMNS": "300"})
+    result = CliRunner().invoke(app, ["check", "backbone", *arguments])
     return result.exit_code, result.stdout, result.stderr
 
 
