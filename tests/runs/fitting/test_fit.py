@@ -115,6 +115,11 @@ def timeless(record: dict[str, Any]) -> dict[str, Any]:
     return plain
 
 
+def same_tensors(a: Path, b: Path) -> bool:
+    first, second = read(a)[0], read(b)[0]
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
 @pytest.mark.parametrize(
     "moment", ["epoch 1 of task 0", "images of task 1", "task 0 is tested", "task 1 is tested"]
 )
@@ -142,9 +147,22 @@ def test_a_fit_that_is_stopped_goes_on_to_the_same_bits(
     went_on = fit(config(photographs, out, workers=1))
     path, record = whole
     assert timeless(went_on) == timeless(record)
-    tensors, expected = read(out)[0], read(path)[0]
-    assert tensors.keys() == expected.keys()
-    assert all(torch.equal(value, expected[name]) for name, value in tensors.items())
+    assert same_tensors(out, path)
+
+
+def test_what_does_not_fit_into_memory_is_learned_to_the_same_bits(
+    whole: tuple[Path, dict[str, Any]], photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flexkern.runs.fitting.run._MOST_TRAIN", 0)
+    monkeypatch.setattr("flexkern.runs.fitting.run._MOST_TEST", 0)
+    doing = []
+    out = tmp_path / "model.safetensors"
+    record = fit(config(photographs, out), observe=lambda event: doing.append(event.doing))
+    assert "training" in doing
+    assert "reading" not in doing
+    path, expected = whole
+    assert timeless(record) == timeless(expected)
+    assert same_tensors(out, path)
 
 
 def test_what_has_ended_is_left_as_it_is(whole: tuple[Path, dict[str, Any]], photographs: Path) -> None:
