@@ -86,7 +86,6 @@ def check_layer(given: Layer) -> None:
             raise ValueError(f"silent must be contiguous and on {weight.device}, got {mask.device}")
         if given.hebbian and given.anchor is None:
             raise ValueError("anchor must be a tensor: Hebbian insertion writes it")
-    given.check_dtypes()
     given.check_memory()
 
 

@@ -318,6 +318,7 @@ def synapse_step_(given: Synapse) -> Tensor:
         check_units(given.activities[1], "post", weight, weight.shape[0])
     else:
         check_tensors(given.activities, "coincidence", [weight], torch.float32)
+    given.check_dtypes()
     theta = threshold_arguments(given)
     rule = rule_arguments(given)
     rows, columns = weight.shape

@@ -146,7 +146,7 @@ def load_learner(path: str | os.PathLike[str], *, device: torch.device | str = "
         path: of the checkpoint.
         device: where to compute.
         given: what the file does not hold: ``backbone`` (default: "small") of a learner on a vision
-            transformer, ``features`` and ``cuda_graph`` of one on a multi-layer perceptron.
+            transformer, ``features``, ``features_cache`` and ``cuda_graph`` of one on a multi-layer perceptron.
 
     Raises:
         OSError, ValueError: as :meth:`flexkern.learners.Learner.load`.

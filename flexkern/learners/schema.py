@@ -209,7 +209,7 @@ def _arguments(of: type) -> dict[str, tuple[Any, bool]]:
     found = {
         name: (hint, default is inspect.Parameter.empty) for name, (hint, default) in arguments(of).items()
     }
-    for name in ("features", "backbone", "device", "cuda_graph", "configuration"):
+    for name in ("features", "backbone", "device", "cuda_graph", "features_cache", "configuration"):
         if name in found and found[name][0] not in (int, float, str):
             del found[name]
     return found

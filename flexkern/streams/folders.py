@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from flexkern.spec.argument import shown
 from flexkern.streams.archives import MOST_BYTES
 from flexkern.streams.file_source import FileSource
 from flexkern.streams.file_tables import annotated, class_names, table
@@ -155,6 +156,8 @@ def _only_train(root: Path) -> Path:
 def _listed(path: str | os.PathLike[str], names: Sequence[str] | None, labels: Any, reading: Reading) -> Images:
     """The images of a folder as a source, and their labels; nothing is opened."""
     root = os.fspath(path)
+    if not isinstance(root, str):
+        raise TypeError(f"path must be a string or a Path, got {shown(path)}")
     if not os.path.isdir(root):
         raise FileNotFoundError(f"path: no folder at {root!r}")
     given = None if names is None else class_names(names)
@@ -191,9 +194,11 @@ def _by_folder(
     for label, name in enumerate(names):
         if not name.isprintable():
             continue
+        before = len(skipped)
         of_class = pictures_in(root, name, skipped) if os.path.isdir(os.path.join(root, name)) else []
         if not of_class:
-            raise ValueError(f"path: {os.path.join(root, name)!r} holds no images ({_READ})")
+            others = "".join(f"; {file!r}: {why}" for file, why in skipped[before : before + 1])
+            raise ValueError(f"path: {os.path.join(root, name)!r} holds no images ({_READ}){others}")
         files += of_class
         numbers += [label] * len(of_class)
     return files, numbers, names

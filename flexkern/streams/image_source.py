@@ -87,6 +87,10 @@ class ImageSource(Dataset[Tensor], ABC):
     def look(self, i: int) -> None:
         """Raises what :meth:`decode` would, as far as can be told without decoding; by default nothing."""
 
+    def __getattr__(self, name: str) -> Any:
+        hint = "; its pixels in memory are source.tensor()" if hasattr(Tensor, name) else ""
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{hint}")
+
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {len(self)} images, {self.size} x {self.size}>"
 

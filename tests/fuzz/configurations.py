@@ -81,7 +81,8 @@ def _change(table: Any, rng: np.random.Generator) -> None:
         for odd in [k for k in table if not k.isascii() or not k]:
             table[json.dumps(odd)] = table.pop(odd)
     elif way == 2 and isinstance(table, dict):
-        names = ["seed", "device", "order", "test_per_class", "classes", "precision", "paper", "options", "x"]
+        names = ["seed", "device", "order", "test_per_class", "classes", "precision", "paper", "options", "x",
+                 "test_share", "broken", "in_memory"]  # fmt: skip
         table[str(rng.choice(names))] = _Raw(_VALUES[rng.integers(len(_VALUES))])
     else:
         table[key] = _Raw(_VALUES[rng.integers(len(_VALUES))])

@@ -13,7 +13,7 @@ from helpers.children import run_python
 pytestmark = pytest.mark.slow
 
 # A few photographs, hard-linked under many names, at 224 pixels: 150 KB of memory each, were they all decoded.
-CLASSES, MORE, SIZE = 2, 3000, 224
+CLASSES, MORE, SIZE = 2, 3600, 224
 PHOTOS = 8
 
 LEARN = f"""

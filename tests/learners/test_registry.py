@@ -27,6 +27,7 @@ from flexkern.learners import (
     register_method,
     registry,
 )
+from flexkern.learners.answering import Answering
 from flexkern.learners.mlp.base import MLPLearner
 from flexkern.learners.vit.base import ViTLearner
 from flexkern.streams import Stream
@@ -160,10 +161,12 @@ def test_names_of_before() -> None:
 @pytest.mark.parametrize("method", [*METHODS.values(), *MLP_METHODS.values()])
 def test_one_protocol(method: type[Learner]) -> None:
     """What users call is said once, in the base."""
-    for name in ("learn", "evaluate", "save", "load", "configuration"):
-        assert not any(name in vars(c) for c in method.__mro__ if c is not Learner), name
+    for name in ("learn", "evaluate", "predict", "probabilities", "save", "load", "configuration"):
+        said = [c for c in method.__mro__ if name in vars(c)]
+        assert said in ([Learner], [Answering]), name
     assert issubclass(method, (MLPLearner, ViTLearner))
-    assert inspect.signature(method.learn).parameters.keys() == {"self", "experience", "epochs", "progress"}
+    arguments = {"self", "experience", "epochs", "progress", "watch"}
+    assert inspect.signature(method.learn).parameters.keys() == arguments
 
 
 def test_the_record_of_a_checkpoint(stream: Stream, tmp_path: Path) -> None:
@@ -181,4 +184,7 @@ def test_the_record_of_a_checkpoint(stream: Stream, tmp_path: Path) -> None:
         "format": 2, "family": "mlp", "method": "replay", "frozen": None,
     }  # fmt: skip
     assert record["configuration"]["memory"] == 10
-    assert record["progress"] == {"items_learned": 1, "epochs_done": 1, "begun": {"name": "item 1"}}
+    assert record["progress"] == {
+        "items_learned": 1, "epochs_done": 1, "begun": {"name": "item 1"}, "class_names": ["0", "1"],
+        "decoded_size": None, "calibration": {"log_temperature": 0.0, "images": 0},
+    }  # fmt: skip

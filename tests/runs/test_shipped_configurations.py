@@ -13,7 +13,8 @@ import torch
 
 pytest.importorskip("pydantic")
 
-from flexkern.runs.incremental.config import Config, find_config, read_config
+from flexkern.runs.incremental import tables
+from flexkern.runs.incremental.config import Config, StreamConfig, find_config, read_config
 from flexkern.runs.incremental.run import run
 from flexkern.streams import class_order
 
@@ -51,6 +52,20 @@ def test_it_is_pilots(name: str) -> None:
     if ease.paper is not None:
         assert re.search(rf"CVPR24-Ease, logs/ease/\w+/0/{increment}\b", ease.paper.source)
         assert (ease.paper.epochs, ease.paper.backbone) == (epochs, config.backbone)
+        assert ease.paper.shuffled == shuffled
+
+
+def test_the_order_of_a_paper_that_shuffles_none_is_no_difference() -> None:
+    for name, told in (("vtab_b0_inc10", False), ("cifar100_b0_inc10", True)):
+        stream = StreamConfig(increment=10, order=tuple(range(50)))
+        ours = dataclasses.replace(read_config(find_config(name)), stream=stream)
+        (note,) = tables.notes(ours, {"summary": {}, "runs": [], "environments": []})
+        assert ("another order" in note) == told
+
+
+def test_papers_of_before_are_the_same_configuration() -> None:
+    papers = [m["paper"] for m in read_config(find_config("cifar100_b0_inc10")).asdict()["methods"]]
+    assert [sorted(p) for p in papers if p] == [["average", "backbone", "epochs", "last", "source"]]
 
 
 def test_orders_are_pilots() -> None:

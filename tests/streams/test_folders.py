@@ -141,6 +141,13 @@ def test_links_are_followed_once(folder: Path) -> None:
     assert torch.equal(found.images, expected.images)
 
 
+def test_a_class_of_other_files_only_says_which(folder: Path) -> None:
+    (folder / "dog").mkdir()
+    (folder / "dog" / "phone.heic").write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"dog' holds no images \(.*\); '.*phone\.heic': \.heic is not read$"):
+        image_folder(folder, size=6)
+
+
 def test_what_is_left_out_is_named(folder: Path) -> None:
     (folder / "ant" / "phone.HEIC").write_bytes(b"x")
     (folder / "bee" / "drawing.svg").write_bytes(b"x")
@@ -376,6 +383,7 @@ def test_wrong_tables_are_explained(flat: Path, labels: Any, error: type[Excepti
     ("change", "error", "message"),
     [
         ({"size": 2.5}, TypeError, r"size must be a whole number, got 2\.5"),
+        ({"path": b"x"}, TypeError, "path must be a string or a Path, got b'x'"),
         ({"size": True}, TypeError, "size must be a whole number"),
         ({"broken": "ignore"}, ValueError, "broken must be one of"),
         ({"lazy": 1}, TypeError, "lazy must be True or False"),
@@ -398,7 +406,7 @@ def test_wrong_arguments_are_named(
     read: Callable[..., object] = image_folders if "test_share" in change else image_folder
     options = {"size": 6} | {k: v for k, v in change.items() if not (k == "names" and v is None)}
     with pytest.raises(error, match=message):
-        read(folder, **options)
+        read(options.pop("path", folder), **options)
 
 
 def test_scalars_of_numpy_and_torch_are_numbers(folder: Path) -> None:

@@ -105,6 +105,13 @@ def test_what_is_no_number_of_an_image(index: object) -> None:
         source[index]
 
 
+def test_what_a_tensor_has_says_how_to_get_one() -> None:
+    with pytest.raises(AttributeError, match=r"has no attribute 'float'; .*source\.tensor\(\)"):
+        Made(60).float()
+    with pytest.raises(AttributeError, match=r"has no attribute 'frob'$"):
+        _ = Made(60).frob
+
+
 def test_a_mask_chooses() -> None:
     mask = torch.zeros(60, dtype=torch.bool)
     mask[[3, 59]] = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,6 +21,9 @@ from flexkern.streams.packs import Images, image_folders, image_pack
 __all__ = ["check_place", "digest", "load_images", "make_stream"]
 
 _TEST_SHARE = 0.25  # of the bundled digits, which have no test images of their own
+# Bytes of images that are kept in memory where nothing is said. Not what this machine has: images in memory are
+# known by their pixels and others by their files, and a run may go on elsewhere.
+_KEPT = 2 << 30
 _PIECE = 1024  # images that are resized at once
 
 
@@ -59,8 +63,7 @@ def load_images(config: DataConfig) -> tuple[Images, Images]:
         assert config.path is not None  # the check has seen to it, the configuration to the size
         path = path_given(config.path, "data.path")
         if config.kind == "folder":
-            assert config.size is not None
-            return image_folders(path, size=config.size)
+            return _of_folder(config, path)
         train, test = image_pack(path)
     if config.size is None:
         return train, test
@@ -112,6 +115,20 @@ def digest(stream: Stream) -> str:
             blake.update(f"{tuple(part.shape)}".encode())
             blake.update(part.contiguous().numpy().data)
     return blake.hexdigest()
+
+
+def _of_folder(config: DataConfig, path: Path) -> tuple[Images, Images]:
+    assert config.size is not None  # the configuration has seen to it
+    train, test = image_folders(
+        path,
+        size=config.size,
+        test_share=config.test_share,
+        broken=config.broken,
+        lazy=config.in_memory is not True,
+    )
+    if config.in_memory == "auto" and sum(part.images.shape.numel() for part in (train, test)) <= _KEPT:
+        return train._replace(images=train.images.tensor()), test._replace(images=test.images.tensor())
+    return train, test
 
 
 def _digits() -> tuple[Images, Images]:

@@ -17,7 +17,7 @@ __all__ = ["Journal", "checkpoint_path", "differences"]
 
 _FORMAT = 1
 # May change between two calls of one run: where things lie, not what they are.
-_FREE = ("out", "data.path")
+_FREE = ("out", "data.path", "data.in_memory")
 _OWN = ("results.json", "picture.png", "checkpoints/*.safetensors")  # what --restart removes
 _TEMPORARY = (".results*.tmp", "checkpoints/.*.tmp")
 

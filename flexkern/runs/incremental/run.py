@@ -137,10 +137,13 @@ def _run_all(
         _make(config, method, config.seeds[0], device, learners)
     train, test = load_images(config.data)
     stream = make_stream(config, train, test, config.seeds[0])
+    left_out = len(train.skipped) + len(test.skipped)
     fixed = config.stream.seed != "run"
     if fixed:
         del train, test  # the stream has its own copy of the images that take part
     journal.begin()
+    if left_out:
+        journal.results["left_out"] = left_out
     observe(Event("images", tasks=len(stream)))
     for seed in config.seeds:
         if not fixed:

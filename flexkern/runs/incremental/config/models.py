@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Le
+from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BeforeValidator, Field, PlainValidator, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
@@ -27,6 +27,9 @@ RESERVED = ("backbone", "device", "seed")
 _LARGEST_ORDER, _LARGEST_SEED = 2**32 - 1, 2**53 - 1
 _DEEPEST = 20  # tables in tables of a method's options
 _DIGITS = 10  # classes of the bundled ones
+# Keys that came later: where they say nothing new, a configuration is the one that older results have.
+_LATER_DATA: dict[str, Any] = {"test_share": None, "broken": "raise", "in_memory": "auto"}
+_LATER_PAPER: dict[str, Any] = {"shuffled": True}
 
 
 def _text(value: Any) -> str:
@@ -83,7 +86,8 @@ class DataConfig:
         Literal["pack", "folder", "digits"],
         Field(
             description="an archive of images (flexkern.streams.image_pack), a folder that has the folders "
-            "train and test and in these one folder for each class, or scikit-learn's digits, which are bundled"
+            "train and test and in these one folder for each class (or, with test_share, only the latter), or "
+            "scikit-learn's digits, which are bundled"
         ),
     ] = "pack"
     path: Annotated[
@@ -111,10 +115,38 @@ class DataConfig:
         None
     )
 
+    test_share: Annotated[
+        float | None,
+        Gt(0),
+        Lt(1),
+        Said("a share between 0 and 1"),
+        Field(
+            description="of the images of each class that are for tests, always the same: of a folder that has "
+            "one folder for each class, and no test images of its own"
+        ),
+    ] = None
+    broken: Annotated[
+        Literal["raise", "skip"],
+        Field(
+            description="what becomes of a file in a folder that is damaged: it ends the run, by its name, or "
+            "is left out, named and counted"
+        ),
+    ] = "raise"
+    in_memory: Annotated[
+        Literal["auto"] | bool,
+        Field(
+            description="whether the images of a folder are decoded once and kept in memory, or each time that "
+            "they are needed, by worker processes. 'auto': they are kept where they take no more than 2 GiB"
+        ),
+    ] = "auto"
+
     @model_validator(mode="after")
     def _check(self) -> DataConfig:
         if self.kind == "folder" and self.size is None:
             raise ValueError("size is needed for folders of images: the pixels that they are resized to")
+        for name, default in _LATER_DATA.items():
+            if self.kind != "folder" and getattr(self, name) != default:
+                raise ValueError(f"{name} is for folders of images; kind is {self.kind!r}")
         return self
 
 
@@ -163,6 +195,9 @@ class Paper:
     source: Annotated[Text, Field(description="where it is published")]
     backbone: Annotated[Text | None, Field(description="that it was measured with")] = None
     epochs: Annotated[Count | None, Field(description="that it was trained for")] = None
+    shuffled: Annotated[
+        bool, Field(description="false: its classes came in the order of this file, not in that of a seed")
+    ] = True
 
 
 @strict
@@ -241,7 +276,13 @@ class Config:
 
     def asdict(self) -> dict[str, Any]:
         """For JSON."""
-        return _plain(dataclasses.asdict(self))  # type: ignore[call-overload]
+        values = _plain(dataclasses.asdict(self))  # type: ignore[call-overload]
+        papers = [method["paper"] for method in values["methods"] if method["paper"] is not None]
+        for table, later in ((values["data"], _LATER_DATA), *((paper, _LATER_PAPER) for paper in papers)):
+            for name, default in later.items():
+                if table[name] == default:
+                    del table[name]
+        return values
 
     def override(
         self,
