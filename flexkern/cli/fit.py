@@ -91,9 +91,9 @@ def fit(
 ) -> None:
     """Learns to name what is on the images of a folder, some classes after the others.
 
-    A fit that was stopped goes on where it was when the same command is given again. What it does best by
-    default: ArtsyViT.best, adapters on the backbone that is given; for an answer in one pass over the images,
-    take --method ranpac.
+    A fit that was stopped goes on where it was when the same command is
+    given again. By default it trains adapters on the backbone, as
+    ArtsyViT.best; --method ranpac trains nothing. See docs/images.md.
     """
     colour, seed_of_order = _colour(background), _order(order)
     with explained(_COMMAND, stopped=_STOPPED):

@@ -14,6 +14,7 @@ import torch
 from flexkern.streams.folders import image_folders
 from flexkern.streams.image_source import ImageSource, ahead, batches
 from flexkern.streams.labelled import Images, split
+from flexkern.streams.pictures import SUFFIXES
 from flexkern.streams.shards import image_shards
 
 __all__ = ["check_decodes", "in_memory", "open_images"]
@@ -53,6 +54,11 @@ def open_images(
     tables = [p for p in inside if p.name in _TABLES] if not folders else []
     if tables:
         options["labels"] = tables[0]
+    elif not folders and any(p.suffix.lower() in SUFFIXES for p in inside):
+        raise ValueError(
+            f"folder: {given!r} has its images beside each other; put those of each class into a folder of its "
+            "own, or write a table 'labels.csv' there, with the columns file,class"
+        )
     with warnings.catch_warnings():  # of what is left out: ``skipped`` has it
         warnings.filterwarnings("ignore", ".*left out", UserWarning)
         return image_folders(root, test_share=test_share, seed=seed, lazy=True, **options)
