@@ -17,13 +17,28 @@ from flexkern.streams.labelled import Images, split
 from flexkern.streams.pictures import SUFFIXES
 from flexkern.streams.shards import image_shards
 
-__all__ = ["check_decodes", "in_memory", "open_images"]
+__all__ = ["check_decodes", "classes_in", "in_memory", "open_images"]
 
 _TEST_NAMES = ("test", "val", "validation")  # of folders, and of what shards' names begin with
 _TABLES = ("labels.csv", "labels.tsv")
 _TEST_SHARE = 0.2
 _SHOWN = 3  # of broken images
 _AT_ONCE = 64  # images that are decoded between two looks at how far it is
+
+
+def classes_in(folder: str | os.PathLike[str]) -> list[str] | None:
+    """Names of the classes of a folder, before its images are looked at; None where only they tell."""
+    root = Path(folder)
+    if not root.is_dir():
+        return None
+    names = _folders_in(root)
+    if "train" in names and (len(names) == 1 or set(_TEST_NAMES).intersection(names)):
+        names = _folders_in(root / "train")
+    return names or None
+
+
+def _folders_in(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name[0] != "." and p.name != "__MACOSX")
 
 
 def open_images(

@@ -22,14 +22,14 @@ from flexkern.learners import checkpoint, load_learner, make_learner
 from flexkern.learners.vit.artsy import BEST
 from flexkern.measure import Measure
 from flexkern.metrics import AccuracyMatrix
-from flexkern.runs.fitting.data import check_decodes, in_memory, open_images
+from flexkern.runs.fitting.data import check_decodes, classes_in, in_memory, open_images
 from flexkern.runs.fitting.fit_config import BEST_METHOD, FitConfig, read_size
 from flexkern.runs.fitting.tasks import at_a_time, read_tasks
 from flexkern.runs.folder import claim_file
 from flexkern.runs.incremental.journal import differences
 from flexkern.runs.start import path_given, usable_device
 from flexkern.streams.base import Experience
-from flexkern.streams.by_tasks import by_tasks
+from flexkern.streams.by_tasks import by_tasks, numbers_of
 from flexkern.streams.image_source import identity_of
 from flexkern.streams.labelled import Images
 
@@ -94,8 +94,12 @@ def fit(config: FitConfig, *, restart: bool = False, observe: Observer = lambda 
         wanted = _wanted(config)
         record = None if restart or not out.exists() else _begun(out, wanted)
         learner = _learner(config, out if record else config.start, device)
+        folder = path_given(config.folder, "folder")
+        there = classes_in(folder)
+        if there is not None:  # looking at all images may take an hour, and names are known now
+            numbers_of(_tasks(config, there) if named is None else named, there)
         train, test = open_images(
-            path_given(config.folder, "folder"),
+            folder,
             size=config.size or learner.decoded_size or read_size(learner.image_size),
             test_share=config.test_share,
             seed=config.seed,

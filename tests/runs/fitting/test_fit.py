@@ -287,6 +287,17 @@ def test_mistakes_are_found_before_anything_is_learned(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["tasks.txt", "wrong.txt"]
 
 
+@pytest.mark.parametrize("options", [{"increment": 7}, {"increment": None, "tasks": "wrong.txt"}])
+def test_names_are_looked_at_before_the_images(
+    options: dict[str, Any], photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "wrong.txt").write_text("red ball, zbra\n")
+    monkeypatch.setattr("flexkern.runs.fitting.run.open_images", lambda *_, **__: pytest.fail("it looks"))
+    with pytest.raises(ValueError, match=r"there are 6 classes|did you mean 'zebra'"):
+        fit(config(photographs, tmp_path / "model.safetensors", **options))
+
+
 @pytest.mark.parametrize(
     "kind", ["nothing", "file", "empty", "empty classes", "one image", "no folder for out"]
 )
