@@ -221,8 +221,13 @@ def test_classes_are_learned_on_top_of_a_model(
     for motif in range(6):
         save(draw("red ball", np.random.default_rng(motif)), "jpeg", folder / "cushion" / f"{motif}")
     out = tmp_path / "model.safetensors"
-    said = invoke("fit", folder, "--from", start, "--out", out, "--epochs", "1", "--broken", "skip")
+    options = "--epochs", "1", "--broken", "skip", "--json", tmp_path / "results.json"
+    said = invoke("fit", folder, "--from", start, "--out", out, "--earlier", photographs, *options)
     assert said.exit_code == 0, said.output
+    (task,) = json.loads((tmp_path / "results.json").read_text())["tasks"]
+    assert 1 / 8 < task["earlier"] <= 1
+    tested = task["images"]["test"], whole[1]["images"]["test"]
+    assert task["seen"] == pytest.approx(np.average([task["accuracies"][0], task["earlier"]], weights=tested))
     assert "the model knows 6 classes already" in in_words(said.output)
     learner = load_learner(out)
     assert learner.class_names == [*sorted(MOTIFS), "cushion", "piano"]
@@ -253,6 +258,7 @@ def test_a_file_is_one_fits(photographs: Path, tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         ([], "backbone is needed"),
+        (["--backbone", "small", "--earlier", "."], "earlier is for a learner that goes on"),
         (["--backbone", "smal"], "there is no folder at 'smal'"),
         (["--backbone", "small", "--increment", "9"], "increment is 9, and there are 6 classes"),
         (["--backbone", "small", "--increment", "0"], "increment must be at least 1"),
