@@ -64,13 +64,16 @@ $(VENV)/.demo: $(VENV)/.torch $(SOURCES)
 	$(INSTALL) '.[cli,vit]'
 	touch $@
 
+# timm without what it depends on: that has no build for CPUs, and tests stand in for it.
 $(VENV)/.test: $(VENV)/.torch $(SOURCES)
 	$(INSTALL) '.[test]'
+	$(BIN)/pip install --no-deps timm
 	touch $@ $(VENV)/.demo
 
 # Has all that the other two have: one installation serves for them, too.
 $(VENV)/.dev: $(VENV)/.torch $(SOURCES)
 	$(INSTALL) '.[dev]'
+	$(BIN)/pip install --no-deps timm
 	touch $@ $(VENV)/.test $(VENV)/.demo
 
 clean:
