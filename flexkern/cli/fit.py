@@ -61,6 +61,10 @@ def fit(
     start: Annotated[
         str | None, typer.Option("--from", help="A model that learns the classes of the folder in addition.")
     ] = None,
+    earlier: Annotated[
+        str | None,
+        typer.Option(help="With --from: a folder of classes that the model knows, to test them too."),
+    ] = None,
     order: Annotated[str, typer.Option(help="Of the classes: 'names', or the seed of a random one.")] = "names",
     method: Annotated[
         str | None,
@@ -91,18 +95,18 @@ def fit(
 ) -> None:
     """Learns to name what is on the images of a folder, some classes after the others.
 
-    A fit that was stopped goes on where it was when the same command is given again. What it does best by
-    default: ArtsyViT.best, adapters on the backbone that is given; for an answer in one pass over the images,
-    take --method ranpac.
+    A fit that was stopped goes on where it was when the same command is
+    given again. By default it trains adapters on the backbone, as
+    ArtsyViT.best; --method ranpac trains nothing. See docs/images.md.
     """
     colour, seed_of_order = _colour(background), _order(order)
     with explained(_COMMAND, stopped=_STOPPED):
         from flexkern.runs.fitting.fit_config import FitConfig
 
         config = FitConfig(
-            folder=folder, out=out, backbone=backbone, start=start, increment=increment, tasks=tasks,
-            order=seed_of_order, method=method, epochs=epochs, size=size, image_size=image_size,
-            normalize=normalize, test_share=test_share, seed=seed, broken=broken, background=colour,
+            folder=folder, out=out, backbone=backbone, start=start, earlier=earlier,
+            increment=increment, tasks=tasks, order=seed_of_order, method=method, epochs=epochs,
+            size=size, image_size=image_size, normalize=normalize, test_share=test_share, seed=seed, broken=broken, background=colour,
             device=device, workers=workers,
         )  # fmt: skip
         if json_file is not None:
@@ -181,14 +185,25 @@ def _some(names: list[str], most: int = 3) -> str:
 def _table(record: dict[str, Any]) -> Table:
     """A row for each task: how well all so far were told apart after it, and how well it is now."""
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for column in ("task", "classes", "images", "right then", "right now", "all so far", "seconds"):
+    earlier = record["tasks"][-1]["earlier"] is not None
+    for column in (
+        "task",
+        "classes",
+        "images",
+        *(["earlier"] if earlier else []),
+        "right then",
+        "right now",
+        "all so far",
+        "seconds",
+    ):
         table.add_column(column, justify="right", no_wrap=column != "classes", overflow="fold")
     table.columns[1].justify = "left"
     last = record["tasks"][-1]["accuracies"]
     for i, task in enumerate(record["tasks"]):
         classes = escape(_some(task["classes"], 10))
         table.add_row(
-            str(i + 1), classes, str(task["images"]["train"]), f"{task['accuracies'][-1]:.1%}",
+            str(i + 1), classes, str(task["images"]["train"]), *([f"{task['earlier']:.1%}"] if earlier else []),
+            f"{task['accuracies'][-1]:.1%}",
             f"{last[i]:.1%}", f"{task['seen']:.1%}", f"{task['learn_seconds']:.1f}",
         )  # fmt: skip
     return table
@@ -196,6 +211,6 @@ def _table(record: dict[str, Any]) -> Table:
 
 def _ends(config: Any, record: dict[str, Any]) -> list[str]:
     lines = ["right: of the test images, named among all classes that the model knows"]
-    if record["earlier"]:
-        lines.append("the classes that it knew before are not tested: their images are not in this folder")
+    if record["earlier"] and record["tasks"][-1]["earlier"] is None:
+        lines.append("the classes that it knew before are not tested: give a folder of theirs with --earlier")
     return [*lines, f"wrote {config.out}", f"try it: flexkern predict {shlex.quote(config.out)} IMAGE ..."]

@@ -46,8 +46,9 @@ def predict(
 ) -> None:
     """Names what is on images, with the probability that the model gives it.
 
-    In a pipe each line has the path, a tab, the name, a tab and the probability. What cannot be read is named
-    on standard error, and the exit code is 1 after all others are answered.
+    In a pipe each line has the path, a tab, the name, a tab and the
+    probability. What cannot be read is named on standard error, and the exit
+    code is 1 after all others are answered.
     """
     if as_json and as_csv:
         raise typer.BadParameter("--json and --csv exclude each other")

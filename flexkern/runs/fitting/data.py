@@ -14,15 +14,31 @@ import torch
 from flexkern.streams.folders import image_folders
 from flexkern.streams.image_source import ImageSource, ahead, batches
 from flexkern.streams.labelled import Images, split
+from flexkern.streams.pictures import SUFFIXES
 from flexkern.streams.shards import image_shards
 
-__all__ = ["check_decodes", "in_memory", "open_images"]
+__all__ = ["check_decodes", "classes_in", "in_memory", "open_images"]
 
 _TEST_NAMES = ("test", "val", "validation")  # of folders, and of what shards' names begin with
 _TABLES = ("labels.csv", "labels.tsv")
 _TEST_SHARE = 0.2
 _SHOWN = 3  # of broken images
 _AT_ONCE = 64  # images that are decoded between two looks at how far it is
+
+
+def classes_in(folder: str | os.PathLike[str]) -> list[str] | None:
+    """Names of the classes of a folder, before its images are looked at; None where only they tell."""
+    root = Path(folder)
+    if not root.is_dir():
+        return None
+    names = _folders_in(root)
+    if "train" in names and (len(names) == 1 or set(_TEST_NAMES).intersection(names)):
+        names = _folders_in(root / "train")
+    return names or None
+
+
+def _folders_in(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name[0] != "." and p.name != "__MACOSX")
 
 
 def open_images(
@@ -53,6 +69,11 @@ def open_images(
     tables = [p for p in inside if p.name in _TABLES] if not folders else []
     if tables:
         options["labels"] = tables[0]
+    elif not folders and any(p.suffix.lower() in SUFFIXES for p in inside):
+        raise ValueError(
+            f"folder: {given!r} has its images beside each other; put those of each class into a folder of its "
+            "own, or write a table 'labels.csv' there, with the columns file,class"
+        )
     with warnings.catch_warnings():  # of what is left out: ``skipped`` has it
         warnings.filterwarnings("ignore", ".*left out", UserWarning)
         return image_folders(root, test_share=test_share, seed=seed, lazy=True, **options)

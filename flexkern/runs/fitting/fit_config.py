@@ -33,6 +33,8 @@ class FitConfig:
         out: the file that the learner is saved to.
         backbone: as :func:`flexkern.backbones.load_backbone` takes it. None only with ``start``: its own.
         start: a learner that was saved, which goes on with the classes of the folder; None: a new one.
+        earlier: a folder with images of classes that ``start`` knows: its test images are tested too. With
+            test_share and seed as they were then, these are the same ones, which it was not trained with.
         increment: classes of a task; None: all classes of the folder are one task.
         tasks: a file that says which classes are a task, see :func:`flexkern.runs.fitting.tasks.read_tasks`.
         order: seed of a random order of the classes; None: that of their names.
@@ -52,6 +54,7 @@ class FitConfig:
     out: str
     backbone: str | None = None
     start: str | None = None
+    earlier: str | None = None
     increment: int | None = None
     tasks: str | None = None
     order: int | None = None
@@ -91,6 +94,8 @@ class FitConfig:
             raise ValueError(
                 "backbone is needed: 'small' (of 32 x 32 pixels), a folder, or a name; see docs/backbones.md"
             )
+        if self.earlier is not None and self.start is None:
+            raise ValueError("earlier is for a learner that goes on: give it with --from")
         for name in ("method", "image_size", "normalize"):
             if self.start is not None and getattr(self, name) is not None:
                 raise ValueError(f"{name} is that of the learner that goes on; leave it out")

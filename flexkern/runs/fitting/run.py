@@ -15,21 +15,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from flexkern.files import check_writable
 from flexkern.learners import checkpoint, load_learner, make_learner
 from flexkern.learners.vit.artsy import BEST
 from flexkern.measure import Measure
-from flexkern.metrics import AccuracyMatrix
-from flexkern.runs.fitting.data import check_decodes, in_memory, open_images
+from flexkern.runs.fitting.data import check_decodes, classes_in, in_memory, open_images
 from flexkern.runs.fitting.fit_config import BEST_METHOD, FitConfig, read_size
 from flexkern.runs.fitting.tasks import at_a_time, read_tasks
 from flexkern.runs.folder import claim_file
 from flexkern.runs.incremental.journal import differences
 from flexkern.runs.start import path_given, usable_device
 from flexkern.streams.base import Experience
-from flexkern.streams.by_tasks import by_tasks
+from flexkern.streams.by_tasks import by_tasks, numbers_of
 from flexkern.streams.image_source import identity_of
 from flexkern.streams.labelled import Images
 
@@ -94,28 +94,34 @@ def fit(config: FitConfig, *, restart: bool = False, observe: Observer = lambda 
         wanted = _wanted(config)
         record = None if restart or not out.exists() else _begun(out, wanted)
         learner = _learner(config, out if record else config.start, device)
-        train, test = open_images(
-            path_given(config.folder, "folder"),
-            size=config.size or learner.decoded_size or read_size(learner.image_size),
-            test_share=config.test_share,
-            seed=config.seed,
-            broken=config.broken,
-            background=config.background,
-            workers=config.workers,
-        )
+        folder = path_given(config.folder, "folder")
+        there = classes_in(folder)
+        if there is not None:  # looking at all images may take an hour, and names are known now
+            numbers_of(_tasks(config, there) if named is None else named, there)
+        reading: dict[str, Any] = {
+            "size": config.size or learner.decoded_size or read_size(learner.image_size),
+            **{
+                name: getattr(config, name)
+                for name in ("test_share", "seed", "broken", "background", "workers")
+            },
+        }
+        train, test = open_images(folder, **reading)
+        before = [] if config.earlier is None else [open_images(config.earlier, **reading)[1]]
         tasks = _tasks(config, train.names) if named is None else named
         if record is None:
             record = _new(learner, wanted, train, test, tasks)
+            record["data"] = _digest(train, test, *before)
         else:
-            _check_same(record, out, train, test, tasks)
+            _check_same(record, out, _digest(train, test, *before), tasks)
         experiences = by_tasks(
             train, test, tasks, first_class=record["first_class"], first_number=record["first_number"]
         )
-        one = _Fit(config, learner, experiences, record, out, observe)
+        of_before = [_of_earlier(images, record["earlier"]) for images in before]
+        one = _Fit(config, learner, of_before, experiences, record, out, observe)
         if not record["tasks"] and record["learning"] is None:
             one.check()
             if config.broken == "raise":
-                check_decodes((train.images, test.images), one.looks)
+                check_decodes([images.images for images in (train, test, *before)], one.looks)
         observe(Event("begin", record, tasks=len(experiences)))
         one.go()
     return record
@@ -123,7 +129,7 @@ def fit(config: FitConfig, *, restart: bool = False, observe: Observer = lambda 
 
 def _wanted(config: FitConfig) -> dict[str, Any]:
     """What decides the result, beside the images and the backbone; JSON."""
-    free = ("folder", "out", "backbone", "start", "increment", "tasks", "order", "device", "workers")
+    free = ("folder", "out", "backbone", "start", "earlier", "increment", "tasks", "order", "device", "workers")
     values = {k: v for k, v in dataclasses.asdict(config).items() if k not in free}
     start = None if config.start is None else _sum_of(Path(config.start))
     return values | {"background": list(config.background), "from": start}
@@ -158,7 +164,6 @@ def _new(learner: Any, wanted: dict[str, Any], train: Images, test: Images, task
     return {
         "format": _FORMAT,
         "configuration": wanted,
-        "data": _digest(train, test),
         "learner": {"method": learner.method, "first": learner.items_learned},
         "first_class": learner.classes_seen,
         "first_number": learner.items_learned,
@@ -173,12 +178,23 @@ def _new(learner: Any, wanted: dict[str, Any], train: Images, test: Images, task
     }
 
 
-def _check_same(record: dict[str, Any], out: Path, train: Images, test: Images, tasks: Any) -> None:
+def _check_same(record: dict[str, Any], out: Path, data: str, tasks: Any) -> None:
     anew = "Give another file with --out, or discard that fit with --restart"
     if record["planned"] != [list(task) for task in tasks]:
         raise ValueError(f"out: {os.fspath(out)!r} is of a fit of other tasks: {record['planned']}. {anew}")
-    if record["data"] != _digest(train, test):
+    if record["data"] != data:
         raise ValueError(f"out: {os.fspath(out)!r} is of a fit of other images. {anew}")
+
+
+def _of_earlier(test: Images, names: Sequence[str]) -> Experience:
+    """The test images of classes that the learner knew before, by its numbers; there is nothing to learn."""
+    known = {name: i for i, name in enumerate(names)}
+    numbers = torch.tensor([known.get(name, -1) for name in test.names])[test.labels]
+    rows = (numbers >= 0).nonzero().flatten()
+    if not len(rows):
+        raise ValueError(f"earlier: the learner knows none of {_listed(test.names)}; it knows {_listed(names)}")
+    none = rows[:0]
+    return Experience("earlier", 0, test.images[none], none, test.images[rows], numbers[rows])
 
 
 def _digest(*parts: Images) -> str:
@@ -220,12 +236,14 @@ class _Fit:
         self,
         config: FitConfig,
         learner: Any,
+        before: list[Experience],
         experiences: list[Experience],
         record: dict[str, Any],
         out: Path,
         observe: Observer,
     ) -> None:
-        self.config, self.learner, self.experiences = config, learner, experiences
+        self.config, self.learner = config, learner
+        self.before, self.experiences = before, experiences  # those before are tested only
         self.record, self.out, self.observe = record, out, observe
         self._kept = 0  # bytes of test images
         self._task = 0
@@ -300,27 +318,30 @@ class _Fit:
     def _test(self) -> None:
         """Accuracy on the test images of all tasks so far."""
         note, task = self.record["learning"] or {"losses": [], "seconds": 0.0}, self._task
-        for i, experience in enumerate(self.experiences[: task + 1]):
-            kept = in_memory(experience.test_inputs, _MOST_TEST - self._kept, partial(self._tell, "reading"))
-            if kept is not experience.test_inputs:
-                self._kept += kept.numel()
-                self.experiences[i] = dataclasses.replace(experience, test_inputs=kept)
+        for experiences, count in ((self.before, 1), (self.experiences, task + 1)):
+            for i, experience in enumerate(experiences[:count]):
+                kept = in_memory(
+                    experience.test_inputs, _MOST_TEST - self._kept, partial(self._tell, "reading")
+                )
+                if kept is not experience.test_inputs:
+                    self._kept += kept.numel()
+                    experiences[i] = dataclasses.replace(experience, test_inputs=kept)
+        tested = [*self.before, *self.experiences[: task + 1]]
         with Measure(self.learner.device) as spent:
-            evaluation = self.learner.evaluate(self.experiences[: task + 1], watch=self._watch)
-        weights = [len(e.test_labels) for e in self.experiences]
-        matrix = AccuracyMatrix(weights=weights)
+            evaluation = self.learner.evaluate(tested, watch=self._watch)
         accuracies = [float(a) for a in evaluation.accuracies]
-        for row in [*(t["accuracies"] for t in self.record["tasks"]), accuracies]:
-            matrix.add([*row, *[0.0] * (len(weights) - len(row))])
+        seen = float(np.average(accuracies, weights=[len(e.test_labels) for e in tested]))
+        earlier = accuracies.pop(0) if self.before else None
         experience = self.experiences[task]
         self.record["tasks"].append(
             {
                 "name": experience.name,
                 "classes": list(experience.class_names),
                 "images": {"train": len(experience.train_labels), "test": len(experience.test_labels)},
+                "earlier": earlier,
                 "accuracies": accuracies,
-                "seen": matrix.last,
-                "average": matrix.average,
+                "seen": seen,
+                "average": float(np.mean([*(t["seen"] for t in self.record["tasks"]), seen])),
                 "losses": note["losses"],
                 "learn_seconds": note["seconds"],
                 "test_seconds": round(spent.seconds, 3),

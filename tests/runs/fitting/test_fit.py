@@ -115,6 +115,11 @@ def timeless(record: dict[str, Any]) -> dict[str, Any]:
     return plain
 
 
+def same_tensors(a: Path, b: Path) -> bool:
+    first, second = read(a)[0], read(b)[0]
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
 @pytest.mark.parametrize(
     "moment", ["epoch 1 of task 0", "images of task 1", "task 0 is tested", "task 1 is tested"]
 )
@@ -142,9 +147,22 @@ def test_a_fit_that_is_stopped_goes_on_to_the_same_bits(
     went_on = fit(config(photographs, out, workers=1))
     path, record = whole
     assert timeless(went_on) == timeless(record)
-    tensors, expected = read(out)[0], read(path)[0]
-    assert tensors.keys() == expected.keys()
-    assert all(torch.equal(value, expected[name]) for name, value in tensors.items())
+    assert same_tensors(out, path)
+
+
+def test_what_does_not_fit_into_memory_is_learned_to_the_same_bits(
+    whole: tuple[Path, dict[str, Any]], photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flexkern.runs.fitting.run._MOST_TRAIN", 0)
+    monkeypatch.setattr("flexkern.runs.fitting.run._MOST_TEST", 0)
+    doing = []
+    out = tmp_path / "model.safetensors"
+    record = fit(config(photographs, out), observe=lambda event: doing.append(event.doing))
+    assert "training" in doing
+    assert "reading" not in doing
+    path, expected = whole
+    assert timeless(record) == timeless(expected)
+    assert same_tensors(out, path)
 
 
 def test_what_has_ended_is_left_as_it_is(whole: tuple[Path, dict[str, Any]], photographs: Path) -> None:
@@ -203,8 +221,13 @@ def test_classes_are_learned_on_top_of_a_model(
     for motif in range(6):
         save(draw("red ball", np.random.default_rng(motif)), "jpeg", folder / "cushion" / f"{motif}")
     out = tmp_path / "model.safetensors"
-    said = invoke("fit", folder, "--from", start, "--out", out, "--epochs", "1", "--broken", "skip")
+    options = "--epochs", "1", "--broken", "skip", "--json", tmp_path / "results.json"
+    said = invoke("fit", folder, "--from", start, "--out", out, "--earlier", photographs, *options)
     assert said.exit_code == 0, said.output
+    (task,) = json.loads((tmp_path / "results.json").read_text())["tasks"]
+    assert 1 / 8 < task["earlier"] <= 1
+    tested = task["images"]["test"], whole[1]["images"]["test"]
+    assert task["seen"] == pytest.approx(np.average([task["accuracies"][0], task["earlier"]], weights=tested))
     assert "the model knows 6 classes already" in in_words(said.output)
     learner = load_learner(out)
     assert learner.class_names == [*sorted(MOTIFS), "cushion", "piano"]
@@ -235,6 +258,7 @@ def test_a_file_is_one_fits(photographs: Path, tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         ([], "backbone is needed"),
+        (["--backbone", "small", "--earlier", "."], "earlier is for a learner that goes on"),
         (["--backbone", "smal"], "there is no folder at 'smal'"),
         (["--backbone", "small", "--increment", "9"], "increment is 9, and there are 6 classes"),
         (["--backbone", "small", "--increment", "0"], "increment must be at least 1"),
@@ -267,6 +291,17 @@ def test_mistakes_are_found_before_anything_is_learned(
     assert message in in_words(said.output.replace("│", " "))
     assert "Traceback" not in said.output
     assert sorted(p.name for p in tmp_path.iterdir()) == ["tasks.txt", "wrong.txt"]
+
+
+@pytest.mark.parametrize("options", [{"increment": 7}, {"increment": None, "tasks": "wrong.txt"}])
+def test_names_are_looked_at_before_the_images(
+    options: dict[str, Any], photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "wrong.txt").write_text("red ball, zbra\n")
+    monkeypatch.setattr("flexkern.runs.fitting.run.open_images", lambda *_, **__: pytest.fail("it looks"))
+    with pytest.raises(ValueError, match=r"there are 6 classes|did you mean 'zebra'"):
+        fit(config(photographs, tmp_path / "model.safetensors", **options))
 
 
 @pytest.mark.parametrize(
