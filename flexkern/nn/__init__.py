@@ -8,6 +8,7 @@ from flexkern.nn.fused.linear import MetaplasticLinear
 from flexkern.nn.gates.options import GateOptions
 from flexkern.nn.gates.synapse_gate import SynapseGate
 from flexkern.nn.heads.experts import ExpertHead
+from flexkern.nn.heads.lda import LDAHead
 from flexkern.nn.heads.prototype import PrototypeClassifier
 from flexkern.nn.heads.ridge import RidgeHead
 from flexkern.nn.not_learned import NotLearnedError
@@ -24,6 +25,7 @@ __all__ = [
     "FeatureStatistics",
     "GateOptions",
     "Insertion",
+    "LDAHead",
     "MetaplasticLinear",
     "NotLearnedError",
     "Parts",
