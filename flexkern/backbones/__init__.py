@@ -67,16 +67,16 @@ def load_backbone(
         source: one of these. Only the last three use the network.
 
             - "small": the embedded one, 1.2 M parameters, images of 32 x 32;
-            - a folder that transformers' ``save_pretrained`` or timm's ``save_for_hf`` wrote; "local-dir:FOLDER"
-              is the same;
+            - a folder that transformers' ``save_pretrained`` or timm's ``save_for_hf`` wrote, also as
+              "local-dir:FOLDER";
             - a module: itself, or the vision transformer in it, where it is a classifier or CLIP;
             - "organisation/name" on the Hugging Face hub, such as "google/vit-base-patch16-224-in21k" or
-              "timm/vit_base_patch16_224.augreg_in21k". What is no folder here and not of this form is not looked
-              for on the hub;
+              "timm/vit_base_patch16_224.augreg_in21k". What is no folder here and not of this form is not
+              looked for on the hub;
             - "hf-hub:organisation/name": of timm's form;
             - a name of timm's, such as "vit_base_patch16_224.augreg_in21k", where timm is installed.
-        image_size: pixels of each side of the images that it is to take; None: its own. A module is not changed:
-            what is returned is a copy.
+        image_size: pixels of each side of the images that it is to take; None: its own. A module is not
+            changed: what is returned is a copy.
         dtype: "float32", "bfloat16" or "float16"; None: float32, and of a module its own. A module of another
             dtype is copied.
 
@@ -92,14 +92,22 @@ def load_backbone(
         image_size = whole_number(image_size, "image_size")
     model = _read(source).eval()
     if wanted is not None and any(p.dtype is not wanted for p in model.parameters()):
-        model = copy.deepcopy(model) if isinstance(source, nn.Module) else model
-        for parameter in model.parameters():  # buffers are positions and the like, which stay exact
-            parameter.data = parameter.data.to(wanted)
+        model = _in_dtype(copy.deepcopy(model) if isinstance(source, nn.Module) else model, wanted)
     if image_size is not None and image_size != sizes.image_size(model):
         fitting, _ = sizes.fitted(model, image_size)
         # Of its own, so that the size is kept with this one only.
         model = sizes.copy_of_structure(model) if fitting is model else fitting
         sizes.keep_image_size(model, image_size)
+    return model
+
+
+def _in_dtype(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    for name, buffer in model.named_buffers():
+        # Rotary positions stay exact: models round what they make of them.
+        if buffer.is_floating_point() and "rope" not in name:
+            buffer.data = buffer.data.to(dtype)
     return model
 
 
@@ -134,7 +142,7 @@ def _read(source: Any) -> nn.Module:
         return read_timm_name(name)
     raise FileNotFoundError(
         f"backbone: there is no folder at {name!r}; give one that save_pretrained wrote, 'small' (the embedded "
-        "one), a name on the Hugging Face hub, 'organisation/name', or, where timm is installed, a name of timm's"
+        "one), a name on the Hugging Face hub, 'organisation/name', or, where timm is installed, one of timm's"
         + why_no_timm(name)
     )
 

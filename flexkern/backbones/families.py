@@ -25,8 +25,8 @@ from flexkern.backbones.parts import (
 __all__ = ["FAMILIES", "family_of", "interpolates", "own_features", "parts_of", "vision_part"]
 
 FAMILIES = (
-    "Hugging Face ViT, DeiT, DINOv2 (with registers too), DINOv3, I-JEPA, BEiT, ViT-MSN, SigLIP and CLIP vision "
-    "models; timm VisionTransformer, Eva and Beit"
+    "of Hugging Face ViT, DeiT, DINOv2, DINOv3, I-JEPA, BEiT, ViT-MSN, SigLIP and CLIP; of timm "
+    "VisionTransformer, Eva and Beit"
 )
 # Names, and not classes: neither library is imported to look at a module.
 _HUGGING_FACE = {
@@ -67,8 +67,8 @@ def vision_part(model: nn.Module) -> nn.Module:
     if family_of(model) is not None:
         return model
     # Classifiers of these two do not read what their base pools, and so are of no known family.
-    names = ("base_model",) if type(model).__name__.endswith("ForImageClassification") else ("base_model", "vision_model")
-    for name in names:
+    classifies = type(model).__name__.endswith("ForImageClassification")
+    for name in ("base_model",) if classifies else ("base_model", "vision_model"):
         try:
             part = getattr(model, name, None)
         except Exception:  # a property of somebody's module
@@ -135,12 +135,22 @@ def _timm(model: Any) -> Parts:
         )
     pool = getattr(model, "global_pool", None)
     if not pool:
-        raise ValueError(f"{kind} pools nothing (global_pool={pool!r}); make it with global_pool='token' or 'avg'")
+        raise ValueError(
+            f"{kind} pools nothing (global_pool={pool!r}); make it with global_pool='token' or 'avg'"
+        )
     if getattr(model, "rope_mixed", False):
-        raise ValueError(f"{kind} has other rotary positions in each block (rope_mixed), which is not supported")
+        raise ValueError(
+            f"{kind} has other rotary positions in each block (rope_mixed), which is not supported"
+        )
     distilled = getattr(model, "dist_token", None) is not None
-    words = {"token": "class token", "avg": "mean of the patch tokens", "map": "attention pooling of the tokens"}
+    words = {
+        "token": "class token",
+        "avg": "mean of the patch tokens",
+        "map": "attention pooling of the tokens",
+    }
     feature = "mean of class and distillation token" if distilled else words.get(pool, f"global_pool={pool!r}")
+    if getattr(model, "pool_include_prefix", False) and pool == "avg":
+        feature = "mean of all tokens"
     if not isinstance(model.fc_norm, nn.Identity):
         feature += ", then fc_norm"
     points = [AdapterPoint(block, block.norm2) for block in model.blocks]
@@ -209,10 +219,16 @@ class _TimmPool:
 
 def _hugging_face(model: Any, family: str, interpolate: bool) -> Parts:
     layers = _layers(model)
-    names = ("layernorm_after", "norm2", "layer_norm2")  # before the MLP: in ViT and DeiT, DINO, SigLIP and CLIP
+    names = (
+        "layernorm_after",
+        "norm2",
+        "layer_norm2",
+    )  # before the MLP: in ViT and DeiT, DINO, SigLIP and CLIP
     points = [AdapterPoint(layer, getattr(layer, n)) for layer in layers for n in names if hasattr(layer, n)]
     if not points or len(points) != len(layers):
-        raise ValueError(f"{type(model).__name__} has {len(layers)} blocks, {len(points)} with a norm before their MLP")
+        raise ValueError(
+            f"{type(model).__name__} has {len(layers)} blocks, {len(points)} with a norm before their MLP"
+        )
     embed: Any = Interpolated(model.embeddings) if interpolate else model.embeddings
     embed = InDtype(embed, next(m for m in model.embeddings.modules() if isinstance(m, nn.Conv2d)))
     if family in ("ViT", "ViT-MSN"):
@@ -259,7 +275,9 @@ def _layers(model: Any) -> Any:
 
 def _beit(model: Any, embed: Any, points: list[AdapterPoint]) -> Parts:
     if model.pooler is None:
-        raise ValueError(f"{type(model).__name__} was made without its pooler; make it with add_pooling_layer=True")
+        raise ValueError(
+            f"{type(model).__name__} was made without its pooler; make it with add_pooling_layer=True"
+        )
     mean = model.pooler.layernorm is not None
     return Parts(
         SquareOnly(embed), points, model.layernorm, pool=model.pooler, last=model.pooler.layernorm,

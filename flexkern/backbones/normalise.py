@@ -28,9 +28,9 @@ _WHAT = "'auto', 'none', or a mean and a standard deviation, [[r, g, b], [r, g, 
 def normalisation(model: nn.Module) -> Normalisation | None:
     """Mean and standard deviation by which a backbone's training images were normalised; None: it is not known.
 
-    They are what :func:`flexkern.backbones.load_backbone` found beside the weights, else timm's ``pretrained_cfg``
-    of the module, else the ``preprocessor_config.json`` of the local folder that transformers read the module
-    from.
+    They are what :func:`flexkern.backbones.load_backbone` found beside the weights, else timm's
+    ``pretrained_cfg`` of the module, else the ``preprocessor_config.json`` of the local folder that
+    transformers read the module from.
 
     Raises:
         ValueError: if the module, or the file, says what cannot be.
@@ -43,9 +43,15 @@ def normalisation(model: nn.Module) -> Normalisation | None:
         if not isinstance(said, dict):  # of timm before 0.9
             said = vars(said)
         mean, std = said.get("mean"), said.get("std")
-        return None if mean is None or std is None else _pair(mean, std, f"{type(model).__name__}.pretrained_cfg")
+        return (
+            None if mean is None or std is None else _pair(mean, std, f"{type(model).__name__}.pretrained_cfg")
+        )
     folder = getattr(model, "name_or_path", None)
-    return read_normalisation(Path(folder)) if isinstance(folder, str) and folder and os.path.isdir(folder) else None
+    return (
+        read_normalisation(Path(folder))
+        if isinstance(folder, str) and folder and os.path.isdir(folder)
+        else None
+    )
 
 
 def keep_normalisation(model: nn.Module, found: Normalisation | None) -> None:
@@ -76,7 +82,8 @@ def read_normalisation(folder: Path) -> Normalisation | None:
         scale *= number(said.get("rescale_factor", 1 / 255), f"{where}, rescale_factor", 0, above=True)
     if math.isclose(scale, 1, rel_tol=1e-4):  # written with fewer digits
         scale = 1.0
-    mean, std = ((0.0,) * 3, (1.0,) * 3)
+    mean: tuple[float, ...] = (0.0,) * 3
+    std: tuple[float, ...] = (1.0,) * 3
     if said.get("do_normalize", True):
         if "image_mean" not in said or "image_std" not in said:
             raise ValueError(f"{where} normalises, and does not say image_mean and image_std; add them")
@@ -98,7 +105,7 @@ def checked_normalize(value: Any) -> str | Normalisation:
     if len(pair) != 2:
         kind = ValueError if isinstance(value, Iterable) else TypeError
         raise kind(f"normalize must be {_WHAT}, got {shown(value)}")
-    return _pair(*pair, "normalize")
+    return _pair(pair[0], pair[1], "normalize")
 
 
 def _pair(mean: Any, std: Any, where: str) -> Normalisation:

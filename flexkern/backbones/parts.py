@@ -70,7 +70,7 @@ class Parts:
         return tokens[:, 0] if self.pool is None else self.pool(tokens)
 
     def mean(self, tokens: Tensor) -> Tensor:
-        """Mean of the patches' tokens after ``norm``, [n, width]: without class token, registers and the like."""
+        """Mean of the patches' tokens after ``norm``, [n, width]: no class token, registers and the like."""
         mean = tokens[:, self.prefix :].mean(1)
         return mean if self.last is None else self.last(mean)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
 import re
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -95,16 +97,20 @@ def read_backbone(path: str | os.PathLike[str], *, local: bool) -> nn.Module:
 
 def read_hub(name: str) -> nn.Module:
     """The model of a name on the hub, in transformers' form or timm's, with how its images were normalised."""
-    hub = importlib.import_module("huggingface_hub")
-    try:
+    hub, absent = (importlib.import_module(f"huggingface_hub{part}") for part in ("", ".errors"))
+    with contextlib.suppress(OSError):  # transformers says what there is, and what to do
         if is_timm_folder(Path(hub.hf_hub_download(name, "config.json")).parent):
             return read_timm_hub(name)
-    except OSError:
-        pass  # transformers says what there is, and what to do
     model, found = read_backbone(name, local=False), None
     try:
         found = read_normalisation(Path(hub.hf_hub_download(name, "preprocessor_config.json")).parent)
-    except hub.errors.EntryNotFoundError:  # there is none
+    except absent.LocalEntryNotFoundError:
+        warnings.warn(
+            f"backbone: the hub cannot be asked how images of {name!r} are normalised, and it is not known "
+            "here: they stay in [0, 1]. Pass normalize=, or try again with the network",
+            stacklevel=4,
+        )
+    except absent.EntryNotFoundError:  # there is none
         pass
     keep_normalisation(model, found)
     return model
@@ -124,8 +130,8 @@ def _check_pooled(config: Any, name: str) -> None:
     for architecture in getattr(config, "architectures", None) or ():
         if str(architecture).endswith("ForImageClassification"):
             raise _RefusedError(
-                f"backbone: {name!r} is a {architecture}, which does not read what its vision transformer pools; "
-                "give the folder of the model that it was trained from"
+                f"backbone: {name!r} is a {architecture}, which does not read what its vision transformer "
+                "pools; give the folder of the model that it was trained from"
             )
 
 

@@ -1,4 +1,4 @@
-"""The sizes of a backbone: of its images and patches, of its features, and of images that it was not made for."""
+"""The sizes of a backbone: of its images, patches and features, and of images that it was not made for."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from flexkern.backbones.families import family_of, interpolates, vision_part
+from flexkern.backbones.families import FAMILIES, family_of, interpolates, vision_part
 
 __all__ = ["copy_of_structure", "fitted", "image_size", "keep_image_size", "patch_size", "width_of"]
 
@@ -33,7 +33,8 @@ def _own_size(model: nn.Module) -> int:
         said = getattr(part, "pretrained_cfg", None)  # timm's, where a model takes images of all sizes
         size = said["input_size"][1:] if isinstance(said, dict) and "input_size" in said else None
     if size is None:
-        raise ValueError(f"backbone: {type(model).__name__} does not say its image size; pass image_size=")
+        hint = _unknown(part) or "; pass image_size="
+        raise ValueError(f"backbone: {type(model).__name__} does not say its image size{hint}")
     return _whole(size)
 
 
@@ -53,7 +54,9 @@ def width_of(model: nn.Module) -> int:
     width = _first(part, ("config", "hidden_size"))
     width = getattr(part, "embed_dim", None) if width is None else width
     if width is None:
-        raise ValueError(f"backbone: {type(model).__name__} does not say the width of its features")
+        raise ValueError(
+            f"backbone: {type(model).__name__} does not say the width of its features{_unknown(part)}"
+        )
     return int(width)
 
 
@@ -71,6 +74,7 @@ def fitted(model: nn.Module, size: int) -> tuple[nn.Module, bool]:
     Raises:
         ValueError: naming image_size, if the model cannot take such images.
     """
+    model = vision_part(model)
     family = family_of(model)
     if family is None:
         return model, False
@@ -94,8 +98,8 @@ def fitted(model: nn.Module, size: int) -> tuple[nn.Module, bool]:
         return model, False
     if not hasattr(model, "set_input_size"):
         raise ValueError(
-            f"image_size must be {_own_size(model)}, the only one that {type(model).__name__} of this timm takes, "
-            f"got {size}"
+            f"image_size must be {_own_size(model)}, the only one that {type(model).__name__} of this timm "
+            f"takes, got {size}"
         )
     other: Any = copy_of_structure(model)
     try:
@@ -107,8 +111,13 @@ def fitted(model: nn.Module, size: int) -> tuple[nn.Module, bool]:
 
 
 def copy_of_structure(model: nn.Module) -> nn.Module:
-    """A copy of a module with the same parameters, and all else its own: settings, buffers, and no hooks that act."""
+    """A copy of a module with the same parameters; all else is its own: settings, buffers, hooks."""
     return copy.deepcopy(model, {id(p): p for p in model.parameters()})
+
+
+def _unknown(part: nn.Module) -> str:
+    known = family_of(part) is not None
+    return "" if known else f", and is not a vision transformer of a known family ({FAMILIES})"
 
 
 def _first(model: Any, *places: tuple[str, str]) -> Any:

@@ -18,15 +18,23 @@ from torch import Tensor, nn
 from flexkern.backbones.families import FAMILIES, family_of
 from flexkern.plain import nearest
 
-__all__ = ["import_timm", "is_timm_folder", "is_timm_name", "read_timm_folder", "read_timm_hub", "read_timm_name", "why_no_timm"]
+__all__ = [
+    "import_timm",
+    "is_timm_folder",
+    "is_timm_name",
+    "read_timm_folder",
+    "read_timm_hub",
+    "read_timm_name",
+    "why_no_timm",
+]
 
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
 _NAME = re.compile(r"[a-z][a-z0-9_]*(\.[a-z0-9_]+)?")
 _DEEPEST = 1000  # blocks: a configuration that says more would be built for hours
 # Arguments of timm's create_model, and of what it calls, that are no size or kind of the network.
 _NOT_OF_A_NETWORK = (
-    "pretrained", "checkpoint_path", "cache_dir", "scriptable", "exportable", "no_jit", "features_only", "pruned",
-    "device", "dtype", "model_name",
+    "pretrained", "checkpoint_path", "cache_dir", "scriptable", "exportable", "no_jit", "features_only",
+    "pruned", "device", "dtype", "model_name",
 )  # fmt: skip
 # Weights that are of the features, whatever a model's head is.
 _OF_FEATURES = re.compile(
@@ -107,14 +115,14 @@ def read_timm_hub(name: str) -> nn.Module:
         OSError: if it, or its weights, cannot be fetched.
         ValueError: as :func:`read_timm_folder`.
     """
-    hub = importlib.import_module("huggingface_hub")
+    hub, absent = (importlib.import_module(f"huggingface_hub{part}") for part in ("", ".errors"))
     repository, _, revision = name.partition("@")
     where = {"repo_id": repository, "revision": revision or None}
     folder = Path(hub.hf_hub_download(filename="config.json", **where)).parent
     for file in _WEIGHTS[:2]:
         try:
             hub.hf_hub_download(filename=file, **where)
-        except hub.errors.EntryNotFoundError:
+        except absent.EntryNotFoundError:
             continue
         return read_timm_folder(folder, name)
     raise FileNotFoundError(f"backbone: {name!r} has neither {_WEIGHTS[0]} nor {_WEIGHTS[1]} on the hub")
@@ -159,7 +167,9 @@ def read_timm_folder(folder: Path, name: str | None = None) -> nn.Module:
 
 def _network(said: dict[str, Any], name: str) -> tuple[str, dict[str, Any]]:
     """Name of the architecture, and the arguments by which timm makes it, without a classifier."""
-    cfg = said.get("pretrained_cfg", {k: v for k, v in said.items() if k not in ("architecture", "num_features")})
+    cfg = said.get(
+        "pretrained_cfg", {k: v for k, v in said.items() if k not in ("architecture", "num_features")}
+    )
     arguments = said.get("model_args", {})
     for what, value in (("pretrained_cfg", cfg), ("model_args", arguments)):
         if not isinstance(value, dict):
@@ -171,18 +181,25 @@ def _network(said: dict[str, Any], name: str) -> tuple[str, dict[str, Any]]:
             raise ValueError(f"backbone: model_args in the config.json of {name!r} must not have {key!r}")
     depth = arguments.get("depth", 1)
     if not (isinstance(depth, int) and 0 < depth <= _DEEPEST):
-        raise ValueError(f"backbone: depth in the config.json of {name!r} must be in [1, {_DEEPEST}], got {depth}")
+        raise ValueError(
+            f"backbone: depth in the config.json of {name!r} must be in [1, {_DEEPEST}], got {depth}"
+        )
     arguments = dict(arguments)
     pool = said.get("global_pool")
     if isinstance(pool, str) and pool:  # written from the network, where earlier versions wrote no model_args
         arguments.setdefault("global_pool", pool)
-    return said["architecture"], arguments | {"num_classes": 0, "pretrained": False, "pretrained_cfg": dict(cfg)}
+    return said["architecture"], arguments | {
+        "num_classes": 0,
+        "pretrained": False,
+        "pretrained_cfg": dict(cfg),
+    }
 
 
 def _check_family(empty: nn.Module, name: str) -> None:
     if family_of(empty) is None:
         raise ValueError(
-            f"backbone: {name!r} is timm's {type(empty).__name__}, which is not supported; supported are {FAMILIES}"
+            f"backbone: {name!r} is timm's {type(empty).__name__}, which is not supported; supported are "
+            f"{FAMILIES}"
         )
 
 

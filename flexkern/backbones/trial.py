@@ -24,7 +24,7 @@ _MOST_OFF = 0.1
 def tried_parts(
     model: nn.Module, size: int, *, interpolate: bool = False, normalise: Normalisation | None = None
 ) -> Parts:
-    """A backbone in parts that normalise their images, after a trial: on one image they give what the model pools.
+    """A backbone in parts that normalise their images, after a trial: on one image they give what it pools.
 
     Args:
         model: the backbone, where it computes and in the dtype that it has.
@@ -33,8 +33,8 @@ def tried_parts(
         normalise: mean and standard deviation; None: images go in as they are, in [0, 1].
 
     Raises:
-        ValueError: beginning with "backbone", if it is no vision transformer of a known family, raises anything,
-            or gives other features than its parts.
+        ValueError: beginning with "backbone", if it is no vision transformer of a known family, raises
+            anything, or gives other features than its parts.
     """
     kind = type(model).__name__
     try:
@@ -51,7 +51,9 @@ def tried_parts(
             own = own_features(model, image.to(first.dtype), interpolate=interpolate)
             ours = parts.features(image)
     except Exception as error:
-        raise ValueError(f"backbone: {kind} fails on one image of {size} x {size} pixels: {_words(error)}") from error
+        raise ValueError(
+            f"backbone: {kind} fails on one image of {size} x {size} pixels: {_words(error)}"
+        ) from error
     width = width_of(model)
     if own is None or tuple(own.shape) != (1, width):
         shape = "nothing" if own is None else f"features of shape {tuple(own.shape)}"

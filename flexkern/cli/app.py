@@ -1,4 +1,4 @@
-"""The command line: ``flexkern demo``, ``flexkern run``, ``flexkern bench`` and ``flexkern info``."""
+"""The command line: ``flexkern demo``, ``run``, ``bench``, ``check`` and ``info``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 import typer
 from rich.table import Table
 
-from flexkern.cli import bench
+from flexkern.cli import bench, check
 from flexkern.cli import run as runs
 from flexkern.cli.run import show
 from flexkern.cli.terminal import console, counting_bar, explained, say
@@ -31,6 +31,7 @@ app = typer.Typer(
 DEFAULTS = DemoConfig()
 app.add_typer(runs.app, name="run")
 app.add_typer(bench.app, name="bench")
+app.add_typer(check.app, name="check")
 
 
 @app.callback()

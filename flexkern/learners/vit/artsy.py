@@ -67,13 +67,14 @@ class ArtsyViT(ViTLearner):
         base_weight: how much E0's subspace counts.
         head: "prototype" (the paper's), or "experts", :class:`flexkern.nn.ExpertHead` on the scores of the
             ridge head that a "ridge" gate has.
-        evidence: what of E0 the gate reads: "class", its class token, or "class+mean", and the mean of the
-            other tokens.
+        evidence: what of E0 the gate reads: "class", its feature (the class token, where the backbone pools
+            that), or "class+mean", and the mean of the patches' tokens.
         gate: options of :class:`flexkern.nn.SynapseGate`, for example {"gate": "mlp", "gating": "hard"}; "none"
             is EASE, "oracle" opens the true task (an upper bound). Where no synapse opens for an image, E0
             alone answers. What a task needs of images and classes is
             :meth:`flexkern.nn.SynapseGate.check_labels`.
-        images_per_pass, image_size, seed, device: as in :class:`flexkern.learners.vit.base.ViTLearner`.
+        images_per_pass, image_size, normalize, seed, device: as in
+            :class:`flexkern.learners.vit.base.ViTLearner`.
 
     Raises:
         ValueError: if an option is outside its range.
@@ -118,9 +119,9 @@ class ArtsyViT(ViTLearner):
             "gate": {name: getattr(for_gate, name) for name in given},
         }  # fmt: skip
         super().__init__(backbone, recipe=recipe, seed=seed, **options, **common)
-        depth = len(self._known_parts(self.backbone).points)
+        parts = self._known_parts(self.backbone)
         bank = AdapterBank(
-            depth,
+            len(parts.points),
             self.width,
             options["rank"],
             scale=options["adapter_scale"],
@@ -128,7 +129,7 @@ class ArtsyViT(ViTLearner):
             dtype=torch.float32,
             device=self.device,
         )
-        self.adapted = attach_adapters(self.backbone, bank).eval()
+        self.adapted = attach_adapters(self.backbone, bank, parts).eval()
         self.bank, self.combine = bank, combine
         self._mean = evidence == "class+mean"
         reads = self.width * (2 if self._mean else 1)
@@ -238,7 +239,7 @@ class ArtsyViT(ViTLearner):
             return self.adapted.trunk(x)
 
     def _base(self, trunk: Trunk) -> Tensor:
-        """What the gate reads: E0's class token, and behind it, if asked for, the mean of the others."""
+        """What the gate reads: E0's feature, and behind it, if asked for, the mean of the patches' tokens."""
         return self._run(partial(self.adapted.features, mean=self._mean), trunk)
 
     def _spaces(self, trunk: Trunk, h0: Tensor, openings: Tensor) -> Tensor:
@@ -302,7 +303,7 @@ class ArtsyViT(ViTLearner):
 
     @torch.no_grad()
     def means(self, images: Tensor) -> Tensor:
-        """Means of E0's tokens but the class token: float32 [n, width]."""
+        """Means of E0's tokens of the patches: float32 [n, width]."""
         check_images(images, "images")
         means = partial(self.adapted.features, mean=True)
         batches = self._test_batches(images, torch.zeros(len(images)))

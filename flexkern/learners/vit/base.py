@@ -15,12 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from flexkern import backbones
+from flexkern.backbones.normalise import checked_normalize
+from flexkern.backbones.parts import Parts
+from flexkern.backbones.sizes import copy_of_structure, fitted
+from flexkern.backbones.trial import tried_parts
 from flexkern.features import add_tensors
 from flexkern.learners import schema
 from flexkern.learners.base import Item, Learner
 from flexkern.learners.vit.images import check_images
 from flexkern.learners.vit.training import Recipe, Training, autocast, test_view
-from flexkern.nn.adapters.adapted_model import Parts, parts_of
 from flexkern.nn.adapters.bank import AdapterBank
 from flexkern.nn.feature_statistics import FeatureStatistics
 from flexkern.nn.gates.checks import check_true_task
@@ -51,7 +54,11 @@ class ViTLearner(Learner):
         recipe: how each task is trained.
         images_per_pass: images (or pairs of an image and a task) that go through the network at once: bounds
             memory.
-        image_size: pixels of each side; None asks the backbone.
+        image_size: pixels of each side; None asks the backbone. Another size than its own is possible where the
+            backbone's family can (docs/backbones.md).
+        normalize: of images in [0, 1], after augmentation: "auto" as the backbone's training images were
+            (:func:`flexkern.backbones.normalisation`; not at all where that is not known), "none", or
+            [mean, standard deviation], each of three numbers. A checkpoint has the numbers.
         seed: of everything that is random.
         device: where to compute.
         options: the method's own, for its checkpoints; JSON.
@@ -70,11 +77,13 @@ class ViTLearner(Learner):
         recipe: Recipe | None = None,
         images_per_pass: int = 256,
         image_size: int | None = None,
+        normalize: str | Sequence[Sequence[float]] = "auto",
         seed: int = 0,
         device: torch.device | str = "cpu",
         **options: Any,
     ) -> None:
         images_per_pass = whole_number(images_per_pass, "images_per_pass")
+        normalise = checked_normalize(normalize)
         if image_size is not None:
             image_size = whole_number(image_size, "image_size")
         if recipe is not None and not isinstance(recipe, Recipe):
@@ -85,20 +94,35 @@ class ViTLearner(Learner):
                 raise TypeError(f"{type(self).__name__} has no argument {name!r}{hint}")
         self.recipe = recipe or self.default_recipe()
         of_recipe = asdict(self.recipe) | {"crop": list(self.recipe.crop)}  # JSON has no tuples
+        network = backbones.load_backbone(backbone)
+        if normalise == "auto":
+            normalise = backbones.normalisation(network) or "none"
+        self._normalise = None if isinstance(normalise, str) else normalise
         configuration: dict[str, Any] = {
-            "recipe": of_recipe, "images_per_pass": images_per_pass, "image_size": image_size, **options,
+            "recipe": of_recipe, "images_per_pass": images_per_pass, "image_size": image_size,
+            "normalize": "none" if self._normalise is None else [list(numbers) for numbers in self._normalise],
+            **options,
         }  # fmt: skip
         super().__init__(seed=seed, device=device, configuration=configuration)
         self.images_per_pass = images_per_pass
-        self.backbone = backbones.load_backbone(backbone).to(self.device).requires_grad_(False)
-        attention = getattr(self.backbone, "set_attn_implementation", None)
-        if attention is not None and self.device.type == "cpu" and self.recipe.precision == "bfloat16":
-            # On CPUs torch's fused attention has a slow backward pass in bfloat16: half the speed.
-            attention("eager")
-        self.image_size = image_size or backbones.image_size(self.backbone)
+        self._given = network.to(self.device).requires_grad_(False)  # what a checkpoint knows
+        self.image_size = image_size or backbones.image_size(network)
+        self.backbone, self._interpolate = fitted(network, self.image_size)
+        if self.device.type == "cpu" and self.recipe.precision == "bfloat16":
+            self._use_eager_attention()
         self.width = backbones.width_of(self.backbone)
         self.classes_seen = 0
         self._training: Training | None = None
+
+    def _use_eager_attention(self) -> None:
+        """On CPUs torch's fused attention has a slow backward pass in bfloat16: half the speed."""
+        attention = getattr(self.backbone, "set_attn_implementation", None)
+        if attention is None or getattr(self.backbone.config, "_attn_implementation", None) == "eager":
+            return
+        # A copy with the same weights: another learner may have this backbone, and its attention stays.
+        own: Any = copy_of_structure(self.backbone)
+        own.set_attn_implementation("eager")
+        self.backbone = own
 
     @classmethod
     def default_recipe(cls) -> Recipe:
@@ -301,7 +325,7 @@ class ViTLearner(Learner):
                 check_same(name, "tasks", getattr(part, "tasks", self.items_learned), self.items_learned)
 
     def _frozen(self) -> str:
-        return _fingerprint(self.backbone)
+        return _fingerprint(self._given)
 
     @classmethod
     def _check_frozen(  # type: ignore[override] # it names what it takes
@@ -325,17 +349,13 @@ class ViTLearner(Learner):
     def _arguments(cls, configuration: dict[str, Any]) -> dict[str, Any]:
         schema.check_configuration(Recipe, configuration["recipe"], "recipe.")
         schema.check_fields(configuration, _RANGES, others=True)
-        return configuration | {"recipe": Recipe(**configuration["recipe"])}
+        # Those of earlier versions took images as they are.
+        normalize = configuration.get("normalize", "none")
+        return configuration | {"recipe": Recipe(**configuration["recipe"]), "normalize": normalize}
 
-    @staticmethod
-    def _known_parts(network: nn.Module) -> Parts:
-        parts = parts_of(network)
-        if parts is None:
-            raise ValueError(
-                f"backbone: {type(network).__name__} is not a vision transformer of a known family (Hugging "
-                "Face ViT, DeiT, DINOv2; timm VisionTransformer)"
-            )
-        return parts
+    def _known_parts(self, network: nn.Module) -> Parts:
+        """The backbone, or a copy of it, in parts that normalise their images; tried on one image."""
+        return tried_parts(network, self.image_size, interpolate=self._interpolate, normalise=self._normalise)
 
 
 def check_same(part: str, what: str, have: int, expected: int) -> None:

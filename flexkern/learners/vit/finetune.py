@@ -46,7 +46,7 @@ class FinetuneViT(ViTLearner):
     (Avalanche calls it naive; PILOT's baseline of this name leaves earlier classes out of the sum).
 
     Args:
-        backbone, recipe, images_per_pass, image_size, seed, device: as in
+        backbone, recipe, images_per_pass, image_size, normalize, seed, device: as in
             :class:`flexkern.learners.vit.base.ViTLearner`.
     """
 
@@ -76,7 +76,7 @@ class FinetuneViT(ViTLearner):
         )
 
     def _training_logits(self, x: Tensor) -> Tensor:
-        return self.head(self._parts.features(x))
+        return self.head(self._parts.features(x).float())
 
     def _epoch(self, training: Training, images: Tensor, labels: Tensor) -> float:
         return training.epoch(images, labels + self.classes_seen)
@@ -90,7 +90,7 @@ class FinetuneViT(ViTLearner):
 
     def _logits(self, images: Tensor, task: Tensor | None) -> Tensor:
         # While a task is learned the head has rows for its classes, which are not learned before its end.
-        return self._run(lambda x: self.head(self._parts.features(x)), images)[:, : self.classes_seen]
+        return self._run(lambda x: self.head(self._parts.features(x).float()), images)[:, : self.classes_seen]
 
     def _modules(self) -> nn.ModuleDict:
         return nn.ModuleDict({"network": self.network, "head": self.head})

@@ -43,7 +43,7 @@ class JointViT(FinetuneViT):
     over everything seen so far. Images are kept as bytes: floating-point ones are rounded to 256 levels.
 
     Args:
-        backbone, recipe, images_per_pass, image_size, seed, device: as in
+        backbone, recipe, images_per_pass, image_size, normalize, seed, device: as in
             :class:`flexkern.learners.vit.base.ViTLearner`.
     """
 

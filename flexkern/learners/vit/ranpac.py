@@ -25,7 +25,7 @@ class RanPAC(ViTLearner):
     Args:
         features: of the random projection; the paper has 10,000. The sums are features x features numbers.
         ridge: the head's regularisation, or "auto".
-        backbone, recipe, images_per_pass, image_size, seed, device: as in
+        backbone, recipe, images_per_pass, image_size, normalize, seed, device: as in
             :class:`flexkern.learners.vit.base.ViTLearner`.
     """
 

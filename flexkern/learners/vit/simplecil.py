@@ -19,7 +19,7 @@ class SimpleCIL(ViTLearner):
     """Nearest class mean on the frozen backbone's features, by cosine; nothing is trained (arXiv 2303.07338).
 
     Args:
-        backbone, recipe, images_per_pass, image_size, seed, device: as in
+        backbone, recipe, images_per_pass, image_size, normalize, seed, device: as in
             :class:`flexkern.learners.vit.base.ViTLearner`.
     """
 
