@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from flexkern.nn.feature_statistics import checked_shrinkage, oas
 from flexkern.nn.growing import GrowingState, check_features, check_finite, check_labels
+from flexkern.nn.heads.scatter import add_products, centred, row_sums, traces
 from flexkern.nn.not_learned import NotLearnedError
 from flexkern.plain import choice, flag, whole_number
 
@@ -19,31 +19,27 @@ __all__ = ["LDAHead"]
 PRIORS = ("uniform", "counts")
 _NOTHING = "no class is known yet; call update() first"
 _ROWS = 1024  # go into one product: their width beside the sums is little, and the product has its full speed
-_EXACT_ROWS = 64  # are in float64 at once: they stay in a cache
-# The triangle is written in blocks of so many of its rows: the part above it that is computed for nothing is one
-# block's share, and products of this size have the library's full speed.
-_BLOCK = 1024
 # A covariance of at most this width is factored in float64 (134 MB), whatever the sums are in.
 _EXACT_WIDTH = 4096
 
 
 class LDAHead(GrowingState):
-    """Log posteriors of classes that are gaussian with one covariance: ``x W + b``, in closed form, in one pass.
+    """Log posteriors of gaussian classes with one covariance: ``x W + b``, in closed form, in one pass.
 
     ``W = S^-1 (mean_c - centre)`` with S the within-class covariance, pooled over all classes with ``samples -
     classes`` degrees of freedom and shrunk towards a multiple of the identity, ``(1 - rho) S + rho tr(S)/d I``.
     ``softmax`` of the logits are the classes' probabilities. No data is kept; classes come in any order and
-    number, come again, and leave.
+    number, come again, and leave. Without two samples of any class, the nearest mean answers.
 
-    **Sums.** Counts and sums of each class, the sums in float64, and the scatter, ``sum (x - mean)(x - mean)^T``
-    within classes: the lower triangle of [width, width]. New samples of a class with n before and m now change
-    its scatter by ``sum r r^T`` with ``r = x - (w mean_before + (1 - w) mean_now)`` and ``w = sqrt(n / (n +
-    m))``: Chan's update of means and scatter (Chan, Golub, LeVeque 1983) as a product of m rows. Rows are centred
-    in float64 and rounded to ``dtype``. So a float32 scatter errs by its own rounding only: with u = 2^-24, and
-    k products added to it, |error of S_ij| <= (min(n, 1024) + k + 4) u sqrt(S_ii S_jj), in practice its square
-    root. Sums of ``x x^T``, of which the means are taken off in the end, err by (1 + mean^2 / variance) times as
-    much; some values of a transformer's tokens have means of 10 to 100 standard deviations. In the same bound
-    the order of samples, the batches they come in, one at a time or all, and :meth:`merge` change nothing.
+    **Sums.** Counts and sums of each class, the sums in float64, and the scatter ``sum (x - mean)(x - mean)^T``
+    within classes: the lower triangle of [width, width]. Samples of a class, n before and m now, change its
+    scatter by ``sum r r^T`` with ``r = x - (w mean_before + (1 - w) mean_now)``, ``w = sqrt(n / (n + m))``: the
+    update of Chan, Golub and LeVeque (1983) as one product of m rows. Rows are centred in float64 and rounded
+    to ``dtype``. So a float32 scatter errs by its own rounding only: with u = 2^-24, after k products,
+    ``|error of S_ij| <= (min(n, 1024) + k + 4) u sqrt(S_ii S_jj)``, in practice about the root of that many u.
+    Within this bound the order of samples, their batches, one at a time or all, and :meth:`merge` change
+    nothing. Sums of ``x x^T``, from which the means are taken off in the end, would err (1 + mean^2 / variance)
+    times as much.
 
     **Cost.** A batch costs one product of half the size of ``x^T x``. Each update reads and writes the scatter
     once per 1,024 samples, and also for one: where width is large, batches of hundreds are learned a hundred
@@ -55,9 +51,9 @@ class LDAHead(GrowingState):
 
     Args:
         width: of a feature vector.
-        shrinkage: rho in [0, 1], or ``"oas"``: the oracle approximating shrinkage estimator (Chen, Wiesel, Eldar,
-            Hero, *Shrinkage algorithms for MMSE covariance estimation*, 2010, eq. 23), which needs tr(S), tr(S^2)
-            and the degrees of freedom only.
+        shrinkage: rho in [0, 1], or ``"oas"``: the oracle approximating shrinkage estimator (Chen, Wiesel,
+            Eldar, Hero, *Shrinkage algorithms for MMSE covariance estimation*, 2010, eq. 23), from tr(S),
+            tr(S^2) and the degrees of freedom. A number must keep S regular; 0 may not.
         priors: of the classes: ``"uniform"``, or ``"counts"``: as often as they were learned.
         per_class: keep a scatter for each class, [classes, width, width], for :meth:`forget`.
         dtype: of the scatter, float32 or float64.
@@ -140,21 +136,18 @@ class LDAHead(GrowingState):
 
     def _add(self, x: Tensor, labels: Tensor) -> None:
         seen, place, now = labels.unique(return_inverse=True, return_counts=True)
-        before, sums = self.count[seen], self.sum.new_zeros((len(seen), self.width))
-        for part, rows in _exact(x, place):
-            # Not index_add_: its order on a GPU is any.
-            sums.index_put_((rows,), part, accumulate=True)
+        before, sums = self.count[seen], row_sums(x, place, len(seen))
         weight = (before.double() / (before + now)).sqrt_()[:, None]
         centre = self.sum[seen].mul_(weight / before.clamp(min=1)[:, None])
         centre.addcmul_(sums, (1 - weight) / now[:, None])
-        rows = _centred(x, place, centre, self.scatter.dtype)
+        rows = centred(x, place, centre, self.scatter.dtype)
         known = (before > 0).to(now)
         if self.per_class:
             for i, label in enumerate(seen.tolist()):
-                _add_products(self.scatter[label], rows[place == i])
+                add_products(self.scatter[label], rows[place == i])
             self.freedom[seen] += now - 1 + known
         else:
-            _add_products(self.scatter[0], rows)
+            add_products(self.scatter[0], rows)
             self.freedom += len(x) - len(seen) + known.sum()
         self.sum[seen] += sums
         self.count[seen] += now
@@ -180,10 +173,10 @@ class LDAHead(GrowingState):
         self.freedom[: len(other.freedom)] += other.freedom.to(self.freedom)
         if self.per_class:
             for label, row in zip(both.tolist(), rows.split(1), strict=False):
-                _add_products(self.scatter[label], row)
+                add_products(self.scatter[label], row)
             self.freedom[both] += 1
         else:
-            _add_products(self.scatter[0], rows)
+            add_products(self.scatter[0], rows)
             self.freedom += len(both)
         self.sum[: other.classes] += other.sum.to(self.sum)
         self.count[: other.classes] += m
@@ -193,10 +186,10 @@ class LDAHead(GrowingState):
     def forget(self, label: int, h0: Tensor | None = None) -> None:
         """Takes a class out again: no answer names it, and it may be learned anew.
 
-        What its samples have added to the covariance that all classes share goes too, exactly, if the head was
-        made with ``per_class=True`` (to the bits of a head that never saw the class), or if the class's features
-        are given again (to the rounding of a float32 scatter). Without either it stays: from a sum over all classes no
-        class's part can be told, unless as much is kept as its samples hold.
+        What its samples have added to the covariance that all classes share goes too if the head was made with
+        ``per_class=True`` (to the bits of a head that never saw the class), or if the class's features are
+        given again (to the scatter's rounding). Without either it stays: in a sum over all classes nobody can
+        tell a class's part, unless as much is kept as its samples hold.
 
         Args:
             label: of the class.
@@ -214,24 +207,21 @@ class LDAHead(GrowingState):
         if h0 is not None:
             self._check(h0)
             h0, place = h0.to(self.sum.device), self.count.new_zeros(len(h0))
-            total, size = self.sum.new_zeros(1, self.width), 0.0
-            for part, index in _exact(h0, place):
-                total.index_put_((index,), part, accumulate=True)
-                size += float(part.abs().sum())
+            total, size = row_sums(h0, place, 1), row_sums(h0.abs(), place, 1)
             # Features that a network computes again, in other batches, are the same to its rounding.
-            if len(h0) != n or float((total - self.sum[label]).abs().sum()) > 1e-2 * size:
+            if len(h0) != n or bool((total - self.sum[label]).abs().sum() > 1e-2 * size.sum()):
                 raise ValueError(
                     f"h0 must be the {n} feature vectors of class {label} that were learned, got {len(h0)} "
                     "vectors" + (" with another sum" if len(h0) == n else "")
                 )
-            rows = _centred(h0, place, total / n, self.scatter.dtype)
+            rows = centred(h0, place, total / n, self.scatter.dtype)
         if self.per_class:
             self.scatter[label] = 0
             self.freedom[label] = 0
         elif rows is not None:
             self.freedom -= n - 1
             if int(self.freedom):
-                _add_products(self.scatter[0], rows, -1)
+                add_products(self.scatter[0], rows, -1)
                 self.scatter[0].diagonal().clamp_(min=0)
             else:
                 self.scatter.zero_()
@@ -319,7 +309,7 @@ class LDAHead(GrowingState):
         centre = means.mean(0).float()
         means -= centre
         half, weight = self._distances(means)
-        prior = count.double().log() if self.priors == "counts" else torch.zeros_like(count, dtype=torch.float64)
+        prior = (count if self.priors == "counts" else torch.ones_like(count)).double().log()
         bias = torch.full((self.classes,), -math.inf, dtype=torch.float64, device=centre.device)
         bias[known] = prior.log_softmax(0) - half
         if not bool(known.all()):
@@ -331,7 +321,7 @@ class LDAHead(GrowingState):
     def _distances(self, means: Tensor) -> tuple[Tensor, Tensor]:
         """Half the squared Mahalanobis length of centred means [S, width], float64 [S], and S^-1 of them."""
         freedom, d = int(self.freedom.sum()), self.width
-        trace, square = _traces(self._total(self.scatter.dtype) if self.per_class else self.scatter[0])
+        trace, square = traces(self._total(self.scatter.dtype) if self.per_class else self.scatter[0])
         if not bool((trace + square).isfinite()):
             raise RuntimeError("the scatter has infinite or NaN elements; load a sound state")
         if not (freedom and bool(trace > 0)):
@@ -339,19 +329,19 @@ class LDAHead(GrowingState):
             self.chosen = None
             variance = float(means.var(0, correction=0).mean()) or 1.0
             return means.square().sum(1) / (2 * variance), means.T / variance
-        given = not isinstance(self.shrinkage, str)
-        rho = self.shrinkage if given else oas(square / freedom**2, trace / freedom, d, freedom)
-        lower = self._factor(float(rho), freedom, float(trace) / freedom)
-        if lower is None and not given:
+        given, trace = self.shrinkage, trace / freedom
+        rho = oas(square / float(freedom) ** 2, trace, d, freedom) if isinstance(given, str) else given
+        lower = self._factor(rho, freedom, float(trace))
+        if lower is None and isinstance(given, str):
             # So many samples that the roundings of the scatter, at most some u tr(S), outweigh what rho adds.
             rho = max(rho, min(1.0, 8 * d * torch.finfo(self.scatter.dtype).eps))
-            lower = self._factor(rho, freedom, float(trace) / freedom)
+            lower = self._factor(rho, freedom, float(trace))
         if lower is None:
             raise RuntimeError(
                 f"the shared covariance is singular with shrinkage {rho:.3g} and {freedom} degrees of freedom "
                 f"in {d} dimensions; give more samples or a larger shrinkage"
             )
-        self.chosen = float(rho)
+        self.chosen = rho
         white = torch.linalg.solve_triangular(lower, means.T.to(lower.dtype), upper=False)
         half = white.double().square().sum(0) / 2
         return half, torch.linalg.solve_triangular(lower.T, white, upper=True)
@@ -421,35 +411,3 @@ class _Solved(NamedTuple):
     centre: Tensor
     weight: Tensor
     bias: Tensor
-
-
-def _exact(x: Tensor, place: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """A few rows of x at a time, in float64, and their places."""
-    for rows, places in zip(x.split(_EXACT_ROWS), place.split(_EXACT_ROWS), strict=True):
-        yield rows.double(), places
-
-
-def _centred(x: Tensor, place: Tensor, centre: Tensor, dtype: torch.dtype) -> Tensor:
-    """``x - centre[place]``, computed in float64."""
-    out = torch.empty(x.shape, dtype=dtype, device=x.device)
-    for rows, (part, places) in zip(out.split(_EXACT_ROWS), _exact(x, place), strict=True):
-        rows.copy_(part - centre[places])
-    return out
-
-
-def _add_products(scatter: Tensor, rows: Tensor, sign: int = 1) -> None:
-    """Adds ``sign * rows^T rows`` to the lower triangle of ``scatter``, a block of its rows after the other."""
-    with torch.autocast(rows.device.type, enabled=False):
-        for first in range(0, len(scatter), _BLOCK):
-            end = first + _BLOCK
-            scatter[first:end, :end].addmm_(rows[:, first:end].T, rows[:, :end], alpha=sign)
-
-
-def _traces(lower: Tensor) -> tuple[Tensor, Tensor]:
-    """tr(S) and tr(S^2) of a symmetric matrix, of which the lower triangle is there; sums in float64."""
-    diagonal = lower.diagonal().double()
-    below = torch.zeros_like(diagonal[0])
-    for i, rows in enumerate(lower.split(_EXACT_ROWS)):
-        first = i * _EXACT_ROWS
-        below += rows[:, : first + _EXACT_ROWS].tril(first - 1).double().square().sum()
-    return diagonal.sum(), 2 * below + diagonal.square().sum()
