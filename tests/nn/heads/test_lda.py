@@ -239,14 +239,14 @@ def test_priors() -> None:
 
 def test_float32_factor_and_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """What wide heads do, at a small width: blocks that do not divide it, and a float32 factorisation."""
-    x, labels = some_data(300, 45, 4)
+    x, labels = some_data(300, 151, 4)
     expected = taught(x, labels, dtype=torch.float64)
     for module, name, value in (
-        (scatter, "_BLOCK", 16), (scatter, "_EXACT_ROWS", 7), (lda, "_EXACT_WIDTH", 8), (lda, "_ROWS", 50),
+        (scatter, "_LEAF", 64), (scatter, "_EXACT_ROWS", 7), (lda, "_EXACT_WIDTH", 8), (lda, "_ROWS", 50),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, value)
     head = taught(x, labels)
-    assert head._factor(0.1, 296, 45.0).dtype is torch.float32  # type: ignore[union-attr]
+    assert head._factor(0.1, 296, 151.0).dtype is torch.float32  # type: ignore[union-attr]
     assert scaled_error(head.covariance(), expected.covariance()) <= 310 * U
     torch.testing.assert_close(head.logits(x), expected.logits(x), rtol=1e-3, atol=1e-2)
     assert head.chosen == pytest.approx(expected.chosen, rel=1e-5)
