@@ -113,6 +113,10 @@ def _in_dtype(model: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 def _read(source: Any) -> nn.Module:
     if isinstance(source, nn.Module):
+        if any(p.is_meta for p in source.parameters()):
+            raise ValueError(
+                f"backbone: {type(source).__name__} is on the meta device, without weights; load them"
+            )
         return vision_part(source)
     if not isinstance(source, (str, os.PathLike)):
         raise TypeError(f"backbone must be a name, a folder or a torch.nn.Module, got {type(source).__name__}")

@@ -60,10 +60,12 @@ def family_of(model: nn.Module) -> str | None:
 
 
 def vision_part(model: nn.Module) -> nn.Module:
-    """The vision transformer in a model that has more: the base of a classifier, the images' side of CLIP.
+    """The vision transformer in a model that has more: the base of a classifier, the images' side of CLIP, what
+    torch.compile was given.
 
     A model that is one, or has none of a known family, is returned as it is.
     """
+    model = getattr(model, "_orig_mod", model)
     if family_of(model) is not None:
         return model
     # Classifiers of these two do not read what their base pools, and so are of no known family.
@@ -127,12 +129,10 @@ def own_features(network: nn.Module, images: Tensor, *, interpolate: bool = Fals
 
 def _timm(model: Any) -> Parts:
     kind = type(model).__name__
-    others = {type(b).__name__ for b in model.blocks if not _is_a(b, _TIMM_BLOCKS)}
+    others = sorted({type(b).__name__ for b in model.blocks if not _is_a(b, _TIMM_BLOCKS)})
     if others or not len(model.blocks):
-        what = ", ".join(sorted(others)) or "none"
-        raise ValueError(
-            f"{kind} has blocks of the kind {what}; adapters fit blocks with a norm before their MLP"
-        )
+        what = f"blocks of the kind {', '.join(others)}" if others else "no blocks"
+        raise ValueError(f"{kind} has {what}; adapters fit blocks with a norm before their MLP")
     pool = getattr(model, "global_pool", None)
     if not pool:
         raise ValueError(

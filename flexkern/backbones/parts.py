@@ -55,13 +55,14 @@ class Parts:
     arguments: Callable[[Tensor], dict[str, Any]] | None = None
     feature: str = "class token"
 
-    def features(self, images: Tensor) -> Tensor:
-        """What the model pools from images, [n, width]."""
+    def features(self, images: Tensor, *, mean: bool = False) -> Tensor:
+        """What the model pools from images, [n, width]; with ``mean``, the patches' mean beside it."""
         tokens = self.embed(images)
         arguments = self.block_arguments(tokens)
         for point in self.points:
             tokens = run_block(point.block, tokens, arguments)
-        return self.pooled(self.norm(tokens))
+        tokens = self.norm(tokens)
+        return torch.cat([self.pooled(tokens), self.mean(tokens)], 1) if mean else self.pooled(tokens)
 
     def tokens(self, images: Tensor, layers: int = 1) -> Tensor:
         """What the model would pool after each of its last blocks, and the mean of the patches' tokens there.

@@ -84,7 +84,7 @@ def read_backbone(path: str | os.PathLike[str], *, local: bool) -> nn.Module:
     # transformers draws random weights for these, and only warns.
     missing = sorted(told["missing_keys"])
     other = sorted(str(key[0] if isinstance(key, tuple) else key) for key in told["mismatched_keys"])
-    deeper = sorted(key for key in told["unexpected_keys"] if _is_block(key))
+    deeper = sorted(k for k in told["unexpected_keys"] if _is_block(k) and not k.startswith("text_model."))
     for keys, what in (
         (other, "has weights of other shapes for"), (missing, "has no weights for"),
         (deeper, "has more blocks than its config.json says:"),

@@ -147,10 +147,12 @@ def read_timm_folder(folder: Path, name: str | None = None) -> nn.Module:
         raise ValueError(f"backbone: {name!r} has architecture {architecture!r}, which this timm does not have")
     try:
         with torch.device("meta"):
+            _check_family(timm.create_model(architecture), name)  # without arguments, which others do not have
             empty = timm.create_model(architecture, **arguments)
+    except _RefusedError:
+        raise
     except Exception as error:
         raise ValueError(f"backbone: {name!r} cannot be read: {_words(error)}") from error
-    _check_family(empty, name)
     needed, there = sum(p.numel() for p in empty.parameters()), file.stat().st_size
     if needed > there:  # a weight takes a byte at least
         raise ValueError(
@@ -195,9 +197,13 @@ def _network(said: dict[str, Any], name: str) -> tuple[str, dict[str, Any]]:
     }
 
 
+class _RefusedError(ValueError):
+    """Of this file, with a message that needs no more words."""
+
+
 def _check_family(empty: nn.Module, name: str) -> None:
     if family_of(empty) is None:
-        raise ValueError(
+        raise _RefusedError(
             f"backbone: {name!r} is timm's {type(empty).__name__}, which is not supported; supported are "
             f"{FAMILIES}"
         )

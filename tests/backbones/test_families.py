@@ -235,3 +235,27 @@ def test_tokens_of_the_last_layers(name: str) -> None:
     for layers in (0, 3):
         with pytest.raises(ValueError, match="layers must be"):
             parts.tokens(images(), layers=layers)
+
+
+def test_other_modules_that_are_given() -> None:
+    model = copy.deepcopy(family("ViT"))
+    compiled = torch.compile(model)
+    assert backbones.load_backbone(compiled) is model  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="on the meta device, without weights"):
+        make_learner("simplecil", copy.deepcopy(model).to("meta"))
+    with pytest.raises(ValueError, match="no blocks"):
+        make_learner("simplecil", _without_blocks())
+
+
+def _without_blocks() -> nn.Module:
+    model: Any = copy.deepcopy(family("timm"))
+    model.blocks = nn.Sequential()
+    return model
+
+
+def test_a_size_is_kept_with_the_copy_that_was_made_for_it() -> None:
+    for name in ("ViT", "timm"):
+        larger = backbones.load_backbone(family(name), image_size=48)
+        for model in (larger, copy.deepcopy(larger), backbones.load_backbone(larger)):
+            assert backbones.image_size(model) == 48
+        assert backbones.image_size(backbones.load_backbone(larger, image_size=32)) == 32

@@ -14,7 +14,8 @@ from helpers.timm_models import import_timm
 
 SIZE, PATCH, WIDTH, BLOCKS = 32, 8, 32, 2
 TIMM = {
-    "img_size": SIZE, "patch_size": PATCH, "embed_dim": WIDTH, "depth": BLOCKS, "num_heads": 2, "num_classes": 5,
+    "img_size": SIZE, "patch_size": PATCH, "embed_dim": WIDTH, "depth": BLOCKS, "num_heads": 2,
+    "num_classes": 5,
 }  # fmt: skip
 HUGGING_FACE = {
     "hidden_size": WIDTH, "num_hidden_layers": BLOCKS, "num_attention_heads": 2, "intermediate_size": 64,
@@ -45,6 +46,10 @@ def _hugging_face(name: str, options: dict[str, Any] | None = None, **config: An
     base = name.removesuffix("ForImageClassification").removesuffix("Model")
     made = getattr(_transformers(), f"{base}Config")(**(HUGGING_FACE | config))
     return getattr(_transformers(), name)(made, **(options or {}))
+
+
+def _swin() -> Any:
+    return _transformers().SwinConfig(image_size=56, embed_dim=8, depths=[1] * 4, num_heads=[1] * 4)
 
 
 def _with_text(name: str, base: str) -> nn.Module:
@@ -151,7 +156,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
         lambda: _hugging_face("SiglipVisionModel", vision_use_head=False), "has no pooling head",
     ),
     "SigLIP, classifier": (lambda: _with_text("SiglipForImageClassification", "Siglip"), "is not a vision"),
-    "Swin": (lambda: _transformers().SwinModel(_transformers().SwinConfig(image_size=56)), "SwinModel is not"),
+    "Swin": (lambda: _transformers().SwinModel(_swin()), "SwinModel is not"),
     "ResNet": (
         lambda: _hugging_face("ResNetModel", embedding_size=8, hidden_sizes=[8], depths=[1]), "ResNetModel",
     ),

@@ -94,17 +94,17 @@ class ViTLearner(Learner):
                 raise TypeError(f"{type(self).__name__} has no argument {name!r}{hint}")
         self.recipe = recipe or self.default_recipe()
         of_recipe = asdict(self.recipe) | {"crop": list(self.recipe.crop)}  # JSON has no tuples
+        configuration: dict[str, Any] = {
+            "recipe": of_recipe, "images_per_pass": images_per_pass, "image_size": image_size, **options,
+        }  # fmt: skip
+        super().__init__(seed=seed, device=device, configuration=configuration)
+        self.images_per_pass = images_per_pass
         network = backbones.load_backbone(backbone)
         if normalise == "auto":
             normalise = backbones.normalisation(network) or "none"
         self._normalise = None if isinstance(normalise, str) else normalise
-        configuration: dict[str, Any] = {
-            "recipe": of_recipe, "images_per_pass": images_per_pass, "image_size": image_size,
-            "normalize": "none" if self._normalise is None else [list(numbers) for numbers in self._normalise],
-            **options,
-        }  # fmt: skip
-        super().__init__(seed=seed, device=device, configuration=configuration)
-        self.images_per_pass = images_per_pass
+        numbers = "none" if self._normalise is None else [list(part) for part in self._normalise]
+        self._configuration["normalize"] = numbers
         self._given = network.to(self.device).requires_grad_(False)  # what a checkpoint knows
         self.image_size = image_size or backbones.image_size(network)
         self.backbone, self._interpolate = fitted(network, self.image_size)

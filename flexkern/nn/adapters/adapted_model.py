@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 import math
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from flexkern.backbones.families import FAMILIES, parts_of
 from flexkern.backbones.parts import AdapterPoint, Parts, run_block
@@ -90,20 +92,21 @@ class AdaptedModel(nn.Module):
         self._parts = parts
         self._points = list(points)
         self._log = PassLog()
-        self._hooks = []
+        self._hooks: list[RemovableHandle] = []
         self._called: list[_Hook] = []
         for layer, point in enumerate(points):
             reader, adder = _Reader(self, layer), _Adder(self, layer)
             self._called += [reader, adder]
             self._hooks.append(point.norm.register_forward_pre_hook(reader))
             self._hooks.append(point.block.register_forward_hook(adder))
+        weakref.finalize(self, _remove, self._hooks).atexit = False
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         for (
             hook
         ) in self._called:  # a frozen model that was copied first has hooks that do not know this one yet
-            hook.owner = self
+            hook.belong_to(self)
 
     def train(self, mode: bool = True) -> AdaptedModel:
         """Sets the mode of the adapters (dropout); the frozen model stays in ``eval()``."""
@@ -113,9 +116,7 @@ class AdaptedModel(nn.Module):
 
     def remove(self) -> None:
         """Takes the adapters out of the model again, which stays frozen."""
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks.clear()
+        _remove(self._hooks)
 
     @contextmanager
     def tasks(self, task: int | Tensor | None) -> Iterator[None]:
@@ -220,6 +221,12 @@ class AdaptedModel(nn.Module):
         return torch.cat([parts.pooled(tokens), parts.mean(tokens)], 1) if mean else parts.pooled(tokens)
 
 
+def _remove(hooks: list[RemovableHandle]) -> None:
+    for hook in hooks:
+        hook.remove()
+    hooks.clear()
+
+
 def _next_node() -> int:
     """The number of the next node that autograd makes in this thread."""
     return torch._C._autograd._get_sequence_nr()
@@ -227,16 +234,31 @@ def _next_node() -> int:
 
 class _Hook:
     """A hook of an adapted model in one of its layers. An object and no closure: a copy of the model has hooks
-    that are the copy's. A copy of the frozen model alone has hooks that do nothing."""
+    that are the copy's. A copy of the frozen model alone has hooks that do nothing.
+
+    It does not keep the adapted model alive: the frozen one, which has the hook, may serve others after it.
+    """
 
     def __init__(self, owner: AdaptedModel | None, layer: int) -> None:
-        self.owner, self.layer = owner, layer
+        self.layer = layer
+        self.belong_to(owner)
+
+    def belong_to(self, owner: AdaptedModel | None) -> None:
+        self._owner = None if owner is None else weakref.ref(owner)
+
+    @property
+    def owner(self) -> AdaptedModel | None:
+        return None if self._owner is None else self._owner()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Hook:
         return type(self)(memo.get(id(self.owner)), self.layer)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (None, self.layer)  # an adapted model that is read makes them its own
+
     def _pass(self) -> Pass | None:
-        return None if self.owner is None else running_in(self.owner, self.owner._log)
+        owner = self.owner
+        return None if owner is None else running_in(owner, owner._log)
 
 
 class _Reader(_Hook):
@@ -255,10 +277,9 @@ class _Adder(_Hook):
         current = self._pass()
         if current is None or current.task is None:
             return None
-        assert self.owner is not None
         read = current.inputs.pop(self.layer)
         alone = isinstance(output, Tensor)
-        tokens = _adapted(self.owner.bank, self.layer, read, current.task, output if alone else output[0])
+        tokens = _adapted(current.owner.bank, self.layer, read, current.task, output if alone else output[0])
         return tokens if alone else (tokens, *output[1:])
 
 

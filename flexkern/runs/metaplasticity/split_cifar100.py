@@ -12,7 +12,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from flexkern.backbones import image_size, load_backbone
+from flexkern.backbones import image_size, load_backbone, normalisation
+from flexkern.backbones.trial import tried_parts
 from flexkern.features import extract_from
 from flexkern.learners.vit.training import test_view
 from flexkern.runs.metaplasticity.items import cached
@@ -76,7 +77,7 @@ def _pack(path: str) -> tuple[Images, Images]:
 
 
 class TokenFeatures(nn.Module):
-    """A vision transformer's class token and the mean of its other tokens, float32 [n, 2 width], centred.
+    """What a vision transformer pools and the mean of its patches' tokens, float32 [n, 2 width], centred.
 
     Args:
         backbone: as :func:`flexkern.backbones.load_backbone` takes it.
@@ -89,6 +90,7 @@ class TokenFeatures(nn.Module):
         super().__init__()
         self.backbone = load_backbone(backbone)
         self.side = image_size(self.backbone)
+        self._parts = tried_parts(self.backbone, self.side, normalise=normalisation(self.backbone))
         self.register_buffer("centre", torch.zeros((), dtype=torch.float32))
         self.register_buffer("size", torch.ones((), dtype=torch.float32))
 
@@ -100,8 +102,8 @@ class TokenFeatures(nn.Module):
         return self
 
     def forward(self, images: Tensor) -> Tensor:
-        tokens = self.backbone(pixel_values=test_view(images, self.side)).last_hidden_state.float()
-        return (torch.cat([tokens[:, 0], tokens[:, 1:].mean(1)], 1) - self.centre) / self.size
+        features = self._parts.features(test_view(images, self.side), mean=True)
+        return (features.float() - self.centre) / self.size
 
 
 class _Tasks:
