@@ -15,7 +15,7 @@ from flexkern.features import RandomConvolutions
 from flexkern.learners import METHODS, MLP_METHODS, Learner, load_learner, make_learner
 from flexkern.nn import MetaplasticLinear, SilentLinear, SynapseGate
 from flexkern.nn.adapters.bank import AdapterBank
-from flexkern.nn.heads.lda import LDAHead
+from flexkern.nn.heads.discriminant import LDAHead
 from flexkern.nn.heads.ridge import RidgeHead
 from flexkern.streams import Experience, Stream
 from helpers import tiny_vit

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from flexkern.learners.registry import register_method
 from flexkern.learners.vit.base import ViTLearner
 from flexkern.nn.feature_statistics import checked_shrinkage
-from flexkern.nn.heads.lda import PRIORS, LDAHead
+from flexkern.nn.heads.discriminant import PRIORS, LDAHead
 from flexkern.plain import choice, whole_number
 
 __all__ = ["LDA"]
