@@ -242,7 +242,8 @@ def test_float32_factor_and_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     x, labels = some_data(300, 151, 4)
     expected = taught(x, labels, dtype=torch.float64)
     for module, name, value in (
-        (scatter, "_LEAF", 64), (scatter, "_EXACT_ROWS", 7), (discriminant, "_EXACT_WIDTH", 8), (discriminant, "_ROWS", 50),
+        (scatter, "_LEAF", 64), (scatter, "_EXACT_ROWS", 7),
+        (discriminant, "_EXACT_WIDTH", 8), (discriminant, "_ROWS", 50),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, value)
     head = taught(x, labels)
