@@ -157,8 +157,10 @@ class LDAHead(GrowingState):
         """Adds what another head has learned, from other samples, of the same classes or others.
 
         Raises:
-            ValueError: if its width or ``per_class`` is another one.
+            TypeError: if it is no LDAHead; ValueError: if its width or ``per_class`` is another one.
         """
+        if not isinstance(other, LDAHead):
+            raise TypeError(f"other must be an LDAHead, got {type(other).__name__}")
         for name in ("width", "per_class"):
             mine, theirs = getattr(self, name), getattr(other, name)
             if mine != theirs:

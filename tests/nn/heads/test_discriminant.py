@@ -326,6 +326,8 @@ def test_errors() -> None:
     with pytest.raises(ValueError, match="labels must be"):
         head.update(x, labels[1:])
     assert head.classes == 0
+    with pytest.raises(TypeError, match="other must be an LDAHead, got dict"):
+        head.merge({})  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="other must have width 8, got 9"):
         head.merge(LDAHead(9))
     with pytest.raises(ValueError, match="other must have per_class False, got True"):
