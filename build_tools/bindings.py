@@ -31,6 +31,10 @@ _TYPES = {
     "float": ("double", "double", "double"),
     "bool": ("bool", "bool", "bool"),
 }
+_SCALARS = {
+    "float32": "Float", "float64": "Double", "bfloat16": "BFloat16", "float16": "Half", "int32": "Int",
+    "int64": "Long", "bool": "Bool",
+}  # fmt: skip
 _RETURNS = {"()": "void", "Tensor": "Tensor"}
 
 
@@ -140,12 +144,25 @@ def _struct(s: Spec) -> str:
             "  void check_memory() const {",
         ]
         lines += ["    MemoryCheck memory;", *_memory(s), "    memory.finish();", "  }"]
+        lines += [
+            "  // Every tensor is of a declared dtype, also one that a call with these numbers does not read.",
+            "  void check_dtypes() const {",
+            *(f'    check_dtype_of({a.name}, "{a.name}", {_dtypes(a)});' for a in s.arguments if a.dtypes),
+            "  }",
+        ]
     return "\n".join([*lines, "};", ""])
 
 
 def _may_miss(a: Argument) -> bool:
     """Whether the member is an optional: a list that is not given is empty instead."""
     return a.optional and not a.is_list
+
+
+def _dtypes(a: Argument) -> str:
+    """The set of the dtypes that it may have."""
+    named = [f"ScalarType::{_SCALARS[name]}" for name in a.dtypes if name in _SCALARS]
+    likes = [f"dtypes_like({name})" for name in a.dtypes if name not in _SCALARS]
+    return " | ".join([f"dtypes({', '.join(named)})"] * bool(named) + likes)
 
 
 def _memory(s: Spec) -> Iterable[str]:

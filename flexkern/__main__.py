@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 # What the extras bring; the package itself works without.
-_CLI = ("typer", "rich", "click", "matplotlib", "sklearn", "safetensors", "tomli")
+_CLI = ("typer", "rich", "click", "pydantic", "matplotlib", "sklearn", "safetensors", "tomli")
 _EXTRA = dict.fromkeys(_CLI, "cli") | dict.fromkeys(("transformers", "PIL"), "vit")
 
 

@@ -10,7 +10,7 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ try:
 except ImportError:  # not on Windows
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["check_writable", "replace_file", "save_figure", "write_json"]
+__all__ = ["check_writable", "replace_file", "save_figure", "sweep", "write_json"]
 
 _LONGEST = (
     200  # bytes of the target's name in that of its temporary: with the rest under the usual limit of 255
@@ -107,6 +107,7 @@ def check_writable(path: str | os.PathLike[str], *, folders: bool = False) -> No
                 raise PermissionError(
                     errno.EACCES, f"no folder can be made in {os.fspath(there)!r}", os.fspath(path)
                 )
+            _try_folder(there / path.relative_to(there).parts[0])
             return
     target, old = _target(path)
     if old is not None and not stat.S_ISREG(old.st_mode):
@@ -116,6 +117,20 @@ def check_writable(path: str | os.PathLike[str], *, folders: bool = False) -> No
         temporary, descriptor = _create(target, 0o600)
         os.close(descriptor)
         temporary.unlink()
+
+
+def _try_folder(path: Path) -> None:
+    """Really makes a folder, and removes it: permissions do not tell of what a mount refuses to root."""
+    try:
+        path.mkdir()
+    except FileExistsError:  # somebody else has made it just now
+        return
+    except OSError as error:
+        raise type(error)(
+            error.errno, f"no folder can be made there: {error.strerror}", os.fspath(path)
+        ) from error
+    with contextlib.suppress(OSError):
+        path.rmdir()
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
@@ -249,11 +264,33 @@ def _is(path: Path, descriptor: int) -> bool:
         return False
 
 
+def sweep(folder: Path, names: re.Pattern[str]) -> None:
+    """Removes temporaries of all files with such names that nobody is writing. What cannot be removed stays.
+
+    :func:`replace_file` does so for the file that it writes; this is for folders of files that may never be
+    written again. On a file system without locks nothing is removed.
+
+    Args:
+        folder: of the files.
+        names: which the whole name of a file matches.
+    """
+
+    def is_one(entry: str) -> bool:
+        parts = re.fullmatch(r"\.(.+)\.[0-9a-f]{16}\.tmp", entry, re.DOTALL)
+        return parts is not None and names.fullmatch(parts[1]) is not None
+
+    _remove_dead(folder, is_one)
+
+
 def _sweep(target: Path) -> None:
     """Removes temporaries of this file that nobody is writing. What cannot be removed stays."""
     names = re.compile(re.escape(_prefix(target)) + r"[0-9a-f]{16}\.tmp")
+    _remove_dead(target.parent, lambda name: names.fullmatch(name) is not None)
+
+
+def _remove_dead(folder: Path, is_one: Callable[[str], bool]) -> None:
     try:
-        found = [target.with_name(e.name) for e in os.scandir(target.parent) if names.fullmatch(e.name)]
+        found = [folder / e.name for e in os.scandir(folder) if is_one(e.name)]
     except OSError:
         return
     for temporary in found:

@@ -129,6 +129,7 @@ def _rows(given: ScaleDisplacement) -> list[Row]:
         check_sources(given.flexibility, "flexibility", weight, *halves[1])
         a = source_columns(given.anchor, len(weight), *halves[0])
         f = source_columns(given.flexibility, len(weight), *halves[1])
+    given.check_dtypes()
     given.check_memory()
     arrays = (weight, given.before, given.master, given.alpha)
     addresses = [[t.data_ptr() for t in tensors] or [0] * len(weight) for tensors in arrays]

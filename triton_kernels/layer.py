@@ -73,6 +73,8 @@ def check_layer(given: Layer) -> None:
     check_sources(_listed(given.anchor), "anchor", one, a_ints, a_floats)
     if given.alpha is not None:
         check_tensors([given.alpha], "alpha", one, torch.float32)
+        if given.flexibility is not None:  # nothing reads it
+            check_tensors([given.flexibility], "flexibility", one, torch.float32)
     else:
         check_sources(_listed(given.flexibility), "flexibility", one, f_ints, f_floats)
     if given.silent is not None:

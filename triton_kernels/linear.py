@@ -335,6 +335,7 @@ def linear_step_(given: Linear) -> Tensor:
         pre, post = given.activities
         check_units(pre, "pre", weight, columns)
         check_units(post, "post", weight, rows)
+    given.check_dtypes()
     theta = threshold_arguments(given)
     rule = rule_arguments(given)
     counts = torch.zeros((2, rows), dtype=torch.int32, device=weight.device)

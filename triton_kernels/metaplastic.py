@@ -238,6 +238,7 @@ def _check_step(given: Step) -> None:
         (a_ints, a_floats), (f_ints, f_floats) = _halves(given.sources, given.parameters)
         check_sources(given.anchor, "anchor", weight, a_ints, a_floats)
         check_sources(given.flexibility, "flexibility", weight, f_ints, f_floats)
+    given.check_dtypes()
     given.check_memory()
 
 

@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from flexkern.triton_kernels.arguments import check_tensors
 from flexkern.triton_kernels.memory import full_tiles, load_float32, store_float32
 from flexkern.triton_kernels.variant import Variant
 
@@ -33,7 +34,12 @@ def null_kernel(
 
 
 def null(x: Tensor, factor: float) -> Tensor:
-    """The Triton implementation of ``flexkern::null``."""
+    """The Triton implementation of ``flexkern::null``.
+
+    Raises:
+        TypeError: if ``x`` is not float32.
+    """
+    check_tensors([x], "x", [x], torch.float32)
     out = torch.empty_like(x)
     if x.numel():
         full = full_tiles([x.data_ptr(), out.data_ptr()], x.numel(), TILE)

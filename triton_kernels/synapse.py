@@ -115,7 +115,8 @@ def step_tile(
     weight = load_synapses(exact_address, tile, touched, tl.float32, ALIGNED)
     if HAS_MASTER:
         written = load_synapses(weight_address, tile, touched, WEIGHT_DTYPE, ALIGNED)
-        weight = exact_weight(written, weight, WEIGHT_DTYPE)
+        followed = exact_weight(written, weight, WEIGHT_DTYPE)
+        weight = tl.where(lanes(silent), weight, followed) if SILENT else followed
     old0, old1, old2 = weight, weight, weight
     if STATES & 1:
         old0 = load_synapses(at0, tile, touched, tl.float32, ALIGNED)
@@ -150,7 +151,9 @@ def step_tile(
         if STATES & 4:
             s2 = tl.where(changes, 0.0, tl.where(functional, s2, old2))
         changed = pack(changes)
-        tl.store(words_pointers, silent ^ changed, mask=changed != 0)
+        # Not of ``silent``, which has no bits past the last column: those are nobody's, and stay.
+        words = tl.load(words_pointers, mask=changed != 0, other=0)
+        tl.store(words_pointers, words ^ changed, mask=changed != 0)
         # Sums of integers do not depend on the order of the programs.
         converted, pruned = count_bits(changed & silent), count_bits(changed & ~silent)
         tl.atomic_add(counts, converted, mask=converted != 0, sem="relaxed")
@@ -315,6 +318,7 @@ def synapse_step_(given: Synapse) -> Tensor:
         check_units(given.activities[1], "post", weight, weight.shape[0])
     else:
         check_tensors(given.activities, "coincidence", [weight], torch.float32)
+    given.check_dtypes()
     theta = threshold_arguments(given)
     rule = rule_arguments(given)
     rows, columns = weight.shape

@@ -57,6 +57,15 @@ void check_memory_of(const Tensors& tensors, const char* name) {
   for (const Tensor& tensor : tensors) check_memory_of(tensor, name);
 }
 
+void check_dtype_of(const Tensor& tensor, const char* name, Dtypes allowed) {
+  if (!tensor.defined()) return;
+  FLEXKERN_CHECK((dtypes(tensor.scalar_type()) & allowed) != 0, name, " has the wrong dtype");
+}
+
+void check_dtype_of(const Tensors& tensors, const char* name, Dtypes allowed) {
+  for (const Tensor& tensor : tensors) check_dtype_of(tensor, name, allowed);
+}
+
 void check_like(const Tensor& tensor, const char* name, const Tensor& weight, ScalarType dtype) {
   FLEXKERN_CHECK(tensor.defined(), name, " is missing");
   FLEXKERN_CHECK(tensor.device().type() == kDevice, name, " must be ", kOnDevice);

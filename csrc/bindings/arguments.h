@@ -39,6 +39,23 @@ inline void check_memory_of(const std::optional<Tensor>& tensor, const char* nam
   if (tensor.has_value()) check_memory_of(*tensor, name);
 }
 
+// A set of dtypes.
+using Dtypes = uint64_t;
+template <class... Types>
+constexpr Dtypes dtypes(Types... types) {
+  return ((Dtypes{1} << static_cast<int>(types)) | ...);
+}
+inline Dtypes dtypes_like(const Tensor& tensor) { return tensor.defined() ? dtypes(tensor.scalar_type()) : 0; }
+inline Dtypes dtypes_like(const Tensors& tensors) { return tensors.empty() ? 0 : dtypes_like(tensors[0]); }
+
+// The tensor is of one of these dtypes. Asked of every tensor of a step, as what a call does not read would be
+// looked at nowhere else.
+void check_dtype_of(const Tensor& tensor, const char* name, Dtypes allowed);
+void check_dtype_of(const Tensors& tensors, const char* name, Dtypes allowed);
+inline void check_dtype_of(const std::optional<Tensor>& tensor, const char* name, Dtypes allowed) {
+  if (tensor.has_value()) check_dtype_of(*tensor, name, allowed);
+}
+
 // NaN is in no range.
 void check_range(double value, const char* name, double low, double high);
 

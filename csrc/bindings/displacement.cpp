@@ -78,6 +78,7 @@ std::vector<DisplacedTensor> decode(const ScaleDisplacement& given, bool low) {
       if (flexibilities[i].kind == Kind::kConstant && flexibilities[i].p0 == 1.0f) tensors[i].gate = Gate::kFree;
     }
   }
+  given.check_dtypes();
   given.check_memory();
   return tensors;
 }

@@ -82,6 +82,8 @@ LayerCall<typename Given::Rule> decode_layer(const Given& given, const Tensor& g
   if (gated) {
     set_sources(layer.synapses, layer.synapses.anchor,
                 one_source(given.flexibility, "flexibility", weight, sources, 1));
+  } else if (given.flexibility.has_value()) {  // the gate is stored: nothing reads it
+    check_like(*given.flexibility, "flexibility", weight, ScalarType::Float);
   }
   if (given.silent.has_value()) decode_silent(layer, given);
   return call;

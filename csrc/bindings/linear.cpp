@@ -27,6 +27,7 @@ Tensor step(const Given& given) {
   if (hebbian) check_batch(given.activities[0], "post", layer.rows, given.x);
   FLEXKERN_CHECK(given.silent.has_value() != given.activities.empty(), "activities and silent must come together");
   if (!hebbian && !given.activities.empty()) decode_activities(layer, given.weight, given.activities);
+  given.check_dtypes();
   given.check_memory();
   Tensor counts = new_counts(layer, given.weight);
   if (given.weight.numel() > 0) {

@@ -82,6 +82,7 @@ Call<typename Given::Rule> decode(const Given& given) {
     else if (call.tensors[i].alpha == nullptr)
       call.tensors[i].gate = Gate::kFree;
   }
+  given.check_dtypes();
   given.check_memory();
   return call;
 }

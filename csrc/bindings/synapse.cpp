@@ -20,6 +20,7 @@ Tensor step(const Given& given) {
   FLEXKERN_CHECK(given.silent.has_value(), "silent is missing");
   auto call = decode_layer(given, given.grad);
   decode_activities(call.layer, given.weight, given.activities);
+  given.check_dtypes();
   given.check_memory();
   Tensor counts = new_counts(call.layer, given.weight);
 #ifdef FLEXKERN_FOR_CUDA

@@ -43,15 +43,11 @@ def normalisation(model: nn.Module) -> Normalisation | None:
         if not isinstance(said, dict):  # of timm before 0.9
             said = vars(said)
         mean, std = said.get("mean"), said.get("std")
-        return (
-            None if mean is None or std is None else _pair(mean, std, f"{type(model).__name__}.pretrained_cfg")
-        )
+        return None if mean is None or std is None else _found(mean, std, "pretrained_cfg")
     folder = getattr(model, "name_or_path", None)
-    return (
-        read_normalisation(Path(folder))
-        if isinstance(folder, str) and folder and os.path.isdir(folder)
-        else None
-    )
+    if not isinstance(folder, str) or not folder or not os.path.isdir(folder):
+        return None
+    return read_normalisation(Path(folder))
 
 
 def keep_normalisation(model: nn.Module, found: Normalisation | None) -> None:
@@ -75,19 +71,26 @@ def read_normalisation(folder: Path) -> Normalisation | None:
         raise ValueError(f"backbone: {os.fspath(file)!r} is not JSON: {error}") from error
     if not isinstance(said, dict):
         raise ValueError(f"backbone: {os.fspath(file)!r} must hold a JSON object, got {type(said).__name__}")
-    where = f"backbone: {os.fspath(file)!r}"
+    where = os.fspath(file)
     # Pixels are 0 ... 255 for a processor, which multiplies them by its factor first: here they are 0 ... 1.
     scale = 255.0
     if said.get("do_rescale", True):
-        scale *= number(said.get("rescale_factor", 1 / 255), f"{where}, rescale_factor", 0, above=True)
+        factor = said.get("rescale_factor", 1 / 255)
+        if type(factor) not in (int, float) or not 0 < factor < math.inf:
+            raise ValueError(
+                f"backbone: {where!r}, rescale_factor must be a number above 0, got {shown(factor)}"
+            )
+        scale *= factor
     if math.isclose(scale, 1, rel_tol=1e-4):  # written with fewer digits
         scale = 1.0
     mean: tuple[float, ...] = (0.0,) * 3
     std: tuple[float, ...] = (1.0,) * 3
     if said.get("do_normalize", True):
         if "image_mean" not in said or "image_std" not in said:
-            raise ValueError(f"{where} normalises, and does not say image_mean and image_std; add them")
-        mean, std = _pair(said["image_mean"], said["image_std"], where)
+            raise ValueError(
+                f"backbone: {where!r} normalises, and does not say image_mean and image_std; add them"
+            )
+        mean, std = _found(said["image_mean"], said["image_std"], where)
     return tuple(m / scale for m in mean), tuple(s / scale for s in std)
 
 
@@ -106,6 +109,14 @@ def checked_normalize(value: Any) -> str | Normalisation:
         kind = ValueError if isinstance(value, Iterable) else TypeError
         raise kind(f"normalize must be {_WHAT}, got {shown(value)}")
     return _pair(pair[0], pair[1], "normalize")
+
+
+def _found(mean: Any, std: Any, where: str) -> Normalisation:
+    """What a file or a module says: whatever is wrong with it, is a value."""
+    try:
+        return _pair(mean, std, f"backbone: {where!r}")
+    except TypeError as error:
+        raise ValueError(str(error)) from None
 
 
 def _pair(mean: Any, std: Any, where: str) -> Normalisation:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from flexkern.backbones.families import FAMILIES, family_of
+from flexkern.backbones.normalise import normalisation
 from flexkern.plain import nearest
 
 __all__ = [
@@ -63,7 +64,8 @@ def is_timm_folder(folder: Path) -> bool:
         said = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return False  # who reads it next says what is wrong
-    return isinstance(said, dict) and "architecture" in said and "model_type" not in said
+    ours = {"architecture", "pretrained_cfg"}
+    return isinstance(said, dict) and not ours.isdisjoint(said) and "model_type" not in said
 
 
 def is_timm_name(name: str) -> bool:
@@ -164,6 +166,7 @@ def read_timm_folder(folder: Path, name: str | None = None) -> nn.Module:
     except Exception as error:
         raise ValueError(f"backbone: {name!r} cannot be read: {_words(error)}") from error
     _load(model, state, name)
+    normalisation(model)  # raises if it is none
     return model.eval()
 
 
@@ -176,8 +179,8 @@ def _network(said: dict[str, Any], name: str) -> tuple[str, dict[str, Any]]:
     for what, value in (("pretrained_cfg", cfg), ("model_args", arguments)):
         if not isinstance(value, dict):
             raise ValueError(f"backbone: {what} in the config.json of {name!r} must be an object")
-    if not isinstance(said["architecture"], str):
-        raise ValueError(f"backbone: architecture in the config.json of {name!r} must be a string")
+    if not isinstance(said.get("architecture"), str):
+        raise ValueError(f"backbone: the config.json of {name!r} must have an architecture, a string")
     for key in arguments:
         if key in _NOT_OF_A_NETWORK or key.startswith("pretrained"):
             raise ValueError(f"backbone: model_args in the config.json of {name!r} must not have {key!r}")

@@ -14,13 +14,14 @@ from rich.table import Table
 from flexkern.cli import bench, check
 from flexkern.cli import run as runs
 from flexkern.cli.run import show
-from flexkern.cli.terminal import console, counting_bar, explained, say
+from flexkern.cli.terminal import console, counting_bar, explained, folder_option, say
 from flexkern.environment import environment
-from flexkern.files import check_writable
 from flexkern.runs.demo import DemoConfig, refuse_others, write
 from flexkern.runs.demo import run as run_demo
 from flexkern.runs.folder import claim
 from flexkern.runs.incremental.config import find_config, read_config
+from flexkern.runs.incremental.run import RESULTS
+from flexkern.runs.start import check_files
 
 app = typer.Typer(
     help="Networks that learn one thing after the other and do not forget.",
@@ -63,7 +64,7 @@ def demo(
     artsy: Annotated[
         bool, typer.Option("--artsy/--no-artsy", help="Also show Artsy on digits, two classes at a time.")
     ] = True,
-    out: Annotated[Path, typer.Option(help="Folder for results and pictures.")] = Path("out/demo"),
+    out: Annotated[Path, folder_option("Folder for results and pictures.")] = Path("out/demo"),
 ) -> None:
     """Trains three networks on a stream of two-digit items and shows which of them remember.
 
@@ -87,8 +88,9 @@ def demo(
     )
     with explained("flexkern demo"), claim(out):
         refuse_others(out)
-        for name in ("results.json", "memory.png", "awakening.png"):  # now, and not after the training
-            check_writable(out / name, folders=True)
+        check_files(out, "results.json", "memory.png", "awakening.png")
+        if artsy:
+            check_files(out / "artsy", *RESULTS)
         with counting_bar() as bar:
             task = bar.add_task("features", total=config.steps)
 
@@ -113,8 +115,6 @@ def _artsy(out: Path) -> None:
         return
     config = read_config(find_config("digits")).override(out=str(out))
     with explained("flexkern demo"):
-        for name in ("results.json", "memory.png", "awakening.png"):  # now, and not after the training
-            check_writable(out / name, folders=True)
         summary = show(config, restart=True, keep=False)["summary"]
     for name in ("Artsy", "Artsy, best", "EASE"):
         s = summary[name]

@@ -17,7 +17,7 @@ from flexkern.benchmarks.case import CPU, GPU, Case, Series, cases
 from flexkern.benchmarks.compare import Difference, compare, runs_of
 from flexkern.benchmarks.tables import heading, row_lines
 from flexkern.benchmarks.worker import Options
-from flexkern.cli.terminal import Console
+from flexkern.cli.terminal import Console, folder_option
 from flexkern.files import check_writable
 
 __all__ = ["app"]
@@ -66,7 +66,7 @@ def bench(
     plot: Annotated[bool, typer.Option("--plot", help="Draw speed-ups, roofline and growth too.")] = False,
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for the results. Default: benchmarks/results of a checkout, else out/bench."),
+        folder_option("Folder for the results. Default: benchmarks/results of a checkout, else out/bench."),
     ] = None,
     listed: Annotated[bool, typer.Option("--list", help="List the cases, and measure nothing.")] = False,
 ) -> None:

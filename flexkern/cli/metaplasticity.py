@@ -11,12 +11,12 @@ from typing import Annotated, Any
 import typer
 from rich.progress import TaskProgressColumn, TimeElapsedColumn
 
-from flexkern.cli.terminal import ACCEPTS, console, explained, progress_bar, say
-from flexkern.files import check_writable
+from flexkern.cli.terminal import ACCEPTS, console, explained, folder_option, progress_bar, say
 from flexkern.runs.metaplasticity.figures import EXPERIMENTS
 from flexkern.runs.metaplasticity.protocol import protocol_for
 from flexkern.runs.metaplasticity.runner import run
 from flexkern.runs.metaplasticity.schedule import Experiment
+from flexkern.runs.start import check_files
 
 __all__ = ["add_to"]
 
@@ -39,8 +39,8 @@ _COMMON: dict[str, tuple[type, str]] = {
 }  # fmt: skip
 _RUNNING: dict[str, Any] = {
     "jobs": Annotated[int | None, typer.Option(min=1, help="Networks trained at once. Default: one per core.")],
-    "out": Annotated[Path | None, typer.Option(help="Folder for the results. Default: out/NAME.")],
-    "cache": Annotated[Path | None, typer.Option(help="Folder for features. Default: out/features.")],
+    "out": Annotated[Path | None, folder_option("Folder for the results. Default: out/NAME.")],
+    "cache": Annotated[Path | None, folder_option("Folder for features. Default: out/features.")],
     "restart": Annotated[bool, typer.Option("--restart", help="Discard what the folder holds.")],
     "accept_other_environment": Annotated[bool, typer.Option("--accept-other-environment", help=ACCEPTS)],
 }
@@ -126,8 +126,7 @@ def show(
             raise ValueError(f"scale must be a number or 'auto', got {scale!r}") from None
     protocol = protocol_for(**given)
     folder = Path("out") / experiment.name if out is None else out
-    for name in ("results.json", "picture.png"):  # now, and not after the training
-        check_writable(folder / name, folders=True)
+    check_files(folder, "results.json", "picture.png")
     with progress_bar(TaskProgressColumn(), TimeElapsedColumn()) as bar:
         task = bar.add_task("starting", total=None)
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from flexkern.cli import metaplasticity
-from flexkern.cli.terminal import ACCEPTS, console, counting_bar, errors, explained, say
-from flexkern.files import check_writable
+from flexkern.cli.terminal import ACCEPTS, console, counting_bar, errors, explained, folder_option, say
 from flexkern.runs.incremental.config import Config, find_config, read_config
 from flexkern.runs.incremental.config import shipped as shipped_configurations
+from flexkern.runs.incremental.config.file_schema import file_schema
+from flexkern.runs.incremental.journal import checkpoint_path
+from flexkern.runs.start import check_files
 
 app = typer.Typer(help="Runs an experiment.", no_args_is_help=True)
 
@@ -36,13 +41,18 @@ def class_incremental(
         str | None, typer.Argument(help="A TOML file, or the name of a shipped one.", show_default=False)
     ] = None,
     shipped: Annotated[bool, typer.Option("--list", help="Show the shipped configurations, and end.")] = False,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print the JSON schema of a configuration, and end.")
+    ] = False,
     data: Annotated[str | None, typer.Option(help="Archive or folder of the images.")] = None,
     backbone: Annotated[str | None, typer.Option(help="'small', a folder, or a name on the hub.")] = None,
     seeds: Annotated[str | None, typer.Option(help="For example 0,1,2.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for results.json, picture.png, checkpoints.")] = None,
+    out: Annotated[Path | None, folder_option("Folder for results.json, picture.png, checkpoints.")] = None,
     restart: Annotated[bool, typer.Option("--restart", help="Discard what the folder holds.")] = False,
-    keep: Annotated[bool, typer.Option("--keep", help="Keep each learner when its run has ended.")] = False,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Keep each learner when its run has ended, and say how it is loaded.")
+    ] = False,
     accept_other_environment: Annotated[bool, typer.Option("--accept-other-environment", help=ACCEPTS)] = False,
 ) -> None:
     """Learns a data set some classes at a time, by several methods, and compares them.
@@ -52,6 +62,9 @@ def class_incremental(
     if shipped:
         for name, path in shipped_configurations().items():
             console.print(f"{name:<24}{read_config(path).title}", highlight=False, markup=False)
+        return
+    if schema:
+        typer.echo(json.dumps(file_schema(), indent=1))
         return
     if config is None:
         raise typer.BadParameter(
@@ -86,10 +99,9 @@ def show(
     """Runs a configuration, with a bar for all tasks and one for the epochs of a task; returns the results."""
     # matplotlib too: if it is missing, say so now and not after the training.
     from flexkern.runs.incremental import pictures, tables
-    from flexkern.runs.incremental.run import Event, run
+    from flexkern.runs.incremental.run import RESULTS, Event, run
 
-    for name in ("results.json", "picture.png"):  # now, and not after the training
-        check_writable(Path(config.out) / name, folders=True)
+    check_files(config.folder, *RESULTS)
     with counting_bar() as bar:
         whole = bar.add_task("reading images", total=None)
         task = bar.add_task("", total=None, visible=False)
@@ -124,14 +136,31 @@ def show(
             observe=observe,
         )
         bar.update(task, visible=False)
-    folder = Path(config.out)
+    folder = config.folder
     pictures.draw(results, folder / "picture.png")
     console.print(tables.method_table(config, results))
     for note in tables.notes(config, results):
         console.print(note, markup=False, highlight=False)
     for path in (folder / "results.json", folder / "picture.png"):
         console.print(f"wrote {path}", markup=False)
+    for line in _kept(config) if keep else ():
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     return results
+
+
+def _kept(config: Config) -> Iterator[str]:
+    """Where each learner lies, and how it is loaded. One that had ended before it was to be kept is gone."""
+    names = [method.name for method in config.methods]
+    backbone = "" if config.backbone == "small" else f", backbone={config.network!r}"
+    for name in names:
+        for seed in config.seeds:
+            path = checkpoint_path(config.folder, names, name, seed)
+            if path.exists():
+                yield (
+                    f"kept {name}, seed {seed}: flexkern.learners.load_learner({os.fspath(path)!r}{backbone})"
+                )
+            else:
+                yield f"not kept {name}, seed {seed}: its run ended before, without --keep; see --restart"
 
 
 metaplasticity.add_to(app)

@@ -8,7 +8,8 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn
 
 import rich.console
 import typer
@@ -23,8 +24,19 @@ from rich.progress import (
 )
 
 from flexkern.runs.folder import FolderInUseError
+from flexkern.runs.start import path_given
 
-__all__ = ["ACCEPTS", "Console", "console", "counting_bar", "errors", "explained", "progress_bar", "say"]
+__all__ = [
+    "ACCEPTS",
+    "Console",
+    "console",
+    "counting_bar",
+    "errors",
+    "explained",
+    "folder_option",
+    "progress_bar",
+    "say",
+]
 
 # How a command ends that was stopped, as in a shell: 128 and the number of the signal; and sysexits' "try again
 # later" where another run has the folder.
@@ -42,6 +54,20 @@ class Console(rich.console.Console):
 
 console = Console()
 errors = Console(stderr=True)
+
+
+def _folder(text: str | Path) -> Path:
+    try:
+        return path_given(text, "it")
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def folder_option(help: str) -> Any:
+    """An option that is a folder: ``~`` is a home, and nothing at all is refused."""
+    return typer.Option(help=help, parser=_folder, metavar="PATH")
+
+
 ACCEPTS = "Go on with a run begun with other versions, threads or processor: not to the same bits."
 
 

@@ -366,8 +366,8 @@ class Learner(ABC):
             path: of the checkpoint; one that an earlier version wrote is read too.
             device: where to compute.
             given: what the file does not hold. For a multi-layer perceptron ``features``, the extractor that
-                the learner was made with, if it had one, and ``cuda_graph`` (the bits are the same with and
-                without); for a vision transformer ``backbone`` (default: "small").
+                the learner was made with, if it had one, ``features_cache`` and ``cuda_graph`` (the bits are
+                the same with and without); for a vision transformer ``backbone`` (default: "small").
 
         All is looked at before anything is made from it: sums, the record's fields, and sizes. A file of an
         earlier version carries no sum, which a warning says.

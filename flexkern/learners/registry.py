@@ -13,7 +13,16 @@ from flexkern.learners import checkpoint, restore
 from flexkern.learners.base import Learner
 from flexkern.plain import nearest
 
-__all__ = ["METHODS", "MLP_METHODS", "Methods", "load_learner", "load_mlp", "make_learner", "register_method"]
+__all__ = [
+    "METHODS",
+    "MLP_METHODS",
+    "Methods",
+    "defaults_of",
+    "load_learner",
+    "load_mlp",
+    "make_learner",
+    "register_method",
+]
 
 _Class = TypeVar("_Class", bound=type[Learner])
 
@@ -84,6 +93,11 @@ class Methods(Mapping[str, type[Learner]]):
         return repr(tuple(self))
 
 
+def defaults_of(family: str, name: str) -> dict[str, Any]:
+    """What the constructor of a method is given where nothing else is said, by the name that it is made by."""
+    return dict(_REGISTERED[family, name].options)
+
+
 METHODS = Methods("vit")
 """Class-incremental methods on a vision transformer: what :func:`make_learner` makes."""
 MLP_METHODS = Methods("mlp")
@@ -132,7 +146,7 @@ def load_learner(path: str | os.PathLike[str], *, device: torch.device | str = "
         path: of the checkpoint.
         device: where to compute.
         given: what the file does not hold: ``backbone`` (default: "small") of a learner on a vision
-            transformer, ``features`` and ``cuda_graph`` of one on a multi-layer perceptron.
+            transformer, ``features``, ``features_cache`` and ``cuda_graph`` of one on a multi-layer perceptron.
 
     Raises:
         OSError, ValueError: as :meth:`flexkern.learners.Learner.load`.

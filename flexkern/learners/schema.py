@@ -17,6 +17,7 @@ __all__ = [
     "FORMAT",
     "OLDEST",
     "argument_names",
+    "arguments",
     "check_configuration",
     "check_fields",
     "check_format",
@@ -176,19 +177,28 @@ def _constructors(of: type) -> Iterator[tuple[Any, list[inspect.Parameter]]]:
             return
 
 
-def _arguments(of: type) -> dict[str, tuple[Any, bool]]:
-    """Type of each argument of a class, and whether it must be given; frozen networks and the like are not
-    in a checkpoint."""
-    found: dict[str, tuple[Any, bool]] = {}
+def arguments(of: type) -> dict[str, tuple[Any, Any]]:
+    """Type and default of each argument of a learner's constructor, those that it hands on to its parents'
+    included. Types have what ``Annotated`` adds to them; what must be given has ``inspect.Parameter.empty``."""
+    found: dict[str, tuple[Any, Any]] = {}
     for constructor, parameters in _constructors(of):
         try:
-            hints = typing.get_type_hints(constructor)
+            hints = typing.get_type_hints(constructor, include_extras=True)
         except Exception:  # of a user's class, names that only a type checker sees
             hints = {}
         for p in parameters:
             if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY):
-                found.setdefault(p.name, (hints.get(p.name, Any), p.default is p.empty))
-    for name in ("features", "backbone", "device", "cuda_graph", "configuration"):
+                found.setdefault(p.name, (hints.get(p.name, Any), p.default))
+    return found
+
+
+def _arguments(of: type) -> dict[str, tuple[Any, bool]]:
+    """Type of each argument of a class, and whether it must be given; frozen networks and the like are not
+    in a checkpoint."""
+    found = {
+        name: (hint, default is inspect.Parameter.empty) for name, (hint, default) in arguments(of).items()
+    }
+    for name in ("features", "backbone", "device", "cuda_graph", "features_cache", "configuration"):
         if name in found and found[name][0] not in (int, float, str):
             del found[name]
     return found
@@ -197,6 +207,8 @@ def _arguments(of: type) -> dict[str, tuple[Any, bool]]:
 def _fits(value: Any, hint: Any) -> bool:
     """Whether a value of JSON can be an argument of this type; True of types that JSON does not have."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Annotated:
+        return _fits(value, inner[0])
     if origin in (typing.Union, types.UnionType):
         return any(_fits(value, h) for h in inner)
     if origin is typing.Literal:

@@ -71,7 +71,8 @@ def synapse_step_(
         grad: [out, in], of the weight's dtype or float32; ignored where ``silent`` is set.
         anchor: float32 [out, in], or a Field. Where a synapse is silent it is the layer's own initial draw.
         flexibility: float32 [out, in], a Field, or a number in [0, 1]; None where ``alpha`` is given.
-        silent: int32 words [out, ceil(in / 32)] from :func:`flexkern.ops.pack_mask`, updated in place.
+        silent: int32 words [out, ceil(in / 32)] from :func:`flexkern.ops.pack_mask`, updated in place;
+            bits past the last column stay as they are.
         pre, post: float32 [in] and [out]: mean activity of each unit over the batch (the rate rule); a negative
             value counts as 0.
         threshold: theta >= 0, a number, or a float32 tensor with one element or one for each of the out units.

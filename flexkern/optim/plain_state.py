@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -70,6 +71,13 @@ def check_form(saved: Any) -> None:
                 raise ValueError(
                     f"state_dict: {name} of a group must be plain data, got a {type(value).__name__}"
                 )
+            try:
+                deepcopy(value)  # as torch does next: of a nested tensor, or of one with a history, it cannot
+            except Exception as error:  # of whatever kind a foreign class raises
+                raise ValueError(
+                    f"state_dict: {name} of a group must be plain data, got {shown(value)}, which cannot be "
+                    "copied"
+                ) from error
         for key in group["params"]:
             if not isinstance(key, (int, str)) or not isinstance(state.get(key, {}), dict):
                 raise ValueError(f"state_dict: the state of parameter {shown(key)} must be a dictionary")
@@ -127,6 +135,9 @@ def restored(p: Tensor, saved: dict[str, Any], written: Sequence[str]) -> dict[s
     Raises:
         ValueError: if it does not fit.
     """
+    if ("alpha" in saved) != ("alpha_item" in saved):
+        there, missing = ("alpha", "alpha_item") if "alpha" in saved else ("alpha_item", "alpha")
+        raise ValueError(f"state_dict: the state of a parameter has {there} but no {missing}")
     return {name: _restored(p, name, value, written) for name, value in saved.items()}
 
 

@@ -16,6 +16,7 @@ from flexkern.optim import sharded
 from flexkern.optim.flexibilities import Flexibility, field_of, is_never_zero, plain
 from flexkern.optim.group_options import is_auto, scale_in_force
 from flexkern.spec import RULES
+from flexkern.spec.argument import shown
 
 __all__ = ["KEPT", "STATE", "Slot", "is_unmeasured", "split_insertion"]
 
@@ -219,6 +220,9 @@ class Slot:
 
         Args:
             unmeasured: whether the group waits for its scale; then its items have not begun to count.
+
+        Raises:
+            ValueError: if they have, because the group's scale was set to "auto" later.
         """
         if not self.is_flexible(group):
             return "free"
@@ -226,7 +230,13 @@ class Slot:
             return "step"
         if state["items"] <= 1:
             return "free" if is_never_zero(self.flexibility) else "stored"
-        if state["alpha_item"] != state["items"]:
+        if state.get("alpha_item") != state["items"]:
+            if unmeasured:
+                raise ValueError(
+                    f"scale='auto' is measured over the first item, but the parameter of shape "
+                    f"{tuple(self.param.shape)} is in item {shown(state['items'])} (items in its state): call "
+                    "consolidate(), which measures it, or give scale a number"
+                )
             scale, resting = scale_in_force(group), self._resting(state)
             alpha = ops.metaplastic_gate(resting, self.anchor_here(state), self.flexibility_here(), scale)
             state["alpha"] = self._kept(self._rounded(alpha, group))

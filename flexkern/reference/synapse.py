@@ -43,9 +43,10 @@ def synapse_step_(given: Synapse) -> Tensor:
 def pass_over(given: Layer, grad: Tensor, c: Tensor | None) -> Tensor:
     """One pass over a layer: functional synapses step, silent ones whose coincidence is high enough convert.
 
-    The weight [out, in] is exactly 0 where ``silent`` (packed) is set, and stays untouched there until the
-    coincidence ``c`` [out, in] reaches the threshold. A converted synapse has its weight as its anchor and
-    states of 0. Neither an infinite or NaN coincidence nor such a weight converts anything.
+    The weight [out, in] is exactly 0 where ``silent`` (packed) is set. Weight, master and states stay untouched
+    there, whatever they hold, until the coincidence ``c`` [out, in] reaches the threshold. A converted synapse
+    has its weight as its anchor and states of 0. Neither an infinite or NaN coincidence nor such a weight
+    converts anything. Bits of ``silent`` past the last column are neither looked at nor changed.
 
     Returns:
         int32 [2, out]: how many synapses of each unit were converted, and how many pruned.
@@ -71,10 +72,13 @@ def pass_over(given: Layer, grad: Tensor, c: Tensor | None) -> Tensor:
     new_weight = torch.where(prunes, 0.0, new_weight)
     kept = [torch.where(was_silent, old, new) for old, new in zip(states, new_states, strict=True)]
     new_states = [torch.where(converts | prunes, 0.0, state) for state in kept]
-    step_in_place(given.weight, given.master, states, new_weight, new_states)
+    asleep, old_weight = was_silent & ~converts, given.weight.clone()
+    old_master = exact if given.master is None else given.master
+    step_in_place(given.weight, given.master, states, torch.where(asleep, old_master, new_weight), new_states)
+    given.weight.copy_(torch.where(asleep, old_weight, given.weight))
     if given.hebbian:
         anchor.copy_(torch.where(converts, inserted, anchor))
-    given.silent.copy_(pack_mask((was_silent & ~converts) | prunes))
+    given.silent.bitwise_xor_(pack_mask(converts | prunes))
     return torch.stack((converts.sum(1), prunes.sum(1))).to(torch.int32)
 
 

@@ -51,6 +51,11 @@ def claim(folder: Path, *inside: str) -> Iterator[None]:
         raise type(error)(error.errno, f"out: nothing can be written there: {error.strerror}", where) from error
     try:
         yield
+    except BaseException:
+        with contextlib.suppress(OSError):  # nor does one that could not begin
+            for name in inside:
+                (folder / name).rmdir()
+        raise
     finally:
         if lock is not None:
             with contextlib.suppress(OSError):

@@ -162,6 +162,17 @@ class Arguments:
             if a.low is not None and not a.low <= value <= (math.inf if a.high is None else a.high):
                 raise ValueError(f"{a.name} must be in [{a.low}, {a.high}], got {value}")
 
+    def check_dtypes(self) -> None:
+        """Dtypes are as they were declared, also of tensors that the call does not read.
+
+        Raises:
+            TypeError: naming the argument that does not fit.
+        """
+        for a in self.spec.arguments:
+            if a.holds_tensors:
+                for tensor in self._tensors(a):
+                    self._check_dtype(a, tensor)
+
     def check_tensors(self) -> None:
         """Devices, dtypes and shapes are as they were declared.
 

@@ -8,7 +8,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional
 
-__all__ = ["as_bytes", "as_float", "center_crop", "random_resized_crop", "resize"]
+__all__ = ["as_bytes", "as_float", "center_crop", "random_resized_crop", "resize", "test_view"]
 
 
 def as_float(images: Tensor) -> Tensor:
@@ -55,6 +55,15 @@ def center_crop(images: Tensor, size: int) -> Tensor:
         raise ValueError(f"images must be at least {size} x {size} to be cropped, got {height} x {width}")
     top, left = (height - size) // 2, (width - size) // 2
     return images[..., top : top + size, left : left + size]
+
+
+def test_view(images: Tensor, size: int) -> Tensor:
+    """Images as they are tested: float in [0, 1], [n, 3, size, size].
+
+    Images of another size are resized so that their shorter side is 256 / 224 of ``size``, and cropped.
+    """
+    x = as_float(images)
+    return x if x.shape[-2:] == (size, size) else center_crop(resize(x, round(size * 256 / 224)), size)
 
 
 def random_resized_crop(
@@ -113,6 +122,8 @@ def random_resized_crop(
 
 
 def _check(images: Tensor, size: int) -> None:
+    if not isinstance(images, Tensor):
+        raise TypeError(f"images must be a tensor (of a source: its .tensor()), got {type(images).__name__}")
     if not images.is_floating_point():
         raise TypeError(f"images must be floating (see as_float), got {images.dtype}")
     if images.ndim != 4:

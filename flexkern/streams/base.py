@@ -132,3 +132,17 @@ class Stream(Sequence[Experience]):
     def names(self) -> list[str]:
         """The names of the experiences, in order."""
         return [e.name for e in self.experiences]
+
+    @property
+    def class_names(self) -> list[str]:
+        """The names of all classes: ``stream.class_names[label]`` is that of a label, or its number.
+
+        An experience's ``class_names`` are those of the labels that its test images have.
+        """
+        names = [str(c) for c in range(self.classes)]
+        for experience in self.experiences:
+            labels = experience.test_labels.unique().tolist()
+            if len(labels) == len(experience.class_names):
+                for label, name in zip(labels, experience.class_names, strict=True):
+                    names[label] = name or names[label]
+        return names

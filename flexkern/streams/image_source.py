@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import multiprocessing
 import os
+import pickle
 import signal
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,7 +20,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from flexkern.plain import whole_number
 
-__all__ = ["ImageSource", "batches", "default_workers"]
+__all__ = ["ImageSource", "ahead", "batches", "default_workers", "identity_of"]
+
+_T = TypeVar("_T")
 
 _MOST_WORKERS = 8
 # Fewer images than this are decoded in the process itself: starting workers takes as long as some hundred.
@@ -78,13 +84,23 @@ class ImageSource(Dataset[Tensor], ABC):
         """uint8."""
         return torch.uint8
 
+    def look(self, i: int) -> None:
+        """Raises what :meth:`decode` would, as far as can be told without decoding; by default nothing."""
+
+    def __getattr__(self, name: str) -> Any:
+        hint = "; its pixels in memory are source.tensor()" if hasattr(Tensor, name) else ""
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{hint}")
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {len(self)} images, {self.size} x {self.size}>"
+
     def __getitem__(self, index: Any) -> Any:
         """The pixels of one image, or a source of some of them."""
         if isinstance(index, slice):
             return _Part(self, np.arange(len(self))[index])
         if isinstance(index, (Sequence, np.ndarray)) or (isinstance(index, Tensor) and index.dim()):
             return _Part(self, _rows(index, len(self)))
-        i = int(index)
+        i = whole_number(index, "number of an image", least=None)
         if not -len(self) <= i < len(self):
             raise IndexError(f"image {i} of a source of {len(self)} images")
         return self.take([i % len(self)])[0]
@@ -92,8 +108,9 @@ class ImageSource(Dataset[Tensor], ABC):
     def take(self, rows: Sequence[int]) -> Tensor:
         """The pixels of some images, decoded in this process: uint8 [len(rows), 3, size, size]."""
         taken = torch.empty((len(rows), *self.shape[1:]), dtype=torch.uint8)
+        pixels = taken.numpy()
         for at, i in enumerate(rows):
-            taken[at] = torch.from_numpy(self.decode(i)).permute(2, 0, 1)
+            pixels[at] = self.decode(i).transpose(2, 0, 1)
         return taken
 
     def tensor(self) -> Tensor:
@@ -126,12 +143,16 @@ class _Part(ImageSource):
     def identity(self, i: int) -> str:
         return self._whole.identity(int(self._rows[i]))
 
+    def look(self, i: int) -> None:
+        self._whole.look(int(self._rows[i]))
+
 
 def _rows(index: Sequence[int] | np.ndarray | Tensor, count: int) -> np.ndarray:
     given = index.numpy(force=True) if isinstance(index, Tensor) else np.asarray(index)
-    given = np.flatnonzero(given) if given.dtype == bool and len(given) == count else given
-    rows = given.astype(np.int64)
-    if rows.ndim != 1 or (rows.size and not -count <= rows.min() <= rows.max() < count):
+    if given.dtype == bool and given.shape == (count,):
+        return np.flatnonzero(given)
+    rows = given.astype(np.int64) if given.dtype.kind in "iu" or not given.size else None
+    if rows is None or rows.ndim != 1 or (rows.size and not -count <= rows.min() <= rows.max() < count):
         raise IndexError(f"numbers of images must be a list, each under {count}")
     return rows % count if count else rows
 
@@ -154,31 +175,109 @@ def batches(
         return
     every = np.arange(len(images))
     numbers = [every[b if isinstance(b, slice) else b.numpy(force=True)].tolist() for b in rows]
-    workers = default_workers() if images.workers is None else images.workers
+    yield from ahead(images.take, numbers, images.workers, pin=pin)
+
+
+def ahead(
+    work: Callable[[list[int]], _T],
+    rows: Sequence[list[int]],
+    workers: int | None = None,
+    *,
+    pin: bool = False,
+    few: int | None = None,
+) -> Iterator[_T]:
+    """``work(rows[0])``, ``work(rows[1])`` ..., done by processes before it is asked for.
+
+    Args:
+        work: can be pickled.
+        rows: of each call.
+        workers: as of an :class:`ImageSource`.
+        pin: whether tensors that it returns are moved to pinned memory.
+        few: less rows than this are no work for which processes are started; None: 64, which is about what
+            could be decoded meanwhile.
+
+    Raises:
+        Exception: what ``work`` raised, at its place.
+        RuntimeError: if a process has been killed.
+    """
+    workers = default_workers() if workers is None else workers
     # A worker of somebody else's pool may not have processes of its own.
-    if multiprocessing.current_process().daemon or sum(map(len, numbers)) < _FEW:
+    if multiprocessing.current_process().daemon or sum(map(len, rows)) < (_FEW if few is None else few):
         workers = 0
     loader = DataLoader(
-        _Batches(images), batch_sampler=numbers, num_workers=min(workers, len(numbers)), collate_fn=_as_it_is,
+        _Work(work), batch_sampler=rows, num_workers=min(workers, len(rows)), collate_fn=_as_it_is,
         pin_memory=pin, worker_init_fn=_begin_worker,
+        generator=torch.Generator(),  # of seeds for workers, which use none: torch's own is the caller's
     )  # fmt: skip
-    for batch in loader:
-        if isinstance(batch, Exception):
-            raise batch
-        yield batch
+    with _no_interrupt():
+        made = iter(loader)
+    try:
+        while True:
+            try:
+                done = next(made, None)
+            except (OSError, RuntimeError) as error:  # of DataLoader's: what the work raises is handed over
+                ended = "a process that decodes images has ended (killed, or out of memory)"
+                raise RuntimeError(f"{ended}; workers=0 has none: {error}") from error
+            if done is None:
+                return
+            if isinstance(done[0], Exception):
+                raise done[0]
+            yield done[0]
+    finally:
+        # At once: else they would stay for as long as somebody keeps the traceback of an exception.
+        getattr(made, "_shutdown_workers", _nothing)()
 
 
-class _Batches(Dataset[Any]):
-    """A source as DataLoader reads it: whole batches, and an exception as it was raised, not as a text."""
+def _nothing() -> None:
+    pass
 
-    def __init__(self, source: ImageSource) -> None:
-        self.source = source
 
-    def __getitems__(self, rows: list[int]) -> Tensor | Exception:
+@contextmanager
+def _no_interrupt() -> Iterator[None]:
+    """Ctrl-C waits, and the processes that are started meanwhile never see one: it is for who started them."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class _Work(Dataset[Any]):
+    """Work as DataLoader does it: a whole batch, and an exception as it was raised, not as a text."""
+
+    def __init__(self, work: Callable[[list[int]], Any]) -> None:
+        self.work = work
+
+    def __getitems__(self, rows: list[int]) -> tuple[Any]:
         try:
-            return self.source.take(rows)
+            return (self.work(rows),)
         except Exception as error:
-            return error
+            try:
+                pickle.loads(pickle.dumps(error))
+            except Exception:
+                return (RuntimeError(f"{type(error).__name__}: {error}"),)
+            return (error,)
+
+
+def identity_of(inputs: Tensor | ImageSource) -> str:
+    """A fingerprint of images, 32 hexadecimal digits: equal ones have equal pixels, in the same order.
+
+    Of a tensor it is that of its bytes, shape and dtype; of a source, that of the identities of its images
+    (:meth:`ImageSource.identity`: of files their paths, sizes and times) and their shape, so that nothing is
+    decoded.
+    """
+    blake = hashlib.blake2b(digest_size=16)
+    blake.update(f"{tuple(inputs.shape)} {inputs.dtype}\n".encode())
+    if isinstance(inputs, Tensor):
+        for part in inputs.split(4096) if inputs.dim() else [inputs]:
+            blake.update(part.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        return blake.hexdigest()
+    for i in range(len(inputs)):
+        blake.update(f"{inputs.identity(i)}\0".encode("utf-8", "surrogateescape"))
+    return blake.hexdigest()
 
 
 def _as_it_is(batch: Any) -> Any:
@@ -186,5 +285,6 @@ def _as_it_is(batch: Any) -> Any:
 
 
 def _begin_worker(number: int) -> None:
-    """Ctrl-C is for the process that started the workers: it ends them."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Of EXIF data in many photographs, once for each worker and epoch; they say nothing about the pixels.
+    warnings.filterwarnings("ignore", module=r"PIL\.")

@@ -1,37 +1,26 @@
-"""Labelled images from files: NumPy archives of arrays or of encoded images, and folders of images."""
+"""Labelled images from a NumPy archive, of arrays or of encoded images."""
 
 from __future__ import annotations
 
 import io
 import itertools
 import os
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from flexkern.streams.archives import MOST_BYTES, Archive
+from flexkern.streams.folders import image_folder, image_folders
+from flexkern.streams.labelled import MOST_CLASSES, Images
 from flexkern.streams.pictures import check_bytes, decode, stack
 
+# Folders and labelled images were here, and are found here still.
 __all__ = ["MOST_CLASSES", "Images", "image_folder", "image_folders", "image_pack"]
 
-MOST_CLASSES = 1 << 17
-"""Labels are under this: a list of names has one for each."""
 _MOST_OF_NAMES = 64 << 20  # bytes
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm"}
 _ENCODINGS = ("webp", "jpg", "png")
-_TEST_NAMES = ("test", "val", "validation")  # of the folder beside "train"
-
-
-class Images(NamedTuple):
-    """Images, uint8 [n, 3, height, width] in 0..255, their labels, int64 [n], and the classes' names."""
-
-    images: Tensor
-    labels: Tensor
-    names: list[str]
 
 
 def _to_tensor(images: np.ndarray) -> Tensor:
@@ -184,133 +173,3 @@ def _class_names(archive: Archive, key: str) -> list[str]:
         return [n.decode() if isinstance(n, bytes) else str(n) for n in found]
     except (UnicodeDecodeError, SystemError) as error:  # the latter is NumPy's, of what is no character
         raise ValueError(f"path: {key} in {archive.path!r} is not UTF-8: {error}") from error
-
-
-def image_folder(
-    path: str | os.PathLike[str],
-    *,
-    size: int,
-    names: Sequence[str] | None = None,
-    most_bytes: int = MOST_BYTES,
-) -> Images:
-    """Images of a folder that has one folder a class, in alphabetical order.
-
-    Files and folders whose names begin with a dot, and folders whose names end like images, are left out.
-
-    Args:
-        path: the folder.
-        size: the shorter side of each image is resized to this many pixels, bicubic, and the middle taken.
-        names: the classes, in the order of their labels, where another folder decides it (that of the training
-            images). Default: all folders in ``path``, in alphabetical order.
-        most_bytes: what the images may take in memory, 3 bytes for each pixel.
-
-    Raises:
-        FileNotFoundError: if there is no such folder.
-        ValueError: if it holds no images, or a class none, or a file is no image, naming it.
-        ImportError: if Pillow is not installed.
-    """
-    root = Path(path)
-    if not root.is_dir():
-        raise FileNotFoundError(f"path: no folder at {os.fspath(path)!r}")
-    if size < 1:
-        raise ValueError(f"size must be at least 1, got {size}")
-    if names is None:
-        names = sorted(p.name for p in root.iterdir() if p.is_dir() and not _is_hidden(p.name))
-    names = list(names)
-    if not names:
-        raise ValueError(f"path: {os.fspath(path)!r} must hold one folder a class; it has none")
-    for name in names:
-        if not name.isprintable():  # of another encoding: it could not be written into any record
-            raise ValueError(f"path: a folder in {os.fspath(path)!r} has a name that is not UTF-8: {name!r}")
-    files: list[Path] = []
-    labels: list[int] = []
-    for label, name in enumerate(names):
-        of_class = _images_in(root / name)
-        if not of_class:
-            folder = os.fspath(root / name)
-            raise ValueError(f"path: {folder!r} holds no images ({', '.join(sorted(_SUFFIXES))})")
-        files += of_class
-        labels += [label] * len(of_class)
-    return _read(files, labels, names, size, most_bytes)
-
-
-def _is_hidden(name: str) -> bool:
-    """As ``.ipynb_checkpoints``, and ``._0.png``, which macOS writes beside 0.png; neither is data."""
-    return name.startswith(".") or name == "__MACOSX"
-
-
-def _images_in(folder: Path) -> list[Path]:
-    return sorted(
-        p
-        for p in folder.rglob("*")
-        if p.suffix.lower() in _SUFFIXES
-        and not any(_is_hidden(part) for part in p.relative_to(folder).parts)
-        and p.is_file()
-    )
-
-
-def image_folders(
-    path: str | os.PathLike[str], *, size: int, most_bytes: int = MOST_BYTES
-) -> tuple[Images, Images]:
-    """Training and test images of a folder that holds the two parts.
-
-    Each part has one folder a class (:func:`image_folder`). TinyImageNet is read as it is distributed: its
-    ``val`` has all images in one folder, and ``val_annotations.txt`` says the class of each.
-
-    Args:
-        path: holds a folder ``train`` and one ``test``, ``val`` or ``validation``.
-        size, most_bytes: of the images, see :func:`image_folder`.
-
-    Raises:
-        FileNotFoundError: if a folder is missing.
-        ValueError: if a class has no images, or a file is no image, naming it.
-        ImportError: if Pillow is not installed.
-    """
-    root = Path(path)
-    there = [name for name in _TEST_NAMES if (root / name).is_dir()]
-    if not (root / "train").is_dir() or not there:
-        allowed = " or ".join(map(repr, _TEST_NAMES))
-        raise FileNotFoundError(f"path: {os.fspath(path)!r} must hold a folder 'train' and a folder {allowed}")
-    train = image_folder(root / "train", size=size, most_bytes=most_bytes)
-    # TinyImageNet's "test" has no labels, so its "val" goes first.
-    annotations = root / "val" / "val_annotations.txt"
-    if not annotations.is_file():
-        return train, image_folder(root / there[0], size=size, names=train.names, most_bytes=most_bytes)
-    files, labels = _annotated(annotations, {name: label for label, name in enumerate(train.names)})
-    return train, _read(files, labels, train.names, size, most_bytes)
-
-
-def _annotated(annotations: Path, numbers: dict[str, int]) -> tuple[list[Path], list[int]]:
-    """The images that the file names, all in the folder ``images`` beside it, and their labels."""
-    name = os.fspath(annotations)
-    try:
-        lines = annotations.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"path: {name!r} is not UTF-8: {error}") from error
-    rows = [line.split("\t") for line in lines if line.strip()]
-    unknown = sorted(
-        {row[1] if len(row) > 1 else row[0] for row in rows if len(row) < 2 or row[1] not in numbers}
-    )
-    if unknown or not rows:
-        raise ValueError(
-            f"path: {name!r} must name an image and its class per line, separated by a tab; "
-            f"there is no class {', '.join(unknown[:3]) or 'in it'}"
-        )
-    seen: set[str] = set()
-    for file, *_ in rows:
-        if file != Path(file).name or "\\" in file or "\0" in file or file == "..":
-            raise ValueError(f"path: {name!r} must name files of the folder 'images' beside it, got {file!r}")
-        if file in seen:
-            raise ValueError(f"path: {name!r} names {file!r} twice")
-        seen.add(file)
-    files = [annotations.parent / "images" / row[0] for row in rows]
-    missing = next((file for file in files if not file.is_file()), None)
-    if missing is not None:
-        raise ValueError(f"path: {name!r} names {missing.name!r}, and there is no such file in 'images'")
-    return files, [numbers[row[1]] for row in rows]
-
-
-def _read(files: Sequence[Path], labels: Sequence[int], names: Sequence[str], size: int, most: int) -> Images:
-    check_bytes(len(files), size, size, most, "path")
-    images = (decode(file, f"path: {os.fspath(file)!r}", size=size) for file in files)
-    return Images(_to_tensor(stack(images, len(files), most, "path")), torch.tensor(labels), list(names))

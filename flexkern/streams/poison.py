@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flexkern.plain import number, whole_number
 from flexkern.streams.base import Experience
 
 __all__ = ["deranged_labels", "derangement", "flipped_labels", "foreign_inputs", "perturbed_inputs"]
@@ -101,6 +102,7 @@ def flipped_labels(experience: Experience, rate: float, classes: int, *, seed: i
     Raises:
         TypeError, ValueError: if an argument is outside its range, or there is no target image.
     """
+    classes = whole_number(classes, "classes", least=None)
     if classes < 2:
         raise ValueError(f"classes must be at least 2, or there is no other label; got {classes}")
     _check_classes(experience, classes, "classes")
@@ -133,7 +135,7 @@ def foreign_inputs(experience: Experience, foreign: Tensor, rate: float, *, seed
         TypeError, ValueError: if an argument is outside its range, foreign inputs are not like the item's or
             too few, or there is no target image.
     """
-    inputs = experience.train_inputs
+    inputs = _in_memory(experience)
     if not isinstance(foreign, Tensor):
         raise TypeError(f"foreign must be a tensor, got {type(foreign).__name__}")
     if foreign.ndim < 1 or foreign.shape[1:] != inputs.shape[1:] or foreign.dtype != inputs.dtype:
@@ -172,18 +174,17 @@ def perturbed_inputs(experience: Experience, size: float, *, seed: int) -> Exper
         seed: any integer >= 0. Items of one seed have random numbers of their own.
 
     Raises:
-        TypeError: if the inputs are not floating.
+        TypeError: if the inputs are not a floating tensor.
         ValueError: if an argument is outside its range, there is no target image, the spread is 0 or not
             finite, or the result would not be finite.
     """
-    inputs = experience.train_inputs
+    inputs = _in_memory(experience)
     if not inputs.is_floating_point():
         raise TypeError(
             f"experience: noise needs floating inputs, these are {inputs.dtype}; take features first "
             "(flexkern.features.extract), or divide images by 255"
         )
-    if not 0 <= size < math.inf:
-        raise ValueError(f"size must be finite and at least 0, got {size}")
+    size = number(size, "size", 0, kind="finite and at least 0")
     target = _target(experience)
     rng = _generator(_NOISE, seed, experience)
     if size == 0:
@@ -205,6 +206,17 @@ def perturbed_inputs(experience: Experience, size: float, *, seed: int) -> Exper
     return dataclasses.replace(experience, train_inputs=inputs)
 
 
+def _in_memory(experience: Experience) -> Tensor:
+    """The training inputs, which are about to be changed."""
+    inputs = experience.train_inputs
+    if not isinstance(inputs, Tensor):
+        raise TypeError(
+            "experience: its training inputs are a source, whose images cannot be changed; pass an experience "
+            "with train_inputs.tensor(), or read them with lazy=False"
+        )
+    return inputs
+
+
 def _target(experience: Experience) -> Tensor:
     """Places of the target images, int64 [count], on the CPU."""
     target = (experience.train_labels == experience.number).nonzero()[:, 0].cpu()
@@ -217,9 +229,7 @@ def _target(experience: Experience) -> Tensor:
 
 
 def _count(rate: float, target: Tensor) -> int:
-    if not 0 <= rate <= 1:
-        raise ValueError(f"rate must be a share of the target images in [0, 1], got {rate}")
-    return round(rate * len(target))
+    return round(number(rate, "rate", 0, 1, kind="a share of the target images in [0, 1]") * len(target))
 
 
 def _check_classes(experience: Experience, classes: int, name: str) -> None:
@@ -229,6 +239,7 @@ def _check_classes(experience: Experience, classes: int, name: str) -> None:
 
 
 def _generator(purpose: int, seed: int, experience: Experience) -> np.random.Generator:
+    seed = whole_number(seed, "seed", least=None, most=None)
     if seed < 0:
         raise ValueError(f"seed must not be negative, got {seed}")
     return np.random.default_rng([purpose, seed, experience.number])

@@ -68,8 +68,10 @@ def test_every_family_is_learned_with(name: str, tmp_path: Path) -> None:
 # ------------------------------------------------------------------ sizes
 
 
-@pytest.mark.parametrize("method", sorted(METHODS))
-@pytest.mark.parametrize("name", ["ViT", "timm", "DINOv2"])
+@pytest.mark.parametrize(
+    ("method", "name"),
+    [(method, name) for name in ("ViT", "timm") for method in sorted(METHODS)] + [("simplecil", "DINOv2")],
+)
 def test_another_size(method: str, name: str, tmp_path: Path) -> None:
     backbone, e = family(name), experience()
     learner = made(method, backbone, image_size=48)
@@ -90,7 +92,7 @@ def _learned(learner: Any, e: Experience) -> Any:
 
 
 def test_the_embedded_backbone_at_other_sizes() -> None:
-    learner = made("artsy", "small", image_size=48)
+    learner = made("simplecil", "small", image_size=48)
     assert _learned(learner, experience(48)).logits(experience(48).test_inputs).shape == (10, 2)
     for size in (7, 3, 50):
         with pytest.raises(
@@ -127,6 +129,16 @@ def test_low_precision(method: str, dtype: str, tmp_path: Path) -> None:
         )  # fmt: skip
     for again in (learner, copy.deepcopy(learner)):
         assert torch.equal(again.logits(e.test_inputs), logits)
+
+
+@pytest.mark.parametrize("method", ["artsy", "finetune"])
+def test_bfloat16_in_two_ways(method: str) -> None:
+    low = {dtype: backbones.load_backbone(family("timm"), dtype=dtype) for dtype in ("bfloat16", "float16")}
+    learner, e = made(method, low["bfloat16"], precision="bfloat16"), experience()
+    learner.learn(e)
+    assert bool(learner.logits(e.test_inputs).isfinite().all())
+    with pytest.raises(ValueError, match="precision must be 'float32' for a backbone in float16"):
+        made(method, low["float16"], precision="bfloat16")
 
 
 def test_adapters_are_added_in_float32() -> None:

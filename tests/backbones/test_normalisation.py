@@ -86,7 +86,7 @@ def test_what_modules_say(saved: Path) -> None:
 )
 def test_a_file_that_says_what_cannot_be(content: str, message: str, saved: Path) -> None:
     (saved / "preprocessor_config.json").write_text(content)
-    with pytest.raises((ValueError, TypeError), match=message) as caught:
+    with pytest.raises(ValueError, match=message) as caught:
         backbones.load_backbone(saved)
     assert str(saved / "preprocessor_config.json") in str(caught.value)
 

@@ -1,10 +1,9 @@
-"""Archives and folders of images with random changes: read as they are, or refused by the name of the file."""
+"""Archives of images with random changes: read as they are, or refused by the name of the file."""
 
 from __future__ import annotations
 
 import functools
 import io
-import shutil
 import struct
 import tempfile
 import zipfile
@@ -15,10 +14,10 @@ import numpy as np
 from PIL import Image
 
 from flexkern.streams import image_pack
-from flexkern.streams.packs import Images, image_folders
+from flexkern.streams.labelled import Images
 from fuzz.harness import fuzzer
 
-_LIMIT = 1 << 20  # bytes of images: no case needs more
+LIMIT = 1 << 20  # bytes of images: no case needs more
 _SHAPES: tuple[tuple[int, ...], ...] = (
     (3, 4, 4, 3), (3, 4, 4), (0, 4, 4, 3), (3, 0, 4), (3,), (), (2, 4, 4, 3), (3, 4, 4, 2), (2**40, 4, 4),
     (3, 2**31, 2**31, 3), (-3, 4, 4),
@@ -38,11 +37,20 @@ _DTYPES = (
     "<c8",
     "[('a', '<i4')]",
 )
+MODES = {
+    "png": ("RGB", "L", "LA", "RGBA", "P", "1", "I;16"),
+    "tiff": ("RGB", "RGBA", "CMYK", "LAB", "I;16", "I", "F"),
+    "jpeg": ("RGB", "L", "CMYK", "YCbCr"),
+    "gif": ("P", "L"),
+    "webp": ("RGB", "RGBA"),
+    "bmp": ("RGB", "P", "1"),
+    "ppm": ("RGB", "L", "1", "I"),
+}
 _LABELS = (0, 1, 2, -1, 7, 131071, 131072, 10**9, 2**31, 2**63 - 1)
 
 
 @functools.cache
-def _folder() -> Path:
+def folder() -> Path:
     """One for all cases of the process."""
     made = tempfile.TemporaryDirectory(prefix="fuzz")
     _kept.append(made)
@@ -53,22 +61,22 @@ _kept: list[Any] = []  # removed when the process ends
 
 
 @functools.cache
-def _picture(kind: str, size: tuple[int, int], mode: str) -> bytes:
+def picture(kind: str, size: tuple[int, int], mode: str, value: int = 5) -> bytes:
     out = io.BytesIO()
-    Image.new(mode, size, 5).save(out, kind)
+    Image.new(mode, size, value).save(out, kind)
     return out.getvalue()
 
 
-def _random_picture(rng: np.random.Generator) -> bytes:
+def random_picture(rng: np.random.Generator) -> bytes:
     if rng.random() < 0.85:
-        return _picture("png", (4, 4), "RGB")
-    kind = str(rng.choice(["png", "bmp", "ppm", "jpeg"]))
+        return picture("png", (4, 4), "RGB", int(rng.integers(9)))
+    kind = str(rng.choice(list(MODES)))
     size = [(4, 4), (4, 4), (4, 4), (5, 4), (1, 4), (400, 1)][rng.integers(6)]
-    mode = str(rng.choice(["RGB", "L", "RGBA", "P", "I;16"])) if kind == "png" else "RGB"
-    return _changed(_picture(kind, size, mode), rng, 0.4)
+    mode = str(rng.choice(MODES[kind]))
+    return changed(picture(kind, size, mode), rng, 0.4)
 
 
-def _changed(content: bytes, rng: np.random.Generator, share: float) -> bytes:
+def changed(content: bytes, rng: np.random.Generator, share: float) -> bytes:
     """Cut, longer, or with other bytes, in this share of cases."""
     if rng.random() >= share or not content:
         return content
@@ -121,7 +129,7 @@ def _judge(path: Path, read: Any) -> str:
     for part in parts:
         assert isinstance(part, Images)
         assert len(part.images) == len(part.labels) > 0
-        assert part.images.nbytes <= _LIMIT
+        assert part.images.nbytes <= LIMIT
         assert 0 <= int(part.labels.min()) <= int(part.labels.max()) < len(part.names) <= 131072
     return "right"
 
@@ -136,7 +144,7 @@ def archives(rng: np.random.Generator) -> str:
             pixels = rng.integers(0, 256, (3, 4, 4, 3), dtype=np.uint8)
             members[f"x_{part}"] = _npy(pixels if rng.random() < 0.8 else pixels[..., 0], rng)
         else:
-            pictures = [_random_picture(rng) for _ in range(3)]
+            pictures = [random_picture(rng) for _ in range(3)]
             offsets = np.cumsum([0, *map(len, pictures)])
             if rng.random() < 0.05:
                 offsets[rng.integers(4)] = rng.choice([-1, 0, 5, 2**40])
@@ -147,41 +155,11 @@ def archives(rng: np.random.Generator) -> str:
         members["names"] = _npy(np.array(names), rng)
     if rng.random() < 0.05:
         del members[str(rng.choice(list(members)))]
-    path = _folder() / "images.npz"
+    path = folder() / "images.npz"
     method = zipfile.ZIP_DEFLATED if rng.random() < 0.5 else zipfile.ZIP_STORED
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", method) as archive:
         for name, content in members.items():
-            archive.writestr(f"{name}.npy", _changed(content, rng, 0.01))
-    path.write_bytes(_changed(packed.getvalue(), rng, 0.2))
-    return _judge(path, lambda: image_pack(path, most_bytes=_LIMIT))
-
-
-@fuzzer("folders", quick=200, full=10_000)
-def folders(rng: np.random.Generator) -> str:
-    """Folders of pictures, with files and folders that are no data, and annotations that name anything."""
-    root = _folder() / "folders"
-    shutil.rmtree(root, ignore_errors=True)
-    for part in ("train", "val"):
-        for name in ("a", "b"):
-            folder = root / part / name
-            folder.mkdir(parents=True)
-            (folder / "0.png").write_bytes(_changed(_picture("png", (4, 4), "RGB"), rng, 0.05))
-            for _ in range(rng.integers(3)):
-                file = folder / str(
-                    rng.choice(["1.png", "2.jpg", "3.PNG", "._0.png", ".x.png", "4.txt", "dir.png"])
-                )
-                if file.name == "dir.png":
-                    file.mkdir(exist_ok=True)
-                else:
-                    file.write_bytes(_random_picture(rng))
-    for _ in range(rng.integers(2)):
-        (root / "train" / str(rng.choice([".ipynb_checkpoints", "__MACOSX", "c", ".x"]))).mkdir(exist_ok=True)
-    if rng.random() < 0.5:
-        (root / "val" / "images").mkdir()
-        (root / "val" / "images" / "0.png").write_bytes(_picture("png", (4, 4), "RGB"))
-        names = ["0.png", "1.png", "../a/0.png", "/etc/hostname", "..", ".", "", "a\\b", "0.png\0", "images"]
-        chosen = names[rng.integers(len(names))] if rng.random() < 0.4 else "0.png"
-        line = f"{chosen}\t{rng.choice(['a', 'b', 'c', ''])}\t0\n".encode()
-        (root / "val" / "val_annotations.txt").write_bytes(_changed(line, rng, 0.2))
-    return _judge(root, lambda: image_folders(root, size=int(rng.choice([4, 4, 7])), most_bytes=_LIMIT))
+            archive.writestr(f"{name}.npy", changed(content, rng, 0.01))
+    path.write_bytes(changed(packed.getvalue(), rng, 0.2))
+    return _judge(path, lambda: image_pack(path, most_bytes=LIMIT))

@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from flexkern.learners import METHODS
 from flexkern.runs.incremental.config import Config, read_config
+from flexkern.runs.incremental.config.file_schema import file_model
 from fuzz.harness import fuzzer
 
 _BASE: dict[str, Any] = {
@@ -79,7 +81,8 @@ def _change(table: Any, rng: np.random.Generator) -> None:
         for odd in [k for k in table if not k.isascii() or not k]:
             table[json.dumps(odd)] = table.pop(odd)
     elif way == 2 and isinstance(table, dict):
-        names = ["seed", "device", "order", "test_per_class", "classes", "precision", "paper", "options", "x"]
+        names = ["seed", "device", "order", "test_per_class", "classes", "precision", "paper", "options", "x",
+                 "test_share", "broken", "in_memory"]  # fmt: skip
         table[str(rng.choice(names))] = _Raw(_VALUES[rng.integers(len(_VALUES))])
     else:
         table[key] = _Raw(_VALUES[rng.integers(len(_VALUES))])
@@ -128,6 +131,13 @@ def _check_again(config: Config) -> None:
     path = _file()
     path.write_text("".join(f"{_key(k)} = {_keyed(v)}\n" for k, v in again.items()), encoding="utf-8")
     assert read_config(path) == config
+    if all(method.method in METHODS for method in config.methods):
+        _model().model_validate_json(json.dumps(again))  # the schema refuses nothing that is right
+
+
+@functools.cache
+def _model() -> Any:
+    return file_model()
 
 
 def _given(table: dict[str, Any]) -> dict[str, Any]:

@@ -105,7 +105,7 @@ def _spoil(rng: np.random.Generator, arguments: dict[str, Any]) -> str:
         arguments[name] = values if chance(rng, 0.8) else tuple(values)
     elif isinstance(value, Tensor) and value.numel() == 1 and name in ("lr", "scale", "threshold"):
         arguments[name] = odd_number(rng)
-    elif name == "index" and chance(rng, 0.4) and isinstance(value, Tensor) and value.numel():
+    elif name == "index" and chance(rng, 0.4) and _is_plain_index(value):
         arguments[name] = value.clone()
         arguments[name][rng.integers(len(value))] = int(rng.choice([-2, 100, 2**31 - 1, -(2**31)]))
     elif isinstance(value, Tensor):
@@ -120,6 +120,13 @@ def _spoil(rng: np.random.Generator, arguments: dict[str, Any]) -> str:
     else:
         arguments[name] = odd_number(rng)
     return name
+
+
+def _is_plain_index(value: Any) -> bool:
+    """Whether an entry may be written to: what was made odd before may have none, or may not hold numbers."""
+    if not isinstance(value, Tensor) or not has_values(value):
+        return False
+    return value.dtype in (torch.int32, torch.int64) and value.dim() == 1 and value.numel() > 0
 
 
 _SHAPES: tuple[Any, ...] = (
@@ -199,9 +206,11 @@ def _is_unused(arguments: dict[str, Any]) -> bool:
     return not any(t.dtype in (torch.bfloat16, torch.float16) for t in tensors_in(arguments["weight"]))
 
 
-def assert_close(name: str, got: Any, expected: Any, tolerance: float) -> None:
-    """Within a share of each value, and of the largest one where values of all sizes are added up."""
-    for ours, theirs in zip(tensors_in(got), tensors_in(expected), strict=True):
+def assert_close(name: str, got: Any, expected: Any, tolerance: float, bounds: Any = ()) -> None:
+    """Within a share of each value, and of the largest one where values of all sizes are added up; or within
+    ``bounds``, where each value may be as far off as its entry of these says."""
+    of_each = [*tensors_in(bounds)]
+    for i, (ours, theirs) in enumerate(zip(tensors_in(got), tensors_in(expected), strict=True)):
         if not (has_values(ours) and has_values(theirs)):
             continue
         assert ours.shape == theirs.shape, name
@@ -215,6 +224,8 @@ def assert_close(name: str, got: Any, expected: Any, tolerance: float) -> None:
         near = torch.isclose(
             a, b, rtol=max(coarse, tolerance), atol=tolerance * min(max(size, 1.0), 1e3), equal_nan=True
         )
+        if of_each:
+            near |= (a - b).abs() <= of_each[i].double()
         # Near the end of the range one of two orders of operations may overflow.
         end = 6e4 if ours.dtype is torch.float16 else 1e36
         near |= (~(a.abs() < end)) & (~(b.abs() < end))

@@ -126,6 +126,51 @@ def test_functional_synapses_do_not_see_the_silent_ones(backend: str, rule: Rule
         assert same_bits(getattr(mixed, name)[~silent], getattr(plain, name)[~silent])
 
 
+@pytest.mark.parametrize("insert", ["init", "hebbian"])
+@pytest.mark.parametrize("share", [0.5, 1.0])
+@pytest.mark.parametrize("dtype", LOW, ids=str)
+def test_silent_weights_and_masters_that_were_written_stay(
+    backend: str, dtype: torch.dtype, share: float, insert: str
+) -> None:
+    # Somebody wrote one of them: nothing says which one counts, so both stay, also beside what converts.
+    for name in ("synapse", "linear"):
+        layer = make_layer(SHAPE, 1, dtype, silent=share)
+        silent = mask_of(layer)
+        layer.weight[silent], layer.master[silent] = 3.0, -0.25
+        layer.weight[0, silent[0]] = NAN
+        layer.weight[1, silent[1]] = -0.0
+        layer.master[1, silent[1]] = 0.0
+        before, how = clone(layer), Opening(0.5, insert, prune=0.1)
+        if name == "synapse":
+            done = step_layer(layer, RULES["dampening"], how, *activities())
+        else:
+            done = linear_layer(layer, make_batch(3, SHAPE, 2, dtype, exact=True), RULES["dampening"], how)
+        asleep = silent & mask_of(layer)
+        assert int(done.converted.sum()) > 100
+        assert int(asleep.sum()) > 100
+        for one in ("weight", "master", "buffer", "anchor"):
+            assert same_bits(getattr(layer, one)[asleep], getattr(before, one)[asleep]), one
+        assert same_bits(layer.weight[~asleep], layer.master[~asleep].to(dtype))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("prune", [0.0, 0.4])
+def test_bits_past_the_last_column_are_nobodys(backend: str, prune: float, share: float) -> None:
+    # They stay as they are, and nothing else comes out.
+    padding = -1 << (SHAPE[1] % 32)
+    for name in ("synapse", "linear"):
+        clean, odd = (make_layer(SHAPE, 1, silent=share) for _ in range(2))
+        odd.silent[:, -1] |= padding
+        for layer in (clean, odd):
+            if name == "synapse":
+                step_layer(layer, RULES["dampening"], Opening(0.5, prune=prune), *activities())
+            else:
+                batch = make_batch(3, SHAPE, 2, exact=True)
+                linear_layer(layer, batch, RULES["dampening"], Opening(0.5, prune=prune))
+        clean.silent[:, -1] |= padding
+        assert same_state(clean, odd)
+
+
 @pytest.mark.parametrize("value", [NAN, INF, 1e30])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("nonfinite", ["skip", "propagate"])

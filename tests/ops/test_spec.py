@@ -165,6 +165,40 @@ def test_what_is_only_read_may_share_memory(name: str, on: str) -> None:
     OPERATORS[name].on(on)(*given.values())
 
 
+def give_alpha(given: Arguments, kind: str) -> bool:
+    """Gives the call an alpha, beside which anchor and flexibility are not read. An empty one says of a weight
+    of a list that it moves freely, and is not read either. False: the operator takes none."""
+    weights = vars(given).get("weight")
+    if not hasattr(given, "alpha") or (kind == "empty" and not given.spec.name.startswith("metaplastic")):
+        return False
+    several = isinstance(weights, list)
+    ones = [torch.ones(0 if kind == "empty" else w.shape) for w in (weights if several else [weights])]
+    given.alpha = ones if several else ones[0]
+    return True
+
+
+@pytest.mark.parametrize("alpha", ["none", "stored", "empty"])
+@pytest.mark.parametrize(("name", "dtype"), CALLS, ids=str)
+def test_every_tensor_is_of_a_declared_dtype(name: str, dtype: torch.dtype, alpha: str, on: str) -> None:
+    given = make_call(name, dtype)
+    if alpha != "none" and not give_alpha(given, alpha):
+        return
+    declared = {a.name: a for a in SPECS[name].arguments if a.dtypes}
+    of_argument = {a: [t for n, _, t in tensors_of(given) if n == a] for a in declared}
+    for argument, other in itertools.product(declared, (torch.int16, torch.float16)):
+        a, tensors = declared[argument], of_argument[argument]
+        fits = "float16" in a.dtypes or (a.dtypes[0] in declared and dtype is torch.float16)
+        if not tensors or (other is torch.float16 and fits):
+            continue
+        odd = [t.to(other) for t in tensors]
+        call = copied(type(given)(**{**vars(given), argument: odd if a.is_list else odd[0]}))
+        before = copied(call)
+        with pytest.raises((RuntimeError, TypeError, ValueError), match="|".join((*declared, "words"))):
+            OPERATORS[name].on(on)(*call.values())
+        for (*_, after), (*_, old) in zip(tensors_of(call), tensors_of(before), strict=True):
+            assert same_bits(after, old)
+
+
 def test_every_rule_has_its_operators() -> None:
     for rule, family in itertools.product(RULES, ("metaplastic", "synapse", "linear")):
         spec = SPECS[rule.operator(family)]

@@ -19,6 +19,7 @@ from helpers.optimizers import KINDS, MAKERS, make_parameters, same_bits, set_gr
 SPARSE = torch.ones(1).to_sparse()
 NESTED = torch.nested.nested_tensor([torch.zeros(1), torch.zeros(2)])
 META = torch.zeros((), device="meta")
+HISTORY = torch.ones(1, requires_grad=True) * 20.0
 
 
 def state_of(optimizer: Any, params: list[Parameter]) -> list[Tensor]:
@@ -169,6 +170,14 @@ FOREIGN: dict[str, Callable[[Any], Any]] = {
     "a first item of words": lambda s: s["param_groups"][0].__setitem__("first_item", ("x",)) or s,
     "a first item of fractions": lambda s: s["param_groups"][0].__setitem__("first_item", (0.5,)) or s,
     "a measured scale that is none": lambda s: s["param_groups"][0].__setitem__("measured_scale", "x") or s,
+    "a nested setting": lambda s: s["param_groups"][0].__setitem__("flexibility", NESTED) or s,
+    "a nested anchor": lambda s: s["param_groups"][0].__setitem__("anchor", NESTED) or s,
+    "nested in a list": lambda s: s["param_groups"][0].__setitem__("weight_decay", [0.1, NESTED]) or s,
+    "a setting with a history": lambda s: s["param_groups"][0].__setitem__("scale", HISTORY) or s,
+    "a setting that is no data": lambda s: s["param_groups"][0].__setitem__("gate", iter(()).__next__) or s,
+    "what cannot be copied": lambda s: s["param_groups"][0].__setitem__("notes", (i for i in ())) or s,
+    "alpha of no item": lambda s: s["state"][0].pop("alpha_item") and s,
+    "an item without its alpha": lambda s: s["state"][0].pop("alpha") is not None and s,
     "lr a string": lambda s: s["param_groups"][0].__setitem__("scale", "x") or s,
 }
 
@@ -188,6 +197,43 @@ def test_foreign_state(kind: str, what: str) -> None:
         "state_dict|state dict",
     )
     set_grads(params, 3)
+    optimizer.step()
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+@pytest.mark.parametrize("name", ["flexibility", "anchor", "gate", "seed", "scale", "unknown"])
+def test_what_cannot_be_copied_is_named(kind: str, name: str) -> None:
+    optimizer, params = begun(kind)
+    for value in (NESTED, (NESTED, 1.0), {"a": NESTED}, HISTORY, (i for i in ())):
+        foreign = copy.deepcopy(optimizer.state_dict())
+        foreign["param_groups"][0][name] = value
+        unchanged(
+            optimizer,
+            params,
+            lambda of=foreign: optimizer.load_state_dict(of),
+            ValueError,
+            rf"state_dict: {name}",
+        )
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+@pytest.mark.parametrize("gate", ["item", "step"])
+@pytest.mark.parametrize("how", ["set", "loaded"])
+def test_a_scale_is_not_measured_in_a_later_item(kind: str, gate: str, how: str) -> None:
+    params = make_parameters()
+    optimizer = MAKERS[kind](params, lr=0.1, scale=20.0 if how == "set" else "auto", gate=gate)
+    set_grads(params, 0)
+    optimizer.step()
+    if how == "set":
+        optimizer.consolidate()
+        optimizer.param_groups[0]["scale"] = "auto"
+    else:
+        state = optimizer.state_dict()
+        state["state"][0]["items"] = 2**64
+        optimizer.load_state_dict(state)
+    set_grads(params, 1)
+    unchanged(optimizer, params, optimizer.step, ValueError, r"scale='auto'.*items.*consolidate\(\)")
+    optimizer.consolidate()
     optimizer.step()
 
 

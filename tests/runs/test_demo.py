@@ -196,7 +196,7 @@ def test_the_command_explains_mistakes(arguments: list[str], code: int, message:
     assert "Traceback" not in result.output
 
 
-@pytest.mark.parametrize("missing", ["typer", "rich", "matplotlib", "sklearn"])
+@pytest.mark.parametrize("missing", ["typer", "rich", "pydantic", "matplotlib", "sklearn"])
 def test_a_missing_extra_is_named(missing: str, tmp_path: Path) -> None:
     program = (
         f"import sys; sys.modules[{missing!r}] = None; "

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flexkern.streams import Experience, Stream
 from flexkern.streams.class_incremental import class_incremental, class_order
 from flexkern.streams.packs import Images
 
@@ -139,4 +141,70 @@ def test_many_classes_have_a_short_name() -> None:
 def test_wrong_arguments_are_named(change: dict[str, Any], message: str) -> None:
     arguments: dict[str, Any] = {"train": TRAIN, "test": TEST, "increment": 2} | change
     with pytest.raises(ValueError, match=message):
+        class_incremental(**arguments)
+
+
+# ----------------------------------------------------------------- names and kinds of arguments
+
+
+def test_the_names_of_a_stream_are_those_of_its_labels() -> None:
+    stream = class_incremental(TRAIN, TEST, increment=3, base=1, order=[7, 1, 4, 9])
+    assert stream.class_names == ["class 7", "class 1", "class 4", "class 9"]
+    for e in stream:
+        for image, label in zip(e.test_inputs, e.test_labels.tolist(), strict=True):
+            assert stream.class_names[label] == f"class {int(image[1, 0, 0])}"
+
+
+def test_names_are_never_empty_and_never_two_alike() -> None:
+    # As in ImageNet, where "crane" is a bird and a machine.
+    train = TRAIN._replace(names=["crane", "", "dog", "crane"])
+    stream = class_incremental(train, TEST, increment=2, order=[3, 1, 0, 2, 8])
+    assert stream.class_names == ["crane (3)", "1", "crane (0)", "dog", "8"]
+    assert stream.names == ["crane (3), 1", "crane (0), dog", "8"]
+    assert class_incremental(train, TEST, increment=2, order=[3, 2]).class_names == ["crane", "dog"]
+
+
+def test_a_stream_without_names_has_numbers() -> None:
+    x, y = torch.zeros(2, 3), torch.tensor([0, 2])
+    named = Experience("a", 0, x, y, x, y, class_names=("zero", ""))
+    assert Stream([named], classes=4).class_names == ["zero", "1", "2", "3"]
+    assert Stream([Experience("a", 0, x, y, x, y)], classes=3).class_names == ["0", "1", "2"]
+    odd = Experience("a", 0, x, y, x, y, class_names=("what", "are", "these"))
+    assert Stream([odd], classes=3).class_names == ["0", "1", "2"]
+
+
+def test_scalars_of_numpy_and_torch_are_numbers() -> None:
+    expected = class_incremental(TRAIN, TEST, increment=2, order=[7, 1, 4], train_per_class=3)
+    given = class_incremental(
+        TRAIN, TEST, increment=np.int64(2), order=torch.tensor([7, 1, 4]), train_per_class=np.uint8(3)
+    )
+    for a, b in zip(expected, given, strict=True):
+        assert torch.equal(a.train_inputs, b.train_inputs)
+    some = class_incremental(TRAIN, TEST, increment=2, classes=np.arange(3))
+    assert sorted(some.class_names) == ["class 0", "class 1", "class 2"]
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"increment": 1.5}, TypeError, r"increment must be a whole number, got 1\.5"),
+        ({"base": "2"}, TypeError, "base must be a whole number, got '2'"),
+        ({"seed": None}, TypeError, "seed must be a whole number, got None"),
+        ({"seed": 2**32}, ValueError, "seed must be at most 4294967295"),
+        ({"train_per_class": True}, TypeError, "train_per_class must be a whole number"),
+        ({"order": "abc"}, TypeError, "order must be a list of labels, got 'abc'"),
+        ({"order": 3}, TypeError, "order must be a list of labels, got 3"),
+        ({"classes": [0, 1.5]}, TypeError, r"classes\[1\] must be a whole number, got 1\.5"),
+        ({"train": TRAIN[:2]}, TypeError, "train must be labelled images, got tuple; .*images_of"),
+        ({"test": TEST._replace(images=[1])}, TypeError, "test: its images must be a tensor"),
+        ({"test": TEST._replace(labels=TEST.labels[1:])}, ValueError, r"test: its labels must be int64 \[40\]"),
+        ({"train": TRAIN._replace(labels=TRAIN.labels.int())}, ValueError, "train: its labels must be int64"),
+        ({"train": TRAIN._replace(labels=[0])}, ValueError, "one for each image, got list"),
+    ],
+)
+def test_arguments_of_other_kinds_are_named(
+    change: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    arguments: dict[str, Any] = {"train": TRAIN, "test": TEST, "increment": 2} | change
+    with pytest.raises(error, match=message):
         class_incremental(**arguments)

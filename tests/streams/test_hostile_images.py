@@ -50,6 +50,15 @@ def png(width: int = 8, height: int = 8, mode: str = "RGB") -> bytes:
     return out.getvalue()
 
 
+def _floating() -> bytes:
+    out = io.BytesIO()
+    Image.new("F", (8, 8), 7.0).save(out, "tiff")
+    return out.getvalue()
+
+
+FLOATING = _floating()
+
+
 def png_that_says(width: int, height: int) -> bytes:
     """A few bytes that promise a picture of such sides."""
     ihdr = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
@@ -89,7 +98,7 @@ ARCHIVES: dict[str, tuple[dict[str, Any], str]] = {
     "a truncated picture": (encoded(png(), png()[:-30]), "x_train_png .* number 1: no image, or damaged"),
     "a promise of pixels": (encoded(png_that_says(30_000, 30_000), png()), "number 0: .*900000000 pixels"),
     "another promise": (encoded(png(), png_that_says(30_000, 30_000)), "number 1: .*900000000 pixels"),
-    "16 bits": (encoded(png(mode="I;16"), png(mode="I;16")), "number 0: its pixels are of mode 'I;16'"),
+    "values of no picture": (encoded(FLOATING, FLOATING), r"number 0: its pixels are floating .* got 7 to 7"),
     "no picture": (encoded(b"", b"hello"), "number 0: no image, or damaged"),
 }  # fmt: skip
 
@@ -227,11 +236,11 @@ def test_what_is_no_data_is_left_out(folder: Path) -> None:
         (b"", "no image, or damaged"),
         (b"hello", "no image, or damaged"),
         (png()[:-30], "no image, or damaged"),
-        (png(mode="I;16"), "its pixels are of mode 'I;16'"),
+        (FLOATING, r"its pixels are floating \(mode F\) and must be in \[0, 1\], got 7 to 7"),
         (png_that_says(30_000, 30_000), "900000000 pixels"),
         (png(20_000, 1), "10240000 x 512 when the shorter side of 20000 x 1 is resized to 512"),
     ],
-    ids=["empty", "text", "truncated", "16 bits", "a promise", "thin"],
+    ids=["empty", "text", "truncated", "floating", "a promise", "thin"],
 )
 def test_a_file_that_is_no_picture(folder: Path, content: bytes, message: str) -> None:
     file = folder / "train" / "b" / "1.png"
@@ -312,7 +321,7 @@ class Lazy(torch.utils.data.Dataset):
     [
         (Lazy(png()[:-30]), None, ValueError, "dataset: image 1: "),
         (Lazy(png(20_000, 1)), 512, ValueError, "dataset: image 1: .* 10240000 x 512"),
-        (Lazy(png(mode="I;16")), None, ValueError, "dataset: image 1: its pixels are of mode"),
+        (Lazy(FLOATING), None, ValueError, "dataset: image 1: its pixels are floating"),
         ([(PIXELS[0], 10**9)], None, ValueError, "label of image 0 must be under 131072, got 1000000000"),
         ([(PIXELS[0], np.uint64(2**63))], None, ValueError, "label of image 0 must be under"),
         ([(PIXELS[0], float("inf"))], None, TypeError, "label of image 0 must be a whole number"),

@@ -174,6 +174,24 @@ def test_untouched_synapses_keep_every_bit(columns: int, dtype: torch.dtype, dev
     check_layer(layer, after, result, c, THETA, RULES["momentum"], alpha_factor=2.0)
 
 
+@pytest.mark.parametrize("columns", [36, 37])
+def test_silent_weights_and_masters_that_were_written_stay(columns: int, device: torch.device) -> None:
+    """So do the bits past the last column of a row."""
+    layer = make_layer((5, columns), 6, torch.bfloat16)
+    layer.inputs.weight[layer.silent], layer.inputs.master[layer.silent] = 3.0, -0.25
+    layer.words[:, -1] |= -1 << (columns % 32)
+    after = layer.copy(device)
+    arguments, _ = drives("rate", (5, columns), device)
+    result = run(after, arguments, RULES["momentum"])
+    asleep = layer.silent & ops.unpack_mask(after.words, columns).cpu()
+    assert result.converted.sum() > 0
+    assert asleep.any()
+    for name in ("weight", "master", "buffer"):
+        before, now = (getattr(one.inputs, name).cpu()[asleep] for one in (layer, after))
+        assert same_bits(now, before), name
+    assert torch.equal(after.words.cpu()[:, -1] >> (columns % 32), torch.full((5,), -1, dtype=torch.int32))
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")], ids=str)
 def test_a_drive_that_is_not_finite_converts_nothing(value: float, device: torch.device) -> None:
     layer = make_layer((3, 40), 7)

@@ -86,9 +86,9 @@ struct Chunk {
 };
 
 // Masters of weights that were written from outside take their values: those of which the weight is not the
-// rounding. The others, nearly always all, keep theirs.
-template <Dtype kDtype>
-FLEXKERN_FN void take_written(const uint16_t* weight, float* master, int64_t n) {
+// rounding. The others, nearly always all, keep theirs. `may(i)`: which of the vector at i are looked at.
+template <Dtype kDtype, class May>
+FLEXKERN_FN void take_written(const uint16_t* weight, float* master, int64_t n, May may) {
   constexpr bool kBFloat16 = kDtype == Dtype::kBFloat16;
   for_each_vector(n, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
     prefetch(weight + i, kWeightStream);
@@ -97,17 +97,21 @@ FLEXKERN_FN void take_written(const uint16_t* weight, float* master, int64_t n) 
     const floats exact = load_some(master + i, count);
     const floats rounding =
         kBFloat16 ? bfloat16_to_float(float_to_bfloat16(exact)) : half_to_float(float_to_half(exact));
-    const int32s differs = written != rounding;
+    const int32s differs = (written != rounding) & may(i);
     if (any(differs)) store_some(master + i, differs ? written : exact, count);
   });
 }
 
 // The same of a chunk, before its step: in the cache, as the step reads the masters next.
+template <class Rule, class May>
+FLEXKERN_FN void take_written(const StepTensor<Rule>& tensor, Dtype weight, int64_t begin, int64_t count, May may) {
+  const uint16_t* of_chunk = static_cast<const uint16_t*>(tensor.weight) + begin;
+  if (weight == Dtype::kBFloat16) take_written<Dtype::kBFloat16>(of_chunk, tensor.master + begin, count, may);
+  if (weight == Dtype::kFloat16) take_written<Dtype::kFloat16>(of_chunk, tensor.master + begin, count, may);
+}
 template <class Rule>
 FLEXKERN_FN void take_written(const StepTensor<Rule>& tensor, Dtype weight, int64_t begin, int64_t count) {
-  const uint16_t* of_chunk = static_cast<const uint16_t*>(tensor.weight) + begin;
-  if (weight == Dtype::kBFloat16) take_written<Dtype::kBFloat16>(of_chunk, tensor.master + begin, count);
-  if (weight == Dtype::kFloat16) take_written<Dtype::kFloat16>(of_chunk, tensor.master + begin, count);
+  take_written(tensor, weight, begin, count, [](int64_t) { return ~int32s{}; });
 }
 
 // A low-precision weight becomes the rounding of its master.

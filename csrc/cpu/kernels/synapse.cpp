@@ -1,5 +1,7 @@
 #include "flexkern/synapse.h"
 
+#include <algorithm>
+
 #include "chunk.h"
 
 namespace flexkern {
@@ -26,8 +28,8 @@ FLEXKERN_FN floats coincidence(const SilentPart& d, int64_t i, int64_t count) {
   return activity(load_some(d.pre + i, count)) * d.factor;
 }
 
-FLEXKERN_FN uint32_t lane_bits_at(const SilentPart& d, int64_t i) {
-  return (d.words[i / kWordBits] >> (i % kWordBits)) & kAllLanes;
+FLEXKERN_FN uint32_t lane_bits_at(const uint32_t* words, int64_t i) {
+  return (words[i / kWordBits] >> (i % kWordBits)) & kAllLanes;
 }
 
 struct Counts {
@@ -52,7 +54,7 @@ Counts convert(const Chunk<Rule>& c, const SilentPart& d, const SynapseLayer<Rul
   const float rate = gate_rate(step.scale);
   Counts counts;
   for_each_vector(c.count, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
-    const uint32_t silent_bits = lane_bits_at(d, i);
+    const uint32_t silent_bits = lane_bits_at(d.words, i);
     const int32s silent = lanes_of(silent_bits);
     step_vector<kGate, kHas>(
         c, i, count, step, rate,
@@ -99,9 +101,23 @@ auto choose_convert(const StepTensor<Rule>& tensor) {
   return chosen;
 }
 
+// As round_weight, of a chunk of which the synapses with a bit in `asleep` keep the weights that they have.
+template <class Rule>
+void round_awake(const StepTensor<Rule>& tensor, Dtype weight, int64_t begin, int64_t count,
+                 const uint32_t* asleep) {
+  if (weight == Dtype::kFloat32) return;
+  uint16_t* const rounded = static_cast<uint16_t*>(tensor.weight) + begin;
+  for_each_vector(count, [&](int64_t i, int64_t lanes) __attribute__((always_inline)) {
+    const floats exact = load_some(tensor.master + begin + i, lanes);
+    const uint16s now = weight == Dtype::kBFloat16 ? float_to_bfloat16(exact) : float_to_half(exact);
+    const uint16s kept = narrow_words((uint32s)lanes_of(lane_bits_at(asleep, i)));
+    store_words(rounded + i, (load_words(rounded + i, lanes) & kept) | (now & ~kept), lanes);
+  });
+}
+
 enum class Silence { kNone, kSome, kAll };
 
-// Of the synapses of n columns; the bits past the last column are 0.
+// Of the synapses of n columns; bits past the last column are none of theirs, and stay as they are.
 Silence silence(const uint32_t* words, int64_t n) {
   const int64_t whole = n / kWordBits;
   uint32_t any = 0, all = ~0u;
@@ -111,7 +127,7 @@ Silence silence(const uint32_t* words, int64_t n) {
   }
   if (n % kWordBits != 0) {
     const uint32_t padding = ~0u << (n % kWordBits);
-    any |= words[whole];
+    any |= words[whole] & ~padding;
     all &= words[whole] | padding;
   }
   return any == 0 ? Silence::kNone : all == ~0u ? Silence::kAll : Silence::kSome;
@@ -150,16 +166,24 @@ void synapse(const SynapseLayer<Rule>& layer, const Step<Rule>& step, Dtype weig
       }
       const bool functional = silent == Silence::kNone && (layer.prune == 0 || layer.silent == nullptr);
       if (silent == Silence::kAll && !any_converts(part, count)) continue;
-      take_written(synapses, weight, i, count);
-      const Chunk<Rule> chunk(synapses, number, weight, grad, i, block_i, count, !functional, buffers);
       if (functional) {
+        take_written(synapses, weight, i, count);
+        const Chunk<Rule> chunk(synapses, number, weight, grad, i, block_i, count, false, buffers);
         step_chunk(chunk, step);
-      } else {
-        const Counts some = convert(chunk, part, layer, step);
-        counts.converted += some.converted;
-        counts.pruned += some.pruned;
+        round_weight(synapses, weight, i, count);
+        continue;
       }
-      round_weight(synapses, weight, i, count);
+      // What stays silent keeps its weight and its master, also where somebody wrote one of them.
+      uint32_t asleep[kChunk / kWordBits];
+      const int64_t row_part = words_in_row(count);
+      std::copy_n(part.words, row_part, asleep);
+      take_written(synapses, weight, i, count, [&](int64_t j) { return ~lanes_of(lane_bits_at(asleep, j)); });
+      const Chunk<Rule> chunk(synapses, number, weight, grad, i, block_i, count, true, buffers);
+      const Counts some = convert(chunk, part, layer, step);
+      counts.converted += some.converted;
+      counts.pruned += some.pruned;
+      for (int64_t k = 0; k < row_part; ++k) asleep[k] &= part.words[k];
+      round_awake(synapses, weight, i, count, asleep);
     }
     layer.converted[row] += counts.converted;
     layer.pruned[row] += counts.pruned;

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, ClassVar
@@ -11,17 +13,22 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from flexkern.features import extract_from, fingerprint
+from flexkern.features import FeatureCache, extract_from, fingerprint
 from flexkern.learners.base import Item, Learner
 from flexkern.learners.mlp.cuda_graph import Step, check_cuda_graph, graphed_steps
+from flexkern.learners.mlp.inputs import check_cache, check_inputs, is_finite
 from flexkern.learners.mlp.network import build
+from flexkern.learners.mlp.rows import Rows, read, rows_of
 from flexkern.optim import MetaplasticSGD
 from flexkern.plain import number, sizes, whole_number
 from flexkern.streams.base import Experience
+from flexkern.streams.image_source import ImageSource
 
 __all__ = ["MLPLearner"]
 
-_LARGEST = torch.finfo(torch.float32).max
+# Of inputs, as float32, that are answered at once; at least 256 of them. Where they are more, memory would grow
+# with them by the network's activations, and by the inputs where these are no float32 yet.
+_ANSWERED_BYTES = 1 << 28
 
 
 class MLPLearner(Learner):
@@ -36,8 +43,9 @@ class MLPLearner(Learner):
         classes: how many there are in the whole stream.
         widths: units of the two hidden layers.
         features: a frozen module from inputs to features, moved to ``device``, or None: inputs are features,
-            finite floating-point numbers or uint8, and are taken as they are (in float32). It is run once over
-            an item's inputs, and its features serve all epochs. It is not saved.
+            finite floating-point numbers or uint8, and are taken as they are (in float32, a batch at a time;
+            images of a source are decoded for each batch, anew in each epoch). It is run once over an item's
+            inputs, and its features, float32 in memory, serve all epochs. It is not saved.
         lr, momentum: of SGD.
         batch_size: inputs per step.
         seed: of initial weights, the order of inputs and all other random choices; 0 <= seed < 2**64.
@@ -46,6 +54,11 @@ class MLPLearner(Learner):
             time of the Python that launches kernels, which counts where layers are small. The first two steps
             of an item run without it, and so do a last smaller batch, two steps after a change of lr, and all
             steps that look at values on the device (while ``scale="auto"`` is measured). Not saved.
+        features_cache: a folder, or a :class:`flexkern.features.FeatureCache`, in which the features of an
+            experience's training and test inputs are looked for and kept: they are computed once for all runs,
+            and read from there a batch at a time instead of being held in memory. The same bits, unless they
+            were computed before with another number of threads or on another GPU. Only with ``features``. Not
+            saved.
 
     Raises:
         TypeError, ValueError: naming the argument.
@@ -67,6 +80,7 @@ class MLPLearner(Learner):
         seed: int = 0,
         device: torch.device | str = "cpu",
         cuda_graph: bool = False,
+        features_cache: str | os.PathLike[str] | FeatureCache | None = None,
     ) -> None:
         self.input_shape = sizes(input_shape, "input_shape", what="shape of one input")
         self.classes = classes = whole_number(classes, "classes")
@@ -81,6 +95,7 @@ class MLPLearner(Learner):
         if features is not None and not isinstance(features, nn.Module):
             raise TypeError(f"features must be a torch.nn.Module or None, got {type(features).__name__}")
         self.features = None if features is None else features.to(self.device).eval()
+        self.features_cache = check_cache(features_cache, self.features)
         self.model, self.optimizer = self._build((self._count_features(), *units, classes), lr, momentum)
         self._cuda_graph = check_cuda_graph(cuda_graph, self.device, type(self), MLPLearner)
 
@@ -105,8 +120,14 @@ class MLPLearner(Learner):
     # item and on the same memory, so that a CUDA graph of the step may hold them.
     _captures_hooks: ClassVar[bool] = False
 
-    def _training_set(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """What an item is trained on. It is asked again when an item goes on, so it changes nothing."""
+    # Whether _training_set and _after_item of a subclass take inputs that are a Rows, too: these are not in
+    # memory, and give rows when they are indexed. Where it is False they get a tensor, and an item's inputs are
+    # in memory as float32. A class that overrides them says it itself.
+    _takes_rows: ClassVar[bool] = False
+
+    def _training_set(self, inputs: Any, labels: Tensor) -> tuple[Any, Tensor]:
+        """What an item is trained on, float32 [n, features]. It is asked again when an item goes on, so it
+        changes nothing."""
         return inputs, labels
 
     def _batch(self, inputs: Tensor, labels: Tensor, step: int) -> tuple[Tensor, Tensor]:
@@ -119,7 +140,7 @@ class MLPLearner(Learner):
     def _after_step(self) -> None:
         """The optimizer has moved the parameters; their gradients are still there."""
 
-    def _after_item(self, inputs: Tensor, labels: Tensor) -> None:
+    def _after_item(self, inputs: Any, labels: Tensor) -> None:
         """All epochs over this training set are done; ``items_learned`` does not count the item yet.
 
         What it does is undone if it or what follows raises: see ``_written_at_end``.
@@ -144,10 +165,13 @@ class MLPLearner(Learner):
         self._check_begun(experience, same, f" ({self._epochs_done} epochs are done)")
 
     def _take_up(self, experience: Experience, epochs: int) -> Item:
-        features = self._features_of(experience.train_inputs)
-        if self.features is not None and not _finite(features):
+        features: Any = self._features_of(experience.train_inputs, f"{experience.name}, train", kept=True)
+        if self.features is not None and not is_finite(features):
             raise ValueError("features: the extractor gives infinite or NaN features of these inputs")
-        inputs, labels = self._training_set(features, experience.train_labels.to(self.device))
+        rows = rows_of(features, self.device)
+        if isinstance(rows, Rows) and not self._hooks_take_rows():
+            rows = rows.tensor()
+        inputs, labels = self._training_set(rows, experience.train_labels.to(self.device))
         self._begun = {"name": experience.name}
         # New ones for each item: alpha lies elsewhere, and all synapses may have become functional.
         graphed = self._cuda_graph
@@ -158,15 +182,28 @@ class MLPLearner(Learner):
 
         return Item(train, partial(self._end, inputs, labels))
 
-    def _end(self, inputs: Tensor, labels: Tensor) -> None:
+    def _hooks_take_rows(self) -> bool:
+        """Whether each class that does anything with an item's inputs says so, or one that inherits from it."""
+        classes = type(self).__mro__
+
+        def place(name: str) -> int:
+            return next(i for i, one in enumerate(classes) if name in vars(one))
+
+        own = [place(name) for name in ("_training_set", "_after_item")]
+        changed = [i for i in own if classes[i] is not MLPLearner]
+        return not changed or (self._takes_rows and place("_takes_rows") <= min(changed))
+
+    def _end(self, inputs: Tensor | Rows, labels: Tensor) -> None:
         self._after_item(inputs, labels)
         self.optimizer.consolidate()
 
-    def _epoch(self, inputs: Tensor, labels: Tensor, order: Tensor, take_step: Step) -> float:
+    def _epoch(self, inputs: Tensor | Rows, labels: Tensor, order: Tensor, take_step: Step) -> float:
         total = torch.zeros((), dtype=torch.float32, device=self.device)
-        for step, batch in enumerate(order.split(self.batch_size)):
-            x, y = self._batch(inputs[batch], labels[batch], step)
-            total += take_step(x, y) * len(batch)
+        rows = order.split(self.batch_size)
+        with contextlib.closing(read(inputs, rows)) as taken:  # whatever raises, no process goes on decoding
+            for step, (batch, x) in enumerate(zip(rows, taken, strict=True)):
+                x, y = self._batch(x, labels[batch], step)
+                total += take_step(x, y) * len(batch)
         return total.item() / len(labels)
 
     def _take_step(self, x: Tensor, y: Tensor) -> Tensor:
@@ -205,32 +242,37 @@ class MLPLearner(Learner):
         All classes of the stream are there from the start, so it answers before it has learned anything, too.
 
         Args:
-            x: floating-point and finite, or uint8; n may be 0.
+            x: floating-point and finite, or uint8, or a source of images; n may be 0.
 
         Raises:
             TypeError, ValueError: naming ``x``.
         """
         self._check_inputs(x, "x")
+        return self._scores(x)
+
+    def _scores(self, x: Tensor | ImageSource, name: str = "", *, kept: bool = False) -> Tensor:
         if not len(x):
             return torch.zeros((0, self.classes), dtype=torch.float32, device=self.device)
         with torch.autocast(self.device.type, enabled=False):
-            return self.model(self._features_of(x))
+            rows = rows_of(self._features_of(x, name, kept=kept), self.device)
+            each = max(256, _ANSWERED_BYTES // (4 * max(rows.shape[1], 1)))
+            if len(rows) <= each:
+                return self.model(rows if isinstance(rows, Tensor) else rows.tensor())
+            logits = torch.empty((len(rows), self.classes), dtype=torch.float32, device=self.device)
+            parts = [slice(i, i + each) for i in range(0, len(rows), each)]
+            with contextlib.closing(read(rows, parts)) as taken:
+                for part, batch in zip(parts, taken, strict=True):
+                    logits[part] = self.model(batch)
+            return logits
 
-    def _check_inputs(self, x: Tensor, name: str) -> None:
-        shape = f"[n, {', '.join(map(str, self.input_shape))}]"
-        if not isinstance(x, Tensor):
-            raise TypeError(f"{name} must be a tensor {shape}, got {type(x).__name__}")
-        if x.layout is not torch.strided or x.is_meta:
-            raise TypeError(f"{name} must be a dense tensor {shape} with values, got {x.layout} on {x.device}")
-        if not (x.is_floating_point() or x.dtype is torch.uint8):
-            raise TypeError(
-                f"{name} must be floating-point or uint8, got {x.dtype}; pass .float(), or .to(torch.uint8) of "
-                "images with values 0 ... 255"
-            )
-        if tuple(x.shape[1:]) != self.input_shape or not x.dim():
-            raise ValueError(f"{name} must be {shape}, got {tuple(x.shape)}")
-        if not _finite(x):
-            raise ValueError(f"{name} must be finite in float32; look for NaN and infinite values")
+    def _answers(self, experience: Experience) -> Tensor:
+        if self.features_cache is None:
+            return super()._answers(experience)
+        with torch.no_grad():
+            return self._scores(experience.test_inputs, f"{experience.name}, test", kept=True).argmax(1)
+
+    def _check_inputs(self, x: Tensor | ImageSource, name: str) -> None:
+        check_inputs(x, self.input_shape, name)
 
     def _check_test_labels(self, labels: Tensor, name: str) -> None:
         low, high = int(labels.min()), int(labels.max())
@@ -246,10 +288,15 @@ class MLPLearner(Learner):
         example = torch.zeros((1, *self.input_shape), dtype=torch.uint8)
         return extract_from(self.features, example, device=self.device).shape[1]
 
-    def _features_of(self, inputs: Tensor) -> Tensor:
+    def _features_of(
+        self, inputs: Tensor | ImageSource, name: str = "", *, kept: bool = False
+    ) -> Tensor | ImageSource:
+        """Features of inputs, [n, width]; without an extractor the inputs. ``kept``: by the cache, if there is
+        one."""
         if self.features is None:
-            return inputs.to(self.device, torch.float32).flatten(1)
-        return extract_from(self.features, inputs, device=self.device)
+            return inputs
+        cache = self.features_cache if kept else None
+        return extract_from(self.features, inputs, device=self.device, cache=cache, name=name)
 
     # ------------------------------------------------------------------ files
 
@@ -264,7 +311,12 @@ class MLPLearner(Learner):
 
     @classmethod
     def _check_frozen(  # type: ignore[override] # it names what it takes
-        cls, known: str | None, *, features: nn.Module | None = None, cuda_graph: bool = False
+        cls,
+        known: str | None,
+        *,
+        features: nn.Module | None = None,
+        cuda_graph: bool = False,
+        features_cache: str | os.PathLike[str] | FeatureCache | None = None,
     ) -> dict[str, Any]:
         if known != fingerprint(features):
             expected = "none" if known is None else "another one"
@@ -272,12 +324,6 @@ class MLPLearner(Learner):
                 f"features: not the extractor that this learner was trained with (it had {expected}); pass the "
                 "same module, with the same weights and calibration"
             )
-        return {"features": features, "cuda_graph": cuda_graph}
-
-
-def _finite(x: Tensor) -> bool:
-    """Whether all values are finite in float32; reads them once."""
-    if x.dtype is torch.uint8 or not x.numel():
-        return True
-    low, high = (float(bound) for bound in torch.aminmax(x.detach()))
-    return low >= -_LARGEST and high <= _LARGEST  # NaN compares as neither
+        given: dict[str, Any] = {"features": features, "cuda_graph": cuda_graph}
+        # A method of one's own need not know of it.
+        return given if features_cache is None else given | {"features_cache": features_cache}

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from flexkern.learners.mlp.fisher import diagonal_fisher
 from flexkern.learners.mlp.penalty import QuadraticPenalty
+from flexkern.learners.mlp.rows import Rows, read
 from flexkern.learners.registry import register_method
 from flexkern.plain import number, whole_number
 
@@ -45,6 +46,7 @@ class EWC(QuadraticPenalty):
     """
 
     _FACTOR = 1.0
+    _takes_rows = True
 
     def __init__(
         self,
@@ -61,17 +63,18 @@ class EWC(QuadraticPenalty):
         super().__init__(input_shape, classes, strength=strength, **common)
         self._configuration |= {"decay": decay, "fisher_samples": fisher_samples}
 
-    def _after_item(self, inputs: Tensor, labels: Tensor) -> None:
+    def _after_item(self, inputs: Tensor | Rows, labels: Tensor) -> None:
         rng = self._rng(_FISHER)
         count = min(len(labels), self._configuration["fisher_samples"])
         chosen = torch.from_numpy(rng.choice(len(labels), count, replace=False)).to(self.device)
         # Drawn on the CPU, so that one seed gives the same numbers on every device.
         draws = torch.from_numpy(rng.random(count)).to(self.device)
         fisher = self._zeros()
-        for rows, u in zip(chosen.split(self.batch_size), draws.split(self.batch_size), strict=True):
-            part = diagonal_fisher(self.model, inputs[rows], u)
+        parts = chosen.split(self.batch_size)
+        for x, u in zip(read(inputs, parts), draws.split(self.batch_size), strict=True):
+            part = diagonal_fisher(self.model, x, u)
             for total, mean in zip(fisher, part, strict=True):
-                total.add_(mean, alpha=len(rows) / count)
+                total.add_(mean, alpha=len(x) / count)
         decay = self._configuration["decay"]
         self._importance = [decay * old + new for old, new in zip(self._importance, fisher, strict=True)]
         self._anchors = self._copies()

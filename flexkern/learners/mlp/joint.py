@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from flexkern.learners.mlp.kept_inputs import KeepsInputs
+from flexkern.learners.mlp.rows import Rows, together
 from flexkern.learners.registry import register_method
 
 __all__ = ["JointMLP"]
@@ -27,8 +28,10 @@ class JointMLP(KeepsInputs):
         TypeError, ValueError: naming the argument.
     """
 
-    def _training_set(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.cat([self._inputs, inputs]), torch.cat([self._labels, labels])
+    _takes_rows = True
+
+    def _training_set(self, inputs: Tensor | Rows, labels: Tensor) -> tuple[Tensor, Tensor]:
+        return together(self._inputs, inputs), torch.cat([self._labels, labels])
 
     def _after_item(self, inputs: Tensor, labels: Tensor) -> None:
         self._inputs, self._labels = inputs, labels

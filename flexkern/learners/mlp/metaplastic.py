@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from flexkern.features import FeatureCache
 from flexkern.learners import schema
 from flexkern.learners.mlp.base import MLPLearner
 from flexkern.learners.mlp.network import build, linear_layers
@@ -48,7 +50,7 @@ class MetaplasticMLP(MLPLearner):
     cost is least with ``insert="hebbian", eta=1e-3``. See ``docs/results/silent_reserve``.
 
     Args:
-        input_shape, classes, widths, features, batch_size, seed, device, cuda_graph: as in
+        input_shape, classes, widths, features, batch_size, seed, device, cuda_graph, features_cache: as in
             :class:`flexkern.learners.mlp.base.MLPLearner`; the paper: widths (4096, 4096), batch_size 1024. The
             seed is that of flexibility and of the choice of silent synapses, too.
         network: "conventional" (f = 1), "hybrid" (f uniform on (0, 1)), "stable" (f = 0.3), or any
@@ -84,6 +86,7 @@ class MetaplasticMLP(MLPLearner):
         reserve: Reserve | None = None,
         fused_step: bool = False,
         cuda_graph: bool = False,
+        features_cache: str | os.PathLike[str] | FeatureCache | None = None,
         **fields_of_reserve: Any,
     ) -> None:
         if isinstance(network, str) and network not in {*NETWORKS, "uniform", "biased_high", "biased_low"}:
@@ -105,6 +108,7 @@ class MetaplasticMLP(MLPLearner):
         super().__init__(
             input_shape, classes, widths=widths, features=features, lr=lr, momentum=momentum,
             batch_size=batch_size, seed=seed, device=device, cuda_graph=cuda_graph,
+            features_cache=features_cache,
         )  # fmt: skip
         self._configuration |= {
             "network": network if isinstance(network, (str, int, float)) else type(network).__name__,

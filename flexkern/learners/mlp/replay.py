@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from flexkern.learners.mlp.kept_inputs import KeepsInputs
+from flexkern.learners.mlp.rows import Rows, gathered
 from flexkern.learners.registry import register_method
 from flexkern.plain import whole_number
 
@@ -37,6 +38,8 @@ class ReplayMLP(KeepsInputs):
         TypeError, ValueError: naming the argument.
     """
 
+    _takes_rows = True
+
     def __init__(
         self,
         input_shape: Sequence[int],
@@ -61,14 +64,14 @@ class ReplayMLP(KeepsInputs):
         drawn = torch.from_numpy(rng.choice(self.inputs_kept, count, replace=False)).to(self.device)
         return torch.cat([inputs, self._inputs[drawn]]), torch.cat([labels, self._labels[drawn]])
 
-    def _after_item(self, inputs: Tensor, labels: Tensor) -> None:
+    def _after_item(self, inputs: Tensor | Rows, labels: Tensor) -> None:
         rows, slots, size = _reservoir(
             self._configuration["memory"], self._seen, len(labels), self._rng(_RESERVOIR)
         )
-        kept_inputs, kept_labels = inputs.new_empty((size, inputs.shape[1])), labels.new_empty(size)
+        kept_inputs, kept_labels = self._inputs.new_empty((size, inputs.shape[1])), labels.new_empty(size)
         kept_inputs[: self.inputs_kept], kept_labels[: self.inputs_kept] = self._inputs, self._labels
         to, of = (torch.from_numpy(x).to(self.device) for x in (slots, rows))
-        kept_inputs[to], kept_labels[to] = inputs[of], labels[of]
+        kept_inputs[to], kept_labels[to] = gathered(inputs, of), labels[of]
         self._inputs, self._labels = kept_inputs, kept_labels
         self._seen += len(labels)
 

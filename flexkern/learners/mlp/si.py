@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from flexkern.learners.mlp.penalty import QuadraticPenalty, numbered
+from flexkern.learners.mlp.rows import Rows
 from flexkern.learners.registry import register_method
 from flexkern.plain import number
 
@@ -46,6 +47,7 @@ class SI(QuadraticPenalty):
     """
 
     _FACTOR = 2.0  # the formula has no 1/2
+    _takes_rows = True
 
     def __init__(
         self,
@@ -77,7 +79,7 @@ class SI(QuadraticPenalty):
         self._step_from = []
 
     @torch.no_grad()
-    def _after_item(self, inputs: Tensor, labels: Tensor) -> None:
+    def _after_item(self, inputs: Tensor | Rows, labels: Tensor) -> None:
         now, damping = self._copies(), self._configuration["damping"]
         self._importance = [
             (importance + path / ((p - anchor).square() + damping)).clamp_(min=0)

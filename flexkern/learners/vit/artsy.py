@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -94,7 +94,7 @@ class ArtsyViT(ViTLearner):
         base_weight: float = 0.1,
         head: str = "prototype",
         evidence: str = "class",
-        gate: Mapping[str, Any] | None = None,
+        gate: Annotated[Mapping[str, Any], GateOptions] | None = None,
         seed: int = 0,
         **common: Any,
     ) -> None:

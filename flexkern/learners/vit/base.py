@@ -100,6 +100,10 @@ class ViTLearner(Learner):
         super().__init__(seed=seed, device=device, configuration=configuration)
         self.images_per_pass = images_per_pass
         network = backbones.load_backbone(backbone)
+        if self.recipe.precision == "bfloat16" and any(p.dtype is torch.float16 for p in network.parameters()):
+            raise ValueError(
+                "precision must be 'float32' for a backbone in float16, which computes in that, got 'bfloat16'"
+            )
         if normalise == "auto":
             normalise = backbones.normalisation(network) or "none"
         self._normalise = None if isinstance(normalise, str) else normalise

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from flexkern.plain import choice, number, whole_number
-from flexkern.streams.augment import as_float, center_crop, random_resized_crop, resize
+from flexkern.streams.augment import as_float, random_resized_crop, test_view
 
 __all__ = ["CosineHead", "Recipe", "Training", "autocast", "test_view"]
 
@@ -68,15 +68,6 @@ class Recipe:
 def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
     """The context in which the network computes."""
     return torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16")
-
-
-def test_view(images: Tensor, size: int) -> Tensor:
-    """Images as they are tested: float in [0, 1], [n, 3, size, size].
-
-    Images of another size are resized so that their shorter side is 256 / 224 of ``size``, and cropped.
-    """
-    x = as_float(images)
-    return x if x.shape[-2:] == (size, size) else center_crop(resize(x, round(size * 256 / 224)), size)
 
 
 # Who trains has torch's generator for itself, for an epoch, so that learners in several threads have the bits

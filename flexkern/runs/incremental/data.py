@@ -3,21 +3,50 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from flexkern.runs.incremental.config import Config, DataConfig
+from flexkern.runs.start import path_given
 from flexkern.streams import Stream, bundled_digits
+from flexkern.streams.archives import Archive
 from flexkern.streams.augment import as_float, center_crop, resize
 from flexkern.streams.class_incremental import class_incremental
+from flexkern.streams.image_source import ImageSource
 from flexkern.streams.packs import Images, image_folders, image_pack
 
-__all__ = ["digest", "load_images", "make_stream"]
+__all__ = ["check_place", "digest", "load_images", "make_stream"]
 
 _TEST_SHARE = 0.25  # of the bundled digits, which have no test images of their own
+# Bytes of images that are kept in memory where nothing is said. Not what this machine has: images in memory are
+# known by their pixels and others by their files, and a run may go on elsewhere.
+_KEPT = 2 << 30
 _PIECE = 1024  # images that are resized at once
+
+
+def check_place(config: DataConfig) -> None:
+    """Whether images may be where the configuration says: a look at the place, which reads none.
+
+    Raises:
+        ValueError: if there is no path.
+        FileNotFoundError: if there is no such archive, or no such folder.
+    """
+    if config.kind == "digits":
+        return
+    what = "archive" if config.kind == "pack" else "folder"
+    if config.path is None:
+        raise ValueError(
+            f"data.path: this configuration needs the {what} of the images: give it with --data PATH"
+        )
+    path = path_given(config.path, "data.path")
+    if config.kind == "pack":
+        with Archive(path, "image archive"):
+            pass
+    elif not path.is_dir():
+        raise FileNotFoundError(f"data.path: no folder at {config.path!r}")
 
 
 def load_images(config: DataConfig) -> tuple[Images, Images]:
@@ -27,26 +56,29 @@ def load_images(config: DataConfig) -> tuple[Images, Images]:
         ValueError: if the path is missing, or does not hold such images.
         FileNotFoundError: if there is nothing at the path.
     """
+    check_place(config)
     if config.kind == "digits":
         train, test = _digits()
-    elif config.path is None:
-        what = "archive" if config.kind == "pack" else "folder"
-        raise ValueError(
-            f"data.path: this configuration needs the {what} of the images: give it with --data PATH"
-        )
-    elif config.kind == "pack":
-        train, test = image_pack(config.path)
     else:
-        assert config.size is not None  # the configuration has seen to it
-        return image_folders(config.path, size=config.size)
+        assert config.path is not None  # the check has seen to it, the configuration to the size
+        path = path_given(config.path, "data.path")
+        if config.kind == "folder":
+            return _of_folder(config, path)
+        train, test = image_pack(path)
     if config.size is None:
         return train, test
     return _resized(train, config.size), _resized(test, config.size)
 
 
 def make_stream(config: Config, train: Images, test: Images, seed: int) -> Stream:
-    """The stream of the run with that seed."""
+    """The stream of the run with that seed.
+
+    Raises:
+        ValueError: naming the key, if there are not as many classes or images as it says.
+    """
     stream = config.stream
+    if stream.order is None and config.data.classes is None:
+        stream.check_classes(len(train.labels.unique()))
     return class_incremental(
         train,
         test,
@@ -61,7 +93,11 @@ def make_stream(config: Config, train: Images, test: Images, seed: int) -> Strea
 
 
 def digest(stream: Stream) -> str:
-    """A fingerprint of all images and labels: a run that goes on must see the same."""
+    """A fingerprint of all images and labels: a run that goes on must see the same.
+
+    Images that are decoded when they are needed are known by what their source says of each without decoding it
+    (path, bytes, time), those in memory by their pixels.
+    """
     blake = hashlib.blake2b(digest_size=16)
     for experience in stream:
         parts = (
@@ -71,9 +107,28 @@ def digest(stream: Stream) -> str:
             experience.test_labels,
         )
         for part in parts:
+            if isinstance(part, ImageSource):
+                blake.update(f"{tuple(part.shape)} {part.size}".encode())
+                for i in range(len(part)):
+                    blake.update(f"{part.identity(i)}\0".encode(errors="surrogateescape"))
+                continue
             blake.update(f"{tuple(part.shape)}".encode())
             blake.update(part.contiguous().numpy().data)
     return blake.hexdigest()
+
+
+def _of_folder(config: DataConfig, path: Path) -> tuple[Images, Images]:
+    assert config.size is not None  # the configuration has seen to it
+    train, test = image_folders(
+        path,
+        size=config.size,
+        test_share=config.test_share,
+        broken=config.broken,
+        lazy=config.in_memory is not True,
+    )
+    if config.in_memory == "auto" and sum(part.images.shape.numel() for part in (train, test)) <= _KEPT:
+        return train._replace(images=train.images.tensor()), test._replace(images=test.images.tensor())
+    return train, test
 
 
 def _digits() -> tuple[Images, Images]:

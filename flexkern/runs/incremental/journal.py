@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,11 @@ from flexkern.files import write_json
 from flexkern.runs.incremental.config import Config
 from flexkern.runs.provenance import refuse_another
 
-__all__ = ["Journal", "differences"]
+__all__ = ["Journal", "checkpoint_path", "differences"]
 
 _FORMAT = 1
 # May change between two calls of one run: where things lie, not what they are.
-_FREE = ("out", "data.path")
+_FREE = ("out", "data.path", "data.in_memory")
 _OWN = ("results.json", "picture.png", "checkpoints/*.safetensors")  # what --restart removes
 _TEMPORARY = (".results*.tmp", "checkpoints/.*.tmp")
 
@@ -28,7 +29,7 @@ class Journal:
         config: the run. What a folder already holds must be of the same configuration, but for paths.
         environment: of :func:`flexkern.runs.provenance.decides_bits`. ``environments`` of the results has all
             that the folder was worked on in, and ``environments`` of a run the places of its own in that list.
-        restart: discard what the folder holds.
+        restart: discard what the folder holds, when the run begins (:meth:`begin`).
         accept_other_environment: go on with what was begun in another one.
 
     Raises:
@@ -44,14 +45,12 @@ class Journal:
         restart: bool = False,
         accept_other_environment: bool = False,
     ) -> None:
-        self.folder = Path(config.out)
+        self.folder = config.folder
         self.path = self.folder / "results.json"
         # A process that was killed while it wrote leaves its temporary file.
-        for pattern in (*_TEMPORARY, *(_OWN if restart else ())):
-            for path in self.folder.glob(pattern):
-                path.unlink()
+        self._leftovers = (*_TEMPORARY, *(_OWN if restart else ()))
         configuration = config.asdict()
-        self.results: dict[str, Any] = self._read() or {
+        self.results: dict[str, Any] = (None if restart else self._read()) or {
             "experiment": "class-incremental",
             "format": _FORMAT,
             "configuration": configuration,
@@ -77,6 +76,12 @@ class Journal:
         if environment not in self.results["environments"]:
             self.results["environments"].append(environment)
         self._environment = self.results["environments"].index(environment)
+
+    def begin(self) -> None:
+        """The run can begin: what it is to discard is removed now, and not if it was refused."""
+        for pattern in self._leftovers:
+            for path in self.folder.glob(pattern):
+                path.unlink()
 
     def _read(self) -> dict[str, Any] | None:
         if not self.path.exists():
@@ -110,15 +115,20 @@ class Journal:
     def checkpoint(self, method: str, seed: int) -> Path:
         """Where the learner of that run is saved; the folder exists then."""
         names = [m["name"] for m in self.results["configuration"]["methods"]]
-        # The number keeps apart what differs only in characters that a file name cannot have.
-        plain = re.sub(r"[^a-z0-9]+", "_", method.lower()).strip("_")
-        path = self.folder / "checkpoints" / f"{names.index(method)}_{plain}_seed{seed}.safetensors"
+        path = checkpoint_path(self.folder, names, method, seed)
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
     def write(self) -> None:
         """Puts the results in place in one step: who reads them finds the old file or the new one."""
         write_json(self.path, self.results)
+
+
+def checkpoint_path(folder: Path, methods: Sequence[str], method: str, seed: int) -> Path:
+    """Where the learner of a method, one of those of the run by their labels, lies in its folder."""
+    # The number keeps apart what differs only in characters that a file name cannot have.
+    plain = re.sub(r"[^a-z0-9]+", "_", method.lower()).strip("_")
+    return folder / "checkpoints" / f"{list(methods).index(method)}_{plain}_seed{seed}.safetensors"
 
 
 def _is_going_on(run: dict[str, Any]) -> bool:

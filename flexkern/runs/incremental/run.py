@@ -8,23 +8,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
+from flexkern.learners import METHODS, load_learner, make_learner
 from flexkern.measure import Measure
 from flexkern.metrics import AccuracyMatrix, Evaluation
+from flexkern.plain import nearest
 from flexkern.runs.folder import claim
 from flexkern.runs.incremental.config import Config, MethodConfig
-from flexkern.runs.incremental.data import digest, load_images, make_stream
+from flexkern.runs.incremental.config.method_options import mistake_in
+from flexkern.runs.incremental.data import check_place, digest, load_images, make_stream
 from flexkern.runs.incremental.journal import Journal
 from flexkern.runs.incremental.summary import number, summarise
 from flexkern.runs.provenance import decides_bits
+from flexkern.runs.start import usable_device
 from flexkern.streams import Stream
 
-__all__ = ["Event", "Learners", "run"]
+__all__ = ["RESULTS", "Event", "Learners", "run"]
+
+RESULTS = ("results.json", "picture.png")
+"""Files of a run's folder, beside its checkpoints; whoever draws the picture writes the last."""
 
 
 class Event(NamedTuple):
@@ -62,8 +68,6 @@ class Learners(NamedTuple):
 
 
 def _shipped_learners() -> Learners:
-    from flexkern.learners import METHODS, load_learner, make_learner
-
     return Learners(tuple(METHODS), make_learner, load_learner)
 
 
@@ -91,20 +95,19 @@ def run(
         What ``results.json`` holds: plain lists and numbers.
 
     Raises:
-        ValueError: naming the key of the configuration, before anything is trained; or if ``config.out`` holds
-            a run that was begun in another environment and has not ended.
+        ValueError: naming the key of the configuration, before anything is trained; the folder is then as it
+            was, or not there. Or if ``config.out`` holds a run that was begun in another environment and has
+            not ended.
         FileNotFoundError: if there are no images, or no backbone, where they should be.
         FolderInUseError, OSError: if another run has ``config.out``, or nothing can be written there; nothing
             has been read then.
     """
     learners = learners or _shipped_learners()
-    device = _device(config.device)
+    device = usable_device(config.device, auto=True)
     config = config.override(device=str(device))  # so that a run does not go on where another device is found
-    for method in config.methods:
-        if method.method not in learners.methods:
-            allowed = ", ".join(learners.methods)
-            raise ValueError(f"methods: {method.name!r} has method {method.method!r}; allowed are {allowed}")
-    with claim(Path(config.out), "checkpoints"):
+    _check_methods(config, learners)
+    check_place(config.data)
+    with claim(config.folder, "checkpoints"):
         return _run_all(
             config,
             device,
@@ -129,14 +132,18 @@ def _run_all(
     journal = Journal(
         config, decides_bits(device), restart=restart, accept_other_environment=accept_other_environment
     )
+    # What a learner does not take is found now: before images are read, and not after hours.
+    for method in config.methods:
+        _make(config, method, config.seeds[0], device, learners)
     train, test = load_images(config.data)
     stream = make_stream(config, train, test, config.seeds[0])
+    left_out = len(train.skipped) + len(test.skipped)
     fixed = config.stream.seed != "run"
     if fixed:
         del train, test  # the stream has its own copy of the images that take part
-    # Options that a learner does not take are found now, and not after hours.
-    for method in config.methods:
-        _make(config, method, config.seeds[0], device, learners)
+    journal.begin()
+    if left_out:
+        journal.results["left_out"] = left_out
     observe(Event("images", tasks=len(stream)))
     for seed in config.seeds:
         if not fixed:
@@ -154,12 +161,23 @@ def _run_all(
     return journal.results
 
 
+def _check_methods(config: Config, learners: Learners) -> None:
+    for method in config.methods:
+        if method.method not in learners.methods:
+            allowed = ", ".join(learners.methods)
+            hint = nearest(method.method, learners.methods)
+            raise ValueError(
+                f"methods: {method.name!r} has method {method.method!r}; allowed are {allowed}{hint}"
+            )
+        mistake = mistake_in(method) if learners.make is make_learner else None
+        if mistake is not None:
+            raise ValueError(f"methods: {method.name!r} ({method.method}): {mistake.sentence}")
+
+
 def _make(config: Config, method: MethodConfig, seed: int, device: torch.device, learners: Learners) -> Any:
-    shared = {} if config.precision is None else {"precision": config.precision}
+    options = ({} if config.precision is None else {"precision": config.precision}) | method.options
     try:
-        return learners.make(
-            method.method, config.backbone, seed=seed, device=device, **shared, **method.options
-        )
+        return learners.make(method.method, config.network, seed=seed, device=device, **options)
     except (TypeError, ValueError) as error:
         raise ValueError(f"methods: {method.name!r} ({method.method}): {error}") from error
 
@@ -210,7 +228,7 @@ class _Run:
         where = f"{self.method.name!r}, seed {self.seed}"
         if not self.checkpoint.exists():
             raise ValueError(f"out: {self.checkpoint} is missing, so {where} cannot go on; use --restart")
-        learner = self.learners.load(self.checkpoint, backbone=self.config.backbone, device=self.device)
+        learner = self.learners.load(self.checkpoint, backbone=self.config.network, device=self.device)
         # Saved after a task and before its test, a learner is one task ahead of the results.
         if learner.tasks_learned not in (done, done + 1):
             raise ValueError(
@@ -298,15 +316,3 @@ def _task_named(evaluation: Evaluation, experiences: Sequence[Any]) -> float:
     experience_of = np.searchsorted(ends, np.arange(len(counts)), side="right")
     same = experience_of[:, None] == experience_of[None, :]
     return float(counts[same].sum() / counts.sum())
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"device must be auto, cpu, cuda or another that torch knows, got {name!r}") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device: {name!r} was asked for, and torch finds no GPU; use --device cpu")
-    return device

@@ -118,7 +118,7 @@ def notes(config: Config, results: dict[str, Any]) -> list[str]:
         for part, count in (("training", config.data.train_per_class), ("test", config.data.test_per_class)):
             if count is not None:
                 differs.append(f"{count} {part} images a class (there all)")
-        if config.data.classes is not None or config.stream.order is not None:
+        if config.data.classes is not None or (config.stream.order is not None and paper.shuffled):
             differs.append("a choice of classes, or another order")
         if config.stream.seed != 1993 and config.stream.order is None:
             differs.append("another class order (there that of seed 1993)")
@@ -130,6 +130,10 @@ def notes(config: Config, results: dict[str, Any]) -> list[str]:
             said.append(f"{name}: keeps features of training images.")
     if any(t["cost"]["resumed"] for r in results["runs"] for t in r["tasks"]):
         said.append("*: the task was interrupted; its seconds are those of the parts that were noted.")
+    left_out = results.get("left_out", 0)
+    if left_out:
+        files = "file of the images was" if left_out == 1 else "files of the images were"
+        said.append(f"{left_out} {files} left out, damaged or of a kind that is not read.")
     if len(results["environments"]) > 1:
         said.append(
             "The run went on under other versions, threads or devices than it was begun with (environments in "

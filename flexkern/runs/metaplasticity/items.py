@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from flexkern.features import RandomConvolutions, extract_from, fingerprint
-from flexkern.learners import checkpoint
+from flexkern.features import FeatureCache, RandomConvolutions, extract_from
 from flexkern.runs.metaplasticity.protocol import DIGITS, RANDOM, Protocol
 from flexkern.runs.metaplasticity.squeezenet import SqueezeNet
 from flexkern.streams import TwoDigitItems, bundled_digits, mnist, two_digit_items
 
-__all__ = ["cached", "load_items", "two_digit_images"]
-
-_FORMAT = 1
+__all__ = ["check_items", "load_items", "two_digit_images"]
 
 
 def load_items(
@@ -29,12 +24,12 @@ def load_items(
     items: int | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> TwoDigitItems:
-    """The items of one seed, as float32 features on the CPU.
+    """The items of one seed, as float32 features on the CPU, which lie in files.
 
     Args:
         protocol: data, features and sizes.
         seed: of the items and, where they are random, of the convolutions.
-        cache: folder for computed features, one file for each seed and setting.
+        cache: folder for computed features, two files for each item, as :class:`FeatureCache` has them.
         items: how many; default: those of the protocol. More of them begin with the same.
         progress: told what is being computed.
 
@@ -48,15 +43,34 @@ def load_items(
         test_per_item=protocol.test_per_item,
         seed=seed,
     )
-    extractor = _extractor(protocol, seed, images)
+    extractor, kept = _extractor(protocol, seed, images), FeatureCache(cache)
 
-    def make() -> dict[str, Tensor]:
-        progress(f"seed {seed}: features of {len(images)} items")
-        features = images.map(lambda x: extract_from(extractor, x, batch_size=64, device=protocol.device).cpu())
-        return {"train": torch.stack(features.train), "test": torch.stack(features.tests)}
+    def features(x: Tensor, name: str) -> Tensor:
+        return extract_from(
+            extractor, x, batch_size=64, device=protocol.device, cache=kept, name=f"seed {seed}, {name}",
+            progress=lambda *_: progress(f"seed {seed}: features of {len(images)} items"),
+        )  # fmt: skip
 
-    stored = cached(cache, extractor, [*images.train, *images.tests], make)
-    return TwoDigitItems(images.names, list(stored["train"]), list(stored["test"]), seed)
+    train = [features(x, f"{n}, train") for n, x in zip(images.names, images.train, strict=True)]
+    tests = [features(x, f"{n}, test") for n, x in zip(images.names, images.tests, strict=True)]
+    return TwoDigitItems(images.names, train, tests, seed)
+
+
+def check_items(protocol: Protocol, *, items: int) -> None:
+    """Whether there can be such items: puts together what takes a moment, and makes no features.
+
+    Raises:
+        ValueError, FileNotFoundError: if data or weights are not what they should be.
+    """
+    two_digit_images(
+        protocol.data,
+        items=items,
+        train_per_item=protocol.train_per_item,
+        test_per_item=protocol.test_per_item,
+        seed=protocol.first_seed,
+    )
+    if protocol.features != RANDOM:
+        SqueezeNet(protocol.features)
 
 
 def two_digit_images(
@@ -75,25 +89,6 @@ def two_digit_images(
         return two_digit_items(*bundled_digits(), **sizes)
     train, test = mnist(data)
     return two_digit_items(*train, test_images=test.images, test_labels=test.labels, **sizes)
-
-
-def cached(
-    cache: Path, extractor: nn.Module, images: Sequence[Tensor], make: Callable[[], dict[str, Tensor]]
-) -> dict[str, Tensor]:
-    """What ``make`` gives, from a file of the cache if the same extractor has seen the same images before."""
-    sha = hashlib.sha256(f"{_FORMAT} {fingerprint(extractor)}".encode())
-    for part in images:
-        sha.update(f"{part.dtype} {tuple(part.shape)}".encode())
-        sha.update(part.contiguous().numpy().tobytes())
-    key = sha.hexdigest()
-    path = cache / f"features_{key[:16]}.safetensors"
-    if not path.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        checkpoint.write(path, make(), {"key": key})
-    stored, record = checkpoint.read(path)
-    if record["key"] != key:
-        raise ValueError(f"cache: {path} holds other features; remove it")
-    return stored
 
 
 def _extractor(protocol: Protocol, seed: int, images: TwoDigitItems) -> nn.Module:

@@ -7,6 +7,8 @@ import os
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from flexkern.runs.start import path_given
+
 __all__ = ["RELEASE", "Network", "Protocol", "protocol_for"]
 
 DIGITS, RANDOM = "digits", "random"
@@ -91,6 +93,9 @@ def protocol_for(**given: Any) -> Protocol:
         given: fields of :class:`Protocol`; None counts as not given.
     """
     known = {name: value for name, value in given.items() if value is not None}
+    for name, ours in (("data", DIGITS), ("features", RANDOM)):
+        if known.get(name, ours) != ours:
+            known[name] = os.fspath(path_given(known[name], name))
     if known.get("features", RANDOM) == RANDOM:
         fitting = OF_RANDOM
     else:

@@ -11,7 +11,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,11 @@ from flexkern.files import write_json
 from flexkern.runs.folder import claim
 from flexkern.runs.metaplasticity.protocol import Protocol
 from flexkern.runs.metaplasticity.schedule import Experiment
-from flexkern.runs.metaplasticity.unit import Unit
+from flexkern.runs.metaplasticity.unit import Unit, make_learner
 from flexkern.runs.provenance import decides_bits, refuse_another
+from flexkern.runs.start import check_files, usable_device
 
-__all__ = ["default_jobs", "read", "run", "units"]
+__all__ = ["check", "default_jobs", "read", "run", "units"]
 
 _FORMAT = 1
 _FREE = ("seeds", "first_seed", "device")  # may change between two calls that fill the same folder
@@ -90,6 +91,9 @@ def run(
         FolderInUseError, OSError: if another run has ``out``, or nothing can be written there; nothing has been
             read then.
     """
+    cache = out.parent / "features" if cache is None else cache
+    check(experiment, protocol)
+    check_files(cache, "features.safetensors")
     with claim(out, "units"):
         return _run(
             experiment,
@@ -103,11 +107,27 @@ def run(
         )
 
 
+def check(experiment: Experiment, protocol: Protocol) -> None:
+    """Whether an experiment can begin: its device, its data, and all its networks, tried at a tiny size.
+
+    Raises:
+        ValueError, FileNotFoundError: naming the setting.
+    """
+    usable_device(protocol.device)
+    experiment.check(protocol)
+    for name, network in experiment.networks(protocol).items():
+        tiny = replace(network.protocol(protocol), width=1, device="cpu")
+        try:
+            make_learner(network, tiny, (1,), experiment.classes(protocol), protocol.first_seed)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{name}: {error}") from error
+
+
 def _run(
     experiment: Experiment,
     protocol: Protocol,
     out: Path,
-    cache: Path | None,
+    cache: Path,
     jobs: int | None,
     *,
     restart: bool,
@@ -132,15 +152,20 @@ def _run(
         "finished": False,
     }
     write_json(path, results if known is None else known | {"finished": False})
-    todo = units(experiment, protocol, out, out.parent / "features" if cache is None else cache)
+    todo = units(experiment, protocol, out, cache)
     kept = {(r["network"], r["seed"]): r for r in (known or {}).get("runs", [])}
     left = [u for u in todo if (u.name, u.seed) not in kept]
     jobs = default_jobs(protocol, len(left)) if jobs is None else jobs
     for unit in left:
         _check_environment(unit, out, accept=accept_other_environment)
     done = _Done(len(todo), len(todo) - len(left), observe)
-    for record in _all(left, jobs, done):
-        kept[record["network"], record["seed"]] = record
+    try:
+        for record in _all(left, jobs, done):
+            kept[record["network"], record["seed"]] = record
+    except Exception:  # a stop by the user is none: that run goes on
+        if known is None and not any(unit.path.exists() for unit in todo):
+            path.unlink()  # nothing was learned: the folder stays free
+        raise
     records = [kept[u.name, u.seed] for u in todo]
     results |= {
         "finished": True,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from flexkern.runs.metaplasticity import protocol as settings
-from flexkern.runs.metaplasticity.items import load_items
+from flexkern.runs.metaplasticity.items import check_items, load_items
 from flexkern.streams import Experience
 
 __all__ = ["Experiment", "Items", "Part", "Shown", "in_order"]
@@ -72,6 +72,14 @@ class Experiment:
     def classes(self, protocol: settings.Protocol) -> int:
         """How many outputs a network has; of two-digit items, one for each, from the first."""
         return self.items(protocol)
+
+    def check(self, protocol: settings.Protocol) -> None:
+        """Whether the items of all seeds can be made, as far as that is seen without making features.
+
+        Raises:
+            ValueError, FileNotFoundError: naming the setting.
+        """
+        check_items(protocol, items=self.items(protocol))
 
     def load(
         self, protocol: settings.Protocol, seed: int, cache: Path, progress: Callable[[str], None]

@@ -9,19 +9,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import ClassVar
 
-import torch
-from torch import Tensor, nn
-
-from flexkern.backbones import image_size, load_backbone, normalisation
-from flexkern.backbones.trial import tried_parts
-from flexkern.features import extract_from
-from flexkern.learners.vit.training import test_view
-from flexkern.runs.metaplasticity.items import cached
+from flexkern.backbones import load_backbone
+from flexkern.features import BackboneFeatures, extract
 from flexkern.runs.metaplasticity.protocol import DIGITS, Protocol
 from flexkern.runs.metaplasticity.rivals import Rivals
 from flexkern.streams import Experience, Images, Stream, class_incremental, image_pack
+from flexkern.streams.archives import Archive
 
-__all__ = ["SplitCIFAR100", "TokenFeatures"]
+__all__ = ["SplitCIFAR100"]
 
 
 @dataclass(frozen=True)
@@ -52,12 +47,28 @@ class SplitCIFAR100(Rivals):
     def classes(self, protocol: Protocol) -> int:
         return 100 - self.first_class
 
-    def load(self, protocol: Protocol, seed: int, cache: Path, progress: Callable[[str], None]) -> _Tasks:
+    def check(self, protocol: Protocol) -> None:
+        self._sizes(protocol)
+        with Archive(protocol.data, "archive of CIFAR-100") as archive:
+            missing = [f"y_{part}" for part in ("train", "test") if f"y_{part}" not in archive]
+            if missing:
+                raise ValueError(f"data: {protocol.data!r} has no {missing[0]}; it holds {archive.names[:20]}")
+        load_backbone(self.backbone)
+
+    def _sizes(self, protocol: Protocol) -> tuple[int, int]:
+        """How many tasks and classes there are."""
         tasks, count = self.items(protocol), self.classes(protocol)
         if protocol.data == DIGITS:
-            raise ValueError("data must be the path of the archive of CIFAR-100 (.npz) for this experiment")
+            raise ValueError(
+                "data must be the path of the archive of CIFAR-100 (.npz) for this experiment: give it with "
+                "--data PATH"
+            )
         if count % tasks:
             raise ValueError(f"items must divide the {count} classes of the stream, got {tasks}")
+        return tasks, count
+
+    def load(self, protocol: Protocol, seed: int, cache: Path, progress: Callable[[str], None]) -> _Tasks:
+        tasks, count = self._sizes(protocol)
         stream = class_incremental(
             *_pack(protocol.data),
             increment=count // tasks,
@@ -74,36 +85,6 @@ class SplitCIFAR100(Rivals):
 def _pack(path: str) -> tuple[Images, Images]:
     """Decoded once for all units of a process: 60,000 images take longer than a network on their features."""
     return image_pack(path)
-
-
-class TokenFeatures(nn.Module):
-    """What a vision transformer pools and the mean of its patches' tokens, float32 [n, 2 width], centred.
-
-    Args:
-        backbone: as :func:`flexkern.backbones.load_backbone` takes it.
-    """
-
-    centre: Tensor
-    size: Tensor
-
-    def __init__(self, backbone: str) -> None:
-        super().__init__()
-        self.backbone = load_backbone(backbone)
-        self.side = image_size(self.backbone)
-        self._parts = tried_parts(self.backbone, self.side, normalise=normalisation(self.backbone))
-        self.register_buffer("centre", torch.zeros((), dtype=torch.float32))
-        self.register_buffer("size", torch.ones((), dtype=torch.float32))
-
-    def calibrate(self, images: Tensor, device: torch.device | str) -> TokenFeatures:
-        """Centres and scales features as those of these images, unlabelled: mean 0 each, mean square 1."""
-        features = extract_from(self, images, device=device)
-        self.centre = features.mean(0)
-        self.size = (features - self.centre).square().mean().sqrt()
-        return self
-
-    def forward(self, images: Tensor) -> Tensor:
-        features = self._parts.features(test_view(images, self.side), mean=True)
-        return (features.float() - self.centre) / self.size
 
 
 class _Tasks:
@@ -126,21 +107,16 @@ class _Tasks:
 def _features(
     stream: Stream, protocol: Protocol, backbone: str, cache: Path, progress: Callable[[], None]
 ) -> Stream:
-    """The stream with features in place of images, centred by those of the first task's training images."""
-    module = TokenFeatures(backbone).to(protocol.device)
-    parts = {(part, e.number): getattr(e, f"{part}_inputs") for e in stream for part in ("train", "test")}
-
-    def make() -> dict[str, Tensor]:
-        progress()
-        module.calibrate(stream[0].train_inputs, protocol.device)
-        return {
-            f"{part}.{number}": extract_from(module, images, device=protocol.device).cpu()
-            for (part, number), images in parts.items()
-        }
-
-    stored = cached(cache, module, list(parts.values()), make)
+    """The stream with features in place of images: mean 0 each, and mean square 1 together, over the training
+    images of the first task, without their labels."""
+    module = BackboneFeatures(backbone, mean=True).to(protocol.device)
+    raw = extract(stream, module, device=protocol.device, cache=cache, progress=lambda *_: progress())
+    centre = raw[0].train_inputs.mean(0)
+    size = (raw[0].train_inputs - centre).square().mean().sqrt()
     experiences = [
-        dataclasses.replace(e, train_inputs=stored[f"train.{e.number}"], test_inputs=stored[f"test.{e.number}"])
-        for e in stream
+        dataclasses.replace(
+            e, train_inputs=(e.train_inputs - centre) / size, test_inputs=(e.test_inputs - centre) / size
+        )
+        for e in raw
     ]
     return Stream(experiences, stream.classes)

@@ -23,7 +23,7 @@ from flexkern.runs.metaplasticity.schedule import Experiment, Part
 from flexkern.runs.provenance import decides_bits
 from flexkern.streams import Experience
 
-__all__ = ["Unit"]
+__all__ = ["Unit", "make_learner"]
 
 # Of a part's record, one entry per presentation: what was shown, and how the network did after it.
 _COLUMNS = ("items", "turns", "accuracy", "memorised", "epochs", "losses")
@@ -161,21 +161,30 @@ class Unit:
         for path in (self._checkpoint(part), None if first is None else self._checkpoint(first)):
             if path is not None and path.exists():
                 return load_mlp(path, device=self.protocol.device)
-        p, width, classes = self.protocol, self.protocol.width, self.experiment.classes(self.protocol)
-        options: dict[str, Any] = dict(self.network.options)
-        if self.network.method == "metaplastic":
-            sizes = (*input_shape, width, width, classes)
-            options |= {
-                "network": flexibility(self.network.flexibility, sizes, self.seed, p.device), "scale": p.scale
-            }  # fmt: skip
-        return MLP_METHODS[self.network.method](
-            input_shape, classes, widths=(width, width), lr=p.lr, batch_size=p.batch_size, seed=self.seed,
-            device=p.device, **options,
-        )  # fmt: skip
+        classes = self.experiment.classes(self.protocol)
+        return make_learner(self.network, self.protocol, input_shape, classes, self.seed)
 
     def _checkpoint(self, part: Part) -> Path:
         plain = re.sub(r"[^a-z0-9.]+", "_", part.name.lower()).strip("_")
         return self.folder / f"{self.stem}.{plain}.safetensors"
+
+
+def make_learner(
+    network: Network, protocol: Protocol, input_shape: tuple[int, ...], classes: int, seed: int
+) -> Any:
+    """A network of an experiment that has not learned anything.
+
+    Raises:
+        TypeError, ValueError: naming the setting or the option that is outside its range.
+    """
+    p, width, options = protocol, protocol.width, dict(network.options)
+    if network.method == "metaplastic":
+        sizes = (*input_shape, width, width, classes)
+        options |= {"network": flexibility(network.flexibility, sizes, seed, p.device), "scale": p.scale}
+    return MLP_METHODS[network.method](
+        input_shape, classes, widths=(width, width), lr=p.lr, batch_size=p.batch_size, seed=seed,
+        device=p.device, **options,
+    )  # fmt: skip
 
 
 def _accuracies(evaluation: Evaluation) -> list[float]:

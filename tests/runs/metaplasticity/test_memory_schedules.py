@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from flexkern import ops
+from flexkern.features import FeatureCache
 from flexkern.learners import MetaplasticMLP
 from flexkern.runs.metaplasticity.claims import spearman
 from flexkern.runs.metaplasticity.flexibility import DISTRIBUTIONS, flexibility
@@ -66,7 +67,7 @@ def test_features_are_computed_once(cache: Path, items: TwoDigitItems, monkeypat
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("computed again")
 
-    monkeypatch.setattr("flexkern.runs.metaplasticity.items.extract_from", never)
+    monkeypatch.setattr(FeatureCache, "put", never)
     again = load_items(protocol_for(**TINY), 0, cache, items=9)
     assert all(torch.equal(a, b) for a, b in zip(again.train, items.train, strict=True))
     with pytest.raises(AssertionError, match="computed again"):

@@ -16,7 +16,7 @@ from helpers.memory_tiny import TINY
 
 def test_split_cifar100_learns_tasks_of_several_classes(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
-    from flexkern.runs.metaplasticity.split_cifar100 import SplitCIFAR100, TokenFeatures
+    from flexkern.runs.metaplasticity.split_cifar100 import SplitCIFAR100
 
     rng = np.random.default_rng(0)
     colours = rng.integers(0, 255, (100, 1, 1, 3))
@@ -55,4 +55,3 @@ def test_split_cifar100_learns_tasks_of_several_classes(tmp_path: Path) -> None:
         experiment.load(dataclasses.replace(protocol, items=4), 0, tmp_path, lambda _: None)
     with pytest.raises(ValueError, match=r"first_class must be in \[0, 100\), got 100"):
         SplitCIFAR100(first_class=100)
-    assert TokenFeatures("small").side == 32
