@@ -32,7 +32,8 @@ class LDA(ViTLearner):
 
     Args:
         layers: how many blocks, the last ones; None: six, or all where there are fewer.
-        shrinkage, priors: as in :class:`flexkern.nn.LDAHead`.
+        shrinkage: of the covariance towards a multiple of the identity, 0 to 1; "oas" takes it from the data.
+        priors: of the classes: "uniform", or "counts" (as many as their images).
         backbone, recipe, images_per_pass, image_size, seed, device: as in
             :class:`flexkern.learners.vit.base.ViTLearner`.
     """
