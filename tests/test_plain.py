@@ -111,6 +111,7 @@ CLASSES |= {
     "PrototypeClassifier": (
         lambda **o: nn.PrototypeClassifier(**({"dim": 4} | o)), {"dim": 4}, {"weight": 0.5, "base_weight": 0.5}
     ),
+    "LDAHead": (lambda **o: nn.LDAHead(**({"width": 4} | o)), {"width": 4}, {"shrinkage": 0.5}),
     "RidgeHead": (
         lambda **o: nn.RidgeHead(**({"width": 4} | o)), {"width": 4, "features": 8, "seed": 1}, {"ridge": 0.5}
     ),
@@ -122,6 +123,7 @@ VIT: dict[str, tuple[dict[str, int], dict[str, float]]] = {
         {"adapter_scale": 0.5, "dropout": 0.5, "alpha": 0.5, "base_weight": 0.5, "lr": 0.5, "flip": 0.5},
     ),
     "ranpac": ({"features": 8, "images_per_pass": 4, "seed": 1}, {"ridge": 0.5}),
+    "lda": ({"layers": 2, "images_per_pass": 4, "seed": 1}, {"shrinkage": 0.5}),
     "simplecil": ({"images_per_pass": 4, "image_size": 16, "seed": 1}, {}),
     "finetune": ({"images_per_pass": 4, "epochs": 2, "seed": 1}, {"lr": 0.5, "momentum": 0.5}),
     "joint": ({"images_per_pass": 4, "epochs": 2, "seed": 1}, {"lr": 0.5, "weight_decay": 0.5}),
@@ -135,7 +137,7 @@ def backbone() -> Any:
 
 
 def test_all_public_classes_are_here() -> None:
-    told = {*CLASSES, "ArtsyViT", "RanPAC", "SimpleCIL", "FinetuneViT", "JointViT"}
+    told = {*CLASSES, "ArtsyViT", "RanPAC", "LDA", "SimpleCIL", "FinetuneViT", "JointViT"}
     without_numbers = {
         "Learner", "Progress", "NotLearnedError", "METHODS", "MLP_METHODS", "ElasticMLP", "IntelligentMLP",
         "AdaptedModel", "AdapterPoint", "Parts",

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from flexkern.plain import whole_number
+
 __all__ = ["AdapterPoint", "Parts", "run_block"]
 
 Numbers = tuple[float, ...]
@@ -61,6 +63,40 @@ class Parts:
             tokens = run_block(point.block, tokens, arguments)
         tokens = self.norm(tokens)
         return torch.cat([self.pooled(tokens), self.mean(tokens)], 1) if mean else self.pooled(tokens)
+
+    def tokens(self, images: Tensor, layers: int = 1) -> Tensor:
+        """What the model would pool after each of its last blocks, and the mean of the patches' tokens there.
+
+        Args:
+            images: [n, 3, h, w].
+            layers: how many blocks, the last ones; the last of them is what the model pools.
+
+        Returns:
+            [n, layers * summaries * width]: block by block the pooled tokens, and the patches' mean if that is
+            something else (``summaries`` is 2), all after ``norm``.
+
+        Raises:
+            ValueError: if there are not so many blocks.
+        """
+        first = len(self.points) - self.checked_layers(layers)
+        tokens = self.embed(images)
+        arguments = self.block_arguments(tokens)
+        found: list[Tensor] = []
+        for i, point in enumerate(self.points):
+            tokens = run_block(point.block, tokens, arguments)
+            if i >= first:
+                normed = self.norm(tokens)
+                found += [self.pooled(normed), self.mean(normed)][: self.summaries]
+        return torch.cat(found, 1)
+
+    @property
+    def summaries(self) -> int:
+        """Vectors that :meth:`tokens` gives for each block: 1 where the feature is the mean itself, else 2."""
+        return 1 if self.feature.startswith("mean of the patch tokens") else 2
+
+    def checked_layers(self, layers: object) -> int:
+        """``layers`` as :meth:`tokens` takes it; TypeError or ValueError if it is not so."""
+        return whole_number(layers, "layers", most=len(self.points))
 
     def block_arguments(self, tokens: Tensor) -> dict[str, Any]:
         """Keyword arguments of every block, for tokens [n, L, width]; they depend on L only."""

@@ -21,6 +21,7 @@ from flexkern.learners.registry import (
 from flexkern.learners.vit.artsy import ArtsyViT
 from flexkern.learners.vit.finetune import FinetuneViT
 from flexkern.learners.vit.joint import JointViT
+from flexkern.learners.vit.lda import LDA
 from flexkern.learners.vit.ranpac import RanPAC
 from flexkern.learners.vit.simplecil import SimpleCIL
 from flexkern.learners.vit.training import Recipe
@@ -30,6 +31,7 @@ ElasticMLP, IntelligentMLP = EWC, SI  # their names of before
 
 __all__ = [
     "EWC",
+    "LDA",
     "METHODS",
     "MLP_METHODS",
     "SI",

@@ -7,6 +7,7 @@ from flexkern.nn.feature_statistics import FeatureStatistics
 from flexkern.nn.fused.linear import MetaplasticLinear
 from flexkern.nn.gates.options import GateOptions
 from flexkern.nn.gates.synapse_gate import SynapseGate
+from flexkern.nn.heads.discriminant import LDAHead
 from flexkern.nn.heads.experts import ExpertHead
 from flexkern.nn.heads.prototype import PrototypeClassifier
 from flexkern.nn.heads.ridge import RidgeHead
@@ -24,6 +25,7 @@ __all__ = [
     "FeatureStatistics",
     "GateOptions",
     "Insertion",
+    "LDAHead",
     "MetaplasticLinear",
     "NotLearnedError",
     "Parts",

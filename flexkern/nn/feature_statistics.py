@@ -14,7 +14,7 @@ from flexkern.nn.growing import GrowingState, check_features, check_finite, chec
 from flexkern.nn.task_scores import class_sums
 from flexkern.plain import number, whole_number
 
-__all__ = ["FeatureStatistics", "Whitened", "checked_shrinkage"]
+__all__ = ["FeatureStatistics", "Whitened", "checked_shrinkage", "oas"]
 
 
 class Whitened(NamedTuple):
@@ -164,7 +164,7 @@ class FeatureStatistics(GrowingState):
                     "the features of each class are all the same (or not finite), so that they "
                     "have no covariance"
                 )
-            rho = _oas(s, freedom) if isinstance(self.shrinkage, str) else self.shrinkage
+            rho = oas((s * s).sum(), trace, d, freedom) if isinstance(self.shrinkage, str) else self.shrinkage
             shrunk = (1 - rho) * s
             shrunk.diagonal().add_(rho * trace / d)
             factor, info = torch.linalg.cholesky_ex(shrunk)
@@ -258,8 +258,8 @@ def checked_shrinkage(shrinkage: object) -> float | str:
     return number(shrinkage, "shrinkage", 0, 1, kind="'oas' or a number in [0, 1]")
 
 
-def _oas(s: Tensor, freedom: int) -> float:
-    """rho of the oracle approximating shrinkage estimator, for a covariance of so many degrees of freedom."""
-    d, trace, square = len(s), s.diagonal().sum(), (s * s).sum()
+def oas(square: Tensor, trace: Tensor, d: int, freedom: int) -> float:
+    """rho of the oracle approximating shrinkage estimator, from tr(S^2) and tr(S) of a covariance in d
+    dimensions with so many degrees of freedom (Chen, Wiesel, Eldar, Hero 2010, eq. 23)."""
     rho = ((1 - 2 / d) * square + trace**2) / ((freedom + 1 - 2 / d) * (square - trace**2 / d))
     return float(rho.nan_to_num(1.0, posinf=1.0).clamp(0, 1))  # x / 0 where s is a multiple of I already

@@ -109,12 +109,17 @@ def check_features(h0: object, width: int, name: str = "h0") -> None:
         raise ValueError(f"{name} must be [n, {width}], got {tuple(h0.shape)}")
 
 
-def check_finite(features: Tensor, name: str = "h0") -> None:
-    """Raises ValueError for infinite or NaN features: one of them would spoil running sums for good."""
-    if features.numel():
-        low, high = (float(bound) for bound in torch.aminmax(features.detach()))
-        if not -math.inf < low <= high < math.inf:
-            raise ValueError(f"{name} has infinite or NaN elements, which sums would keep for ever")
+def check_finite(features: Tensor, name: str = "h0") -> float:
+    """The largest size of an element, 0 if there are none.
+
+    Raises ValueError for infinite or NaN features: one of them would spoil running sums for good.
+    """
+    if not features.numel():
+        return 0.0
+    low, high = (float(bound) for bound in torch.aminmax(features.detach()))
+    if not -math.inf < low <= high < math.inf:
+        raise ValueError(f"{name} has infinite or NaN elements, which sums would keep for ever")
+    return max(-low, high)
 
 
 def check_labels(labels: object, n: int) -> None:

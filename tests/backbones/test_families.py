@@ -212,6 +212,30 @@ def test_a_class_token_of_infinity_is_refused() -> None:
         make_learner("simplecil", model)
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+@torch.no_grad()
+def test_tokens_of_the_last_layers(name: str) -> None:
+    """The last layer's are the features and the mean; earlier ones those of a network that ends there."""
+    parts = parts_for(name)
+    one, two = parts.tokens(images()), parts.tokens(images(), layers=2)
+    wide = parts.summaries * WIDTH
+    assert two.shape == (len(images()), 2 * wide)
+    torch.testing.assert_close(two[:, wide:], one, **CLOSE)
+    torch.testing.assert_close(one[:, :WIDTH], parts.features(images()), **CLOSE)
+    cut = dataclasses.replace(parts, points=parts.points[:1])
+    torch.testing.assert_close(two[:, :wide], cut.tokens(images()), **CLOSE)
+    adapted = with_adapters(name)
+    both = adapted.features(adapted.trunk(images()), mean=True)
+    if parts.summaries == 2:
+        torch.testing.assert_close(one, both, **CLOSE)
+        assert not torch.allclose(both[:, :WIDTH], both[:, WIDTH:], atol=1e-3)
+    else:
+        torch.testing.assert_close(both[:, :WIDTH], both[:, WIDTH:], **CLOSE)
+    for layers in (0, 3):
+        with pytest.raises(ValueError, match="layers must be"):
+            parts.tokens(images(), layers=layers)
+
+
 def test_other_modules_that_are_given() -> None:
     model = copy.deepcopy(family("ViT"))
     compiled = nn.Module()

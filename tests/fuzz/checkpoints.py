@@ -73,8 +73,9 @@ def _saved() -> list[_Saved]:
         ridge = {"gate": "ridge", "features": 8}
         energy = {"gate": "energy", "epochs": 1}
         for name, method, options in (
-            ("simplecil", "simplecil", {}), ("ranpac", "ranpac", {"features": 8}), ("finetune", "finetune", {}),
-            ("joint", "joint", {}), ("artsy", "artsy", {"rank": 2, "gate": ridge}),
+            ("simplecil", "simplecil", {}), ("ranpac", "ranpac", {"features": 8}), ("lda", "lda", {}),
+            ("finetune", "finetune", {}), ("joint", "joint", {}),
+            ("artsy", "artsy", {"rank": 2, "gate": ridge}),
             ("artsy mlp", "artsy", {"rank": 2, "gate": {"gate": "mlp", "hidden": 4, "epochs": 1}}),
             ("artsy energy", "artsy", {"rank": 2, "gate": energy}),
             ("artsy knn", "artsy", {"rank": 2, "gate": {"gate": "knn", "keep": 4}}),

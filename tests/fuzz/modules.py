@@ -25,6 +25,7 @@ from flexkern.nn import (
     ExpertHead,
     FeatureStatistics,
     GateOptions,
+    LDAHead,
     MetaplasticLinear,
     PrototypeClassifier,
     RidgeHead,
@@ -127,6 +128,57 @@ def _ridge(rng: np.random.Generator) -> str:
     assert torch.equal(other.logits(asked), logits)
     assert head.predict(asked).dtype is torch.int64
     return "ridge"
+
+
+def _lda(rng: np.random.Generator) -> str:
+    width = int(rng.integers(1, 8))
+    options = {
+        "shrinkage": _pick(rng, ("oas", 0.5, np.float32(1.0))),
+        "priors": _pick(rng, ("uniform", "counts")),
+        "per_class": bool(rng.random() < 0.3),
+        "dtype": _pick(rng, (torch.float32, torch.float64)),
+    }
+    head, other, whole = (LDAHead(width, **options) for _ in range(3))
+    if rng.random() < 0.2:
+        return _refused(head, lambda: head.logits(torch.zeros(2, width)), "no class", also=(RuntimeError,))
+    n = int(rng.integers(1, 12))
+    learned = []
+    for i in range(int(rng.integers(1, 4))):
+        x, y = _normal(rng, n, width), torch.from_numpy(rng.integers(0, 4, n))
+        bad, labels = _bad_features(rng, x), _bad_labels(rng, y)
+        if rng.random() < 0.3:
+            _refused(head, lambda: head.update(bad, y), "h0")
+        elif rng.random() < 0.3:
+            _refused(head, lambda: head.update(x, labels), "labels")
+        (other if i == 1 else head).update(x, y)
+        learned.append((x.double(), y))
+    head.merge(other)
+    x, y = (torch.cat(parts) for parts in zip(*learned, strict=True))
+    if rng.random() < 0.3:
+        label = int(y[0])
+        _refused(head, lambda: head.forget(label, x[:0]), "h0")
+        _refused(head, lambda: head.forget(9), "label")
+        head.forget(label, x[y == label])
+        x, y = x[y != label], y[y != label]
+    whole.update(x, y)
+    seen = y.unique()
+    assert torch.equal(head.count[: whole.classes], whole.count)
+    assert int(head.freedom.sum()) == int(whole.freedom.sum()) == len(y) - len(seen)
+    if int(whole.freedom.sum()):
+        one, two = head.covariance(), whole.covariance()
+        size = float(two.diagonal().max()) + float(x.square().max())  # what was forgotten leaves its rounding
+        assert float((one - two).abs().max()) <= 1e-5 * size
+    if not len(seen):
+        return "all forgotten"
+    asked = _normal(rng, int(rng.integers(0, 5)), width)
+    logits = head.logits(asked)
+    assert logits.shape == (len(asked), head.classes)
+    assert logits[:, seen].isfinite().all()
+    assert int(logits.isfinite().sum()) == len(asked) * len(seen)
+    again = _copies(rng, head, lambda: LDAHead(width, **options))
+    assert torch.equal(again.logits(asked), logits)
+    assert head.predict(asked).dtype is torch.int64
+    return "lda"
 
 
 def _statistics(rng: np.random.Generator) -> str:
@@ -383,7 +435,7 @@ def _layer(rng: np.random.Generator) -> str:
     return "layer"
 
 
-KINDS = (_ridge, _statistics, _prototypes, _experts, _gate, _gate, _bank, _layer, _layer)
+KINDS = (_ridge, _lda, _statistics, _prototypes, _experts, _gate, _gate, _bank, _layer, _layer)
 
 
 @fuzzer("modules", quick=250, full=4_000)

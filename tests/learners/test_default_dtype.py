@@ -15,6 +15,7 @@ from flexkern.features import RandomConvolutions
 from flexkern.learners import METHODS, MLP_METHODS, Learner, load_learner, make_learner
 from flexkern.nn import MetaplasticLinear, SilentLinear, SynapseGate
 from flexkern.nn.adapters.bank import AdapterBank
+from flexkern.nn.heads.discriminant import LDAHead
 from flexkern.nn.heads.ridge import RidgeHead
 from flexkern.streams import Experience, Stream
 from helpers import tiny_vit
@@ -179,7 +180,11 @@ def test_features_and_heads() -> None:
             features = RandomConvolutions(4, grid=3, seed=1).calibrate(images)
             head = RidgeHead(6, features=16, balanced=True, seed=2)
             head.update(h0, labels)
-            return [*features.buffers(), features(images), head.project(h0), head.logits(h0)]
+            lda = LDAHead(6)
+            lda.update(h0, labels)
+            lda.update(h0 + 1, labels)
+            answers = [head.project(h0), head.logits(h0), lda.scatter, lda.logits(h0)]
+            return [*features.buffers(), features(images), *answers]
 
     for one, two in zip(made(torch.float32), made(torch.float64), strict=True):
         assert one.dtype is two.dtype is torch.float32

@@ -152,7 +152,7 @@ def test_a_class_that_is_not_registered_is_loaded_by_its_own_load(stream: Stream
 def test_names_of_before() -> None:
     assert ElasticMLP is learners.EWC is MLP_METHODS["ewc"]
     assert IntelligentMLP is learners.SI is MLP_METHODS["si"]
-    assert set(METHODS) == {"artsy", "ease", "simplecil", "ranpac", "finetune", "joint"}
+    assert set(METHODS) == {"artsy", "ease", "simplecil", "ranpac", "lda", "finetune", "joint"}
     assert set(MLP_METHODS) == {"metaplastic", "ewc", "si", "replay", "joint"}
     # Rivals are siblings of our own learner, not its children.
     assert not any(issubclass(c, MetaplasticMLP) for n, c in MLP_METHODS.items() if n != "metaplastic")

@@ -15,7 +15,7 @@ from torch import Tensor
 from flexkern.features import RandomConvolutions, extract_from
 from flexkern.learners import MLP_METHODS, ArtsyViT, make_learner
 from flexkern.learners.vit.training import Recipe, Training
-from flexkern.nn import PrototypeClassifier, RidgeHead, SynapseGate
+from flexkern.nn import LDAHead, PrototypeClassifier, RidgeHead, SynapseGate
 from flexkern.streams import Stream
 from helpers import tiny_vit
 from helpers.mlp_blobs import blobs
@@ -69,7 +69,13 @@ def taught(stream: Stream) -> dict[str, Any]:
     recipe = Recipe(epochs=1)
     learners: dict[str, Any] = {
         name: make_learner(name, tiny_vit.backbone(), epochs=1, images_per_pass=16, **options)
-        for name, options in (("ease", {}), ("finetune", {}), ("simplecil", {}), ("ranpac", {"features": 64}))
+        for name, options in (
+            ("ease", {}),
+            ("finetune", {}),
+            ("simplecil", {}),
+            ("lda", {}),
+            ("ranpac", {"features": 64}),
+        )
     }
     best = {"gate": "ridge", "gating": "topk", "k": 2, "fill": True, "features": 64}
     learners["best"] = ArtsyViT.best(tiny_vit.backbone(), recipe=recipe, gate=best)
@@ -81,7 +87,7 @@ def taught(stream: Stream) -> dict[str, Any]:
     return learners
 
 
-NAMES = ("ease", "finetune", "simplecil", "ranpac", "best", "mlp", "mahalanobis", "oracle")
+NAMES = ("ease", "finetune", "simplecil", "lda", "ranpac", "best", "mlp", "mahalanobis", "oracle")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -131,12 +137,14 @@ def heads() -> dict[str, tuple[Any, Callable[[Any, Tensor], Tensor]]]:
     """Taught ones that have not been asked anything, and what they are asked."""
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(80, 12, generator=generator), torch.arange(80) % 4
-    ridge, prototypes = RidgeHead(12, features=50), PrototypeClassifier(12)
+    ridge, lda, prototypes = RidgeHead(12, features=50), LDAHead(12), PrototypeClassifier(12)
     ridge.update(x, y)
+    lda.update(x, y)
     prototypes.add_subspace()
     prototypes.update(x[:, None], y)
     found: dict[str, tuple[Any, Callable[[Any, Tensor], Tensor]]] = {
         "ridge": (ridge, lambda head, x: head.logits(x)),
+        "lda": (lda, lambda head, x: head.logits(x)),
         "prototypes": (prototypes, lambda head, x: head.logits(x[:, None])),
     }
     for gate in ("mlp", "mahalanobis", "knn", "ridge", "energy", "likelihood_ratio"):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from flexkern.nn import FeatureStatistics, PrototypeClassifier, RidgeHead, SynapseGate
+from flexkern.nn import FeatureStatistics, LDAHead, PrototypeClassifier, RidgeHead, SynapseGate
 
 X, LABELS = torch.randn(40, 5, generator=torch.Generator().manual_seed(0)), torch.arange(40) % 4
 
@@ -35,6 +35,12 @@ def ridge() -> RidgeHead:
     return one
 
 
+def lda() -> LDAHead:
+    one = LDAHead(5)
+    one.update(X, LABELS)
+    return one
+
+
 def statistics() -> FeatureStatistics:
     one = FeatureStatistics(5)
     one.update(X, LABELS)
@@ -43,6 +49,7 @@ def statistics() -> FeatureStatistics:
 
 CASES: dict[str, tuple[Callable[[], nn.Module], str, Callable[[nn.Module], Tensor]]] = {
     "prototypes": (prototypes, "sums", lambda m: m(X[:, None])),
+    "lda": (lda, "sum", lambda m: m(X)),
     "ridge": (ridge, "cross", lambda m: m(X)),
     "statistics": (statistics, "sum", lambda m: m.whiten(X).means),  # type: ignore[operator, union-attr]
 }

@@ -12,6 +12,7 @@ from torch import nn
 from flexkern.nn import (
     ExpertHead,
     FeatureStatistics,
+    LDAHead,
     NotLearnedError,
     PrototypeClassifier,
     RidgeHead,
@@ -85,6 +86,7 @@ def test_sums_take_nothing_that_would_spoil_them(wrong: float) -> None:
     prototypes.add_subspace()
     for module, learn in (
         (head := RidgeHead(4), head.update),
+        (lda := LDAHead(4), lda.update),
         (statistics := FeatureStatistics(4), statistics.update),
         (prototypes, lambda x, y: prototypes.update(x[:, None], y)),
         (experts := ExpertHead(4), lambda x, y: experts.learn(x, x, y)),
@@ -100,7 +102,13 @@ def test_sums_take_nothing_that_would_spoil_them(wrong: float) -> None:
 
 def test_asked_before_learning() -> None:
     x = torch.zeros(2, 4)
-    for ask in (RidgeHead(4).predict, SynapseGate(4).evidence, SynapseGate(4).scores, SynapseGate(4)):
+    for ask in (
+        RidgeHead(4).predict,
+        LDAHead(4).predict,
+        SynapseGate(4).evidence,
+        SynapseGate(4).scores,
+        SynapseGate(4),
+    ):
         with pytest.raises(NotLearnedError):
             ask(x)
     with pytest.raises(NotLearnedError):

@@ -322,7 +322,7 @@ def test_all_shipped_methods_resume_to_the_same_numbers(tmp_path: Path) -> None:
 
     stops = 0
     while True:
-        left = 4
+        left = 3
         try:
             stopped = run(configuration(tmp_path / "stopped", **changes), observe=observe)
             break
