@@ -58,6 +58,7 @@ class ModuleBank(nn.Module):
         super().__init__()
         self.adapters = adapters
         self.layers = len(adapters[0])
+        self.dtype = next(adapters[0][0].parameters()).dtype
 
     def forward(self, layer: int, x: Tensor, task: int | Tensor, residual: Tensor) -> Tensor:
         """One task's, or a loop over the runs of tasks of a sorted batch."""
