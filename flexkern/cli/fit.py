@@ -106,8 +106,8 @@ def fit(
         config = FitConfig(
             folder=folder, out=out, backbone=backbone, start=start, earlier=earlier,
             increment=increment, tasks=tasks, order=seed_of_order, method=method, epochs=epochs,
-            size=size, image_size=image_size, normalize=normalize, test_share=test_share, seed=seed, broken=broken, background=colour,
-            device=device, workers=workers,
+            size=size, image_size=image_size, normalize=normalize, test_share=test_share, seed=seed,
+            broken=broken, background=colour, device=device, workers=workers,
         )  # fmt: skip
         if json_file is not None:
             check_writable(json_file, folders=True)  # now, and not after the training
