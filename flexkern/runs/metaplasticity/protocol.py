@@ -12,7 +12,8 @@ from flexkern.runs.start import path_given
 __all__ = ["RELEASE", "Network", "Protocol", "protocol_for"]
 
 DIGITS, RANDOM = "digits", "random"
-# What the authors' code uses, with SqueezeNet's features of 18,432 values.
+# What the authors' code uses with AlexNet's features of 9,216 values, whose weights are not at hand; here with
+# SqueezeNet's, of 18,432.
 RELEASE: dict[str, Any] = {"width": 4096, "lr": 1e-4}
 RELEASE_SCALES = {10: 4e5, 30: 2e5}
 # A learning rate and a scale mean something only with the features that they were found for. These are for
@@ -85,9 +86,9 @@ class Protocol:
 def protocol_for(**given: Any) -> Protocol:
     """A protocol: what is given, else what suits the features, else the release's values.
 
-    With SqueezeNet's features the release's width, learning rate, and scale: 4e5 for streams of up to 10
-    items, 2e5 for longer ones. With random convolutions width 256, lr 0.02, scale "auto": at the release's
-    values features of that size would not be learned at all.
+    With SqueezeNet's features the width, learning rate, and scale that the release has for AlexNet's: 4e5 for
+    streams of up to 10 items, 2e5 for longer ones. With random convolutions width 256, lr 0.02, "auto": at
+    the release's values features of that size would not be learned at all.
 
     Args:
         given: fields of :class:`Protocol`; None counts as not given.
