@@ -146,7 +146,7 @@ def check_fields(
                 raise ValueError(f"{prefix}{name} must be in [{low}, {high}], got {shown(value)}")
 
 
-_NAMES = {int: "a whole number", str: "a string", dict: "an object", list: "a list"}
+_NAMES = {int: "a whole number", float: "a number", str: "a string", dict: "an object", list: "a list"}
 
 
 # ------------------------------------------------------------------ constructors' arguments

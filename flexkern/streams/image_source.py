@@ -217,6 +217,8 @@ def ahead(
             try:
                 done = next(made, None)
             except (OSError, RuntimeError) as error:  # of DataLoader's: what the work raises is handed over
+                if not loader.num_workers:
+                    raise
                 ended = "a process that decodes images has ended (killed, or out of memory)"
                 raise RuntimeError(f"{ended}; workers=0 has none: {error}") from error
             if done is None:

@@ -109,6 +109,7 @@ MLP_CASES: list[tuple[str, Any, str]] = [
     ("progress.items_learned", True, "progress.items_learned must be a whole number"),
     ("progress.items_learned", MISSING, "progress.items_learned is missing"),
     ("progress.epochs_done", -1, "progress.epochs_done must be in [0,"),
+    ("progress.calibration.log_temperature", "x", "progress.calibration.log_temperature must be a number"),
     ("progress.begun", None, "progress.epochs_done is 1, and no item was begun"),
     ("progress.begun", "item", "progress.begun must be an object"),
     ("progress.begun", {}, "progress.begun.name is missing"),
@@ -307,6 +308,16 @@ def test_sums_that_are_not_finite_are_refused(artsy: Path, backbone: nn.Module, 
         changed.view(-1)[-1] = torch.nan
         path = with_tensors(artsy, tmp_path, **{name.replace(".", "__"): changed})
         assert f"{name} is not finite" in refusal(path, backbone=backbone)
+
+
+def test_sums_that_give_no_answers_are_refused(backbone: nn.Module, tmp_path: Path) -> None:
+    learner = METHODS["lda"](backbone)
+    learner.learn(tiny_vit.stream()[0])
+    learner.save(tmp_path / "one")
+    changed = checkpoint.read(tmp_path / "one")[0]["model.head.scatter"].clone()
+    changed[0].diagonal()[-1] = -changed[0].diagonal()[:-1].sum() / 2  # a variance below 0
+    path = with_tensors(tmp_path / "one", tmp_path, model__head__scatter=changed)
+    assert "does not fit, tensors: " in refusal(path, backbone=backbone)
 
 
 @pytest.mark.parametrize("method", ["ewc", "si", "replay", "joint"])

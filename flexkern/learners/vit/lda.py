@@ -69,6 +69,11 @@ class LDA(ViTLearner):
     def _modules(self) -> nn.ModuleDict:
         return nn.ModuleDict({"head": self.head})
 
+    def _check_restored(self) -> None:
+        super()._check_restored()
+        if self.classes_seen:
+            self.head.solve()  # raises where there are no answers; is kept for the first one
+
     @property
     def parameters_added(self) -> int:
         # All that is kept: means, and the covariance.
