@@ -63,12 +63,15 @@ def fit(
     ] = None,
     earlier: Annotated[
         str | None,
-        typer.Option(help="With --from: a folder of classes that the model knows, to test them too."),
+        typer.Option(
+            help="With --from: a folder of classes that the model knows, to test them too. "
+            "--test-share and --seed split it, so give those of before."
+        ),
     ] = None,
     order: Annotated[str, typer.Option(help="Of the classes: 'names', or the seed of a random one.")] = "names",
     method: Annotated[
         str | None,
-        typer.Option(help="artsy-best (the default), artsy, ease, simplecil, ranpac, finetune or joint."),
+        typer.Option(help="artsy-best (the default), artsy, ease, simplecil, ranpac, lda, finetune, joint."),
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Of a task. Default: the method's own.")] = None,
     size: Annotated[

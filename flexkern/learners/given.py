@@ -69,7 +69,10 @@ def picture_files(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str
             raise FileNotFoundError(f"x: there is no file or folder {path!r}")
     if skipped:
         named = ", ".join(one.path for one in skipped[:3])
-        warnings.warn(f"x: {len(skipped)} files are left out, as they cannot be read: {named}", stacklevel=2)
+        files = (
+            "a file is left out, as it" if len(skipped) == 1 else f"{len(skipped)} files are left out, as they"
+        )
+        warnings.warn(f"x: {files} cannot be read: {named}", stacklevel=2)
     return found
 
 

@@ -130,6 +130,8 @@ def _check_images(images: Any, name: str) -> None:
     if not isinstance(y, Tensor) or y.dtype != torch.int64 or y.shape != x.shape[:1]:
         got = f"{y.dtype} {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
         raise ValueError(f"{name}: its labels must be int64 [{len(x)}], one for each image, got {got}")
+    if y.numel() and int(y.min()) < 0:
+        raise ValueError(f"{name}: its labels must be at least 0, got {int(y.min())}; leave out what has none")
 
 
 def _check_order(order: Sequence[int], name: str, train: Images) -> None:

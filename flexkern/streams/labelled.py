@@ -197,7 +197,8 @@ def split(found: Images, test_share: Any, seed: Any) -> tuple[Images, Images]:
     for name, rows in zip(found.names, np.split(by_class, ends[:-1]), strict=True):
         if len(rows) < 2:
             raise ValueError(
-                f"test_share: class {name!r} needs at least 2 images to be split, it has {len(rows)}"
+                f"test_share: class {name!r} needs at least 2 images to be split, it has {len(rows)}; "
+                "add some, or leave the class out"
             )
         rng = np.random.default_rng([_SPLIT, seed, zlib.crc32(name.encode("utf-8", "surrogateescape"))])
         count = min(max(round(share * len(rows)), 1), len(rows) - 1)

@@ -305,7 +305,7 @@ def test_names_and_top_are_checked(learner: Any, items: list[Experience]) -> Non
 def test_pictures_that_are_not_read_are_said(learner: Any, folder: Path, tmp_path: Path) -> None:
     for name in ("a.png", "b.heic"):
         (tmp_path / name).write_bytes((folder / "000.png").read_bytes())
-    with pytest.warns(UserWarning, match=r"x: 1 files are left out, as they cannot be read: .*b\.heic"):
+    with pytest.warns(UserWarning, match=r"x: a file is left out, as it cannot be read: .*b\.heic"):
         assert len(learner.predict(tmp_path)) == 1
 
 

@@ -208,3 +208,9 @@ def test_arguments_of_other_kinds_are_named(
     arguments: dict[str, Any] = {"train": TRAIN, "test": TEST, "increment": 2} | change
     with pytest.raises(error, match=message):
         class_incremental(**arguments)
+
+
+def test_a_label_below_0_is_refused() -> None:
+    images = Images(torch.zeros((4, 3, 2, 2), dtype=torch.uint8), torch.tensor([0, 1, -1, 0]), ["a", "b"])
+    with pytest.raises(ValueError, match="train: its labels must be at least 0, got -1"):
+        class_incremental(images, images, increment=1)

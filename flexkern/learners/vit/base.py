@@ -406,7 +406,8 @@ class ViTLearner(Learner):
         whole = known is not None and known.startswith(WHOLE)
         if (fingerprint if whole else old_fingerprint)(network) != known:
             raise ValueError(
-                "backbone: not the one that this learner was made with (its weights differ); pass the same"
+                "backbone: not the one that this learner was made with (its weights differ); pass the same "
+                "as backbone="
             )
         if not whole:
             warnings.warn(

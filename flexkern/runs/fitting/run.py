@@ -160,6 +160,12 @@ def _begun(out: Path, wanted: dict[str, Any]) -> dict[str, Any]:
     return record
 
 
+def _count(images: Images, tasks: Any) -> int:
+    """How many images are of classes of the tasks."""
+    taken = {name for task in tasks for name in task}
+    return sum(images.names[c] in taken for c in images.labels.tolist())
+
+
 def _new(learner: Any, wanted: dict[str, Any], train: Images, test: Images, tasks: Any) -> dict[str, Any]:
     return {
         "format": _FORMAT,
@@ -170,7 +176,7 @@ def _new(learner: Any, wanted: dict[str, Any], train: Images, test: Images, task
         "earlier": list(learner.class_names),
         "planned": [list(task) for task in tasks],
         "left_out": sorted(set(train.names) - {name for task in tasks for name in task}),
-        "images": {"train": len(train.labels), "test": len(test.labels)},
+        "images": {"train": _count(train, tasks), "test": _count(test, tasks)},
         "skipped": [[os.fspath(path), why] for path, why in (*train.skipped, *test.skipped)],
         "tasks": [],
         "learning": None,

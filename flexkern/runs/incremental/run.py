@@ -129,12 +129,13 @@ def _run_all(
     keep: bool,
     observe: Callable[[Event], None],
 ) -> dict[str, Any]:
+    # What a learner does not take is found now: before anything is said of what the folder holds, before images
+    # are read, and not after hours.
+    for method in config.methods:
+        _make(config, method, config.seeds[0], device, learners)
     journal = Journal(
         config, decides_bits(device), restart=restart, accept_other_environment=accept_other_environment
     )
-    # What a learner does not take is found now: before images are read, and not after hours.
-    for method in config.methods:
-        _make(config, method, config.seeds[0], device, learners)
     train, test = load_images(config.data)
     stream = make_stream(config, train, test, config.seeds[0])
     left_out = len(train.skipped) + len(test.skipped)

@@ -52,7 +52,7 @@ def test_broken_files_are_named_when_all_others_are_answered(model: Path, folder
     assert said.stderr.count("broken.png") == 2
     assert "'none.jpg': there is no such file" in said.stderr
     assert "3 of 5 files could not be read" in said.stderr
-    assert "1 files are left out, as they cannot be read: ./plan.svg" in said.stderr
+    assert "a file is left out, as it cannot be read: ./plan.svg" in said.stderr
     assert ".hidden" not in said.output
     assert invoke("predict", model, "broken.png", "ü.png", "--skip-broken").exit_code == 0
 
