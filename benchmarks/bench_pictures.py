@@ -22,7 +22,7 @@ from flexkern.streams.image_source import batches
 __all__ = ["Folder", "growth_of_memory", "photographs", "pictures"]
 
 SIZE, BATCH, WORKERS, FILES = 256, 64, 2, 16
-LAZY, IN_MEMORY = "flexkern, lazy=True", "flexkern, lazy=False"
+LAZY, IN_MEMORY = "flexkern, lazy=True", "all in memory (lazy=False)"
 
 
 class Folder:

@@ -205,5 +205,6 @@ def test_a_missing_extra_is_named(missing: str, tmp_path: Path) -> None:
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert result.returncode == 1
-    assert f"needs {missing}, which is not installed: pip install 'flexkern[cli]'" in result.stderr
+    name = {"sklearn": "scikit-learn"}.get(missing, missing)
+    assert f"{name}, which is not installed: pip install 'flexkern[cli]'" in result.stderr
     assert "Traceback" not in result.stderr

@@ -181,7 +181,7 @@ class Made(ImageSource):
     def __len__(self): return 200
     def decode(self, i):
         if how == "killed" and i == 150: os.kill(os.getpid(), 9)
-        if how == "interrupted": time.sleep(0.01)
+        if how == "interrupted": time.sleep(0.05)  # 5 seconds in all: long after the signal
         return np.full((4, 4, 3), i, np.uint8)
     def name(self, i): return str(i)
     def identity(self, i): return str(i)
