@@ -75,4 +75,6 @@ def test_twice_as_much_is_learned_as_there_is_memory(tmp_path: Path) -> None:
     images, pixels, limit, grown = map(int, child.stdout.split()[-4:])
     assert images == CLASSES * MORE
     assert pixels >= 2 * limit
-    assert grown < 20 << 20, grown
+    # Of freed memory the C library keeps up to 64 MB (flexkern/nn/adapters/adapted_model.py asks it to); between
+    # 6 and 40 were seen, and no more with more images.
+    assert grown < 64 << 20, grown
