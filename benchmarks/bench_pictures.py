@@ -42,7 +42,7 @@ class Folder:
         except ImportError:
             raise Skip("Pillow is not installed") from None
         self._made = tempfile.TemporaryDirectory(prefix="pictures")
-        self.path, self.count = Path(self._made.name), count
+        self.path, self.width, self.height, self.count = Path(self._made.name), width, height, count
         rng = np.random.default_rng(0)
         (self.path / "class").mkdir()
         for i in range(min(FILES, count)):
@@ -89,9 +89,13 @@ class Plain(Dataset[Tensor]):
         return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
-def _comparison(folder: Folder, title: str, peer: Peer, note: str = "") -> Comparison:
+def _comparison(folder: Folder, peer: Peer, note: str = "") -> Comparison:
     """Ours reads all names of the folder once; the first batch waits for the workers to start."""
     source, rows = folder.source(SIZE), folder.rows()
+    title = (
+        f"{folder.count} JPEGs of {folder.width} x {folder.height} off the disk into batches of {BATCH}, "
+        f"{SIZE} x {SIZE}, {WORKERS} workers"
+    )
 
     def ours() -> None:
         for _ in batches(source, rows):
@@ -123,7 +127,6 @@ def pictures(at: Setting) -> Comparison:
     folder = Folder(500, 375, at.size(256, 8))
     return _comparison(
         folder,
-        f"{folder.count} JPEGs of 500 x 375 off the disk into batches of {BATCH}, {SIZE} x {SIZE}, 2 workers",
         _peer(folder, at_most(1.1), 0.0),
     )
 
@@ -134,7 +137,6 @@ def photographs(at: Setting) -> Comparison:
     folder = Folder(4032, 3024, at.size(16, 2))
     return _comparison(
         folder,
-        f"{folder.count} JPEGs of 4032 x 3024 off the disk into batches of {BATCH}, {SIZE} x {SIZE}, 2 workers",
         _peer(folder, faster(1.5), 1.5),
         "Large JPEGs are decoded at a part of their size; pixels differ by less than 1.5 of 255 on average.",
     )

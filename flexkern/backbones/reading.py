@@ -19,6 +19,7 @@ from torch import nn
 
 from flexkern.backbones.normalise import keep_normalisation, read_normalisation
 from flexkern.backbones.timm_models import is_timm_folder, read_timm_hub
+from flexkern.backbones.wording import refuse_weights, words
 
 __all__ = ["import_transformers", "read_backbone", "read_hub"]
 
@@ -79,19 +80,16 @@ def read_backbone(path: str | os.PathLike[str], *, local: bool) -> nn.Module:
         except (OSError, ImportError, _RefusedError):
             raise
         except Exception as error:  # whatever transformers stumbles over
-            words = " ".join((str(error) or type(error).__name__).split())
-            raise ValueError(f"backbone: {name!r} cannot be read: {words[:200]}") from error
+            raise ValueError(f"backbone: {name!r} cannot be read: {words(error)}") from error
     # transformers draws random weights for these, and only warns.
     missing = sorted(told["missing_keys"])
     other = sorted(str(key[0] if isinstance(key, tuple) else key) for key in told["mismatched_keys"])
     deeper = sorted(k for k in told["unexpected_keys"] if _is_block(k) and not k.startswith("text_model."))
-    for keys, what in (
+    faults = (
         (other, "has weights of other shapes for"), (missing, "has no weights for"),
         (deeper, "has more blocks than its config.json says:"),
-    ):  # fmt: skip
-        if keys:
-            more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-            raise ValueError(f"backbone: {name!r} {what} {', '.join(keys[:3])}{more}")
+    )  # fmt: skip
+    refuse_weights(name, faults)
     return model.eval()
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from flexkern.backbones.families import FAMILIES, family_of
 from flexkern.backbones.normalise import normalisation
+from flexkern.backbones.wording import refuse_weights, words
 from flexkern.plain import nearest
 
 __all__ = [
@@ -106,7 +107,7 @@ def read_timm_name(name: str) -> nn.Module:
         raise
     except Exception as error:
         hint = nearest(name, timm.list_pretrained(f"{model_name}*"))
-        raise ValueError(f"backbone: {name!r} cannot be read: {_words(error)}{hint}") from error
+        raise ValueError(f"backbone: {name!r} cannot be read: {words(error)}{hint}") from error
     return model.eval()
 
 
@@ -154,7 +155,7 @@ def read_timm_folder(folder: Path, name: str | None = None) -> nn.Module:
     except _RefusedError:
         raise
     except Exception as error:
-        raise ValueError(f"backbone: {name!r} cannot be read: {_words(error)}") from error
+        raise ValueError(f"backbone: {name!r} cannot be read: {words(error)}") from error
     needed, there = sum(p.numel() for p in empty.parameters()), file.stat().st_size
     if needed > there:  # a weight takes a byte at least
         raise ValueError(
@@ -164,7 +165,7 @@ def read_timm_folder(folder: Path, name: str | None = None) -> nn.Module:
         model = timm.create_model(architecture, **arguments)
         state = _converted(_state(file), model)
     except Exception as error:
-        raise ValueError(f"backbone: {name!r} cannot be read: {_words(error)}") from error
+        raise ValueError(f"backbone: {name!r} cannot be read: {words(error)}") from error
     _load(model, state, name)
     normalisation(model)  # raises if it is none
     return model.eval()
@@ -240,15 +241,9 @@ def _load(model: nn.Module, state: dict[str, Tensor], name: str) -> None:
     other = sorted(k for k, v in state.items() if k in own and v.shape != own[k].shape)
     missing = sorted(k for k in own if k not in state)
     more = sorted(k for k in state if k not in own and _OF_FEATURES.match(k))
-    for keys, what in (
+    faults = (
         (other, "has weights of other shapes for"), (missing, "has no weights for"),
         (more, "has weights that its config.json has no place for:"),
-    ):  # fmt: skip
-        if keys:
-            rest = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-            raise ValueError(f"backbone: {name!r} {what} {', '.join(keys[:3])}{rest}")
+    )  # fmt: skip
+    refuse_weights(name, faults)
     model.load_state_dict({k: v for k, v in state.items() if k in own})
-
-
-def _words(error: Exception) -> str:
-    return " ".join((str(error) or type(error).__name__).split())[:200]

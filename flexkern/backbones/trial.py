@@ -11,6 +11,7 @@ from flexkern.backbones.families import FAMILIES, own_features, parts_of, vision
 from flexkern.backbones.normalise import Normalisation
 from flexkern.backbones.parts import Normalised, Parts
 from flexkern.backbones.sizes import width_of
+from flexkern.backbones.wording import words
 
 __all__ = ["tried_parts"]
 
@@ -40,7 +41,7 @@ def tried_parts(
     try:
         parts = parts_of(model, interpolate=interpolate)
     except Exception as error:
-        raise ValueError(f"backbone: {_words(error)}; supported are {FAMILIES}") from error
+        raise ValueError(f"backbone: {words(error, 300)}; supported are {FAMILIES}") from error
     if parts is None:
         raise ValueError(f"backbone: {kind} is not a vision transformer of a known family ({FAMILIES})")
     image = torch.rand((1, 3, size, size), generator=torch.Generator().manual_seed(0), dtype=torch.float32)
@@ -52,7 +53,7 @@ def tried_parts(
             ours = parts.features(image)
     except Exception as error:
         raise ValueError(
-            f"backbone: {kind} fails on one image of {size} x {size} pixels: {_words(error)}"
+            f"backbone: {kind} fails on one image of {size} x {size} pixels: {words(error, 300)}"
         ) from error
     width = width_of(model)
     if own is None or tuple(own.shape) != (1, width):
@@ -74,7 +75,3 @@ def _compare(kind: str, ours: Tensor, own: Tensor, blocks: int) -> None:
             f"backbone: {kind} in parts gives features that are {off:.2g} off what it pools itself from one "
             f"image; adapters would learn on wrong features. Supported are {FAMILIES}"
         )
-
-
-def _words(error: Exception) -> str:
-    return " ".join((str(error) or type(error).__name__).split())[:300]

@@ -12,11 +12,10 @@ from torch import Tensor
 
 from flexkern.plain import nearest, whole_number
 from flexkern.streams.base import Experience
+from flexkern.streams.class_incremental import title_of
 from flexkern.streams.packs import Images
 
 __all__ = ["by_tasks", "numbers_of"]
-
-_SHOWN = 10  # an experience of more classes than this is named by its first ones
 
 
 def by_tasks(
@@ -53,9 +52,9 @@ def by_tasks(
         names = tuple(train.names[c] for c in classes)
         parts = [_part(images, part, classes, names, first_class)
                  for images, part in ((train, "train"), (test, "test"))]  # fmt: skip
-        name = ", ".join(names if len(names) <= _SHOWN else names[:3])
-        more = "" if len(names) <= _SHOWN else f" and {len(names) - 3} more"
-        experiences.append(Experience(name + more, first_number + i, *parts[0], *parts[1], class_names=names))
+        experiences.append(
+            Experience(title_of(names), first_number + i, *parts[0], *parts[1], class_names=names)
+        )
         first_class += len(classes)
     return experiences
 

@@ -17,7 +17,7 @@ from flexkern.streams.base import Experience, Stream
 from flexkern.streams.image_source import ImageSource
 from flexkern.streams.labelled import Images
 
-__all__ = ["class_incremental", "class_order"]
+__all__ = ["class_incremental", "class_order", "title_of"]
 
 _TRAIN, _TEST = range(2)  # first number of a generator's seed, so that the two draw different numbers
 _SHOWN = 10  # an experience of more classes than this is named by its first ones
@@ -107,7 +107,7 @@ def class_incremental(
     for number, (first, end) in enumerate(itertools.pairwise(bounds)):
         names = tuple(named[first:end])
         train_part, test_part = (part.of(first, end) for part in parts)
-        experiences.append(Experience(_title(names), number, *train_part, *test_part, class_names=names))
+        experiences.append(Experience(title_of(names), number, *train_part, *test_part, class_names=names))
     return Stream(experiences, classes=len(chosen))
 
 
@@ -158,7 +158,8 @@ def _bounds(classes: int, base: int, increment: int) -> list[int]:
     return [0, *range(first, classes, increment), classes]
 
 
-def _title(names: Sequence[str]) -> str:
+def title_of(names: Sequence[str]) -> str:
+    """What an experience of these classes is called."""
     if len(names) <= _SHOWN:
         return ", ".join(names)
     return ", ".join(names[:3]) + f" and {len(names) - 3} more"

@@ -16,9 +16,10 @@ from flexkern.streams.file_tables import annotated, class_names, table
 from flexkern.streams.labelled import Images, Reading, Skipped, settle, split
 from flexkern.streams.pictures import OTHER_SUFFIXES, SUFFIXES, WHITE
 
-__all__ = ["image_folder", "image_folders", "pictures_in"]
+__all__ = ["TEST_NAMES", "image_folder", "image_folders", "pictures_in"]
 
-_TEST_NAMES = ("test", "val", "validation")  # of the folder beside "train"
+TEST_NAMES = ("test", "val", "validation")
+"""Of the folder beside "train"."""
 _READ = ", ".join(sorted(SUFFIXES))
 
 
@@ -109,7 +110,7 @@ def image_folders(
     """
     root, given = Path(path), os.fspath(path)
     reading = Reading.checked(size, background, broken, lazy, workers, most_bytes)
-    there = [name for name in _TEST_NAMES if (root / name).is_dir()] if (root / "train").is_dir() else []
+    there = [name for name in TEST_NAMES if (root / name).is_dir()] if (root / "train").is_dir() else []
     if test_share is not None:
         if there and labels is None:
             raise ValueError(f"test_share: {given!r} has test images of its own, in {there[0]!r}; leave it out")
@@ -123,7 +124,7 @@ def image_folders(
     if labels is not None:
         raise ValueError("labels: pass test_share=, too, which share of the images is for tests, as 0.2")
     if not there:
-        allowed = " or ".join(map(repr, _TEST_NAMES))
+        allowed = " or ".join(map(repr, TEST_NAMES))
         raise FileNotFoundError(
             f"path: {given!r} must hold a folder 'train' and a folder {allowed}; pass test_share=0.2 to keep a "
             "fifth of each class of one folder for tests"

@@ -27,6 +27,7 @@ _T = TypeVar("_T")
 _MOST_WORKERS = 8
 # Fewer images than this are decoded in the process itself: starting workers takes as long as some hundred.
 _FEW = 64
+_AT_ONCE = 64  # images of a whole source that are decoded between two looks at how far it is
 
 
 def default_workers() -> int:
@@ -114,12 +115,14 @@ class ImageSource(Dataset[Tensor], ABC):
             pixels[at] = self.decode(i).transpose(2, 0, 1)
         return torch.from_numpy(pixels)
 
-    def tensor(self) -> Tensor:
-        """All pixels, in memory."""
+    def tensor(self, tell: Callable[[int, int], None] | None = None) -> Tensor:
+        """All pixels, in memory; ``tell`` is told how many images of how many are decoded."""
         everything = torch.empty(self.shape, dtype=torch.uint8)
-        rows = torch.arange(len(self)).split(256)
+        rows = torch.arange(len(self)).split(_AT_ONCE)
         for at, part in zip(rows, batches(self, rows), strict=True):
             everything[at] = part
+            if tell is not None and len(at):
+                tell(int(at[-1]) + 1, len(self))
         return everything
 
 

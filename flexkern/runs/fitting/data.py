@@ -11,15 +11,14 @@ from typing import Any
 
 import torch
 
-from flexkern.streams.folders import image_folders
-from flexkern.streams.image_source import ImageSource, ahead, batches
+from flexkern.streams.folders import TEST_NAMES, image_folders
+from flexkern.streams.image_source import ImageSource, ahead
 from flexkern.streams.labelled import Images, split
 from flexkern.streams.pictures import SUFFIXES
 from flexkern.streams.shards import image_shards
 
 __all__ = ["check_decodes", "classes_in", "in_memory", "open_images"]
 
-_TEST_NAMES = ("test", "val", "validation")  # of folders, and of what shards' names begin with
 _TABLES = ("labels.csv", "labels.tsv")
 _TEST_SHARE = 0.2
 _SHOWN = 3  # of broken images
@@ -32,7 +31,7 @@ def classes_in(folder: str | os.PathLike[str]) -> list[str] | None:
     if not root.is_dir():
         return None
     names = _folders_in(root)
-    if "train" in names and (len(names) == 1 or set(_TEST_NAMES).intersection(names)):
+    if "train" in names and (len(names) == 1 or set(TEST_NAMES).intersection(names)):
         names = _folders_in(root / "train")
     return names or None
 
@@ -64,7 +63,7 @@ def open_images(
     folders = {p.name for p in inside if p.is_dir()}
     if root.is_file() or (not folders and any(p.suffix == ".tar" for p in inside)):
         return _open_shards(root, inside, test_share, seed, options)
-    if test_share is None and not ("train" in folders and folders.intersection(_TEST_NAMES)):
+    if test_share is None and not ("train" in folders and folders.intersection(TEST_NAMES)):
         test_share = _TEST_SHARE
     tables = [p for p in inside if p.name in _TABLES] if not folders else []
     if tables:
@@ -83,7 +82,8 @@ def _open_shards(
     root: Path, inside: list[Path], test_share: float | None, seed: int, options: dict[str, Any]
 ) -> tuple[Images, Images]:
     shards = sorted(p for p in inside if p.suffix == ".tar") or [root]
-    for_tests = [p for p in shards if p.name.startswith(_TEST_NAMES)]
+    # What a folder of test images is called, shards' names begin with.
+    for_tests = [p for p in shards if p.name.startswith(TEST_NAMES)]
     if test_share is None and for_tests and len(for_tests) < len(shards):
         train = image_shards([p for p in shards if p not in for_tests], lazy=True, **options)
         return train, image_shards(for_tests, names=train.names, lazy=True, **options)
@@ -140,9 +140,4 @@ def in_memory(images: Any, most: int, tell: Callable[[int, int], None]) -> Any:
     """
     if not isinstance(images, ImageSource) or images.shape.numel() > most:
         return images
-    pixels = torch.empty(images.shape, dtype=torch.uint8)
-    rows = torch.arange(len(images)).split(_AT_ONCE)
-    for of_batch, part in zip(rows, batches(images, rows), strict=True):
-        pixels[of_batch] = part
-        tell(int(of_batch[-1]) + 1, len(images))
-    return pixels
+    return images.tensor(tell)
