@@ -85,9 +85,13 @@ class Parts:
         for i, point in enumerate(self.points):
             tokens = run_block(point.block, tokens, arguments)
             if i >= first:
-                normed = self.norm(tokens)
-                found += [self.pooled(normed), self.mean(normed)][: self.summaries]
+                found += self.summary(tokens, self.summaries == 2)
         return torch.cat(found, 1)
+
+    def summary(self, tokens: Tensor, mean: bool) -> list[Tensor]:
+        """What the model would pool from the tokens after a block, and with ``mean`` their mean: [n, width] each."""
+        tokens = self.norm(tokens)
+        return [self.pooled(tokens), self.mean(tokens)] if mean else [self.pooled(tokens)]
 
     @property
     def summaries(self) -> int:

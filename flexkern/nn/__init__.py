@@ -11,6 +11,7 @@ from flexkern.nn.heads.discriminant import LDAHead
 from flexkern.nn.heads.experts import ExpertHead
 from flexkern.nn.heads.prototype import PrototypeClassifier
 from flexkern.nn.heads.ridge import RidgeHead
+from flexkern.nn.heads.selected import SelectedLDA
 from flexkern.nn.not_learned import NotLearnedError
 from flexkern.nn.silent.adaptive_threshold import AdaptiveThreshold
 from flexkern.nn.silent.insertion import Insertion
@@ -31,6 +32,7 @@ __all__ = [
     "Parts",
     "PrototypeClassifier",
     "RidgeHead",
+    "SelectedLDA",
     "SilentLinear",
     "SynapseGate",
     "attach_adapters",

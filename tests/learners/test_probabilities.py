@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from flexkern.learners import METHODS, MLP_METHODS, checkpoint, load_learner, make_learner
-from flexkern.learners.vit.temperature import fit_log_temperature
+from flexkern.nn.temperature import fit_log_temperature
 from helpers import tiny_vit
 from helpers.learner_state import fingerprint
 from helpers.mlp_blobs import CLASSES, SIZE, blobs

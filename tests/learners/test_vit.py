@@ -11,11 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from flexkern.learners import checkpoint
 from flexkern.learners.progress import Progress
 from flexkern.learners.registry import METHODS, load_learner, make_learner
-from flexkern.learners.vit.artsy import BEST, ArtsyViT
+from flexkern.learners.vit.artsy import ArtsyViT
 from flexkern.learners.vit.base import ViTLearner
-from flexkern.learners.vit.training import Recipe
+from flexkern.learners.vit.training import Recipe, Training, test_view
+from flexkern.nn import ExpertHead
 from helpers.tiny_vit import CLASSES, TEST, backbone, stream
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
@@ -201,20 +203,64 @@ def test_the_global_generator_is_left_alone() -> None:
 
 def test_best_learns_and_comes_back(tmp_path: Path) -> None:
     given = stream()
-    options = {"recipe": Recipe(**QUICK), "rank": 4, "gate": BEST["gate"] | {"features": 100}}
-    one = ArtsyViT.best(backbone(), **options)
+    one = ArtsyViT.best(backbone(), recipe=Recipe(**QUICK), rank=4)
     for item in given:
         one.learn(item)
     assert one.evaluate(given).accuracies.mean() > 0.6
     assert one.report["keeps_data"] == 0
-    assert one.report["open_per_sample"] == 2
+    kept = one.adapters_kept
+    assert one.report["adapters_kept"] == sum(kept) == one.bank.tasks
+    assert one.report["open_per_sample"] <= min(2, sum(kept))
     path = tmp_path / "learner.safetensors"
     one.save(path)
     other = load_learner(path, backbone=backbone())
     images = given[1].test_inputs
     assert torch.equal(one.logits(images), other.logits(images))
-    with pytest.raises(ValueError, match=r"needs combine=.*ridge gate"):
+    with pytest.raises(ValueError, match=r"needs combine=.*lda gate"):
         ArtsyViT(backbone(), head="experts")
+    with pytest.raises(ValueError, match=r"holdout is for head='experts'".replace("'", '"')):
+        ArtsyViT(backbone(), holdout=0.2)
+
+
+def test_adapters_that_are_of_no_use_are_thrown_away(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The second of three tasks: the third has its rows in the bank, and answers as it would by itself."""
+    given = stream()
+    one = ArtsyViT.best(backbone(), recipe=Recipe(**QUICK), rank=4)
+    trained: list[int] = []
+    epoch = Training.epoch
+
+    def counted(self: Training, images: Any, labels: Tensor) -> float:
+        trained.append(len(labels))
+        return epoch(self, images, labels)
+
+    def evidence(head: ExpertHead, *_: Any) -> tuple[float, float]:
+        return (0.0, -0.1) if head.tasks == 1 else (5.0, 0.1)
+
+    monkeypatch.setattr(Training, "epoch", counted)
+    monkeypatch.setattr(ExpertHead, "_evidence", evidence)
+    for item in given:
+        one.learn(item)
+    counts = [len(e.train_labels) for e in given]
+    assert set(trained) < set(range(min(counts)))  # a fifth of each class was held out
+    assert one.adapters_kept == [True, False, True]
+    assert one.bank.tasks == 2
+    images = given[2].test_inputs[:4]
+    spaces = one.spaces(images)
+    assert spaces.shape[1] == 4
+    assert not spaces[:, 2].any()
+    trunk = one._run_trunk(test_view(images, one.image_size))
+    torch.testing.assert_close(spaces[:, 3], one.adapted.features(trunk, 1))
+    one.evaluate(given)
+    assert one.report["open_per_sample"] <= 2
+    path = tmp_path / "learner.safetensors"
+    one.save(path)
+    other = load_learner(path, backbone=backbone())
+    assert other.adapters_kept == one.adapters_kept
+    assert torch.equal(one.logits(images), other.logits(images))
+    tensors, record = checkpoint.read(path)
+    checkpoint.write(path, tensors | {"model.experts.strength": torch.tensor([5.0, 5.0, 5.0])}, record)
+    with pytest.raises(ValueError, match=r"model.bank has 2 adapters, and the record says 3"):
+        load_learner(path, backbone=backbone())
 
 
 def test_reports_say_what_the_gates_did() -> None:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any
 
@@ -15,7 +16,9 @@ from torch.nn import functional
 
 from flexkern.learners.registry import register_method
 from flexkern.learners.vit.base import check_same
+from flexkern.learners.vit.classes import places
 from flexkern.learners.vit.images import check_images
+from flexkern.learners.vit.lda import LAYERS
 from flexkern.learners.vit.rows import TaskRows
 from flexkern.learners.vit.training import CosineHead, Recipe, Training
 from flexkern.nn.adapters.adapted_model import Trunk, attach_adapters
@@ -23,10 +26,11 @@ from flexkern.nn.adapters.bank import AdapterBank
 from flexkern.nn.gates.options import GateOptions
 from flexkern.nn.gates.quality import gate_quality
 from flexkern.nn.gates.synapse_gate import SynapseGate
+from flexkern.nn.growing import seeded
 from flexkern.nn.heads.experts import ExpertHead
 from flexkern.nn.heads.prototype import PrototypeClassifier
 from flexkern.nn.records import record_of
-from flexkern.nn.task_scores import group_logsumexp, group_max
+from flexkern.nn.task_scores import group_logsumexp, group_max, rank_in_class
 from flexkern.ops.choices import REWEIGHTINGS
 from flexkern.plain import SEEDS, choice, number, whole_number
 from flexkern.streams.base import Experience
@@ -35,6 +39,7 @@ __all__ = ["ArtsyViT"]
 
 COMBINES = ("concat", "sum")
 HEADS = ("prototype", "experts")
+_HELD_OUT = 2  # what random numbers are drawn for
 EVIDENCE = ("class", "class+mean")
 # Evidence, openings and tasks of the images that an evaluation sees; of the thread that evaluates.
 _COUNTED: ContextVar[list[tuple[Tensor, Tensor, Tensor]] | None] = ContextVar("counted", default=None)
@@ -42,7 +47,9 @@ _COUNTED: ContextVar[list[tuple[Tensor, Tensor, Tensor]] | None] = ContextVar("c
 BEST: dict[str, Any] = {
     "head": "experts",
     "evidence": "class+mean",
-    "gate": {"gate": "ridge", "gating": "topk", "k": 2, "fill": True},
+    "layers": None,
+    "holdout": 0.2,
+    "gate": {"gate": "lda", "gating": "topk", "k": 2, "fill": True},
 }
 
 
@@ -68,9 +75,13 @@ class ArtsyViT(TaskRows):
             :func:`flexkern.ops.prototype_logits`.
         base_weight: how much E0's subspace counts.
         head: "prototype" (the paper's), or "experts", :class:`flexkern.nn.ExpertHead` on the scores of the
-            ridge head that a "ridge" gate has.
+            head that a "ridge" or "lda" gate has.
         evidence: what of E0 the gate reads: "class", its feature (the class token, where the backbone pools
             that), or "class+mean", and the mean of the patches' tokens.
+        layers: of how many blocks, the last ones, the gate reads that; None: six, or all where there are fewer.
+        holdout: for experts on an lda gate: this share of each class's images is not for training the task's
+            adapter, but says whether it may open: if they are not likelier with it than without, beyond chance,
+            it is thrown away (:attr:`adapters_kept`). 0: no evidence, all adapters open.
         gate: options of :class:`flexkern.nn.SynapseGate`, for example {"gate": "mlp", "gating": "hard"}; "none"
             is EASE, "oracle" opens the true task (an upper bound). Where no synapse opens for an image, E0
             alone answers. What a task needs of images and classes is
@@ -96,6 +107,8 @@ class ArtsyViT(TaskRows):
         base_weight: float = 0.1,
         head: str = "prototype",
         evidence: str = "class",
+        layers: int | None = 1,
+        holdout: float = 0.0,
         gate: Annotated[Mapping[str, Any], GateOptions] | None = None,
         seed: int = 0,
         **common: Any,
@@ -108,17 +121,27 @@ class ArtsyViT(TaskRows):
             raise TypeError(f"gate must be a mapping of options, such as {{'gate': 'mlp'}}, got {gate!r}")
         given = dict(gate or {})
         for_gate = record_of(GateOptions, None, given, name="gate", of=SynapseGate)
-        if head == "experts" and (combine != "concat" or for_gate.gate != "ridge"):
+        if head == "experts" and (combine != "concat" or for_gate.gate not in ("ridge", "lda")):
             raise ValueError(
-                'head="experts" needs combine="concat" and the scores of a ridge gate: pass '
-                'gate={"gate": "ridge", ...}'
+                'head="experts" needs combine="concat" and the scores of a ridge or lda gate: pass '
+                'gate={"gate": "lda", ...}'
             )
+        layers = None if layers is None else whole_number(layers, "layers")
+        holdout = number(holdout, "holdout", 0, 1, below=True)
+        if holdout and (head != "experts" or for_gate.gate != "lda"):
+            raise ValueError(
+                'holdout is for head="experts" and gate={"gate": "lda", ...}, whose scores of what was learned '
+                f"leave it out; got head={head!r}, gate={for_gate.gate!r}"
+            )
+        if "layers" in given:
+            raise ValueError("gate.layers is set by the learner's own layers; leave it out")
         options: dict[str, Any] = {
             "rank": whole_number(rank, "rank"), "adapter_scale": number(adapter_scale, "adapter_scale"),
             "dropout": number(dropout, "dropout", 0, 1, below=True), "combine": combine,
             "alpha": number(alpha, "alpha"), "reweighting": choice(reweighting, "reweighting", REWEIGHTINGS),
             "base_weight": number(base_weight, "base_weight", 0), "head": head, "evidence": evidence,
             "gate": {name: getattr(for_gate, name) for name in given},
+            "layers": layers, "holdout": holdout,
         }  # fmt: skip
         super().__init__(backbone, recipe=recipe, seed=seed, **options, **common)
         parts = self._known_parts(self.backbone)
@@ -133,9 +156,14 @@ class ArtsyViT(TaskRows):
         )
         self.adapted = attach_adapters(self.backbone, bank, parts).eval()
         self.bank, self.combine = bank, combine
-        self._mean = evidence == "class+mean"
-        reads = self.width * (2 if self._mean else 1)
-        self.gate = SynapseGate(reads, device=self.device, **({"seed": self.seed} | options["gate"]))
+        self.layers = min(LAYERS, len(parts.points)) if layers is None else parts.checked_layers(layers)
+        # To a discriminant what it has twice is no news.
+        twice = parts.summaries == 1 and for_gate.gate == "lda"
+        self._mean = evidence == "class+mean" and not twice
+        self._holdout = holdout
+        reads = self.layers * self.width * (2 if self._mean else 1)
+        for_gate = replace(for_gate, layers=self.layers, seed=options["gate"].get("seed", self.seed))
+        self.gate = SynapseGate(reads, options=for_gate, device=self.device)
         self.experts = ExpertHead(self.width, device=self.device) if head == "experts" else None
         concat = combine == "concat"
         self.prototypes = PrototypeClassifier(
@@ -153,8 +181,10 @@ class ArtsyViT(TaskRows):
     def best(cls, backbone: str | os.PathLike[str] | nn.Module = "small", **options: Any) -> ArtsyViT:
         """The configuration that did best in our study (docs/results/artsy.md), which keeps no data.
 
-        A ridge head on E0's class and mean tokens opens the two most likely tasks' synapses, and within those
-        the experts of :class:`flexkern.nn.ExpertHead` decide. The paper's own configuration is the
+        Linear discriminant analysis on E0's class and mean tokens of up to six layers
+        (:class:`flexkern.nn.SelectedLDA`) names classes and tasks; in the two most likely tasks the experts of
+        :class:`flexkern.nn.ExpertHead` are heard, if held-out images of the task were likelier with its adapter
+        than without, and adapters that are of no use are thrown away. The paper's own configuration is the
         constructor's default.
 
         Args:
@@ -188,9 +218,9 @@ class ArtsyViT(TaskRows):
 
     def _make_training(self) -> Training:
         assert self._head is not None
-        task, head = self.tasks_learned, self._head
-        parameters = [*self.bank.parameters_of(task), *head.parameters()]
-        seed = [self.seed, task]
+        head = self._head
+        parameters = [*self.bank.parameters_of(self.bank.tasks - 1), *head.parameters()]
+        seed = [self.seed, self.tasks_learned]
         # A method and no closure: it can be pickled, and a copy of the learner trains the copy.
         logits = self._training_logits
         return Training(parameters, logits, self.recipe, size=self.image_size, seed=seed, device=self.device)
@@ -200,9 +230,35 @@ class ArtsyViT(TaskRows):
         # Not longer than a forward pass: whoever asks in between, as one who watches may, gets no dropout.
         self.bank.train()
         try:
-            return self._head(self.adapted.features(self.adapted.trunk(x), self.tasks_learned))
+            return self._head(self.adapted.features(self.adapted.trunk(x), self.bank.tasks - 1))
         finally:
             self.bank.eval()
+
+    def _epoch(self, training: Training, images: Any, labels: Tensor) -> float:
+        held_out = self._held_out(labels)
+        if not bool(held_out.any()):
+            return super()._epoch(training, images, labels)
+        rows = (~held_out).nonzero().squeeze(1)
+        return super()._epoch(training, images[rows.to(getattr(images, "device", "cpu"))], labels[rows])
+
+    def _held_out(self, labels: Tensor) -> Tensor:
+        """bool [n]: which images of a task its adapter is not trained on, the same share of each class."""
+        classes = places(labels.cpu())
+        rank = rank_in_class(classes, seeded(classes.device, self.seed, self.tasks_learned, _HELD_OUT))
+        count = (torch.bincount(classes).float() * self._holdout).long()
+        return (rank < count[classes]).to(labels.device)
+
+    @property
+    def adapters_kept(self) -> list[bool]:
+        """Of each task, whether it has an adapter; without evidence (``holdout=0``) all have."""
+        return [slot >= 0 for slot in self._slots().tolist()]
+
+    def _slots(self) -> Tensor:
+        """The adapter of each task in the bank, int64 [tasks]; -1 where it was thrown away."""
+        if self.experts is None:
+            return torch.arange(self.tasks_learned, device=self.device)
+        kept = self.experts.strength > 0
+        return torch.where(kept, kept.cumsum(0) - 1, -1)
 
     def _written_at_end(self) -> nn.Module:
         """Not the bank, which is by far the largest: its adapters are trained by then."""
@@ -215,29 +271,46 @@ class ArtsyViT(TaskRows):
         at most.
         """
         self.bank.freeze()
-        if self.combine == "concat" and self.experts is None:
+        if self.experts is not None:
+            self._finish_experts(self.experts, images, labels)
+            return
+        if self.combine == "concat":
             self.prototypes.add_subspace()
-        # Prototypes are taken in all subspaces; a sum, and experts, need the new one only.
-        first = 0 if self.combine == "concat" and self.experts is None else -1
+        # Prototypes are taken in all subspaces; a sum needs the new one only.
+        first = 0 if self.combine == "concat" else -1
         h0 = torch.empty((len(images), self.gate.width), dtype=torch.float32, device=self.device)
-        own = h0.new_empty((len(images), self.width)) if self.experts is not None else None
         done = 0
         for x, y in self._test_batches(images, labels):
             trunk = self._run_trunk(x)
             h = self._base(trunk)
             every = h.new_zeros((len(x), self.bank.tasks))
             every[:, first:] = 1
-            batch = self._spaces(trunk, h[:, : self.width], every)
-            rows = slice(done, done + len(x))
+            batch = self._spaces(trunk, self._feature(h), every)
+            h0[done : done + len(x)] = h
             done += len(x)
-            h0[rows] = h
-            if own is None:
-                self.prototypes.update(batch, y)
-            else:
-                own[rows] = batch[:, -1]
+            self.prototypes.update(batch, y)
         self.gate.learn(h0, labels.to(self.device))
-        if self.experts is not None and own is not None:
-            self.experts.learn(h0[:, : self.width], own, labels.to(self.device))
+
+    def _finish_experts(self, experts: ExpertHead, images: Any, labels: Tensor) -> None:
+        labels = labels.to(self.device)
+        h0 = torch.empty((len(images), self.gate.width), dtype=torch.float32, device=self.device)
+        own = h0.new_empty((len(images), self.width))
+        done = 0
+        for x, _ in self._test_batches(images, labels):
+            trunk = self._run_trunk(x)
+            rows = slice(done, done + len(x))
+            h0[rows] = self._base(trunk)
+            own[rows] = self._run(self.adapted.features, trunk, self.bank.tasks - 1)
+            done += len(x)
+        self.gate.learn(h0, labels)
+        given: dict[str, Any] = {}
+        if self._holdout:
+            held_out = self._held_out(labels)
+            scores = self.gate.left_out_scores(h0[held_out], labels[held_out])
+            given = {"held_out": held_out, "scores": scores}
+        experts.learn(self._feature(h0), own, labels, **given)
+        if not float(experts.strength[-1]):
+            self.bank.remove_last()
 
     # ------------------------------------------------------------------ answering
 
@@ -252,7 +325,12 @@ class ArtsyViT(TaskRows):
 
     def _base(self, trunk: Trunk) -> Tensor:
         """What the gate reads: E0's feature, and behind it, if asked for, the mean of the patches' tokens."""
-        return self._run(partial(self.adapted.features, mean=self._mean), trunk)
+        return self._run(partial(self.adapted.features, mean=self._mean, layers=self.layers), trunk)
+
+    def _feature(self, h: Tensor) -> Tensor:
+        """E0's feature in what :meth:`_base` gives: of the last layer, before the mean."""
+        last = h[:, (self.layers - 1) * h.shape[1] // self.layers :]
+        return last[:, : self.width]
 
     def _spaces(self, trunk: Trunk, h0: Tensor, openings: Tensor) -> Tensor:
         """Features in all subspaces, [n, K, width]: of E0, and of each open adapter; 0 where it is closed.
@@ -260,9 +338,10 @@ class ArtsyViT(TaskRows):
         Args:
             openings: [n, tasks]; what is 0 is not computed.
         """
+        slots = torch.arange(openings.shape[1], device=openings.device) if self.experts is None else self._slots()
         task, image = openings.T.nonzero(as_tuple=True)  # sorted by task, as the kernel likes it
         parts = [
-            self._run(self.adapted.features, trunk, t.to(torch.int32), i)
+            self._run(self.adapted.features, trunk, slots[t].to(torch.int32), i)
             for t, i in zip(task.split(self.images_per_pass), image.split(self.images_per_pass), strict=True)
             if len(t)  # no synapse is open
         ]
@@ -278,10 +357,11 @@ class ArtsyViT(TaskRows):
     def _logits(self, images: Tensor, task: Tensor | None) -> Tensor:
         trunk = self._run_trunk(images)
         h = self._base(trunk)
-        h0 = h[:, : self.width]
+        h0 = self._feature(h)
         # For a task that is still to come an oracle opens the newest synapse: no answer can be right there.
         evidence = self.gate.evidence(h, None if task is None else task.clamp(max=self.tasks_learned - 1))
-        openings = self.gate.open(evidence)
+        # What was thrown away stays silent.
+        openings = self.gate.open(evidence) * (self._slots() >= 0)
         counted = _COUNTED.get()
         if counted is not None and task is not None:
             counted.append((evidence, openings, task))
@@ -302,15 +382,17 @@ class ArtsyViT(TaskRows):
 
     @torch.no_grad()
     def spaces(self, images: Any) -> Tensor:
-        """Features of images in all subspaces, every synapse open: float32 [n, 1 + tasks, width]."""
+        """Features of images in all subspaces, every synapse open: float32 [n, 1 + tasks, width]; 0 where a
+        task's adapter was thrown away."""
         check_images(images, "images")
-        parts = [torch.zeros((0, 1 + self.bank.tasks, self.width), dtype=torch.float32, device=self.device)]
+        open_ = (self._slots() >= 0).float()
+        parts = [torch.zeros((0, 1 + len(open_), self.width), dtype=torch.float32, device=self.device)]
         if self.combine == "sum":
             parts = [parts[0][:, :1]]
         for x, _ in self._test_batches(images, torch.zeros(len(images))):
             trunk = self._run_trunk(x)
             h0 = self._run(self.adapted.features, trunk)
-            parts.append(self._spaces(trunk, h0, h0.new_ones((len(x), self.bank.tasks))))
+            parts.append(self._spaces(trunk, h0, open_.expand(len(x), -1)))
         return torch.cat(parts)
 
     @torch.no_grad()
@@ -345,6 +427,8 @@ class ArtsyViT(TaskRows):
             "keeps_data": float(self.gate.keeps_data),
             "best_gate_right": self.gate_report["best_right"],
         }
+        if self._holdout:
+            report["adapters_kept"] = float(sum(self.adapters_kept))
         area = self.gate_report["auroc_mean"]
         return report if area is None else report | {"gate_auroc": area}
 
@@ -360,6 +444,8 @@ class ArtsyViT(TaskRows):
 
     def _check_restored(self) -> None:
         super()._check_restored()
+        kept = sum(self.adapters_kept) if self._begun is None else sum(self.adapters_kept) + 1
+        check_same("bank", "adapters", self.bank.tasks, kept)
         if self.experts is None:
             subspaces = 1 if self.combine == "sum" else 1 + self.items_learned
             check_same("prototypes", "subspaces", self.prototypes.sums.shape[1], subspaces)

@@ -5,18 +5,21 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
 from flexkern.learners.registry import register_method
 from flexkern.learners.scenarios import SCENARIOS
 from flexkern.learners.vit.base import ViTLearner
 from flexkern.nn.feature_statistics import checked_shrinkage
-from flexkern.nn.heads.discriminant import PRIORS, LDAHead
+from flexkern.nn.heads.discriminant import PRIORS
+from flexkern.nn.heads.selected import JUDGED, SelectedLDA
 from flexkern.plain import choice, whole_number
 
-__all__ = ["LDA"]
+__all__ = ["LAYERS", "LDA"]
 
-_LAYERS = 6
+LAYERS = 6
 
 
 @register_method("lda")
@@ -25,15 +28,17 @@ class LDA(ViTLearner):
 
     Tokens are what the backbone pools, and the mean of its patches' tokens, after each of the last ``layers``
     blocks. Sums over all tasks are exact, so that the order of tasks changes nothing, and no data is kept. More
-    layers tell more, and need more images to learn their covariance: of the small backbone on CIFAR-100 six are
-    better than one from about 50 images of each class on.
+    layers tell more, and need more images to learn their covariance: so each task's images, 512 at most, say
+    how many are read, and how far the covariance is shrunk (:class:`flexkern.nn.SelectedLDA`).
 
     It keeps (2 layers width)^2 numbers: 4 bytes each, 340 MB for six layers of ViT-B/16; twice that while an
     item ends, which can be undone.
 
     Args:
-        layers: how many blocks, the last ones; None: six, or all where there are fewer.
-        shrinkage: of the covariance towards a multiple of the identity, 0 to 1; "oas" takes it from the data.
+        layers: how many blocks, the last ones; None: six, or all where there are fewer, of which all, half or
+            one may be read.
+        shrinkage: of the covariance towards a multiple of the identity, 0 to 1; "oas" takes it from the sums,
+            "auto" selects among that, 0.2 and 0.5.
         priors: of the classes: "uniform", or "counts" (as many as their images).
         backbone, recipe, images_per_pass, image_size, seed, device: as in
             :class:`flexkern.learners.vit.base.ViTLearner`.
@@ -46,25 +51,39 @@ class LDA(ViTLearner):
         backbone: str | os.PathLike[str] | nn.Module = "small",
         *,
         layers: int | None = None,
-        shrinkage: float | str = "oas",
+        shrinkage: float | str = "auto",
         priors: str = "uniform",
         **common: Any,
     ) -> None:
         layers = None if layers is None else whole_number(layers, "layers")
-        shrinkage, priors = checked_shrinkage(shrinkage), choice(priors, "priors", PRIORS)
+        if not (isinstance(shrinkage, str) and shrinkage == "auto"):
+            shrinkage = checked_shrinkage(shrinkage, "'auto', ")
+        priors = choice(priors, "priors", PRIORS)
         super().__init__(backbone, layers=layers, shrinkage=shrinkage, priors=priors, **common)
         self._parts = parts = self._known_parts(self.backbone)
-        self.layers = min(_LAYERS, len(parts.points)) if layers is None else parts.checked_layers(layers)
+        self.layers = min(LAYERS, len(parts.points)) if layers is None else parts.checked_layers(layers)
         width = self.layers * parts.summaries * self.width
-        self.head = LDAHead(width, shrinkage=shrinkage, priors=priors, device=self.device)
+        self.head = SelectedLDA(
+            width, blocks=self.layers, fewer=layers is None, shrinkage=shrinkage, priors=priors, device=self.device
+        )  # fmt: skip
 
     def _tokens(self, images: Tensor) -> Tensor:
         return self._run(self._parts.tokens, images, self.layers)
 
     def _finish(self, images: Tensor, labels: Tensor) -> None:
+        rng = np.random.default_rng([self.seed, self.items_learned])
+        chosen = np.sort(rng.choice(len(images), min(JUDGED, len(images)), replace=False))
+        judged: list[tuple[Tensor, Tensor]] = []
+        done = 0
         for x, y in self._test_batches(images, labels):
-            self.head.update(self._tokens(x), y)
+            tokens = self._tokens(x)
+            self.head.update(tokens, y)
+            first, end = np.searchsorted(chosen, (done, done + len(x)))
+            rows = torch.from_numpy(chosen[first:end] - done).to(tokens.device)
+            judged.append((tokens[rows], y[rows]))
+            done += len(x)
         self.head.check_solvable()  # what gives no answers is not learned
+        self.head.judge(*(torch.cat(part) for part in zip(*judged, strict=True)))
 
     def _logits(self, images: Tensor, task: Tensor | None) -> Tensor:
         return self.head.logits(self._tokens(images))

@@ -173,6 +173,7 @@ class AdaptedModel(nn.Module):
         sample: Tensor | None = None,
         *,
         mean: bool = False,
+        layers: int = 1,
     ) -> Tensor:
         """What the model pools, with the adapters of the tasks, from what :meth:`trunk` returned.
 
@@ -182,9 +183,11 @@ class AdaptedModel(nn.Module):
                 adapters.
             sample: integers [P], the image of each pair; None: pair p is image p.
             mean: append the mean of the patches' tokens.
+            layers: of how many blocks, the last ones, as in :meth:`flexkern.backbones.parts.Parts.tokens`.
 
         Returns:
-            [P, width], or [N, width] without ``sample``; twice as wide with ``mean``.
+            [P, layers * width], or [N, layers * width] without ``sample``, block by block; twice as wide with
+            ``mean``.
 
         Raises:
             ValueError: if there are not as many tasks as pairs.
@@ -194,9 +197,9 @@ class AdaptedModel(nn.Module):
         if isinstance(task, Tensor) and tuple(task.shape) != (count,):
             raise ValueError(f"task must have one entry for each of {count} pairs, got {list(task.shape)}")
         if torch.is_grad_enabled():
-            return self._piece(parts, trunk, task, sample, slice(0, count), mean)
+            return self._piece(parts, trunk, task, sample, slice(0, count), mean, layers)
         pieces = _pieces(count, trunk.x)
-        return _joined([self._piece(parts, trunk, task, sample, rows, mean) for rows in pieces])
+        return _joined([self._piece(parts, trunk, task, sample, rows, mean, layers) for rows in pieces])
 
     def _piece(
         self,
@@ -206,6 +209,7 @@ class AdaptedModel(nn.Module):
         sample: Tensor | None,
         rows: slice,
         mean: bool,
+        layers: int,
     ) -> Tensor:
         """The ``rows`` of what :meth:`features` returns."""
         x, tokens = (part[rows] if sample is None else part.index_select(0, sample[rows]) for part in trunk)
@@ -214,11 +218,14 @@ class AdaptedModel(nn.Module):
         arguments = parts.block_arguments(tokens)
         if task is not None:
             tokens = _adapted(self.bank, 0, x, task, tokens)
+        first = len(parts.points) - layers
+        found = parts.summary(tokens, mean) if first == 0 else []
         with self.tasks(task):
-            for point in parts.points[1:]:
+            for i, point in enumerate(parts.points[1:], 1):
                 tokens = run_block(point.block, tokens, arguments)
-        tokens = parts.norm(tokens)
-        return torch.cat([parts.pooled(tokens), parts.mean(tokens)], 1) if mean else parts.pooled(tokens)
+                if i >= first:
+                    found += parts.summary(tokens, mean)
+        return found[0] if len(found) == 1 else torch.cat(found, 1)
 
 
 def _remove(hooks: list[RemovableHandle]) -> None:

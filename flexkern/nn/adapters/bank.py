@@ -170,6 +170,16 @@ class AdapterBank(nn.Module):
         self.rows.append(rows)
         return task
 
+    def remove_last(self) -> None:
+        """Takes the last task's adapters out again; their rows are the next task's.
+
+        Raises:
+            ValueError: if there is none.
+        """
+        if not self.tasks:
+            raise ValueError("the bank has no adapters to remove")
+        self.rows = self.rows[:-1]  # a new list: what puts it back has the old one
+
     def parameters_of(self, task: int) -> list[nn.Parameter]:
         """The parameters of one task, for an optimizer."""
         return list(self.rows[task].parameters())

@@ -15,12 +15,14 @@ from torch.nn.functional import cross_entropy, linear, normalize
 from flexkern.nn.gates.negatives import Recall
 from flexkern.nn.growing import GrowingState
 from flexkern.nn.heads.ridge import RidgeHead
+from flexkern.nn.heads.selected import JUDGED, SelectedLDA
 from flexkern.nn.task_scores import group_logsumexp, group_max, others_logsumexp, rank_in_class
 
 __all__ = [
     "DETECTORS",
     "Detector",
     "Energy",
+    "Lda",
     "LikelihoodRatio",
     "Mahalanobis",
     "NearestNeighbours",
@@ -38,6 +40,8 @@ class Detector(GrowingState):
     """Whether feature vectors of samples are kept."""
     least_classes = 1
     """Classes that a task must have."""
+    reads_recall = True
+    """Whether its scores, or what makes them evidence, take statistics of the :class:`Recall`."""
 
     @property
     def parameters_added(self) -> int:
@@ -248,7 +252,43 @@ class Ridge(Detector):
         return group_max(self.head.logits(h0), recall.class_task, tasks)
 
 
-DETECTORS = ("energy", "mahalanobis", "knn", "likelihood_ratio", "ridge")
+class Lda(Detector):
+    """The logit of the task's probability by linear discriminant analysis: the sum over the task's classes.
+
+    See :class:`flexkern.nn.heads.selected.SelectedLDA`, whose temperature makes these probabilities what they
+    say, so that nothing is held out to calibrate them. With two tasks or more; before, 0.
+    """
+
+    moving = True
+    reads_recall = False
+
+    def __init__(self, head: SelectedLDA) -> None:
+        super().__init__()
+        self.head = head
+
+    @property
+    def parameters_added(self) -> int:
+        return self.head.sum.numel()
+
+    def learn(self, h0: Tensor, labels: Tensor, generator: torch.Generator) -> None:
+        self.head.update(h0, labels)
+        chosen = torch.randperm(len(h0), generator=generator, device=h0.device)[:JUDGED]
+        self.head.judge(h0[chosen], labels[chosen])
+
+    def absorb(self, h0: Tensor, labels: Tensor) -> None:
+        self.head.update(h0, labels)
+
+    def check_answers(self, recall: Recall) -> None:
+        self.head.check_solvable()
+
+    def scores(self, h0: Tensor, recall: Recall, tasks: int) -> Tensor:
+        if tasks < 2:
+            return h0.new_zeros((len(h0), tasks))
+        own = group_logsumexp(self.head.logits(h0), recall.class_task, tasks)
+        return own - others_logsumexp(own)
+
+
+DETECTORS = ("energy", "mahalanobis", "knn", "likelihood_ratio", "ridge", "lda")
 
 
 def make_detector(
@@ -259,6 +299,8 @@ def make_detector(
     keep: int,
     features: int,
     ridge: float | str,
+    layers: int,
+    shrinkage: float | str,
     seed: int,
     device: torch.device | str | None,
 ) -> Detector | None:
@@ -273,4 +315,7 @@ def make_detector(
         return LikelihoodRatio()
     if gate == "ridge":
         return Ridge(RidgeHead(width, features=features, seed=seed, ridge=ridge, device=device))
+    if gate == "lda":
+        given = "auto" if isinstance(shrinkage, str) else shrinkage
+        return Lda(SelectedLDA(width, blocks=layers, shrinkage=given, device=device))
     return None

@@ -29,7 +29,7 @@ class GateOptions:
             features (1) from those of all other tasks so far (0). ``"none"``: all synapses are open (EASE).
             ``"oracle"``: the true task's is open, an upper bound. Or a detector of
             :mod:`flexkern.nn.gates.detectors`: ``"energy"``, ``"mahalanobis"``, ``"knn"``,
-            ``"likelihood_ratio"``, ``"ridge"``.
+            ``"likelihood_ratio"``, ``"ridge"``, ``"lda"``.
         gating: ``"hard"``: 1 where evidence >= threshold; ``"soft"``: sigmoid(evidence), thresholds not used;
             ``"topk"``: hard, but only the ``k`` largest (lateral inhibition), or with ``fill`` the k largest
             whether over their thresholds or not.
@@ -67,10 +67,13 @@ class GateOptions:
             it. It joins the running sums afterwards.
         calibration: how scores become logits. ``"platt"``: a logistic regression for each gate; ``"softmax"``:
             a softmax over the tasks with one temperature, so that gates compete; ``"none"``: as they are. None:
-            softmax for ridge, platt for the other detectors, else none.
+            softmax for ridge, none for lda, platt for the other detectors, else none.
         neighbours: of knn.
         features, ridge: of the ridge head, see :class:`flexkern.nn.RidgeHead`.
-        shrinkage: of the shared covariance, see :class:`flexkern.nn.FeatureStatistics`.
+        layers: of the lda gate: h0 is the tokens of so many layers, of which it selects the last ones, see
+            :class:`flexkern.nn.SelectedLDA`.
+        shrinkage: of the shared covariance, see :class:`flexkern.nn.FeatureStatistics`; the lda gate selects it,
+            unless it is a number.
         seed: of everything that is drawn. The same seed and data give the same bits on the same device.
 
     Raises:
@@ -106,6 +109,7 @@ class GateOptions:
     neighbours: int = 5
     features: int = 2000
     ridge: float | str = "auto"
+    layers: int = 1
     shrinkage: float | str = "oas"
     seed: int = 0
 
@@ -142,6 +146,7 @@ class GateOptions:
         features = whole_number(self.features, "features", least=0, kind=_INTEGER)
         self._set("features", features)
         self._set("ridge", checked_ridge(self.ridge))
+        self._set("layers", whole_number(self.layers, "layers", kind=_INTEGER))
         self.sliding()
 
     def _set(self, name: str, value: object) -> None:
@@ -163,7 +168,8 @@ class GateOptions:
         """The same options with values where None stands for one: ``k``, ``target``, ``calibration``."""
         calibration = self.calibration
         if calibration is None:
-            calibration = "softmax" if self.gate == "ridge" else "platt" if self.gate in DETECTORS else "none"
+            own = {"ridge": "softmax", "lda": "none"}
+            calibration = own.get(self.gate, "platt" if self.gate in DETECTORS else "none")
         return replace(
             self,
             k=2 if self.k is None and self.gating == "topk" else self.k,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from flexkern.nn.gates.calibration import fit_platt, fit_softmax, softmax_logit
 from flexkern.nn.gates.checks import check_task, check_task_features, check_true_task
-from flexkern.nn.gates.detectors import LikelihoodRatio, Mahalanobis, Ridge, make_detector
+from flexkern.nn.gates.detectors import Lda, LikelihoodRatio, Mahalanobis, Ridge, make_detector
 from flexkern.nn.gates.mlp import Scaling, StackedMLP
 from flexkern.nn.gates.negatives import Recall, training_batches
 from flexkern.nn.gates.options import GateOptions
@@ -98,6 +98,8 @@ class SynapseGate(GrowingState):
             keep=o.keep,
             features=o.features,
             ridge=o.ridge,
+            layers=o.layers,
+            shrinkage=o.shrinkage,
             seed=o.seed,
             device=device,
         )
@@ -119,6 +121,14 @@ class SynapseGate(GrowingState):
     def keeps_data(self) -> bool:
         """Whether features of samples are kept: name it in every result."""
         return self.recall.keeps_data or (self.detector is not None and self.detector.keeps_data)
+
+    @property
+    def remembers(self) -> bool:
+        """Whether statistics of features are kept of all tasks, for what scores, calibrates or sets
+        thresholds."""
+        if self.detector is None or self.detector.reads_recall:
+            return self.mlp is not None or self.detector is not None
+        return self._holds_out() or self.options.threshold == "adaptive"
 
     @property
     def theta(self) -> Tensor:
@@ -213,14 +223,16 @@ class SynapseGate(GrowingState):
         if not scored:
             return
         generator = self._generator(task, _KEEP)
-        self.recall.add(h0[~held_out], labels[~held_out], generator)
+        if self.remembers:
+            self.recall.add(h0[~held_out], labels[~held_out], generator)
         if self.detector is not None:
             self.detector.learn(h0[~held_out], labels[~held_out], generator)
         if self.mlp is not None:
             self.mlp.add(self._generator(task, _INIT))
         if task:
             self._fit(h0[~held_out], h0[held_out], task)
-        self.recall.add(h0[held_out], labels[held_out], generator)
+        if self.remembers:
+            self.recall.add(h0[held_out], labels[held_out], generator)
         if self.detector is not None:
             self.detector.absorb(h0[held_out], labels[held_out])
             self.detector.check_answers(self.recall)
@@ -380,14 +392,24 @@ class SynapseGate(GrowingState):
         return best.float() if o.gating == "topk" and o.fill else value * best
 
     def class_scores(self, h0: Tensor) -> Tensor:
-        """Scores of all classes by the ridge gate's head, float32 [N, C], of features [N, width].
+        """Scores of all classes by the head of a ridge or LDA gate, float32 [N, C], of features [N, width].
 
         Raises:
-            RuntimeError: if ``gate`` is not "ridge", or before the first task.
+            RuntimeError: if ``gate`` is another one, or before the first task.
         """
-        if not isinstance(self.detector, Ridge):
-            raise RuntimeError(f"only gate='ridge' scores classes, this is gate={self.gate!r}")
+        if not isinstance(self.detector, (Ridge, Lda)):
+            raise RuntimeError(f"only gate='ridge' and 'lda' score classes, this is gate={self.gate!r}")
         return self.detector.head.logits(h0)
+
+    def left_out_scores(self, h0: Tensor, labels: Tensor) -> Tensor:
+        """:meth:`class_scores` of features that were learned, each as if it had not been; of an LDA gate.
+
+        Raises:
+            RuntimeError: if ``gate`` is another one.
+        """
+        if not isinstance(self.detector, Lda):
+            raise RuntimeError(f"only gate='lda' leaves samples out, this is gate={self.gate!r}")
+        return self.detector.head.left_out(h0, labels)
 
     def report(self, h0: Tensor, task: Tensor) -> dict[str, Any]:
         """Open rates, AUROC and confusion on features [N, width] of tasks int64 [N]; see

@@ -291,6 +291,47 @@ class LDAHead(GrowingState):
         elif not bool((self.count > 0).any()):
             raise NotLearnedError(_NOTHING)
 
+    def part(self, first: int, *, shrinkage: float | str | None = None) -> LDAHead:
+        """A head that answers by the values from ``first`` on, of what this one has learned.
+
+        It has the sums of this one, not copies of them: it is for answers, and must not learn. After this one
+        has learned more, ask for another.
+
+        Args:
+            first: the first value that it reads, in [0, width).
+            shrinkage: of its own; None: this one's.
+
+        Raises:
+            TypeError, ValueError: naming the argument.
+        """
+        first = whole_number(first, "first", least=0, most=self.width - 1)
+        given = self.shrinkage if shrinkage is None else shrinkage
+        part = LDAHead(
+            self.width - first, shrinkage=given, priors=self.priors, per_class=self.per_class,
+            dtype=self.scatter.dtype, device="meta",
+        )  # fmt: skip
+        part._buffers |= {
+            "count": self.count, "freedom": self.freedom,
+            "sum": self.sum[:, first:], "scatter": self.scatter[:, first:, first:],
+        }  # fmt: skip
+        return part
+
+    def factored(self) -> Factored:
+        """The shrunk covariance, factored.
+
+        Raises:
+            RuntimeError: if there is no covariance, or it is singular; NotLearnedError without a sample.
+        """
+        known = self.count > 0
+        if not bool(known.any()):
+            raise NotLearnedError(_NOTHING)
+        found = self._covariance_factor()
+        if found is None:
+            raise RuntimeError("no class has two different samples, so there is no covariance within classes")
+        rho, lower = found
+        centre = (self.sum[known] / self.count[known, None]).mean(0)
+        return Factored(centre, lower, (1 - rho) / int(self.freedom.sum()))
+
     def _answer(self) -> _Solved:
         self._look()
         solved = self._solved  # of this call: another thread may drop what is kept
@@ -321,15 +362,25 @@ class LDAHead(GrowingState):
 
     def _distances(self, means: Tensor) -> tuple[Tensor, Tensor]:
         """Half the squared Mahalanobis length of centred means [S, width], float64 [S], and S^-1 of them."""
+        found = self._covariance_factor()
+        if found is None:
+            # Nothing tells directions apart: the nearest mean, in units of how far means are from each other.
+            self.chosen = None
+            variance = float(means.var(0, correction=0).mean()) or 1.0
+            return means.square().sum(1) / (2 * variance), means.T / variance
+        self.chosen, lower = found
+        white = torch.linalg.solve_triangular(lower, means.T.to(lower.dtype), upper=False)
+        half = white.double().square().sum(0) / 2
+        return half, torch.linalg.solve_triangular(lower.T, white, upper=True)
+
+    def _covariance_factor(self) -> tuple[float, Tensor] | None:
+        """rho, and the lower triangle L with L L^T = the shrunk covariance; None where there is none."""
         freedom, d = int(self.freedom.sum()), self.width
         trace, square = traces(self._total(self.scatter.dtype) if self.per_class else self.scatter[0])
         if not bool((trace + square).isfinite()):
             raise RuntimeError("the scatter has infinite or NaN elements; load a sound state")
         if not (freedom and bool(trace > 0)):
-            # Nothing tells directions apart: the nearest mean, in units of how far means are from each other.
-            self.chosen = None
-            variance = float(means.var(0, correction=0).mean()) or 1.0
-            return means.square().sum(1) / (2 * variance), means.T / variance
+            return None
         given, trace = self.shrinkage, trace / freedom
         rho = oas(square / float(freedom) ** 2, trace, d, freedom) if isinstance(given, str) else given
         lower = self._factor(rho, freedom, float(trace))
@@ -342,10 +393,7 @@ class LDAHead(GrowingState):
                 f"the shared covariance is singular with shrinkage {rho:.3g} and {freedom} degrees of freedom "
                 f"in {d} dimensions; give more samples or a larger shrinkage"
             )
-        self.chosen = rho
-        white = torch.linalg.solve_triangular(lower, means.T.to(lower.dtype), upper=False)
-        half = white.double().square().sum(0) / 2
-        return half, torch.linalg.solve_triangular(lower.T, white, upper=True)
+        return rho, lower
 
     def _factor(self, rho: float, freedom: int, trace: float) -> Tensor | None:
         """Lower triangle L with L L^T = the shrunk covariance; None if that is singular."""
@@ -404,6 +452,24 @@ class LDAHead(GrowingState):
             f"width={self.width}, shrinkage={self.shrinkage!r}, priors={self.priors!r}, "
             f"per_class={self.per_class}, classes={self.classes}"
         )
+
+
+class Factored(NamedTuple):
+    """The covariance of a head, ``weight * scatter + ...``, as a product.
+
+    centre: float64 [width], the mean of the class means.
+    lower: [width, width], the lower triangle L of L L^T; what is above it has no meaning.
+    weight: of the scatter in it: (1 - rho) / degrees of freedom.
+    """
+
+    centre: Tensor
+    lower: Tensor
+    weight: float
+
+    def solve(self, rows: Tensor) -> Tensor:
+        """``rows S^-1``, float64, of [n, width]."""
+        white = torch.linalg.solve_triangular(self.lower, rows.T.to(self.lower.dtype), upper=False)
+        return torch.linalg.solve_triangular(self.lower.T, white, upper=True).T.double()
 
 
 class _Solved(NamedTuple):

@@ -50,16 +50,14 @@ def leave_one_out(head: LDAHead, h0: Tensor, labels: Tensor) -> Tensor:
     means = head.sum[known] / head.count[known, None] - whole.centre
     place = torch.searchsorted(known, labels)
     rows = torch.arange(len(h0), device=place.device)
-    rest = x - means[place]
     n = head.count[labels].double()
     left = n - 1
     alone = left < 1
     ratio = n / left.clamp(min=1)  # x less the mean of the others is r times this
-    inverse_rest = whole.solve(rest.T).T
-    own = (rest * inverse_rest).sum(1)
+    inverse_x, inverse_means = whole.solve(x), whole.solve(means)
+    inverse_rest = inverse_x - inverse_means[place]
+    own = ((x - means[place]) * inverse_rest).sum(1)
     # From x to the means, in the metric of all samples; then what the missing one changes.
-    inverse_x = whole.solve(x.T).T
-    inverse_means = whole.solve(means.T).T
     distance = (x * inverse_x).sum(1, keepdim=True) - 2 * x @ inverse_means.T + (means * inverse_means).sum(1)
     along = (x * inverse_rest).sum(1, keepdim=True) - inverse_rest @ means.T
     distance[rows, place] = own * ratio**2
@@ -67,6 +65,8 @@ def leave_one_out(head: LDAHead, h0: Tensor, labels: Tensor) -> Tensor:
     part = whole.weight * ratio
     # 1 is reached where a single sample makes its direction's whole covariance: then there is none without it.
     distance += (part / (1 - part * own).clamp(min=1e-9))[:, None] * along.square()
+    freedom = int(head.freedom.sum())
+    distance *= (freedom - 1) / freedom
     prior = head.count[known].double()[None].expand(len(h0), -1).clone()
     prior[rows, place] = left.clamp(min=1e-300)
     if head.priors == "uniform":

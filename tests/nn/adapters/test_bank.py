@@ -175,3 +175,19 @@ def test_rows_stay_tied_to_the_stacks(how: str) -> None:
 def test_errors(options: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         AdapterBank(1, 4, **options)
+
+
+def test_the_last_adapters_can_be_removed() -> None:
+    bank = filled(3)
+    x = torch.randn(2, 4, WIDTH)
+    first = bank(1, x, torch.tensor([0, 1]))
+    bank.remove_last()
+    assert bank.tasks == 2
+    assert not any(name.startswith("rows.2") for name in bank.state_dict())
+    assert torch.equal(bank(1, x, torch.tensor([0, 1])), first)
+    assert bank.add_task() == 2  # as new
+    assert torch.equal(bank(0, x, 2), torch.zeros_like(x))
+    for _ in range(3):
+        bank.remove_last()
+    with pytest.raises(ValueError, match="no adapters to remove"):
+        bank.remove_last()

@@ -101,3 +101,61 @@ def test_errors() -> None:
         head.logits(torch.zeros(3, 9), torch.zeros(3, 4, WIDTH), torch.zeros(3, 2))
     with pytest.raises(ValueError, match="temperature must be finite and > 0"):
         ExpertHead(4, temperature=0.0)
+
+
+def judged(useful: bool, n: int = 200) -> ExpertHead:
+    """One task of three classes: E0 tells nothing, its adapter all or nothing; 2 of 5 images are held out."""
+    head = ExpertHead(WIDTH, temperature=1.0)
+    labels = torch.arange(n) % 3
+    own = torch.randn(n, WIDTH)
+    if useful:
+        own += 2 * torch.eye(3, WIDTH)[labels]
+    held_out = torch.arange(n) % 5 < 2
+    scores = torch.zeros(int(held_out.sum()), 3)
+    head.learn(torch.randn(n, WIDTH), own, labels, held_out=held_out, scores=scores)
+    return head
+
+
+def test_evidence_decides_whether_an_expert_is_heard() -> None:
+    useful, useless = judged(True), judged(False)
+    assert float(useful.strength) in (1.0, 2.5, 5.0, 10.0)
+    assert float(useful.gain) > 0.1
+    assert float(useless.strength) == 0
+    assert float(useless.gain) < 0
+    scores, spaces, opened = torch.randn(4, 3), torch.randn(4, 2, WIDTH), torch.ones(4, 1)
+    torch.testing.assert_close(useless.logits(scores, spaces, opened), scores.log_softmax(1))
+    assert not torch.allclose(useful.logits(scores, spaces, opened), scores.log_softmax(1))
+
+
+def test_noise_is_heard_as_seldom_as_the_level_says() -> None:
+    """One-sided 95 %, and the best of four strengths: at most 4 x 5 % would be heard, if they were unrelated."""
+    torch.manual_seed(1)
+    heard = sum(float(judged(False, 60).strength) > 0 for _ in range(60))
+    assert heard <= 12
+
+
+def test_what_cannot_be_judged_is_not_heard() -> None:
+    head = ExpertHead(WIDTH)
+    labels = torch.arange(20) % 2
+    nothing = torch.zeros(20, dtype=torch.bool)
+    head.learn(torch.randn(20, WIDTH), torch.randn(20, WIDTH), labels, held_out=nothing, scores=torch.zeros(0, 2))
+    assert head.strength.tolist() == [0]
+    assert head.gain.isnan().all()
+    with pytest.raises(ValueError, match=r"scores must be \[5, 4\]"):
+        head.learn(
+            torch.randn(20, WIDTH), torch.randn(20, WIDTH), labels + 2, held_out=torch.arange(20) < 5,
+            scores=torch.zeros(5, 2),
+        )  # fmt: skip
+    with pytest.raises(ValueError, match=r"held_out must be bool \[20\]"):
+        head.learn(torch.randn(20, WIDTH), torch.randn(20, WIDTH), labels + 2, held_out=torch.arange(5))
+    assert head.tasks == 1
+
+
+def test_a_state_without_evidence_is_of_experts_that_count_alike() -> None:
+    head, _ = learned(expert_temperature=7.0)
+    state = {k: v for k, v in head.state_dict().items() if k not in ("strength", "gain")}
+    other = ExpertHead(WIDTH, expert_temperature=7.0)
+    other.load_state_dict(state)
+    assert other.strength.tolist() == [7.0] * 3
+    scores, spaces, opened = torch.randn(4, 9), torch.randn(4, 4, WIDTH), torch.ones(4, 3)
+    assert torch.equal(head.logits(scores, spaces, opened), other.logits(scores, spaces, opened))
