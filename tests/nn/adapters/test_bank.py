@@ -99,6 +99,7 @@ def test_doubling_is_rare() -> None:
 def test_only_trainable_rows_get_gradients() -> None:
     bank = filled(3).eval()
     bank.freeze()
+    bank.eval()  # no dropout
     for p in bank.parameters_of(1):
         p.requires_grad_(True)
     x = torch.randn(4, 3, WIDTH, requires_grad=True)
@@ -180,6 +181,8 @@ def test_errors(options: dict[str, float], message: str) -> None:
 def test_the_last_adapters_can_be_removed() -> None:
     bank = filled(3)
     x = torch.randn(2, 4, WIDTH)
+    bank.freeze()
+    bank.eval()  # no dropout
     first = bank(1, x, torch.tensor([0, 1]))
     bank.remove_last()
     assert bank.tasks == 2
