@@ -205,11 +205,14 @@ class RidgeHead(GrowingState):
             raise RuntimeError(_NOTHING)
 
     def surely_solvable(self) -> bool:
-        """Whether no factorisation can fail: the ridge is more than rounding can take off G's eigenvalues."""
-        trace = self.gram.diagonal().sum()
-        return isinstance(self.ridge, str) or bool(
-            self.ridge > 16 * len(self.gram) * torch.finfo(self.gram.dtype).eps * trace
-        )
+        """Whether no factorisation can fail: the ridge is more than rounding can take off G's eigenvalues.
+
+        Not before the first samples, which tell how large features are.
+        """
+        if isinstance(self.ridge, str):
+            return True
+        trace = float(self.gram.diagonal().sum())
+        return self.ridge > 16 * len(self.gram) * torch.finfo(self.gram.dtype).eps * trace > 0
 
     def _targets(self) -> Tensor:
         """C, or with ``balanced`` its columns as if all classes had the same number of samples."""
