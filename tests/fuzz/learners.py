@@ -192,9 +192,11 @@ def _bad_item(rng: np.random.Generator, item: Experience, learner: Any) -> Any:
     bad = _bad_inputs(rng, x)
     while not (isinstance(bad, Tensor) and bad.dim() == x.dim() and len(bad) == len(x)):
         bad = _bad_inputs(rng, x)
-    return dataclasses.replace(item, train_inputs=bad, test_inputs=bad[: len(item.test_labels)] if len(
-        item.test_labels) <= len(bad) else bad.repeat(9, *[1] * (bad.dim() - 1))[: len(item.test_labels)]
-    ) if bad.layout is torch.strided else "no experience"  # fmt: skip
+    if bad.layout is not torch.strided:
+        return "no experience"
+    tests = len(item.test_labels)
+    of_tests = bad.repeat(tests, *[1] * (bad.dim() - 1))[:tests]
+    return dataclasses.replace(item, train_inputs=bad, test_inputs=of_tests)
 
 
 def _refuses(learner: Any, call: Callable[[], Any], *names: str) -> None:
