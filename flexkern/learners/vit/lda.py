@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from flexkern.learners.registry import register_method
-from flexkern.learners.scenarios import SCENARIOS
-from flexkern.learners.vit.base import ViTLearner
+from flexkern.learners.vit.sums import RunningSums
 from flexkern.nn.feature_statistics import checked_shrinkage
 from flexkern.nn.heads.discriminant import PRIORS
 from flexkern.nn.heads.selected import JUDGED, SelectedLDA
@@ -23,7 +22,7 @@ LAYERS = 6
 
 
 @register_method("lda")
-class LDA(ViTLearner):
+class LDA(RunningSums):
     """Class means and one covariance of the frozen backbone's tokens, in closed form; nothing is trained.
 
     Tokens are what the backbone pools, and the mean of its patches' tokens, after each of the last ``layers``
@@ -44,7 +43,7 @@ class LDA(ViTLearner):
             :class:`flexkern.learners.vit.base.ViTLearner`.
     """
 
-    takes = SCENARIOS
+    head: LDAHead
 
     def __init__(
         self,
@@ -71,11 +70,14 @@ class LDA(ViTLearner):
         return self._run(self._parts.tokens, images, self.layers)
 
     def _finish(self, images: Tensor, labels: Tensor) -> None:
+        batches = self._test_batches(images, labels)
+        if self._few:
+            return self._take_late([self._tokens(x) for x, _ in batches], labels)
         rng = np.random.default_rng([self.seed, self.items_learned])
         chosen = np.sort(rng.choice(len(images), min(JUDGED, len(images)), replace=False))
         judged: list[tuple[Tensor, Tensor]] = []
         done = 0
-        for x, y in self._test_batches(images, labels):
+        for x, y in batches:
             tokens = self._tokens(x)
             self.head.update(tokens, y)
             first, end = np.searchsorted(chosen, (done, done + len(x)))
@@ -83,7 +85,7 @@ class LDA(ViTLearner):
             judged.append((tokens[rows], y[rows]))
             done += len(x)
         self.head.check_solvable()  # what gives no answers is not learned
-        self.head.judge(*(torch.cat(part) for part in zip(*judged, strict=True)))
+        return self.head.judge(*(torch.cat(part) for part in zip(*judged, strict=True)))
 
     def _logits(self, images: Tensor, task: Tensor | None) -> Tensor:
         return self.head.logits(self._tokens(images))

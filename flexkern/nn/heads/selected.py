@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -99,6 +100,10 @@ class SelectedLDA(LDAHead):
     def update(self, h0: Tensor, labels: Tensor) -> None:
         self._selected = ()
         super().update(h0, labels)
+
+    def late_update(self, h0: Tensor, labels: Tensor) -> Callable[[], Any]:
+        self._selected = ()
+        return super().late_update(h0, labels)
 
     def merge(self, other: LDAHead) -> None:
         """Adds what another head has learned; of what it has judged too, if it has the same candidates."""
