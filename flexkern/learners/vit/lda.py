@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from flexkern.learners.registry import register_method
 from flexkern.learners.vit.first_session import FirstSession
 from flexkern.nn.feature_statistics import checked_shrinkage
-from flexkern.nn.heads.discriminant import PRIORS, LDAHead
+from flexkern.nn.heads.discriminant import PRIORS, SHRINKAGES, LDAHead
 from flexkern.plain import choice, whole_number
 
 __all__ = ["LDA"]
@@ -32,7 +32,8 @@ class LDA(FirstSession):
 
     Args:
         layers: how many blocks, the last ones; None: six, or all where there are fewer.
-        shrinkage: of the covariance towards a multiple of the identity, 0 to 1; "oas" takes it from the data.
+        shrinkage: of the covariance towards a multiple of the identity, 0 to 1, or "oas" or "gcv", which take it
+            from the data; see :class:`flexkern.nn.LDAHead`.
         priors: of the classes: "uniform", or "counts" (as many as their images).
         first_session, rank, adapter_scale, dropout: "adapter" or "both" for first-session adaptation; see
             :class:`flexkern.learners.vit.first_session.FirstSession`.
@@ -50,7 +51,7 @@ class LDA(FirstSession):
         **common: Any,
     ) -> None:
         layers = None if layers is None else whole_number(layers, "layers")
-        shrinkage, priors = checked_shrinkage(shrinkage), choice(priors, "priors", PRIORS)
+        shrinkage, priors = checked_shrinkage(shrinkage, SHRINKAGES), choice(priors, "priors", PRIORS)
         super().__init__(backbone, layers=layers, shrinkage=shrinkage, priors=priors, **common)
         parts = self._parts
         self.layers = min(_LAYERS, len(parts.points)) if layers is None else parts.checked_layers(layers)

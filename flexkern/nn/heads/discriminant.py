@@ -10,6 +10,7 @@ from torch import Tensor
 
 from flexkern.nn.feature_statistics import checked_shrinkage, oas
 from flexkern.nn.growing import GrowingState, check_features, check_finite, check_labels
+from flexkern.nn.heads.cross_validation import best_ridge_by_factors
 from flexkern.nn.heads.scatter import add_products, centred, row_sums, traces
 from flexkern.nn.not_learned import NotLearnedError
 from flexkern.plain import choice, flag, whole_number
@@ -17,6 +18,7 @@ from flexkern.plain import choice, flag, whole_number
 __all__ = ["LDAHead"]
 
 PRIORS = ("uniform", "counts")
+SHRINKAGES = ("oas", "gcv")
 _NOTHING = "no class is known yet; call update() first"
 _ROWS = 1024  # go into one product: their width beside the sums is little, and the product has its full speed
 # A covariance of at most this width is factored in float64 (134 MB), whatever the sums are in.
@@ -53,7 +55,11 @@ class LDAHead(GrowingState):
         width: of a feature vector.
         shrinkage: rho in [0, 1], or ``"oas"``: the oracle approximating shrinkage estimator (Chen, Wiesel,
             Eldar, Hero, *Shrinkage algorithms for MMSE covariance estimation*, 2010, eq. 23), from tr(S),
-            tr(S^2) and the degrees of freedom. A number must keep S regular; 0 may not.
+            tr(S^2) and the degrees of freedom; or ``"gcv"``: what is best for telling the classes apart, by
+            generalised cross-validation of the ridge regression of one-hot labels that has the same directions
+            (as :class:`flexkern.nn.RidgeHead` has it), from the same sums, at the price of some ten
+            factorisations and a copy of the scatter more. ``"oas"`` estimates S, and shrinks too little where
+            there are few samples of each class. A number must keep S regular; 0 may not.
         priors: of the classes: ``"uniform"``, or ``"counts"``: as often as they were learned.
         per_class: keep a scatter for each class, [classes, width, width], for :meth:`forget`.
         dtype: of the scatter, float32 or float64.
@@ -83,7 +89,7 @@ class LDAHead(GrowingState):
     ) -> None:
         super().__init__()
         width = self.width = whole_number(width, "width")
-        self.shrinkage = checked_shrinkage(shrinkage)
+        self.shrinkage = checked_shrinkage(shrinkage, SHRINKAGES)
         self.priors = choice(priors, "priors", PRIORS)
         self.per_class = flag(per_class, "per_class")
         if dtype not in (torch.float32, torch.float64):
@@ -285,7 +291,7 @@ class LDAHead(GrowingState):
         return self._answer().weight
 
     def check_solvable(self) -> None:
-        """Raises where :meth:`solve` would; with ``shrinkage="oas"`` without its factorisation."""
+        """Raises where :meth:`solve` would; where a rule sets ``shrinkage``, without its factorisation."""
         if not isinstance(self.shrinkage, str):
             self.solve()
         elif not bool((self.count > 0).any()):
@@ -331,7 +337,11 @@ class LDAHead(GrowingState):
             variance = float(means.var(0, correction=0).mean()) or 1.0
             return means.square().sum(1) / (2 * variance), means.T / variance
         given, trace = self.shrinkage, trace / freedom
-        rho = oas(square / float(freedom) ** 2, trace, d, freedom) if isinstance(given, str) else given
+        if isinstance(given, str):
+            by_oas = given == "oas"
+            rho = oas(square / float(freedom) ** 2, trace, d, freedom) if by_oas else self._by_validation()
+        else:
+            rho = given
         lower = self._factor(rho, freedom, float(trace))
         if lower is None and isinstance(given, str):
             # So many samples that the roundings of the scatter, at most some u tr(S), outweigh what rho adds.
@@ -346,6 +356,20 @@ class LDAHead(GrowingState):
         white = torch.linalg.solve_triangular(lower, means.T.to(lower.dtype), upper=False)
         half = white.double().square().sum(0) / 2
         return half, torch.linalg.solve_triangular(lower.T, white, upper=True)
+
+    def _by_validation(self) -> float:
+        """rho by generalised cross-validation of the regression of one-hot labels."""
+        known = self.count > 0
+        count, sums = self.count[known].double(), self.sum[known]
+        samples = int(count.sum())
+        apart = sums - count[:, None] * (sums.sum(0) / samples)
+        # The scatter of all samples around their mean; of both triangles the lower one counts.
+        every = self._total(torch.float64 if self.width <= _EXACT_WIDTH else self.scatter.dtype)
+        within = float(every.diagonal().mean(dtype=torch.float64))
+        every.addmm_((apart / count[:, None]).T.to(every), apart.to(every))
+        total = samples - float(count.square().sum()) / samples
+        ridge = best_ridge_by_factors(every, apart.T, samples - 1, total)
+        return ridge / (ridge + within)
 
     def _factor(self, rho: float, freedom: int, trace: float) -> Tensor | None:
         """Lower triangle L with L L^T = the shrunk covariance; None if that is singular."""
