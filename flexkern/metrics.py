@@ -1,26 +1,83 @@
-"""How well a stream was learned: accuracy matrix, forgetting, memorised items."""
+"""How well a stream was learned: accuracies, forgetting, transfer, memorised items."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["AccuracyMatrix", "Evaluation", "confusion_matrix", "hypergeometric_tail", "memorised"]
+__all__ = [
+    "AccuracyMatrix",
+    "Evaluation",
+    "anytime_accuracy",
+    "confusion_matrix",
+    "hypergeometric_tail",
+    "memorised",
+]
 
 
-class Evaluation(NamedTuple):
-    """What a learner answers on the test inputs of a stream.
-
-    accuracies: float64 [experiences], the share of right answers on each.
-    confusion: int64 [classes, classes], all test inputs together: row = truth, column = answer.
-    """
-
+class _Answered(NamedTuple):
     accuracies: NDArray[np.float64]
     confusion: NDArray[np.int64]
+
+
+class Evaluation(_Answered):
+    """What a learner answers on the test inputs of a stream: a tuple of two, with more to be asked of it::
+
+        accuracies, confusion = learner.evaluate(stream)
+        learner.evaluate(stream).macro
+
+    Args:
+        accuracies: float64 [experiences], the share of right answers on each.
+        confusion: int64 [classes, classes], all test inputs together: row = truth, column = answer.
+        masked: float64 [experiences], the share of right answers on each where only the experience's own
+            classes, those of its test inputs, may be answered: **task-incremental** accuracy (van de Ven and
+            Tolias, 2019), as if the task were told. It is measured on the logits as they are; a learner that is
+            told the task may do better with it. None where it was not measured.
+        top: k of ``top_accuracies``.
+        top_accuracies: float64 [experiences], the share of test inputs on each whose true class is among the k
+            likeliest; of equal logits the lower number first. With k classes or fewer, 1. None: not measured.
+    """
+
+    masked: NDArray[np.float64] | None
+    top: int | None
+    top_accuracies: NDArray[np.float64] | None
+
+    def __new__(
+        cls,
+        accuracies: NDArray[np.float64],
+        confusion: NDArray[np.int64],
+        *,
+        masked: NDArray[np.float64] | None = None,
+        top: int | None = None,
+        top_accuracies: NDArray[np.float64] | None = None,
+    ) -> Evaluation:
+        made = super().__new__(cls, accuracies, confusion)
+        made.masked, made.top, made.top_accuracies = masked, top, top_accuracies
+        return made
+
+    @classmethod
+    def _make(cls, iterable: Any) -> Evaluation:
+        return cls(*iterable)
+
+    def _replace(self, **changes: Any) -> Evaluation:
+        return type(self)(**(self._asdict() | vars(self) | changes))
+
+    @property
+    def per_class(self) -> NDArray[np.float64]:
+        """float64 [classes]: the share of right answers on the test inputs of each; NaN where it has none."""
+        counts = self.confusion.sum(1)
+        shares = np.full(len(counts), np.nan)
+        return np.divide(np.diag(self.confusion), counts, out=shares, where=counts > 0)
+
+    @property
+    def macro(self) -> float:
+        """The mean of :attr:`per_class` over the classes with test inputs, where each class counts alike: that
+        of balanced accuracy, and of mean recall."""
+        return float(np.nanmean(self.per_class))
 
 
 class AccuracyMatrix:
@@ -83,6 +140,45 @@ class AccuracyMatrix:
         """For JSON."""
         return self.array.tolist()
 
+    @property
+    def learning_accuracy(self) -> float:
+        """Plasticity: the mean over the learned items of the accuracy on each right after it was learned.
+
+        Riemer et al. (2019), "learning accuracy", and Mirzadeh et al. (2020). With as many test inputs in each
+        item, ``last = learning_accuracy + backward_transfer * (n - 1) / n`` for n items.
+        """
+        self._last_row()
+        return float(np.mean(np.diag(self.array)))
+
+    def forward_transfer(self, baseline: ArrayLike) -> float:
+        """FWT: mean over all items but the first of (accuracy on it just before it is learned - baseline).
+
+        Lopez-Paz and Ranzato (2017), where the baseline is the accuracy of an untrained network; that of chance
+        is one over the classes. It means something where an item asks about classes that earlier ones have
+        taught (domain-incremental streams, a class again). On class-incremental streams the accuracy before an
+        item is learned is 0 by construction, as no learner answers with a class it has never seen, and so is
+        every comparison of FWT. Rows have to hold what was measured, then, beyond the items learned.
+
+        Args:
+            baseline: one number for all items, or one for each item of the stream, the first included.
+
+        Returns:
+            Over the items whose accuracy before they were learned is known (of n rows, items 1 to n, where the
+            stream has as many); 0 with one item in the stream.
+
+        Raises:
+            ValueError: if the baseline is not such, or the matrix is empty.
+        """
+        items = self._last_row().size
+        base = np.asarray(baseline, dtype=np.float64)
+        if base.shape not in ((), (items,)) or not ((base >= 0) & (base <= 1)).all():
+            raise ValueError(
+                f"baseline must be a number in [0, 1], or one for each of the {items} items, got {baseline!r}"
+            )
+        base = np.broadcast_to(base, (items,))
+        known = range(1, min(len(self), items - 1) + 1)
+        return float(np.mean([self._rows[i - 1][i] - base[i] for i in known])) if known else 0.0
+
     def _last_row(self) -> NDArray[np.float64]:
         if not self._rows:
             raise ValueError("the accuracy matrix is empty: add() the accuracies after each item")
@@ -132,6 +228,31 @@ class AccuracyMatrix:
         n = len(self)
         r = self.array
         return float(np.mean(r[n - 1, : n - 1] - np.diag(r)[: n - 1])) if n > 1 else 0.0
+
+
+def anytime_accuracy(accuracies: ArrayLike, samples: ArrayLike | None = None) -> float:
+    """Area under the curve of accuracy against the samples seen, divided by all samples: how good a learner is
+    at any time of a stream, not at its end only.
+
+    A_AUC of Koh et al. (2022), equation 1: the sum of each accuracy times the samples since the one before.
+
+    Args:
+        accuracies: in [0, 1], one at each time of a test, in order.
+        samples: how many training samples came since the test before, or the beginning; default: always as
+            many.
+
+    Raises:
+        ValueError: if these are no such lists.
+    """
+    values = np.asarray(accuracies, dtype=np.float64)
+    if values.ndim != 1 or not values.size or not ((values >= 0) & (values <= 1)).all():
+        raise ValueError(f"accuracies must be a list of numbers in [0, 1], got {accuracies!r}")
+    counts = np.ones(values.size) if samples is None else np.asarray(samples, dtype=np.float64)
+    if counts.shape != values.shape or not (np.isfinite(counts) & (counts > 0)).all():
+        raise ValueError(
+            f"samples must be {values.size} positive numbers, one for each accuracy, got {samples!r}"
+        )
+    return float(np.average(values, weights=counts))
 
 
 def confusion_matrix(labels: ArrayLike, predictions: ArrayLike, classes: int) -> NDArray[np.int64]:
