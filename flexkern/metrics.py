@@ -96,17 +96,29 @@ class AccuracyMatrix:
         rows: accuracies in [0, 1], shape [learned items, items of the stream].
         weights: test inputs of each item, for :meth:`after`, :attr:`average` and :attr:`last`; forgetting and
             backward transfer are means over items always. Default: all items count alike.
+        tested: for each item whether it has test inputs, the first one included: an item that brings no new
+            class may have none. Accuracies and weights of the others are not looked at. Default: all have.
 
     Raises:
-        ValueError: if the rows are not such a matrix, or the weights do not fit it.
+        ValueError: if the rows are not such a matrix, or weights or ``tested`` do not fit it.
     """
 
-    def __init__(self, rows: ArrayLike = (), *, weights: ArrayLike | None = None) -> None:
+    def __init__(
+        self, rows: ArrayLike = (), *, weights: ArrayLike | None = None, tested: ArrayLike | None = None
+    ) -> None:
         self._rows: list[NDArray[np.float64]] = []
         self._weights = None if weights is None else np.array(weights, dtype=np.float64)
         w = self._weights
         if w is not None and (w.ndim != 1 or w.size == 0 or not (np.isfinite(w) & (w > 0)).all()):
             raise ValueError(f"weights must be a list of positive numbers, one per item, got {weights!r}")
+        self._tested = None if tested is None else np.array(tested)
+        t = self._tested
+        if t is not None and (t.ndim != 1 or t.dtype != np.bool_ or not t[:1].all() or not t.size):
+            raise ValueError(
+                f"tested must be a list of bools, one per item, and True of the first item, got {tested!r}"
+            )
+        if t is not None and w is not None and t.size != w.size:
+            raise ValueError(f"tested must have {w.size} entries, as the weights do, got {t.size}")
         for row in np.asarray(rows, dtype=np.float64):
             self.add(row)
 
@@ -118,10 +130,9 @@ class AccuracyMatrix:
                 f"accuracies must be a list of numbers in [0, 1], one per item, got {accuracies!r}; an item "
                 "without test inputs has none: leave it out of the stream"
             )
-        if self._weights is not None and row.size != self._weights.size:
-            raise ValueError(
-                f"accuracies must have {self._weights.size} numbers, as the weights do, got {row.size}"
-            )
+        for given, name in ((self._weights, "the weights do"), (self._tested, "tested does")):
+            if given is not None and row.size != given.size:
+                raise ValueError(f"accuracies must have {given.size} numbers, as {name}, got {row.size}")
         if self._rows and row.size != self._rows[0].size:
             raise ValueError(f"accuracies must have {self._rows[0].size} numbers as before, got {row.size}")
         if len(self._rows) == row.size:
@@ -148,7 +159,7 @@ class AccuracyMatrix:
         item, ``last = learning_accuracy + backward_transfer * (n - 1) / n`` for n items.
         """
         self._last_row()
-        return float(np.mean(np.diag(self.array)))
+        return float(np.mean(np.diag(self.array)[self._with_tests(range(len(self)))]))
 
     def forward_transfer(self, baseline: ArrayLike) -> float:
         """FWT: mean over all items but the first of (accuracy on it just before it is learned - baseline).
@@ -176,8 +187,11 @@ class AccuracyMatrix:
                 f"baseline must be a number in [0, 1], or one for each of the {items} items, got {baseline!r}"
             )
         base = np.broadcast_to(base, (items,))
-        known = range(1, min(len(self), items - 1) + 1)
+        known = self._with_tests(range(1, min(len(self), items - 1) + 1))
         return float(np.mean([self._rows[i - 1][i] - base[i] for i in known])) if known else 0.0
+
+    def _with_tests(self, items: Sequence[int]) -> list[int]:
+        return [i for i in items if self._tested is None or self._tested[i]]
 
     def _last_row(self) -> NDArray[np.float64]:
         if not self._rows:
@@ -190,6 +204,8 @@ class AccuracyMatrix:
 
     def _mean(self, row: int, items: int) -> float:
         weights = None if self._weights is None else self._weights[:items]
+        if self._tested is not None:
+            weights = self._tested[:items] * (1.0 if weights is None else weights)
         return float(np.average(self._rows[row][:items], weights=weights))
 
     @property
@@ -216,7 +232,8 @@ class AccuracyMatrix:
         self._last_row()
         n = len(self)
         r = self.array
-        return float(np.mean([r[j : n - 1, j].max() - r[n - 1, j] for j in range(n - 1)])) if n > 1 else 0.0
+        earlier = self._with_tests(range(n - 1))
+        return float(np.mean([r[j : n - 1, j].max() - r[n - 1, j] for j in earlier])) if n > 1 else 0.0
 
     @property
     def backward_transfer(self) -> float:
@@ -227,7 +244,8 @@ class AccuracyMatrix:
         self._last_row()
         n = len(self)
         r = self.array
-        return float(np.mean(r[n - 1, : n - 1] - np.diag(r)[: n - 1])) if n > 1 else 0.0
+        earlier = self._with_tests(range(n - 1))
+        return float(np.mean(r[n - 1, earlier] - np.diag(r)[earlier])) if n > 1 else 0.0
 
 
 def anytime_accuracy(accuracies: ArrayLike, samples: ArrayLike | None = None) -> float:

@@ -227,3 +227,32 @@ def test_accuracy_at_any_time_is_the_area_under_the_curve() -> None:
     for samples in ([1], [1, 0], [1, float("inf")]):
         with pytest.raises(ValueError, match="samples must be 2 positive numbers"):
             anytime_accuracy([0.5, 0.6], samples)
+
+
+def test_items_without_tests_are_left_out_of_all_means() -> None:
+    rows = [[0.9, 0.0, 0.1], [0.5, 1.0, 0.2], [0.6, 1.0, 0.7]]
+    matrix = AccuracyMatrix(rows, weights=[30, 1, 10], tested=[True, False, True])
+    assert matrix.after(1) == pytest.approx(0.5)
+    assert matrix.last == pytest.approx((0.6 * 30 + 0.7 * 10) / 40)
+    assert matrix.average == pytest.approx((0.9 + 0.5 + matrix.last) / 3)
+    assert matrix.forgetting == pytest.approx(0.9 - 0.6)
+    assert matrix.backward_transfer == pytest.approx(0.6 - 0.9)
+    assert matrix.learning_accuracy == pytest.approx((0.9 + 0.7) / 2)
+    assert matrix.forward_transfer(0.05) == pytest.approx(0.2 - 0.05)
+    assert AccuracyMatrix(rows, tested=[True, False, True]).last == pytest.approx((0.6 + 0.7) / 2)
+    for tested in ([False, True, True], [], [1, 0, 1], [[True]]):
+        with pytest.raises(ValueError, match="tested must be a list of bools"):
+            AccuracyMatrix(rows, tested=tested)
+    with pytest.raises(ValueError, match="3 numbers, as tested does|must have 2 numbers, as tested does"):
+        AccuracyMatrix(rows, tested=[True, True])
+    with pytest.raises(ValueError, match="tested must have 3 entries, as the weights do, got 2"):
+        AccuracyMatrix(rows, tested=[True, True], weights=[1, 1, 1])
+
+
+def test_that_all_items_are_tested_changes_no_bit() -> None:
+    rng = np.random.default_rng(0)
+    rows, weights = rng.random((7, 7)), rng.integers(1, 50, 7)
+    for given in ({}, {"weights": weights}):
+        plain, told = AccuracyMatrix(rows, **given), AccuracyMatrix(rows, tested=[True] * 7, **given)
+        for name in ("last", "average", "forgetting", "backward_transfer", "learning_accuracy"):
+            assert getattr(plain, name) == pytest.approx(getattr(told, name), abs=1e-15)
