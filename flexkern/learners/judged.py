@@ -43,7 +43,8 @@ class Judged:
         own = self._own[self._own < logits.shape[1]].to(logits.device)
         if not len(own):
             return torch.full((len(logits),), -1, device=logits.device)
-        return own[logits[:, own].argmax(1)]
+        values, places = logits[:, own].max(1)
+        return own[places].where(values != -torch.inf, -1)
 
     def shares(self) -> tuple[float, float, float]:
         """Of right answers; of right ones among the classes that the labels have; among the ``top``."""
@@ -69,11 +70,12 @@ def _joined(parts: list[Tensor]) -> NDArray[np.generic]:
 def _place(logits: Tensor, truth: Tensor) -> Tensor:
     """How many classes come before the true one, int64 [n]; of equal logits the lower number comes first.
 
-    NaN comes before all others, as in torch's argmax and sort; a class without a logit comes after all.
+    NaN comes before all others, as in torch's argmax and sort; a class without a logit, or with that of -inf,
+    which is never answered, comes after all.
     """
     classes = logits.shape[1]
     values = logits.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
     mine = values.gather(1, truth.clamp(max=classes - 1)[:, None])
     lower = torch.arange(classes, device=logits.device) < truth[:, None]
     place = ((values > mine) | ((values == mine) & lower)).sum(1)
-    return place.where(truth < classes, torch.iinfo(torch.int64).max)
+    return place.where((truth < classes) & (mine[:, 0] != -torch.inf), torch.iinfo(torch.int64).max)

@@ -125,6 +125,13 @@ def test_equal_logits_missing_classes_and_nan() -> None:
     assert judged.confusion(4).tolist() == [[0, 1, 0, 0], [1, 0, 0, 0], [1, 1, 0, 0], [1, 0, 0, 0]]
 
 
+def test_a_class_that_is_never_answered_is_not_right_by_chance() -> None:
+    never = -torch.inf
+    judged = Judged(torch.tensor([2, 2, 3]), top=4)
+    judged(torch.tensor([[1.0, 0.0, never, never]] * 2 + [[0.0, 0.0, never, 1.0]]))
+    assert judged.shares() == (1 / 3, 1 / 3, 1 / 3)
+
+
 def test_classes_that_nobody_has_learned() -> None:
     judged = Judged(torch.tensor([7, 8]), top=9)
     judged(torch.zeros(2, 3))

@@ -21,7 +21,7 @@ from flexkern.streams.packs import MOST_CLASSES
 
 __all__ = ["RESERVED", "BackboneConfig", "Config", "DataConfig", "MethodConfig", "Paper", "StreamConfig"]
 
-RESERVED = ("backbone", "device", "seed")
+RESERVED = ("backbone", "device", "seed", "input_shape", "classes")
 """What the runner itself hands to every learner: not options of one."""
 # NumPy's RandomState, which orders classes, takes no larger one; and learners make 64 bits of theirs.
 _LARGEST_ORDER, _LARGEST_SEED = 2**32 - 1, 2**53 - 1
@@ -210,6 +210,13 @@ class MethodConfig:
     paper: Annotated[
         Paper | None, Field(description="the published figure that the table shows beside ours")
     ] = None
+    family: Annotated[
+        Literal["vit", "mlp"] | None,
+        Field(
+            description="of the network that learns: 'vit', a vision transformer, or 'mlp', a multi-layer "
+            "perceptron on features. Only needed for a name that both have: without it that is the transformer's"
+        ),
+    ] = None
 
     @model_validator(mode="after")
     def _check(self) -> MethodConfig:
@@ -277,6 +284,9 @@ class Config:
     def asdict(self) -> dict[str, Any]:
         """For JSON."""
         values = _plain(dataclasses.asdict(self))  # type: ignore[call-overload]
+        for method in values["methods"]:
+            if method["family"] is None:  # a key that came later, too
+                del method["family"]
         papers = [method["paper"] for method in values["methods"] if method["paper"] is not None]
         for table, later in ((values["data"], _LATER_DATA), *((paper, _LATER_PAPER) for paper in papers)):
             for name, default in later.items():
