@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -60,7 +60,7 @@ class Evaluation(_Answered):
         return made
 
     @classmethod
-    def _make(cls, iterable: Any) -> Evaluation:
+    def _make(cls, iterable: Iterable[Any]) -> Evaluation:  # type: ignore[override] # no subclass has more
         return cls(*iterable)
 
     def _replace(self, **changes: Any) -> Evaluation:

@@ -243,7 +243,7 @@ def test_items_without_tests_are_left_out_of_all_means() -> None:
     for tested in ([False, True, True], [], [1, 0, 1], [[True]]):
         with pytest.raises(ValueError, match="tested must be a list of bools"):
             AccuracyMatrix(rows, tested=tested)
-    with pytest.raises(ValueError, match="3 numbers, as tested does|must have 2 numbers, as tested does"):
+    with pytest.raises(ValueError, match="must have 2 numbers, as tested does"):
         AccuracyMatrix(rows, tested=[True, True])
     with pytest.raises(ValueError, match="tested must have 3 entries, as the weights do, got 2"):
         AccuracyMatrix(rows, tested=[True, True], weights=[1, 1, 1])
@@ -252,7 +252,7 @@ def test_items_without_tests_are_left_out_of_all_means() -> None:
 def test_that_all_items_are_tested_changes_no_bit() -> None:
     rng = np.random.default_rng(0)
     rows, weights = rng.random((7, 7)), rng.integers(1, 50, 7)
-    for given in ({}, {"weights": weights}):
-        plain, told = AccuracyMatrix(rows, **given), AccuracyMatrix(rows, tested=[True] * 7, **given)
+    for of in (None, weights):
+        plain, told = AccuracyMatrix(rows, weights=of), AccuracyMatrix(rows, weights=of, tested=[True] * 7)
         for name in ("last", "average", "forgetting", "backward_transfer", "learning_accuracy"):
             assert getattr(plain, name) == pytest.approx(getattr(told, name), abs=1e-15)

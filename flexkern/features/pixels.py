@@ -11,7 +11,7 @@ __all__ = ["Pixels"]
 class Pixels(nn.Module):
     """The pixels of images themselves, in [0, 1], as features::
 
-        learner = MetaplasticMLP(stream.input_shape, stream.classes, features=Pixels())
+    learner = MetaplasticMLP(stream.input_shape, stream.classes, features=Pixels())
     """
 
     @torch.no_grad()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -63,7 +65,7 @@ class Judged:
         return _joined(self._answers)
 
 
-def _joined(parts: list[Tensor]) -> NDArray[np.generic]:
+def _joined(parts: list[Tensor]) -> NDArray[Any]:
     return torch.cat(parts).numpy(force=True)
 
 

@@ -1,8 +1,8 @@
 """The options of methods, as models that are made from the constructors that take them.
 
 What an option may be is said once: by the annotation in the constructor of a learner, in
-:class:`flexkern.learners.Recipe`, :class:`flexkern.learners.Reserve` and :class:`flexkern.nn.GateOptions`. Ranges
-are theirs to check, too.
+:class:`flexkern.learners.Recipe`, :class:`flexkern.learners.Reserve` and :class:`flexkern.nn.GateOptions`.
+Ranges are theirs to check, too.
 """
 
 from __future__ import annotations

@@ -214,7 +214,7 @@ class MethodConfig:
         Literal["vit", "mlp"] | None,
         Field(
             description="of the network that learns: 'vit', a vision transformer, or 'mlp', a multi-layer "
-            "perceptron on features. Only needed for a name that both have: without it that is the transformer's"
+            "perceptron on features. Only needed for a name that both have, which is the transformer's without"
         ),
     ] = None
 

@@ -80,7 +80,8 @@ def parse_config(table: Mapping[str, Any]) -> Config:
     """Checks what TOML's reader gave.
 
     ``[learner]`` has options of all methods on a transformer, ``[mlp]`` of those on a perceptron; those of a
-    method come before them. ``[backbone]`` has one key, ``name``: "small" (embedded), a folder, or a name on the Hugging Face hub.
+    method come before them. ``[backbone]`` has one key, ``name``: "small" (embedded), a folder, or a name on
+    the Hugging Face hub.
 
     Raises:
         ValueError: naming the table and the key.
