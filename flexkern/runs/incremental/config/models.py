@@ -20,7 +20,7 @@ from flexkern.runs.start import path_given
 
 __all__ = ["RESERVED", "BackboneConfig", "Config", "DataConfig", "MethodConfig", "Paper", "StreamConfig"]
 
-RESERVED = ("backbone", "device", "seed")
+RESERVED = ("backbone", "device", "seed", "input_shape", "classes")
 """What the runner itself hands to every learner: not options of one."""
 # Learners make 64 bits of theirs.
 _LARGEST_SEED = 2**53 - 1
@@ -62,6 +62,13 @@ class MethodConfig:
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     paper: Annotated[
         Paper | None, Field(description="the published figure that the table shows beside ours")
+    ] = None
+    family: Annotated[
+        Literal["vit", "mlp"] | None,
+        Field(
+            description="of the network that learns: 'vit', a vision transformer, or 'mlp', a multi-layer "
+            "perceptron on features. Only needed for a name that both have, which is the transformer's without"
+        ),
     ] = None
 
     @model_validator(mode="after")
@@ -135,6 +142,9 @@ class Config:
     def asdict(self) -> dict[str, Any]:
         """For JSON."""
         values = _plain(dataclasses.asdict(self))  # type: ignore[call-overload]
+        for method in values["methods"]:
+            if method["family"] is None:  # a key that came later, too
+                del method["family"]
         papers = [method["paper"] for method in values["methods"] if method["paper"] is not None]
         of_tables = ((values["data"], LATER_DATA), (values["stream"], LATER_STREAM))
         for table, later in (*of_tables, *((paper, _LATER_PAPER) for paper in papers)):
