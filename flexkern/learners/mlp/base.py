@@ -20,6 +20,7 @@ from flexkern.learners.mlp.inputs import check_cache, check_inputs, is_finite
 from flexkern.learners.mlp.network import build
 from flexkern.learners.mlp.rows import Rows, read, rows_of
 from flexkern.learners.progress import tell
+from flexkern.learners.scenarios import SCENARIOS
 from flexkern.optim import MetaplasticSGD
 from flexkern.plain import number, sizes, whole_number
 from flexkern.streams.base import Experience
@@ -67,6 +68,7 @@ class MLPLearner(Learner):
     """
 
     family = "mlp"
+    takes = SCENARIOS  # all classes are there from the start
     default_epochs = 5  # the paper's
 
     def __init__(
@@ -279,11 +281,12 @@ class MLPLearner(Learner):
             raise TypeError(f"task: {type(self).__name__} asks for no tasks; leave it out")
         return [of(self.logits(x))] if len(x) else []
 
-    def _answers(self, experience: Experience) -> Tensor:
+    def _test(self, experience: Experience, of: Callable[[Tensor], Any]) -> None:
         if self.features_cache is None:
-            return super()._answers(experience)
+            super()._test(experience, of)
+            return
         with torch.no_grad():
-            return self._scores(experience.test_inputs, f"{experience.name}, test", kept=True).argmax(1)
+            of(self._scores(experience.test_inputs, f"{experience.name}, test", kept=True))
 
     def _check_inputs(self, x: Tensor | ImageSource, name: str) -> None:
         check_inputs(x, self.input_shape, name)

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from flexkern.learners.registry import register_method
-from flexkern.learners.vit.first_session import FirstSession
+from flexkern.learners.vit.sums import RunningSums
 from flexkern.nn.feature_statistics import checked_shrinkage
 from flexkern.nn.heads.discriminant import PRIORS, SHRINKAGES, LDAHead
 from flexkern.plain import choice, whole_number
@@ -19,7 +19,7 @@ _LAYERS = 6
 
 
 @register_method("lda")
-class LDA(FirstSession):
+class LDA(RunningSums):
     """Class means and one covariance of the frozen backbone's tokens, in closed form; nothing is trained.
 
     Tokens are what the backbone pools, and the mean of its patches' tokens, after each of the last ``layers``
@@ -32,14 +32,16 @@ class LDA(FirstSession):
 
     Args:
         layers: how many blocks, the last ones; None: six, or all where there are fewer.
-        shrinkage: of the covariance towards a multiple of the identity, 0 to 1, or "oas" or "gcv", which take it
-            from the data; see :class:`flexkern.nn.LDAHead`.
+        shrinkage: of the covariance towards a multiple of the identity, 0 to 1, or "oas" or "gcv", which take
+            it from the data; see :class:`flexkern.nn.LDAHead`.
         priors: of the classes: "uniform", or "counts" (as many as their images).
         first_session, rank, adapter_scale, dropout: "adapter" or "both" for first-session adaptation; see
             :class:`flexkern.learners.vit.first_session.FirstSession`.
         backbone, recipe, images_per_pass, image_size, seed, device: as in
             :class:`flexkern.learners.vit.base.ViTLearner`.
     """
+
+    head: LDAHead
 
     def __init__(
         self,
@@ -62,9 +64,12 @@ class LDA(FirstSession):
         return self._read(self._parts.tokens, images, self.layers)
 
     def _finish(self, images: Tensor, labels: Tensor) -> None:
-        for x, y in self._test_batches(images, labels):
+        batches = self._test_batches(images, labels)
+        if self._few:
+            return self._take_late([self._tokens(x) for x, _ in batches], labels)
+        for x, y in batches:
             self.head.update(self._tokens(x), y)
-        self.head.check_solvable()  # what gives no answers is not learned
+        return self.head.check_solvable()  # what gives no answers is not learned
 
     def _logits(self, images: Tensor, task: Tensor | None) -> Tensor:
         return self.head.logits(self._tokens(images))

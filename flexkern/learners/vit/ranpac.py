@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from flexkern.learners.registry import register_method
-from flexkern.learners.vit.first_session import FirstSession
+from flexkern.learners.vit.sums import RunningSums
 from flexkern.nn.heads.ridge import RidgeHead, checked_ridge
 from flexkern.plain import flag, whole_number
 
@@ -17,7 +17,7 @@ __all__ = ["RanPAC"]
 
 
 @register_method("ranpac")
-class RanPAC(FirstSession):
+class RanPAC(RunningSums):
     """A ridge head on a random ReLU projection of the frozen backbone's features (arXiv 2307.02251).
 
     Its sums over all tasks are exact, so the order of tasks changes nothing, and no data is kept.
@@ -31,6 +31,8 @@ class RanPAC(FirstSession):
         backbone, recipe, images_per_pass, image_size, normalize, calibration_images, seed, device: as in
             :class:`flexkern.learners.vit.base.ViTLearner`.
     """
+
+    head: RidgeHead
 
     def __init__(
         self,
@@ -50,6 +52,9 @@ class RanPAC(FirstSession):
         self.head = RidgeHead(self.spaces * self.width, seed=self.seed, **options).to(self.device)
 
     def _finish(self, images: Any, labels: Tensor) -> None:
+        if self._few:
+            batches = self._test_batches(images, labels)
+            return self._take_late([self._read(self._parts.features, x) for x, _ in batches], labels)
         # So many at a time, however large a pass is: the bits of one update, and memory does not grow with the
         # task.
         most = self.head.rows_at_once
@@ -64,7 +69,7 @@ class RanPAC(FirstSession):
                 if have == most or done + have == len(images):
                     self.head.update(h0[:have], labels[done : done + have].to(self.device))
                     done, have = done + have, 0
-        self.head.check_solvable()  # what gives no answers is not learned
+        return self.head.check_solvable()  # what gives no answers is not learned
 
     def _logits(self, images: Tensor, task: Tensor | None) -> Tensor:
         return self.head.logits(self._read(self._parts.features, images))
