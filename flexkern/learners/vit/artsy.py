@@ -338,7 +338,9 @@ class ArtsyViT(TaskRows):
         Args:
             openings: [n, tasks]; what is 0 is not computed.
         """
-        slots = torch.arange(openings.shape[1], device=openings.device) if self.experts is None else self._slots()
+        slots = (
+            torch.arange(openings.shape[1], device=openings.device) if self.experts is None else self._slots()
+        )
         task, image = openings.T.nonzero(as_tuple=True)  # sorted by task, as the kernel likes it
         parts = [
             self._run(self.adapted.features, trunk, slots[t].to(torch.int32), i)
@@ -442,7 +444,7 @@ class ArtsyViT(TaskRows):
             modules["head"] = self._head
         return nn.ModuleDict(modules)
 
-    def _count_adapters(self) -> int:
+    def _adapters_expected(self) -> int:
         return sum(self.adapters_kept) + (self._begun is not None)
 
     def _check_restored(self) -> None:

@@ -143,7 +143,9 @@ class ExpertHead(GrowingState):
     ) -> tuple[float, float]:
         """Strength and gain of a new task's expert, by what is held out."""
         if tuple(held_out.shape) != (len(both),) or held_out.dtype is not torch.bool:
-            raise ValueError(f"held_out must be bool [{len(both)}], got {held_out.dtype} {list(held_out.shape)}")
+            raise ValueError(
+                f"held_out must be bool [{len(both)}], got {held_out.dtype} {list(held_out.shape)}"
+            )
         count, classes = int(held_out.sum()), int(labels.max()) + 1
         shape = (count, self.classes + classes)
         if scores is None or tuple(scores.shape) != shape:

@@ -9,12 +9,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from flexkern.nn.heads.discriminant import LDAHead
+from flexkern.nn.feature_statistics import checked_shrinkage
+from flexkern.nn.heads.discriminant import SHRINKAGES, LDAHead
 from flexkern.nn.heads.leave_one_out import leave_one_out
 from flexkern.nn.temperature import fit_log_temperature
 from flexkern.plain import flag, whole_number
 
-__all__ = ["JUDGED", "SelectedLDA"]
+__all__ = ["JUDGED", "RULES", "SelectedLDA"]
+
+RULES = ("auto", *SHRINKAGES)
 
 JUDGED = 512
 """Samples of a task that are enough to judge by; each takes products with the covariance's factor."""
@@ -61,12 +64,14 @@ class SelectedLDA(LDAHead):
         shrinkage: float | str = "auto",
         **options: Any,
     ) -> None:
-        auto = isinstance(shrinkage, str) and shrinkage == "auto"
+        auto = checked_shrinkage(shrinkage, RULES) == "auto"
         super().__init__(width, shrinkage="oas" if auto else shrinkage, **options)
         self.blocks = whole_number(blocks, "blocks")
         if self.width % self.blocks:
             raise ValueError(f"width must be a multiple of blocks, got {self.width} of {self.blocks}")
-        counts = dict.fromkeys((self.blocks, -(-self.blocks // 2), 1)) if flag(fewer, "fewer") else [self.blocks]
+        counts = (
+            dict.fromkeys((self.blocks, -(-self.blocks // 2), 1)) if flag(fewer, "fewer") else [self.blocks]
+        )
         shrinkages = (self.shrinkage, *(_SHRINKAGES if auto else ()))
         self.candidates = [(count, shrinkage) for count in counts for shrinkage in shrinkages]
         """What may be selected: how many blocks, and the shrinkage."""
@@ -157,7 +162,9 @@ class SelectedLDA(LDAHead):
     def _count(self, right: Tensor, log_temperature: Tensor, judged: int) -> None:
         total = int(self.judged) + judged
         self.right += right
-        self.log_temperature += (log_temperature.to(self.log_temperature) - self.log_temperature) * judged / total
+        self.log_temperature += (
+            (log_temperature.to(self.log_temperature) - self.log_temperature) * judged / total
+        )
         self.judged += judged
         self._selected = ()
 
@@ -184,7 +191,9 @@ class SelectedLDA(LDAHead):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         # A head that judged nothing, such as those of before there were candidates, may say nothing of it.
-        missing = {prefix + n: torch.zeros_like(self._buffers[n]) for n in ("right", "log_temperature", "judged")}
+        missing = {
+            prefix + n: torch.zeros_like(self._buffers[n]) for n in ("right", "log_temperature", "judged")
+        }
         super()._load_from_state_dict(missing | state_dict, prefix, *rest)
 
     def _changed(self) -> None:

@@ -138,7 +138,9 @@ def test_what_cannot_be_judged_is_not_heard() -> None:
     head = ExpertHead(WIDTH)
     labels = torch.arange(20) % 2
     nothing = torch.zeros(20, dtype=torch.bool)
-    head.learn(torch.randn(20, WIDTH), torch.randn(20, WIDTH), labels, held_out=nothing, scores=torch.zeros(0, 2))
+    head.learn(
+        torch.randn(20, WIDTH), torch.randn(20, WIDTH), labels, held_out=nothing, scores=torch.zeros(0, 2)
+    )
     assert head.strength.tolist() == [0]
     assert head.gain.isnan().all()
     with pytest.raises(ValueError, match=r"scores must be \[5, 4\]"):
