@@ -99,10 +99,11 @@ class MLPLearner(Learner):
         self.batch_size = whole_number(batch_size, "batch_size")
         units = sizes(widths, "widths", count=2, what="units of two hidden layers")
         lr, momentum = number(lr, "lr", 0), number(momentum, "momentum", 0)
+        self.output_gate = output_gate = choice(output_gate, "output_gate", OUTPUT_GATES)
         configuration: dict[str, Any] = {
             "input_shape": list(self.input_shape), "classes": classes, "widths": list(units), "lr": lr,
             "momentum": momentum, "batch_size": self.batch_size,
-            "output_gate": choice(output_gate, "output_gate", OUTPUT_GATES),
+            "output_gate": output_gate,
         }  # fmt: skip
         super().__init__(seed=seed, device=device, configuration=configuration)
         if features is not None and not isinstance(features, nn.Module):
@@ -199,7 +200,7 @@ class MLPLearner(Learner):
         if self.optimizer is None:
             return Item(None, end)
         take_step: Step = self._take_step
-        if self._configuration["output_gate"] != "none":
+        if self.output_gate != "none":
             take_step = partial(self._take_step, gates=class_gates(self._label_counts(labels)))
         if self._cuda_graph:
             # New ones for each item: alpha and gates lie elsewhere, and all synapses may be functional now.

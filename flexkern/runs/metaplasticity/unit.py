@@ -204,5 +204,7 @@ def _memorised(evaluation: Evaluation, tests: list[Experience], known: list[int]
 
 
 def _scale(learner: Any) -> float | None:
+    if learner.optimizer is None:  # nothing is trained
+        return None
     (scale,) = learner.optimizer.scales()
     return None if scale is None else float(f"{float(scale):.6g}")
