@@ -195,10 +195,10 @@ class MLPLearner(Learner):
         if isinstance(rows, Rows) and not self._hooks_take_rows():
             rows = rows.tensor()
         inputs, labels = self._training_set(rows, experience.train_labels.to(self.device))
-        self._begun = {"name": experience.name}
         end = partial(self._end, inputs, labels)
         if self.optimizer is None:
-            return Item(None, end)
+            return Item(None, end)  # which has not begun: if it fails, another item may come
+        self._begun = {"name": experience.name}
         take_step: Step = self._take_step
         if self.output_gate != "none":
             take_step = partial(self._take_step, gates=class_gates(self._label_counts(labels)))
