@@ -30,11 +30,12 @@ class Rivals(Experiment):
     """The stream once, by the hybrid network and by EWC, SI, replay, joint training, plain SGD, ridge and LDA.
 
     EWC and SI have a strength, which is chosen for them: the best one on the first ``pilot`` seeds, on which
-    nothing else is reported. The hybrid network has the protocol's scale, and beside it one with a scale that
-    is chosen in the same way. So has the network whose synapses are all alike (f = 0.5; another f is another
-    scale): what a mixture is worth is seen against that one, not against one at the mixture's scale. Plain SGD
-    and the hybrid network are trained by the class-gated error, too. Ridge regression (on 2,000 random ReLU
-    features) and LDA are heads in closed form on the same frozen features, in one pass, told the same labels.
+    nothing is reported; on the others the chosen one alone is trained. The hybrid network has the protocol's
+    scale, and beside it one with a scale that is chosen in the same way. So has the network whose synapses are
+    all alike (f = 0.5; another f is another scale): what a mixture is worth is seen against that one, not
+    against one at the mixture's scale. Plain SGD and the hybrid network are trained by the class-gated error,
+    too. Ridge regression (on 2,000 random ReLU features) and LDA are heads in closed form on the same frozen
+    features, in one pass, told the same labels.
 
     Args:
         pilot: seeds on which strengths are chosen; there must be more seeds than these.
@@ -76,12 +77,35 @@ class Rivals(Experiment):
             LDA: Network("lda"),
         }
 
+    def _candidates(self, protocol: Protocol) -> dict[str, list[str]]:
+        """The networks of which one is chosen, for each that has a strength or a scale to choose."""
+        names = list(self.networks(protocol))
+        return {tuned: [n for n in names if n.startswith(f"{tuned}, ")] for tuned in _TUNED}
+
+    def count(self, protocol: Protocol) -> int:
+        dropped = sum(len(names) - 1 for names in self._candidates(protocol).values())
+        return super().count(protocol) - dropped * (protocol.seeds - self.pilot)
+
+    def wanted(self, network: str, seed: int, records: Sequence[dict[str, Any]], protocol: Protocol) -> bool:
+        for names in self._candidates(protocol).values():
+            if network in names and seed not in protocol.seed_list[: self.pilot]:
+                on_pilot = self._on_pilot(records, protocol)
+                whole = all(len(on_pilot.get(n, ())) == self.pilot for n in names)
+                return whole and network == _best(names, on_pilot)
+        return True
+
+    def _on_pilot(
+        self, records: Sequence[dict[str, Any]], protocol: Protocol
+    ) -> dict[str, NDArray[np.float64]]:
+        """Average accuracy of each network on the seeds on which strengths are chosen."""
+        pilot = set(protocol.seed_list[: self.pilot])
+        return {n: _average(of) for n, of in by_network([r for r in records if r["seed"] in pilot]).items()}
+
     def summarise(self, records: Sequence[dict[str, Any]], protocol: Protocol) -> dict[str, Any]:
-        pilot, reported = set(protocol.seed_list[: self.pilot]), set(protocol.seed_list[self.pilot :])
-        on_pilot = {n: _average(of) for n, of in by_network([r for r in records if r["seed"] in pilot]).items()}
+        reported, on_pilot = set(protocol.seed_list[self.pilot :]), self._on_pilot(records, protocol)
         of = by_network([r for r in records if r["seed"] in reported])
-        candidates = {tuned: [n for n in of if n.startswith(f"{tuned}, ")] for tuned in _TUNED}
-        chosen = {tuned: max(names, key=lambda n: on_pilot[n].mean()) for tuned, names in candidates.items()}
+        candidates = self._candidates(protocol)
+        chosen = {tuned: _best(names, on_pilot) for tuned, names in candidates.items()}
         dropped = {n for names in candidates.values() for n in names} - set(chosen.values())
         shown = [n for n in of if n not in dropped]
         return {
@@ -90,6 +114,10 @@ class Rivals(Experiment):
             "chosen": chosen,
             "claims": _claims({n: _average(of[n]) for n in shown}, chosen),
         }
+
+
+def _best(names: Sequence[str], on_pilot: Mapping[str, NDArray[np.float64]]) -> str:
+    return max(names, key=lambda n: on_pilot[n].mean())
 
 
 def _average(of: Sequence[dict[str, Any]]) -> NDArray[np.float64]:

@@ -91,6 +91,19 @@ class Experiment:
         """The learners that are compared, by name."""
         raise NotImplementedError
 
+    def count(self, protocol: settings.Protocol) -> int:
+        """How many times a network is trained on a seed, in all."""
+        return len(self.networks(protocol)) * protocol.seeds
+
+    def wanted(
+        self, network: str, seed: int, records: Sequence[dict[str, Any]], protocol: settings.Protocol
+    ) -> bool:
+        """Whether a network is to be trained on a seed, as far as the records tell that there are.
+
+        It is asked again when all that was wanted has been done.
+        """
+        return True
+
     def schedule(self, items: Any, protocol: settings.Protocol, seed: int) -> Sequence[Part]:
         """What each network is shown; ``items`` are those of :meth:`load`. By default all of them, once."""
         return [Part("stream", in_order(items, range(len(items))), len(items))]
