@@ -322,22 +322,23 @@ def _life(rng: np.random.Generator, make: Callable[[], Any], item_of: Callable[[
 
 # --------------------------------------------------------------------------- options
 
-_COUNTS = ("classes", "batch_size", "memory", "fisher_samples", "replay_batch")
+_COUNTS = ("classes", "batch_size", "memory", "fisher_samples", "replay_batch", "random_features")
 _OWN: dict[str, tuple[str, ...]] = {
     "metaplastic": ("scale", "silent_fraction", "threshold", "eta", "prune"),
     "ewc": ("strength", "decay", "fisher_samples"),
     "si": ("strength", "damping"),
     "replay": ("memory", "replay_batch"),
     "joint": (),
+    "ridge": ("random_features", "ridge", "balanced"),
+    "lda": ("shrinkage", "priors"),
 }
 
 
 def _bad_option(rng: np.random.Generator) -> str:
     """One wrong option: refused by its name."""
     method = _pick(rng, list(MLP_METHODS))
-    name = _pick(
-        rng, ("classes", "batch_size", "lr", "momentum", "seed", "widths", "input_shape", *_OWN[method])
-    )
+    of_all = ("classes", "batch_size", "lr", "momentum", "seed", "widths", "input_shape", "output_gate")
+    name = _pick(rng, (*of_all, *_OWN[method]))
     wrong = [
         "3x",
         True,

@@ -30,8 +30,8 @@ class ClosedFormMLP(MLPLearner):
     changes nothing, classes may come again, and there is nothing to forget. Of ``epochs`` one is made whatever
     is asked for; ``progress`` is not called.
 
-    Before the first item all classes are as likely; from then on those that were never told have the logit
-    -inf, and no answer names them.
+    Before the first item all classes are as likely; from then on those that were never told have the least
+    logit that there is (of float32, and finite), the probability 0, and no answer names them.
     """
 
     _takes_rows = True
@@ -63,7 +63,7 @@ class ClosedFormMLP(MLPLearner):
         logits = x.new_zeros((len(x), self.classes))
         known = (self.head.count > 0).nonzero().squeeze(1)
         if len(known):
-            logits.fill_(-torch.inf)
+            logits.fill_(torch.finfo(logits.dtype).min)
             logits[:, known] = self.head.logits(x)[:, known]
         return logits
 
