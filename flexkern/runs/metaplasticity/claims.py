@@ -33,7 +33,7 @@ def check(what: str, values: ArrayLike) -> dict[str, Any]:
         return {"what": what, "mean": round(float(v.mean()), 4), "n": len(v), "found": "open"}
     found = paired(v)
     verdict = "met" if found["low"] > 0 else "refuted" if found["high"] < 0 else "open"
-    p, p_t = (float(f"{test(v):.3g}") for test in (wilcoxon, t_test))
+    p, p_t = float(f"{wilcoxon(v):.3g}"), float(f"{t_test(v):.6g}")
     return {"what": what, **found, "n": len(v), "p": p, "p_t": p_t, "found": verdict}
 
 
