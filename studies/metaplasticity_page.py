@@ -174,7 +174,8 @@ def _command(name: str, results: dict[str, Any]) -> str:
         several = isinstance(value, list)
         if (tuple(value) if several else value) != field.default:
             given[field.name] = ",".join(f"{v:g}" for v in value) if several else value
-    words = [f"--{key.replace('_', '-')} {value}" for key, value in given.items()]
+    # A flag has no value.
+    words = [f"--{key.replace('_', '-')}" + ("" if v is True else f" {v}") for key, v in given.items()]
     return " ".join([kind.command(), *words, f"--out docs/results/metaplasticity/{name}"])
 
 

@@ -74,11 +74,11 @@ def setting(results: dict[str, Any]) -> str:
     scale = c["scale"] if isinstance(c["scale"], str) else f"{c['scale']:g}"
     of = "per class" if "first_class" in c["options"] else "per item"
     seeds = f"{c['seeds']} seed{'s' if c['seeds'] > 1 else ''} from {c['first_seed']}"
+    how = ", put together as the release does it" if c.get("as_released") else ""
     return (
-        f"{seeds}, {source(results)}, {c['items']} items, {c['train_per_item']} + {c['test_per_item']} images "
-        f"{of}, {c['epochs']} epochs, batch "
-        f"{c['batch_size']}, lr {c['lr']:g}, scale {scale}, width {c['width']}; {results['seconds']:.0f} "
-        "seconds of one core"
+        f"{seeds}, {source(results)}{how}, {c['items']} items, {c['train_per_item']} + {c['test_per_item']} "
+        f"images {of}, {c['epochs']} epochs, batch {c['batch_size']}, lr {c['lr']:g}, scale {scale}, width "
+        f"{c['width']}; {results['seconds']:.0f} seconds of one core"
     )
 
 
@@ -134,13 +134,14 @@ def _poisoning(summary: dict[str, Any]) -> Rows:
 
 def _frequency(summary: dict[str, Any]) -> Rows:
     heads = ["network", "average", "shown once", "shown most", "rho with frequency", "rho with last seen"]
+    second = {f"{name}, second profile": m for name, m in summary.get("second", {}).items()}
     return heads, [
         [
             name, percent(m["average"]), percent(m["by_frequency"], 0), percent(m["by_frequency"], -1),
             *(f"{m[key]['mean']:+.2f} ± {m[key]['std']:.2f}"
               for key in ("correlation with frequency", "correlation with last seen")),
         ]
-        for name, m in summary["measures"].items()
+        for name, m in (summary["measures"] | second).items()
     ]  # fmt: skip
 
 
