@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flexkern.plain import flag
 from flexkern.streams.base import Experience, Stream
 
 __all__ = ["TwoDigitItems", "compose", "two_digit_items", "two_digit_stream", "wrong_labels"]
@@ -177,6 +178,7 @@ def two_digit_items(
             :class:`TwoDigitItems` says.
 
     Raises:
+        TypeError: if images or labels are no tensors, or ``as_released`` is no truth value.
         ValueError: if an argument is outside its range, a digit is missing, or there are too few images of a
             digit for so many different composites.
     """
@@ -190,6 +192,7 @@ def two_digit_items(
             raise ValueError(f"{name} must be at least 1, got {value}")
     if seed < 0:
         raise ValueError(f"seed must not be negative, got {seed}")
+    as_released = flag(as_released, "as_released")
 
     if test_images is not None and test_labels is not None:
         _check_images(test_images, test_labels, "test_images", "test_labels")

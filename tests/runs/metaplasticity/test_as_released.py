@@ -14,7 +14,7 @@ from flexkern.runs.metaplasticity.hebb_repetition import HebbRepetition
 from flexkern.runs.metaplasticity.items import load_items
 from flexkern.runs.metaplasticity.learning_frequency import FIRST, SECOND, LearningFrequency
 from flexkern.runs.metaplasticity.protocol import protocol_for
-from flexkern.runs.metaplasticity.runner import check, run
+from flexkern.runs.metaplasticity.runner import _check_same, check, run
 from flexkern.runs.metaplasticity.serial_position import THREE, SerialPosition
 from flexkern.runs.metaplasticity.split_cifar100 import SplitCIFAR100
 from flexkern.runs.metaplasticity.tables import rows, setting
@@ -23,7 +23,14 @@ from flexkern.runs.statistics import spearman
 from helpers.memory_tiny import TINY
 from studies import metaplasticity_page as page
 
-RELEASED: dict[str, Any] = TINY | {"as_released": True}
+RELEASED: dict[str, Any] = TINY | {"as_released": True, "seeds": 1}
+
+
+@pytest.fixture(scope="module")
+def longer(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> dict[str, Any]:
+    """Four items, and six by new networks."""
+    out = tmp_path_factory.mktemp("longer")
+    return run(SerialPosition(longer=6), protocol_for(**RELEASED, scale=400.0), out=out, cache=cache, jobs=1)
 
 
 def test_the_setting_is_written_down_only_where_it_holds() -> None:
@@ -47,37 +54,43 @@ def test_a_repeated_item_is_dealt_out_anew(cache: Path) -> None:
     (part,) = HebbRepetition(passes=2).schedule(items, protocol, 0)
     first, again = part.shown[0].experience(), part.shown[4].experience()
     assert (part.shown[0].item, part.shown[4].item) == (0, 0)
-    assert not torch.equal(first.train_labels, again.train_labels)
+    assert not torch.equal(first.train_inputs, again.train_inputs)
 
 
 # ----------------------------------------------------------------- serial position
 
 
-def test_the_longer_stream_is_a_new_network_s_at_half_the_scale(tmp_path: Path, cache: Path) -> None:
-    protocol, experiment = protocol_for(**RELEASED, scale=400.0), SerialPosition(longer=6)
-    results = run(experiment, protocol, out=tmp_path / "both", cache=cache, jobs=1)
-    longer = [f"{name}, 6 items" for name in THREE]
-    assert [r["network"] for r in results["runs"]][::2] == [*THREE, *longer]
+def test_the_longer_stream_is_a_new_network_s_at_half_the_scale(
+    longer: dict[str, Any], tmp_path: Path, cache: Path
+) -> None:
+    runs = {r["network"]: r for r in longer["runs"]}
+    assert list(runs) == [*THREE, *(f"{name}, 6 items" for name in THREE)]
     alone = protocol_for(**RELEASED | {"items": 6}, scale=200.0)
-    hybrid = run(SerialPosition(longer=0), alone, out=tmp_path / "alone", cache=cache, jobs=1)["runs"]
-    (expected,) = (r for r in hybrid if (r["network"], r["seed"]) == ("hybrid", 1))
-    (found,) = (r for r in results["runs"] if (r["network"], r["seed"]) == ("hybrid, 6 items", 1))
+    expected = Unit(SerialPosition(longer=0), alone, "hybrid", THREE["hybrid"], 0, tmp_path, cache).run()
     same = ("items", "accuracy", "memorised", "losses")
-    assert [found["parts"]["stream"][k] for k in same] == [expected["parts"]["stream"][k] for k in same]
-    assert (expected["scale"], found["scale"]) == (200.0, 200.0)
-    assert {r["scale"] for r in results["runs"] if r["network"] == "hybrid"} == {400.0}
-    # And what is said of them.
-    summary = results["summary"]
+    assert [runs["hybrid, 6 items"]["parts"]["stream"][k] for k in same] == [
+        expected["parts"]["stream"][k] for k in same
+    ]
+    assert [runs[name]["scale"] for name in ("hybrid", "hybrid, 6 items")] == [400.0, 200.0]
+
+
+def test_what_is_said_of_both_lengths(longer: dict[str, Any]) -> None:
+    summary = longer["summary"]
     assert list(summary["measures"]) == list(summary["longer"]) == list(THREE)
-    final = np.mean(
-        [r["parts"]["stream"]["accuracy"][-1] for r in results["runs"] if r["network"] == longer[1]]
-    )
+    (hybrid,) = (r for r in longer["runs"] if r["network"] == "hybrid, 6 items")
+    final = np.mean(hybrid["parts"]["stream"]["accuracy"][-1])
     assert summary["longer"]["hybrid"]["average_memory"]["mean"][-1] == pytest.approx(final, abs=1e-4)
     assert "A new hybrid network goes on learning over 6 items." in [c["claim"] for c in summary["claims"]]
-    assert page.summary(results) == summary
-    assert len(rows(results)[0]) == 8
-    assert "put together as the release does it" in setting(results)
-    assert "--as-released --longer 6 --out" in page._command("x", results)
+    assert page.summary(longer) == summary
+    assert len(rows(longer)[0]) == 8
+    assert "put together as the release does it" in setting(longer)
+    assert "--as-released --longer 6 --out" in page._command("x", longer)
+
+
+def test_the_picture_says_that_the_networks_are_new(longer: dict[str, Any]) -> None:
+    pictures = pytest.importorskip("flexkern.runs.metaplasticity.pictures")
+    titles = " ".join(a.get_title(loc="left") or a.get_title() for a in pictures.figure(longer).axes)
+    assert "New networks after the last of 6" in titles
 
 
 def test_an_automatic_scale_stays_automatic() -> None:
@@ -85,19 +98,6 @@ def test_an_automatic_scale_stays_automatic() -> None:
     changed = [n.protocol(protocol) for n in SerialPosition(longer=6).networks(protocol).values()]
     assert [(p.items, p.scale) for p in changed] == [(4, "auto")] * 3 + [(6, "auto")] * 3
     assert SerialPosition(longer=4).networks(protocol) == THREE
-
-
-def test_pictures_of_both_ways_differ(tmp_path: Path, cache: Path) -> None:
-    pictures = pytest.importorskip("flexkern.runs.metaplasticity.pictures")
-    titles = []
-    for given in (TINY, RELEASED):
-        results = run(
-            SerialPosition(longer=6), protocol_for(**given), out=tmp_path / str(len(given)), cache=cache, jobs=1
-        )
-        drawn = pictures.figure(results)
-        titles.append([a.get_title(loc="left") or a.get_title() for a in drawn.axes])
-    assert "The same networks after the last of 6" in " ".join(titles[0])
-    assert "New networks after the last of 6" in " ".join(titles[1])
 
 
 # ----------------------------------------------------------------- learning frequency
@@ -143,7 +143,7 @@ def test_a_second_profile_goes_on_with_the_trained_network(tmp_path: Path, cache
     assert page.summary(results) == results["summary"]
 
 
-def test_items_of_the_second_profile_are_drawn_from_all_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_items_of_the_second_profile_are_drawn_from_all_classes() -> None:
     from flexkern.runs.metaplasticity.learning_frequency import _drawn_anew
 
     again = []
@@ -153,7 +153,7 @@ def test_items_of_the_second_profile_are_drawn_from_all_classes(monkeypatch: pyt
         assert set(drawn) <= set(range(20))
         again.append(sum(place < 10 for place in drawn))
     assert _drawn_anew(10, 3) == _drawn_anew(10, 3)
-    # Ten of 45, of which ten are known: 2.2 on average, hypergeometric with variance 1.37; five errors of a mean.
+    # Ten of 45, ten of which are known: 2.2 on average, hypergeometric, variance 1.37; five standard errors.
     assert abs(np.mean(again) - 100 / 45) < 5 * (1.37 / 200) ** 0.5
 
 
@@ -169,23 +169,22 @@ def test_refusals(tmp_path: Path) -> None:
         SplitCIFAR100().check(protocol_for(as_released=True))
 
 
-def test_a_folder_is_of_one_of_the_two_ways(tmp_path: Path, cache: Path) -> None:
-    experiment = SerialPosition(longer=0)
+def test_a_folder_is_of_one_of_the_two_ways() -> None:
+    ours, released = ({"options": {}, **protocol_for(**p).asdict()} for p in (TINY, RELEASED | {"seeds": 2}))
     for first, second, message in (
-        (TINY, RELEASED, "as_released was None, is True"),
-        (RELEASED, TINY, "as_released was True, is None"),
+        (ours, released, "as_released was None, is True"),
+        (released, ours, "as_released was True, is None"),
     ):
-        out = tmp_path / message[:20]
-        run(experiment, protocol_for(**first), out=out, cache=cache, jobs=1)
+        known = {"experiment": "serial-position", "configuration": first}
+        _check_same(known, "serial-position", first, Path("out"))
         with pytest.raises(ValueError, match=message):
-            run(experiment, protocol_for(**second), out=out, cache=cache, jobs=1)
-        assert run(experiment, protocol_for(**first), out=out, cache=cache, jobs=1)["finished"]
+            _check_same(known, "serial-position", second, Path("out"))
 
 
 def test_the_command_has_the_flag(tmp_path: Path) -> None:
     from typer.testing import CliRunner
 
-    from flexkern.cli import app
+    from flexkern.cli.app import app
 
     options = [f"--{k.replace('_', '-')}={v}" for k, v in TINY.items() if k != "seeds"]
     out = tmp_path / "out"
