@@ -44,8 +44,16 @@ _RUNNING: dict[str, Any] = {
     "restart": Annotated[bool, typer.Option("--restart", help="Discard what the folder holds.")],
     "accept_other_environment": Annotated[bool, typer.Option("--accept-other-environment", help=ACCEPTS)],
 }
+_AS_RELEASED = Annotated[
+    bool,
+    typer.Option(
+        "--as-released",
+        help="As the authors' code does it, where these experiments do it otherwise: how items are put "
+        "together, and what is said above.",
+    ),
+]
 
-_FLAGS = ("restart", "accept_other_environment")
+_FLAGS = ("as_released", "restart", "accept_other_environment")
 
 
 def add_to(app: typer.Typer, experiments: Iterable[type[Any]] = tuple(EXPERIMENTS.values())) -> None:
@@ -66,6 +74,7 @@ def _command(experiment: type[Any]) -> Callable[..., None]:
     annotations: dict[str, Any] = {}
     for name, (type_, text) in _COMMON.items():
         annotations[name] = Annotated[type_ | None, typer.Option(help=text)]  # type: ignore[valid-type]
+    annotations["as_released"] = _AS_RELEASED
     for name, field in own.items():
         default: Any = field.default
         several = isinstance(default, tuple)

@@ -109,7 +109,11 @@ def _serial_position(results: dict[str, Any]) -> Figure:
     lengths = [_length(of, "final") for of in streams]
     memorised = _of(measures, "memorised")
     legend = networks(measures)
-    if longer is not None:
+    # As released the longer stream is that of new networks, and else goes on where the first one ended.
+    new = bool(results["configuration"].get("as_released"))
+    if longer is not None and new:
+        memorised = _of(longer, "memorised")
+    elif longer is not None:
         legend.append(line("end of the stream that was expected", END))
         # Counted during the presentations of this part alone, which follow those of the first.
         memorised = {
@@ -126,9 +130,9 @@ def _serial_position(results: dict[str, Any]) -> Figure:
     for panel, n, of in zip(panels, lengths, streams, strict=False):
         by_item(panel, _of(of, "final"))
         panel.axhline(1 / n, **CHANCE)
-        title = "Each item" if of is measures else "The same networks"
+        title = "Each item" if of is measures else "New networks" if new else "The same networks"
         name_panel(panel, f"{title} after the last of {n}", ORDER, ACCURACY if of is measures else "")
-    for panel in panels[1:] if longer is not None else ():
+    for panel in panels[1:] if longer is not None and not new else ():
         panel.axvline(lengths[0] + 0.5, **END)
     panel, n = panels[-1], lengths[-1]
     panel.plot([1, n], [1, n], **CHANCE)
@@ -202,7 +206,7 @@ def _poisoning(results: dict[str, Any]) -> Figure:
 
 
 def _learning_frequency(results: dict[str, Any]) -> Figure:
-    measures = results["summary"]["measures"]
+    measures = results["summary"]["measures"]  # of the first profile, if there are two
     items = _length(measures, "by_frequency")
     drawing, (left, middle, right) = sheet(
         results, (1, 1, 0.9),

@@ -9,7 +9,7 @@ from typing import Any
 
 from flexkern.runs.start import path_given
 
-__all__ = ["RELEASE", "Network", "Protocol", "protocol_for"]
+__all__ = ["RELEASE", "RELEASE_SCALES", "Network", "Protocol", "protocol_for"]
 
 DIGITS, RANDOM = "digits", "random"
 # What the authors' code uses with AlexNet's features of 9,216 values, whose weights are not at hand; here with
@@ -36,6 +36,8 @@ class Protocol:
     seeds, first_seed: how many times everything is done; a seed decides items, their order, features where
         they are random, initial weights and flexibility.
     device: where to compute.
+    as_released: as the authors' code does it where these experiments do it otherwise: how items are put
+        together (:class:`flexkern.streams.TwoDigitItems`), and what an experiment says of itself.
 
     Raises:
         ValueError: naming the setting.
@@ -54,6 +56,7 @@ class Protocol:
     seeds: int = 3
     first_seed: int = 0
     device: str = "cpu"
+    as_released: bool = False
 
     def __post_init__(self) -> None:
         for name in ("train_per_item", "test_per_item", "epochs", "batch_size", "width", "seeds"):
@@ -78,8 +81,13 @@ class Protocol:
         return range(self.first_seed, self.first_seed + self.seeds)
 
     def asdict(self) -> dict[str, Any]:
-        """For JSON; paths by their names only, so that a folder can move."""
+        """For JSON; paths by their names only, so that a folder can move.
+
+        ``as_released`` is there only where it holds, as it was not when there was no such setting.
+        """
         values = asdict(self)
+        if not self.as_released:
+            del values["as_released"]
         return values | {name: os.path.basename(values[name]) for name in ("data", "features")}
 
 

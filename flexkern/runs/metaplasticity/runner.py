@@ -213,7 +213,7 @@ def _check_same(known: dict[str, Any], name: str, configuration: dict[str, Any],
     before, now = (
         {k: v for k, v in c.items() if k not in _FREE} for c in (known["configuration"], configuration)
     )
-    changed = [f"{k} was {before.get(k)}, is {now[k]}" for k in now if before.get(k) != now[k]]
+    changed = [f"{k} was {before.get(k)}, is {now.get(k)}" for k in now | before if before.get(k) != now.get(k)]
     if known["experiment"] != name:
         changed.insert(0, f"it is of {known['experiment']}")
     if changed:

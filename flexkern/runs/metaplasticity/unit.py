@@ -86,7 +86,9 @@ class Unit:
         parts = list(self.experiment.schedule(items, self.protocol, self.seed))
         total = sum(len(part.shown) for part in parts)
         for number, part in enumerate(parts):
-            self._part(part, parts[0] if number else None, tests, record, total, notify)
+            own = part.items
+            of = tests if own is None else [own.test(i) for i in range(len(own))]
+            self._part(part, parts[0] if number else None, of, record, total, notify)
         for part in parts:
             self._checkpoint(part).unlink(missing_ok=True)
         record["finished"] = True
@@ -113,7 +115,7 @@ class Unit:
         done = learner.items_learned - before
         for column in rows.values():
             del column[done:]
-        known = set() if first is None else {shown.item for shown in first.shown}
+        known = set() if first is None or part.items is not None else {shown.item for shown in first.shown}
         known |= set(rows["items"])
         start = time.perf_counter()
         for number in range(done, len(part.shown)):
