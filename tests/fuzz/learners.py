@@ -104,7 +104,7 @@ def _perceptron(rng: np.random.Generator) -> tuple[Callable[[], Any], Callable[[
     elif method == "ridge":
         options |= {
             "random_features": int(rng.integers(0, 9)), "ridge": _pick(rng, ("auto", 0.1, np.float64(3.0))),
-            "balanced": bool(rng.random() < 0.3),
+            "balanced": bool(rng.random() < 0.3), "intercept": bool(rng.random() < 0.5),
         }  # fmt: skip
     elif method == "lda":
         options |= {
@@ -329,7 +329,7 @@ _OWN: dict[str, tuple[str, ...]] = {
     "si": ("strength", "damping"),
     "replay": ("memory", "replay_batch"),
     "joint": (),
-    "ridge": ("random_features", "ridge", "balanced"),
+    "ridge": ("random_features", "ridge", "balanced", "intercept"),
     "lda": ("shrinkage", "priors"),
 }
 

@@ -85,6 +85,7 @@ class RidgeMLP(ClosedFormMLP):
         random_features: columns of the random projection, whose sums are random_features^2 numbers of 8 bytes;
             0: none, the features are taken as they are.
         ridge: the regularisation, > 0, or "auto".
+        intercept: whether there is one, which is not penalised.
         balanced: whether rare classes count as much as frequent ones.
         input_shape, classes, features, seed, device, features_cache: as in
             :class:`flexkern.learners.mlp.base.MLPLearner`, and its other arguments, which are of a network and
@@ -101,12 +102,14 @@ class RidgeMLP(ClosedFormMLP):
         *,
         random_features: int = 2000,
         ridge: float | str = "auto",
+        intercept: bool = False,
         balanced: bool = False,
         **common: Any,
     ) -> None:
         self._options: dict[str, Any] = {
             "random_features": whole_number(random_features, "random_features", least=0),
             "ridge": checked_ridge(ridge),
+            "intercept": flag(intercept, "intercept"),
             "balanced": flag(balanced, "balanced"),
         }
         super().__init__(input_shape, classes, **common)
