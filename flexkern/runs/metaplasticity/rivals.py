@@ -131,9 +131,13 @@ def _claims(average: Mapping[str, NDArray[np.float64]], chosen: Mapping[str, str
     rivals = [n for n in average if n not in (HYBRID, tuned, GATED_HYBRID, JOINT)]
 
     def above(name: str, others: Sequence[str]) -> list[dict[str, Any]]:
-        return [check(f"{name} above {n}, average accuracy", average[name] - average[n]) for n in others]
+        return [
+            check(f"{name} above {n}, average accuracy", average[name] - average[n])
+            for n in others
+            if name in average and n in average  # results of before have fewer networks
+        ]
 
-    return [
+    claims = [
         *(
             claim(
                 what,
@@ -173,3 +177,4 @@ def _claims(average: Mapping[str, NDArray[np.float64]], chosen: Mapping[str, str
             [c for name in (GATED, RIDGE, LDA) for c in above(name, [JOINT])],
         ),
     ]
+    return [c for c in claims if c["checks"]]
