@@ -187,6 +187,50 @@ def test_rivals_are_tuned_on_seeds_that_are_not_reported() -> None:
     }
     assert "EWC, strength 10" not in summary["measures"]
     assert summary["measures"]["EWC, strength 1"]["final"] == {"mean": [0.2] * 3, "std": [0.0] * 3, "n": 2}
+    # Of candidates the chosen one alone is trained on seeds that are reported, and that is all that is told.
+    none = [(n, s) for n in names for s in range(3) if rivals.wanted(n, s, [], protocol)]
+    on_pilot = [r for r in records if r["seed"] == 0]
+    wanted = [(n, s) for n in names for s in range(3) if rivals.wanted(n, s, on_pilot, protocol)]
+    tried = [n for n in names if n.partition(", s")[0] in summary["chosen"]]
+    assert none == [(n, s) for n in names for s in range(3) if s == 0 or n not in tried]
+    chosen = {*summary["chosen"].values()}
+    assert wanted == [(n, s) for n in names for s in range(3) if s == 0 or n not in tried or n in chosen]
+    assert len(wanted) == rivals.count(protocol) < len(names) * 3
+    kept = [r for r in records if (r["network"], r["seed"]) in wanted]
+    assert rivals.summarise(kept, protocol) == summary
+
+
+def test_rivals_are_put_to_the_test_against_each_other() -> None:
+    rivals, protocol = Rivals(pilot=1, scales=(1.0,), ewc=(1.0,), si=(1.0,)), protocol_for(items=3, seeds=4)
+    level = {
+        "plain SGD": 0.1, "hybrid": 0.3, "hybrid, tuned, scale 1": 0.4, "joint": 0.6, "ridge head": 0.9,
+        "LDA head": 0.55, "plain SGD, class-gated error": 0.5, "hybrid, class-gated error": 0.4,
+    }  # fmt: skip
+    records = [
+        record(name, seed, stream=_steps([level.get(name, 0.2) + 0.01 * seed] * 3))
+        for name in rivals.networks(protocol)
+        for seed in range(4)
+    ]
+    claims = {c["name"]: c for c in rivals.summarise(records, protocol)["claims"]}
+    against = {
+        name: {c["what"].split(" above ")[1]: c["found"] for c in claims[name]["checks"]} for name in claims
+    }
+    assert claims["ridge head against training"]["verdict"] == "holds"
+    assert len(against["ridge head against training"]) == len(rivals.networks(protocol)) - 2
+    assert claims["LDA head against training"]["verdict"] == "holds in part"
+    assert against["LDA head against training"]["joint, average accuracy"] == "refuted"
+    assert claims["class-gated error against flexible synapses"]["verdict"] == "holds"
+    assert claims["flexible synapses with the class-gated error"]["verdict"] == "does not hold"
+    assert [c["found"] for c in claims["joint training is no bound"]["checks"]] == ["refuted", "met", "refuted"]
+    for name in ("against the field", "against the field, tuned"):
+        single = [n for n in level if not n.startswith("hybrid") and n != "joint"]
+        others = ("all alike, tuned, scale 1", "EWC, strength 1", "SI, strength 1", "replay of 200")
+        assert against[name].keys() == {f"{n}, average accuracy" for n in (*single, *others)}
+    # Results of before, which had no heads and no gates.
+    old = [r for r in records if "head" not in r["network"] and "gated" not in r["network"]]
+    assert [c["name"] for c in rivals.summarise(old, protocol)["claims"]] == [
+        "against the field", "against the field, tuned"
+    ]  # fmt: skip
 
 
 # ----------------------------------------------------------------- the page
