@@ -86,11 +86,13 @@ def test_an_item_is_one_pass(method: str) -> None:
     other = learned(make(method, lr=3.0, momentum=0.5, widths=(2, 3), output_gate="frequency"), STREAM[:1])
     for name, value in one._modules().state_dict().items():
         assert torch.equal(other._modules().state_dict()[name], value)  # what is of a training does nothing
-    kept = sum(t.numel() for t in one._modules().state_dict().values())
+    kept = one.parameters_added
+    assert kept == sum(t.numel() for t in one._modules().state_dict().values())
     for experience in blobs(3, per_class=90):
         one.learn(experience)
-    grown = sum(t.numel() for t in one._modules().state_dict().values())
-    assert grown - kept == 4 * ({"ridge": 24, "lda": SIZE}[method] + 1)  # a column and a count for each class
+    assert one.parameters_added - kept == 4 * (
+        {"ridge": 24, "lda": SIZE}[method] + 1
+    )  # a column and a count for each class
 
 
 @pytest.mark.parametrize("method", CLOSED_FORM)

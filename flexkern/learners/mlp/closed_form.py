@@ -48,6 +48,11 @@ class ClosedFormMLP(MLPLearner):
         """The :class:`flexkern.nn.RidgeHead` or :class:`flexkern.nn.LDAHead` that learns and answers."""
         return self.model["head"]
 
+    @property
+    def parameters_added(self) -> int:
+        """Numbers that are kept: all of the head's sums."""
+        return sum(buffer.numel() for buffer in self.head.buffers())
+
     def _after_item(self, inputs: Tensor | Rows, labels: Tensor) -> None:
         parts = [slice(i, i + RidgeHead.rows_at_once) for i in range(0, len(labels), RidgeHead.rows_at_once)]
         with closing(read(inputs, parts)) as taken:
