@@ -27,14 +27,14 @@ _COMMON: dict[str, tuple[type, str]] = {
     "items": (int, "Of the stream. Default: 10."),
     "seeds": (int, "How many times everything is done. Default: 3."),
     "first_seed": (int, "The runs have this seed and those after it. Default: 0."),
-    "width": (int, "Units of each hidden layer. Default: 4096 with SqueezeNet, else 256."),
+    "width": (int, "Units of each hidden layer. Default: the release's 4096 with SqueezeNet, else 256."),
     "train_per_item": (int, "Images of an item. Default: 2000."),
     "test_per_item": (int, "Test images of an item. Default: 1000."),
     "epochs": (int, "Passes over an item's images. Default: 5."),
     "batch_size": (int, "Images of a step. Default: 1024."),
-    "lr": (float, "Learning rate. Default: 1e-4 with SqueezeNet, else 0.02."),
-    "scale": (str, "How fast synapses get stiff: a number, or 'auto'. Default: 4e5 (over 10 items: 2e5) with "
-                   "SqueezeNet, else 'auto'."),
+    "lr": (float, "Learning rate. Default: the release's 1e-4 with SqueezeNet, else 0.02."),
+    "scale": (str, "How fast synapses get stiff: a number, or 'auto'. Default: the release's 4e5 (over 10 "
+                   "items: 2e5) with SqueezeNet, else 'auto'. The release has AlexNet in SqueezeNet's place."),
     "device": (str, "cpu, cuda, cuda:1, ... Default: cpu."),
 }  # fmt: skip
 _RUNNING: dict[str, Any] = {

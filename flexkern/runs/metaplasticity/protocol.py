@@ -12,8 +12,8 @@ from flexkern.runs.start import path_given
 __all__ = ["RELEASE", "RELEASE_SCALES", "Network", "Protocol", "protocol_for"]
 
 DIGITS, RANDOM = "digits", "random"
-# What the authors' code uses with AlexNet's features of 9,216 values, whose weights are not at hand; here with
-# SqueezeNet's, of 18,432.
+# The authors' code has these with AlexNet's features of 9,216 values, whose weights are not at hand. Here they
+# are the defaults with SqueezeNet's, of 18,432, which that code does not have.
 RELEASE: dict[str, Any] = {"width": 4096, "lr": 1e-4}
 RELEASE_SCALES = {10: 4e5, 30: 2e5}
 # A learning rate and a scale mean something only with the features that they were found for. These are for
@@ -23,7 +23,7 @@ OF_RANDOM: dict[str, Any] = {"width": 256, "lr": 0.02, "scale": "auto"}
 
 @dataclass(frozen=True)
 class Protocol:
-    """The settings that all networks of an experiment share. Defaults are the release's.
+    """The settings that all networks of an experiment share. Defaults are the release's, but for the features.
 
     data: "digits" (scikit-learn's 1,797) or the path of an MNIST archive.
     features: "random" (frozen random convolutions) or the path of SqueezeNet's weights.
