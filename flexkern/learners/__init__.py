@@ -19,6 +19,7 @@ from flexkern.learners.registry import (
     make_learner,
     register_method,
 )
+from flexkern.learners.scenarios import SCENARIOS
 from flexkern.learners.vit.artsy import ArtsyViT
 from flexkern.learners.vit.finetune import FinetuneViT
 from flexkern.learners.vit.joint import JointViT
@@ -36,6 +37,7 @@ __all__ = [
     "LDAMLP",
     "METHODS",
     "MLP_METHODS",
+    "SCENARIOS",
     "SI",
     "Answer",
     "ArtsyViT",

@@ -63,6 +63,9 @@ class Learner(Answering):
     """Of the network: "mlp" or "vit"; names of methods are unique within it."""
     method: ClassVar[str]
     """The name that the method was registered by."""
+    takes: ClassVar[tuple[str, ...]] = ("class-incremental",)
+    """The kinds of streams that the method learns, of :data:`flexkern.learners.SCENARIOS`; what its family
+    takes, where a method does not say it itself."""
     unsaved_numbers: ClassVar[int] = 1 << 24
     """Numbers of the largest tensor that a constructor makes and a checkpoint does not hold (a projection that
     is drawn from its seed, say). :meth:`load` lets no larger one be made than that, or four times what the
@@ -198,8 +201,9 @@ class Learner(Answering):
             experience: a learner with a multi-layer perceptron takes inputs of its shape, floating-point and
                 finite, or uint8, with any labels among the classes of the stream; one with a vision transformer
                 takes images, uint8 [n, 3, h, w] or float in [0, 1], or a source of images
-                (:class:`flexkern.streams.ImageSource`), with labels from ``classes_seen`` on. Its
-                ``class_names`` are kept; see :attr:`class_names`.
+                (:class:`flexkern.streams.ImageSource`), of new classes, whose labels are from ``classes_seen``
+                on without gaps, and, where ``takes`` says so, of known ones. Its ``class_names`` are kept; see
+                :attr:`class_names`.
             epochs: passes over the training inputs, at least 1; None: ``default_epochs``.
             progress: called after each epoch.
             watch: called after each batch, for bars of long epochs; see
@@ -231,15 +235,37 @@ class Learner(Answering):
         watch: Watch | None,
     ) -> None:
         number = self.items_learned
-        with self._undo(), watched(watch, item=number, epochs=epochs):
-            item = self._take_up(experience, epochs)
-        if item.train is not None:
-            for epoch in range(self._epochs_done, epochs):
-                with watched(watch, item=number, epoch=epoch + 1, epochs=epochs):
-                    loss = item.train(epoch)
-                self._epochs_done = epoch + 1
-                if progress is not None:
-                    progress(Progress(number, epoch + 1, epochs, loss))
+        beginning = self._undo() if self._begun is None else None
+        try:
+            with self._undo(), watched(watch, item=number, epochs=epochs):
+                item = self._take_up(experience, epochs)
+            if item.train is not None:
+                beginning = None  # it holds what training replaces
+                self._train_item(item.train, epochs, progress, watch)
+            self._end_item(item, experience, epochs, watch)
+        except BaseException:
+            # Where nothing was trained, the beginning and the end are one.
+            if beginning is not None and self.items_learned == number:
+                beginning.put_back()
+            raise
+
+    def _train_item(
+        self,
+        train: Callable[[int], float],
+        epochs: int,
+        progress: Callable[[Progress], None] | None,
+        watch: Watch | None,
+    ) -> None:
+        number = self.items_learned
+        for epoch in range(self._epochs_done, epochs):
+            with watched(watch, item=number, epoch=epoch + 1, epochs=epochs):
+                loss = train(epoch)
+            self._epochs_done = epoch + 1
+            if progress is not None:
+                progress(Progress(number, epoch + 1, epochs, loss))
+
+    def _end_item(self, item: Item, experience: Experience, epochs: int, watch: Watch | None) -> None:
+        number = self.items_learned
         with self._undo(self._written_at_end()), watched(watch, item=number, epochs=epochs):
             item.end()
             self.items_learned += 1

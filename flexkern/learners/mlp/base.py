@@ -21,6 +21,7 @@ from flexkern.learners.mlp.network import build
 from flexkern.learners.mlp.output_gate import OUTPUT_GATES, class_gates, gated
 from flexkern.learners.mlp.rows import Rows, read, rows_of
 from flexkern.learners.progress import tell
+from flexkern.learners.scenarios import SCENARIOS
 from flexkern.optim import MetaplasticSGD
 from flexkern.plain import choice, number, sizes, whole_number
 from flexkern.streams.base import Experience
@@ -74,6 +75,7 @@ class MLPLearner(Learner):
     """
 
     family = "mlp"
+    takes = SCENARIOS  # all classes are there from the start
     model: Any
     optimizer: MetaplasticSGD | None
     default_epochs = 5  # the paper's
@@ -195,10 +197,10 @@ class MLPLearner(Learner):
         if isinstance(rows, Rows) and not self._hooks_take_rows():
             rows = rows.tensor()
         inputs, labels = self._training_set(rows, experience.train_labels.to(self.device))
+        self._begun = {"name": experience.name}
         end = partial(self._end, inputs, labels)
         if self.optimizer is None:
-            return Item(None, end)  # which has not begun: if it fails, another item may come
-        self._begun = {"name": experience.name}
+            return Item(None, end)
         take_step: Step = self._take_step
         if self.output_gate != "none":
             take_step = partial(self._take_step, gates=class_gates(self._label_counts(labels)))
@@ -315,11 +317,12 @@ class MLPLearner(Learner):
             raise TypeError(f"task: {type(self).__name__} asks for no tasks; leave it out")
         return [of(self.logits(x))] if len(x) else []
 
-    def _answers(self, experience: Experience) -> Tensor:
+    def _test(self, experience: Experience, of: Callable[[Tensor], Any]) -> None:
         if self.features_cache is None:
-            return super()._answers(experience)
+            super()._test(experience, of)
+            return
         with torch.no_grad():
-            return self._scores(experience.test_inputs, f"{experience.name}, test", kept=True).argmax(1)
+            of(self._scores(experience.test_inputs, f"{experience.name}, test", kept=True))
 
     def _check_inputs(self, x: Tensor | ImageSource, name: str) -> None:
         check_inputs(x, self.input_shape, name)

@@ -8,9 +8,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from flexkern.learners.registry import register_method
-from flexkern.learners.vit.base import ViTLearner
+from flexkern.learners.vit.sums import RunningSums
 from flexkern.nn.feature_statistics import checked_shrinkage
-from flexkern.nn.heads.discriminant import PRIORS, LDAHead
+from flexkern.nn.heads.discriminant import PRIORS, SHRINKAGES, LDAHead
 from flexkern.plain import choice, whole_number
 
 __all__ = ["LDA"]
@@ -19,7 +19,7 @@ _LAYERS = 6
 
 
 @register_method("lda")
-class LDA(ViTLearner):
+class LDA(RunningSums):
     """Class means and one covariance of the frozen backbone's tokens, in closed form; nothing is trained.
 
     Tokens are what the backbone pools, and the mean of its patches' tokens, after each of the last ``layers``
@@ -32,11 +32,16 @@ class LDA(ViTLearner):
 
     Args:
         layers: how many blocks, the last ones; None: six, or all where there are fewer.
-        shrinkage: of the covariance towards a multiple of the identity, 0 to 1; "oas" takes it from the data.
+        shrinkage: of the covariance towards a multiple of the identity, 0 to 1, or "oas" or "gcv", which take
+            it from the data; see :class:`flexkern.nn.LDAHead`.
         priors: of the classes: "uniform", or "counts" (as many as their images).
+        first_session, rank, adapter_scale, dropout: "adapter" or "both" for first-session adaptation; see
+            :class:`flexkern.learners.vit.first_session.FirstSession`.
         backbone, recipe, images_per_pass, image_size, seed, device: as in
             :class:`flexkern.learners.vit.base.ViTLearner`.
     """
+
+    head: LDAHead
 
     def __init__(
         self,
@@ -48,26 +53,29 @@ class LDA(ViTLearner):
         **common: Any,
     ) -> None:
         layers = None if layers is None else whole_number(layers, "layers")
-        shrinkage, priors = checked_shrinkage(shrinkage), choice(priors, "priors", PRIORS)
+        shrinkage, priors = checked_shrinkage(shrinkage, SHRINKAGES), choice(priors, "priors", PRIORS)
         super().__init__(backbone, layers=layers, shrinkage=shrinkage, priors=priors, **common)
-        self._parts = parts = self._known_parts(self.backbone)
+        parts = self._parts
         self.layers = min(_LAYERS, len(parts.points)) if layers is None else parts.checked_layers(layers)
-        width = self.layers * parts.summaries * self.width
+        width = self.spaces * self.layers * parts.summaries * self.width
         self.head = LDAHead(width, shrinkage=shrinkage, priors=priors, device=self.device)
 
     def _tokens(self, images: Tensor) -> Tensor:
-        return self._run(self._parts.tokens, images, self.layers)
+        return self._read(self._parts.tokens, images, self.layers)
 
     def _finish(self, images: Tensor, labels: Tensor) -> None:
-        for x, y in self._test_batches(images, labels):
+        batches = self._test_batches(images, labels)
+        if self._few:
+            return self._take_late([self._tokens(x) for x, _ in batches], labels)
+        for x, y in batches:
             self.head.update(self._tokens(x), y)
-        self.head.check_solvable()  # what gives no answers is not learned
+        return self.head.check_solvable()  # what gives no answers is not learned
 
     def _logits(self, images: Tensor, task: Tensor | None) -> Tensor:
         return self.head.logits(self._tokens(images))
 
     def _modules(self) -> nn.ModuleDict:
-        return nn.ModuleDict({"head": self.head})
+        return self._with_adapter({"head": self.head})
 
     def _check_restored(self) -> None:
         super()._check_restored()
@@ -77,4 +85,4 @@ class LDA(ViTLearner):
     @property
     def parameters_added(self) -> int:
         # All that is kept: means, and the covariance.
-        return sum(buffer.numel() for buffer in self.head.buffers())
+        return sum(buffer.numel() for buffer in self.head.buffers()) + self.adapter_parameters

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor
 
 from flexkern.nn.feature_statistics import checked_shrinkage, oas
 from flexkern.nn.growing import GrowingState, check_features, check_finite, check_labels
+from flexkern.nn.heads.cross_validation import best_ridge_by_factors
 from flexkern.nn.heads.scatter import add_products, centred, row_sums, traces
 from flexkern.nn.not_learned import NotLearnedError
 from flexkern.plain import choice, flag, whole_number
@@ -17,6 +20,7 @@ from flexkern.plain import choice, flag, whole_number
 __all__ = ["LDAHead"]
 
 PRIORS = ("uniform", "counts")
+SHRINKAGES = ("oas", "gcv")
 _NOTHING = "no class is known yet; call update() first"
 _ROWS = 1024  # go into one product: their width beside the sums is little, and the product has its full speed
 # A covariance of at most this width is factored in float64 (134 MB), whatever the sums are in.
@@ -53,7 +57,12 @@ class LDAHead(GrowingState):
         width: of a feature vector.
         shrinkage: rho in [0, 1], or ``"oas"``: the oracle approximating shrinkage estimator (Chen, Wiesel,
             Eldar, Hero, *Shrinkage algorithms for MMSE covariance estimation*, 2010, eq. 23), from tr(S),
-            tr(S^2) and the degrees of freedom. A number must keep S regular; 0 may not.
+            tr(S^2) and the degrees of freedom; or ``"gcv"``: what is best for telling the classes apart, by
+            generalised cross-validation of the ridge regression of one-hot labels that has the same directions
+            (as :class:`flexkern.nn.RidgeHead` has it), from the same sums, at the price of some ten
+            factorisations and a copy of the scatter more. On the small backbone and 50 classes of CIFAR-100 it
+            is worth 1 to 5 points with 5 images of each class, and costs up to 1 from 50 on.
+            A number must keep S regular; 0 may not.
         priors: of the classes: ``"uniform"``, or ``"counts"``: as often as they were learned.
         per_class: keep a scatter for each class, [classes, width, width], for :meth:`forget`.
         dtype: of the scatter, float32 or float64.
@@ -83,7 +92,7 @@ class LDAHead(GrowingState):
     ) -> None:
         super().__init__()
         width = self.width = whole_number(width, "width")
-        self.shrinkage = checked_shrinkage(shrinkage)
+        self.shrinkage = checked_shrinkage(shrinkage, SHRINKAGES)
         self.priors = choice(priors, "priors", PRIORS)
         self.per_class = flag(per_class, "per_class")
         if dtype not in (torch.float32, torch.float64):
@@ -139,23 +148,54 @@ class LDAHead(GrowingState):
             self._add(x.to(self.sum.device), y)
         self._solved = None
 
+    @torch.no_grad()
+    def late_update(self, h0: Tensor, labels: Tensor) -> Callable[[], Any]:
+        """:meth:`update` by few rows, but for the scatter, to which what is returned adds in one operation.
+
+        Everything else is replaced and not written into, so that whoever can put attributes back can undo it
+        without a copy of the scatter.
+
+        Args:
+            h0, labels: at least one, at most 1,024.
+
+        Raises:
+            TypeError, ValueError: as :meth:`update`.
+            RuntimeError: with ``per_class=True``, which has several scatters.
+        """
+        if self.per_class:
+            raise RuntimeError("a head with per_class=True has several scatters; use update()")
+        self._check(h0)
+        check_labels(labels, len(h0))
+        labels = labels.to(self.count)
+        self._grow(int(labels.max()) + 1)
+        self.sum, self.count, self.freedom = self.sum.clone(), self.count.clone(), self.freedom.clone()
+        _, _, rows, freedom = self._take(h0.to(self.sum.device), labels)
+        self.freedom += freedom.sum()
+        self._solved = None
+        return partial(self.scatter[0].addmm_, rows.T, rows)
+
     def _add(self, x: Tensor, labels: Tensor) -> None:
+        seen, place, rows, freedom = self._take(x, labels)
+        if self.per_class:
+            for i, label in enumerate(seen.tolist()):
+                add_products(self.scatter[label], rows[place == i])
+            self.freedom[seen] += freedom
+        else:
+            add_products(self.scatter[0], rows)
+            self.freedom += freedom.sum()
+
+    def _take(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Adds to counts and sums. Returns the classes that occur, each sample's place among them, what the
+        scatter is a sum of products of, and the classes' degrees of freedom."""
         seen, place, now = labels.unique(return_inverse=True, return_counts=True)
         before, sums = self.count[seen], row_sums(x, place, len(seen))
         weight = (before.double() / (before + now)).sqrt_()[:, None]
         centre = self.sum[seen].mul_(weight / before.clamp(min=1)[:, None])
         centre.addcmul_(sums, (1 - weight) / now[:, None])
         rows = centred(x, place, centre, self.scatter.dtype)
-        known = (before > 0).to(now)
-        if self.per_class:
-            for i, label in enumerate(seen.tolist()):
-                add_products(self.scatter[label], rows[place == i])
-            self.freedom[seen] += now - 1 + known
-        else:
-            add_products(self.scatter[0], rows)
-            self.freedom += len(x) - len(seen) + known.sum()
         self.sum[seen] += sums
         self.count[seen] += now
+        return seen, place, rows, now - 1 + (before > 0).to(now)
 
     @torch.no_grad()
     def merge(self, other: LDAHead) -> None:
@@ -288,11 +328,19 @@ class LDAHead(GrowingState):
         return self._answer().weight
 
     def check_solvable(self) -> None:
-        """Raises where :meth:`solve` would; with ``shrinkage="oas"`` without its factorisation."""
-        if not isinstance(self.shrinkage, str):
+        """Raises where :meth:`solve` would, as a rule without solving."""
+        if not self.surely_solvable():
             self.solve()
         elif not bool((self.count > 0).any()):
             raise NotLearnedError(_NOTHING)
+
+    def surely_solvable(self) -> bool:
+        """Whether no factorisation can fail: the shrinkage outweighs what rounding can take off S."""
+        return isinstance(self.shrinkage, str) or self.shrinkage > self._surely_regular()
+
+    def _surely_regular(self) -> float:
+        """A shrinkage that outweighs the roundings of the scatter, at most some u tr(S)."""
+        return min(1.0, 8 * self.width * torch.finfo(self.scatter.dtype).eps)
 
     def _answer(self) -> _Solved:
         self._look()
@@ -334,11 +382,15 @@ class LDAHead(GrowingState):
             variance = float(means.var(0, correction=0).mean()) or 1.0
             return means.square().sum(1) / (2 * variance), means.T / variance
         given, trace = self.shrinkage, trace / freedom
-        rho = oas(square / float(freedom) ** 2, trace, d, freedom) if isinstance(given, str) else given
+        if isinstance(given, str):
+            by_oas = given == "oas"
+            rho = oas(square / float(freedom) ** 2, trace, d, freedom) if by_oas else self._by_validation()
+        else:
+            rho = given
         lower = self._factor(rho, freedom, float(trace))
         if lower is None and isinstance(given, str):
-            # So many samples that the roundings of the scatter, at most some u tr(S), outweigh what rho adds.
-            rho = max(rho, min(1.0, 8 * d * torch.finfo(self.scatter.dtype).eps))
+            # So many samples that the roundings of the scatter outweigh what rho adds.
+            rho = max(rho, self._surely_regular())
             lower = self._factor(rho, freedom, float(trace))
         if lower is None:
             raise RuntimeError(
@@ -349,6 +401,20 @@ class LDAHead(GrowingState):
         white = torch.linalg.solve_triangular(lower, means.T.to(lower.dtype), upper=False)
         half = white.double().square().sum(0) / 2
         return half, torch.linalg.solve_triangular(lower.T, white, upper=True)
+
+    def _by_validation(self) -> float:
+        """rho by generalised cross-validation of the regression of one-hot labels."""
+        known = self.count > 0
+        count, sums = self.count[known].double(), self.sum[known]
+        samples = int(count.sum())
+        apart = sums - count[:, None] * (sums.sum(0) / samples)
+        # The scatter of all samples around their mean; of both triangles the lower one counts.
+        every = self._total(torch.float64 if self.width <= _EXACT_WIDTH else self.scatter.dtype)
+        within = float(every.diagonal().mean(dtype=torch.float64))
+        every.addmm_((apart / count[:, None]).T.to(every), apart.to(every))
+        total = samples - float(count.square().sum()) / samples
+        ridge = best_ridge_by_factors(every, apart.T, samples - 1, total)
+        return ridge / (ridge + within)
 
     def _factor(self, rho: float, freedom: int, trace: float) -> Tensor | None:
         """Lower triangle L with L L^T = the shrunk covariance; None if that is singular."""
