@@ -75,6 +75,7 @@ class Unit:
         """
         record = self.record()
         if record["finished"]:
+            notify(1.0, f"{self.name}, seed {self.seed}, done before")
             return record
         here = decides_bits(torch.device(self.protocol.device))
         environments = record.setdefault("environments", [])

@@ -184,6 +184,13 @@ def test_a_record_ahead_of_its_checkpoint_is_cut_back(
         assert unit.run() | {"seconds": 0} == whole | {"seconds": 0}
 
 
+def test_a_unit_that_was_done_before_counts_as_done(tmp_path: Path, cache: Path) -> None:
+    unit = Unit(SerialPosition(longer=0), protocol_for(**TINY), "network", Network(), 0, tmp_path, cache)
+    record, said = unit.run(), []
+    assert unit.run(lambda share, what: said.append((share, what))) == record
+    assert said == [(1.0, "network, seed 0, done before")]
+
+
 def test_jobs_do_not_change_a_bit(tmp_path: Path, cache: Path) -> None:
     protocol = protocol_for(**TINY)
     said: list[float] = []
