@@ -1,9 +1,9 @@
 """Writes tables and verdicts of committed results into ``docs/results/metaplasticity.md``.
 
 The page's sentences are written by hand; between the lines ``<!-- results: FOLDER -->`` and ``<!-- end -->``
-stands what the results say, and between ``<!-- verdicts -->`` and ``<!-- end -->`` a table of all verdicts. The
-p values are adjusted for the number of checks on the page (Holm). A summary that older code wrote is made anew
-from the runs beside it.
+stands what the results say, between ``<!-- verdicts -->`` and ``<!-- end -->`` a table of all verdicts, and
+between ``<!-- ranking -->`` and ``<!-- end -->`` how the rivals rank. The p values are adjusted for the number
+of checks on the page (Holm). A summary that older code wrote is made anew from the runs beside it.
 
     python -m studies.metaplasticity_page docs/results/metaplasticity.md
 """
@@ -24,6 +24,7 @@ from flexkern.files import write_json
 from flexkern.runs.metaplasticity import tables
 from flexkern.runs.metaplasticity.figures import EXPERIMENTS
 from flexkern.runs.metaplasticity.protocol import RANDOM, Protocol, protocol_for
+from flexkern.runs.metaplasticity.rivals import Rivals
 from flexkern.runs.metaplasticity.runner import read
 from flexkern.runs.statistics import holm
 from studies.scale_study import ScaleStudy
@@ -35,7 +36,9 @@ __all__ = ["SHOWN", "SIGNIFICANT", "fill", "main", "refresh", "summary"]
 SHOWN: dict[str, type[Any]] = {**EXPERIMENTS, ScaleStudy.name: ScaleStudy}
 SIGNIFICANT = 0.05  # the chance that is taken, with Holm's correction over the whole page, of any wrong finding
 
-_BLOCK = re.compile(r"(<!-- (results: (?P<folder>[\w-]+)|verdicts) -->\n).*?(<!-- end -->)", re.DOTALL)
+_BLOCK = re.compile(
+    r"(<!-- (results: (?P<folder>[\w-]+)|verdicts|(?P<ranking>ranking)) -->\n).*?(<!-- end -->)", re.DOTALL
+)
 
 
 def fill(page: str, folder: Path) -> str:
@@ -50,8 +53,11 @@ def fill(page: str, folder: Path) -> str:
 
     def block(match: re.Match[str]) -> str:
         name = match["folder"]
-        text = _verdicts(results) if name is None else _section(name, results[name])
-        return f"{match[1]}\n{text}\n{match[4]}"
+        if match["ranking"]:
+            text = _ranking(results)
+        else:
+            text = _verdicts(results) if name is None else _section(name, results[name])
+        return f"{match[1]}\n{text}\n{match[5]}"
 
     return _BLOCK.sub(block, page)
 
@@ -145,6 +151,25 @@ def _verdicts(results: dict[str, dict[str, Any]]) -> str:
             lines.append(
                 f"| {name} | {claim['claim']} | {claim['verdict']} | {len(met)} of {of} | {stay} of {of} |"
             )
+    return "\n".join([*lines, ""])
+
+
+def _ranking(results: dict[str, dict[str, Any]]) -> str:
+    """Of the experiments with rivals: average accuracy after the stream and its 95 % interval, best first."""
+    from scipy.stats import t
+
+    lines = []
+    for name, r in results.items():
+        if not issubclass(SHOWN[r["experiment"]], Rivals):
+            continue
+        found = {}
+        for network, measures in r["summary"]["measures"].items():
+            m = measures["average_memory"]
+            half = t.ppf(0.975, m["n"] - 1) * m["std"][-1] / m["n"] ** 0.5
+            found[network] = m["mean"][-1], half
+        best = sorted(found.items(), key=lambda item: -item[1][0])
+        words = (f"{network} {100 * mean:.1f} ± {100 * half:.1f}" for network, (mean, half) in best)
+        lines.append(f"- {name}: {'; '.join(words)}.")
     return "\n".join([*lines, ""])
 
 

@@ -325,3 +325,20 @@ def test_the_terminal_has_holms_p_too() -> None:
     assert columns["p"][1:] == [f"{p:.2g}", f"{stats.ttest_1samp(values['not'], 0).pvalue:.2g}", "-"]
     assert columns["Holm"][1] == f"{2 * p:.2g}"
     assert columns["found"][1:] == ["met", "open", "open"]
+
+
+def test_the_page_ranks_the_rivals() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    for name in ("rivals", "split-cifar100"):
+        results = json.loads((PAGE.with_suffix("") / name / "results.json").read_text(encoding="utf-8"))
+        (line,) = (line for line in text.splitlines() if line.startswith(f"- {name}: "))
+        ranked = [one.rsplit(" ", 3) for one in line.removeprefix(f"- {name}: ").removesuffix(".").split("; ")]
+        measures = results["summary"]["measures"]
+        assert {network for network, *_ in ranked} == measures.keys()
+        means = [float(mean) for _, mean, *_ in ranked]
+        assert means == sorted(means, reverse=True)
+        for network, mean, _, half in ranked:
+            m, reported = measures[network]["average_memory"], results["configuration"]["seeds"] - 2
+            assert float(mean) == pytest.approx(100 * m["mean"][-1], abs=0.051)
+            student = {3: 4.3027, 6: 2.5706}[reported]
+            assert float(half) == pytest.approx(100 * student * m["std"][-1] / reported**0.5, abs=0.051)
