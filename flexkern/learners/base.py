@@ -15,6 +15,7 @@ from flexkern.files import check_writable
 from flexkern.learners import checkpoint, restore, schema
 from flexkern.learners.answering import Answering
 from flexkern.learners.answers import check_names, joined_names, names_of
+from flexkern.learners.memory import bytes_kept
 from flexkern.learners.progress import Progress, Watch, check_watch, watched
 from flexkern.nn.undo import Undo
 from flexkern.plain import SEEDS, whole_number
@@ -304,6 +305,18 @@ class Learner(Answering):
                 f"experience: {name!r} was begun{detail} and not ended; learn it to its end before "
                 f"{experience.name!r}"
             )
+
+    @property
+    def memory_bytes(self) -> int:
+        """Of everything that is kept now to answer and to learn on, beside the network that was given: weights,
+        adapters, sums, statistics, kept inputs, an optimizer's state, and what was solved once from these."""
+        optimizer = self._optimizer()
+        state = [] if optimizer is None else [dict(optimizer.state), optimizer.param_groups]
+        return bytes_kept(self._modules(), [self._extra_state(), *state], given=self._network_beside())
+
+    def _network_beside(self) -> nn.Module | None:
+        """The frozen network that was given."""
+        return None
 
     # ------------------------------------------------------------------ files
 

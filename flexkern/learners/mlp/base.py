@@ -365,6 +365,9 @@ class MLPLearner(Learner):
         """All classes of the stream, from the start."""
         return self.classes
 
+    def _network_beside(self) -> nn.Module | None:
+        return self.features
+
     def _count_features(self) -> int:
         if self.features is None:
             return math.prod(self.input_shape)

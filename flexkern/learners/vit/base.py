@@ -401,6 +401,9 @@ class ViTLearner(Learner):
                 check_same(name, "classes", getattr(part, "classes", self._count_rows()), self._count_rows())
                 check_same(name, "tasks", getattr(part, "tasks", self.items_learned), self.items_learned)
 
+    def _network_beside(self) -> nn.Module:
+        return self._network_given
+
     def _adapters_expected(self) -> int:
         """Tasks that a bank of adapters has."""
         return self.items_learned + (self._begun is not None)

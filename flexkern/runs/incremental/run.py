@@ -288,6 +288,7 @@ class _Run:
                 "classes": self.measures.classes(task),
                 **self.measures.of_task(self.record["tasks"], evaluation, before),
                 "parameters_added": _parameters_added(learner),
+                "memory_bytes": int(learner.memory_bytes),
                 "losses": [note["losses"][k] for k in sorted(note["losses"], key=int)],
                 "report": report,
                 # What differs from one run to the next stands apart.

@@ -55,6 +55,7 @@ def summarise(results: dict[str, Any]) -> dict[str, Any]:
             "seen": _spread([[t["seen"] for t in tasks] for tasks in ended]),
             "task_named": _spread([[t["task_named"] for t in tasks] for tasks in ended]),
             "parameters_added": ended[0][-1]["parameters_added"],
+            "memory_bytes": ended[0][-1].get("memory_bytes"),  # runs of before did not count it
             "report": {
                 key: _spread([[t["report"][key] for t in tasks] for tasks in ended]) for key in reported
             },

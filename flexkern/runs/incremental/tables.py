@@ -14,7 +14,6 @@ from flexkern.runs.incremental.config import Config
 __all__ = ["measures_table", "method_table", "notes", "task_table"]
 
 _EPOCHS = 20  # the learners' default, EASE's
-_MILLION = 1e6
 
 
 def task_table(run: dict[str, Any]) -> Table:
@@ -33,7 +32,7 @@ def task_table(run: dict[str, Any]) -> Table:
     )
     # Short heads and no frame: it fits a terminal of 80 columns.
     columns = ["task", "cls", "acc", "avg", "forgot", *(["open"] if gated else [])]
-    for column in (*columns, "learn s", "test s", "MiB", "+M"):
+    for column in (*columns, "learn s", "test s", "MiB", "keeps"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("each task", overflow="fold")
     for t in tasks:
@@ -50,7 +49,7 @@ def task_table(run: dict[str, Any]) -> Table:
             f"{cost['learn_seconds']:.1f}" + ("*" if cost["resumed"] else ""),
             f"{cost['predict_seconds']:.1f}",
             f"{max(peaks):.0f}" if peaks else "-",
-            f"{t['parameters_added'] / _MILLION:.2f}",
+            _mebibytes(t.get("memory_bytes")),
             " ".join("-" if a is None else f"{100 * a:.0f}" for a in t["accuracies"]),
         )
     return table
@@ -76,7 +75,7 @@ _COLUMNS = (
     _Column("learn", lambda s: f"{s['cost']['learn_seconds']['mean']:.1f}"),
     _Column("test", lambda s: f"{s['cost']['predict_seconds']['mean']:.1f}"),
     _Column("MiB", lambda s: "-" if s["mib"] is None else f"{s['mib']:.0f}"),
-    _Column("+M", lambda s: f"{s['parameters_added'] / _MILLION:.2f}"),
+    _Column("keeps", lambda s: _mebibytes(s["memory_bytes"])),
 )
 _MEASURES = (
     _Column("learned", lambda s: _mean(s, "learning_accuracy")),
@@ -97,8 +96,8 @@ def method_table(config: Config, results: dict[str, Any]) -> Table:
         _COLUMNS,
         "accuracies in percent, over all test images of the classes seen so far; avg: their mean over "
         "the tasks; open: share of synapses, and passes: runs of the network for one image, after the "
-        "last task; learn, test: seconds for a whole stream; MiB: peak memory; +M: million parameters "
-        "added",
+        "last task; learn, test: seconds for a whole stream; MiB: peak memory; keeps: MiB of all "
+        "that is kept to answer and to learn on, beside the backbone",
     )
     for method in config.methods:
         if method.name in results["summary"]:
@@ -153,6 +152,10 @@ def _mean(summary: dict[str, Any], key: str) -> str:
 def _of_last(values: dict[str, Any]) -> dict[str, Any]:
     """Of values for each task that of the last one."""
     return {"mean": values["mean"][-1]}
+
+
+def _mebibytes(count: int | None) -> str:
+    return "-" if count is None else f"{count / 2**20:.1f}"
 
 
 def _percent(value: dict[str, Any], seeds: int) -> str:
