@@ -89,7 +89,7 @@ class Parts:
         return torch.cat(found, 1)
 
     def summary(self, tokens: Tensor, mean: bool) -> list[Tensor]:
-        """What the model would pool from the tokens after a block, and with ``mean`` their mean: [n, width] each."""
+        """What the model would pool from the tokens after a block, [n, width], and with ``mean`` their mean."""
         tokens = self.norm(tokens)
         return [self.pooled(tokens), self.mean(tokens)] if mean else [self.pooled(tokens)]
 

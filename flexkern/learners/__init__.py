@@ -3,6 +3,7 @@
 from flexkern.learners.answers import Answer
 from flexkern.learners.base import Learner
 from flexkern.learners.given import picture_files
+from flexkern.learners.mlp.closed_form import LDAMLP, RidgeMLP
 from flexkern.learners.mlp.ewc import EWC
 from flexkern.learners.mlp.joint import JointMLP
 from flexkern.learners.mlp.metaplastic import MetaplasticMLP
@@ -33,6 +34,7 @@ ElasticMLP, IntelligentMLP = EWC, SI  # their names of before
 __all__ = [
     "EWC",
     "LDA",
+    "LDAMLP",
     "METHODS",
     "MLP_METHODS",
     "SCENARIOS",
@@ -53,6 +55,7 @@ __all__ = [
     "Recipe",
     "ReplayMLP",
     "Reserve",
+    "RidgeMLP",
     "SimpleCIL",
     "load_learner",
     "load_mlp",

@@ -50,7 +50,9 @@ class MetaplasticSGD(RuleOptimizer):
             written to it later is taken as it is, so a negative one goes uphill.
         scale: s > 0, a number or a one-element tensor (as ``lr``: a NaN there stops the synapses), or "auto":
             measured over the first item, in which alpha is 1 with either gate, by
-            :func:`flexkern.optim.scale.auto_scale`; the first consolidate() sets it.
+            :func:`flexkern.optim.scale.auto_scale`; the first consolidate() sets it. The best scale is
+            within a factor of two of it in most streams that were tried, and up to five times larger in some:
+            which ones, and what that costs, is said there.
         flexibility: f in [0, 1], fixed for life. "uniform" (the hybrid network), "biased_high" or "biased_low"
             (the paper's supplement): procedural, drawn from ``seed`` and the parameter's stream and never
             stored. The stream comes from the parameter's name, where ``params`` are named or ``model`` is

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +68,7 @@ def name_ends(
     reference: tuple[str, float],
     styles: Mapping[str, Mapping[str, Any]] = STYLES,
     labels: Mapping[str, str] = LABELS,
+    highest: float = math.inf,
 ) -> None:
     """Names lines at their right ends, and one reference line in grey.
 
@@ -78,8 +80,9 @@ def name_ends(
         reference: name and height.
         styles: of the lines.
         labels: to write instead of names.
+        highest: where a name may be; what would be pushed above it goes below it.
     """
-    for name, y in _apart({reference[0]: reference[1], **ends}, gap, reference[0]).items():
+    for name, y in _apart({reference[0]: reference[1], **ends}, gap, reference[0], highest).items():
         drawn = name in ends
         axes.annotate(
             labels.get(name, name), (x, y), xytext=(5, 0), textcoords="offset points", va="center",
@@ -109,18 +112,20 @@ def plain(axes: Axes, grid: Any) -> None:
     axes.set_axisbelow(True)
 
 
-def _apart(ends: dict[str, float], gap: float, short: str) -> dict[str, float]:
+def _apart(ends: dict[str, float], gap: float, short: str, highest: float = math.inf) -> dict[str, float]:
     """Heights for labels: those of the line ends, pushed apart to at least ``gap``, the order kept.
 
     The label ``short`` has one line instead of two, and needs only three quarters of the gap.
     """
     names = sorted(ends, key=lambda name: ends[name])
     heights = [ends[name] for name in names]
+    needed = [gap * (0.75 if short in names[i : i + 2] else 1) for i in range(len(heights) - 1)]
     for _ in range(100):
         for i in range(len(heights) - 1):
-            needed = gap * (0.75 if short in names[i : i + 2] else 1)
-            overlap = needed - (heights[i + 1] - heights[i])
+            overlap = needed[i] - (heights[i + 1] - heights[i])
             if overlap > 0:
                 heights[i] -= overlap / 2
                 heights[i + 1] += overlap / 2
+    for i in reversed(range(len(heights))):
+        heights[i] = min(heights[i], heights[i + 1] - needed[i] if i + 1 < len(heights) else highest)
     return dict(zip(names, heights, strict=True))

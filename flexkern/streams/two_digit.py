@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flexkern.plain import flag
 from flexkern.streams.base import Experience, Stream
 
 __all__ = ["TwoDigitItems", "compose", "two_digit_items", "two_digit_stream", "wrong_labels"]
 
 CLASSES = tuple((i, j) for i in range(10) for j in range(i + 1, 10))  # 45 pairs of two different digits
 # What a random generator is for: the first number of its seed, so that no two uses share random numbers.
-_ORDER, _SPLIT, _TRAIN, _TEST, _OTHERS = range(5)
+_ORDER, _SPLIT, _TRAIN, _TEST, _OTHERS, _OTHERS_AS_RELEASED = range(6)
 
 
 def compose(left: Tensor, right: Tensor) -> Tensor:
@@ -65,32 +66,63 @@ class TwoDigitItems:
         names: of the items, in the order of the stream.
         train, tests: for each item its own training and test inputs, [n, ...] and [m, ...]; the same n for all.
         seed: chooses the others' images and shuffles their labels.
+        as_released: the others' images and labels as in the paper's code. The images are the first ones of
+            each other item. Of the k labels that they may get, each goes to ``count // k`` of an item's
+            ``count`` images, and the rest draw theirs with replacement: an item's wrong labels are spread
+            evenly, but not all labels are used equally often. And each time that an item is shown, all this is
+            dealt out anew.
     """
 
     def __init__(
-        self, names: Sequence[str], train: Sequence[Tensor], tests: Sequence[Tensor], seed: int
+        self,
+        names: Sequence[str],
+        train: Sequence[Tensor],
+        tests: Sequence[Tensor],
+        seed: int,
+        as_released: bool = False,
     ) -> None:
         self.names, self.train, self.tests, self.seed = tuple(names), tuple(train), tuple(tests), seed
+        self.as_released = as_released
 
     def __len__(self) -> int:
         return len(self.names)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> TwoDigitItems:
         """The same items with ``function(inputs)`` in place of inputs, for example their features."""
-        return TwoDigitItems(
-            self.names, [function(x) for x in self.train], [function(x) for x in self.tests], self.seed
-        )
+        train, tests = ([function(x) for x in of] for of in (self.train, self.tests))
+        return TwoDigitItems(self.names, train, tests, self.seed, self.as_released)
 
     def head(self, items: int) -> TwoDigitItems:
         """The first ``items`` of them (at least 3): the shorter stream of the same seed."""
         if not 3 <= items <= len(self):
             raise ValueError(f"items must be in [3, {len(self)}], got {items}")
-        return TwoDigitItems(self.names[:items], self.train[:items], self.tests[:items], self.seed)
+        return self.select(range(items))
 
-    def experience(self, number: int) -> Experience:
-        """Item ``number``: its own inputs and those of others with shuffled wrong labels."""
+    def select(self, numbers: Sequence[int]) -> TwoDigitItems:
+        """These items (at least 3), in this order, with the labels 0, 1, ...
+
+        Raises:
+            ValueError: if there are fewer, or one of them twice or not here.
+        """
+        if len(numbers) < 3 or len(set(numbers)) < len(numbers) or not set(numbers) <= set(range(len(self))):
+            raise ValueError(
+                f"numbers must be at least 3 different ones in [0, {len(self)}), got {list(numbers)}"
+            )
+        names, train, tests = ([of[i] for i in numbers] for of in (self.names, self.train, self.tests))
+        return TwoDigitItems(names, train, tests, self.seed, self.as_released)  # type: ignore[arg-type]
+
+    def experience(self, number: int, turn: int = 0) -> Experience:
+        """Item ``number``: its own inputs and those of others with shuffled wrong labels.
+
+        Args:
+            number: of the item.
+            turn: how often it was shown before; of consequence only with ``as_released``.
+        """
         own = self.train[number]
-        others, other_labels = _others(self.train, number, self.seed)
+        if self.as_released:
+            others, other_labels = _others_as_released(self.train, number, self.seed, turn)
+        else:
+            others, other_labels = _others(self.train, number, self.seed)
         return dataclasses.replace(
             self.test(number),
             train_inputs=torch.cat([own, others]),
@@ -119,6 +151,7 @@ def two_digit_items(
     test_fraction: float = 0.25,
     test_images: Tensor | None = None,
     test_labels: Tensor | None = None,
+    as_released: bool = False,
 ) -> TwoDigitItems:
     """Two-digit items, composed from images of single digits.
 
@@ -140,8 +173,12 @@ def two_digit_items(
         seed: any integer >= 0.
         test_fraction: part of each digit's images that is kept for test images.
         test_images, test_labels: a test split of its own (MNIST); then all of ``images`` is for training.
+        as_released: as the paper's code does it where that is not what is said above: composites are drawn
+            with replacement, so some may occur twice, and the others' images and labels are as
+            :class:`TwoDigitItems` says.
 
     Raises:
+        TypeError: if images or labels are no tensors, or ``as_released`` is no truth value.
         ValueError: if an argument is outside its range, a digit is missing, or there are too few images of a
             digit for so many different composites.
     """
@@ -155,6 +192,7 @@ def two_digit_items(
             raise ValueError(f"{name} must be at least 1, got {value}")
     if seed < 0:
         raise ValueError(f"seed must not be negative, got {seed}")
+    as_released = flag(as_released, "as_released")
 
     if test_images is not None and test_labels is not None:
         _check_images(test_images, test_labels, "test_images", "test_labels")
@@ -170,11 +208,14 @@ def two_digit_items(
         train_digits, test_digits = _split(_by_digit(images, labels), test_fraction, seed)
 
     order = np.random.default_rng([_ORDER, seed]).permutation(len(CLASSES))[:items]
-    train = [
-        _composites(train_digits, c, train_per_item, "train_per_item", [_TRAIN, seed, int(c)]) for c in order
-    ]
-    test = [_composites(test_digits, c, test_per_item, "test_per_item", [_TEST, seed, int(c)]) for c in order]
-    return TwoDigitItems([f"{CLASSES[c][0]} {CLASSES[c][1]}" for c in order], train, test, seed)
+    train, test = (
+        [_composites(digits, c, count, name, [purpose, seed, int(c)], replace=as_released) for c in order]
+        for digits, count, name, purpose in (
+            (train_digits, train_per_item, "train_per_item", _TRAIN),
+            (test_digits, test_per_item, "test_per_item", _TEST),
+        )
+    )
+    return TwoDigitItems([f"{CLASSES[c][0]} {CLASSES[c][1]}" for c in order], train, test, seed, as_released)
 
 
 def two_digit_stream(images: Tensor, labels: Tensor, **options: Any) -> Stream:
@@ -185,22 +226,43 @@ def two_digit_stream(images: Tensor, labels: Tensor, **options: Any) -> Stream:
 def _others(train: Sequence[Tensor], target: int, seed: int) -> tuple[Tensor, Tensor]:
     """Images of all items but the target, and their shuffled wrong labels."""
     rng = np.random.default_rng([_OTHERS, seed, target])
-    each = math.floor(len(train[0]) / (len(train) - 1) + 0.5)  # the release rounds halves up
+    each = _of_each_other(train)
     numbers = [i for i in range(len(train)) if i != target]
     images = [train[i][torch.from_numpy(rng.choice(len(train[i]), each, replace=False))] for i in numbers]
     return torch.cat(images), torch.from_numpy(wrong_labels(np.repeat(numbers, each), rng))
 
 
-def _composites(digits: list[Tensor], c: int, count: int, name: str, seed: list[int]) -> Tensor:
-    """``count`` different images of class ``c``."""
+def _others_as_released(train: Sequence[Tensor], target: int, seed: int, turn: int) -> tuple[Tensor, Tensor]:
+    """The same as the paper's code has them, but for a slip: there, the rest may be told its own label."""
+    rng = np.random.default_rng([_OTHERS_AS_RELEASED, seed, target, turn])
+    each = _of_each_other(train)
+    numbers = [i for i in range(len(train)) if i != target]
+    images, labels = [], []
+    for i in numbers:
+        wrong = np.array([n for n in numbers if n != i])
+        dealt = np.repeat(wrong, each // len(wrong))
+        images.append(train[i][torch.from_numpy(rng.permutation(each))])
+        labels.append(np.concatenate([dealt, rng.choice(wrong, each % len(wrong))]))
+    return torch.cat(images), torch.from_numpy(np.concatenate(labels))
+
+
+def _of_each_other(train: Sequence[Tensor]) -> int:
+    """How many images of each other item an item's training set has."""
+    return math.floor(len(train[0]) / (len(train) - 1) + 0.5)  # the release rounds halves up
+
+
+def _composites(
+    digits: list[Tensor], c: int, count: int, name: str, seed: list[int], *, replace: bool
+) -> Tensor:
+    """``count`` images of class ``c``; different ones, unless drawn with replacement."""
     left, right = (digits[d] for d in CLASSES[c])
     pairs = len(left) * len(right)
-    if count > pairs:
+    if count > pairs and not replace:
         raise ValueError(
             f"{name} is {count}, but {len(left)} images of digit {CLASSES[c][0]} and {len(right)} of digit "
             f"{CLASSES[c][1]} give only {pairs} different images: ask for fewer, or pass more digit images"
         )
-    chosen = torch.from_numpy(np.random.default_rng(seed).choice(pairs, count, replace=False))
+    chosen = torch.from_numpy(np.random.default_rng(seed).choice(pairs, count, replace=replace))
     return compose(left[chosen // len(right)], right[chosen % len(right)])
 
 

@@ -92,7 +92,7 @@ def _perceptron(rng: np.random.Generator) -> tuple[Callable[[], Any], Callable[[
     options: dict[str, Any] = {
         "widths": tuple(int(w) for w in rng.integers(1, 7, 2)), "lr": float(10 ** rng.uniform(-4, -1)),
         "momentum": _pick(rng, (0.0, 0.5, np.float32(0.9))), "batch_size": _pick(rng, (1, 3, np.int64(8), 50)),
-        "seed": int(rng.integers(0, 2**63)),
+        "seed": int(rng.integers(0, 2**63)), "output_gate": _pick(rng, ("none", "frequency")),
     }  # fmt: skip
     if method == "metaplastic":
         options["network"] = _pick(rng, ("hybrid", "stable", "conventional", "biased_high", 0.5))
@@ -109,6 +109,16 @@ def _perceptron(rng: np.random.Generator) -> tuple[Callable[[], Any], Callable[[
         options["strength"] = float(10 ** rng.uniform(-3, 3))
     elif method == "replay":
         options |= {"memory": int(rng.integers(1, 12)), "replay_batch": _pick(rng, (None, 1, torch.tensor(4)))}
+    elif method == "ridge":
+        options |= {
+            "random_features": int(rng.integers(0, 9)), "ridge": _pick(rng, ("auto", 0.1, np.float64(3.0))),
+            "balanced": bool(rng.random() < 0.3), "intercept": bool(rng.random() < 0.5),
+        }  # fmt: skip
+    elif method == "lda":
+        options |= {
+            "shrinkage": _pick(rng, ("oas", 0.2, 1)),
+            "priors": _pick(rng, ("uniform", "counts")),
+        }
     return lambda: MLP_METHODS[method]((SIZE,), CLASSES, **options), lambda n, _: _item(rng, n)
 
 
@@ -343,22 +353,23 @@ def _life(rng: np.random.Generator, make: Callable[[], Any], item_of: Callable[[
 
 # --------------------------------------------------------------------------- options
 
-_COUNTS = ("classes", "batch_size", "memory", "fisher_samples", "replay_batch")
+_COUNTS = ("classes", "batch_size", "memory", "fisher_samples", "replay_batch", "random_features")
 _OWN: dict[str, tuple[str, ...]] = {
     "metaplastic": ("scale", "silent_fraction", "threshold", "eta", "prune"),
     "ewc": ("strength", "decay", "fisher_samples"),
     "si": ("strength", "damping"),
     "replay": ("memory", "replay_batch"),
     "joint": (),
+    "ridge": ("random_features", "ridge", "balanced", "intercept"),
+    "lda": ("shrinkage", "priors"),
 }
 
 
 def _bad_option(rng: np.random.Generator) -> str:
     """One wrong option: refused by its name."""
     method = _pick(rng, list(MLP_METHODS))
-    name = _pick(
-        rng, ("classes", "batch_size", "lr", "momentum", "seed", "widths", "input_shape", *_OWN[method])
-    )
+    of_all = ("classes", "batch_size", "lr", "momentum", "seed", "widths", "input_shape", "output_gate")
+    name = _pick(rng, (*of_all, *_OWN[method]))
     wrong = [
         "3x",
         True,

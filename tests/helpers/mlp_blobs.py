@@ -12,6 +12,9 @@ from flexkern.learners import SI, MetaplasticMLP
 from flexkern.streams import Experience, Stream
 
 CLASSES, SIZE, LR, BATCH = 6, 20, 0.05, 16
+# Options of a method without which it would take long: 2,000 random features, whose eigenvalues take seconds.
+QUICK: dict[str, dict[str, Any]] = {"ridge": {"random_features": 24}}
+CLOSED_FORM = ("ridge", "lda")  # nothing is trained, epoch by epoch
 
 
 def blobs(items: int, per_class: int = 40, seed: int = 0) -> Stream:

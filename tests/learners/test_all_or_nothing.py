@@ -16,7 +16,7 @@ from flexkern.learners import METHODS, MLP_METHODS, load_learner, make_learner
 from flexkern.streams import Experience
 from helpers import tiny_vit
 from helpers.learner_state import fingerprint, interrupted, lines_of
-from helpers.mlp_blobs import CLASSES, SIZE, blobs
+from helpers.mlp_blobs import CLASSES, QUICK, SIZE, blobs
 
 GATES: dict[str, dict[str, Any]] = {
     "mlp": {"gate": "mlp", "hidden": 4},
@@ -36,7 +36,8 @@ VIT: dict[str, dict[str, Any]] = {
     **{method: {} for method in METHODS if method not in ("artsy", "ranpac")},
 }
 MLP: dict[str, dict[str, Any]] = {
-    **{method: {} for method in MLP_METHODS},
+    **{method: QUICK.get(method, {}) for method in MLP_METHODS},
+    "metaplastic, gated": {"output_gate": "frequency"},
     "metaplastic, reserve": {"silent_fraction": 0.5, "threshold": 0.5, "prune": 1e-4},
     "metaplastic, fused": {"fused_step": True, "gate": "step"},
 }

@@ -24,7 +24,7 @@ from flexkern.learners import (
     make_learner,
 )  # fmt: skip
 from flexkern.streams import Experience
-from helpers import tiny_vit
+from helpers import mlp_blobs, tiny_vit
 from helpers.learner_state import fingerprint
 from helpers.mlp_blobs import CLASSES, SIZE, blobs
 
@@ -174,7 +174,8 @@ def test_a_perceptron_answers_from_the_start() -> None:
 def test_no_inputs(method: str, learned: dict[str, Any]) -> None:
     if method.startswith("mlp"):
         stream: Any = blobs(2, per_class=8)
-        learner: Any = MLP_METHODS[method.split()[1]]((SIZE,), CLASSES, widths=(6, 6))
+        name = method.split()[1]
+        learner: Any = MLP_METHODS[name]((SIZE,), CLASSES, widths=(6, 6), **mlp_blobs.QUICK.get(name, {}))
         learner.learn(stream[0], epochs=1)
         classes, first = CLASSES, stream[0]
     else:

@@ -27,7 +27,7 @@ from flexkern.learners.mlp.base import MLPLearner
 from flexkern.version import __version__
 from helpers import tiny_vit
 from helpers.children import run_python
-from helpers.mlp_blobs import blobs, make
+from helpers.mlp_blobs import QUICK, SIZE, blobs, make
 
 STREAM = blobs(2, per_class=8)
 MISSING = object()
@@ -346,10 +346,14 @@ def test_what_a_method_keeps_is_looked_at(method: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("method", MLP_METHODS)
 def test_every_method_bounds_what_it_makes(method: str, tmp_path: Path) -> None:
-    learner = make(MLP_METHODS[method], widths=(6, 5))
+    learner = make(MLP_METHODS[method], widths=(6, 5), **QUICK.get(method, {}))
     learner.save(tmp_path / "one")
-    path = edited(tmp_path / "one", tmp_path, "configuration.widths", [10**6, 10**6])
-    assert "asks for a tensor of [1000000, 20]" in refusal(path)
+    name, value, asked = {
+        "ridge": ("random_features", 10**6, [10**6, 10**6]),
+        "lda": ("input_shape", [10**6], [1, 10**6, 10**6]),
+    }.get(method, ("widths", [10**6, 10**6], [10**6, SIZE]))
+    path = edited(tmp_path / "one", tmp_path, f"configuration.{name}", value)
+    assert f"asks for a tensor of {asked}" in refusal(path)
 
 
 @pytest.mark.parametrize("seed", [2**62 + 1, 2**64 - 1])

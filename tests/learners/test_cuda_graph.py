@@ -139,11 +139,11 @@ RESERVE = {"silent_fraction": 0.3, "threshold": AdaptiveThreshold(target=0.01, g
 @pytest.mark.parametrize(
     "options",
     [
-        {}, {"momentum": 0.9}, {"network": "conventional"}, RESERVE,
+        {}, {"momentum": 0.9}, {"network": "conventional"}, {"output_gate": "frequency"}, RESERVE,
         {**RESERVE, "prune": 0.01, "momentum": 0.5},
         {**RESERVE, "rule": "hebbian", "insert": "hebbian", "eta": 0.1},
     ],
-    ids=["plain", "momentum", "conventional", "reserve", "pruned", "hebbian"],
+    ids=["plain", "momentum", "conventional", "gated", "reserve", "pruned", "hebbian"],
 )  # fmt: skip
 def test_steps_from_a_graph_have_the_same_bits(
     stream: Stream, stand_in: StandIn, gate: str, fused_step: bool, options: dict[str, Any]

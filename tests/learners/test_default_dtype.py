@@ -35,7 +35,8 @@ VIT: dict[str, list[dict[str, Any]]] = {
     "ranpac": [{"features": 64}],
 }  # fmt: skip
 MLP: dict[str, list[dict[str, Any]]] = {
-    "metaplastic": [{}, {"silent_fraction": 0.3, "momentum": 0.9, "gate": "step"}, {"fused_step": True}]
+    "metaplastic": [{}, {"silent_fraction": 0.3, "momentum": 0.9, "gate": "step"}, {"fused_step": True}],
+    "ridge": [{"random_features": 24}],
 }
 GATES: list[dict[str, Any]] = [
     {"gate": "energy", "calibration": "platt", "threshold": "quantile"},

@@ -60,7 +60,7 @@ def vit(method: str, **options: Any) -> Any:
 
 
 def mlp(method: str) -> Any:
-    options = {"scale": 10.0} if method == "metaplastic" else {}
+    options = {"metaplastic": {"scale": 10.0}, "ridge": {"random_features": 24}}.get(method, {})
     return MLP_METHODS[method]((3, 16, 16), 4, widths=(8, 6), **options)
 
 

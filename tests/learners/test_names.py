@@ -26,7 +26,7 @@ from flexkern.streams import Experience, Images, class_incremental
 from helpers import tiny_vit
 from helpers.children import run_python
 from helpers.learner_state import fingerprint
-from helpers.mlp_blobs import CLASSES, SIZE, blobs
+from helpers.mlp_blobs import CLASSES, QUICK, SIZE, blobs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 image = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
@@ -111,7 +111,8 @@ def test_names_of_all_methods(
         stream = [
             dataclasses.replace(e, class_names=n) for e, n in zip(blobs(3, per_class=8), OF_TASKS, strict=True)
         ]  # fmt: skip
-        one: Any = MLP_METHODS[method.split()[1]]((SIZE,), CLASSES, widths=(6, 5))
+        name = method.split()[1]
+        one: Any = MLP_METHODS[name]((SIZE,), CLASSES, widths=(6, 5), **QUICK.get(name, {}))
         given, known = {}, ["cat", "dog", "2", "3", "4", "5"]
     else:
         stream, given, known = items, {"backbone": backbone}, ["cat", "dog"]

@@ -17,7 +17,7 @@ from flexkern.learners import METHODS, MLP_METHODS, checkpoint, load_learner, ma
 from flexkern.nn.temperature import fit_log_temperature
 from helpers import tiny_vit
 from helpers.learner_state import fingerprint
-from helpers.mlp_blobs import CLASSES, SIZE, blobs
+from helpers.mlp_blobs import CLASSES, QUICK, SIZE, blobs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -197,7 +197,7 @@ def test_an_earlier_files_temperature_is_1_and_goes_on(backbone: nn.Module, tmp_
 @pytest.mark.parametrize("method", MLP_METHODS)
 def test_a_perceptrons_logits_are_probabilities_as_they_are(method: str) -> None:
     stream = blobs(2, per_class=8)
-    learner = MLP_METHODS[method]((SIZE,), CLASSES, widths=(6, 5))
+    learner = MLP_METHODS[method]((SIZE,), CLASSES, widths=(6, 5), **QUICK.get(method, {}))
     learner.learn(stream[0], epochs=1)
     x = stream[0].test_inputs
     assert learner.temperature == 1

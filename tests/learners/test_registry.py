@@ -153,7 +153,7 @@ def test_names_of_before() -> None:
     assert ElasticMLP is learners.EWC is MLP_METHODS["ewc"]
     assert IntelligentMLP is learners.SI is MLP_METHODS["si"]
     assert set(METHODS) == {"artsy", "ease", "simplecil", "ranpac", "lda", "finetune", "joint"}
-    assert set(MLP_METHODS) == {"metaplastic", "ewc", "si", "replay", "joint"}
+    assert set(MLP_METHODS) == {"metaplastic", "ewc", "si", "replay", "joint", "ridge", "lda"}
     # Rivals are siblings of our own learner, not its children.
     assert not any(issubclass(c, MetaplasticMLP) for n, c in MLP_METHODS.items() if n != "metaplastic")
 

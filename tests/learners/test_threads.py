@@ -18,7 +18,7 @@ from flexkern.learners.vit.training import Recipe, Training
 from flexkern.nn import LDAHead, PrototypeClassifier, RidgeHead, SynapseGate
 from flexkern.streams import Stream
 from helpers import tiny_vit
-from helpers.mlp_blobs import blobs
+from helpers.mlp_blobs import QUICK, blobs
 
 THREADS = 6
 
@@ -122,7 +122,7 @@ def test_learners_on_a_transformer_are_evaluated(name: str, taught: dict[str, An
 @pytest.mark.parametrize("name", MLP_METHODS)
 def test_learners_on_a_perceptron_answer(name: str) -> None:
     stream = blobs(3, per_class=10)
-    learner = MLP_METHODS[name](stream.input_shape, stream.classes, widths=(12, 8))
+    learner = MLP_METHODS[name](stream.input_shape, stream.classes, widths=(12, 8), **QUICK.get(name, {}))
     for experience in stream:
         learner.learn(experience, epochs=1)
     x = images(stream)

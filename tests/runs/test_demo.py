@@ -136,6 +136,8 @@ def test_labels_are_kept_apart_and_in_order() -> None:
             assert heights[high] - heights[low] > needed - 1e-3
     alone = {"a": 0.1, "b": 0.9}
     assert plots._apart(alone, 0.1, short="b") == alone
+    crowded = plots._apart({"a": 1.0, "b": 0.99, "c": 0.98}, 0.1, short="", highest=1.0)
+    assert crowded == pytest.approx({"a": 1.0, "b": 0.9, "c": 0.8})
 
 
 # ----------------------------------------------------------------- the command

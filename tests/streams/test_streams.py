@@ -262,3 +262,92 @@ def test_experience_and_stream_check_their_parts() -> None:
         Stream([Experience("a", 0, x, y + 2, x, y)], 2)
     with pytest.raises(ValueError, match="must have one shape"):
         Stream([good, Experience("b", 1, torch.zeros(4, 3), y, torch.zeros(4, 3), y)], 2)
+
+
+# ----------------------------------------------------------------- as the paper's code does it
+
+
+def told_to(e: Experience, labels: torch.Tensor, names: tuple[str, ...], own: int) -> np.ndarray:
+    """[true item, told item]: how many of an item's foreign images carry which label."""
+    item_of = {tuple(int(d) for d in name.split()): i for i, name in enumerate(names)}
+    pairs = zip(*(labels[s].tolist() for s in sources(e.train_inputs[own:])), strict=True)
+    counts = np.zeros((len(names), len(names)), dtype=int)
+    np.add.at(counts, (np.array([item_of[pair] for pair in pairs]), e.train_labels[own:].numpy()), 1)
+    return counts
+
+
+@pytest.mark.parametrize(
+    ("items", "own", "each", "share", "rest"), [(10, 2000, 222, 27, 6), (30, 580, 20, 0, 20)]
+)
+def test_as_released_wrong_labels_are_spread_evenly_over_the_other_items(
+    coded_digits: Coded, items: int, own: int, each: int, share: int, rest: int
+) -> None:
+    """With the release's numbers: 27 of each of 8 labels and 6 more, for the 222 images of each of 9 items."""
+    made = two_digit_items(
+        *coded_digits, items=items, train_per_item=own, test_per_item=5, seed=2, as_released=True
+    )
+    labels = coded_digits[1]
+    for number in (0, items - 1):
+        counts = told_to(made.experience(number), labels, made.names, own)
+        others = [i for i in range(items) if i != number]
+        assert not counts[number].any()
+        assert not counts[:, number].any()
+        assert not counts.diagonal().any()
+        for i in others:
+            wrong = counts[i, [j for j in others if j != i]]
+            assert wrong.sum() == each
+            assert wrong.min() >= share
+            assert (wrong - share).sum() == rest
+
+
+def test_as_released_the_others_are_their_first_images_dealt_out_anew(coded_digits: Coded) -> None:
+    made = two_digit_items(*coded_digits, seed=3, as_released=True, **SMALL)
+    first, again, same = (made.experience(2, turn) for turn in (0, 1, 0))
+    assert torch.equal(first.train_inputs, same.train_inputs)
+    assert torch.equal(first.train_labels, same.train_labels)
+    expected = torch.stack([made.train[i][:10].sum((1, 2)).sort().values for i in (0, 1, 3, 4)])
+    for e in (first, again):
+        assert torch.equal(e.train_inputs[:40], made.train[2])
+        found = e.train_inputs[40:].view(4, 10, 8, 8).sum((2, 3)).sort(dim=1).values
+        assert torch.equal(found, expected)
+    assert not torch.equal(first.train_inputs, again.train_inputs)
+    # By default a repeated item is the same to the bit, and its others are drawn from all of an item's images.
+    usual = two_digit_items(*coded_digits, seed=3, **SMALL)
+    assert torch.equal(usual.experience(2, 1).train_inputs, usual.experience(2).train_inputs)
+    found = usual.experience(2).train_inputs[40:].view(4, 10, 8, 8).sum((2, 3)).sort(dim=1).values
+    assert not torch.equal(
+        found, torch.stack([usual.train[i][:10].sum((1, 2)).sort().values for i in (0, 1, 3, 4)])
+    )
+
+
+def test_as_released_composites_are_drawn_with_replacement(coded_digits: Coded) -> None:
+    """So there may be more of them than there are pairs of digit images, and some occur twice."""
+    sizes = {"items": 3, "train_per_item": 1000, "test_per_item": 100, "seed": 0}
+    with pytest.raises(ValueError, match="give only"):
+        two_digit_items(*coded_digits, **sizes)
+    for x in two_digit_items(*coded_digits, as_released=True, **sizes).train:
+        pairs = torch.stack(sources(x), 1)
+        different = len(pairs.unique(dim=0))
+        # Of 22 x 22 pairs 1,000 draws leave a share of e^(-1000/484) = 0.127 out, with a standard deviation of
+        # about 0.011.
+        assert len(pairs) == 1000
+        assert abs(1 - different / (22 * 22) - 0.127) < 0.06
+
+
+def test_as_released_goes_with_what_is_made_of_items(coded_digits: Coded) -> None:
+    made = two_digit_items(*coded_digits, seed=3, as_released=True, **SMALL)
+    assert made.map(lambda x: x * 2).as_released
+    assert made.head(4).as_released
+    with pytest.raises(TypeError, match="as_released must be"):
+        two_digit_items(*coded_digits, seed=3, as_released="yes", **SMALL)
+
+
+def test_selected_items_are_a_stream_of_their_own(coded_digits: Coded) -> None:
+    items = two_digit_items(*coded_digits, seed=3, **SMALL)
+    chosen = items.select([4, 0, 2])
+    assert chosen.names == (items.names[4], items.names[0], items.names[2])
+    assert torch.equal(chosen.train[0], items.train[4])
+    assert [set(e.train_labels.tolist()) for e in chosen.stream()] == [{0, 1, 2}] * 3
+    for wrong in ([0, 1], [0, 1, 1], [0, 1, 5], [-1, 0, 1]):
+        with pytest.raises(ValueError, match=r"numbers must be at least 3 different ones in \[0, 5\), got"):
+            items.select(wrong)

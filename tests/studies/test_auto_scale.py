@@ -32,6 +32,34 @@ def test_the_command(
     assert record["oracle_factor"] == FACTORS[run["curve"].index(max(run["curve"]))]
 
 
+def test_settings_that_are_known_are_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = Setting("digits-classes", 0.006, width=16, epochs=1, train_per_item=10, items=5)
+    found, given = tmp_path / "found.json", ["--seeds", "4", "--out", str(tmp_path / "found.json")]
+    monkeypatch.setattr(auto_scale, "SETTINGS", (tiny,))
+    main(given)
+    first = json.loads(found.read_text())
+    assert list(first["summary"]) == ["class-incremental"]
+    assert tiny.by_classes
+    (record,) = first["settings"]
+    assert len(record["runs"][0]["curve"]) == len(FACTORS)
+
+    def never(*_: object) -> None:
+        raise AssertionError("run again")
+
+    monkeypatch.setattr(auto_scale, "_one", never)
+    main(given)
+    assert json.loads(found.read_text())["settings"] == first["settings"]
+    with pytest.raises(AssertionError, match="run again"):
+        main(["--seeds", "5", "--out", str(found)])
+
+
+def test_a_class_incremental_stream_has_no_negatives() -> None:
+    setting = Setting("digits-classes", 0.006, train_per_item=10, items=5)
+    stream = auto_scale._Sources(None, None).stream(setting, 0)
+    assert [sorted(set(e.train_labels.tolist())) for e in stream] == [[2 * i, 2 * i + 1] for i in range(5)]
+    assert all(len(e.train_labels) == 20 for e in stream)
+
+
 def test_the_published_summary_is_of_its_runs() -> None:
     published = json.loads(PUBLISHED.read_text())
     settings = copy.deepcopy(published["settings"])

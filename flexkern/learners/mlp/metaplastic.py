@@ -54,9 +54,9 @@ class MetaplasticMLP(MLPLearner):
     cost is least with ``insert="hebbian", eta=1e-3``. See ``docs/results/silent_reserve``.
 
     Args:
-        input_shape, classes, widths, features, batch_size, seed, device, cuda_graph, features_cache: as in
-            :class:`flexkern.learners.mlp.base.MLPLearner`; the paper: widths (4096, 4096), batch_size 1024. The
-            seed is that of flexibility and of the choice of silent synapses, too.
+        input_shape, classes, widths, features, batch_size, seed, device, cuda_graph, features_cache,
+            output_gate: as in :class:`flexkern.learners.mlp.base.MLPLearner`; the paper: widths (4096, 4096),
+            batch_size 1024. The seed is that of flexibility and of the choice of silent synapses, too.
         network: "conventional" (f = 1), "hybrid" (f uniform on (0, 1)), "stable" (f = 0.3), or any
             ``flexibility`` that :class:`flexkern.optim.MetaplasticSGD` takes.
         lr, scale, gate, momentum: of the optimizer. The paper: lr 1e-4, scale 4e5 for streams of 10 items,
@@ -73,6 +73,8 @@ class MetaplasticMLP(MLPLearner):
     Raises:
         TypeError, ValueError: naming the argument.
     """
+
+    optimizer: MetaplasticSGD
 
     def __init__(
         self,
@@ -93,6 +95,7 @@ class MetaplasticMLP(MLPLearner):
         fused_step: bool = False,
         cuda_graph: bool = False,
         features_cache: str | os.PathLike[str] | FeatureCache | None = None,
+        output_gate: str = "none",
         **fields_of_reserve: Any,
     ) -> None:
         if isinstance(network, str) and network not in {*NETWORKS, "uniform", "biased_high", "biased_low"}:
@@ -114,7 +117,7 @@ class MetaplasticMLP(MLPLearner):
         super().__init__(
             input_shape, classes, widths=widths, features=features, lr=lr, momentum=momentum,
             batch_size=batch_size, seed=seed, device=device, cuda_graph=cuda_graph,
-            features_cache=features_cache,
+            features_cache=features_cache, output_gate=output_gate,
         )  # fmt: skip
         self._configuration |= {
             "network": network if isinstance(network, (str, int, float)) else type(network).__name__,

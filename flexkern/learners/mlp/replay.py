@@ -56,8 +56,17 @@ class ReplayMLP(KeepsInputs):
         self._configuration |= {"memory": memory, "replay_batch": replay_batch}
         self._seen = 0  # inputs that the reservoir is a sample of
 
+    def _count_drawn(self, batch: int) -> int:
+        return min(self._configuration["replay_batch"] or batch, self.inputs_kept)
+
+    def _label_counts(self, labels: Tensor) -> Tensor:
+        # Of what is drawn from memory, as many as are expected.
+        drawn = sum(self._count_drawn(len(batch)) for batch in labels.split(self.batch_size))
+        kept = self._labels.bincount(minlength=self.classes).double() / max(self.inputs_kept, 1)
+        return super()._label_counts(labels) + drawn * kept
+
     def _batch(self, inputs: Tensor, labels: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        count = min(self._configuration["replay_batch"] or len(labels), self.inputs_kept)
+        count = self._count_drawn(len(labels))
         if count == 0:
             return inputs, labels
         rng = self._rng(_REPLAY, self._epochs_done, step)

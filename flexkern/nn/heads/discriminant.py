@@ -111,6 +111,11 @@ class LDAHead(GrowingState):
         return len(self.count)
 
     @property
+    def largest(self) -> float:
+        """The largest size of a feature that it takes: squares are added, up to a million millions of them."""
+        return math.sqrt(torch.finfo(self.scatter.dtype).max) / 2**20
+
+    @property
     def samples(self) -> int:
         """How many feature vectors the class means are of."""
         return int(self.count.sum())
@@ -273,12 +278,10 @@ class LDAHead(GrowingState):
     def _check(self, h0: Tensor) -> None:
         check_features(h0, self.width)
         largest = check_finite(h0)
-        # Their squares are added, up to a million millions of them.
-        most = math.sqrt(torch.finfo(self.scatter.dtype).max) / 2**20
-        if largest > most:
+        if largest > self.largest:
             raise ValueError(
-                f"h0 must be within {most:.3g}, so that sums of squares fit into {self.scatter.dtype}, got "
-                f"{largest:.3g}; scale the features"
+                f"h0 must be within {self.largest:.3g}, so that sums of squares fit into "
+                f"{self.scatter.dtype}, got {largest:.3g}; scale the features"
             )
 
     # ------------------------------------------------------------------ using

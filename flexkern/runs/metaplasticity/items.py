@@ -42,6 +42,7 @@ def load_items(
         train_per_item=protocol.train_per_item,
         test_per_item=protocol.test_per_item,
         seed=seed,
+        as_released=protocol.as_released,
     )
     extractor, kept = _extractor(protocol, seed, images), FeatureCache(cache)
 
@@ -53,7 +54,7 @@ def load_items(
 
     train = [features(x, f"{n}, train") for n, x in zip(images.names, images.train, strict=True)]
     tests = [features(x, f"{n}, test") for n, x in zip(images.names, images.tests, strict=True)]
-    return TwoDigitItems(images.names, train, tests, seed)
+    return TwoDigitItems(images.names, train, tests, seed, protocol.as_released)
 
 
 def check_items(protocol: Protocol, *, items: int) -> None:
@@ -68,22 +69,24 @@ def check_items(protocol: Protocol, *, items: int) -> None:
         train_per_item=protocol.train_per_item,
         test_per_item=protocol.test_per_item,
         seed=protocol.first_seed,
+        as_released=protocol.as_released,
     )
     if protocol.features != RANDOM:
         SqueezeNet(protocol.features)
 
 
 def two_digit_images(
-    data: str, *, items: int, train_per_item: int, test_per_item: int, seed: int
+    data: str, *, items: int, train_per_item: int, test_per_item: int, seed: int, as_released: bool = False
 ) -> TwoDigitItems:
     """Items as images.
 
     Args:
         data: "digits" or the path of an MNIST archive, as :class:`Protocol` has it.
-        items, train_per_item, test_per_item, seed: of :func:`flexkern.streams.two_digit_items`.
+        items, train_per_item, test_per_item, seed, as_released: of :func:`flexkern.streams.two_digit_items`.
     """
     sizes: dict[str, Any] = {
-        "items": items, "train_per_item": train_per_item, "test_per_item": test_per_item, "seed": seed
+        "items": items, "train_per_item": train_per_item, "test_per_item": test_per_item, "seed": seed,
+        "as_released": as_released,
     }  # fmt: skip
     if data == DIGITS:
         return two_digit_items(*bundled_digits(), **sizes)

@@ -45,6 +45,10 @@ MORE_STYLES: list[dict[str, Any]] = [
     {"color": "#222222", "linestyle": (0, (1, 2.5)), "marker": "X"},
     {"color": "#56B4E9", "linestyle": (0, (5, 1, 1, 1, 1, 1)), "marker": "o"},
     {"color": "#7A5195", "linestyle": (0, (4, 2)), "marker": "h"},
+    {"color": "#E0559A", "linestyle": (0, (2, 1)), "marker": "<"},
+    {"color": "#8B4513", "linestyle": (0, (6, 1, 1, 1)), "marker": ">"},
+    {"color": "#B00020", "linestyle": "-", "marker": "p"},
+    {"color": "#6B8E00", "linestyle": "-", "marker": "*"},
 ]
 WORST: dict[str, Any] = {"linestyle": (0, (4, 2)), "linewidth": 1.4, "markerfacecolor": "white"}
 END: dict[str, Any] = {"color": GREY, "linewidth": 1, "linestyle": (0, (6, 3)), "zorder": 1.5}
@@ -105,7 +109,11 @@ def _serial_position(results: dict[str, Any]) -> Figure:
     lengths = [_length(of, "final") for of in streams]
     memorised = _of(measures, "memorised")
     legend = networks(measures)
-    if longer is not None:
+    # As released the longer stream is that of new networks, and else goes on where the first one ended.
+    new = bool(results["configuration"].get("as_released"))
+    if longer is not None and new:
+        memorised = _of(longer, "memorised")
+    elif longer is not None:
         legend.append(line("end of the stream that was expected", END))
         # Counted during the presentations of this part alone, which follow those of the first.
         memorised = {
@@ -122,9 +130,9 @@ def _serial_position(results: dict[str, Any]) -> Figure:
     for panel, n, of in zip(panels, lengths, streams, strict=False):
         by_item(panel, _of(of, "final"))
         panel.axhline(1 / n, **CHANCE)
-        title = "Each item" if of is measures else "The same networks"
+        title = "Each item" if of is measures else "New networks" if new else "The same networks"
         name_panel(panel, f"{title} after the last of {n}", ORDER, ACCURACY if of is measures else "")
-    for panel in panels[1:] if longer is not None else ():
+    for panel in panels[1:] if longer is not None and not new else ():
         panel.axvline(lengths[0] + 0.5, **END)
     panel, n = panels[-1], lengths[-1]
     panel.plot([1, n], [1, n], **CHANCE)
@@ -198,7 +206,7 @@ def _poisoning(results: dict[str, Any]) -> Figure:
 
 
 def _learning_frequency(results: dict[str, Any]) -> Figure:
-    measures = results["summary"]["measures"]
+    measures = results["summary"]["measures"]  # of the first profile, if there are two
     items = _length(measures, "by_frequency")
     drawing, (left, middle, right) = sheet(
         results, (1, 1, 0.9),
@@ -265,12 +273,15 @@ def _rivals(results: dict[str, Any]) -> Figure:
     styles = {"hybrid": STYLES["hybrid"], "plain SGD": STYLES["conventional"]}
     others = [name for name in measures if name not in styles]
     styles |= {name: MORE_STYLES[k % len(MORE_STYLES)] for k, name in enumerate(others)}
-    # The bars say which strength or scale was chosen.
+    # The bars say which strength or scale was chosen, and have those that are not named here.
     untuned = {re.sub(", (scale|strength) .*", "", name): value for name, value in average.items()}
+    best = sorted(untuned, key=lambda name: -untuned[name]["mean"])[:3]
+    known = [name for name in ("hybrid", "hybrid, tuned", "plain SGD") if name in untuned and name not in best]
+    found = "; ".join(listed({name: untuned[name] for name in names}) for names in (best, known) if names)
     drawing, (left, right) = sheet(
-        results, (1.35, 1), headline=f"Accuracy on average after item {items}: {listed(untuned)}.",
+        results, (1.35, 1), headline=f"Accuracy on average after item {items}: {found}.",
         drawn=("Lines and bars", "band (hybrid) and error bars"), seeds=_seeds(measures, "final"),
-        size=(15.4, 5.9), margins=(0.85, 0.55), gap=0.85,
+        size=(15.4, 6.6), margins=(0.85, 0.55), gap=0.9,
     )  # fmt: skip
     by_item(left, {n: final[n] for n in final if n != "hybrid"}, styles=styles, bands=False, linewidth=1.8)
     by_item(left, {"hybrid": final["hybrid"]}, styles=styles)
@@ -278,7 +289,7 @@ def _rivals(results: dict[str, Any]) -> Figure:
     chance = 1 / (100 - options["first_class"]) if "first_class" in options else 1 / items
     left.axhline(chance, **CHANCE)
     ends = {name: value["mean"][-1] for name, value in final.items()}
-    name_ends(left, items + 0.4, ends, 0.075, ("chance", chance), styles, labels={})
+    name_ends(left, items + 0.4, ends, 0.06, ("chance", chance), styles, labels={}, highest=1.03)
     name_panel(left, "What is left of each item", ORDER, ACCURACY)
     bars(right, average, [styles[name]["color"] for name in average], "{:.0%}", upper=1)
     right.xaxis.set_major_formatter(PercentFormatter(1.0))

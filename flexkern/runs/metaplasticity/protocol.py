@@ -9,11 +9,11 @@ from typing import Any
 
 from flexkern.runs.start import path_given
 
-__all__ = ["RELEASE", "Network", "Protocol", "protocol_for"]
+__all__ = ["RELEASE", "RELEASE_SCALES", "Network", "Protocol", "protocol_for"]
 
 DIGITS, RANDOM = "digits", "random"
-# What the authors' code uses with AlexNet's features of 9,216 values, whose weights are not at hand; here with
-# SqueezeNet's, of 18,432.
+# The authors' code has these with AlexNet's features of 9,216 values, whose weights are not at hand. Here they
+# are the defaults with SqueezeNet's, of 18,432, which that code does not have.
 RELEASE: dict[str, Any] = {"width": 4096, "lr": 1e-4}
 RELEASE_SCALES = {10: 4e5, 30: 2e5}
 # A learning rate and a scale mean something only with the features that they were found for. These are for
@@ -23,7 +23,7 @@ OF_RANDOM: dict[str, Any] = {"width": 256, "lr": 0.02, "scale": "auto"}
 
 @dataclass(frozen=True)
 class Protocol:
-    """The settings that all networks of an experiment share. Defaults are the release's.
+    """The settings that all networks of an experiment share. Defaults are the release's, but for the features.
 
     data: "digits" (scikit-learn's 1,797) or the path of an MNIST archive.
     features: "random" (frozen random convolutions) or the path of SqueezeNet's weights.
@@ -36,6 +36,8 @@ class Protocol:
     seeds, first_seed: how many times everything is done; a seed decides items, their order, features where
         they are random, initial weights and flexibility.
     device: where to compute.
+    as_released: as the authors' code does it where these experiments do it otherwise: how items are put
+        together (:class:`flexkern.streams.TwoDigitItems`), and what an experiment says of itself.
 
     Raises:
         ValueError: naming the setting.
@@ -54,6 +56,7 @@ class Protocol:
     seeds: int = 3
     first_seed: int = 0
     device: str = "cpu"
+    as_released: bool = False
 
     def __post_init__(self) -> None:
         for name in ("train_per_item", "test_per_item", "epochs", "batch_size", "width", "seeds"):
@@ -78,8 +81,13 @@ class Protocol:
         return range(self.first_seed, self.first_seed + self.seeds)
 
     def asdict(self) -> dict[str, Any]:
-        """For JSON; paths by their names only, so that a folder can move."""
+        """For JSON; paths by their names only, so that a folder can move.
+
+        ``as_released`` is there only where it holds, as it was not when there was no such setting.
+        """
         values = asdict(self)
+        if not self.as_released:
+            del values["as_released"]
         return values | {name: os.path.basename(values[name]) for name in ("data", "features")}
 
 

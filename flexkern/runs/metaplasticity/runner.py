@@ -154,22 +154,32 @@ def _run(
     write_json(path, results if known is None else known | {"finished": False})
     todo = units(experiment, protocol, out, cache)
     kept = {(r["network"], r["seed"]): r for r in (known or {}).get("runs", [])}
-    left = [u for u in todo if (u.name, u.seed) not in kept]
+
+    def wanted() -> list[Unit]:
+        records = list(kept.values())
+        new = [u for u in todo if (u.name, u.seed) not in kept]
+        new = [u for u in new if experiment.wanted(u.name, u.seed, records, protocol)]
+        for unit in new:
+            _check_environment(unit, out, accept=accept_other_environment)
+        return new
+
+    first = left = wanted()
     jobs = default_jobs(protocol, len(left)) if jobs is None else jobs
-    for unit in left:
-        _check_environment(unit, out, accept=accept_other_environment)
-    done = _Done(len(todo), len(todo) - len(left), observe)
+    before = sum((u.name, u.seed) in kept for u in todo)
+    done = _Done(max(experiment.count(protocol), before + len(left)), before, observe)
     try:
-        for record in _all(left, jobs, done):
-            kept[record["network"], record["seed"]] = record
+        while left:
+            for record in _all(left, jobs, done):
+                kept[record["network"], record["seed"]] = record
+            left = wanted()
     except Exception:  # a stop by the user is none: that run goes on
         if known is None and not any(unit.path.exists() for unit in todo):
             path.unlink()  # nothing was learned: the folder stays free
         raise
-    records = [kept[u.name, u.seed] for u in todo]
+    records = [kept[u.name, u.seed] for u in todo if (u.name, u.seed) in kept]
     results |= {
         "finished": True,
-        "environment": _environment(protocol, jobs) if left or known is None else known["environment"],
+        "environment": _environment(protocol, jobs) if first or known is None else known["environment"],
         "seconds": round(sum(r["seconds"] for r in records), 1),
         "summary": experiment.summarise(records, protocol),
         "runs": records,
@@ -203,7 +213,7 @@ def _check_same(known: dict[str, Any], name: str, configuration: dict[str, Any],
     before, now = (
         {k: v for k, v in c.items() if k not in _FREE} for c in (known["configuration"], configuration)
     )
-    changed = [f"{k} was {before.get(k)}, is {now[k]}" for k in now if before.get(k) != now[k]]
+    changed = [f"{k} was {before.get(k)}, is {now.get(k)}" for k in now | before if before.get(k) != now.get(k)]
     if known["experiment"] != name:
         changed.insert(0, f"it is of {known['experiment']}")
     if changed:

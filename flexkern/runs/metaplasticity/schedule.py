@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -34,12 +35,14 @@ class Part:
     part left it: they are alternatives, not a sequence.
 
     by_epoch: whether to test after each epoch too.
+    items: what it is of, if not of the stream's items: then these are tested, and those before are not known.
     """
 
     name: str
     shown: Sequence[Shown]
     tested: int
     by_epoch: bool = False
+    items: Items | None = None
 
 
 class Items(Protocol):
@@ -47,8 +50,8 @@ class Items(Protocol):
 
     def __len__(self) -> int: ...
 
-    def experience(self, number: int) -> Experience:
-        """An item's training set and its test set."""
+    def experience(self, number: int, turn: int = 0) -> Experience:
+        """An item's training set and its test set, when it was shown ``turn`` times before."""
 
     def test(self, number: int) -> Experience:
         """Its test set alone."""
@@ -91,6 +94,19 @@ class Experiment:
         """The learners that are compared, by name."""
         raise NotImplementedError
 
+    def count(self, protocol: settings.Protocol) -> int:
+        """How many times a network is trained on a seed, in all."""
+        return len(self.networks(protocol)) * protocol.seeds
+
+    def wanted(
+        self, network: str, seed: int, records: Sequence[dict[str, Any]], protocol: settings.Protocol
+    ) -> bool:
+        """Whether a network is to be trained on a seed, as far as the records tell that there are.
+
+        It is asked again when all that was wanted has been done.
+        """
+        return True
+
     def schedule(self, items: Any, protocol: settings.Protocol, seed: int) -> Sequence[Part]:
         """What each network is shown; ``items`` are those of :meth:`load`. By default all of them, once."""
         return [Part("stream", in_order(items, range(len(items))), len(items))]
@@ -102,4 +118,4 @@ class Experiment:
 
 def in_order(items: Items, numbers: Sequence[int], repetition: int = 0) -> list[Shown]:
     """These items once, as they are."""
-    return [Shown(i, repetition, lambda i=i: items.experience(i)) for i in numbers]  # type: ignore[misc]
+    return [Shown(i, repetition, partial(items.experience, i, repetition)) for i in numbers]

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flexkern.runs.metaplasticity.claims import check, claim, describe
-from flexkern.runs.metaplasticity.protocol import Network, Protocol
-from flexkern.runs.metaplasticity.records import accuracy, by_network, memorised_count, of_network
+from flexkern.runs.metaplasticity.claims import check, claim
+from flexkern.runs.metaplasticity.items import check_items
+from flexkern.runs.metaplasticity.protocol import RELEASE_SCALES, Network, Protocol
+from flexkern.runs.metaplasticity.records import accuracy, memorised_count, of_network
 from flexkern.runs.metaplasticity.schedule import Experiment, Part, in_order
+from flexkern.runs.statistics import describe
 from flexkern.streams import TwoDigitItems
 
 __all__ = ["THREE", "SerialPosition", "memory_measures"]
@@ -25,10 +27,11 @@ class SerialPosition(Experiment):
     """The stream once; then the same networks, untouched, go on with a stream that turns out longer.
 
     The longer stream has the first items in common with the expected one, so the networks just go on: nothing
-    of them, their scale included, is changed.
+    of them, their scale included, is changed. With --as-released new networks learn the longer stream from its
+    beginning, at half the scale if that is a number.
 
     Args:
-        longer: items of the longer stream, 0 for none.
+        longer: items of the longer stream, at most 45; 0 for none.
     """
 
     longer: int = 30
@@ -36,32 +39,65 @@ class SerialPosition(Experiment):
     name: ClassVar[str] = "serial-position"
     title: ClassVar[str] = "What is left of each item after the last one"
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.longer <= 45:
+            raise ValueError(f"longer must be in [0, 45], got {self.longer}")
+
     def items(self, protocol: Protocol) -> int:
-        return max(protocol.items, self.longer)
+        return protocol.items if protocol.as_released else max(protocol.items, self.longer)
+
+    def check(self, protocol: Protocol) -> None:
+        check_items(protocol, items=max(protocol.items, self.longer))
 
     def networks(self, protocol: Protocol) -> Mapping[str, Network]:
-        return THREE
+        if not (protocol.as_released and self.longer > protocol.items):
+            return THREE
+        changes: list[tuple[str, Any]] = [("items", self.longer)]
+        if not isinstance(protocol.scale, str):
+            short, long = RELEASE_SCALES.values()
+            changes.append(("scale", protocol.scale * long / short))
+        new = {self._new(name): replace(network, changes=tuple(changes)) for name, network in THREE.items()}
+        return THREE | new
+
+    def _new(self, name: str) -> str:
+        """What the network is called that learns the longer stream from its beginning."""
+        return f"{name}, {self.longer} items"
 
     def schedule(self, items: TwoDigitItems, protocol: Protocol, seed: int) -> Sequence[Part]:
         expected = items.head(protocol.items)
-        parts = [Part("stream", in_order(expected, range(len(expected))), len(expected), by_epoch=True)]
-        if self.longer > protocol.items:
+        # Tests after each epoch are for pictures of the short stream.
+        by_epoch = not (protocol.as_released and protocol.items == self.longer)
+        parts = [Part("stream", in_order(expected, range(len(expected))), len(expected), by_epoch)]
+        if self.longer > protocol.items and not protocol.as_released:
             parts.append(Part("longer", in_order(items, range(protocol.items, self.longer)), self.longer))
         return parts
 
     def summarise(self, records: Sequence[dict[str, Any]], protocol: Protocol) -> dict[str, Any]:
-        measures = {
-            name: memory_measures(accuracy(of, "stream"), of, "stream")
-            for name, of in by_network(records).items()
+        of = {name: of_network(records, name) for name in THREE}
+        summary: dict[str, Any] = {
+            "measures": {n: memory_measures(accuracy(r, "stream"), r, "stream") for n, r in of.items()},
+            "claims": _claims(records),
         }
-        summary: dict[str, Any] = {"measures": measures, "claims": _claims(records)}
         if self.longer > protocol.items:
-            summary["longer"] = {
-                name: memory_measures(_whole(of, self.longer), of, "longer")
-                for name, of in by_network(records).items()
-            }
-            summary["claims"] += _claims_longer(records, protocol.items, self.longer)
+            longer = {name: self._longer(records, name, protocol) for name in THREE}
+            summary["longer"] = {name: memory_measures(*found) for name, found in longer.items()}
+            matrices = {name: whole for name, (whole, *_) in longer.items()}
+            _, hybrid, part = longer["hybrid"]
+            more = memorised_count(hybrid, part)[:, -1] - memorised_count(of["hybrid"], "stream")[:, -1]
+            short = accuracy(of["hybrid"], "stream")[:, -1]
+            summary["claims"] += _claims_longer(matrices, short, more, new=protocol.as_released)
         return summary
+
+    def _longer(
+        self, records: Sequence[dict[str, Any]], name: str, protocol: Protocol
+    ) -> tuple[NDArray[np.float64], Sequence[dict[str, Any]], str]:
+        """Of the network that had the longer stream: accuracies over the whole of it, its records, and the part
+        that it ended with."""
+        if protocol.as_released:
+            of = of_network(records, self._new(name))
+            return accuracy(of, "stream"), of, "stream"
+        of = of_network(records, name)
+        return _whole(of, self.longer), of, "longer"
 
 
 def memory_measures(matrix: NDArray[np.float64], of: Sequence[dict[str, Any]], part: str) -> dict[str, Any]:
@@ -148,21 +184,35 @@ def _gap(final: NDArray[np.float64], above: Any, below: Any) -> NDArray[np.float
     return final[:, above].mean(1) - final[:, below].mean(1)
 
 
-def _claims_longer(records: Sequence[dict[str, Any]], items: int, longer: int) -> list[dict[str, Any]]:
-    of = {n: of_network(records, n) for n in THREE}
-    average = {n: accuracy(of[n], "longer")[:, -1].mean(1) for n in THREE}
-    hybrid, hybrid_ends = _whole(of["hybrid"], longer), average["hybrid"]
-    more = memorised_count(of["hybrid"], "longer")[:, -1] - memorised_count(of["hybrid"], "stream")[:, -1]
+def _claims_longer(
+    whole: Mapping[str, NDArray[np.float64]],
+    short: NDArray[np.float64],
+    more: NDArray[np.float64],
+    *,
+    new: bool,
+) -> list[dict[str, Any]]:
+    """The claims on a longer stream.
+
+    Args:
+        whole: accuracies [seeds, presentations, items] of each network over the longer stream.
+        short: [seeds, items], of the hybrid network after the stream that was expected.
+        more: [seeds], how many more items it has memorised after the longer one.
+        new: whether new networks learned the longer stream.
+    """
+    hybrid, items, longer = whole["hybrid"], short.shape[1], whole["hybrid"].shape[2]
+    ends, conventional, stable = (whole[n][:, -1].mean(1) for n in ("hybrid", "conventional", "stable"))
     learned = np.stack([np.diag(m) for m in hybrid])[:, items:].mean(1)
     return [
         claim(
             "unexpectedly longer",
-            f"The same hybrid network, untouched, goes on learning when {items} items become {longer}.",
+            f"A new hybrid network goes on learning over {longer} items."
+            if new
+            else f"The same hybrid network, untouched, goes on learning when {items} items become {longer}.",
             [
                 check(f"hybrid: items {items + 1} to {longer} are learned, accuracy above twice chance",
                       learned - 2 / longer),
-                check("hybrid above conventional, average accuracy", hybrid_ends - average["conventional"]),
-                check("hybrid above stable, average accuracy", hybrid_ends - average["stable"]),
+                check("hybrid above conventional, average accuracy", ends - conventional),
+                check("hybrid above stable, average accuracy", ends - stable),
             ],
         ),
         claim(
@@ -171,9 +221,9 @@ def _claims_longer(records: Sequence[dict[str, Any]], items: int, longer: int) -
             [
                 check(f"hybrid: more memorised after {longer} items than after {items}", more),
                 check(f"hybrid: gross memory is larger after {longer} items",
-                      hybrid[:, -1].sum(1) - hybrid[:, items - 1, :items].sum(1)),
+                      hybrid[:, -1].sum(1) - short.sum(1)),
                 check(f"hybrid: average memory is smaller after {longer} items",
-                      hybrid[:, items - 1, :items].mean(1) - hybrid[:, -1].mean(1)),
+                      short.mean(1) - hybrid[:, -1].mean(1)),
             ],
         ),
     ]  # fmt: skip

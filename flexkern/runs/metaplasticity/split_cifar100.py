@@ -48,6 +48,8 @@ class SplitCIFAR100(Rivals):
         return 100 - self.first_class
 
     def check(self, protocol: Protocol) -> None:
+        if protocol.as_released:
+            raise ValueError("as_released: the release has no such stream; leave --as-released out")
         self._sizes(protocol)
         with Archive(protocol.data, "archive of CIFAR-100") as archive:
             missing = [f"y_{part}" for part in ("train", "test") if f"y_{part}" not in archive]
@@ -96,7 +98,7 @@ class _Tasks:
     def __len__(self) -> int:
         return len(self.stream)
 
-    def experience(self, number: int) -> Experience:
+    def experience(self, number: int, turn: int = 0) -> Experience:
         return self.stream[number]
 
     def test(self, number: int) -> Experience:

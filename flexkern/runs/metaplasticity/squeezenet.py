@@ -1,4 +1,8 @@
-"""SqueezeNet 1.1 without its classifier, from an archive of weights that the user names."""
+"""SqueezeNet 1.1 without its classifier, from an archive of weights that the user names.
+
+The paper's code has AlexNet up to pool5 (6 x 6 x 256 values), and no SqueezeNet: this stands in for it, because
+its weights are at hand.
+"""
 
 from __future__ import annotations
 

@@ -75,6 +75,7 @@ class Unit:
         """
         record = self.record()
         if record["finished"]:
+            notify(1.0, f"{self.name}, seed {self.seed}, done before")
             return record
         here = decides_bits(torch.device(self.protocol.device))
         environments = record.setdefault("environments", [])
@@ -86,7 +87,9 @@ class Unit:
         parts = list(self.experiment.schedule(items, self.protocol, self.seed))
         total = sum(len(part.shown) for part in parts)
         for number, part in enumerate(parts):
-            self._part(part, parts[0] if number else None, tests, record, total, notify)
+            own = part.items
+            of = tests if own is None else [own.test(i) for i in range(len(own))]
+            self._part(part, parts[0] if number else None, of, record, total, notify)
         for part in parts:
             self._checkpoint(part).unlink(missing_ok=True)
         record["finished"] = True
@@ -113,7 +116,7 @@ class Unit:
         done = learner.items_learned - before
         for column in rows.values():
             del column[done:]
-        known = set() if first is None else {shown.item for shown in first.shown}
+        known = set() if first is None or part.items is not None else {shown.item for shown in first.shown}
         known |= set(rows["items"])
         start = time.perf_counter()
         for number in range(done, len(part.shown)):
@@ -204,5 +207,7 @@ def _memorised(evaluation: Evaluation, tests: list[Experience], known: list[int]
 
 
 def _scale(learner: Any) -> float | None:
+    if learner.optimizer is None:  # nothing is trained
+        return None
     (scale,) = learner.optimizer.scales()
     return None if scale is None else float(f"{float(scale):.6g}")

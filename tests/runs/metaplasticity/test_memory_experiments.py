@@ -58,8 +58,14 @@ def test_every_experiment_runs_and_judges_the_claims(name: str, tmp_path: Path, 
     results = run(SMALL[name], protocol_for(**TINY), out=tmp_path / name, cache=cache, jobs=1)
     assert json.loads((tmp_path / name / "results.json").read_text()) == results
     assert not (tmp_path / name / "units").exists()
-    todo = units(SMALL[name], protocol_for(**TINY), tmp_path, cache)
-    assert [(r["network"], r["seed"]) for r in results["runs"]] == [(u.name, u.seed) for u in todo]
+    experiment, protocol, runs = SMALL[name], protocol_for(**TINY), results["runs"]
+    todo = units(experiment, protocol, tmp_path, cache)
+    wanted = [(u.name, u.seed) for u in todo if experiment.wanted(u.name, u.seed, runs, protocol)]
+    assert [(r["network"], r["seed"]) for r in runs] == wanted
+    assert len(wanted) == experiment.count(protocol) <= len(todo)
+    assert (len(wanted) < len(todo)) == (
+        name == "rivals"
+    )  # what was not chosen is tried on the pilot seed alone
     for record in results["runs"]:
         for part in record["parts"].values():
             assert len(part["items"]) == len(part["accuracy"]) == len(part["memorised"]) == len(part["losses"])
@@ -176,6 +182,13 @@ def test_a_record_ahead_of_its_checkpoint_is_cut_back(
                 unit.run()
         assert len(unit.record()["parts"][part]["items"]) == stopped_at
         assert unit.run() | {"seconds": 0} == whole | {"seconds": 0}
+
+
+def test_a_unit_that_was_done_before_counts_as_done(tmp_path: Path, cache: Path) -> None:
+    unit = Unit(SerialPosition(longer=0), protocol_for(**TINY), "network", Network(), 0, tmp_path, cache)
+    record, said = unit.run(), []
+    assert unit.run(lambda share, what: said.append((share, what))) == record
+    assert said == [(1.0, "network, seed 0, done before")]
 
 
 def test_jobs_do_not_change_a_bit(tmp_path: Path, cache: Path) -> None:

@@ -21,15 +21,16 @@ from matplotlib.text import Text  # noqa: E402
 from flexkern.runs.drawing import curves  # noqa: E402
 from flexkern.runs.metaplasticity import panels  # noqa: E402
 from flexkern.runs.metaplasticity import pictures as plots  # noqa: E402
-from flexkern.runs.metaplasticity.claims import describe  # noqa: E402
 from flexkern.runs.metaplasticity.flexibility import DISTRIBUTIONS  # noqa: E402
+from flexkern.runs.statistics import describe  # noqa: E402
 from studies import scale_tables  # noqa: E402
 from studies.scale_study import ScaleStudy  # noqa: E402
 
 THREE = ("conventional", "hybrid", "stable")
 METHODS = (
     "hybrid", "hybrid, tuned, scale 30000", "all alike, tuned, scale 10000", "plain SGD",
-    "EWC, strength 10000", "SI, strength 1000", "replay of 200", "joint",
+    "EWC, strength 10000", "SI, strength 1000", "replay of 200", "joint", "plain SGD, class-gated error",
+    "hybrid, class-gated error", "ridge head", "LDA head",
 )  # fmt: skip
 ATTACKS = ("clean", "deranged labels", "50% flipped labels", "50% foreign images", "noise of 1 spread")
 LENGTHS = (10, 30)
@@ -355,6 +356,7 @@ def test_rivals() -> None:
     for name, bar in zip(METHODS, right.patches, strict=True):
         assert matplotlib.colors.to_rgba(line_colors[name]) == bar.get_facecolor()
     assert {t.get_text() for t in left.texts} == {"chance", *METHODS}
+    assert max(t.xy[1] for t in left.texts) <= 1.03  # type: ignore[attr-defined] # under the title
 
 
 def test_scale_study() -> None:

@@ -12,13 +12,14 @@ import pytest
 from scipy import stats
 
 from flexkern.runs.metaplasticity import tables as report
-from flexkern.runs.metaplasticity.claims import check, claim, describe, paired, spearman
+from flexkern.runs.metaplasticity.claims import check, claim
 from flexkern.runs.metaplasticity.hebb_repetition import HebbRepetition
 from flexkern.runs.metaplasticity.learning_frequency import LearningFrequency
 from flexkern.runs.metaplasticity.poisoning import CLEAN, DERANGED, Poisoning
 from flexkern.runs.metaplasticity.protocol import protocol_for
 from flexkern.runs.metaplasticity.rivals import Rivals
 from flexkern.runs.metaplasticity.serial_position import SerialPosition, memory_measures
+from flexkern.runs.statistics import paired
 from studies import metaplasticity_page as page
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -35,6 +36,7 @@ def test_a_check_is_a_t_interval_and_wilcoxons_test() -> None:
     interval = stats.ttest_1samp(v, 0).confidence_interval(0.95)
     assert (found["low"], found["high"]) == (round(interval.low, 4), round(interval.high, 4))
     assert found["p"] == pytest.approx(stats.wilcoxon(v).pvalue, rel=5e-3)
+    assert found["p_t"] == pytest.approx(stats.ttest_1samp(v, 0).pvalue, rel=5e-3)
     assert (found["found"], found["n"]) == ("met", 8)
     assert check("x", -v)["found"] == "refuted"
     assert check("x", v - v.mean())["found"] == "open"
@@ -55,16 +57,6 @@ def test_a_check_is_a_t_interval_and_wilcoxons_test() -> None:
 )
 def test_verdicts(found: tuple[str, ...], verdict: str) -> None:
     assert claim("name", "Words.", [{"what": "", "found": f} for f in found])["verdict"] == verdict
-
-
-def test_spearman_is_scipys_and_0_where_nothing_varies() -> None:
-    assert spearman([1, 2, 3, 4], [10, 30, 20, 40]) == pytest.approx(0.8)
-    assert spearman([1, 1, 1], [1, 2, 3]) == 0
-
-
-def test_describe_has_no_nan_for_one_seed() -> None:
-    assert describe([[0.5, 1.0]]) == {"mean": [0.5, 1.0], "std": [0.0, 0.0], "n": 1}
-    assert describe([1.0, 3.0])["std"] == round(2**0.5, 4)
 
 
 # ----------------------------------------------------------------- claims, on records made by hand
@@ -195,6 +187,50 @@ def test_rivals_are_tuned_on_seeds_that_are_not_reported() -> None:
     }
     assert "EWC, strength 10" not in summary["measures"]
     assert summary["measures"]["EWC, strength 1"]["final"] == {"mean": [0.2] * 3, "std": [0.0] * 3, "n": 2}
+    # Of candidates the chosen one alone is trained on seeds that are reported, and that is all that is told.
+    none = [(n, s) for n in names for s in range(3) if rivals.wanted(n, s, [], protocol)]
+    on_pilot = [r for r in records if r["seed"] == 0]
+    wanted = [(n, s) for n in names for s in range(3) if rivals.wanted(n, s, on_pilot, protocol)]
+    tried = [n for n in names if n.partition(", s")[0] in summary["chosen"]]
+    assert none == [(n, s) for n in names for s in range(3) if s == 0 or n not in tried]
+    chosen = {*summary["chosen"].values()}
+    assert wanted == [(n, s) for n in names for s in range(3) if s == 0 or n not in tried or n in chosen]
+    assert len(wanted) == rivals.count(protocol) < len(names) * 3
+    kept = [r for r in records if (r["network"], r["seed"]) in wanted]
+    assert rivals.summarise(kept, protocol) == summary
+
+
+def test_rivals_are_put_to_the_test_against_each_other() -> None:
+    rivals, protocol = Rivals(pilot=1, scales=(1.0,), ewc=(1.0,), si=(1.0,)), protocol_for(items=3, seeds=4)
+    level = {
+        "plain SGD": 0.1, "hybrid": 0.3, "hybrid, tuned, scale 1": 0.4, "joint": 0.6, "ridge head": 0.9,
+        "LDA head": 0.55, "plain SGD, class-gated error": 0.5, "hybrid, class-gated error": 0.4,
+    }  # fmt: skip
+    records = [
+        record(name, seed, stream=_steps([level.get(name, 0.2) + 0.01 * seed] * 3))
+        for name in rivals.networks(protocol)
+        for seed in range(4)
+    ]
+    claims = {c["name"]: c for c in rivals.summarise(records, protocol)["claims"]}
+    against = {
+        name: {c["what"].split(" above ")[1]: c["found"] for c in claims[name]["checks"]} for name in claims
+    }
+    assert claims["ridge head against training"]["verdict"] == "holds"
+    assert len(against["ridge head against training"]) == len(rivals.networks(protocol)) - 2
+    assert claims["LDA head against training"]["verdict"] == "holds in part"
+    assert against["LDA head against training"]["joint, average accuracy"] == "refuted"
+    assert claims["class-gated error against flexible synapses"]["verdict"] == "holds"
+    assert claims["flexible synapses with the class-gated error"]["verdict"] == "does not hold"
+    assert [c["found"] for c in claims["joint training is no bound"]["checks"]] == ["refuted", "met", "refuted"]
+    for name in ("against the field", "against the field, tuned"):
+        single = [n for n in level if not n.startswith("hybrid") and n != "joint"]
+        others = ("all alike, tuned, scale 1", "EWC, strength 1", "SI, strength 1", "replay of 200")
+        assert against[name].keys() == {f"{n}, average accuracy" for n in (*single, *others)}
+    # Results of before, which had no heads and no gates.
+    old = [r for r in records if "head" not in r["network"] and "gated" not in r["network"]]
+    assert [c["name"] for c in rivals.summarise(old, protocol)["claims"]] == [
+        "against the field", "against the field, tuned"
+    ]  # fmt: skip
 
 
 # ----------------------------------------------------------------- the page
@@ -213,18 +249,8 @@ def test_the_page_has_every_experiment_and_its_picture() -> None:
         assert results["finished"]
         assert f"<!-- results: {path.parent.name} -->" in text
         assert (path.parent / "picture.png").exists()
-        kind = page.SHOWN[results["experiment"]]
-        options = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in results["configuration"]["options"].items()
-        }
-        protocol = protocol_for(
-            items=results["configuration"]["items"], seeds=results["configuration"]["seeds"],
-            first_seed=results["configuration"]["first_seed"], width=results["configuration"]["width"],
-            lr=results["configuration"]["lr"],
-        )  # fmt: skip
         # And the summary is what the code makes of the runs.
-        again = kind(**options).summarise(results["runs"], protocol)
-        assert json.loads(json.dumps(again)) == results["summary"]
+        assert page.summary(results) == results["summary"]
     shown = {json.loads(p.read_text())["experiment"] for p in PAGE.with_suffix("").glob("*/results.json")}
     assert shown == set(page.SHOWN)
 
@@ -233,3 +259,86 @@ def test_missing_results_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is missing or not finished: run its command first"):
         page.fill("<!-- results: nothing -->\n<!-- end -->\n", tmp_path)
     assert report.rows.__doc__
+
+
+# ----------------------------------------------------------------- many checks
+
+
+def _results(folder: Path, name: str, checks: dict[str, list[float]]) -> dict[str, Any]:
+    """The page's results of one experiment, with other checks."""
+    results = json.loads((PAGE.with_suffix("") / "learning-frequency" / "results.json").read_text())
+    claims = [claim("x", f"Words of {name}.", [check(what, values) for what, values in checks.items()])]
+    results["summary"] = results["summary"] | {"claims": claims}
+    (folder / name).mkdir(parents=True)
+    (folder / name / "results.json").write_text(json.dumps(results))
+    return results
+
+
+def test_the_page_adjusts_for_all_its_checks_together(tmp_path: Path) -> None:
+    clear, slight = [1.9, 2.0, 2.1, 1.8, 2.2, 2.05], [0.3, 0.1, 0.25, -0.02, 0.2, 0.05]
+    nothing = [0.1, -0.1, 0.05, -0.08, 0.02, 0.03]
+    _results(tmp_path, "a", {"clear": clear, "slight": slight, "one seed": [1.0]})
+    _results(tmp_path, "b", {"nothing": nothing, "against": [-v for v in clear]})
+    text = page.fill(
+        "".join(f"<!-- {b} -->\n<!-- end -->\n" for b in ("verdicts", "results: a", "results: b")), tmp_path
+    )
+    p = {
+        k: stats.ttest_1samp(v, 0).pvalue
+        for k, v in {"clear": clear, "slight": slight, "nothing": nothing}.items()
+    }
+    assert 0.025 < p["slight"] < 0.05 < p["nothing"]
+    assert f"p {p['clear']:.2g}, Holm {4 * p['clear']:.2g}, Wilcoxon 0.031): met\n" in text
+    assert f"p {p['slight']:.2g}, Holm {2 * p['slight']:.2g}, " in text
+    assert f"p {p['nothing']:.2g}, Holm {p['nothing']:.2g}, " in text
+    assert text.count("met, open after Holm\n") == 1
+    assert "one seed: +1.000 (one seed): open" in text
+    assert "| a | Words of a. | holds in part | 2 of 3 | 1 of 3 |" in text
+    assert "| b | Words of b. | does not hold | 0 of 2 | 0 of 2 |" in text
+    assert (
+        "5 checks: 2 met, 1 refuted, 2 open. After Holm's correction over all of them 1 stay met and 1 "
+        "refuted. Of those that do not, 1 have 6 seeds." in text
+    )
+
+
+def test_summaries_of_older_code_are_made_anew(tmp_path: Path) -> None:
+    folder, text = tmp_path / "page", "<!-- results: learning-frequency -->\n<!-- end -->\n"
+    file = folder / "learning-frequency" / "results.json"
+    file.parent.mkdir(parents=True)
+    known = json.loads((PAGE.with_suffix("") / "learning-frequency" / "results.json").read_text())
+    old = copy.deepcopy(known)
+    for c in old["summary"]["claims"]:
+        for one in c["checks"]:
+            del one["p_t"]
+    file.write_text(json.dumps(old))
+    with pytest.raises(ValueError, match="a check has no p_t, so it is of older code"):
+        page.fill(text, folder)
+    assert page.refresh(text, folder) == [file]
+    assert json.loads(file.read_text()) == known
+    assert page.refresh(text, folder) == []
+
+
+def test_the_terminal_has_holms_p_too() -> None:
+    values = {"clear": [0.5, 0.52, 0.48], "not": [0.1, -0.1, 0.05], "one seed": [1.0]}
+    claims = [claim("x", "Words.", [check(what, v) for what, v in values.items()])]
+    columns = {c.header: list(c.cells) for c in report.claims_table({"summary": {"claims": claims}}).columns}
+    p = stats.ttest_1samp(values["clear"], 0).pvalue
+    assert columns["p"][1:] == [f"{p:.2g}", f"{stats.ttest_1samp(values['not'], 0).pvalue:.2g}", "-"]
+    assert columns["Holm"][1] == f"{2 * p:.2g}"
+    assert columns["found"][1:] == ["met", "open", "open"]
+
+
+def test_the_page_ranks_the_rivals() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    for name in ("rivals", "split-cifar100"):
+        results = json.loads((PAGE.with_suffix("") / name / "results.json").read_text(encoding="utf-8"))
+        (line,) = (line for line in text.splitlines() if line.startswith(f"- {name}: "))
+        ranked = [one.rsplit(" ", 3) for one in line.removeprefix(f"- {name}: ").removesuffix(".").split("; ")]
+        measures = results["summary"]["measures"]
+        assert {network for network, *_ in ranked} == measures.keys()
+        means = [float(mean) for _, mean, *_ in ranked]
+        assert means == sorted(means, reverse=True)
+        for network, mean, _, half in ranked:
+            m, reported = measures[network]["average_memory"], results["configuration"]["seeds"] - 2
+            assert float(mean) == pytest.approx(100 * m["mean"][-1], abs=0.051)
+            student = {3: 4.3027, 6: 2.5706}[reported]
+            assert float(half) == pytest.approx(100 * student * m["std"][-1] / reported**0.5, abs=0.051)
