@@ -16,10 +16,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from flexkern.runs.metaplasticity.claims import check, claim, describe
+from flexkern.runs.metaplasticity.claims import check, claim
 from flexkern.runs.metaplasticity.protocol import Network, Protocol
 from flexkern.runs.metaplasticity.records import accuracy, by_network
 from flexkern.runs.metaplasticity.schedule import Experiment
+from flexkern.runs.statistics import describe
 
 __all__ = ["ScaleStudy", "Setting", "application", "main"]
 

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from flexkern.learners import MetaplasticMLP
 from flexkern.metrics import AccuracyMatrix
 from flexkern.runs.demo import digit_features
-from flexkern.runs.metaplasticity.claims import paired
+from flexkern.runs.statistics import paired
 from flexkern.streams import Stream, bundled_digits
 from studies.reserve_settings import CONTROL, METHODS, NEVER, NONE, StudyConfig, condition
 from studies.reserve_tables import write

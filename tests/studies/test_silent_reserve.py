@@ -14,7 +14,7 @@ pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 stats = pytest.importorskip("scipy.stats")
 
-from flexkern.runs.metaplasticity.claims import paired  # noqa: E402
+from flexkern.runs.statistics import paired  # noqa: E402
 from studies import silent_reserve  # noqa: E402 - after the checks that it can be imported
 from studies.reserve_settings import CONTROL, METHODS, NONE, StudyConfig, condition  # noqa: E402
 from studies.reserve_tables import BY_HAND, page, write  # noqa: E402

@@ -9,11 +9,12 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from flexkern.runs.metaplasticity.claims import check, claim, describe
+from flexkern.runs.metaplasticity.claims import check, claim
 from flexkern.runs.metaplasticity.protocol import Network, Protocol
 from flexkern.runs.metaplasticity.records import accuracy, by_network, memorised_count, of_network
 from flexkern.runs.metaplasticity.schedule import Experiment, Part, Shown, in_order
 from flexkern.runs.metaplasticity.serial_position import THREE
+from flexkern.runs.statistics import describe
 from flexkern.streams import TwoDigitItems
 
 __all__ = ["PASSES", "HebbRepetition", "repeated"]

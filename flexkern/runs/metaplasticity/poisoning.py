@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from flexkern.runs.metaplasticity.claims import check, claim, describe
+from flexkern.runs.metaplasticity.claims import check, claim
 from flexkern.runs.metaplasticity.hebb_repetition import PASSES, repeated
 from flexkern.runs.metaplasticity.protocol import Network, Protocol
 from flexkern.runs.metaplasticity.records import accuracy, by_network, memorised_count
 from flexkern.runs.metaplasticity.schedule import Experiment, Part, Shown, in_order
 from flexkern.runs.metaplasticity.serial_position import THREE
+from flexkern.runs.statistics import describe
 from flexkern.streams import Experience, TwoDigitItems
 from flexkern.streams.poison import (
     deranged_labels,

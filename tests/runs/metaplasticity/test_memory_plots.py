@@ -21,8 +21,8 @@ from matplotlib.text import Text  # noqa: E402
 from flexkern.runs.drawing import curves  # noqa: E402
 from flexkern.runs.metaplasticity import panels  # noqa: E402
 from flexkern.runs.metaplasticity import pictures as plots  # noqa: E402
-from flexkern.runs.metaplasticity.claims import describe  # noqa: E402
 from flexkern.runs.metaplasticity.flexibility import DISTRIBUTIONS  # noqa: E402
+from flexkern.runs.statistics import describe  # noqa: E402
 from studies import scale_tables  # noqa: E402
 from studies.scale_study import ScaleStudy  # noqa: E402
 

@@ -12,13 +12,14 @@ import pytest
 from scipy import stats
 
 from flexkern.runs.metaplasticity import tables as report
-from flexkern.runs.metaplasticity.claims import check, claim, describe, paired, spearman
+from flexkern.runs.metaplasticity.claims import check, claim
 from flexkern.runs.metaplasticity.hebb_repetition import HebbRepetition
 from flexkern.runs.metaplasticity.learning_frequency import LearningFrequency
 from flexkern.runs.metaplasticity.poisoning import CLEAN, DERANGED, Poisoning
 from flexkern.runs.metaplasticity.protocol import protocol_for
 from flexkern.runs.metaplasticity.rivals import Rivals
 from flexkern.runs.metaplasticity.serial_position import SerialPosition, memory_measures
+from flexkern.runs.statistics import paired
 from studies import metaplasticity_page as page
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -35,6 +36,7 @@ def test_a_check_is_a_t_interval_and_wilcoxons_test() -> None:
     interval = stats.ttest_1samp(v, 0).confidence_interval(0.95)
     assert (found["low"], found["high"]) == (round(interval.low, 4), round(interval.high, 4))
     assert found["p"] == pytest.approx(stats.wilcoxon(v).pvalue, rel=5e-3)
+    assert found["p_t"] == pytest.approx(stats.ttest_1samp(v, 0).pvalue, rel=5e-3)
     assert (found["found"], found["n"]) == ("met", 8)
     assert check("x", -v)["found"] == "refuted"
     assert check("x", v - v.mean())["found"] == "open"
@@ -55,16 +57,6 @@ def test_a_check_is_a_t_interval_and_wilcoxons_test() -> None:
 )
 def test_verdicts(found: tuple[str, ...], verdict: str) -> None:
     assert claim("name", "Words.", [{"what": "", "found": f} for f in found])["verdict"] == verdict
-
-
-def test_spearman_is_scipys_and_0_where_nothing_varies() -> None:
-    assert spearman([1, 2, 3, 4], [10, 30, 20, 40]) == pytest.approx(0.8)
-    assert spearman([1, 1, 1], [1, 2, 3]) == 0
-
-
-def test_describe_has_no_nan_for_one_seed() -> None:
-    assert describe([[0.5, 1.0]]) == {"mean": [0.5, 1.0], "std": [0.0, 0.0], "n": 1}
-    assert describe([1.0, 3.0])["std"] == round(2**0.5, 4)
 
 
 # ----------------------------------------------------------------- claims, on records made by hand

@@ -13,7 +13,6 @@ import torch
 from flexkern import ops
 from flexkern.features import FeatureCache
 from flexkern.learners import MetaplasticMLP
-from flexkern.runs.metaplasticity.claims import spearman
 from flexkern.runs.metaplasticity.flexibility import DISTRIBUTIONS, flexibility
 from flexkern.runs.metaplasticity.hebb_repetition import HebbRepetition
 from flexkern.runs.metaplasticity.items import load_items
@@ -22,6 +21,7 @@ from flexkern.runs.metaplasticity.poisoning import CLEAN, DERANGED, Poisoning
 from flexkern.runs.metaplasticity.protocol import Network, Protocol, protocol_for
 from flexkern.runs.metaplasticity.rivals import Rivals
 from flexkern.runs.metaplasticity.serial_position import SerialPosition
+from flexkern.runs.statistics import spearman
 from flexkern.streams import TwoDigitItems
 from helpers.memory_tiny import TINY
 from studies.scale_study import ScaleStudy
