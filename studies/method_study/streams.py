@@ -1,0 +1,103 @@
+"""The streams of the method study: each by a path, a seed and its setting."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flexkern.streams import Images, Stream, class_incremental, image_pack, mnist
+from flexkern.streams.two_digit import compose
+from studies.method_study.characters import characters, small_enough
+from studies.method_study.settings import Setting
+
+__all__ = ["STREAMS", "StreamKind"]
+
+_CHOSEN, _SPLIT, _COMPOSED = range(3)  # first number of a generator's seed
+
+
+@dataclass(frozen=True)
+class StreamKind:
+    """A family of streams.
+
+    Args:
+        name: for files and the command line.
+        title: for tables.
+        data: the command-line option that gives its path.
+        make: the stream of a path, a seed, the backbone's image size and a setting.
+    """
+
+    name: str
+    title: str
+    data: str
+    make: Callable[[str, int, int, Setting], Stream]
+
+
+@functools.lru_cache(maxsize=1)
+def _pack(path: str) -> tuple[Images, Images]:
+    return image_pack(path)
+
+
+@functools.lru_cache(maxsize=1)
+def _digits(path: str) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    train, test = mnist(path)
+    return (train.images, train.labels), (test.images, test.labels)
+
+
+def cifar100(path: str, seed: int, size: int, setting: Setting) -> Stream:
+    """CIFAR-100's classes from ``first_class`` on: the embedded backbone has seen those before 50."""
+    train, test = _pack(path)
+    chosen = range(setting.first_class, setting.first_class + setting.classes)
+    return class_incremental(
+        train, test, increment=setting.increment, classes=chosen, seed=1993 + seed,
+        train_per_class=setting.train_per_class, test_per_class=setting.test_per_class,
+    )  # fmt: skip
+
+
+def few_shot_characters(path: str, seed: int, size: int, setting: Setting) -> Stream:
+    """Characters of any alphabet, chosen and ordered by the seed; so are the drawings for training and test."""
+    images = characters(path, size)
+    chosen = np.random.default_rng([_CHOSEN, seed]).permutation(len(images.names))[: setting.classes].tolist()
+    train: list[int] = []
+    test: list[int] = []
+    for label in chosen:
+        rows = torch.nonzero(images.labels == label).squeeze(1).numpy()
+        rows = np.random.default_rng([_SPLIT, seed, label]).permutation(rows)
+        first = setting.train_per_class or len(rows) // 2
+        train += rows[:first].tolist()
+        test += rows[first:][: setting.test_per_class].tolist()
+    parts = [Images(images.images[rows], images.labels[rows], images.names) for rows in (train, test)]
+    return class_incremental(*parts, increment=setting.increment, order=chosen)
+
+
+def two_digit_numbers(path: str, seed: int, size: int, setting: Setting) -> Stream:
+    """00 to 99, two digits of MNIST side by side: so many of the hundred, chosen and ordered by the seed."""
+    chosen = np.random.default_rng([_CHOSEN, seed]).permutation(100)[: setting.classes].tolist()
+    counts = (setting.train_per_class or 100, setting.test_per_class or 40)
+    parts = []
+    for part, ((images, labels), count) in enumerate(zip(_digits(path), counts, strict=True)):
+        of_digit = [torch.nonzero(labels == digit).squeeze(1).numpy() for digit in range(10)]
+        pictures = []
+        for number in chosen:
+            rng = np.random.default_rng([_COMPOSED, seed, part, number])
+            left, right = (rng.choice(of_digit[digit], count) for digit in divmod(number, 10))
+            pair = compose(images[left], images[right])[:, None].expand(-1, 3, -1, -1)
+            pictures.append(small_enough(pair, size))
+        numbers = torch.tensor(chosen).repeat_interleave(count)
+        parts.append(Images(torch.cat(pictures), numbers, [f"{n:02d}" for n in range(100)]))
+    return class_incremental(*parts, increment=setting.increment, order=chosen)
+
+
+STREAMS: Mapping[str, StreamKind] = {
+    kind.name: kind
+    for kind in (
+        StreamKind("cifar100", "CIFAR-100, B0-Inc5", "cifar100", cifar100),
+        StreamKind("characters", "few-shot printed characters", "characters", few_shot_characters),
+        StreamKind("numbers", "two-digit numbers", "mnist", two_digit_numbers),
+    )
+}
+"""By name, in the order of tables."""
