@@ -63,6 +63,16 @@ def test_replay_answers_as_the_learner_does(
     assert result["open_per_sample"] == pytest.approx(learner.report["open_per_sample"], abs=0.04)
 
 
+def test_the_control_of_the_oracle_has_no_adapters_and_is_told_the_task(features: SpaceFeatures) -> None:
+    control = next(v for v in gate_study.variants() if "control" in v.name)
+    result = replay(features, control, seed=0)
+    alone = replay(features, Variant("", "", head="simplecil"), seed=0)
+    assert result["open_per_sample"] == 0
+    assert result["matrix"][0] == alone["matrix"][0]  # of one task there is nothing to tell
+    assert all(a >= b for a, b in zip(result["matrix"][-1], alone["matrix"][-1], strict=True))
+    assert result["last"] > alone["last"]
+
+
 def test_every_variant_has_its_own_key() -> None:
     keys = [v.key for v in gate_study.variants()]
     assert len(set(keys)) == len(keys)
