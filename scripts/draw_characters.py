@@ -80,7 +80,8 @@ def is_new(shape: np.ndarray, known: Iterable[np.ndarray]) -> bool:
 
 def draw(out: Path, seed: int = 0) -> dict[str, int]:
     """Writes all alphabets; returns how many characters each has."""
-    found, known = {}, []
+    found: dict[str, int] = {}
+    known: list[np.ndarray] = []
     paths = fonts()
     has = {name: FT2Font(path).get_charmap() for name, path in paths.items()}
     for number, (alphabet, (first, last)) in enumerate(ALPHABETS.items()):

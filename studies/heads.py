@@ -42,7 +42,7 @@ class Head:
     ) -> None:
         given = dict(options or {})
         self.kind = kind
-        for_gate = {"seed": seed, "device": device} | dict(gate or {})
+        for_gate: dict[str, Any] = {"seed": seed, "device": device} | dict(gate or {})
         self.gate = SynapseGate(reads, **for_gate) if gate is not None else None
         self.head: Any
         if kind == "prototype":

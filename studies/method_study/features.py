@@ -20,7 +20,7 @@ from flexkern.learners import LDA, ArtsyViT, checkpoint
 from flexkern.streams import Stream
 from studies.method_study.settings import Setting
 
-__all__ = ["LAYERS", "Tokens", "adapter_spaces", "frozen_tokens"]
+__all__ = ["LAYERS", "Spaces", "Tokens", "adapter_spaces", "frozen_tokens"]
 
 LAYERS = 6
 
@@ -81,14 +81,27 @@ class Tokens:
         return content.hexdigest()[:16]
 
 
+@dataclass(frozen=True, eq=False)
+class Spaces:
+    """A stream's images in the frozen backbone and in all adapters.
+
+    Args:
+        train: for each task t float32 [n, 2 + t, width], as they are when it ends: E0, then the adapters.
+        test: for each task float32 [n, 1 + T, width].
+        seconds: of the training.
+    """
+
+    train: list[Tensor]
+    test: list[Tensor]
+    seconds: float
+
+
 def frozen_tokens(
-    stream: Stream, backbone: Any, setting: Setting, device: str, path: Path | None = None
+    stream: Stream, backbone: Any, setting: Setting, device: str, path: Path | None, key: dict[str, Any]
 ) -> Tokens:
-    """Tokens of all images of a stream; read from ``path`` where they are there."""
-    reader = _Reader(
-        backbone, recipe=setting.recipe, calibration_images=0, device=device, layers=_layers(backbone)
-    )
-    summaries = reader.head.width // (reader.layers * reader.width)
+    """Tokens of all images of a stream; from ``path`` where it has those of this ``key``."""
+    layers = min(LAYERS, LDA(backbone).layers)
+    reader = _Reader(backbone, recipe=setting.recipe, calibration_images=0, device=device, layers=layers)
 
     def make() -> dict[str, Tensor]:
         return {
@@ -97,13 +110,9 @@ def frozen_tokens(
             for part in ("train", "test")
         }
 
-    tensors = _kept(path, make)
+    tensors = _kept(path, key, make)
     train, test = ([tensors[f"{part}{t}"] for t in range(len(stream))] for part in ("train", "test"))
-    return Tokens(train, test, reader.width, summaries)
-
-
-def _layers(backbone: Any) -> int:
-    return min(LAYERS, LDA(backbone).layers)
+    return Tokens(train, test, reader.width, reader.head.width // (reader.layers * reader.width))
 
 
 def adapter_spaces(
@@ -112,16 +121,11 @@ def adapter_spaces(
     backbone: Any,
     setting: Setting,
     device: str,
-    path: Path | None = None,
+    path: Path | None,
+    key: dict[str, Any],
     progress: Callable[[str], None] = lambda _: None,
-) -> tuple[list[Tensor], list[Tensor], float]:
-    """Trains an adapter for each task, and takes images through them.
-
-    Returns:
-        train: for each task t float32 [n, 2 + t, width], as they are when the task ends: E0, then the adapters.
-        test: for each task float32 [n, 1 + T, width].
-        seconds of the training.
-    """
+) -> Spaces:
+    """Trains an adapter for each task, and takes images through them; or reads ``path``."""
 
     def make() -> dict[str, Tensor]:
         trainer = _Trainer(
@@ -136,16 +140,18 @@ def adapter_spaces(
         tensors["seconds"] = torch.tensor(time.perf_counter() - began)
         return tensors | {f"test{e.number}": trainer.spaces(e.test_inputs).cpu() for e in stream}
 
-    tensors = _kept(path, make)
+    tensors = _kept(path, key, make)
     train, test = ([tensors[f"{part}{t}"] for t in range(len(stream))] for part in ("train", "test"))
-    return train, test, float(tensors["seconds"])
+    return Spaces(train, test, float(tensors["seconds"]))
 
 
-def _kept(path: Path | None, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+def _kept(path: Path | None, key: dict[str, Any], make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
     if path is not None and path.exists():
-        return checkpoint.read(path)[0]
+        tensors, record = checkpoint.read(path)
+        if record["key"] == key:
+            return tensors
     tensors = make()
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        checkpoint.write(path, tensors, {"format": 1})
+        checkpoint.write(path, tensors, {"key": key})
     return tensors

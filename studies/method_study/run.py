@@ -21,7 +21,6 @@ from typing import Any
 
 import torch
 
-from flexkern.backbones import image_size, load_backbone
 from flexkern.environment import environment
 from flexkern.files import write_json
 from flexkern.plain import nearest
@@ -68,18 +67,9 @@ def run(
             for backbone in backbones:
                 for seed in seeds:
                     where = kept / name / label(backbone) / f"seed{seed}"
-                    if not again and all((where / f"{m}.json").exists() for m in group):
-                        continue
-                    setting = settings[name]
-                    size = image_size(load_backbone(backbone))
-                    stream = STREAMS[name].make(path, seed, size, setting)
-                    title = f"{name}, {label(backbone)}, seed {seed}"
-                    bench = Bench(
-                        stream, seed, backbone, setting, device, where, lambda s, t=title: progress(f"{t}: {s}")
-                    )
+                    bench = Bench(name, path, seed, backbone, settings[name], device, where, progress)
                     for method in group:
-                        found = unit(bench, METHODS[method], method in again)
-                        progress(f"{title}: {method}: last {found['last']:.1%}, told {found['told']:.1%}")
+                        unit(bench, METHODS[method], again=method in again)
 
 
 def label(backbone: str) -> str:
@@ -152,7 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             parser.error("name the data of a stream: --cifar100, --mnist or --characters")
         run(data, backbones, seeds, settings, given.kept, methods=methods, again=again,
             progress=lambda line: print(line, flush=True))  # fmt: skip
-    units = collect(given.kept, METHODS, backbones, seeds)
+    units = collect(given.kept, list(METHODS), backbones, seeds)
     results = {
         "experiment": "methods compared on several streams and backbones",
         "seeds": list(seeds),

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flexkern.backbones import image_size, load_backbone
 from flexkern.files import write_json
 from flexkern.learners import make_learner
+from flexkern.learners.vit.fingerprints import fingerprint
 from flexkern.streams import Stream
 from studies.gate_bounds import as_one_task
 from studies.heads import Head
-from studies.method_study.features import Tokens, adapter_spaces, frozen_tokens
+from studies.method_study.features import Spaces, Tokens, adapter_spaces, frozen_tokens
 from studies.method_study.methods import Method, learner_options
 from studies.method_study.settings import Setting
+from studies.method_study.streams import STREAMS
 
 __all__ = ["Bench", "from_features", "from_learner", "unit"]
 
@@ -29,10 +33,11 @@ Logits = Callable[[int, Tensor], Tensor]  # of a task's test images, told that t
 
 @dataclass
 class Bench:
-    """What all methods of a stream, a backbone and a seed share.
+    """What all methods of a stream, a backbone and a seed share; made when it is first asked for.
 
     Args:
-        stream: of images.
+        name: of the stream, one of ``STREAMS``.
+        path: of its data.
         seed: of everything random.
         backbone: as :func:`flexkern.backbones.load_backbone` takes it.
         setting: of the stream.
@@ -41,38 +46,47 @@ class Bench:
         progress: called with lines.
     """
 
-    stream: Stream
+    name: str
+    path: str
     seed: int
     backbone: Any
     setting: Setting
-    device: str
+    device: str = "cpu"
     kept: Path | None = None
     progress: Callable[[str], None] = lambda _: None
 
-    def __post_init__(self) -> None:
-        self._tokens: Tokens | None = None
-        self._spaces: tuple[list[Tensor], list[Tensor], float] | None = None
+    @cached_property
+    def stream(self) -> Stream:
+        """Its images."""
+        size = image_size(load_backbone(self.backbone))
+        return STREAMS[self.name].make(self.path, self.seed, size, self.setting)
 
-    @property
+    @cached_property
+    def key(self) -> dict[str, Any]:
+        """What a result depends on, beside the method and the names of folders."""
+        key = {"backbone": fingerprint(load_backbone(self.backbone)), "setting": asdict(self.setting)}
+        return json.loads(json.dumps(key))  # as a file gives it back
+
+    @cached_property
     def tokens(self) -> Tokens:
         """Of the frozen backbone."""
-        if self._tokens is None:
-            path = self.kept / "tokens.safetensors" if self.kept else None
-            self._tokens = frozen_tokens(self.stream, self.backbone, self.setting, self.device, path)
-        return self._tokens
+        path = self.kept / "tokens.safetensors" if self.kept else None
+        return frozen_tokens(self.stream, self.backbone, self.setting, self.device, path, self.key)
 
-    @property
-    def spaces(self) -> tuple[list[Tensor], list[Tensor], float]:
+    @cached_property
+    def spaces(self) -> Spaces:
         """Of the adapters; trains them."""
-        if self._spaces is None:
-            path = self.kept / "spaces.safetensors" if self.kept else None
-            self._spaces = adapter_spaces(
-                self.stream, self.seed, self.backbone, self.setting, self.device, path, self.progress
-            )
-        return self._spaces
+        path = self.kept / "spaces.safetensors" if self.kept else None
+        return adapter_spaces(
+            self.stream, self.seed, self.backbone, self.setting, self.device, path, self.key, self.say
+        )
+
+    def say(self, line: str) -> None:
+        """A line of progress."""
+        self.progress(f"{self.name}, {Path(str(self.backbone)).name}, seed {self.seed}: {line}")
 
 
-def unit(bench: Bench, method: Method, again: bool = False) -> dict[str, Any]:
+def unit(bench: Bench, method: Method, *, again: bool = False) -> dict[str, Any]:
     """The result of a method, from the file that keeps it or made now.
 
     Returns:
@@ -82,17 +96,17 @@ def unit(bench: Bench, method: Method, again: bool = False) -> dict[str, Any]:
         ``seconds``; of experts also ``base_last``, the last accuracy of the scores that they start from.
     """
     path = bench.kept / f"{method.name}.json" if bench.kept else None
-    key = json.loads(json.dumps({"setting": asdict(bench.setting), "names": bench.stream.names}))
     if path is not None and path.exists() and not again:
         found = json.loads(path.read_text())
-        if found["key"] == key:
+        if found["key"] == bench.key:
             return found
     began = time.perf_counter()
     result = from_learner(bench, method) if method.head is None else from_features(bench, method)
-    found = {"key": key, "seconds": round(time.perf_counter() - began, 1), **result}
+    found = {"key": bench.key, "seconds": round(time.perf_counter() - began, 1), **result}
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, found)
+    bench.say(f"{method.name}: last {found['last']:.1%}, told the task {found['told']:.1%}")
     return found
 
 
@@ -107,7 +121,7 @@ def from_features(bench: Bench, method: Method) -> dict[str, Any]:
         train, test = tokens.features()
     spaces_train, spaces_test = ([x[:, None] for x in part] for part in tokens.features())
     if method.adapted:
-        spaces_train, spaces_test, _ = bench.spaces
+        spaces_train, spaces_test = bench.spaces.train, bench.spaces.test
     device = bench.device
     head = Head(
         method.head or "", tokens.width, train[0].shape[1], gate=method.gate, options=method.head_options,
@@ -139,7 +153,7 @@ def from_features(bench: Bench, method: Method) -> dict[str, Any]:
 
 
 def _adapter_bytes(bench: Bench) -> int:
-    options = {"rank": bench.setting.rank, "precision": bench.setting.precision}
+    options: dict[str, Any] = {"rank": bench.setting.rank, "precision": bench.setting.precision}
     one = make_learner("ease", bench.backbone, **options).bank.parameters_per_task
     return 4 * one * len(bench.stream)
 
@@ -165,7 +179,7 @@ def from_learner(bench: Bench, method: Method) -> dict[str, Any]:
         learner.learn(item)
         t = len(stream) - 1 if method.at_once else item.number
         scores.add(t, logits)
-        bench.progress(f"{method.name}: task {t + 1} of {len(stream)}: {scores.after[-1]:.1%}")
+        bench.say(f"{method.name}: task {t + 1} of {len(stream)}: {scores.after[-1]:.1%}")
     learner.evaluate(stream)
     kept = getattr(learner, "memory_bytes", None)
     return scores.result() | {

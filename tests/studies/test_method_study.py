@@ -34,7 +34,9 @@ PAGE = Path(__file__).parents[2] / "docs" / "results" / "artsy.md"
 
 @pytest.fixture(scope="module")
 def bench() -> Bench:
-    return Bench(stream(), 0, backbone(), SETTING, "cpu")
+    made = Bench("cifar100", "", 0, backbone(), SETTING)
+    made.stream = stream()
+    return made
 
 
 @pytest.mark.parametrize("name", STORED)
@@ -133,6 +135,10 @@ def test_a_whole_study_goes_on_and_writes_its_page(
     capsys.readouterr()
     assert _study(tmp_path, "--methods", ",".join(some))["units"] == results["units"]
     assert "last" not in capsys.readouterr().out  # nothing is made again
+    other = dict.fromkeys(streams.STREAMS, replace(small, lr=0.1))
+    monkeypatch.setitem(study.SETTINGS, "reduced", other)  # what is there was not found with this setting
+    _study(tmp_path, "--methods", "simplecil")
+    assert "simplecil: last" in capsys.readouterr().out
     text = page.read_text()
     assert text.startswith("before\n")
     assert text.endswith("after\n")
