@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from flexkern.runs.incremental.config import Config, DataConfig
 from flexkern.runs.start import path_given
-from flexkern.streams import Stream, bundled_digits
+from flexkern.streams import (
+    Images,
+    ImageSource,
+    Stream,
+    blurry,
+    bundled_digits,
+    class_incremental,
+    class_repetition,
+    image_folders,
+    image_pack,
+    online,
+)
 from flexkern.streams.archives import Archive
-from flexkern.streams.augment import as_float, center_crop, resize
-from flexkern.streams.class_incremental import class_incremental
-from flexkern.streams.image_source import ImageSource
-from flexkern.streams.packs import Images, image_folders, image_pack
+from flexkern.streams.labelled import resized
 
 __all__ = ["check_place", "digest", "load_images", "make_stream"]
 
@@ -24,7 +32,6 @@ _TEST_SHARE = 0.25  # of the bundled digits, which have no test images of their 
 # Bytes of images that are kept in memory where nothing is said. Not what this machine has: images in memory are
 # known by their pixels and others by their files, and a run may go on elsewhere.
 _KEPT = 2 << 30
-_PIECE = 1024  # images that are resized at once
 
 
 def check_place(config: DataConfig) -> None:
@@ -67,11 +74,12 @@ def load_images(config: DataConfig) -> tuple[Images, Images]:
         train, test = image_pack(path)
     if config.size is None:
         return train, test
-    return _resized(train, config.size), _resized(test, config.size)
+    train, test = (resized(images, config.size, "data") for images in (train, test))
+    return train, test
 
 
 def make_stream(config: Config, train: Images, test: Images, seed: int) -> Stream:
-    """The stream of the run with that seed.
+    """The stream of the run with that seed; an :class:`flexkern.streams.OnlineStream` if the run is online.
 
     Raises:
         ValueError: naming the key, if there are not as many classes or images as it says.
@@ -79,17 +87,31 @@ def make_stream(config: Config, train: Images, test: Images, seed: int) -> Strea
     stream = config.stream
     if stream.order is None and config.data.classes is None:
         stream.check_classes(len(train.labels.unique()))
-    return class_incremental(
-        train,
-        test,
-        increment=stream.increment,
-        base=stream.base,
-        order=stream.order,
-        classes=config.data.classes,
-        seed=seed if isinstance(stream.seed, str) else stream.seed,
-        train_per_class=config.data.train_per_class,
-        test_per_class=config.data.test_per_class,
-    )
+    seed = seed if isinstance(stream.seed, str) else stream.seed
+    options: dict[str, Any] = {
+        "order": stream.order,
+        "classes": config.data.classes,
+        "seed": seed,
+        "train_per_class": config.data.train_per_class,
+        "test_per_class": config.data.test_per_class,
+    }
+    if stream.kind == "blurry":
+        assert stream.tasks is not None  # the configuration has seen to it, and to what the others need
+        made = blurry(train, test, tasks=stream.tasks, disjoint=stream.disjoint, blur=stream.blur, **options)
+    elif stream.kind == "class-repetition":
+        assert stream.experiences is not None
+        made = class_repetition(
+            train,
+            test,
+            experiences=stream.experiences,
+            classes_per_experience=stream.classes_per_experience,
+            probability=stream.probability,
+            **options,
+        )
+    else:
+        assert stream.increment is not None
+        made = class_incremental(train, test, increment=stream.increment, base=stream.base, **options)
+    return online(made, batch_size=stream.online, seed=seed) if stream.online else made
 
 
 def digest(stream: Stream) -> str:
@@ -146,10 +168,3 @@ def _digits() -> tuple[Images, Images]:
         return Images(images[rows], digits.labels[rows], names)
 
     return part(~test), part(test)
-
-
-def _resized(images: Images, size: int) -> Images:
-    def piece(x: Tensor) -> Tensor:
-        return (center_crop(resize(as_float(x), size), size) * 255).round().to(torch.uint8)
-
-    return images._replace(images=torch.cat([piece(x) for x in images.images.split(_PIECE)]))
