@@ -18,6 +18,7 @@ from flexkern.learners.registry import (
     make_learner,
     register_method,
 )
+from flexkern.learners.scenarios import SCENARIOS
 from flexkern.learners.vit.artsy import ArtsyViT
 from flexkern.learners.vit.finetune import FinetuneViT
 from flexkern.learners.vit.joint import JointViT
@@ -34,6 +35,7 @@ __all__ = [
     "LDA",
     "METHODS",
     "MLP_METHODS",
+    "SCENARIOS",
     "SI",
     "Answer",
     "ArtsyViT",

@@ -63,6 +63,9 @@ class Learner(Answering):
     """Of the network: "mlp" or "vit"; names of methods are unique within it."""
     method: ClassVar[str]
     """The name that the method was registered by."""
+    takes: ClassVar[tuple[str, ...]] = ("class-incremental",)
+    """The kinds of streams that the method learns, of :data:`flexkern.learners.SCENARIOS`; what its family
+    takes, where a method does not say it itself."""
     unsaved_numbers: ClassVar[int] = 1 << 24
     """Numbers of the largest tensor that a constructor makes and a checkpoint does not hold (a projection that
     is drawn from its seed, say). :meth:`load` lets no larger one be made than that, or four times what the
@@ -198,8 +201,9 @@ class Learner(Answering):
             experience: a learner with a multi-layer perceptron takes inputs of its shape, floating-point and
                 finite, or uint8, with any labels among the classes of the stream; one with a vision transformer
                 takes images, uint8 [n, 3, h, w] or float in [0, 1], or a source of images
-                (:class:`flexkern.streams.ImageSource`), with labels from ``classes_seen`` on. Its
-                ``class_names`` are kept; see :attr:`class_names`.
+                (:class:`flexkern.streams.ImageSource`), of new classes, whose labels are from ``classes_seen``
+                on without gaps, and, where ``takes`` says so, of known ones. Its ``class_names`` are kept; see
+                :attr:`class_names`.
             epochs: passes over the training inputs, at least 1; None: ``default_epochs``.
             progress: called after each epoch.
             watch: called after each batch, for bars of long epochs; see

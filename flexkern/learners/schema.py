@@ -88,13 +88,16 @@ def check_record(record: dict[str, Any]) -> None:
     else:
         check_fields(record, _RECORD, optional=_ALSO)
         progress = record["progress"]
-        own_of_family = {"classes_seen": _COUNT, **_ANSWERS}
+        own_of_family = {"classes_seen": _COUNT, "row_classes": (list,), **_ANSWERS}
         check_fields(progress, _PROGRESS, "progress.", optional=own_of_family, others=True)
         if "calibration" in progress:
             check_fields(progress["calibration"], _CALIBRATION, "progress.calibration.")
         for n, name in enumerate(progress.get("class_names", [])):
             if not isinstance(name, (str, type(None))):
                 raise ValueError(f"progress.class_names.{n} must be a string or null, got {shown(name)}")
+        for n, c in enumerate(progress.get("row_classes", [])):
+            if type(c) is not int:
+                raise ValueError(f"progress.row_classes.{n} must be a whole number, got {shown(c)}")
         optimizer, begun, vit = record["optimizer"], progress["begun"], record["family"] == "vit"
         if vit and "classes_seen" not in progress:
             raise ValueError("progress.classes_seen is missing")
@@ -102,7 +105,9 @@ def check_record(record: dict[str, Any]) -> None:
             raise ValueError(f"progress.epochs_done is {progress['epochs_done']}, and no item was begun")
     if begun is not None:
         own = {"name": (str,), "classes": (int, 1)} if vit else {"name": (str,)}
-        check_fields(begun, own, "begun." if "learner" in record else "progress.begun.", others=True)
+        again = {"known": (int, 0, begun["classes"])} if type(begun.get("classes")) is int else {}
+        where = "begun." if "learner" in record else "progress.begun."
+        check_fields(begun, own, where, optional=again, others=True)
     if optimizer is not None:
         check_fields(optimizer, _OPTIMIZER, "optimizer.")
         for n, group in enumerate(optimizer["param_groups"]):

@@ -20,6 +20,7 @@ from flexkern.learners.mlp.inputs import check_cache, check_inputs, is_finite
 from flexkern.learners.mlp.network import build
 from flexkern.learners.mlp.rows import Rows, read, rows_of
 from flexkern.learners.progress import tell
+from flexkern.learners.scenarios import SCENARIOS
 from flexkern.optim import MetaplasticSGD
 from flexkern.plain import number, sizes, whole_number
 from flexkern.streams.base import Experience
@@ -67,6 +68,7 @@ class MLPLearner(Learner):
     """
 
     family = "mlp"
+    takes = SCENARIOS  # all classes are there from the start
     default_epochs = 5  # the paper's
 
     def __init__(

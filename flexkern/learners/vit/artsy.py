@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from flexkern.learners.registry import register_method
-from flexkern.learners.vit.base import ViTLearner, check_same
+from flexkern.learners.vit.base import check_same
 from flexkern.learners.vit.images import check_images
+from flexkern.learners.vit.rows import TaskRows
 from flexkern.learners.vit.training import CosineHead, Recipe, Training
 from flexkern.nn.adapters.adapted_model import Trunk, attach_adapters
 from flexkern.nn.adapters.bank import AdapterBank
@@ -25,6 +26,7 @@ from flexkern.nn.gates.synapse_gate import SynapseGate
 from flexkern.nn.heads.experts import ExpertHead
 from flexkern.nn.heads.prototype import PrototypeClassifier
 from flexkern.nn.records import record_of
+from flexkern.nn.task_scores import group_logsumexp, group_max
 from flexkern.ops.choices import REWEIGHTINGS
 from flexkern.plain import SEEDS, choice, number, whole_number
 from flexkern.streams.base import Experience
@@ -46,7 +48,7 @@ BEST: dict[str, Any] = {
 
 @register_method("ease", gate={"gate": "none"})
 @register_method("artsy")
-class ArtsyViT(ViTLearner):
+class ArtsyViT(TaskRows):
     """A frozen pre-trained transformer E0; for each task an adapter sub-network, and a synapse that opens it.
 
     Learning a task trains its adapters with a cosine head over its own classes, which is thrown away, then
@@ -166,7 +168,7 @@ class ArtsyViT(ViTLearner):
         super()._check(experience)
         if self._begun is None or self._epochs_done == 0:
             try:
-                self.gate.check_labels(experience.train_labels.to(self.device))
+                self.gate.check_labels(self._row_labels(experience.train_labels).to(self.device))
             except ValueError as error:
                 why = str(error).replace("h0", "its training set", 1)
                 raise ValueError(f"experience: {experience.name!r} cannot be learned: {why}") from None
@@ -238,6 +240,11 @@ class ArtsyViT(ViTLearner):
             self.experts.learn(h0[:, : self.width], own, labels.to(self.device))
 
     # ------------------------------------------------------------------ answering
+
+    def _joined(self, scores: Tensor, classes: Tensor) -> Tensor:
+        """Of experts, whose scores are logarithms of probabilities, a class has the sum over its rows."""
+        join = group_max if self.experts is None else group_logsumexp
+        return join(scores, classes, self.classes_seen)
 
     def _run_trunk(self, x: Tensor) -> Trunk:
         with self._autocast():

@@ -24,6 +24,7 @@ from flexkern.learners import schema
 from flexkern.learners.answers import names_of
 from flexkern.learners.base import Item, Learner
 from flexkern.learners.progress import tell, unwatched
+from flexkern.learners.vit.classes import begun_by, known_classes, new_classes, places
 from flexkern.learners.vit.fingerprints import WHOLE, fingerprint, name_of, old_fingerprint
 from flexkern.learners.vit.images import check_images
 from flexkern.learners.vit.temperature import fit_log_temperature
@@ -52,10 +53,11 @@ _T = TypeVar("_T")
 
 
 class ViTLearner(Learner):
-    """A class-incremental learner on a frozen or trained vision transformer.
+    """A continual learner on a frozen or trained vision transformer.
 
-    Classes are numbered in the order in which they are learned: an experience brings the classes from
-    ``classes_seen`` on, and no others (:func:`flexkern.streams.class_incremental` numbers them so).
+    Classes are numbered in the order in which they are learned: an experience may bring new ones, numbered from
+    ``classes_seen`` on (:func:`flexkern.streams.class_incremental` numbers them so), and where the method takes
+    them (``takes``) known ones again, alone or beside new ones.
 
     Args:
         backbone: as :func:`flexkern.backbones.load_backbone` takes it.
@@ -175,7 +177,8 @@ class ViTLearner(Learner):
     # ------------------------------------------------------------------ what a method fills in
 
     def _make_room(self, classes: int) -> None:
-        """Makes the modules that exist only while a task of so many classes is learned (0: there is none).
+        """Makes the modules that exist only while a task of so many classes, known ones among them, is learned
+        (0: there is none).
 
         Their values do not matter: they are trained, or loaded.
         """
@@ -189,8 +192,20 @@ class ViTLearner(Learner):
         return None
 
     def _epoch(self, training: Training, images: Any, labels: Tensor) -> float:
-        """One epoch; labels count from the task's first class."""
+        """One epoch; labels are those of :meth:`_training_labels`."""
         return training.epoch(images, labels)
+
+    def _training_labels(self, labels: Tensor) -> Tensor:
+        """What is trained to tell apart: the task's classes, numbered from 0 in their order."""
+        return places(labels)
+
+    def _of_classes(self, scores: Tensor) -> Tensor:
+        """[n, classes_seen] of what :meth:`_logits` gives."""
+        return scores
+
+    def _count_rows(self) -> int:
+        """How many classes the heads and statistics have rows for."""
+        return self.classes_seen
 
     @abstractmethod
     def _finish(self, images: Any, labels: Tensor) -> None:
@@ -218,34 +233,27 @@ class ViTLearner(Learner):
 
     def _check(self, experience: Experience) -> None:
         self._check_inputs(experience.train_inputs, "experience: its train_inputs")
-        present = experience.train_labels.unique()
-        expected = torch.arange(self.classes_seen, self.classes_seen + len(present), device=present.device)
-        if not len(present) or not torch.equal(present, expected):
-            raise ValueError(
-                f"experience: its labels must be the classes from {self.classes_seen} on, numbered in the "
-                f"order of learning without gaps, got {present.tolist()}; flexkern.streams.class_incremental "
-                "numbers them so"
-            )
-        names = len(experience.class_names)
-        if names not in (0, len(present)):
-            raise ValueError(f"experience: it has {names} class_names, and {len(present)} classes to name")
-        self._check_begun(experience, self._begun == {"name": experience.name, "classes": len(present)})
+        begun = begun_by(experience, self.classes_seen, self.takes, type(self).__name__)
+        names, classes = len(experience.class_names), begun["classes"]
+        if names not in (0, classes):
+            raise ValueError(f"experience: it has {names} class_names, and {classes} classes to name")
+        self._check_begun(experience, self._begun == begun)
 
     def _take_up(self, experience: Experience, epochs: int) -> Item:
         images, labels = experience.train_inputs, experience.train_labels
         if self._begun is None:
-            classes = len(labels.unique())
-            self._begin(classes)
-            self._begun = {"name": experience.name, "classes": classes}
+            self._begun = begun_by(experience, self.classes_seen, self.takes, type(self).__name__)
+            self._begin(self._begun["classes"])
         training = self._training_now()
         end = partial(self._end, images, labels)
         if training is None:
             return Item(None, end)
         training.epochs = epochs
+        trained_on = self._training_labels(labels)
 
         def train(epoch: int) -> float:
             training.epochs_done = epoch  # one that was stopped before it was counted is taken again
-            return self._epoch(training, images, labels - self.classes_seen)
+            return self._epoch(training, images, trained_on)
 
         return Item(train, end)
 
@@ -272,7 +280,7 @@ class ViTLearner(Learner):
         assert self._begun is not None
         with torch.no_grad():
             self._finish(images, labels)
-        self.classes_seen += self._begun["classes"]
+        self.classes_seen += new_classes(self._begun)
         self._training = None
         self._make_room(0)
 
@@ -337,7 +345,8 @@ class ViTLearner(Learner):
         with closing(batches(x, passes, pin=self.device.type == "cuda")) as given:
             for rows, batch in zip(passes, given, strict=True):
                 images = test_view(batch.to(self.device, non_blocking=True), self.image_size)
-                found.append(of(self._logits(images, None if task is None else task[rows].to(self.device))))
+                true = None if task is None else task[rows].to(self.device)
+                found.append(of(self._of_classes(self._logits(images, true))))
                 tell("answering", min(rows.stop, len(x)), len(x))
         return found
 
@@ -368,6 +377,10 @@ class ViTLearner(Learner):
     def _resume(self, progress: dict[str, Any]) -> None:
         super()._resume(progress)
         self.classes_seen = progress["classes_seen"]
+        if self._begun is not None and known_classes(self._begun) > self.classes_seen:
+            raise ValueError(
+                f"begun.known is {self._begun['known']}, and {self.classes_seen} classes are known"
+            )
         self._make_room(self._begun["classes"] if self._begun else 0)
 
     def _check_restored(self) -> None:
@@ -384,7 +397,7 @@ class ViTLearner(Learner):
                 tasks = self.items_learned + (self._begun is not None)
                 check_same(name, "tasks", part.tasks, tasks)
             elif isinstance(part, GrowingState):
-                check_same(name, "classes", getattr(part, "classes", self.classes_seen), self.classes_seen)
+                check_same(name, "classes", getattr(part, "classes", self._count_rows()), self._count_rows())
                 check_same(name, "tasks", getattr(part, "tasks", self.items_learned), self.items_learned)
 
     def _frozen(self) -> str:

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from flexkern.learners.registry import register_method
+from flexkern.learners.scenarios import SCENARIOS
 from flexkern.learners.vit.base import ViTLearner
+from flexkern.learners.vit.classes import new_classes
 from flexkern.learners.vit.training import Recipe, Training
 from flexkern.plain import SEEDS
 
@@ -50,6 +52,7 @@ class FinetuneViT(ViTLearner):
             :class:`flexkern.learners.vit.base.ViTLearner`.
     """
 
+    takes = SCENARIOS
     _calibrated = False
 
     @classmethod
@@ -66,7 +69,8 @@ class FinetuneViT(ViTLearner):
     def _make_room(self, classes: int) -> None:
         """The head gets rows for new classes, and keeps those it has."""
         have = len(self.head.bias)
-        new = self.classes_seen + classes - have
+        begun = new_classes(self._begun) if classes and self._begun is not None else 0
+        new = self.classes_seen + begun - have
         if new > 0:
             self.head.grow(new, torch.Generator().manual_seed((self.seed * 100_003 + have) % SEEDS))
 
@@ -80,8 +84,9 @@ class FinetuneViT(ViTLearner):
     def _training_logits(self, x: Tensor) -> Tensor:
         return self.head(self._parts.features(x).float())
 
-    def _epoch(self, training: Training, images: Any, labels: Tensor) -> float:
-        return training.epoch(images, labels + self.classes_seen)
+    def _training_labels(self, labels: Tensor) -> Tensor:
+        """All classes seen so far are told apart."""
+        return labels
 
     def _written_at_end(self) -> nn.Module:
         """Nothing."""

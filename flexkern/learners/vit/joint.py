@@ -91,7 +91,7 @@ class JointViT(FinetuneViT):
     def _epoch(self, training: Training, images: Any, labels: Tensor) -> float:
         kept, images = self.kept, as_bytes(images)
         everything = torch.cat([kept.images, images]) if len(kept.images) else images
-        return training.epoch(everything, torch.cat([kept.labels, labels + self.classes_seen]))
+        return training.epoch(everything, torch.cat([kept.labels, labels]))
 
     def _finish(self, images: Any, labels: Tensor) -> None:
         self.kept.add(as_bytes(images), labels)

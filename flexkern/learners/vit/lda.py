@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from flexkern.learners.registry import register_method
+from flexkern.learners.scenarios import SCENARIOS
 from flexkern.learners.vit.base import ViTLearner
 from flexkern.nn.feature_statistics import checked_shrinkage
 from flexkern.nn.heads.discriminant import PRIORS, LDAHead
@@ -37,6 +38,8 @@ class LDA(ViTLearner):
         backbone, recipe, images_per_pass, image_size, seed, device: as in
             :class:`flexkern.learners.vit.base.ViTLearner`.
     """
+
+    takes = SCENARIOS
 
     def __init__(
         self,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from flexkern.learners.registry import register_method
+from flexkern.learners.scenarios import SCENARIOS
 from flexkern.learners.vit.base import ViTLearner
 from flexkern.nn.heads.ridge import RidgeHead, checked_ridge
 from flexkern.plain import whole_number
@@ -28,6 +29,8 @@ class RanPAC(ViTLearner):
         backbone, recipe, images_per_pass, image_size, normalize, calibration_images, seed, device: as in
             :class:`flexkern.learners.vit.base.ViTLearner`.
     """
+
+    takes = SCENARIOS
 
     def __init__(
         self,

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from flexkern.learners.registry import register_method
+from flexkern.learners.scenarios import SCENARIOS
 from flexkern.learners.vit.base import ViTLearner
 from flexkern.nn.heads.prototype import PrototypeClassifier
 
@@ -22,6 +23,8 @@ class SimpleCIL(ViTLearner):
         backbone, recipe, images_per_pass, image_size, normalize, calibration_images, seed, device: as in
             :class:`flexkern.learners.vit.base.ViTLearner`.
     """
+
+    takes = SCENARIOS
 
     def __init__(self, backbone: str | os.PathLike[str] | nn.Module = "small", **common: Any) -> None:
         super().__init__(backbone, **common)
