@@ -12,7 +12,7 @@ from flexkern.learners.registry import register_method
 from flexkern.learners.scenarios import SCENARIOS
 from flexkern.learners.vit.base import ViTLearner
 from flexkern.nn.heads.ridge import RidgeHead, checked_ridge
-from flexkern.plain import whole_number
+from flexkern.plain import flag, whole_number
 
 __all__ = ["RanPAC"]
 
@@ -26,6 +26,7 @@ class RanPAC(ViTLearner):
     Args:
         features: of the random projection; the paper has 10,000. The sums are features x features numbers.
         ridge: the head's regularisation, or "auto".
+        intercept: of the head, see :class:`flexkern.nn.RidgeHead`.
         backbone, recipe, images_per_pass, image_size, normalize, calibration_images, seed, device: as in
             :class:`flexkern.learners.vit.base.ViTLearner`.
     """
@@ -38,13 +39,17 @@ class RanPAC(ViTLearner):
         *,
         features: int = 2000,
         ridge: float | str = "auto",
+        intercept: bool = False,
         seed: int = 0,
         **common: Any,
     ) -> None:
-        features, ridge = whole_number(features, "features", least=0), checked_ridge(ridge)
-        super().__init__(backbone, seed=seed, features=features, ridge=ridge, **common)
+        options: dict[str, Any] = {
+            "features": whole_number(features, "features", least=0), "ridge": checked_ridge(ridge),
+            "intercept": flag(intercept, "intercept"),
+        }  # fmt: skip
+        super().__init__(backbone, seed=seed, **options, **common)
         self._parts = self._known_parts(self.backbone)
-        self.head = RidgeHead(self.width, features=features, ridge=ridge, seed=self.seed).to(self.device)
+        self.head = RidgeHead(self.width, seed=self.seed, **options).to(self.device)
 
     def _finish(self, images: Any, labels: Tensor) -> None:
         # So many at a time, however large a pass is: the bits of one update, and memory does not grow with the
