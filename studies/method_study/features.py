@@ -148,7 +148,7 @@ def adapter_spaces(
 def _kept(path: Path | None, key: dict[str, Any], make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
     if path is not None and path.exists():
         tensors, record = checkpoint.read(path)
-        if record["key"] == key:
+        if record.get("key") == key:
             return tensors
     tensors = make()
     if path is not None:

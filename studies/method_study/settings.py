@@ -57,6 +57,8 @@ REDUCED: Mapping[str, Setting] = {
     "cifar100": Setting(50, 5, 100, 40),
     "characters": Setting(100, 10, 10, 10, **_WRITTEN),  # type: ignore[arg-type]
     "numbers": Setting(50, 5, 20, 20, **_WRITTEN),  # type: ignore[arg-type]
+    "looks": Setting(20, 20, 25, 20),
+    "digits": Setting(10, 10, 40, 20, **_WRITTEN),  # type: ignore[arg-type]
 }
 """Little data and short training, with larger steps than EASE's, which hardly move an adapter in so few."""
 
@@ -66,5 +68,7 @@ PAPER: Mapping[str, Setting] = {
     "cifar100": Setting(100, 10, None, None, 0, **_EASE, crop=(0.05, 1.0), joint_epochs=20, finetune_epochs=20),  # type: ignore[arg-type]
     "characters": replace(REDUCED["characters"], classes=200, **_EASE),  # type: ignore[arg-type]
     "numbers": replace(REDUCED["numbers"], classes=100, train_per_class=500, test_per_class=100, **_EASE),  # type: ignore[arg-type]
+    "looks": replace(REDUCED["looks"], train_per_class=100, test_per_class=20, **_EASE),  # type: ignore[arg-type]
+    "digits": replace(REDUCED["digits"], train_per_class=100, test_per_class=40, **_EASE),  # type: ignore[arg-type]
 }
 """All of CIFAR-100 as B0-Inc10 by EASE's recipe, for ViT-B/16 on a GPU; the other streams by that recipe."""

@@ -18,6 +18,7 @@ from flexkern.backbones import image_size, load_backbone
 from flexkern.files import write_json
 from flexkern.learners import make_learner
 from flexkern.learners.vit.fingerprints import fingerprint
+from flexkern.nn.task_scores import group_logsumexp, group_max
 from flexkern.streams import Stream
 from studies.gate_bounds import as_one_task
 from studies.heads import Head
@@ -128,13 +129,19 @@ def from_features(bench: Bench, method: Method) -> dict[str, Any]:
         seed=bench.seed, device=device,
     )  # fmt: skip
     scores = Scores(stream)
+    class_of_row = torch.zeros(0, dtype=torch.int64)
     for item in stream:
-        t = item.number
-        head.learn(train[t].to(device), spaces_train[t].to(device), item.train_labels.to(device))
+        t, labels = item.number, item.train_labels
+        if method.adapted:  # each task has rows of its own, as in flexkern.learners.vit.rows
+            own, place = labels.unique(return_inverse=True)
+            labels = len(class_of_row) + place
+            class_of_row = torch.cat([class_of_row, own])
+        head.learn(train[t].to(device), spaces_train[t].to(device), labels.to(device))
 
-        def logits(number: int, task: Tensor, t: int = t) -> Tensor:
+        def logits(number: int, task: Tensor, t: int = t, rows: Tensor = class_of_row) -> Tensor:
             known = spaces_test[number][:, : t + 2] if method.adapted else spaces_test[number]
-            return head.logits(test[number].to(device), known.to(device), task.to(device))
+            found = head.logits(test[number].to(device), known.to(device), task.to(device)).cpu()
+            return _of_classes(method, found, rows) if method.adapted else found
 
         scores.add(t, logits)
     read = torch.cat(test).to(device)
@@ -147,9 +154,16 @@ def from_features(bench: Bench, method: Method) -> dict[str, Any]:
     }
     base = head.base(read)
     if base is not None:
+        base = _of_classes(method, base.cpu(), class_of_row)
         labels = torch.cat([item.test_labels for item in stream])
-        found["base_last"] = round(float((base.argmax(1).cpu() == labels).double().mean()), 4)
+        found["base_last"] = round(float((base.argmax(1) == labels).double().mean()), 4)
     return found
+
+
+def _of_classes(method: Method, scores: Tensor, class_of_row: Tensor) -> Tensor:
+    """Of a class that came in several tasks: its best row, or of experts' probabilities the sum."""
+    join = group_logsumexp if method.head == "experts" else group_max
+    return join(scores, class_of_row, int(class_of_row.max()) + 1)
 
 
 def _adapter_bytes(bench: Bench) -> int:

@@ -16,6 +16,7 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("transformers", reason="transformers is not installed")
 from PIL import Image
 
+from flexkern.streams import Stream
 from helpers.tiny_vit import backbone, stream
 from studies.method_study import run as study
 from studies.method_study import streams
@@ -37,6 +38,21 @@ def bench() -> Bench:
     made = Bench("cifar100", "", 0, backbone(), SETTING)
     made.stream = stream()
     return made
+
+
+@pytest.fixture(scope="module")
+def again() -> Bench:
+    """The classes of the first task come again in the third."""
+    made = Bench("looks", "", 0, backbone(), SETTING)
+    first, second, _ = stream()
+    first_again = replace(first, number=2, name="again", train_inputs=255 - first.train_inputs)
+    made.stream = Stream([first, second, first_again], 4)
+    return made
+
+
+@pytest.mark.parametrize("name", ["lda-1", "ease", "experts", "oracle"])
+def test_stored_features_answer_as_the_learner_does_where_classes_come_again(again: Bench, name: str) -> None:
+    test_stored_features_answer_as_the_learner_does(again, name)
 
 
 @pytest.mark.parametrize("name", STORED)
