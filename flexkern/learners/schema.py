@@ -176,7 +176,8 @@ def check_configuration(of: type, values: dict[str, Any], prefix: str = "configu
 
 def argument_names(of: type) -> tuple[str, ...]:
     """Names of the arguments of a learner's constructor, those that it hands on to its parents' included."""
-    named = [p.name for _, parameters in _constructors(of) for p in parameters if p.kind is not p.VAR_KEYWORD]
+    unnamed = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    named = [p.name for _, parameters in _constructors(of) for p in parameters if p.kind not in unnamed]
     return tuple(name for name in dict.fromkeys(named) if name != "configuration")  # what its parents make
 
 

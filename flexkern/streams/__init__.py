@@ -7,7 +7,9 @@ from flexkern.streams.class_incremental import class_incremental, class_order
 from flexkern.streams.class_repetition import class_repetition
 from flexkern.streams.datasets import images_of
 from flexkern.streams.digits import bundled_digits, mnist
+from flexkern.streams.domain_folders import core50, domainnet
 from flexkern.streams.domain_incremental import domain_incremental
+from flexkern.streams.domains import corrupted, corrupted_domains, digit_domains
 from flexkern.streams.folders import image_folder, image_folders
 from flexkern.streams.image_source import ImageSource
 from flexkern.streams.labelled import Images
@@ -29,7 +31,12 @@ __all__ = [
     "class_incremental",
     "class_order",
     "class_repetition",
+    "core50",
+    "corrupted",
+    "corrupted_domains",
+    "digit_domains",
     "domain_incremental",
+    "domainnet",
     "image_folder",
     "image_folders",
     "image_pack",

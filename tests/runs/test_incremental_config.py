@@ -97,7 +97,11 @@ def test_the_command_line_goes_first(tmp_path: Path) -> None:
         ("increment = 2", 'increment = 2\nseed = "walk"', "seed must be a whole number of at least 0 or 'run'"),
         ("increment = 2", "increment = 2\norder = [1, 1]", "order must name each class once"),
         ("increment = 2", "increment = 2\norder = [1, 2]", "stream.order and data.classes exclude each other"),
-        ('path = "x.npz"', 'kind = "zip"', r"\[data\]: kind must be one of pack, folder, digits, got 'zip'"),
+        (
+            'path = "x.npz"',
+            'kind = "zip"',
+            r"\[data\]: kind must be one of pack, folder, digits, domainnet, core50, got 'zip'",
+        ),
         ('path = "x.npz"', 'kind = "folder"', r"\[data\]: size is needed for folders"),
         ('path = "x.npz"', "path = 3", "path must be a text, got 3"),
         ('"50-52"', '"52-50"', "classes: '52-50' is neither a number nor a range"),

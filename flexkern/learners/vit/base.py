@@ -357,9 +357,9 @@ class ViTLearner(Learner):
     def _count_known(self) -> int:
         return self.classes_seen
 
-    def _answers(self, experience: Experience) -> Tensor:
+    def _test(self, experience: Experience, of: Callable[[Tensor], Any]) -> None:
         task = torch.full((len(experience.test_labels),), experience.number)
-        return self.predict(experience.test_inputs, task=task)
+        self._each(experience.test_inputs, task, of)
 
     def _count_classes(self, stream: Sequence[Experience]) -> int:
         """Those learned, and those of the stream that are still to come."""
