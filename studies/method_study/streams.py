@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from flexkern.streams import Images, Stream, class_incremental, image_pack, mnist
+from flexkern.streams import Experience, Images, Stream, class_incremental, image_pack, mnist
+from flexkern.streams.domain_incremental import domain_incremental
+from flexkern.streams.domains import corrupted_domains, digit_domains
+from flexkern.streams.image_source import batches
 from flexkern.streams.two_digit import compose
 from studies.method_study.characters import characters, small_enough
 from studies.method_study.settings import Setting
@@ -92,12 +95,58 @@ def two_digit_numbers(path: str, seed: int, size: int, setting: Setting) -> Stre
     return class_incremental(*parts, increment=setting.increment, order=chosen)
 
 
+def corrupted_cifar100(path: str, seed: int, size: int, setting: Setting) -> Stream:
+    """Some classes of CIFAR-100, in one look after the other; the seed chooses classes, images and order."""
+    parts = []
+    chosen = np.random.default_rng([_CHOSEN, seed]).permutation(50)[: setting.classes] + setting.first_class
+    for part, (images, count) in enumerate(
+        zip(_pack(path), (setting.train_per_class, setting.test_per_class), strict=True)
+    ):
+        rows: list[int] = []
+        for label in chosen.tolist():
+            of_class = torch.nonzero(images.labels == label).squeeze(1).numpy()
+            rng = np.random.default_rng([_COMPOSED, seed, part, label])
+            # Each look has images of its own, as far as there are so many.
+            rows += rng.permutation(of_class)[: len(LOOKS) * (count or len(of_class))].tolist()
+        parts.append(Images(images.images[rows], images.labels[rows], images.names))
+    return domain_incremental(
+        corrupted_domains(parts[0], parts[1], LOOKS, seed=seed), order="shuffled", seed=seed,
+        train_per_class=setting.train_per_class, test_per_class=setting.test_per_class,
+    )  # fmt: skip
+
+
+def digits_in_looks(path: str, seed: int, size: int, setting: Setting) -> Stream:
+    """The ten digits, of several hands and in several looks."""
+    stream = domain_incremental(
+        digit_domains(HANDS, mnist_path=path, seed=seed, lazy=True), order="shuffled", seed=seed,
+        train_per_class=setting.train_per_class, test_per_class=setting.test_per_class,
+    )  # fmt: skip
+    return Stream([_decoded(item) for item in stream], stream.classes)
+
+
+def _decoded(item: Experience) -> Experience:
+    """With its images in memory: they are read again and again."""
+    everything = {
+        f"{part}_inputs": torch.cat(list(batches(images, torch.arange(len(images)).split(256))))
+        for part in ("train", "test")
+        for images in (getattr(item, f"{part}_inputs"),)
+    }
+    return replace(item, **everything)
+
+
+LOOKS = ("clean", "gaussian_noise:3", "gaussian_blur:3", "contrast:4", "inverted")
+HANDS = ("mnist", "digits", "mnist:inverted", "mnist:gaussian_noise:4", "mnist:rotated:3")
+
 STREAMS: Mapping[str, StreamKind] = {
     kind.name: kind
     for kind in (
         StreamKind("cifar100", "CIFAR-100, B0-Inc5", "cifar100", cifar100),
         StreamKind("characters", "few-shot printed characters", "characters", few_shot_characters),
         StreamKind("numbers", "two-digit numbers", "mnist", two_digit_numbers),
+        StreamKind("looks", "CIFAR-100 in five looks (domain-incremental)", "cifar100", corrupted_cifar100),
+        StreamKind(
+            "digits", "digits of two hands in five looks (domain-incremental)", "mnist", digits_in_looks
+        ),
     )
 }
 """By name, in the order of tables."""

@@ -123,6 +123,22 @@ def test_numbers_are_two_digits_side_by_side(tmp_path: Path) -> None:
     assert len(made[0].class_names[0]) == 2
 
 
+def test_digits_and_pictures_come_again_in_other_looks(tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    digits = streams.digits_in_looks(str(_digits(tmp_path / "mnist.npz")), 0, 32, Setting(10, 10, 4, 2))
+    assert sorted(digits.names) == sorted(streams.HANDS)
+    assert digits.classes == 10
+    assert all(isinstance(e.train_inputs, torch.Tensor) for e in digits)
+    y = np.arange(100).repeat(4)
+    x = np.random.default_rng(0).integers(0, 256, (400, 16, 16, 3)).astype(np.uint8)
+    np.savez(tmp_path / "pack.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    path = str(tmp_path / "pack.npz")
+    looks = streams.corrupted_cifar100(path, 0, 16, Setting(6, 6, 3, 2))
+    assert sorted(looks.names) == sorted(streams.LOOKS)
+    assert [len(e.train_labels) for e in looks] == [18] * 5
+    assert streams.corrupted_cifar100(path, 1, 16, Setting(6, 6, 3, 2)).names != looks.names
+
+
 def _study(tmp_path: Path, *extra: str) -> dict[str, Any]:
     out = tmp_path / "page" / "methods"
     study.main([
