@@ -126,12 +126,11 @@ def digits_in_looks(path: str, seed: int, size: int, setting: Setting) -> Stream
 
 def _decoded(item: Experience) -> Experience:
     """With its images in memory: they are read again and again."""
-    everything = {
-        f"{part}_inputs": torch.cat(list(batches(images, torch.arange(len(images)).split(256))))
-        for part in ("train", "test")
-        for images in (getattr(item, f"{part}_inputs"),)
-    }
-    return replace(item, **everything)
+    train, test = (
+        torch.cat(list(batches(images, torch.arange(len(images)).split(256))))
+        for images in (item.train_inputs, item.test_inputs)
+    )
+    return replace(item, train_inputs=train, test_inputs=test)
 
 
 LOOKS = ("clean", "gaussian_noise:3", "gaussian_blur:3", "contrast:4", "inverted")
