@@ -114,6 +114,13 @@ def test_the_study_writes_tables_and_pictures_and_goes_on(
     assert (tmp_path / "artsy.md").read_text() == page
 
 
+def test_the_page_has_the_tables_of_its_results() -> None:
+    page = Path(__file__).parents[2] / "docs" / "results" / "artsy.md"
+    results = json.loads((page.with_suffix("") / "gates.json").read_text())
+    assert f"{gate_tables.START}\n\n{gate_tables.tables(results)}\n\n{gate_tables.END}" in page.read_text()
+    assert results["summary"] == gate_study.summarise(results["runs"])
+
+
 def test_the_whole_stream_as_one_task() -> None:
     one = as_one_task(stream())
     assert len(one) == 1
