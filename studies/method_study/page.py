@@ -34,11 +34,12 @@ def tables(results: dict[str, Any]) -> str:
                 r for r in results["summary"]["methods"] if (r["stream"], r["backbone"]) == (stream, backbone)
             ]
             if rows:
-                parts.append(f"#### {STREAMS[stream].title}; backbone `{backbone}`\n\n{_methods(rows)}")
+                kind = STREAMS[stream]
+                parts.append(f"#### {kind.title}; backbone `{backbone}`\n\n{_methods(rows, kind.again)}")
     return "\n\n".join([*parts, f"#### Differences\n\n{_tests(results['summary']['tests'])}"])
 
 
-def _methods(rows: list[dict[str, Any]]) -> str:
+def _methods(rows: list[dict[str, Any]], again: bool) -> str:
     lines = [
         "| method | last | average | told the task | names the task | open per sample | kept, MB | seeds |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
@@ -48,12 +49,13 @@ def _methods(rows: list[dict[str, Any]]) -> str:
         if name in by:
             row = by[name]
             average = "" if method.at_once else _percent(row["average"])
-            lines.append(
-                f"| {method.title} | {_percent(row['last'])} | {average} | {_percent(row['told'])} | "
-                f"{100 * row['task_right']['mean']:.0f} | {row['open_per_sample']['mean']:.2f} | "
-                f"{row['bytes'] / 1e6:.2f} | {row['n']} |"
-            )
-    if "oracle" in by and "simplecil" in by:
+            told, named = _percent(row["told"]), f"{100 * row['task_right']['mean']:.0f}"
+            cells = [
+                method.title, _percent(row["last"]), average, "" if again else told, "" if again else named,
+                f"{row['open_per_sample']['mean']:.2f}", f"{row['bytes'] / 1e6:.2f}", str(row["n"]),
+            ]  # fmt: skip
+            lines.append(f"| {' | '.join(cells)} |")
+    if "oracle" in by and "simplecil" in by and not again:
         told, seeds = _percent(by["simplecil"]["told"]), by["simplecil"]["n"]
         title = "the oracle's control: its head on E0 alone, told the task"
         lines.append(f"| {title} | {told} |  | {told} | 100 | 0.00 |  | {seeds} |")
@@ -62,7 +64,8 @@ def _methods(rows: list[dict[str, Any]]) -> str:
 
 def _percent(value: dict[str, float]) -> str:
     half = 50 * (value["high"] - value["low"])
-    return f"{100 * value['mean']:.1f} ± {half:.1f}"
+    mean = f"{100 * value['mean']:.1f}"
+    return f"{mean} ± {half:.1f}" if half else mean  # of one seed there is no interval
 
 
 def _tests(tests: list[dict[str, Any]]) -> str:
