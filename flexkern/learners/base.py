@@ -307,7 +307,6 @@ class Learner(Answering):
         check_writable(path)
         state, optimizer = self._modules().state_dict(), self._optimizer()
         tensors = {f"model.{name}": value for name, value in state.items() if isinstance(value, Tensor)}
-        tensors |= {f"extra.{name}": value for name, value in self._extra_state().items()}
         record: dict[str, Any] = {
             "format": schema.FORMAT,
             "version": flexkern.version.__version__,
@@ -316,10 +315,12 @@ class Learner(Answering):
             "class": type(self).__name__,  # for people who read the file
             "configuration": self._configuration,
             "frozen": self._frozen(),
-            "progress": self._progress(),
+            # How many the modules have: what earlier versions did not write may be missing in their files only.
+            "progress": self._progress() | {"tensors": len(tensors)},
             "model": {name: value for name, value in state.items() if not isinstance(value, Tensor)},
             "optimizer": None,
         }
+        tensors |= {f"extra.{name}": value for name, value in self._extra_state().items()}
         if self._frozen_name is not None:
             record["frozen_name"] = self._frozen_name
         if notes is not None:

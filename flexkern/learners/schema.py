@@ -39,7 +39,7 @@ _PROGRESS: dict[str, tuple[Any, ...]] = {
     "items_learned": _COUNT, "epochs_done": _COUNT, "begun": (dict, None),
 }  # fmt: skip
 _ANSWERS: dict[str, tuple[Any, ...]] = {  # of the progress; files of earlier versions have none of it
-    "class_names": (list,), "decoded_size": (int, 1, None), "calibration": (dict,),
+    "class_names": (list,), "decoded_size": (int, 1, None), "calibration": (dict,), "tensors": _COUNT,
 }  # fmt: skip
 _CALIBRATION: dict[str, tuple[Any, ...]] = {"log_temperature": (float, -100, 100), "images": (int, 0, 2**62)}
 _OLD_MLP: dict[str, tuple[Any, ...]] = {

@@ -394,11 +394,14 @@ class ViTLearner(Learner):
             if isinstance(part, FeatureStatistics) and not scored:
                 continue
             if isinstance(part, AdapterBank):
-                tasks = self.items_learned + (self._begun is not None)
-                check_same(name, "tasks", part.tasks, tasks)
+                check_same(name, "tasks", part.tasks, self._adapters_expected())
             elif isinstance(part, GrowingState):
                 check_same(name, "classes", getattr(part, "classes", self._count_rows()), self._count_rows())
                 check_same(name, "tasks", getattr(part, "tasks", self.items_learned), self.items_learned)
+
+    def _adapters_expected(self) -> int:
+        """Tasks that a bank of adapters has."""
+        return self.items_learned + (self._begun is not None)
 
     def _frozen(self) -> str:
         return fingerprint(self._network_given)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from flexkern.learners.registry import register_method
 from flexkern.learners.scenarios import SCENARIOS
-from flexkern.learners.vit.base import ViTLearner
+from flexkern.learners.vit.first_session import FirstSession
 from flexkern.nn.heads.ridge import RidgeHead, checked_ridge
 from flexkern.plain import flag, whole_number
 
@@ -18,7 +18,7 @@ __all__ = ["RanPAC"]
 
 
 @register_method("ranpac")
-class RanPAC(ViTLearner):
+class RanPAC(FirstSession):
     """A ridge head on a random ReLU projection of the frozen backbone's features (arXiv 2307.02251).
 
     Its sums over all tasks are exact, so the order of tasks changes nothing, and no data is kept.
@@ -27,6 +27,8 @@ class RanPAC(ViTLearner):
         features: of the random projection; the paper has 10,000. The sums are features x features numbers.
         ridge: the head's regularisation, or "auto".
         intercept: of the head, see :class:`flexkern.nn.RidgeHead`.
+        first_session, rank, adapter_scale, dropout: "adapter" or "both" for first-session adaptation; see
+            :class:`flexkern.learners.vit.first_session.FirstSession`.
         backbone, recipe, images_per_pass, image_size, normalize, calibration_images, seed, device: as in
             :class:`flexkern.learners.vit.base.ViTLearner`.
     """
@@ -48,17 +50,16 @@ class RanPAC(ViTLearner):
             "intercept": flag(intercept, "intercept"),
         }  # fmt: skip
         super().__init__(backbone, seed=seed, **options, **common)
-        self._parts = self._known_parts(self.backbone)
-        self.head = RidgeHead(self.width, seed=self.seed, **options).to(self.device)
+        self.head = RidgeHead(self.spaces * self.width, seed=self.seed, **options).to(self.device)
 
     def _finish(self, images: Any, labels: Tensor) -> None:
         # So many at a time, however large a pass is: the bits of one update, and memory does not grow with the
         # task.
         most = self.head.rows_at_once
-        h0 = torch.empty((min(most, len(images)), self.width), dtype=torch.float32, device=self.device)
+        h0 = torch.empty((min(most, len(images)), self.head.width), dtype=torch.float32, device=self.device)
         done = have = 0
         for x, _ in self._test_batches(images, labels):
-            features = self._run(self._parts.features, x)
+            features = self._read(self._parts.features, x)
             while len(features):
                 part, features = features[: most - have], features[most - have :]
                 h0[have : have + len(part)] = part
@@ -69,12 +70,12 @@ class RanPAC(ViTLearner):
         self.head.check_solvable()  # what gives no answers is not learned
 
     def _logits(self, images: Tensor, task: Tensor | None) -> Tensor:
-        return self.head.logits(self._run(self._parts.features, images))
+        return self.head.logits(self._read(self._parts.features, images))
 
     def _modules(self) -> nn.ModuleDict:
-        return nn.ModuleDict({"head": self.head})
+        return self._with_adapter({"head": self.head})
 
     @property
     def parameters_added(self) -> int:
         # As many as the head's weights; the projection is drawn anew from its seed.
-        return self.head.cross.numel()
+        return self.head.cross.numel() + self.adapter_parameters
