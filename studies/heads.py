@@ -19,10 +19,10 @@ class Head:
     """A head, and gates if it has adapters.
 
     Args:
-        kind: "prototype" (the paper's, on all subspaces), "simplecil" (prototypes on E0 alone), "ridge"
-            (RanPAC), "lda", or "experts" (:class:`flexkern.nn.ExpertHead` on the scores of a ridge gate).
+        kind: "prototype" (the paper's, on all subspaces), "simplecil" (prototypes of what is read),
+            "ridge" (RanPAC), "lda", or "experts" (:class:`flexkern.nn.ExpertHead` on a ridge gate's scores).
         width: of a subspace.
-        reads: numbers that a gate, "ridge" and "lda" read of an image.
+        reads: numbers that a gate, "simplecil", "ridge" and "lda" read of an image.
         gate: options of :class:`flexkern.nn.SynapseGate`; None: no gate, and E0 alone.
         options: of the head.
         seed: of random projections and gates.
@@ -48,7 +48,7 @@ class Head:
         if kind == "prototype":
             self.head = PrototypeClassifier(width, base=True, device=device, **({"base_weight": 0.1} | given))
         elif kind == "simplecil":
-            self.head = PrototypeClassifier(width, device=device)
+            self.head = PrototypeClassifier(reads, device=device)
             self.head.add_subspace()
         elif kind == "ridge":
             self.head = RidgeHead(reads, **given, seed=seed, device=device)
@@ -66,7 +66,7 @@ class Head:
             self.head.add_subspace()
             self.head.update(spaces, labels)
         elif self.kind == "simplecil":
-            self.head.update(spaces[:, :1], labels)
+            self.head.update(read[:, None], labels)
         elif self.kind == "experts":
             self.head.learn(spaces[:, 0], spaces[:, -1], labels)
         else:
@@ -77,7 +77,7 @@ class Head:
     def logits(self, read: Tensor, spaces: Tensor, task: Tensor) -> Tensor:
         """[n, classes]; ``task``, the true one of each image, is for oracles."""
         if self.gate is None:
-            return self.head.logits(spaces[:, :1] if self.kind == "simplecil" else read)
+            return self.head.logits(read[:, None] if self.kind == "simplecil" else read)
         opened = self.gate(read, task)
         if self.kind == "experts":
             return self.head.logits(self.gate.class_scores(read), spaces, opened)

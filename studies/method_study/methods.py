@@ -28,6 +28,8 @@ class Method:
         head_options: of the head.
         layers: blocks whose tokens the head reads; 0: what the backbone pools.
         mean: whether it reads the mean of the patches' tokens, too (with ``layers=0``).
+        first_session: as of :class:`flexkern.learners.RanPAC`: whether it reads what the first task's adapter
+            makes of an image, or both that and what the backbone pools.
         epochs: the setting's field that says how long the learner trains.
         at_once: all tasks are learned as one.
         remark: for tables.
@@ -42,13 +44,14 @@ class Method:
     head_options: Mapping[str, Any] = field(default_factory=dict)
     layers: int = 0
     mean: bool = False
+    first_session: str = "none"
     epochs: str = "epochs"
     at_once: bool = False
 
     @property
     def adapted(self) -> bool:
         """Whether adapters take part that are trained once for all such methods."""
-        return self.gate is not None
+        return self.gate is not None or self.first_session != "none"
 
 
 def _lda(layers: int) -> Method:
@@ -58,11 +61,13 @@ def _lda(layers: int) -> Method:
     return Method(f"lda-{layers}", title, "lda", options, "lda", layers=layers)
 
 
-def _ranpac(features: int) -> Method:
-    options = {"features": features}
-    return Method(
-        f"ranpac-{features}", f"RanPAC, {features:,} features", "ranpac", options, "ridge", None, options
-    )
+def _ranpac(features: int, first_session: str = "none") -> Method:
+    options: dict[str, Any] = {"features": features}
+    name, title = f"ranpac-{features}", f"RanPAC, {features:,} features"
+    if first_session != "none":
+        name, title = f"{name}-first", f"{title}, adapted in the first task"
+    learner = options | ({"first_session": first_session} if first_session != "none" else {})
+    return Method(name, title, "ranpac", learner, "ridge", None, options, first_session=first_session)
 
 
 def _artsy(name: str, title: str, gate: Mapping[str, Any]) -> Method:
@@ -79,7 +84,12 @@ METHODS: Mapping[str, Method] = {
         _lda(1),
         _ranpac(2000),
         _ranpac(10_000),
+        _ranpac(2000, "adapter"),
         Method("simplecil", "SimpleCIL", "simplecil", head="simplecil"),
+        Method(
+            "aper", "APER: SimpleCIL, adapted in the first task", "simplecil", {"first_session": "both"},
+            "simplecil", first_session="both",
+        ),
         _artsy("ease", "EASE", {"gate": "none"}),
         _artsy("artsy", "Artsy as in its paper", {"gate": "mlp"}),
         Method(
@@ -100,7 +110,7 @@ DEFAULT = tuple(name for name in METHODS if name != "ranpac-10000")
 def learner_options(method: Method, setting: Setting) -> dict[str, Any]:
     """Arguments of ``make_learner`` for a method; without backbone, seed and device."""
     options = dict(method.options) | {"precision": setting.precision, "calibration_images": 0}
-    if method.learner in ("artsy", "ease", "artsy-best"):
+    if method.learner in ("artsy", "ease", "artsy-best") or method.first_session != "none":
         recipe = setting.recipe
         options |= {"rank": setting.rank, "adapter_scale": setting.adapter_scale}
     elif method.epochs == "epochs":

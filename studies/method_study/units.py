@@ -123,6 +123,9 @@ def from_features(bench: Bench, method: Method) -> dict[str, Any]:
     spaces_train, spaces_test = ([x[:, None] for x in part] for part in tokens.features())
     if method.adapted:
         spaces_train, spaces_test = bench.spaces.train, bench.spaces.test
+    if method.first_session != "none":
+        first = 0 if method.first_session == "both" else 1
+        train, test = ([x[:, first:2].flatten(1) for x in part] for part in (spaces_train, spaces_test))
     device = bench.device
     head = Head(
         method.head or "", tokens.width, train[0].shape[1], gate=method.gate, options=method.head_options,
@@ -132,7 +135,7 @@ def from_features(bench: Bench, method: Method) -> dict[str, Any]:
     class_of_row = torch.zeros(0, dtype=torch.int64)
     for item in stream:
         t, labels = item.number, item.train_labels
-        if method.adapted:  # each task has rows of its own, as in flexkern.learners.vit.rows
+        if method.gate is not None:  # each task has rows of its own, as in flexkern.learners.vit.rows
             own, place = labels.unique(return_inverse=True)
             labels = len(class_of_row) + place
             class_of_row = torch.cat([class_of_row, own])
@@ -141,7 +144,7 @@ def from_features(bench: Bench, method: Method) -> dict[str, Any]:
         def logits(number: int, task: Tensor, t: int = t, rows: Tensor = class_of_row) -> Tensor:
             known = spaces_test[number][:, : t + 2] if method.adapted else spaces_test[number]
             found = head.logits(test[number].to(device), known.to(device), task.to(device)).cpu()
-            return _of_classes(method, found, rows) if method.adapted else found
+            return found if method.gate is None else _of_classes(method, found, rows)
 
         scores.add(t, logits)
     read = torch.cat(test).to(device)
@@ -149,7 +152,7 @@ def from_features(bench: Bench, method: Method) -> dict[str, Any]:
     parts: list[torch.nn.Module] = [p for p in (head.head, head.gate) if p is not None]
     found = scores.result() | {
         "open_per_sample": round(head.open_per_sample(read, task), 4),
-        "bytes": sum(size_of(p) for p in parts) + (_adapter_bytes(bench) if method.adapted else 0),
+        "bytes": sum(size_of(p) for p in parts) + _adapter_bytes(bench, method),
         "tokens": tokens.digest(),
     }
     base = head.base(read)
@@ -166,10 +169,12 @@ def _of_classes(method: Method, scores: Tensor, class_of_row: Tensor) -> Tensor:
     return join(scores, class_of_row, int(class_of_row.max()) + 1)
 
 
-def _adapter_bytes(bench: Bench) -> int:
+def _adapter_bytes(bench: Bench, method: Method) -> int:
+    if not method.adapted:
+        return 0
     options: dict[str, Any] = {"rank": bench.setting.rank, "precision": bench.setting.precision}
     one = make_learner("ease", bench.backbone, **options).bank.parameters_per_task
-    return 4 * one * len(bench.stream)
+    return 4 * one * (len(bench.stream) if method.gate is not None else 1)
 
 
 def size_of(part: torch.nn.Module) -> int:

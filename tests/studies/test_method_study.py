@@ -58,8 +58,8 @@ def test_stored_features_answer_as_the_learner_does_where_classes_come_again(aga
 @pytest.mark.parametrize("name", STORED)
 def test_stored_features_answer_as_the_learner_does(bench: Bench, name: str) -> None:
     method = METHODS[name]
-    if name == "ranpac-2000":
-        method = replace(method, options={"features": 30}, head_options={"features": 30})
+    if name.startswith("ranpac"):
+        method = replace(method, options={**method.options, "features": 30}, head_options={"features": 30})
     if name == "experts":
         gate = {**(method.gate or {}), "features": 40}
         method = replace(method, options={**method.options, "gate": gate}, gate=gate)
