@@ -145,7 +145,7 @@ STREAMS: Mapping[str, StreamKind] = {
         StreamKind("characters", "few-shot printed characters", "characters", few_shot_characters),
         StreamKind("numbers", "two-digit numbers", "mnist", two_digit_numbers),
         StreamKind("looks", "CIFAR-100 in five looks", "cifar100", corrupted_cifar100, True),
-        StreamKind("digits", "digits of two hands in five looks", "mnist", digits_in_looks),
+        StreamKind("digits", "digits of two hands in five looks", "mnist", digits_in_looks, True),
     )
 }
 """By name, in the order of tables."""
