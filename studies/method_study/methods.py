@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from studies.method_study.features import LAYERS
 from studies.method_study.settings import Setting
 
 __all__ = ["DEFAULT", "METHODS", "Method", "learner_options"]
@@ -56,9 +55,7 @@ class Method:
 
 def _lda(layers: int) -> Method:
     title = f"LDA, {layers} layer{'s' if layers > 1 else ''}"
-    # None is six as well, or all blocks where there are fewer.
-    options = {"layers": None if layers == LAYERS else layers}
-    return Method(f"lda-{layers}", title, "lda", options, "lda", layers=layers)
+    return Method(f"lda-{layers}", title, "lda", {"layers": layers}, "lda", layers=layers)
 
 
 def _ranpac(features: int, first_session: str = "none") -> Method:
@@ -79,6 +76,7 @@ METHODS: Mapping[str, Method] = {
     method.name: method
     for method in (
         Method("best", "`ArtsyViT.best()`", "artsy-best"),
+        Method("lda", "LDA as `make_learner` has it", "lda"),
         _lda(6),
         _lda(3),
         _lda(1),
