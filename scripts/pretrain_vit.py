@@ -1,10 +1,12 @@
 """Pre-trains the small ViT that the package ships, on CIFAR-10 and half of the classes of CIFAR-100.
 
     python scripts/pretrain_vit.py --cifar10 cifar10.npz --cifar100 cifar100.npz --out flexkern/backbones/small
+    python scripts/pretrain_vit.py --cifar10 cifar10.npz --epochs 6 --seed 1 --out other
 
 The archives are those of flexkern.streams.image_pack. Classes 0 to 49 of CIFAR-100 (in its own, alphabetical
-order) and all of CIFAR-10 make one problem of 60 classes; classes 50 to 99 are left for streams. Training
-images only. An interrupted run goes on from the last epoch. The result is a folder that transformers'
+order) and all of CIFAR-10 make one problem of 60 classes; classes 50 to 99 are left for streams. Without
+--cifar100 the problem is CIFAR-10 alone, and a study of CIFAR-100 has a backbone that has seen none of it.
+Training images only. An interrupted run goes on from the last epoch. The result is a folder that transformers'
 ViTModel.from_pretrained reads: config.json, model.safetensors (float16), training.json (what was run, and the
 accuracy on test images).
 """
@@ -29,8 +31,10 @@ from flexkern.streams.packs import Images, image_pack
 KEPT = 50  # classes of CIFAR-100 that the backbone sees
 
 
-def join(cifar10: Images, cifar100: Images) -> tuple[Tensor, Tensor]:
+def join(cifar10: Images, cifar100: Images | None) -> tuple[Tensor, Tensor]:
     """Images and labels of the one problem: CIFAR-10 is 0..9, the first classes of CIFAR-100 follow."""
+    if cifar100 is None:
+        return cifar10.images, cifar10.labels
     kept = cifar100.labels < KEPT
     images = torch.cat([cifar10.images, cifar100.images[kept]])
     return images, torch.cat([cifar10.labels, cifar100.labels[kept] + 10])
@@ -52,7 +56,7 @@ class Classifier(nn.Module):
             attn_implementation="eager",  # type: ignore[call-arg]  # of its base class
         )
         self.vit = ViTModel(config, add_pooling_layer=False)
-        self.head = nn.Linear(arguments.width, 10 + KEPT)
+        self.head = nn.Linear(arguments.width, 10 + (KEPT if arguments.cifar100 else 0))
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.vit(images).last_hidden_state[:, 0])
@@ -68,7 +72,7 @@ def batch_of(images: Tensor, generator: torch.Generator) -> Tensor:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cifar10", type=Path, required=True)
-    parser.add_argument("--cifar100", type=Path, required=True)
+    parser.add_argument("--cifar100", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--batch", type=int, default=128)
@@ -82,7 +86,8 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(arguments.seed)
 
-    ten, hundred = image_pack(arguments.cifar10), image_pack(arguments.cifar100)
+    ten = image_pack(arguments.cifar10)
+    hundred = image_pack(arguments.cifar100) if arguments.cifar100 else (None, None)
     images, labels = join(ten[0], hundred[0])
     model = Classifier(arguments).to(device)
     steps = arguments.epochs * (len(images) // arguments.batch)
@@ -133,16 +138,17 @@ def main() -> None:
     with torch.no_grad(), torch.autocast(device, torch.bfloat16):
         answers = torch.cat([model(as_float(x.to(device))).argmax(1).cpu() for x in test_images.split(500)])
     right = (answers == test_labels).float()
-    accuracy = {
-        "cifar10": right[test_labels < 10].mean().item(),
-        "cifar100": right[test_labels >= 10].mean().item(),
-    }
+    accuracy = {"cifar10": right[test_labels < 10].mean().item()}
+    data, classes = "CIFAR-10", 10
+    if arguments.cifar100:
+        accuracy["cifar100"] = right[test_labels >= 10].mean().item()
+        data, classes = f"{data}, and classes 0 to {KEPT - 1} of CIFAR-100", classes + KEPT
     model.vit.config._attn_implementation = "sdpa"
     model.vit.half().save_pretrained(arguments.out)
     record = {
-        "data": f"CIFAR-10, and classes 0 to {KEPT - 1} of CIFAR-100 (Krizhevsky, 2009); training images only",
+        "data": f"{data} (Krizhevsky, 2009); training images only",
         "arguments": {k: v for k, v in vars(arguments).items() if k not in ("cifar10", "cifar100", "out")},
-        "test_accuracy_of_60_classes": {k: round(v, 4) for k, v in accuracy.items()},
+        f"test_accuracy_of_{classes}_classes": {k: round(v, 4) for k, v in accuracy.items()},
         "epochs": history,
     }
     write_json(arguments.out / "training.json", record)

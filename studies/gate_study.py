@@ -28,10 +28,10 @@ from torch import Tensor
 from flexkern.environment import environment
 from flexkern.files import write_json
 from flexkern.learners.vit.training import Recipe
-from flexkern.nn import ExpertHead, PrototypeClassifier, RidgeHead, SynapseGate
 from flexkern.streams import Stream, class_incremental, image_pack
 from studies.gate_features import SpaceFeatures, features_of_stream
 from studies.gate_tables import write
+from studies.heads import Head
 
 __all__ = ["StudyConfig", "Variant", "main", "replay", "variants"]
 
@@ -44,10 +44,11 @@ class Variant:
         name: for tables, unique within its group.
         group: the question that it belongs to.
         gate: options of :class:`flexkern.nn.SynapseGate`; None: no gate (a head on E0 alone).
-        head: "prototype" (the paper's), "experts" (:class:`flexkern.nn.ExpertHead`), "ridge" (RanPAC) or
-            "simplecil".
+        head: of :class:`studies.heads.Head`.
         options: of the head.
         mean: whether the gate and a ridge head read the mean of E0's other tokens, too.
+        told: whether the task is told, and only its classes are answered: the control of the oracle, which is
+            told it too.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Variant:
     head: str = "prototype"
     options: dict[str, Any] | None = None
     mean: bool = False
+    told: bool = False
 
     @property
     def key(self) -> str:
@@ -81,6 +83,7 @@ def variants() -> list[Variant]:
     found = [
         Variant("EASE (no gate)", "baseline", {"gate": "none"}),
         Variant("oracle gate", "baseline", {"gate": "oracle"}),
+        Variant("oracle's control (E0 alone, told the task)", "baseline", head="simplecil", told=True),
         Variant("SimpleCIL (E0)", "baseline", head="simplecil"),
         Variant("RanPAC (ridge on E0)", "baseline", head="ridge"),
         Variant("paper: mlp, hard, fixed 0.5", "baseline", {"gate": "mlp"}),
@@ -140,15 +143,29 @@ def replay(features: SpaceFeatures, variant: Variant, *, seed: int) -> dict[str,
         Plain numbers: ``matrix`` [T][T] (row: after task, column: on task), ``average``, ``last``, ``gates``
         (of :meth:`flexkern.nn.SynapseGate.report`), ``open_per_sample``, ``keeps_data``.
     """
-    head = _Head(features, variant, seed)
     train_task, test_task = features.task_of(features.train_labels), features.task_of(features.test_labels)
     read_train, read_test = features.read(variant.mean)
+    options = dict(variant.options or {})
+    if variant.head == "ridge":
+        options = {"features": FEATURES} | options
+    head = Head(
+        variant.head,
+        features.train.shape[2],
+        read_train.shape[1],
+        gate=variant.gate,
+        options=options,
+        seed=seed,
+    )
     matrix, after = [], []
     for task in range(features.tasks):
         rows = train_task == task
         head.learn(read_train[rows], features.train[rows, : task + 2], features.train_labels[rows])
         seen = test_task <= task
-        answers = head.answer(read_test[seen], features.test[seen, : task + 2], test_task[seen])
+        logits = head.logits(read_test[seen], features.test[seen, : task + 2], test_task[seen])
+        if variant.told:
+            of_class = features.task_of(torch.arange(logits.shape[1]))
+            logits = logits.masked_fill(of_class != test_task[seen, None], -torch.inf)
+        answers = logits.argmax(1)
         right = (answers == features.test_labels[seen]).double()
         matrix.append([float(right[test_task[seen] == t].mean()) for t in range(task + 1)])
         after.append(float(right.mean()))
@@ -156,58 +173,16 @@ def replay(features: SpaceFeatures, variant: Variant, *, seed: int) -> dict[str,
         "matrix": [[round(a, 4) for a in row] for row in matrix],
         "average": round(float(np.mean(after)), 4),
         "last": round(after[-1], 4),
-        **head.report(read_test, test_task),
+        **_report(head, read_test, test_task),
     }
 
 
-class _Head:
-    """What :class:`flexkern.learners.ArtsyViT` does with features, on features that are there already."""
-
-    def __init__(self, features: SpaceFeatures, variant: Variant, seed: int) -> None:
-        width = features.train.shape[2]
-        reads = width * (2 if variant.mean else 1)
-        self.kind, options = variant.head, variant.options or {}
-        self.gate = SynapseGate(reads, **variant.gate, seed=seed) if variant.gate is not None else None
-        if self.kind == "prototype":
-            self.head: Any = PrototypeClassifier(width, base=True, **({"base_weight": 0.1} | options))
-        elif self.kind == "simplecil":
-            self.head = PrototypeClassifier(width)
-            self.head.add_subspace()
-        elif self.kind == "ridge":
-            self.head = RidgeHead(reads, **({"features": FEATURES} | options), seed=seed)
-        else:
-            self.head = ExpertHead(width, **options)
-
-    def learn(self, read: Tensor, spaces: Tensor, labels: Tensor) -> None:
-        if self.kind == "prototype":
-            self.head.add_subspace()
-            self.head.update(spaces, labels)
-        elif self.kind == "simplecil":
-            self.head.update(spaces[:, :1], labels)
-        elif self.kind == "ridge":
-            self.head.update(read, labels)
-        else:
-            self.head.learn(spaces[:, 0], spaces[:, -1], labels)
-        if self.gate is not None:
-            self.gate.learn(read, labels)
-
-    def answer(self, read: Tensor, spaces: Tensor, task: Tensor) -> Tensor:
-        if self.gate is None:
-            return self.head.logits(spaces[:, :1] if self.kind == "simplecil" else read).argmax(1)
-        opened = self.gate(read, task)
-        if self.kind == "experts":
-            return self.head.logits(self.gate.class_scores(read), spaces, opened).argmax(1)
-        opened = torch.cat([opened.new_ones((len(opened), 1)), opened], 1)
-        return self.head.logits(spaces, opened).argmax(1)
-
-    def report(self, read: Tensor, task: Tensor) -> dict[str, Any]:
-        if self.gate is None:
-            return {"open_per_sample": 0.0, "keeps_data": False}
-        report = self.gate.report(read, task)
-        kept = {
-            k: report[k] for k in ("open_rate", "open_rate_own", "open_rate_other", "auroc_mean", "best_right")
-        }
-        return {"open_per_sample": report["open_per_sample"], "keeps_data": self.gate.keeps_data, "gates": kept}
+def _report(head: Head, read: Tensor, task: Tensor) -> dict[str, Any]:
+    if head.gate is None:
+        return {"open_per_sample": 0.0, "keeps_data": False}
+    report = head.gate.report(read, task)
+    kept = {k: report[k] for k in ("open_rate", "open_rate_own", "open_rate_other", "auroc_mean", "best_right")}
+    return {"open_per_sample": report["open_per_sample"], "keeps_data": head.gate.keeps_data, "gates": kept}
 
 
 # --------------------------------------------------------------------------- the whole study

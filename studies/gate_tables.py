@@ -87,7 +87,8 @@ def _draw_open(results: dict[str, Any], path: Path) -> None:
     """Accuracy against open synapses per sample: what each variant buys."""
     figure, axes = _figure(8, 5)
     summary = results["summary"]
-    # An oracle is far above all others, which would lie on one another: only its label is shown, at the top.
+    # What is told the task is far above all others, which would lie on one another: only labels, at the top.
+    told = [v["name"] for v in results["variants"] if "oracle" in v["name"]]
     top = 2 + max(100 * s["last"]["mean"] for key, s in summary.items() if "oracle" not in key)
     for group, colour in COLOURS.items():
         of = [v for v in results["variants"] if v["group"] == group]
@@ -99,8 +100,10 @@ def _draw_open(results: dict[str, Any], path: Path) -> None:
         for name, a, b in zip(names, x, y, strict=True):
             if name in shown:
                 right = a > 8  # its label would leave the picture
+                below = 1.1 * told.index(name) if name in told else 0.0
+                said = f"{name}: {b:.0f} %" if name in told else name
                 axes.annotate(
-                    name if "oracle" not in name else f"{name}: {b:.0f} %", (a, min(b, top)), fontsize=7,
+                    said, (a, min(b, top) - below), fontsize=7,
                     xytext=(-4 if right else 4, 4), textcoords="offset points", ha="right" if right else "left",
                 )  # fmt: skip
     axes.set_ylim(top=top + 1)

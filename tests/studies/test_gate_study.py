@@ -63,6 +63,16 @@ def test_replay_answers_as_the_learner_does(
     assert result["open_per_sample"] == pytest.approx(learner.report["open_per_sample"], abs=0.04)
 
 
+def test_the_control_of_the_oracle_has_no_adapters_and_is_told_the_task(features: SpaceFeatures) -> None:
+    control = next(v for v in gate_study.variants() if "control" in v.name)
+    result = replay(features, control, seed=0)
+    alone = replay(features, Variant("", "", head="simplecil"), seed=0)
+    assert result["open_per_sample"] == 0
+    assert result["matrix"][0] == alone["matrix"][0]  # of one task there is nothing to tell
+    assert all(a >= b for a, b in zip(result["matrix"][-1], alone["matrix"][-1], strict=True))
+    assert result["last"] > alone["last"]
+
+
 def test_every_variant_has_its_own_key() -> None:
     keys = [v.key for v in gate_study.variants()]
     assert len(set(keys)) == len(keys)
@@ -102,6 +112,13 @@ def test_the_study_writes_tables_and_pictures_and_goes_on(
     assert f"{100 * summary['baseline: oracle gate']['last']['mean']:.1f} ±" in page
     gate_tables.write(results, out)
     assert (tmp_path / "artsy.md").read_text() == page
+
+
+def test_the_page_has_the_tables_of_its_results() -> None:
+    page = Path(__file__).parents[2] / "docs" / "results" / "artsy.md"
+    results = json.loads((page.with_suffix("") / "gates.json").read_text())
+    assert f"{gate_tables.START}\n\n{gate_tables.tables(results)}\n\n{gate_tables.END}" in page.read_text()
+    assert results["summary"] == gate_study.summarise(results["runs"])
 
 
 def test_the_whole_stream_as_one_task() -> None:

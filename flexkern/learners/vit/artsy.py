@@ -338,9 +338,8 @@ class ArtsyViT(TaskRows):
         Args:
             openings: [n, tasks]; what is 0 is not computed.
         """
-        slots = (
-            torch.arange(openings.shape[1], device=openings.device) if self.experts is None else self._slots()
-        )
+        everyone = torch.arange(openings.shape[1], device=openings.device)
+        slots = everyone if self.experts is None else self._slots()
         task, image = openings.T.nonzero(as_tuple=True)  # sorted by task, as the kernel likes it
         parts = [
             self._run(self.adapted.features, trunk, slots[t].to(torch.int32), i)

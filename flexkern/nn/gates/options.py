@@ -72,8 +72,8 @@ class GateOptions:
         features, ridge: of the ridge head, see :class:`flexkern.nn.RidgeHead`.
         layers: of the lda gate: h0 is the tokens of so many layers, of which it selects the last ones, see
             :class:`flexkern.nn.SelectedLDA`.
-        shrinkage: of the shared covariance, see :class:`flexkern.nn.FeatureStatistics`; the lda gate selects it,
-            unless it is a number.
+        shrinkage: of the shared covariance, see :class:`flexkern.nn.FeatureStatistics`; the lda gate selects
+            it, unless it is a number.
         seed: of everything that is drawn. The same seed and data give the same bits on the same device.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What linear discriminant analysis would answer for a sample that it has learned, had it not: in closed form."""
+"""What linear discriminant analysis would answer for a sample that it has learned, had it not."""
 
 from __future__ import annotations
 

@@ -191,6 +191,7 @@ class SelectedLDA(LDAHead):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         # A head that judged nothing, such as those of before there were candidates, may say nothing of it.
+        judged = ("right", "log_temperature", "judged")
         missing = {
             prefix + n: torch.zeros_like(self._buffers[n]) for n in ("right", "log_temperature", "judged")
         }

@@ -128,7 +128,7 @@ def test_evidence_decides_whether_an_expert_is_heard() -> None:
 
 
 def test_noise_is_heard_as_seldom_as_the_level_says() -> None:
-    """One-sided 95 %, and the best of four strengths: at most 4 x 5 % would be heard, if they were unrelated."""
+    """One-sided 95 %, and the best of four strengths: at most 4 x 5 % if they were unrelated."""
     torch.manual_seed(1)
     heard = sum(float(judged(False, 60).strength) > 0 for _ in range(60))
     assert heard <= 12

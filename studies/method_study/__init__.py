@@ -1,0 +1,1 @@
+"""Which method remembers best? Artsy, EASE, RanPAC, LDA and others on several streams and two backbones."""
