@@ -69,9 +69,8 @@ class SelectedLDA(LDAHead):
         self.blocks = whole_number(blocks, "blocks")
         if self.width % self.blocks:
             raise ValueError(f"width must be a multiple of blocks, got {self.width} of {self.blocks}")
-        counts = (
-            dict.fromkeys((self.blocks, -(-self.blocks // 2), 1)) if flag(fewer, "fewer") else [self.blocks]
-        )
+        fewest = (-(-self.blocks // 2), 1) if flag(fewer, "fewer") else ()
+        counts = dict.fromkeys((self.blocks, *fewest))
         shrinkages = (self.shrinkage, *(_SHRINKAGES if auto else ()))
         self.candidates = [(count, shrinkage) for count in counts for shrinkage in shrinkages]
         """What may be selected: how many blocks, and the shrinkage."""
@@ -162,9 +161,8 @@ class SelectedLDA(LDAHead):
     def _count(self, right: Tensor, log_temperature: Tensor, judged: int) -> None:
         total = int(self.judged) + judged
         self.right += right
-        self.log_temperature += (
-            (log_temperature.to(self.log_temperature) - self.log_temperature) * judged / total
-        )
+        news = log_temperature.to(self.log_temperature) - self.log_temperature
+        self.log_temperature += news * judged / total
         self.judged += judged
         self._selected = ()
 
@@ -191,10 +189,8 @@ class SelectedLDA(LDAHead):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         # A head that judged nothing, such as those of before there were candidates, may say nothing of it.
-        judged = ("right", "log_temperature", "judged")
-        missing = {
-            prefix + n: torch.zeros_like(self._buffers[n]) for n in ("right", "log_temperature", "judged")
-        }
+        judged = {"right": self.right, "log_temperature": self.log_temperature, "judged": self.judged}
+        missing = {prefix + name: torch.zeros_like(buffer) for name, buffer in judged.items()}
         super()._load_from_state_dict(missing | state_dict, prefix, *rest)
 
     def _changed(self) -> None:
