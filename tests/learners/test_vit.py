@@ -16,8 +16,9 @@ from flexkern.learners.progress import Progress
 from flexkern.learners.registry import METHODS, load_learner, make_learner
 from flexkern.learners.vit.artsy import ArtsyViT
 from flexkern.learners.vit.base import ViTLearner
-from flexkern.learners.vit.training import Recipe, Training, test_view
+from flexkern.learners.vit.training import Recipe, Training
 from flexkern.nn import ExpertHead
+from flexkern.streams import augment
 from helpers.tiny_vit import CLASSES, TEST, backbone, stream
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
@@ -248,7 +249,7 @@ def test_adapters_that_are_of_no_use_are_thrown_away(monkeypatch: pytest.MonkeyP
     spaces = one.spaces(images)
     assert spaces.shape[1] == 4
     assert not spaces[:, 2].any()
-    trunk = one._run_trunk(test_view(images, one.image_size))
+    trunk = one._run_trunk(augment.test_view(images, one.image_size))
     torch.testing.assert_close(spaces[:, 3], one.adapted.features(trunk, 1))
     one.evaluate(given)
     assert one.report["open_per_sample"] <= 2
