@@ -42,9 +42,20 @@ class _Trainer(ArtsyViT):
 
     def _finish(self, images: Any, labels: Tensor) -> None:
         self.bank.freeze()
-        spaces = self.spaces(images)
-        self.taken.append(spaces.cpu())
-        self.gate.learn(spaces[:, 0], labels.to(self.device))  # there is none, but it counts the classes
+        spaces = self.every_space(images)
+        self.taken.append(spaces)
+        # There is no gate, but it counts the classes.
+        self.gate.learn(spaces[:, 0].to(self.device), labels.to(self.device))
+
+    @torch.no_grad()
+    def every_space(self, images: Any) -> Tensor:
+        """Of images, in E0 and in all adapters that there are: float32 [n, 1 + adapters, width]."""
+        found = []
+        for x, _ in self._test_batches(images, torch.zeros(len(images))):
+            trunk = self._run_trunk(x)
+            of_adapters = [self._run(self.adapted.features, trunk, t) for t in range(self.bank.tasks)]
+            found.append(torch.stack([self._run(self.adapted.features, trunk), *of_adapters], 1).cpu())
+        return torch.cat(found)
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,7 +149,7 @@ def adapter_spaces(
             progress(f"adapter {item.number + 1} of {len(stream)}: {time.perf_counter() - began:.0f} s")
         tensors = {f"train{t}": x for t, x in enumerate(trainer.taken)}
         tensors["seconds"] = torch.tensor(time.perf_counter() - began)
-        return tensors | {f"test{e.number}": trainer.spaces(e.test_inputs).cpu() for e in stream}
+        return tensors | {f"test{e.number}": trainer.every_space(e.test_inputs) for e in stream}
 
     tensors = _kept(path, key, make)
     train, test = ([tensors[f"{part}{t}"] for t in range(len(stream))] for part in ("train", "test"))
