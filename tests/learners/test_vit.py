@@ -260,7 +260,7 @@ def test_adapters_that_are_of_no_use_are_thrown_away(monkeypatch: pytest.MonkeyP
     assert torch.equal(one.logits(images), other.logits(images))
     tensors, record = checkpoint.read(path)
     checkpoint.write(path, tensors | {"model.experts.strength": torch.tensor([5.0, 5.0, 5.0])}, record)
-    with pytest.raises(ValueError, match=r"model.bank has 2 adapters, and the record says 3"):
+    with pytest.raises(ValueError, match=r"model.bank has 2 tasks, and the record says 3"):
         load_learner(path, backbone=backbone())
 
 
