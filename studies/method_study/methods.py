@@ -57,7 +57,7 @@ class Method:
 
 def _lda(layers: int) -> Method:
     title = f"LDA, {layers} layer{'s' if layers > 1 else ''}"
-    return Method(f"lda-{layers}", title, "lda", {"layers": layers}, "lda", layers=layers)
+    return Method(f"lda-{layers}", title, "lda", {"layers": layers, "shrinkage": "oas"}, "lda", layers=layers)
 
 
 def _ranpac(features: int, first_session: str = "none") -> Method:

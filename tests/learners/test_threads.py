@@ -77,8 +77,7 @@ def taught(stream: Stream) -> dict[str, Any]:
             ("ranpac", {"features": 64}),
         )
     }
-    best = {"gate": "ridge", "gating": "topk", "k": 2, "fill": True, "features": 64}
-    learners["best"] = ArtsyViT.best(tiny_vit.backbone(), recipe=recipe, gate=best)
+    learners["best"] = ArtsyViT.best(tiny_vit.backbone(), recipe=recipe)
     for gate in ("mlp", "mahalanobis", "oracle"):
         learners[gate] = ArtsyViT(tiny_vit.backbone(), recipe=recipe, gate={"gate": gate})
     for learner in learners.values():

@@ -217,9 +217,10 @@ def _means(width: int) -> int:
 SUBJECTS: Sequence[Subject] = (
     Subject("MetaplasticMLP, gate item", _mlp(), _blobs, 10_000, 2000),
     Subject("MetaplasticMLP, gate step", _mlp(gate="step", momentum=0.9), _blobs, 10_000, 2000),
-    # The ridge head has a float64 column for each class, the experts two vectors in float32 and a number.
+    # The ridge head has a float64 column for each class, the experts two vectors in float32 and a
+    # number; and of each task two numbers.
     Subject("ArtsyViT, ridge and experts", _artsy(**_BEST), _colours, 500, 30,
-            _BANK + _GATE + _means(48) + 2 * (8 * 32 + 8) + 2 * (2 * 4 * 24 + 8),
+            _BANK + _GATE + _means(48) + 2 * (8 * 32 + 8) + 2 * (2 * 4 * 24 + 8) + 2 * 4,
             64),  # whose gates are calibrated together, by scores of each task by each: see synapse_gate.py
     # A gate is a network 24-64-1.
     Subject("ArtsyViT, mlp", _artsy(combine="sum"), _colours, 500, 30,

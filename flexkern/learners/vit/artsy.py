@@ -53,6 +53,7 @@ BEST: dict[str, Any] = {
 }
 
 
+@register_method("artsy-best", **BEST)
 @register_method("ease", gate={"gate": "none"})
 @register_method("artsy")
 class ArtsyViT(TaskRows):

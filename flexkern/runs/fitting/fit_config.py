@@ -20,8 +20,8 @@ def read_size(image_size: int) -> int:
 
 
 def methods() -> tuple[str, ...]:
-    """Names of methods."""
-    return (BEST_METHOD, *METHODS)
+    """Names of methods, the default first."""
+    return (BEST_METHOD, *(name for name in METHODS if name != BEST_METHOD))
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,6 @@ import torch
 
 from flexkern.files import check_writable
 from flexkern.learners import checkpoint, load_learner, make_learner
-from flexkern.learners.vit.artsy import BEST
 from flexkern.measure import Measure
 from flexkern.runs.fitting.data import check_decodes, classes_in, in_memory, open_images
 from flexkern.runs.fitting.fit_config import BEST_METHOD, FitConfig, read_size
@@ -227,12 +226,9 @@ def _learner(config: FitConfig, path: Any, device: torch.device) -> Any:
             raise ValueError(f"from: {os.fspath(path)!r} is {learner.method!r}, which takes no photographs")
         return learner
     method = config.method or BEST_METHOD
-    options = dict(BEST) if method == BEST_METHOD else {}
     own = {name: getattr(config, name) for name in ("image_size", "normalize")}
-    options |= {name: value for name, value in own.items() if value is not None}
-    return make_learner(
-        "artsy" if method == BEST_METHOD else method, seed=config.seed, device=device, **given, **options
-    )
+    options = {name: value for name, value in own.items() if value is not None}
+    return make_learner(method, seed=config.seed, device=device, **given, **options)
 
 
 class _Fit:
