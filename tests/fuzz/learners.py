@@ -108,7 +108,7 @@ def _perceptron(rng: np.random.Generator) -> tuple[Callable[[], Any], Callable[[
         }  # fmt: skip
     elif method == "lda":
         options |= {
-            "shrinkage": _pick(rng, ("oas", 0.2, 1)),
+            "shrinkage": _pick(rng, ("oas", "gcv", 0.2, 1)),
             "priors": _pick(rng, ("uniform", "counts")),
         }
     return lambda: MLP_METHODS[method]((SIZE,), CLASSES, **options), lambda n: _item(rng, n)
@@ -234,7 +234,7 @@ def _interrupt(rng: np.random.Generator, learner: Any, item: Experience, epochs:
     if learner.items_learned > item.number:
         return
     end, error = type(learner)._end, _pick(rng, (KeyboardInterrupt, MemoryError, OSError))
-    line, before = int(10 ** rng.uniform(0, 2.5)), ""
+    line, start, before = int(10 ** rng.uniform(0, 2.5)), fingerprint(learner), ""
 
     def stopped_end(*arguments: Any) -> None:
         nonlocal before
@@ -246,7 +246,10 @@ def _interrupt(rng: np.random.Generator, learner: Any, item: Experience, epochs:
     try:
         learner.learn(item, epochs=epochs)
     except error:
-        assert fingerprint(learner) == before, "an interrupted end was not undone"
+        # Where nothing is trained, the beginning is undone with the end.
+        assert fingerprint(learner) == (before if learner._begun else start), (
+            "an interrupted end was not undone"
+        )
     finally:
         learner.__dict__.pop("_end", None)
 
