@@ -1,26 +1,83 @@
-"""How well a stream was learned: accuracy matrix, forgetting, memorised items."""
+"""How well a stream was learned: accuracies, forgetting, transfer, memorised items."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["AccuracyMatrix", "Evaluation", "confusion_matrix", "hypergeometric_tail", "memorised"]
+__all__ = [
+    "AccuracyMatrix",
+    "Evaluation",
+    "anytime_accuracy",
+    "confusion_matrix",
+    "hypergeometric_tail",
+    "memorised",
+]
 
 
-class Evaluation(NamedTuple):
-    """What a learner answers on the test inputs of a stream.
-
-    accuracies: float64 [experiences], the share of right answers on each.
-    confusion: int64 [classes, classes], all test inputs together: row = truth, column = answer.
-    """
-
+class _Answered(NamedTuple):
     accuracies: NDArray[np.float64]
     confusion: NDArray[np.int64]
+
+
+class Evaluation(_Answered):
+    """What a learner answers on the test inputs of a stream: a tuple of two, with more to be asked of it::
+
+        accuracies, confusion = learner.evaluate(stream)
+        learner.evaluate(stream).macro
+
+    Args:
+        accuracies: float64 [experiences], the share of right answers on each.
+        confusion: int64 [classes, classes], all test inputs together: row = truth, column = answer.
+        masked: float64 [experiences], the share of right answers on each where only the experience's own
+            classes, those of its test inputs, may be answered: **task-incremental** accuracy (van de Ven and
+            Tolias, 2019), as if the task were told. It is measured on the logits as they are; a learner that is
+            told the task may do better with it. None where it was not measured.
+        top: k of ``top_accuracies``.
+        top_accuracies: float64 [experiences], the share of test inputs on each whose true class is among the k
+            likeliest; of equal logits the lower number first. With k classes or fewer, 1. None: not measured.
+    """
+
+    masked: NDArray[np.float64] | None
+    top: int | None
+    top_accuracies: NDArray[np.float64] | None
+
+    def __new__(
+        cls,
+        accuracies: NDArray[np.float64],
+        confusion: NDArray[np.int64],
+        *,
+        masked: NDArray[np.float64] | None = None,
+        top: int | None = None,
+        top_accuracies: NDArray[np.float64] | None = None,
+    ) -> Evaluation:
+        made = super().__new__(cls, accuracies, confusion)
+        made.masked, made.top, made.top_accuracies = masked, top, top_accuracies
+        return made
+
+    @classmethod
+    def _make(cls, iterable: Iterable[Any]) -> Evaluation:  # type: ignore[override] # no subclass has more
+        return cls(*iterable)
+
+    def _replace(self, **changes: Any) -> Evaluation:
+        return type(self)(**(self._asdict() | vars(self) | changes))
+
+    @property
+    def per_class(self) -> NDArray[np.float64]:
+        """float64 [classes]: the share of right answers on the test inputs of each; NaN where it has none."""
+        counts = self.confusion.sum(1)
+        shares = np.full(len(counts), np.nan)
+        return np.divide(np.diag(self.confusion), counts, out=shares, where=counts > 0)
+
+    @property
+    def macro(self) -> float:
+        """The mean of :attr:`per_class` over the classes with test inputs, where each class counts alike: that
+        of balanced accuracy, and of mean recall."""
+        return float(np.nanmean(self.per_class))
 
 
 class AccuracyMatrix:
@@ -39,17 +96,29 @@ class AccuracyMatrix:
         rows: accuracies in [0, 1], shape [learned items, items of the stream].
         weights: test inputs of each item, for :meth:`after`, :attr:`average` and :attr:`last`; forgetting and
             backward transfer are means over items always. Default: all items count alike.
+        tested: for each item whether it has test inputs, the first one included: an item that brings no new
+            class may have none. Accuracies and weights of the others are not looked at. Default: all have.
 
     Raises:
-        ValueError: if the rows are not such a matrix, or the weights do not fit it.
+        ValueError: if the rows are not such a matrix, or weights or ``tested`` do not fit it.
     """
 
-    def __init__(self, rows: ArrayLike = (), *, weights: ArrayLike | None = None) -> None:
+    def __init__(
+        self, rows: ArrayLike = (), *, weights: ArrayLike | None = None, tested: ArrayLike | None = None
+    ) -> None:
         self._rows: list[NDArray[np.float64]] = []
         self._weights = None if weights is None else np.array(weights, dtype=np.float64)
         w = self._weights
         if w is not None and (w.ndim != 1 or w.size == 0 or not (np.isfinite(w) & (w > 0)).all()):
             raise ValueError(f"weights must be a list of positive numbers, one per item, got {weights!r}")
+        self._tested = None if tested is None else np.array(tested)
+        t = self._tested
+        if t is not None and (t.ndim != 1 or t.dtype != np.bool_ or not t[:1].all() or not t.size):
+            raise ValueError(
+                f"tested must be a list of bools, one per item, and True of the first item, got {tested!r}"
+            )
+        if t is not None and w is not None and t.size != w.size:
+            raise ValueError(f"tested must have {w.size} entries, as the weights do, got {t.size}")
         for row in np.asarray(rows, dtype=np.float64):
             self.add(row)
 
@@ -61,10 +130,9 @@ class AccuracyMatrix:
                 f"accuracies must be a list of numbers in [0, 1], one per item, got {accuracies!r}; an item "
                 "without test inputs has none: leave it out of the stream"
             )
-        if self._weights is not None and row.size != self._weights.size:
-            raise ValueError(
-                f"accuracies must have {self._weights.size} numbers, as the weights do, got {row.size}"
-            )
+        for given, name in ((self._weights, "the weights do"), (self._tested, "tested does")):
+            if given is not None and row.size != given.size:
+                raise ValueError(f"accuracies must have {given.size} numbers, as {name}, got {row.size}")
         if self._rows and row.size != self._rows[0].size:
             raise ValueError(f"accuracies must have {self._rows[0].size} numbers as before, got {row.size}")
         if len(self._rows) == row.size:
@@ -83,6 +151,48 @@ class AccuracyMatrix:
         """For JSON."""
         return self.array.tolist()
 
+    @property
+    def learning_accuracy(self) -> float:
+        """Plasticity: the mean over the learned items of the accuracy on each right after it was learned.
+
+        Riemer et al. (2019), "learning accuracy", and Mirzadeh et al. (2020). With as many test inputs in each
+        item, ``last = learning_accuracy + backward_transfer * (n - 1) / n`` for n items.
+        """
+        self._last_row()
+        return float(np.mean(np.diag(self.array)[self._with_tests(range(len(self)))]))
+
+    def forward_transfer(self, baseline: ArrayLike) -> float:
+        """FWT: mean over all items but the first of (accuracy on it just before it is learned - baseline).
+
+        Lopez-Paz and Ranzato (2017), where the baseline is the accuracy of an untrained network; that of chance
+        is one over the classes. It means something where an item asks about classes that earlier ones have
+        taught (domain-incremental streams, a class again). On class-incremental streams the accuracy before an
+        item is learned is 0 by construction, as no learner answers with a class it has never seen, and so is
+        every comparison of FWT. Rows have to hold what was measured, then, beyond the items learned.
+
+        Args:
+            baseline: one number for all items, or one for each item of the stream, the first included.
+
+        Returns:
+            Over the items whose accuracy before they were learned is known (of n rows, items 1 to n, where the
+            stream has as many); 0 with one item in the stream.
+
+        Raises:
+            ValueError: if the baseline is not such, or the matrix is empty.
+        """
+        items = self._last_row().size
+        base = np.asarray(baseline, dtype=np.float64)
+        if base.shape not in ((), (items,)) or not ((base >= 0) & (base <= 1)).all():
+            raise ValueError(
+                f"baseline must be a number in [0, 1], or one for each of the {items} items, got {baseline!r}"
+            )
+        base = np.broadcast_to(base, (items,))
+        known = self._with_tests(range(1, min(len(self), items - 1) + 1))
+        return float(np.mean([self._rows[i - 1][i] - base[i] for i in known])) if known else 0.0
+
+    def _with_tests(self, items: Sequence[int]) -> list[int]:
+        return [i for i in items if self._tested is None or self._tested[i]]
+
     def _last_row(self) -> NDArray[np.float64]:
         if not self._rows:
             raise ValueError("the accuracy matrix is empty: add() the accuracies after each item")
@@ -94,6 +204,8 @@ class AccuracyMatrix:
 
     def _mean(self, row: int, items: int) -> float:
         weights = None if self._weights is None else self._weights[:items]
+        if self._tested is not None:
+            weights = self._tested[:items] * (1.0 if weights is None else weights)
         return float(np.average(self._rows[row][:items], weights=weights))
 
     @property
@@ -120,7 +232,8 @@ class AccuracyMatrix:
         self._last_row()
         n = len(self)
         r = self.array
-        return float(np.mean([r[j : n - 1, j].max() - r[n - 1, j] for j in range(n - 1)])) if n > 1 else 0.0
+        earlier = self._with_tests(range(n - 1))
+        return float(np.mean([r[j : n - 1, j].max() - r[n - 1, j] for j in earlier])) if n > 1 else 0.0
 
     @property
     def backward_transfer(self) -> float:
@@ -131,7 +244,33 @@ class AccuracyMatrix:
         self._last_row()
         n = len(self)
         r = self.array
-        return float(np.mean(r[n - 1, : n - 1] - np.diag(r)[: n - 1])) if n > 1 else 0.0
+        earlier = self._with_tests(range(n - 1))
+        return float(np.mean(r[n - 1, earlier] - np.diag(r)[earlier])) if n > 1 else 0.0
+
+
+def anytime_accuracy(accuracies: ArrayLike, samples: ArrayLike | None = None) -> float:
+    """Area under the curve of accuracy against the samples seen, divided by all samples: how good a learner is
+    at any time of a stream, not at its end only.
+
+    A_AUC of Koh et al. (2022), equation 1: the sum of each accuracy times the samples since the one before.
+
+    Args:
+        accuracies: in [0, 1], one at each time of a test, in order.
+        samples: how many training samples came since the test before, or the beginning; default: always as
+            many.
+
+    Raises:
+        ValueError: if these are no such lists.
+    """
+    values = np.asarray(accuracies, dtype=np.float64)
+    if values.ndim != 1 or not values.size or not ((values >= 0) & (values <= 1)).all():
+        raise ValueError(f"accuracies must be a list of numbers in [0, 1], got {accuracies!r}")
+    counts = np.ones(values.size) if samples is None else np.asarray(samples, dtype=np.float64)
+    if counts.shape != values.shape or not (np.isfinite(counts) & (counts > 0)).all():
+        raise ValueError(
+            f"samples must be {values.size} positive numbers, one for each accuracy, got {samples!r}"
+        )
+    return float(np.average(values, weights=counts))
 
 
 def confusion_matrix(labels: ArrayLike, predictions: ArrayLike, classes: int) -> NDArray[np.int64]:

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flexkern.metrics import AccuracyMatrix, confusion_matrix, hypergeometric_tail, memorised
+from flexkern.metrics import (
+    AccuracyMatrix,
+    anytime_accuracy,
+    confusion_matrix,
+    hypergeometric_tail,
+    memorised,
+)
 
 R = [[0.9, 0.1, 0.0], [0.5, 0.8, 0.2], [0.6, 0.3, 0.7]]
 
@@ -180,3 +188,71 @@ def test_weights_must_fit_the_matrix(weights: list[int]) -> None:
 def test_weights_must_be_positive_numbers(weights: object) -> None:
     with pytest.raises(ValueError, match="weights must be a list of positive numbers"):
         AccuracyMatrix(R, weights=weights)  # type: ignore[arg-type]
+
+
+# ----------------------------------------------------------------- transfer and plasticity
+
+
+def test_plasticity_is_what_was_right_just_after_learning() -> None:
+    matrix = AccuracyMatrix(R)
+    assert matrix.learning_accuracy == pytest.approx((0.9 + 0.8 + 0.7) / 3)
+    # What is known at the end is what was learned, and what came to it since.
+    assert matrix.last == pytest.approx(matrix.learning_accuracy + matrix.backward_transfer * 2 / 3)
+    assert AccuracyMatrix([[0.5, 0.0]]).learning_accuracy == 0.5
+
+
+def test_forward_transfer_is_what_was_right_just_before_learning() -> None:
+    matrix = AccuracyMatrix(R)
+    assert matrix.forward_transfer(0.25) == pytest.approx(((0.1 - 0.25) + (0.2 - 0.25)) / 2)
+    assert matrix.forward_transfer([0.9, 0.05, 0.3]) == pytest.approx(((0.1 - 0.05) + (0.2 - 0.3)) / 2)
+    assert AccuracyMatrix(R[:1]).forward_transfer(0.0) == pytest.approx(0.1)
+    assert AccuracyMatrix(R[:2]).forward_transfer(0.0) == pytest.approx((0.1 + 0.2) / 2)
+    assert AccuracyMatrix([[0.5]]).forward_transfer(0.1) == 0.0
+
+
+@pytest.mark.parametrize("baseline", [-0.1, 1.5, float("nan"), [0.1, 0.2], [[0.1, 0.2, 0.3]]])
+def test_a_baseline_is_a_number_or_one_for_each_item(baseline: Any) -> None:
+    with pytest.raises(ValueError, match=r"baseline must be a number in \[0, 1\], or one for each of the 3"):
+        AccuracyMatrix(R).forward_transfer(baseline)
+    with pytest.raises(ValueError, match="empty"):
+        AccuracyMatrix().forward_transfer(0.1)
+
+
+def test_accuracy_at_any_time_is_the_area_under_the_curve() -> None:
+    assert anytime_accuracy([0.2, 0.4, 0.9]) == pytest.approx(0.5)
+    assert anytime_accuracy([0.2, 0.4], [300, 100]) == pytest.approx((0.2 * 300 + 0.4 * 100) / 400)
+    for accuracies in ([], [0.5, 1.1], [[0.5]], [float("nan")]):
+        with pytest.raises(ValueError, match="accuracies must be"):
+            anytime_accuracy(accuracies)
+    for samples in ([1], [1, 0], [1, float("inf")]):
+        with pytest.raises(ValueError, match="samples must be 2 positive numbers"):
+            anytime_accuracy([0.5, 0.6], samples)
+
+
+def test_items_without_tests_are_left_out_of_all_means() -> None:
+    rows = [[0.9, 0.0, 0.1], [0.5, 1.0, 0.2], [0.6, 1.0, 0.7]]
+    matrix = AccuracyMatrix(rows, weights=[30, 1, 10], tested=[True, False, True])
+    assert matrix.after(1) == pytest.approx(0.5)
+    assert matrix.last == pytest.approx((0.6 * 30 + 0.7 * 10) / 40)
+    assert matrix.average == pytest.approx((0.9 + 0.5 + matrix.last) / 3)
+    assert matrix.forgetting == pytest.approx(0.9 - 0.6)
+    assert matrix.backward_transfer == pytest.approx(0.6 - 0.9)
+    assert matrix.learning_accuracy == pytest.approx((0.9 + 0.7) / 2)
+    assert matrix.forward_transfer(0.05) == pytest.approx(0.2 - 0.05)
+    assert AccuracyMatrix(rows, tested=[True, False, True]).last == pytest.approx((0.6 + 0.7) / 2)
+    for tested in ([False, True, True], [], [1, 0, 1], [[True]]):
+        with pytest.raises(ValueError, match="tested must be a list of bools"):
+            AccuracyMatrix(rows, tested=tested)
+    with pytest.raises(ValueError, match="must have 2 numbers, as tested does"):
+        AccuracyMatrix(rows, tested=[True, True])
+    with pytest.raises(ValueError, match="tested must have 3 entries, as the weights do, got 2"):
+        AccuracyMatrix(rows, tested=[True, True], weights=[1, 1, 1])
+
+
+def test_that_all_items_are_tested_changes_no_bit() -> None:
+    rng = np.random.default_rng(0)
+    rows, weights = rng.random((7, 7)), rng.integers(1, 50, 7)
+    for of in (None, weights):
+        plain, told = AccuracyMatrix(rows, weights=of), AccuracyMatrix(rows, weights=of, tested=[True] * 7)
+        for name in ("last", "average", "forgetting", "backward_transfer", "learning_accuracy"):
+            assert getattr(plain, name) == pytest.approx(getattr(told, name), abs=1e-15)

@@ -5,11 +5,13 @@ from flexkern.features.cache import CachedFeatures, FeatureCache
 from flexkern.features.convolutions import RandomConvolutions
 from flexkern.features.extraction import extract, extract_from
 from flexkern.features.identity import add_tensors, fingerprint
+from flexkern.features.pixels import Pixels
 
 __all__ = [
     "BackboneFeatures",
     "CachedFeatures",
     "FeatureCache",
+    "Pixels",
     "RandomConvolutions",
     "add_tensors",
     "extract",

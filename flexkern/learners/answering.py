@@ -15,8 +15,9 @@ from torch import Tensor
 
 from flexkern.learners.answers import Answer, answers
 from flexkern.learners.given import are_pictures, pictures_given
+from flexkern.learners.judged import Judged
 from flexkern.learners.progress import Watch, check_watch, tell, watched
-from flexkern.metrics import Evaluation, confusion_matrix
+from flexkern.metrics import Evaluation
 from flexkern.nn.gates.checks import check_true_task
 from flexkern.plain import flag, whole_number
 from flexkern.streams.base import Experience
@@ -217,18 +218,22 @@ class Answering(ABC):
             check_true_task(task, len(x))
         return x
 
-    def _answers(self, experience: Experience) -> Tensor:
-        """Predictions for the test inputs of an experience."""
-        return self.predict(experience.test_inputs)
+    def _test(self, experience: Experience, of: Callable[[Tensor], Any]) -> None:
+        """Gives ``of`` the logits of each batch of an experience's test inputs, in order."""
+        self._each(experience.test_inputs, None, of)
 
-    def evaluate(self, stream: Sequence[Experience], *, watch: Watch | None = None) -> Evaluation:
+    def evaluate(self, stream: Sequence[Experience], *, top: int = 5, watch: Watch | None = None) -> Evaluation:
         """Accuracy on the test inputs of each experience, and the confusion matrix over all of them.
+
+        Whatever :class:`flexkern.metrics.Evaluation` has (among the classes of the task only, among the ``top``
+        likeliest, class by class) comes from the same logits: inputs pass the network once.
 
         ``report`` then has what else is worth telling: ``seconds_per_image`` (of one input), and what the
         method counts.
 
         Args:
             stream: at least one experience, each with at least one test input: without one it has no accuracy.
+            top: among how many of the likeliest classes an answer of ``top_accuracies`` is right, from 1 on.
             watch: called after each batch, of all inputs of the stream; see
                 :class:`flexkern.learners.BatchProgress`.
 
@@ -236,21 +241,24 @@ class Answering(ABC):
             TypeError, ValueError: naming the experience that has no test inputs or does not fit.
             NotLearnedError: as :meth:`logits`.
         """
+        top = whole_number(top, "top")
         self._check_stream(stream)
         check_watch(watch)
-        start, accuracies, inputs = time.perf_counter(), [], 0
+        start, inputs = time.perf_counter(), 0
+        shares: list[tuple[float, float, float]] = []
         classes, total = self._count_classes(stream), sum(len(e.test_labels) for e in stream)
         confusion = np.zeros((classes, classes), dtype=np.int64)
         with torch.no_grad(), self._counting() as report:
             for experience in stream:
-                labels = experience.test_labels.numpy(force=True)
+                judged = Judged(experience.test_labels, top)
                 with watched(watch, item=self.items_learned, before=inputs, total=total):
-                    found = self._answers(experience).numpy(force=True)
-                accuracies.append(float((labels == found).mean()))
-                confusion += confusion_matrix(labels, found, classes)
-                inputs += len(labels)
+                    self._test(experience, judged)
+                shares.append(judged.shares())
+                confusion += judged.confusion(classes)
+                inputs += len(experience.test_labels)
         self.report = report | {"seconds_per_image": (time.perf_counter() - start) / inputs}
-        return Evaluation(np.array(accuracies), confusion)
+        accuracies, masked, among_top = np.array(shares).T
+        return Evaluation(accuracies, confusion, masked=masked, top=top, top_accuracies=among_top)
 
     def _check_stream(self, stream: Sequence[Experience]) -> None:
         """Raises as :meth:`evaluate` says, before anything is computed."""

@@ -15,6 +15,7 @@ from flexkern.files import check_writable
 from flexkern.learners import checkpoint, restore, schema
 from flexkern.learners.answering import Answering
 from flexkern.learners.answers import check_names, joined_names, names_of
+from flexkern.learners.memory import bytes_kept
 from flexkern.learners.progress import Progress, Watch, check_watch, watched
 from flexkern.nn.undo import Undo
 from flexkern.plain import SEEDS, whole_number
@@ -305,6 +306,18 @@ class Learner(Answering):
                 f"{experience.name!r}"
             )
 
+    @property
+    def memory_bytes(self) -> int:
+        """Of everything that is kept now to answer and to learn on, beside the network that was given: weights,
+        adapters, sums, statistics, kept inputs, an optimizer's state, and what was solved once from these."""
+        optimizer = self._optimizer()
+        state = [] if optimizer is None else [dict(optimizer.state), optimizer.param_groups]
+        return bytes_kept(self._modules(), [self._extra_state(), *state], given=self._network_beside())
+
+    def _network_beside(self) -> nn.Module | None:
+        """The frozen network that was given."""
+        return None
+
     # ------------------------------------------------------------------ files
 
     def configuration(self) -> dict[str, Any]:
@@ -329,7 +342,6 @@ class Learner(Answering):
         check_writable(path)
         state, optimizer = self._modules().state_dict(), self._optimizer()
         tensors = {f"model.{name}": value for name, value in state.items() if isinstance(value, Tensor)}
-        tensors |= {f"extra.{name}": value for name, value in self._extra_state().items()}
         record: dict[str, Any] = {
             "format": schema.FORMAT,
             "version": flexkern.version.__version__,
@@ -338,10 +350,12 @@ class Learner(Answering):
             "class": type(self).__name__,  # for people who read the file
             "configuration": self._configuration,
             "frozen": self._frozen(),
-            "progress": self._progress(),
+            # How many the modules have: what earlier versions did not write may be missing in their files only.
+            "progress": self._progress() | {"tensors": len(tensors)},
             "model": {name: value for name, value in state.items() if not isinstance(value, Tensor)},
             "optimizer": None,
         }
+        tensors |= {f"extra.{name}": value for name, value in self._extra_state().items()}
         if self._frozen_name is not None:
             record["frozen_name"] = self._frozen_name
         if notes is not None:

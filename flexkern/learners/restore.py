@@ -80,7 +80,7 @@ def _restored(cls: Any, path: str | os.PathLike[str], device: torch.device | str
             if last >= known:
                 raise ValueError(f"class_names has a name of class {last}, and there are {known} classes")
         with _fitting(path, "tensors"):
-            _load_modules(learner._modules(), tensors, record["model"])
+            _load_modules(learner._modules(), tensors, record["model"], record["progress"].get("tensors"))
             _load_extra(learner, _under("extra.", tensors))
             others = [k for k in tensors if not k.startswith(("model.", "optimizer.", "extra."))]
             if others:
@@ -112,7 +112,9 @@ def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
 # ------------------------------------------------------------------ its parts
 
 
-def _load_modules(modules: nn.Module, tensors: dict[str, Tensor], plain: dict[str, Any]) -> None:
+def _load_modules(
+    modules: nn.Module, tensors: dict[str, Tensor], plain: dict[str, Any], count: int | None
+) -> None:
     saved = _under("model.", tensors)
     before = modules.state_dict()
     for name, value in saved.items():
@@ -120,6 +122,8 @@ def _load_modules(modules: nn.Module, tensors: dict[str, Tensor], plain: dict[st
         if isinstance(known, Tensor) and not _same_dtype(value, known):
             raise ValueError(f"model.{name} is {value.dtype}, and must be {known.dtype}")
     modules.load_state_dict(saved | plain)
+    if count not in (None, len(saved)):
+        raise ValueError(f"the model has {len(saved)} tensors, and the record says {count}")
     for prefix, module in modules.named_modules():
         if isinstance(module, GrowingState):
             for name, sums in module.named_buffers(recurse=False):

@@ -39,7 +39,7 @@ _PROGRESS: dict[str, tuple[Any, ...]] = {
     "items_learned": _COUNT, "epochs_done": _COUNT, "begun": (dict, None),
 }  # fmt: skip
 _ANSWERS: dict[str, tuple[Any, ...]] = {  # of the progress; files of earlier versions have none of it
-    "class_names": (list,), "decoded_size": (int, 1, None), "calibration": (dict,),
+    "class_names": (list,), "decoded_size": (int, 1, None), "calibration": (dict,), "tensors": _COUNT,
 }  # fmt: skip
 _CALIBRATION: dict[str, tuple[Any, ...]] = {"log_temperature": (float, -100, 100), "images": (int, 0, 2**62)}
 _OLD_MLP: dict[str, tuple[Any, ...]] = {
@@ -176,7 +176,8 @@ def check_configuration(of: type, values: dict[str, Any], prefix: str = "configu
 
 def argument_names(of: type) -> tuple[str, ...]:
     """Names of the arguments of a learner's constructor, those that it hands on to its parents' included."""
-    named = [p.name for _, parameters in _constructors(of) for p in parameters if p.kind is not p.VAR_KEYWORD]
+    unnamed = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    named = [p.name for _, parameters in _constructors(of) for p in parameters if p.kind not in unnamed]
     return tuple(name for name in dict.fromkeys(named) if name != "configuration")  # what its parents make
 
 

@@ -249,13 +249,14 @@ class FeatureStatistics(GrowingState):
         return f"width={self.width}, classes={self.classes}, samples={self.samples}"
 
 
-def checked_shrinkage(shrinkage: object) -> float | str:
-    """``shrinkage`` as :class:`FeatureStatistics` keeps it; TypeError or ValueError if it is not one."""
-    if isinstance(shrinkage, str) and shrinkage == "oas":
+def checked_shrinkage(shrinkage: object, rules: tuple[str, ...] = ("oas",)) -> float | str:
+    """``shrinkage`` as those keep it who know these rules; TypeError or ValueError if it is not one."""
+    if isinstance(shrinkage, str) and shrinkage in rules:
         return shrinkage
+    kind = f"{', '.join(map(repr, rules))} or a number in [0, 1]"
     if isinstance(shrinkage, str):
-        raise ValueError(f"shrinkage must be 'oas' or a number in [0, 1], got {shrinkage!r}")
-    return number(shrinkage, "shrinkage", 0, 1, kind="'oas' or a number in [0, 1]")
+        raise ValueError(f"shrinkage must be {kind}, got {shrinkage!r}")
+    return number(shrinkage, "shrinkage", 0, 1, kind=kind)
 
 
 def oas(square: Tensor, trace: Tensor, d: int, freedom: int) -> float:

@@ -9,10 +9,13 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from flexkern.plain import whole_number
+from flexkern.plain import choice, whole_number
 from flexkern.streams.image_source import ImageSource
 
-__all__ = ["Experience", "Stream"]
+__all__ = ["SCENARIOS", "Experience", "Stream"]
+
+SCENARIOS = ("class-incremental", "domain-incremental", "blurry", "class-repetition", "online")
+"""What a stream can be said to be."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,12 +88,18 @@ class Stream(Sequence[Experience]):
     Args:
         experiences: at least one, all with inputs of one shape, numbered 0, 1, 2, ...
         classes: how many classes the labels of the whole stream name: 0 <= label < classes.
+        scenario: what comes again, and what is new in each: "class-incremental" (new classes only),
+            "domain-incremental" (the same classes, looking otherwise), "blurry" (new classes, and some images
+            of others), "class-repetition" (any classes, again and again) or "online" (one of these, each image
+            once, some at a time). For whoever reads it: a learner looks at the labels.
 
     Raises:
         ValueError: if the stream is empty, or an experience does not fit.
     """
 
-    def __init__(self, experiences: Sequence[Experience], classes: int) -> None:
+    def __init__(
+        self, experiences: Sequence[Experience], classes: int, *, scenario: str = "class-incremental"
+    ) -> None:
         if not experiences:
             raise ValueError("experiences must not be empty")
         classes = whole_number(classes, "classes")
@@ -109,6 +118,7 @@ class Stream(Sequence[Experience]):
                     raise ValueError(f"labels of experience {i} must be in [0, {classes}), classes = {classes}")
         self.experiences = tuple(experiences)
         self.classes = classes
+        self.scenario = choice(scenario, "scenario", SCENARIOS)
 
     @overload
     def __getitem__(self, index: int) -> Experience: ...
@@ -137,12 +147,15 @@ class Stream(Sequence[Experience]):
     def class_names(self) -> list[str]:
         """The names of all classes: ``stream.class_names[label]`` is that of a label, or its number.
 
-        An experience's ``class_names`` are those of the labels that its test images have.
+        An experience's ``class_names`` are those of the labels that its test images have (training images may
+        be told the wrong ones), or, where there are not as many of these, that its training images have.
         """
         names = [str(c) for c in range(self.classes)]
         for experience in self.experiences:
-            labels = experience.test_labels.unique().tolist()
-            if len(labels) == len(experience.class_names):
-                for label, name in zip(labels, experience.class_names, strict=True):
-                    names[label] = name or names[label]
+            for part in (experience.test_labels, experience.train_labels):
+                labels = part.unique().tolist()
+                if len(labels) == len(experience.class_names):
+                    for label, name in zip(labels, experience.class_names, strict=True):
+                        names[label] = name or names[label]
+                    break
         return names

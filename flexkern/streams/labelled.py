@@ -14,10 +14,11 @@ from torch import Tensor
 
 from flexkern.plain import choice, flag, number, whole_number
 from flexkern.streams.archives import MOST_BYTES
+from flexkern.streams.augment import as_bytes, as_float, center_crop, resize
 from flexkern.streams.image_source import ImageSource, ahead
 from flexkern.streams.pictures import WHITE, check_bytes, colour
 
-__all__ = ["MOST_CLASSES", "Images", "Reading", "Skipped", "settle", "split"]
+__all__ = ["MOST_CLASSES", "Images", "Reading", "Skipped", "resized", "settle", "split"]
 
 MOST_CLASSES = 1 << 17
 """Labels are under this: a list of names has one for each."""
@@ -25,6 +26,7 @@ _PIECE = 64  # images that a process decodes at once
 _PIECE_OF_LOOKS = 256
 _FEW_LOOKS = 2048  # headers are read in the process itself, below this
 _SHOWN = 3  # of what is left out
+_RESIZED_AT_ONCE = 1024
 _SPLIT = 15  # first number of a generator's seed
 
 
@@ -209,3 +211,34 @@ def split(found: Images, test_share: Any, seed: Any) -> tuple[Images, Images]:
         return Images(found.images[rows], found.labels[rows], list(found.names), skipped)
 
     return part(~test, found.skipped), part(test, ())
+
+
+def resized(found: Images, size: int, what: str) -> Images:
+    """Images in memory whose shorter side is ``size`` pixels, bicubic, and the middle of them.
+
+    Args:
+        found: images in memory, or a source, which has to have that size.
+        size: pixels of each side.
+        what: they are, for messages.
+
+    Raises:
+        ValueError: if a source has another size, or these are no images.
+    """
+    images = found.images
+    if isinstance(images, ImageSource):
+        if images.size != size:
+            raise ValueError(
+                f"{what}: images that are decoded when needed are {images.size} pixels wide; read them with "
+                f"size={size}"
+            )
+        return found
+    if images.dim() != 4:
+        raise ValueError(f"{what}: size is for images [n, channels, height, width], got {tuple(images.shape)}")
+    if tuple(images.shape[2:]) == (size, size):
+        return found
+
+    def piece(x: Tensor) -> Tensor:
+        y = center_crop(resize(as_float(x), size), size)
+        return as_bytes(y) if x.dtype == torch.uint8 else y
+
+    return found._replace(images=torch.cat([piece(x) for x in images.split(_RESIZED_AT_ONCE)]))

@@ -103,6 +103,7 @@ def _ridge(rng: np.random.Generator) -> str:
     options = {
         "features": features,
         "ridge": _pick(rng, ("auto", 0.5, np.float32(2.0))),
+        "intercept": bool(rng.random() < 0.5),
         "seed": int(rng.integers(99)),
     }
     head = RidgeHead(width, **options)

@@ -97,7 +97,11 @@ def test_the_command_line_goes_first(tmp_path: Path) -> None:
         ("increment = 2", 'increment = 2\nseed = "walk"', "seed must be a whole number of at least 0 or 'run'"),
         ("increment = 2", "increment = 2\norder = [1, 1]", "order must name each class once"),
         ("increment = 2", "increment = 2\norder = [1, 2]", "stream.order and data.classes exclude each other"),
-        ('path = "x.npz"', 'kind = "zip"', r"\[data\]: kind must be one of pack, folder, digits, got 'zip'"),
+        (
+            'path = "x.npz"',
+            'kind = "zip"',
+            r"\[data\]: kind must be one of pack, folder, digits, domainnet, core50, got 'zip'",
+        ),
         ('path = "x.npz"', 'kind = "folder"', r"\[data\]: size is needed for folders"),
         ('path = "x.npz"', "path = 3", "path must be a text, got 3"),
         ('"50-52"', '"52-50"', "classes: '52-50' is neither a number nor a range"),
@@ -219,3 +223,48 @@ def test_a_file_in_another_encoding(tmp_path: Path) -> None:
     (tmp_path / "c.toml").write_bytes(b"title = '\xff'")
     with pytest.raises(ValueError, match=r"c\.toml: 'utf-8' codec can't decode"):
         read_config(tmp_path / "c.toml")
+
+
+STREAMS = {
+    "blurry": 'kind = "blurry"\ntasks = 2',
+    "slots": 'kind = "class-repetition"\nexperiences = 3\nclasses_per_experience = 2',
+    "chance": 'kind = "class-repetition"\nexperiences = 3\nprobability = 0.5\nonline = 10',
+}
+
+
+@pytest.mark.parametrize("which", STREAMS)
+def test_other_streams(which: str, tmp_path: Path) -> None:
+    config = read(GOOD.replace("increment = 2", STREAMS[which]), tmp_path)
+    assert json.loads(json.dumps(config.asdict(), allow_nan=False)) == config.asdict()
+    assert config.asdict()["stream"]["kind"] == config.stream.kind
+
+
+def test_streams_of_before_are_the_same_configuration(tmp_path: Path) -> None:
+    assert sorted(read(GOOD, tmp_path).asdict()["stream"]) == ["base", "increment", "order", "seed"]
+    online = read(GOOD.replace("increment = 2", "increment = 2\nonline = 1"), tmp_path)
+    assert online.asdict()["stream"]["online"] == 1
+
+
+@pytest.mark.parametrize(
+    ("stream", "message"),
+    [
+        ('kind = "blury"\nincrement = 2', r"\[stream\]: kind must be one of class-incremental, domain-"),
+        ('kind = "blurry"', r"\[stream\]: tasks is missing"),
+        (
+            'kind = "blurry"\ntasks = 2\nincrement = 2',
+            "increment is for streams of kind 'class-incremental'; kind",
+        ),
+        ('kind = "blurry"\ntasks = 2\nblur = 1.0', "blur must be a share from 0 to under 1, got 1.0"),
+        ('kind = "blurry"\ntasks = 2\ndisjoint = 50', "disjoint must be a share from 0 to 1, got 50"),
+        ('kind = "blurry"\ntasks = 9', "stream.tasks is 9, but only 4 classes take part"),
+        ("increment = 2\nblur = 0.2", r"\[stream\]: blur is for streams of kind 'blurry'; kind is 'class-"),
+        ("increment = 2\nonline = -1", "online must be a whole number of at least 0, got -1"),
+        ('kind = "class-repetition"', "experiences is missing"),
+        ('kind = "class-repetition"\nexperiences = 3', "needs classes_per_experience or probability"),
+        ('kind = "class-repetition"\nexperiences = 3\nprobability = 2.0', "probability must be a probability"),
+        ('kind = "domain-incremental"\norder = [3]', "order is of classes"),
+    ],
+)
+def test_what_is_wrong_with_other_streams(stream: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        read(GOOD.replace("increment = 2", stream), tmp_path)

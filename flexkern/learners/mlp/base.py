@@ -281,11 +281,12 @@ class MLPLearner(Learner):
             raise TypeError(f"task: {type(self).__name__} asks for no tasks; leave it out")
         return [of(self.logits(x))] if len(x) else []
 
-    def _answers(self, experience: Experience) -> Tensor:
+    def _test(self, experience: Experience, of: Callable[[Tensor], Any]) -> None:
         if self.features_cache is None:
-            return super()._answers(experience)
+            super()._test(experience, of)
+            return
         with torch.no_grad():
-            return self._scores(experience.test_inputs, f"{experience.name}, test", kept=True).argmax(1)
+            of(self._scores(experience.test_inputs, f"{experience.name}, test", kept=True))
 
     def _check_inputs(self, x: Tensor | ImageSource, name: str) -> None:
         check_inputs(x, self.input_shape, name)
@@ -327,6 +328,9 @@ class MLPLearner(Learner):
     def _count_known(self) -> int:
         """All classes of the stream, from the start."""
         return self.classes
+
+    def _network_beside(self) -> nn.Module | None:
+        return self.features
 
     def _count_features(self) -> int:
         if self.features is None:

@@ -354,9 +354,9 @@ class ViTLearner(Learner):
     def _count_known(self) -> int:
         return self.classes_seen
 
-    def _answers(self, experience: Experience) -> Tensor:
+    def _test(self, experience: Experience, of: Callable[[Tensor], Any]) -> None:
         task = torch.full((len(experience.test_labels),), experience.number)
-        return self.predict(experience.test_inputs, task=task)
+        self._each(experience.test_inputs, task, of)
 
     def _count_classes(self, stream: Sequence[Experience]) -> int:
         """Those learned, and those of the stream that are still to come."""
@@ -381,8 +381,15 @@ class ViTLearner(Learner):
         self._make_room(self._begun["classes"] if self._begun else 0)
 
     def _check_restored(self) -> None:
-        adapters = self.items_learned + (self._begun is not None)
-        check_parts(self._modules(), classes=self._count_rows(), tasks=self.items_learned, adapters=adapters)
+        tasks, adapters = self.items_learned, self._adapters_expected()
+        check_parts(self._modules(), classes=self._count_rows(), tasks=tasks, adapters=adapters)
+
+    def _network_beside(self) -> nn.Module:
+        return self._network_given
+
+    def _adapters_expected(self) -> int:
+        """Tasks that a bank of adapters has."""
+        return self.items_learned + (self._begun is not None)
 
     def _frozen(self) -> str:
         return fingerprint(self._network_given)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from flexkern.learners.registry import register_method
 from flexkern.learners.vit.sums import RunningSums
 from flexkern.nn.feature_statistics import checked_shrinkage
-from flexkern.nn.heads.discriminant import PRIORS, LDAHead
+from flexkern.nn.heads.discriminant import PRIORS, SHRINKAGES, LDAHead
 from flexkern.plain import choice, whole_number
 
 __all__ = ["LDA"]
@@ -32,8 +32,11 @@ class LDA(RunningSums):
 
     Args:
         layers: how many blocks, the last ones; None: six, or all where there are fewer.
-        shrinkage: of the covariance towards a multiple of the identity, 0 to 1; "oas" takes it from the data.
+        shrinkage: of the covariance towards a multiple of the identity, 0 to 1, or "oas" or "gcv", which take
+            it from the data; see :class:`flexkern.nn.LDAHead`.
         priors: of the classes: "uniform", or "counts" (as many as their images).
+        first_session, rank, adapter_scale, dropout: "adapter" or "both" for first-session adaptation; see
+            :class:`flexkern.learners.vit.first_session.FirstSession`.
         backbone, recipe, images_per_pass, image_size, seed, device: as in
             :class:`flexkern.learners.vit.base.ViTLearner`.
     """
@@ -50,15 +53,15 @@ class LDA(RunningSums):
         **common: Any,
     ) -> None:
         layers = None if layers is None else whole_number(layers, "layers")
-        shrinkage, priors = checked_shrinkage(shrinkage), choice(priors, "priors", PRIORS)
+        shrinkage, priors = checked_shrinkage(shrinkage, SHRINKAGES), choice(priors, "priors", PRIORS)
         super().__init__(backbone, layers=layers, shrinkage=shrinkage, priors=priors, **common)
-        self._parts = parts = self._known_parts(self.backbone)
+        parts = self._parts
         self.layers = min(_LAYERS, len(parts.points)) if layers is None else parts.checked_layers(layers)
-        width = self.layers * parts.summaries * self.width
+        width = self.spaces * self.layers * parts.summaries * self.width
         self.head = LDAHead(width, shrinkage=shrinkage, priors=priors, device=self.device)
 
     def _tokens(self, images: Tensor) -> Tensor:
-        return self._run(self._parts.tokens, images, self.layers)
+        return self._read(self._parts.tokens, images, self.layers)
 
     def _finish(self, images: Tensor, labels: Tensor) -> None:
         batches = self._test_batches(images, labels)
@@ -72,7 +75,7 @@ class LDA(RunningSums):
         return self.head.logits(self._tokens(images))
 
     def _modules(self) -> nn.ModuleDict:
-        return nn.ModuleDict({"head": self.head})
+        return self._with_adapter({"head": self.head})
 
     def _check_restored(self) -> None:
         super()._check_restored()
@@ -82,4 +85,4 @@ class LDA(RunningSums):
     @property
     def parameters_added(self) -> int:
         # All that is kept: means, and the covariance.
-        return sum(buffer.numel() for buffer in self.head.buffers())
+        return sum(buffer.numel() for buffer in self.head.buffers()) + self.adapter_parameters

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from flexkern.learners.registry import register_method
 from flexkern.learners.vit.sums import RunningSums
 from flexkern.nn.heads.ridge import RidgeHead, checked_ridge
-from flexkern.plain import whole_number
+from flexkern.plain import flag, whole_number
 
 __all__ = ["RanPAC"]
 
@@ -25,6 +25,9 @@ class RanPAC(RunningSums):
     Args:
         features: of the random projection; the paper has 10,000. The sums are features x features numbers.
         ridge: the head's regularisation, or "auto".
+        intercept: of the head, see :class:`flexkern.nn.RidgeHead`.
+        first_session, rank, adapter_scale, dropout: "adapter" or "both" for first-session adaptation; see
+            :class:`flexkern.learners.vit.first_session.FirstSession`.
         backbone, recipe, images_per_pass, image_size, normalize, calibration_images, seed, device: as in
             :class:`flexkern.learners.vit.base.ViTLearner`.
     """
@@ -37,25 +40,28 @@ class RanPAC(RunningSums):
         *,
         features: int = 2000,
         ridge: float | str = "auto",
+        intercept: bool = False,
         seed: int = 0,
         **common: Any,
     ) -> None:
-        features, ridge = whole_number(features, "features", least=0), checked_ridge(ridge)
-        super().__init__(backbone, seed=seed, features=features, ridge=ridge, **common)
-        self._parts = self._known_parts(self.backbone)
-        self.head = RidgeHead(self.width, features=features, ridge=ridge, seed=self.seed).to(self.device)
+        options: dict[str, Any] = {
+            "features": whole_number(features, "features", least=0), "ridge": checked_ridge(ridge),
+            "intercept": flag(intercept, "intercept"),
+        }  # fmt: skip
+        super().__init__(backbone, seed=seed, **options, **common)
+        self.head = RidgeHead(self.spaces * self.width, seed=self.seed, **options).to(self.device)
 
     def _finish(self, images: Any, labels: Tensor) -> None:
         if self._few:
             batches = self._test_batches(images, labels)
-            return self._take_late([self._run(self._parts.features, x) for x, _ in batches], labels)
+            return self._take_late([self._read(self._parts.features, x) for x, _ in batches], labels)
         # So many at a time, however large a pass is: the bits of one update, and memory does not grow with the
         # task.
         most = self.head.rows_at_once
-        h0 = torch.empty((min(most, len(images)), self.width), dtype=torch.float32, device=self.device)
+        h0 = torch.empty((min(most, len(images)), self.head.width), dtype=torch.float32, device=self.device)
         done = have = 0
         for x, _ in self._test_batches(images, labels):
-            features = self._run(self._parts.features, x)
+            features = self._read(self._parts.features, x)
             while len(features):
                 part, features = features[: most - have], features[most - have :]
                 h0[have : have + len(part)] = part
@@ -66,12 +72,12 @@ class RanPAC(RunningSums):
         return self.head.check_solvable()  # what gives no answers is not learned
 
     def _logits(self, images: Tensor, task: Tensor | None) -> Tensor:
-        return self.head.logits(self._run(self._parts.features, images))
+        return self.head.logits(self._read(self._parts.features, images))
 
     def _modules(self) -> nn.ModuleDict:
-        return nn.ModuleDict({"head": self.head})
+        return self._with_adapter({"head": self.head})
 
     @property
     def parameters_added(self) -> int:
         # As many as the head's weights; the projection is drawn anew from its seed.
-        return self.head.cross.numel()
+        return self.head.cross.numel() + self.adapter_parameters

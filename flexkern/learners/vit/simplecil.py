@@ -9,17 +9,21 @@ from torch import Tensor, nn
 
 from flexkern.learners.registry import register_method
 from flexkern.learners.scenarios import SCENARIOS
-from flexkern.learners.vit.base import ViTLearner
+from flexkern.learners.vit.first_session import FirstSession
 from flexkern.nn.heads.prototype import PrototypeClassifier
 
 __all__ = ["SimpleCIL"]
 
 
 @register_method("simplecil")
-class SimpleCIL(ViTLearner):
+class SimpleCIL(FirstSession):
     """Nearest class mean on the frozen backbone's features, by cosine; nothing is trained (arXiv 2303.07338).
 
+    With ``first_session="both"`` it is APER with an adapter, of the same paper.
+
     Args:
+        first_session, rank, adapter_scale, dropout: "adapter" or "both" for first-session adaptation; see
+            :class:`flexkern.learners.vit.first_session.FirstSession`.
         backbone, recipe, images_per_pass, image_size, normalize, calibration_images, seed, device: as in
             :class:`flexkern.learners.vit.base.ViTLearner`.
     """
@@ -28,20 +32,19 @@ class SimpleCIL(ViTLearner):
 
     def __init__(self, backbone: str | os.PathLike[str] | nn.Module = "small", **common: Any) -> None:
         super().__init__(backbone, **common)
-        self._parts = self._known_parts(self.backbone)
-        self.prototypes = PrototypeClassifier(self.width, device=self.device)
+        self.prototypes = PrototypeClassifier(self.spaces * self.width, device=self.device)
         self.prototypes.add_subspace()
 
     def _finish(self, images: Any, labels: Tensor) -> None:
         for x, y in self._test_batches(images, labels):
-            self.prototypes.update(self._run(self._parts.features, x).unsqueeze(1), y)
+            self.prototypes.update(self._read(self._parts.features, x).unsqueeze(1), y)
 
     def _logits(self, images: Tensor, task: Tensor | None) -> Tensor:
-        return self.prototypes.logits(self._run(self._parts.features, images).unsqueeze(1))
+        return self.prototypes.logits(self._read(self._parts.features, images).unsqueeze(1))
 
     def _modules(self) -> nn.ModuleDict:
-        return nn.ModuleDict({"prototypes": self.prototypes})
+        return self._with_adapter({"prototypes": self.prototypes})
 
     @property
     def parameters_added(self) -> int:
-        return self.classes_seen * self.width
+        return self.classes_seen * self.spaces * self.width + self.adapter_parameters

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from flexkern.learners.base import Item
 from flexkern.learners.scenarios import FEW, SCENARIOS
-from flexkern.learners.vit.base import ViTLearner
+from flexkern.learners.vit.first_session import FirstSession
 from flexkern.nn.heads.discriminant import LDAHead
 from flexkern.nn.heads.ridge import RidgeHead
 from flexkern.nn.undo import Undo
@@ -19,7 +19,7 @@ from flexkern.streams.base import Experience
 __all__ = ["RunningSums"]
 
 
-class RunningSums(ViTLearner):
+class RunningSums(FirstSession):
     """A learner with a head of exact running sums: images in any order and number, also one at a time.
 
     The largest of the sums is of [width, width] numbers. An experience of fewer than 16 images changes it by

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -13,12 +13,14 @@ from torch import Tensor
 from flexkern.nn.feature_statistics import checked_shrinkage, oas
 from flexkern.nn.growing import GrowingState, check_features, check_finite, check_labels
 from flexkern.nn.heads.scatter import add_products, centred, row_sums, traces
+from flexkern.nn.heads.shrinkage import Solved, by_validation, factored
 from flexkern.nn.not_learned import NotLearnedError
 from flexkern.plain import choice, flag, whole_number
 
 __all__ = ["LDAHead"]
 
 PRIORS = ("uniform", "counts")
+SHRINKAGES = ("oas", "gcv")
 _NOTHING = "no class is known yet; call update() first"
 _ROWS = 1024  # go into one product: their width beside the sums is little, and the product has its full speed
 # A covariance of at most this width is factored in float64 (134 MB), whatever the sums are in.
@@ -55,7 +57,9 @@ class LDAHead(GrowingState):
         width: of a feature vector.
         shrinkage: rho in [0, 1], or ``"oas"``: the oracle approximating shrinkage estimator (Chen, Wiesel,
             Eldar, Hero, *Shrinkage algorithms for MMSE covariance estimation*, 2010, eq. 23), from tr(S),
-            tr(S^2) and the degrees of freedom. A number must keep S regular; 0 may not.
+            tr(S^2) and the degrees of freedom; or ``"gcv"``: by how well classes are told apart, in ten
+            factorisations (:func:`flexkern.nn.heads.shrinkage.by_validation`); of 50 classes of CIFAR-100 1 to
+            5 points better with 5 images of each, up to 1 worse from 50 on. A number must keep S regular.
         priors: of the classes: ``"uniform"``, or ``"counts"``: as often as they were learned.
         per_class: keep a scatter for each class, [classes, width, width], for :meth:`forget`.
         dtype: of the scatter, float32 or float64.
@@ -85,7 +89,7 @@ class LDAHead(GrowingState):
     ) -> None:
         super().__init__()
         width = self.width = whole_number(width, "width")
-        self.shrinkage = checked_shrinkage(shrinkage)
+        self.shrinkage = checked_shrinkage(shrinkage, SHRINKAGES)
         self.priors = choice(priors, "priors", PRIORS)
         self.per_class = flag(per_class, "per_class")
         if dtype not in (torch.float32, torch.float64):
@@ -95,7 +99,7 @@ class LDAHead(GrowingState):
         self.register_buffer("sum", torch.zeros((0, width), dtype=exact, device=device))
         self.register_buffer("scatter", torch.zeros((groups, width, width), dtype=dtype, device=device))
         self.register_buffer("freedom", torch.zeros(groups, dtype=torch.int64, device=device))
-        self._solved: _Solved | None = None
+        self._solved: Solved | None = None
         self.chosen: float | None = None
         """The rho that the last :meth:`solve` took; None where there was no covariance."""
 
@@ -325,7 +329,7 @@ class LDAHead(GrowingState):
         """A shrinkage that outweighs the roundings of the scatter, at most some u tr(S)."""
         return min(1.0, 8 * self.width * torch.finfo(self.scatter.dtype).eps)
 
-    def _answer(self) -> _Solved:
+    def _answer(self) -> Solved:
         self._look()
         solved = self._solved  # of this call: another thread may drop what is kept
         if solved is None:
@@ -334,7 +338,7 @@ class LDAHead(GrowingState):
             self._solved = solved
         return solved
 
-    def _solve(self) -> _Solved:
+    def _solve(self) -> Solved:
         known = self.count > 0
         if not bool(known.any()):
             raise NotLearnedError(_NOTHING)
@@ -351,7 +355,7 @@ class LDAHead(GrowingState):
             every = weight.new_zeros((self.width, self.classes))
             every[:, known] = weight
             weight = every
-        return _Solved(centre, weight.float(), bias.float())
+        return Solved(centre, weight.float(), bias.float())
 
     def _distances(self, means: Tensor) -> tuple[Tensor, Tensor]:
         """Half the squared Mahalanobis length of centred means [S, width], float64 [S], and S^-1 of them."""
@@ -365,7 +369,11 @@ class LDAHead(GrowingState):
             variance = float(means.var(0, correction=0).mean()) or 1.0
             return means.square().sum(1) / (2 * variance), means.T / variance
         given, trace = self.shrinkage, trace / freedom
-        rho = oas(square / float(freedom) ** 2, trace, d, freedom) if isinstance(given, str) else given
+        if given == "gcv":
+            known = self.count > 0
+            rho = by_validation(self._total(self._dtypes()[0]), self.count[known], self.sum[known])
+        else:
+            rho = oas(square / float(freedom) ** 2, trace, d, freedom) if isinstance(given, str) else given
         lower = self._factor(rho, freedom, float(trace))
         if lower is None and isinstance(given, str):
             # So many samples that the roundings of the scatter outweigh what rho adds.
@@ -383,18 +391,12 @@ class LDAHead(GrowingState):
 
     def _factor(self, rho: float, freedom: int, trace: float) -> Tensor | None:
         """Lower triangle L with L L^T = the shrunk covariance; None if that is singular."""
+        return factored(self._total, self._dtypes(), (1 - rho) / freedom, rho * trace / self.width)
+
+    def _dtypes(self) -> tuple[torch.dtype, ...]:
+        """What is factored in: float32 takes half the time and memory."""
         exact = self.scatter.dtype is torch.float64 or self.width <= _EXACT_WIDTH
-        # In float32 half the time and memory; what is singular there may not be so in float64.
-        for dtype in (torch.float64,) if exact else (torch.float32, torch.float64):
-            lower = self._total(dtype).mul_((1 - rho) / freedom)
-            lower.diagonal().add_(rho * trace / self.width)
-            # The transposed one is in LAPACK's order: it is factored where it is.
-            info = torch.zeros((), dtype=torch.int32, device=lower.device)
-            torch.linalg.cholesky_ex(lower.T, upper=True, out=(lower.T, info))
-            if not int(info):
-                return lower
-            del lower
-        return None
+        return (torch.float64,) if exact else (torch.float32, torch.float64)
 
     def logits(self, h0: Tensor) -> Tensor:
         """Log posteriors but for a constant of each sample, float32 [n, C], of features [n, width].
@@ -438,11 +440,3 @@ class LDAHead(GrowingState):
             f"width={self.width}, shrinkage={self.shrinkage!r}, priors={self.priors!r}, "
             f"per_class={self.per_class}, classes={self.classes}"
         )
-
-
-class _Solved(NamedTuple):
-    """centre: float32 [width], taken off features; weight: float32 [width, C]; bias: float32 [C]."""
-
-    centre: Tensor
-    weight: Tensor
-    bias: Tensor

@@ -1,45 +1,48 @@
 """Class-incremental learning: methods on the same stream, task after task, resumable at any moment.
 
 The results are plain numbers in one JSON, and a learner's state is in its checkpoint; both are written after
-every epoch. A run that was stopped goes on with the epoch that it was in, to the same bits.
+every epoch. A run that was stopped goes on with the epoch that it was in, to the same bits. Of an online
+stream, whose experiences are learned in small parts, both are written after every hundredth part, and a run
+goes on from there.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
 from flexkern.learners import METHODS, load_learner, make_learner
 from flexkern.measure import Measure
-from flexkern.metrics import AccuracyMatrix, Evaluation
-from flexkern.plain import nearest
 from flexkern.runs.folder import claim
 from flexkern.runs.incremental.config import Config, MethodConfig
-from flexkern.runs.incremental.config.method_options import mistake_in
 from flexkern.runs.incremental.data import check_place, digest, load_images, make_stream
 from flexkern.runs.incremental.journal import Journal
+from flexkern.runs.incremental.making import Learners, Making
+from flexkern.runs.incremental.measures import Measures
 from flexkern.runs.incremental.summary import number, summarise
 from flexkern.runs.provenance import decides_bits
 from flexkern.runs.start import usable_device
-from flexkern.streams import Stream
+from flexkern.streams import OnlineStream, Stream
+from flexkern.streams.online import Parts
 
 __all__ = ["RESULTS", "Event", "Learners", "run"]
 
 RESULTS = ("results.json", "picture.png")
 """Files of a run's folder, beside its checkpoints; whoever draws the picture writes the last."""
+_PARTS = 100  # of an online stream, after which the learner is saved
 
 
 class Event(NamedTuple):
     """What has just happened.
 
-    kind: "images" (read), "epoch", "task" (learned and tested) or "run" (a method has ended its stream).
+    kind: "images" (read), "epoch", "part" (of an experience of an online stream), "task" (learned and tested)
+        or "run" (a method has ended its stream).
     method, seed: of the run; the method's label.
     task: its number, from 0; tasks: how many there are.
-    epoch, epochs, loss: as the learner says them.
+    epoch, epochs, loss: as the learner says them; of an online stream the part, and how many there are.
     record: of the whole run so far, as in the JSON.
     """
 
@@ -52,19 +55,6 @@ class Event(NamedTuple):
     epochs: int = 0
     loss: float = math.nan
     record: dict[str, Any] | None = None
-
-
-class Learners(NamedTuple):
-    """Where learners come from.
-
-    methods: the names that ``make`` takes.
-    make: ``make(method, backbone, *, seed, device, **options)`` gives a learner.
-    load: ``load(path, *, backbone, device)`` gives the one that was saved there.
-    """
-
-    methods: Sequence[str]
-    make: Callable[..., Any]
-    load: Callable[..., Any]
 
 
 def _shipped_learners() -> Learners:
@@ -89,7 +79,7 @@ def run(
         accept_other_environment: go on with a run that was begun with another number of threads, on another
             processor or under other versions, though not to the bits that it would have come to.
         observe: told what happens.
-        learners: default: those of :mod:`flexkern.learners`.
+        learners: of methods on a transformer; default: those of :mod:`flexkern.learners`.
 
     Returns:
         What ``results.json`` holds: plain lists and numbers.
@@ -105,13 +95,14 @@ def run(
     learners = learners or _shipped_learners()
     device = usable_device(config.device, auto=True)
     config = config.override(device=str(device))  # so that a run does not go on where another device is found
-    _check_methods(config, learners)
+    making = Making(config, device, learners)
+    making.check_names()
     check_place(config.data)
     with claim(config.folder, "checkpoints"):
         return _run_all(
             config,
             device,
-            learners,
+            making,
             restart=restart,
             accept_other_environment=accept_other_environment,
             keep=keep,
@@ -122,7 +113,7 @@ def run(
 def _run_all(
     config: Config,
     device: torch.device,
-    learners: Learners,
+    making: Making,
     *,
     restart: bool,
     accept_other_environment: bool,
@@ -131,8 +122,7 @@ def _run_all(
 ) -> dict[str, Any]:
     # What a learner does not take is found now: before anything is said of what the folder holds, before images
     # are read, and not after hours.
-    for method in config.methods:
-        _make(config, method, config.seeds[0], device, learners)
+    making.check_options()
     journal = Journal(
         config, decides_bits(device), restart=restart, accept_other_environment=accept_other_environment
     )
@@ -151,36 +141,16 @@ def _run_all(
             stream = make_stream(config, train, test, seed)
         fingerprint = digest(stream)
         for method in config.methods:
-            one = _Run(config, method, seed, device, stream, fingerprint, journal, learners, observe)
+            one = _Run(method, seed, device, stream, fingerprint, journal, making, observe)
             one.go()
             if not keep:
                 one.checkpoint.unlink(missing_ok=True)
             journal.results["summary"] = summarise(journal.results)
             journal.write()
+    making.forget_features()
     journal.results["finished"] = True
     journal.write()
     return journal.results
-
-
-def _check_methods(config: Config, learners: Learners) -> None:
-    for method in config.methods:
-        if method.method not in learners.methods:
-            allowed = ", ".join(learners.methods)
-            hint = nearest(method.method, learners.methods)
-            raise ValueError(
-                f"methods: {method.name!r} has method {method.method!r}; allowed are {allowed}{hint}"
-            )
-        mistake = mistake_in(method) if learners.make is make_learner else None
-        if mistake is not None:
-            raise ValueError(f"methods: {method.name!r} ({method.method}): {mistake.sentence}")
-
-
-def _make(config: Config, method: MethodConfig, seed: int, device: torch.device, learners: Learners) -> Any:
-    options = ({} if config.precision is None else {"precision": config.precision}) | method.options
-    try:
-        return learners.make(method.method, config.network, seed=seed, device=device, **options)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"methods: {method.name!r} ({method.method}): {error}") from error
 
 
 class _Run:
@@ -188,18 +158,18 @@ class _Run:
 
     def __init__(
         self,
-        config: Config,
         method: MethodConfig,
         seed: int,
         device: torch.device,
         stream: Stream,
         fingerprint: str,
         journal: Journal,
-        learners: Learners,
+        making: Making,
         observe: Callable[[Event], None],
     ) -> None:
-        self.config, self.method, self.seed, self.device = config, method, seed, device
-        self.stream, self.journal, self.learners, self.observe = stream, journal, learners, observe
+        self.method, self.seed, self.device = method, seed, device
+        self.stream, self.journal, self.making, self.observe = stream, journal, making, observe
+        self.measures = Measures(stream)
         self.record = journal.run(method.name, seed)
         self.checkpoint = journal.checkpoint(method.name, seed)
         known = self.record.setdefault("data", fingerprint)
@@ -209,7 +179,11 @@ class _Run:
                 "another folder with --out, or discard that run with --restart"
             )
         self.record["experiences"] = stream.names
-        self.weights = [len(e.test_labels) for e in stream]
+        # Items that a learner has learned when each experience begins, and at the end.
+        self.begins = [0]
+        for i in range(len(stream)):
+            parts = len(stream.parts(i)) if isinstance(stream, OnlineStream) else 1
+            self.begins.append(self.begins[-1] + parts)
 
     def go(self) -> None:
         """Learns and tests what has not been learned and tested yet."""
@@ -218,22 +192,23 @@ class _Run:
             learner = self._learner(done)
             self.journal.note_environment(self.record)
             for task in range(done, len(self.stream)):
-                if learner.tasks_learned == task:
+                if _learned(learner) < self.begins[task + 1]:
                     self._learn(learner, task)
                 self._test(learner, task)
         self.observe(self._event("run", len(self.stream) - 1))
 
     def _learner(self, done: int) -> Any:
         if not self.checkpoint.exists() and not done:
-            return _make(self.config, self.method, self.seed, self.device, self.learners)
+            return self.making.make(self.method, self.seed, self.stream)
         where = f"{self.method.name!r}, seed {self.seed}"
         if not self.checkpoint.exists():
             raise ValueError(f"out: {self.checkpoint} is missing, so {where} cannot go on; use --restart")
-        learner = self.learners.load(self.checkpoint, backbone=self.config.network, device=self.device)
+        learner = self.making.load(self.method, self.checkpoint)
         # Saved after a task and before its test, a learner is one task ahead of the results.
-        if learner.tasks_learned not in (done, done + 1):
+        if not self.begins[done] <= _learned(learner) <= self.begins[done + 1]:
+            what = "parts of tasks" if isinstance(self.stream, OnlineStream) else "tasks"
             raise ValueError(
-                f"out: {self.checkpoint} has learned {learner.tasks_learned} tasks and {self.journal.path} has "
+                f"out: {self.checkpoint} has learned {_learned(learner)} {what} and {self.journal.path} has "
                 f"{done} of them, so {where} cannot go on; use --restart"
             )
         return learner
@@ -248,47 +223,72 @@ class _Run:
         before = note["seconds"]
         spent, saved = Measure(self.device), 0.0
 
-        def after_epoch(progress: Any) -> None:
+        def keep(step: int, loss: float | None) -> None:
             nonlocal saved
             now = spent.elapsed()
-            # First the note, then the learner: if the run ends between them, the epoch is done and noted again.
-            note["losses"][str(progress.epoch)] = number(progress.loss)
+            # First the note, then the learner: if the run ends between them, the step is done and noted again.
+            note["losses"][str(step)] = number(loss)
             note["seconds"] = before + now - saved
             self.journal.write()
             learner.save(self.checkpoint)
             saved += spent.elapsed() - now
-            event = self._event("epoch", task)
-            self.observe(event._replace(epoch=progress.epoch, epochs=progress.epochs, loss=progress.loss))
 
         with spent:
-            learner.learn(self.stream[task], progress=after_epoch)
+            if isinstance(self.stream, OnlineStream):
+                self._learn_parts(learner, self.stream.parts(task), task, keep)
+            else:
+                self._learn_whole(learner, task, keep)
         note["seconds"] = before + spent.seconds - saved
         note["mib"] = spent.mib
         self.journal.write()
         learner.save(self.checkpoint)
 
+    def _learn_whole(self, learner: Any, task: int, keep: Callable[[int, float | None], None]) -> None:
+        def after_epoch(progress: Any) -> None:
+            keep(progress.epoch, progress.loss)
+            event = self._event("epoch", task)
+            self.observe(event._replace(epoch=progress.epoch, epochs=progress.epochs, loss=progress.loss))
+
+        epochs = self.making.epochs(self.method)
+        options = {} if epochs is None else {"epochs": epochs}
+        learner.learn(self.stream[task], progress=after_epoch, **options)
+
+    def _learn_parts(
+        self, learner: Any, parts: Parts, task: int, keep: Callable[[int, float | None], None]
+    ) -> None:
+        """Each part once; what is noted after each _PARTS of them is the mean of their losses."""
+        losses: list[float] = []
+        first = _learned(learner) - self.begins[task]
+
+        def after_epoch(progress: Any) -> None:
+            losses.append(progress.loss)
+
+        for done, part in enumerate(parts[first:], first + 1):
+            # A part that was begun when the run was stopped had not been saved: it is learned anew.
+            learner.learn(part, epochs=1, progress=after_epoch)
+            loss = losses[-1] if losses else math.nan
+            if done % _PARTS == 0 or done == len(parts):
+                keep(done, sum(losses) / len(losses) if losses else None)
+                losses.clear()
+            event = self._event("part", task)
+            self.observe(event._replace(epoch=done, epochs=len(parts), loss=loss))
+
     def _test(self, learner: Any, task: int) -> None:
         """Accuracy on all experiences so far, into the record."""
         note = self.record.pop("learning")
         with Measure(self.device) as spent:
-            evaluation = learner.evaluate(self.stream[: task + 1])
-        matrix = AccuracyMatrix(weights=self.weights)
-        accuracies = [float(a) for a in evaluation.accuracies]
-        for row in [*(t["accuracies"] for t in self.record["tasks"]), accuracies]:
-            # Nothing is ever answered with a class that has not been learned: those count as 0.
-            matrix.add([*row, *[0.0] * (len(self.stream) - len(row))])
+            evaluation = learner.evaluate(self.measures.tests(task))
         report = {key: number(value) for key, value in learner.report.items()}
         seconds = {key: report.pop(key) for key in list(report) if key.startswith("seconds")}
+        following = self.measures.next_domain(task)
+        before = None if following is None else float(learner.evaluate([following]).accuracies[0])
         self.record["tasks"].append(
             {
                 "task": task,
-                "classes": int(learner.classes_seen),
-                "accuracies": accuracies,
-                "seen": matrix.last,
-                "average": matrix.average,
-                "forgetting": matrix.forgetting,
-                "task_named": _task_named(evaluation, self.stream[: task + 1]),
-                "parameters_added": int(learner.parameters_added),
+                "classes": self.measures.classes(task),
+                **self.measures.of_task(self.record["tasks"], evaluation, before),
+                "parameters_added": _parameters_added(learner),
+                "memory_bytes": int(learner.memory_bytes),
                 "losses": [note["losses"][k] for k in sorted(note["losses"], key=int)],
                 "report": report,
                 # What differs from one run to the next stands apart.
@@ -309,11 +309,13 @@ class _Run:
         return Event(kind, self.method.name, self.seed, task, len(self.stream), record=self.record)
 
 
-def _task_named(evaluation: Evaluation, experiences: Sequence[Any]) -> float:
-    """Share of test images that are answered with a class of their own experience, right or wrong."""
-    counts = np.asarray(evaluation.confusion)
-    # Classes are numbered in the order of learning, so an experience's are a block.
-    ends = np.cumsum([len(e.class_names) for e in experiences])
-    experience_of = np.searchsorted(ends, np.arange(len(counts)), side="right")
-    same = experience_of[:, None] == experience_of[None, :]
-    return float(counts[same].sum() / counts.sum())
+def _learned(learner: Any) -> int:
+    """How many items, which are tasks or their parts, a learner has learned."""
+    return int(learner.items_learned if hasattr(learner, "items_learned") else learner.tasks_learned)
+
+
+def _parameters_added(learner: Any) -> int:
+    """Beside the frozen backbone: all parameters of a perceptron."""
+    if hasattr(learner, "parameters_added"):
+        return int(learner.parameters_added)
+    return sum(p.numel() for p in learner.model.parameters())

@@ -8,7 +8,13 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["number", "summarise"]
+__all__ = ["MEASURES", "number", "summarise"]
+
+MEASURES = (
+    "learning_accuracy", "backward_transfer", "forward_transfer",
+    "masked", "top5", "macro", "per_class", "anytime",
+)  # fmt: skip
+"""What came to be measured later than accuracy and forgetting: :mod:`flexkern.runs.incremental.measures`."""
 
 
 def number(value: Any, digits: int | None = None) -> float | None:
@@ -22,8 +28,9 @@ def summarise(results: dict[str, Any]) -> dict[str, Any]:
     """Mean and sample standard deviation over the seeds of each method, from the runs that have ended.
 
     Returns:
-        For each method: ``seeds``; ``average``, ``last`` and ``forgetting``; and for each task, as lists,
-        ``classes``, ``seen`` and what the method reports (``open_rate`` and so on).
+        For each method: ``seeds``; ``average``, ``last``, ``forgetting`` and what else was measured after the
+        last task (:data:`MEASURES`; what a run of before has not measured is left out); and for each task, as
+        lists, ``classes``, ``seen`` and what the method reports (``open_rate`` and so on).
     """
     summary: dict[str, Any] = {}
     for method in [m["name"] for m in results["configuration"]["methods"]]:
@@ -39,10 +46,16 @@ def summarise(results: dict[str, Any]) -> dict[str, Any]:
             "seeds": len(ended),
             **{key: _spread([tasks[-1][key] for tasks in ended]) for key in ("average", "forgetting")},
             "last": _spread([tasks[-1]["seen"] for tasks in ended]),
+            **{
+                key: _spread([tasks[-1][key] for tasks in ended])
+                for key in MEASURES
+                if all(key in tasks[-1] for tasks in ended)
+            },
             "classes": [t["classes"] for t in ended[0]],
             "seen": _spread([[t["seen"] for t in tasks] for tasks in ended]),
             "task_named": _spread([[t["task_named"] for t in tasks] for tasks in ended]),
             "parameters_added": ended[0][-1]["parameters_added"],
+            "memory_bytes": ended[0][-1].get("memory_bytes"),  # runs of before did not count it
             "report": {
                 key: _spread([[t["report"][key] for t in tasks] for tasks in ended]) for key in reported
             },

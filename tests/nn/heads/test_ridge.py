@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load, save
+from sklearn.datasets import load_digits
 from sklearn.linear_model import Ridge
 from torch import Tensor
 
@@ -27,7 +30,7 @@ def some_data(n: int = 40) -> tuple[Tensor, Tensor]:
     return torch.cat([x for x, _ in data]), torch.cat([y for _, y in data])
 
 
-def taught(x: Tensor, y: Tensor, batch: int = 1000, **options: object) -> RidgeHead:
+def taught(x: Tensor, y: Tensor, batch: int = 1000, **options: Any) -> RidgeHead:
     head = RidgeHead(WIDTH, **options)
     for part in zip(x.split(batch), y.split(batch), strict=True):
         head.update(*part)
@@ -79,6 +82,127 @@ def test_auto_holds_where_columns_outnumber_samples() -> None:
         accuracy[ridge] = (head.predict(test) // 2 == task).float().mean().item()
     assert accuracy["auto"] > accuracy[1e-4] + 0.1  # interpolating noise
     assert accuracy["auto"] > 0.9
+
+
+@pytest.mark.parametrize("intercept", [False, True])
+@pytest.mark.parametrize(("n", "columns"), [(15, FEATURES), (15, 200), (3, 400)])
+def test_auto_leaves_half_of_the_samples_free(n: int, columns: int, intercept: bool) -> None:
+    x, y = some_data(n)
+    head = taught(x, y, 13, features=columns, intercept=intercept)
+    phi, targets = head.project(x.double()), torch.nn.functional.one_hot(y).double()
+    if intercept:
+        phi, targets = phi - phi.mean(0), targets - targets.mean(0)
+    # The samples' own matrix: no sums, and no differences of large numbers.
+    values, vectors = torch.linalg.eigh(phi @ phi.T)
+    values, kept = values.clamp(min=0), (vectors.T @ targets).square().sum(1)
+    free_samples, scores = len(y) - intercept, {}
+    for power in range(-16, 17):
+        ridge = float(phi.square().sum() / columns) * 10 ** (power / 2)
+        left = ridge / (values + ridge)
+        free = float(left.sum()) - intercept  # the constant, which no centred column has, is left whole
+        if free >= free_samples / 2:
+            scores[ridge] = float((kept * left * left).sum()) / free**2
+    head.solve()
+    best = min(scores, key=scores.__getitem__)
+    assert head.chosen == pytest.approx(best, rel=1e-6)
+    gram = phi.T @ phi + best * torch.eye(columns, dtype=torch.float64)
+    expected = torch.linalg.solve(gram, phi.T @ targets)
+    torch.testing.assert_close(head.solve().double(), expected, rtol=2**-20, atol=1e-7)
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+@pytest.mark.parametrize("features", [0, FEATURES])
+def test_an_intercept_is_scikit_learns(features: int, balanced: bool) -> None:
+    x, y = some_data()
+    x, keep = x + 3, (y > 1) | (torch.arange(len(y)) % 5 == 0)  # far from 0, and classes that are rare
+    x, y = x[keep], y[keep]
+    head = taught(x, y, 17, features=features, ridge=2.0, intercept=True, balanced=balanced)
+    phi, targets = head.project(x.double()).numpy(), np.eye(6)[y.numpy()]
+    if balanced:
+        targets = targets * (len(y) / 6 / np.bincount(y.numpy()))
+    peer = Ridge(alpha=2.0, fit_intercept=True, solver="cholesky").fit(phi, targets)
+    np.testing.assert_allclose(head.solve().numpy(), peer.coef_.T, rtol=2**-20, atol=1e-9)
+    size = (np.abs(phi) @ np.abs(peer.coef_.T)).max() + np.abs(peer.intercept_).max()
+    bound = (phi.shape[1] + 4) * 2**-24 * size
+    np.testing.assert_allclose(head.logits(x).numpy(), peer.predict(phi), rtol=0, atol=bound)
+
+
+def test_an_intercept_in_any_order_of_batches_merged_and_saved() -> None:
+    x, y = some_data()
+    whole = taught(x, y, features=FEATURES, intercept=True)
+    one = taught(x[:70], y[:70], 9, features=FEATURES, intercept=True)
+    one.merge(taught(x[70:], y[70:], features=FEATURES))  # every head keeps the sum
+    torch.testing.assert_close(one.logits(x), whole.logits(x), rtol=2**-20, atol=1e-6)
+    restored = RidgeHead(WIDTH, features=FEATURES, intercept=True)
+    restored.load_state_dict(load(save(whole.state_dict())))
+    assert torch.equal(restored.logits(x), whole.logits(x))
+    assert torch.equal(restored.half().state_dict()["sum"], whole.state_dict()["sum"])
+
+
+@pytest.mark.parametrize("ridge", [1.0, "auto"])
+def test_an_intercept_answers_alone_where_features_are_all_the_same(ridge: float | str) -> None:
+    head = RidgeHead(WIDTH, ridge=ridge, intercept=True)
+    head.update(torch.full((1, WIDTH), 0.1), torch.tensor([1]))
+    assert head.predict(torch.randn(5, WIDTH)).tolist() == [1] * 5
+    head.update(torch.full((3, WIDTH), 0.1), torch.tensor([0, 0, 0]))
+    expected = torch.tensor([[0.75, 0.25]]).expand(5, 2)
+    torch.testing.assert_close(head.logits(torch.randn(5, WIDTH)), expected, rtol=0, atol=1e-6)
+
+
+def test_few_samples_are_not_fitted_to_their_noise() -> None:
+    """Five digits of each class: the rule of earlier versions took the least ridges that there are."""
+    images, labels = load_digits(return_X_y=True)
+    x, y = torch.from_numpy(images).float() / 16, torch.from_numpy(labels)
+    right, least = {"new": 0.0, "old": 0.0}, 0
+    for draw in range(4):
+        order = torch.randperm(len(y), generator=torch.Generator().manual_seed(draw))
+        few = torch.cat([order[y[order] == digit][:5] for digit in range(10)])
+        heads = {name: RidgeHead(64, features=500, seed=draw) for name in right}
+        heads["new"].update(x[few], y[few])
+        heads["old"].load_state_dict(without_sum(heads["new"]))
+        for name, head in heads.items():
+            right[name] += float((head.predict(x) == y).float().mean()) / 4
+        chosen = {name: head.chosen or 0.0 for name, head in heads.items()}
+        least += chosen["old"] < 1e-2 * chosen["new"]
+    assert least, right
+    assert right["new"] > right["old"] + 0.01
+
+
+def without_sum(head: RidgeHead) -> dict[str, Tensor]:
+    """As an earlier version saved it."""
+    return {name: value for name, value in head.state_dict().items() if name != "sum"}
+
+
+def test_a_state_of_an_earlier_version_answers_and_goes_on_as_there() -> None:
+    x, y = some_data(3)
+    head, old = taught(x, y, features=200), RidgeHead(WIDTH, features=200)
+    old.load_state_dict(without_sum(head))
+    assert old.sum is None
+    assert old.state_dict().keys() == {"gram", "cross", "count"}
+    # The rule of then, in its own words.
+    values, vectors = torch.linalg.eigh(head.gram)
+    values = values.clamp(min=0)
+    ridges = values.mean() * 10 ** (torch.arange(-16, 17, dtype=torch.float64) / 2)
+    shrunk, z = values / (values + ridges[:, None]), vectors.T @ head.cross
+    power = torch.where(values > 0, (z * z).sum(1) / values.clamp(min=1e-300), 0.0)
+    rest = head.count.sum() - (power * shrunk * (2 - shrunk)).sum(1)
+    free = (1 - shrunk.sum(1) / head.count.sum()).clamp(min=1e-12)
+    ridge = ridges[int((rest.clamp(min=0) / free**2).argmin())]
+    assert torch.equal(old.solve(), (vectors @ (z / (values + ridge)[:, None])).float())
+    old.update(x, y)
+    assert old.sum is None
+    old.load_state_dict(head.state_dict())
+    assert torch.equal(old.logits(x), head.logits(x))
+    kept = taught(x, y, features=200, intercept=True)
+    before = kept.logits(x)
+    merged = RidgeHead(WIDTH, features=200)
+    merged.load_state_dict(without_sum(head))
+    for fail in (lambda: kept.load_state_dict(without_sum(head)), lambda: kept.merge(merged)):
+        with pytest.raises(ValueError, match="intercept=True needs"):
+            fail()
+        assert torch.equal(kept.logits(x), before)
+    head.merge(merged)
+    assert head.sum is None
 
 
 @settings(max_examples=15, deadline=None)

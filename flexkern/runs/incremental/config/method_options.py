@@ -1,7 +1,8 @@
 """The options of methods, as models that are made from the constructors that take them.
 
 What an option may be is said once: by the annotation in the constructor of a learner, in
-:class:`flexkern.learners.Recipe` and in :class:`flexkern.nn.GateOptions`. Ranges are theirs to check, too.
+:class:`flexkern.learners.Recipe`, :class:`flexkern.learners.Reserve` and :class:`flexkern.nn.GateOptions`.
+Ranges are theirs to check, too.
 """
 
 from __future__ import annotations
@@ -19,16 +20,29 @@ from typing import Annotated, Any, Literal, NamedTuple, Union
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
-from flexkern.learners import METHODS, Recipe, schema
+from flexkern.learners import METHODS, MLP_METHODS, Recipe, Reserve, schema
 from flexkern.learners.registry import defaults_of
 from flexkern.runs.incremental.config.models import RESERVED, MethodConfig
 from flexkern.runs.incremental.config.sentences import STRICT, Mistake, first_mistake, meant
 
-__all__ = ["ELSEWHERE", "Option", "method_model", "mistake_in", "options_of"]
+__all__ = ["ELSEWHERE", "FAMILIES", "Option", "family_of", "method_model", "mistake_in", "options_of"]
+
+FAMILIES = {"vit": METHODS, "mlp": MLP_METHODS}
+"""The methods that a configuration may name, by their family; a name that two have is the first one's."""
 
 ELSEWHERE = ("precision",)
 """Options of methods that are keys of the whole file, and so not in ``[learner]``."""
 _PLAIN = (bool, int, float, str, type(None))
+_NOT_OF_FILES = ("features", "reserve")  # objects that a perceptron's constructor takes
+# Of methods on a perceptron, beside what their constructors take.
+_OF_RUNS: dict[str, tuple[Any, Any, str]] = {
+    "features": (
+        Literal["backbone", "pixels"],
+        "backbone",
+        "what the perceptron learns from: what the frozen backbone sees, or the pixels in [0, 1].",
+    ),
+    "epochs": (int, None, "passes over each task's images."),
+}
 
 
 class Option(NamedTuple):
@@ -45,11 +59,12 @@ class Option(NamedTuple):
 
 
 def mistake_in(config: MethodConfig) -> Mistake | None:
-    """What is wrong with the types and names of a method's options; None where nothing is, or where the method
-    is not one of :data:`flexkern.learners.METHODS`."""
-    if config.method not in METHODS:
+    """What is wrong with the types and names of a method's options; None where nothing is, or where there is no
+    such method among those of its family."""
+    family = family_of(config)
+    if family is None:
         return None
-    model = method_model(config.method)
+    model = method_model(config.method, family)
     for key in config.options:
         if key not in model.model_fields:
             hint = meant(key, model.model_fields)
@@ -63,15 +78,21 @@ def mistake_in(config: MethodConfig) -> Mistake | None:
     return None
 
 
-def method_model(method: str) -> type[BaseModel]:
-    """A model of all options of one of :data:`flexkern.learners.METHODS`."""
-    learner: Any = METHODS[method]  # a name may be registered anew
-    return _model_of(learner, method)
+def family_of(config: MethodConfig) -> str | None:
+    """The family whose method is meant; None if there is no such method."""
+    families = FAMILIES if config.family is None else (config.family,)
+    return next((family for family in families if config.method in FAMILIES[family]), None)
+
+
+def method_model(method: str, family: str = "vit") -> type[BaseModel]:
+    """A model of all options of one of the methods of a family."""
+    learner: Any = FAMILIES[family][method]  # a name may be registered anew
+    return _model_of(learner, method, family)
 
 
 @cache
-def _model_of(learner: Any, method: str) -> type[BaseModel]:
-    return _model(f"options of {method}", learner.__doc__, options_of(method))
+def _model_of(learner: Any, method: str, family: str) -> type[BaseModel]:
+    return _model(f"options of {method}", learner.__doc__, options_of(method, family))
 
 
 def _model(title: str, doc: str | None, options: Mapping[str, Option]) -> type[BaseModel]:
@@ -86,8 +107,36 @@ def _model(title: str, doc: str | None, options: Mapping[str, Option]) -> type[B
     )
 
 
-def options_of(method: str) -> dict[str, Option]:
-    """All options of one of :data:`flexkern.learners.METHODS`, first those that the method itself has."""
+def options_of(method: str, family: str = "vit") -> dict[str, Option]:
+    """All options of one of the methods of a family, first those that the method itself has."""
+    return _of_perceptron(method) if family == "mlp" else _of_transformer(method)
+
+
+def _of_perceptron(method: str) -> dict[str, Option]:
+    learner = MLP_METHODS[method]
+    given, arguments = defaults_of("mlp", method), schema.arguments(learner)
+    meanings: dict[str, str] = {}
+    for parent in reversed(learner.__mro__):
+        meanings |= {k: v for k, v in _meanings(parent.__doc__).items() if "as in" not in v}
+    if "reserve" in arguments:  # whose fields the constructor takes one by one
+        hints = typing.get_type_hints(Reserve)
+        arguments |= {f.name: (hints[f.name], f.default) for f in dataclasses.fields(Reserve)}
+        meanings |= _meanings(Reserve.__doc__)
+    found: dict[str, Option] = {}
+    for name, (hint, default) in arguments.items():
+        if name in RESERVED or name in _NOT_OF_FILES:
+            continue
+        default = given.get(name, default)
+        default = default if isinstance(default, (*_PLAIN, tuple)) else None
+        found[name] = Option(_of_json(hint), default, meanings.get(name, ""))
+    epochs = learner.default_epochs
+    for name, (hint, default, meaning) in _OF_RUNS.items():
+        default = epochs if name == "epochs" and isinstance(epochs, int) else default
+        found[name] = Option(hint, default, meaning)
+    return found
+
+
+def _of_transformer(method: str) -> dict[str, Option]:
     learner = METHODS[method]
     recipe, given = learner.default_recipe(), defaults_of("vit", method)
     meanings = _meanings(Recipe.__doc__)

@@ -5,176 +5,29 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-import re
 from collections.abc import Iterable
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Le, Lt
-from pydantic import BeforeValidator, Field, PlainValidator, WithJsonSchema, model_validator
-from pydantic_core import PydanticCustomError
+from annotated_types import Ge, Le
+from pydantic import BeforeValidator, Field, model_validator
 
+from flexkern.runs.incremental.config.data_model import LATER_DATA, DataConfig
 from flexkern.runs.incremental.config.sentences import Said, strict
+from flexkern.runs.incremental.config.stream_model import LATER_STREAM, StreamConfig
+from flexkern.runs.incremental.config.values import LARGEST_ORDER, Count, Percent, Text, listed
 from flexkern.runs.start import path_given
-from flexkern.streams.packs import MOST_CLASSES
 
 __all__ = ["RESERVED", "BackboneConfig", "Config", "DataConfig", "MethodConfig", "Paper", "StreamConfig"]
 
-RESERVED = ("backbone", "device", "seed")
+RESERVED = ("backbone", "device", "seed", "input_shape", "classes")
 """What the runner itself hands to every learner: not options of one."""
-# NumPy's RandomState, which orders classes, takes no larger one; and learners make 64 bits of theirs.
-_LARGEST_ORDER, _LARGEST_SEED = 2**32 - 1, 2**53 - 1
+# Learners make 64 bits of theirs.
+_LARGEST_SEED = 2**53 - 1
 _DEEPEST = 20  # tables in tables of a method's options
 _DIGITS = 10  # classes of the bundled ones
 # Keys that came later: where they say nothing new, a configuration is the one that older results have.
-_LATER_DATA: dict[str, Any] = {"test_share": None, "broken": "raise", "in_memory": "auto"}
 _LATER_PAPER: dict[str, Any] = {"shuffled": True}
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str) or not value or "\0" in value:
-        raise PydanticCustomError("text", "no text")
-    return value
-
-
-def _listed(value: Any) -> Any:
-    """TOML's lists, where a tuple is kept."""
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _numbers(name: str, entries: Any) -> tuple[int, ...] | None:
-    """[3, "5-8"] as (3, 5, 6, 7, 8)."""
-    if entries is None:
-        return None
-    if not isinstance(entries, (list, tuple)) or not entries:
-        raise ValueError(f"{name} must be a list of numbers and ranges such as '50-99', got {entries!r}")
-    numbers: list[int] = []
-    for entry in entries:
-        span = re.fullmatch(r"([0-9]{1,20})-([0-9]{1,20})", entry) if isinstance(entry, str) else None
-        if span and int(span[1]) <= int(span[2]):
-            first, last = int(span[1]), int(span[2])
-        elif isinstance(entry, int) and not isinstance(entry, bool) and entry >= 0:
-            first = last = entry
-        else:
-            raise ValueError(f"{name}: {entry!r} is neither a number nor a range such as '50-99'")
-        if last >= MOST_CLASSES:
-            raise ValueError(f"{name} must be labels under {MOST_CLASSES}, got {entry!r}")
-        numbers += range(first, last + 1)
-        if len(numbers) > MOST_CLASSES:
-            raise ValueError(f"{name} must name each class once")
-    if len(set(numbers)) < len(numbers):
-        raise ValueError(f"{name} must name each class once")
-    return tuple(numbers)
-
-
-_NUMBERS_AND_RANGES = {
-    "type": "array", "minItems": 1, "uniqueItems": True,
-    "items": {"anyOf": [{"type": "integer", "minimum": 0, "maximum": MOST_CLASSES - 1},
-                        {"type": "string", "pattern": "^[0-9]+-[0-9]+$"}]},
-}  # fmt: skip
-Text = Annotated[str, PlainValidator(_text), WithJsonSchema({"type": "string", "minLength": 1})]
-Count = Annotated[int, Ge(1), Le(2**31)]
-Percent = Annotated[float, Ge(0), Le(100), Said("an accuracy in percent, 0 to 100")]
-
-
-@strict
-class DataConfig:
-    """``[data]``: which images."""
-
-    kind: Annotated[
-        Literal["pack", "folder", "digits"],
-        Field(
-            description="an archive of images (flexkern.streams.image_pack), a folder that has the folders "
-            "train and test and in these one folder for each class (or, with test_share, only the latter), or "
-            "scikit-learn's digits, which are bundled"
-        ),
-    ] = "pack"
-    path: Annotated[
-        Text | None,
-        Field(description="of the archive or the folder; what --data says comes before it"),
-    ] = None
-    size: Annotated[
-        Count | None,
-        Field(
-            description="pixels of each side that images are resized to when they are read; needed for folders."
-            " Learners resize for themselves what their backbone needs, so this is about memory"
-        ),
-    ] = None
-    classes: Annotated[
-        tuple[int, ...] | None,
-        BeforeValidator(partial(_numbers, "classes")),
-        WithJsonSchema(_NUMBERS_AND_RANGES),
-        Said("a list of labels, and of ranges such as '50-99'"),
-        Field(description="that take part, by their labels. Without it all"),
-    ] = None
-    train_per_class: Annotated[
-        Count | None, Field(description="training images of each class. Without it all")
-    ] = None
-    test_per_class: Annotated[Count | None, Field(description="test images of each class. Without it all")] = (
-        None
-    )
-
-    test_share: Annotated[
-        float | None,
-        Gt(0),
-        Lt(1),
-        Said("a share between 0 and 1"),
-        Field(
-            description="of the images of each class that are for tests, always the same: of a folder that has "
-            "one folder for each class, and no test images of its own"
-        ),
-    ] = None
-    broken: Annotated[
-        Literal["raise", "skip"],
-        Field(
-            description="what becomes of a file in a folder that is damaged: it ends the run, by its name, or "
-            "is left out, named and counted"
-        ),
-    ] = "raise"
-    in_memory: Annotated[
-        Literal["auto"] | bool,
-        Field(
-            description="whether the images of a folder are decoded once and kept in memory, or each time that "
-            "they are needed, by worker processes. 'auto': they are kept where they take no more than 2 GiB"
-        ),
-    ] = "auto"
-
-    @model_validator(mode="after")
-    def _check(self) -> DataConfig:
-        if self.kind == "folder" and self.size is None:
-            raise ValueError("size is needed for folders of images: the pixels that they are resized to")
-        for name, default in _LATER_DATA.items():
-            if self.kind != "folder" and getattr(self, name) != default:
-                raise ValueError(f"{name} is for folders of images; kind is {self.kind!r}")
-        return self
-
-
-@strict
-class StreamConfig:
-    """``[stream]``: which classes come when (:func:`flexkern.streams.class_incremental`)."""
-
-    increment: Annotated[Count, Field(description="classes of a task: the N of B0-IncN")]
-    base: Annotated[
-        int, Ge(0), Le(2**31), Field(description="classes of the first task, if not as many: the m of Bm-IncN")
-    ] = 0
-    seed: Annotated[
-        Annotated[int, Ge(0), Le(_LARGEST_ORDER)] | Literal["run"],
-        Field(description="of the order of the classes and of the choice of images; 'run': that of each run"),
-    ] = 1993
-    order: Annotated[
-        tuple[int, ...] | None,
-        BeforeValidator(partial(_numbers, "order")),
-        WithJsonSchema(_NUMBERS_AND_RANGES),
-        Said("a list of labels, and of ranges such as '50-99'"),
-        Field(description="labels in the order of learning, in place of the seed's. No others take part"),
-    ] = None
-
-    def check_classes(self, classes: int) -> None:
-        """Raises ValueError if a stream of so many classes cannot be cut like that."""
-        for name, value in (("base", self.base), ("increment", self.increment)):
-            if value > classes:
-                raise ValueError(f"stream.{name} is {value}, but only {classes} classes take part")
 
 
 @strict
@@ -210,6 +63,13 @@ class MethodConfig:
     paper: Annotated[
         Paper | None, Field(description="the published figure that the table shows beside ours")
     ] = None
+    family: Annotated[
+        Literal["vit", "mlp"] | None,
+        Field(
+            description="of the network that learns: 'vit', a vision transformer, or 'mlp', a multi-layer "
+            "perceptron on features. Only needed for a name that both have, which is the transformer's without"
+        ),
+    ] = None
 
     @model_validator(mode="after")
     def _check(self) -> MethodConfig:
@@ -231,12 +91,12 @@ class Config:
 
     data: DataConfig
     stream: StreamConfig
-    methods: Annotated[tuple[MethodConfig, ...], BeforeValidator(_listed)]
+    methods: Annotated[tuple[MethodConfig, ...], BeforeValidator(listed)]
     title: Annotated[Text, Field(description="of the table and the picture")] = "class-incremental"
     backbone: Text = "small"
     seeds: Annotated[
         tuple[Annotated[int, Ge(0), Le(_LARGEST_SEED)], ...],
-        BeforeValidator(_listed),
+        BeforeValidator(listed),
         Said("a list of at least one number"),
         Field(min_length=1, description="of the runs: every method learns the stream once with each"),
     ] = (0,)
@@ -250,8 +110,8 @@ class Config:
 
     @model_validator(mode="after")
     def _check(self) -> Config:
-        if self.stream.seed == "run" and max(self.seeds) > _LARGEST_ORDER:
-            raise ValueError(f"seeds must be at most {_LARGEST_ORDER}, got {max(self.seeds)}")
+        if self.stream.seed == "run" and max(self.seeds) > LARGEST_ORDER:
+            raise ValueError(f"seeds must be at most {LARGEST_ORDER}, got {max(self.seeds)}")
         if not self.methods:
             raise ValueError("methods must have at least one entry: [[methods]]")
         for what, values in (("seeds", self.seeds), ("methods: name", [m.name for m in self.methods])):
@@ -259,6 +119,11 @@ class Config:
                 raise ValueError(f"{what} must not occur twice, got {list(values)}")
         if self.stream.order is not None and self.data.classes is not None:
             raise ValueError("stream.order and data.classes exclude each other: the order says which take part")
+        if (self.stream.kind == "domain-incremental") != self.data.of_domains:
+            raise ValueError(
+                "stream.kind and data.domains go together: a domain-incremental stream needs data.domains, and "
+                f"no other stream has them; kind is {self.stream.kind!r}"
+            )
         known = self.stream.order or self.data.classes or (range(_DIGITS) if self.data.kind == "digits" else ())
         if known:
             self.stream.check_classes(len(known))
@@ -277,8 +142,12 @@ class Config:
     def asdict(self) -> dict[str, Any]:
         """For JSON."""
         values = _plain(dataclasses.asdict(self))  # type: ignore[call-overload]
+        for method in values["methods"]:
+            if method["family"] is None:  # a key that came later, too
+                del method["family"]
         papers = [method["paper"] for method in values["methods"] if method["paper"] is not None]
-        for table, later in ((values["data"], _LATER_DATA), *((paper, _LATER_PAPER) for paper in papers)):
+        of_tables = ((values["data"], LATER_DATA), (values["stream"], LATER_STREAM))
+        for table, later in (*of_tables, *((paper, _LATER_PAPER) for paper in papers)):
             for name, default in later.items():
                 if table[name] == default:
                     del table[name]
@@ -297,7 +166,7 @@ class Config:
         changes: dict[str, Any] = {"backbone": backbone, "device": device, "out": out}
         changes["seeds"] = tuple(seeds) if seeds is not None else None
         if data is not None:
-            if self.data.kind == "digits":
+            if self.data.bundled:
                 raise ValueError("data: the digits are bundled, there is no path to give")
             path_given(data, "data")
             changes["data"] = dataclasses.replace(self.data, path=data)  # type: ignore[type-var]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flexkern.plain import nearest
-from flexkern.runs.incremental.config.method_options import ELSEWHERE, mistake_in
+from flexkern.runs.incremental.config.method_options import ELSEWHERE, family_of, mistake_in
 from flexkern.runs.incremental.config.models import (
     RESERVED,
     BackboneConfig,
@@ -24,7 +24,9 @@ from flexkern.runs.incremental.config.sentences import unknown_key
 __all__ = ["CONFIGS", "find_config", "parse_config", "read_config", "shipped"]
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
-_NOT_SHARED = (*RESERVED, *ELSEWHERE, "name", "method", "paper")  # not in [learner]
+_NOT_SHARED = (*RESERVED, *ELSEWHERE, "name", "method", "family", "paper")  # not in [learner]
+_SHARED = {"vit": "learner", "mlp": "mlp"}
+"""Tables of what all methods of a family have in common."""
 
 
 def shipped() -> dict[str, Path]:
@@ -77,13 +79,14 @@ def _toml() -> Any:
 def parse_config(table: Mapping[str, Any]) -> Config:
     """Checks what TOML's reader gave.
 
-    ``[learner]`` has options of all methods; those of a method come before them. ``[backbone]`` has one key,
-    ``name``: "small" (embedded), a folder, or a name on the Hugging Face hub.
+    ``[learner]`` has options of all methods on a transformer, ``[mlp]`` of those on a perceptron; those of a
+    method come before them. ``[backbone]`` has one key, ``name``: "small" (embedded), a folder, or a name on
+    the Hugging Face hub.
 
     Raises:
         ValueError: naming the table and the key.
     """
-    keys = {f.name for f in dataclasses.fields(Config)} | {"learner"}  # type: ignore[arg-type]
+    keys = {f.name for f in dataclasses.fields(Config)} | {*_SHARED.values()}  # type: ignore[arg-type]
     unknown = [key for key in table if key not in keys]
     if unknown:
         raise ValueError(unknown_key(unknown[0], keys))
@@ -93,21 +96,24 @@ def parse_config(table: Mapping[str, Any]) -> Config:
     if not isinstance(table["methods"], list):
         raise ValueError("methods must be a list of tables: [[methods]]")
     values = dict(table)
-    common = _table(values.pop("learner", {}), "learner")
-    elsewhere = [key for key in common if key in _NOT_SHARED]
-    if elsewhere:
-        raise ValueError(f"[learner]: {elsewhere[0]} has a place of its own, outside of [learner]")
+    common = {family: _table(values.pop(name, {}), name) for family, name in _SHARED.items()}
+    for family, name in _SHARED.items():
+        elsewhere = [key for key in common[family] if key in _NOT_SHARED]
+        if elsewhere:
+            raise ValueError(f"[{name}]: {elsewhere[0]} has a place of its own, outside of [{name}]")
     values["data"] = _section(DataConfig, values["data"], "data")
     values["stream"] = _section(StreamConfig, values["stream"], "stream")
     values["methods"] = tuple(
         _method(entry, common, f"methods, entry {i + 1}") for i, entry in enumerate(values["methods"])
     )
+    if common["mlp"] and all(family_of(method) != "mlp" for method in values["methods"]):
+        raise ValueError("[mlp]: it has options of methods on a perceptron, and [[methods]] has none")
     if "backbone" in values:
         values["backbone"] = _section(BackboneConfig, values["backbone"], "backbone").name
     return Config(**values)
 
 
-def _method(entry: Any, common: Mapping[str, Any], where: str) -> MethodConfig:
+def _method(entry: Any, common: Mapping[str, Mapping[str, Any]], where: str) -> MethodConfig:
     options = dict(_table(entry, where))
     for key in ("name", "method"):
         if key not in options:
@@ -115,13 +121,17 @@ def _method(entry: Any, common: Mapping[str, Any], where: str) -> MethodConfig:
     paper = options.pop("paper", None)
     given = {key: options.pop(key) for key in ("name", "method")}
     given["paper"] = None if paper is None else _section(Paper, paper, f"{where}, paper")
+    if "family" in options:
+        given["family"] = options.pop("family")
     try:
-        method = MethodConfig(**given, options={**common, **options})
+        family = family_of(MethodConfig(**given, options=options)) or "vit"
+        method = MethodConfig(**given, options={**common[family], **options})
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
     mistake = mistake_in(method)
     if mistake is not None:
-        table = where if mistake.key.partition(".")[0] in options else f"{where}, by [learner]"
+        own = mistake.key.partition(".")[0] in options
+        table = where if own else f"{where}, by [{_SHARED[family]}]"
         raise ValueError(f"{table}: {mistake.sentence}")
     return method
 
