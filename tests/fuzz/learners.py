@@ -116,7 +116,7 @@ def _perceptron(rng: np.random.Generator) -> tuple[Callable[[], Any], Callable[[
         }  # fmt: skip
     elif method == "lda":
         options |= {
-            "shrinkage": _pick(rng, ("oas", 0.2, 1)),
+            "shrinkage": _pick(rng, ("oas", "gcv", 0.2, 1)),
             "priors": _pick(rng, ("uniform", "counts")),
         }
     return lambda: MLP_METHODS[method]((SIZE,), CLASSES, **options), lambda n, _: _item(rng, n)

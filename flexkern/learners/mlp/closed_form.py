@@ -14,7 +14,7 @@ from flexkern.learners.mlp.rows import Rows, read
 from flexkern.learners.progress import tell
 from flexkern.learners.registry import register_method
 from flexkern.nn.feature_statistics import checked_shrinkage
-from flexkern.nn.heads.discriminant import PRIORS, LDAHead
+from flexkern.nn.heads.discriminant import PRIORS, SHRINKAGES, LDAHead
 from flexkern.nn.heads.ridge import RidgeHead, checked_ridge
 from flexkern.plain import choice, flag, whole_number
 from flexkern.streams.base import Experience
@@ -134,7 +134,8 @@ class LDAMLP(ClosedFormMLP):
     """Class means and one covariance of the frozen features (:class:`flexkern.nn.LDAHead`).
 
     Args:
-        shrinkage: of the covariance towards a multiple of the identity, 0 to 1; "oas" takes it from the data.
+        shrinkage: of the covariance towards a multiple of the identity, 0 to 1, or "oas" or "gcv", which take
+            it from the data.
         priors: of the classes: "uniform", or "counts" (as many as their inputs).
         input_shape, classes, features, seed, device, features_cache: as in :class:`RidgeMLP`.
 
@@ -152,7 +153,7 @@ class LDAMLP(ClosedFormMLP):
         **common: Any,
     ) -> None:
         self._options: dict[str, Any] = {
-            "shrinkage": checked_shrinkage(shrinkage), "priors": choice(priors, "priors", PRIORS)
+            "shrinkage": checked_shrinkage(shrinkage, SHRINKAGES), "priors": choice(priors, "priors", PRIORS)
         }  # fmt: skip
         super().__init__(input_shape, classes, **common)
         self._configuration |= self._options

@@ -18,7 +18,6 @@ from flexkern.learners.registry import register_method
 from flexkern.learners.vit.base import check_same
 from flexkern.learners.vit.classes import places
 from flexkern.learners.vit.images import check_images
-from flexkern.learners.vit.lda import LAYERS
 from flexkern.learners.vit.task_rows import TaskRows
 from flexkern.learners.vit.training import CosineHead, Recipe, Training
 from flexkern.nn.adapters.adapted_model import Trunk, attach_adapters
@@ -29,6 +28,7 @@ from flexkern.nn.gates.synapse_gate import SynapseGate
 from flexkern.nn.growing import seeded
 from flexkern.nn.heads.experts import ExpertHead
 from flexkern.nn.heads.prototype import PrototypeClassifier
+from flexkern.nn.heads.selected import LAYERS
 from flexkern.nn.records import record_of
 from flexkern.nn.task_scores import group_logsumexp, group_max, rank_in_class
 from flexkern.ops.choices import REWEIGHTINGS

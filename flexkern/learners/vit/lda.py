@@ -13,12 +13,10 @@ from flexkern.learners.registry import register_method
 from flexkern.learners.vit.sums import RunningSums
 from flexkern.nn.feature_statistics import checked_shrinkage
 from flexkern.nn.heads.discriminant import PRIORS
-from flexkern.nn.heads.selected import JUDGED, RULES, SelectedLDA
+from flexkern.nn.heads.selected import JUDGED, LAYERS, RULES, SelectedLDA
 from flexkern.plain import choice, whole_number
 
-__all__ = ["LAYERS", "LDA"]
-
-LAYERS = 6
+__all__ = ["LDA"]
 
 
 @register_method("lda")

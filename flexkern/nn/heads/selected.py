@@ -15,10 +15,12 @@ from flexkern.nn.heads.leave_one_out import leave_one_out
 from flexkern.nn.temperature import fit_log_temperature
 from flexkern.plain import flag, whole_number
 
-__all__ = ["JUDGED", "RULES", "SelectedLDA"]
+__all__ = ["JUDGED", "LAYERS", "RULES", "SelectedLDA"]
 
 RULES = ("auto", *SHRINKAGES)
 
+LAYERS = 6
+"""Blocks of a transformer whose tokens are read where nothing is said."""
 JUDGED = 512
 """Samples of a task that are enough to judge by; each takes products with the covariance's factor."""
 
