@@ -73,8 +73,8 @@ MLPS: list[tuple[str, dict[str, Any], int]] = [
     ("ewc", {}, 3 * NETWORK),  # anchors, Fisher information
     ("joint", {}, NETWORK + 160 * (4 * SIZE + 8)),
     ("metaplastic", {}, NETWORK + WEIGHTS),  # alpha of the item; flexibility and the anchor are drawn
-    ("metaplastic", {"gate": "step"}, NETWORK),
-    ("metaplastic", {"gate": "step", "momentum": 0.9}, 2 * NETWORK),
+    ("metaplastic", {"gate": "step"}, NETWORK + WEIGHTS),  # anchors
+    ("metaplastic", {"momentum": 0.9}, 2 * NETWORK + WEIGHTS),
     ("replay", {"memory": 30}, NETWORK + 30 * (4 * SIZE + 8) + 8),
     ("si", {}, 4 * NETWORK),  # anchors, importance, path
 ]
