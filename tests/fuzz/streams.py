@@ -28,7 +28,7 @@ _NAMED = (
 def _images(rng: np.random.Generator, labels: np.ndarray, names: list[str], part: int) -> Images:
     """Each image says its part, its class's own name's number, and its place."""
     code = np.stack([np.full(len(labels), part), labels, np.arange(len(labels))], 1).astype(np.uint8)
-    x = torch.from_numpy(np.ascontiguousarray(np.broadcast_to(code[:, :, None, None], (len(labels), 3, 1, 1))))
+    x = torch.from_numpy(code[:, :, None, None].copy())
     return Images(x, torch.from_numpy(labels.astype(np.int64)), names)
 
 
