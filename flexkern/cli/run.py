@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from flexkern.cli.terminal import ACCEPTS, console, counting_bar, explained, fol
 from flexkern.runs.incremental.config import Config, find_config, read_config
 from flexkern.runs.incremental.config import shipped as shipped_configurations
 from flexkern.runs.incremental.config.file_schema import file_schema
+from flexkern.runs.incremental.config.method_options import family_of
 from flexkern.runs.incremental.journal import checkpoint_path
 from flexkern.runs.start import check_files
 
@@ -53,6 +55,9 @@ def class_incremental(
     keep: Annotated[
         bool, typer.Option("--keep", help="Keep each learner when its run has ended, and say how it is loaded.")
     ] = False,
+    every: Annotated[
+        bool, typer.Option("--all", help="Show a second table: plasticity, transfer, told tasks, top 5, ...")
+    ] = False,
     accept_other_environment: Annotated[bool, typer.Option("--accept-other-environment", help=ACCEPTS)] = False,
 ) -> None:
     """Learns a data set some classes at a time, by several methods, and compares them.
@@ -83,14 +88,21 @@ def class_incremental(
             read_config(find_config(config)).override(**changes),
             restart=restart,
             keep=keep,
+            every=every,
             accept_other_environment=accept_other_environment,
         )
 
 
 def show(
-    config: Config, *, restart: bool, keep: bool, accept_other_environment: bool = False
+    config: Config,
+    *,
+    restart: bool,
+    keep: bool,
+    every: bool = False,
+    accept_other_environment: bool = False,
 ) -> dict[str, Any]:
-    """Runs a configuration, with a bar for all tasks and one for the epochs of a task; returns the results."""
+    """Runs a configuration, with a bar for all tasks and one for the epochs or parts of a task; returns the
+    results. ``every``: whether to show all that was measured."""
     # matplotlib too: if it is missing, say so now and not after the training.
     from flexkern.runs.incremental import pictures, tables
     from flexkern.runs.incremental.run import RESULTS, Event, run
@@ -108,8 +120,8 @@ def show(
                 return
             assert event.record is not None
             name = f"{event.method}, seed {event.seed}, task {event.task + 1} of {event.tasks}"
-            if event.kind == "epoch":
-                what = f"{name}, loss {event.loss:.3f}"
+            if event.kind in ("epoch", "part"):
+                what = name if math.isnan(event.loss) else f"{name}, loss {event.loss:.3f}"
                 bar.update(task, total=event.epochs, completed=event.epoch, description=what, visible=True)
             elif event.kind == "task":
                 now = event.record["tasks"][-1]
@@ -133,6 +145,8 @@ def show(
     folder = config.folder
     pictures.draw(results, folder / "picture.png")
     console.print(tables.method_table(config, results))
+    if every:
+        console.print(tables.measures_table(config, results))
     for note in tables.notes(config, results):
         console.print(note, markup=False, highlight=False)
     for path in (folder / "results.json", folder / "picture.png"):
@@ -146,13 +160,16 @@ def _kept(config: Config) -> Iterator[str]:
     """Where each learner lies, and how it is loaded. One that had ended before it was to be kept is gone."""
     names = [method.name for method in config.methods]
     backbone = "" if config.backbone == "small" else f", backbone={config.network!r}"
-    for name in names:
+    for name, method in zip(names, config.methods, strict=True):
+        given = backbone
+        if family_of(method) == "mlp":
+            pixels = method.options.get("features") == "pixels"
+            made = "Pixels()" if pixels else f"BackboneFeatures({config.network!r})"
+            given = f", features=flexkern.features.{made}"
         for seed in config.seeds:
             path = checkpoint_path(config.folder, names, name, seed)
             if path.exists():
-                yield (
-                    f"kept {name}, seed {seed}: flexkern.learners.load_learner({os.fspath(path)!r}{backbone})"
-                )
+                yield f"kept {name}, seed {seed}: flexkern.learners.load_learner({os.fspath(path)!r}{given})"
             else:
                 yield f"not kept {name}, seed {seed}: its run ended before, without --keep; see --restart"
 

@@ -235,15 +235,37 @@ class Learner(Answering):
         watch: Watch | None,
     ) -> None:
         number = self.items_learned
-        with self._undo(), watched(watch, item=number, epochs=epochs):
-            item = self._take_up(experience, epochs)
-        if item.train is not None:
-            for epoch in range(self._epochs_done, epochs):
-                with watched(watch, item=number, epoch=epoch + 1, epochs=epochs):
-                    loss = item.train(epoch)
-                self._epochs_done = epoch + 1
-                if progress is not None:
-                    progress(Progress(number, epoch + 1, epochs, loss))
+        beginning = self._undo() if self._begun is None else None
+        try:
+            with self._undo(), watched(watch, item=number, epochs=epochs):
+                item = self._take_up(experience, epochs)
+            if item.train is not None:
+                beginning = None  # it holds what training replaces
+                self._train_item(item.train, epochs, progress, watch)
+            self._end_item(item, experience, epochs, watch)
+        except BaseException:
+            # Where nothing was trained, the beginning and the end are one.
+            if beginning is not None and self.items_learned == number:
+                beginning.put_back()
+            raise
+
+    def _train_item(
+        self,
+        train: Callable[[int], float],
+        epochs: int,
+        progress: Callable[[Progress], None] | None,
+        watch: Watch | None,
+    ) -> None:
+        number = self.items_learned
+        for epoch in range(self._epochs_done, epochs):
+            with watched(watch, item=number, epoch=epoch + 1, epochs=epochs):
+                loss = train(epoch)
+            self._epochs_done = epoch + 1
+            if progress is not None:
+                progress(Progress(number, epoch + 1, epochs, loss))
+
+    def _end_item(self, item: Item, experience: Experience, epochs: int, watch: Watch | None) -> None:
+        number = self.items_learned
         with self._undo(self._written_at_end()), watched(watch, item=number, epochs=epochs):
             item.end()
             self.items_learned += 1

@@ -42,6 +42,8 @@ def register_method(name: str, **options: Any) -> Callable[[_Class], _Class]:
         class Mine(ViTLearner):
             ...
 
+    A class says in ``takes`` what kinds of streams it learns, where these are more than its family's.
+
     Args:
         name: not yet taken by another class of the same family of networks ("mlp" or "vit").
         options: of the constructor, where :func:`make_learner` is asked for this name. So a class can have

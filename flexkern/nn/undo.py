@@ -31,11 +31,18 @@ class Undo:
         objects: modules count without their children.
         containers: dictionaries, lists or sets that are not themselves attributes of these.
         written: of ``objects``, those whose tensors the block writes into.
+        last: a tensor that the block writes into by one operation, its last step: once that is done, so is the
+            block, and whatever is raised then puts nothing back. So it need not be copied.
     """
 
     def __init__(
-        self, *objects: Any, containers: Iterable[Any] = (), written: Iterable[nn.Module] = ()
+        self,
+        *objects: Any,
+        containers: Iterable[Any] = (),
+        written: Iterable[nn.Module] = (),
+        last: Tensor | None = None,
     ) -> None:
+        self._last = None if last is None else (last, _version(last))
         self._grad = torch.is_grad_enabled()  # an interrupt can keep a torch.no_grad() from ending
         self._saved: list[tuple[Any, Any]] = [(value, _shallow(value)) for value in containers]
         for one in objects:
@@ -58,6 +65,9 @@ class Undo:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is None:
+            return
+        if self._last is not None and _version(self._last[0]) != self._last[1]:
+            torch.set_grad_enabled(self._grad)
             return
         while True:
             try:

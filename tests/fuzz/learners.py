@@ -79,7 +79,15 @@ def _tasks() -> list[Experience]:
     return list(stream())
 
 
-def _perceptron(rng: np.random.Generator) -> tuple[Callable[[], Any], Callable[[int], Experience]]:
+@functools.cache
+def _images() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Training images and labels, test images and labels, of all classes."""
+    parts = ("train_inputs", "train_labels", "test_inputs", "test_labels")
+    x, y, test_x, test_y = (torch.cat([getattr(e, part) for e in _tasks()]) for part in parts)
+    return x, y, test_x, test_y
+
+
+def _perceptron(rng: np.random.Generator) -> tuple[Callable[[], Any], Callable[[int, int], Experience]]:
     method = _pick(rng, list(MLP_METHODS))
     options: dict[str, Any] = {
         "widths": tuple(int(w) for w in rng.integers(1, 7, 2)), "lr": float(10 ** rng.uniform(-4, -1)),
@@ -101,10 +109,10 @@ def _perceptron(rng: np.random.Generator) -> tuple[Callable[[], Any], Callable[[
         options["strength"] = float(10 ** rng.uniform(-3, 3))
     elif method == "replay":
         options |= {"memory": int(rng.integers(1, 12)), "replay_batch": _pick(rng, (None, 1, torch.tensor(4)))}
-    return lambda: MLP_METHODS[method]((SIZE,), CLASSES, **options), lambda n: _item(rng, n)
+    return lambda: MLP_METHODS[method]((SIZE,), CLASSES, **options), lambda n, _: _item(rng, n)
 
 
-def _transformer(rng: np.random.Generator) -> tuple[Callable[[], Any], Callable[[int], Experience]]:
+def _transformer(rng: np.random.Generator) -> tuple[Callable[[], Any], Callable[[int, int], Experience]]:
     method = _pick(rng, list(METHODS))
     options: dict[str, Any] = {"epochs": 1, "batch_size": 24, "seed": int(rng.integers(0, 2**63))}
     if method in ("artsy", "ease"):
@@ -122,13 +130,27 @@ def _transformer(rng: np.random.Generator) -> tuple[Callable[[], Any], Callable[
     if method == "ranpac":
         options["features"] = 8
 
-    def item(number: int) -> Experience:
-        task = _tasks()[number]
-        rows = torch.from_numpy(rng.permutation(len(task.train_labels))[:36])
-        labels = task.train_labels[rows]
-        return dataclasses.replace(
-            task, train_inputs=task.train_inputs[rows], train_labels=labels, class_names=_names(rng, labels)
-        )
+    online = "online" in METHODS[method].takes
+
+    def item(number: int, seen: int) -> Experience:
+        """New classes, known ones again, or both; where a method takes that, sometimes a few images only."""
+        x, y, test_x, test_y = _images()
+        again = [int(c) for c in rng.permutation(seen)[: int(rng.integers(0, 4))]]
+        new = range(seen, min(int(y.max()) + 1, seen + int(rng.integers(0, 3))))
+        classes = [*again, *new]
+        few = online and rng.random() < 0.4
+        # A gate of energies needs two.
+        spare = [c for c in range(int(y.max()) + 1) if c not in classes and c <= max([seen, *new]) + 1]
+        classes += spare[: max(0, (1 if few else 2) - len(classes))]
+        rows = torch.cat([(y == c).nonzero()[:, 0][torch.from_numpy(rng.permutation(18))] for c in classes])
+        if few:
+            rows = rows[::18]
+        rows = rows[torch.from_numpy(rng.permutation(len(rows)))]
+        labels, tests = y[rows], torch.isin(test_y, y[rows].unique())
+        return Experience(
+            f"item {number}", number, x[rows], labels, test_x[tests], test_y[tests],
+            class_names=_names(rng, labels),
+        )  # fmt: skip
 
     return lambda: make_learner(method, _backbone(), **options), item
 
@@ -170,9 +192,11 @@ def _bad_item(rng: np.random.Generator, item: Experience, learner: Any) -> Any:
     bad = _bad_inputs(rng, x)
     while not (isinstance(bad, Tensor) and bad.dim() == x.dim() and len(bad) == len(x)):
         bad = _bad_inputs(rng, x)
-    return dataclasses.replace(item, train_inputs=bad, test_inputs=bad[: len(item.test_labels)] if len(
-        item.test_labels) <= len(bad) else bad.repeat(9, *[1] * (bad.dim() - 1))[: len(item.test_labels)]
-    ) if bad.layout is torch.strided else "no experience"  # fmt: skip
+    if bad.layout is not torch.strided:
+        return "no experience"
+    tests = len(item.test_labels)
+    of_tests = bad.repeat(tests, *[1] * (bad.dim() - 1))[:tests]
+    return dataclasses.replace(item, train_inputs=bad, test_inputs=of_tests)
 
 
 def _refuses(learner: Any, call: Callable[[], Any], *names: str) -> None:
@@ -195,6 +219,10 @@ def _refuses(learner: Any, call: Callable[[], Any], *names: str) -> None:
 
 def _learn(rng: np.random.Generator, learner: Any, twin: Any, item: Experience) -> str:
     epochs = _pick(rng, (1, 2, np.int64(1), torch.tensor(2)))
+    one_step = len(item.train_labels) <= learner.configuration().get("batch_size", 0) and int(epochs) == 1
+    if "online" not in learner.takes and learner.family == "mlp" and len(item.train_labels) < 16 and one_step:
+        _refuses(learner, lambda: learner.learn(item, epochs=epochs), "experience")
+        return "refused"
     twin.learn(item, epochs=epochs)
     if learner.family == "vit" and rng.random() < 0.4:
         item = of_source(item)
@@ -225,6 +253,7 @@ def _interrupt(rng: np.random.Generator, learner: Any, item: Experience, epochs:
         return
     end, error = type(learner)._end, _pick(rng, (KeyboardInterrupt, MemoryError, OSError))
     line, before = int(10 ** rng.uniform(0, 2.5)), ""
+    start = fingerprint(learner)
 
     def stopped_end(*arguments: Any) -> None:
         nonlocal before
@@ -236,7 +265,9 @@ def _interrupt(rng: np.random.Generator, learner: Any, item: Experience, epochs:
     try:
         learner.learn(item, epochs=epochs)
     except error:
-        assert fingerprint(learner) == before, "an interrupted end was not undone"
+        # Where nothing is trained, the beginning is undone, too.
+        undone = (before,) if learner._begun is not None else (start,)
+        assert fingerprint(learner) in undone, "an interrupted end was not undone"
     finally:
         learner.__dict__.pop("_end", None)
 
@@ -270,13 +301,13 @@ def _through_file(learner: Any) -> Any:
         return load_learner(Path(folder) / "learner", **given)
 
 
-def _life(rng: np.random.Generator, make: Callable[[], Any], item_of: Callable[[int], Experience]) -> str:
+def _life(rng: np.random.Generator, make: Callable[[], Any], item_of: Callable[[int, int], Experience]) -> str:
     learner, twin, seen = make(), make(), set[str]()
-    item = item_of(0)
+    item = item_of(0, 0)
     for _ in range(int(rng.integers(2, 8))):
         event = _pick(rng, ("learn", "learn", "ask", "bad learn", "bad ask", "evaluate", "copy"))
-        if event == "learn" and (learner.family == "mlp" or learner.items_learned < len(_tasks())):
-            item = item_of(learner.items_learned)
+        if event == "learn":
+            item = item_of(learner.items_learned, getattr(learner, "classes_seen", 0))
             seen.add(_learn(rng, learner, twin, item))
         elif event == "ask":
             _ask(rng, learner, item)

@@ -31,7 +31,9 @@ class EWC(QuadraticPenalty):
     F is the diagonal of the Fisher information. One running sum, ``F <- decay F + F of the item that ended``,
     and one anchor stand for all earlier items, as in online EWC (Schwarz et al. 2018, arXiv 1805.06370), so
     state does not grow. An item's F is measured by :func:`flexkern.learners.mlp.fisher.diagonal_fisher`. Where
-    ``strength * F`` is over 1 / lr it counts as 1 / lr: a step of plain SGD would go beyond the anchor.
+    ``strength * F`` is over 1 / lr it counts as 1 / lr: a step of plain SGD would go beyond the anchor. F is a
+    mean over an item's inputs, so that an item of ten inputs counts as much as one of a thousand: with many
+    small items take a smaller strength, or decay < 1.
 
     Args:
         strength: lambda, at least 0; 0 is the conventional network. The default is the best of a sweep on ten

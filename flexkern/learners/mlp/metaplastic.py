@@ -17,15 +17,19 @@ from flexkern.learners import schema
 from flexkern.learners.mlp.base import MLPLearner
 from flexkern.learners.mlp.network import build, linear_layers
 from flexkern.learners.mlp.reserve import Reserve
+from flexkern.learners.mlp.rows import Rows
 from flexkern.learners.registry import register_method
+from flexkern.learners.scenarios import FEW
 from flexkern.nn import AdaptiveThreshold, SilentLinear
 from flexkern.optim import MetaplasticSGD, fuse_into_backward
+from flexkern.optim.scale import FirstItem
 from flexkern.plain import choice, flag, nearest, number
 
 __all__ = ["NETWORKS", "MetaplasticMLP"]
 
 # The paper's three networks by the flexibility of their synapses.
 NETWORKS: dict[str, str | float] = {"conventional": 1.0, "hybrid": "uniform", "stable": 0.3}
+_MEASURED_STEPS = 20  # of scale="auto", over items of few inputs
 _RESERVE = tuple(field.name for field in fields(Reserve))
 
 
@@ -56,7 +60,9 @@ class MetaplasticMLP(MLPLearner):
         network: "conventional" (f = 1), "hybrid" (f uniform on (0, 1)), "stable" (f = 0.3), or any
             ``flexibility`` that :class:`flexkern.optim.MetaplasticSGD` takes.
         lr, scale, gate, momentum: of the optimizer. The paper: lr 1e-4, scale 4e5 for streams of 10 items,
-            gate "item", no momentum.
+            gate "item", no momentum. The scale "auto" is measured over the first item, which synapses of all
+            flexibilities move in as plain SGD does. Items of fewer than 16 inputs, as of an online stream, are
+            one item until they have had 20 steps.
         reserve: of silent synapses in the hidden layers. Default: none.
         fused_step: whether the backward pass steps the weights
             (:func:`flexkern.optim.fuse_into_backward`): the same weights up to rounding, and no gradient of a
@@ -137,6 +143,13 @@ class MetaplasticMLP(MLPLearner):
         if self._fused_step:
             fuse_into_backward(model, optimizer)
         return model, optimizer
+
+    def _end(self, inputs: Tensor | Rows, labels: Tensor) -> None:
+        if len(labels) < FEW and self.optimizer.measures_scale():
+            steps = max(FirstItem(*group["first_item"]).steps for group in self.optimizer.param_groups)
+            if steps < _MEASURED_STEPS:  # what a few inputs do says too little: the next item goes on from here
+                return self._after_item(inputs, labels)
+        return super()._end(inputs, labels)
 
     @classmethod
     def _arguments(cls, configuration: dict[str, Any]) -> dict[str, Any]:

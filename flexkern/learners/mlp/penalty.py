@@ -9,8 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flexkern.learners.base import Item
 from flexkern.learners.mlp.base import MLPLearner
+from flexkern.learners.scenarios import FEW, SCENARIOS
 from flexkern.plain import number
+from flexkern.streams.base import Experience
 
 __all__ = ["QuadraticPenalty", "numbered"]
 
@@ -24,7 +27,13 @@ class QuadraticPenalty(MLPLearner):
     keep strength too low for the others: on ten two-digit items (bundled digits, random convolutions, widths
     256, one seed) the best average accuracy was 0.28 for both methods, and with the bound it is 0.47 (EWC) and
     0.48 (SI).
+
+    In the first step of an item the penalty is 0: the parameters are where the last item ended. So a stream of
+    items of one step each would be learned by plain SGD. An item of fewer than 16 inputs must have two steps,
+    and such streams are not among what the method ``takes``.
     """
+
+    takes = tuple(scenario for scenario in SCENARIOS if scenario != "online")
 
     _FACTOR: float  # stiffness = _FACTOR * strength * importance
     _captures_hooks = True  # anchors and importance are others in each item only
@@ -35,6 +44,16 @@ class QuadraticPenalty(MLPLearner):
         self._configuration["strength"] = strength
         self._anchors = self._copies()
         self._importance = self._zeros()
+
+    def _take_up(self, experience: Experience, epochs: int) -> Item:
+        inputs = len(experience.train_labels)
+        if inputs < FEW and epochs * math.ceil(inputs / self.batch_size) < 2:
+            raise ValueError(
+                f"experience: {experience.name!r} has {inputs} inputs, a single step, and the penalty of "
+                f"{type(self).__name__} is 0 in an item's first step, so that nothing would be protected; give "
+                f"items of more inputs, or epochs=2 (it takes {', '.join(self.takes)} streams)"
+            )
+        return super()._take_up(experience, epochs)
 
     @torch.no_grad()
     def _before_step(self) -> None:

@@ -24,6 +24,7 @@ from flexkern.learners import schema
 from flexkern.learners.answers import names_of
 from flexkern.learners.base import Item, Learner
 from flexkern.learners.progress import tell, unwatched
+from flexkern.learners.scenarios import FEW
 from flexkern.learners.vit.classes import begun_by, known_classes, new_classes, places
 from flexkern.learners.vit.fingerprints import WHOLE, fingerprint, name_of, old_fingerprint
 from flexkern.learners.vit.images import check_images
@@ -70,8 +71,9 @@ class ViTLearner(Learner):
             (:func:`flexkern.backbones.normalisation`; not at all where that is not known), "none", or
             [mean, standard deviation], each of three numbers. A checkpoint has the numbers.
         calibration_images: so many of a task's training images, at most, are answered about when the task ends,
-            to fit the temperature of :meth:`probabilities`; 0: none, it stays as it is. Logits and predictions
-            do not depend on it. Methods that train all of the network take none, and stay at 1.
+            to fit the temperature of :meth:`probabilities`; 0: none, it stays as it is, and so it does after a
+            task of fewer than 16 images: a piece of an online stream says too little. Logits and predictions do
+            not depend on it. Methods that train all of the network take none, and stay at 1.
         seed: of everything that is random.
         device: where to compute.
         options: the method's own, for its checkpoints; JSON.
@@ -287,7 +289,7 @@ class ViTLearner(Learner):
     def _ended(self, experience: Experience) -> None:
         super()._ended(experience)
         count, most = len(experience.train_labels), self.calibration_images
-        if not (most and self._calibrated):
+        if not (most and self._calibrated) or count < FEW:
             return
         rng = np.random.default_rng([self.seed, self.items_learned, _CALIBRATION])
         rows = torch.from_numpy(np.sort(rng.choice(count, min(most, count), replace=False)))

@@ -8,8 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from flexkern.learners.registry import register_method
-from flexkern.learners.scenarios import SCENARIOS
-from flexkern.learners.vit.base import ViTLearner
+from flexkern.learners.vit.sums import RunningSums
 from flexkern.nn.feature_statistics import checked_shrinkage
 from flexkern.nn.heads.discriminant import PRIORS, LDAHead
 from flexkern.plain import choice, whole_number
@@ -20,7 +19,7 @@ _LAYERS = 6
 
 
 @register_method("lda")
-class LDA(ViTLearner):
+class LDA(RunningSums):
     """Class means and one covariance of the frozen backbone's tokens, in closed form; nothing is trained.
 
     Tokens are what the backbone pools, and the mean of its patches' tokens, after each of the last ``layers``
@@ -39,7 +38,7 @@ class LDA(ViTLearner):
             :class:`flexkern.learners.vit.base.ViTLearner`.
     """
 
-    takes = SCENARIOS
+    head: LDAHead
 
     def __init__(
         self,
@@ -62,9 +61,12 @@ class LDA(ViTLearner):
         return self._run(self._parts.tokens, images, self.layers)
 
     def _finish(self, images: Tensor, labels: Tensor) -> None:
-        for x, y in self._test_batches(images, labels):
+        batches = self._test_batches(images, labels)
+        if self._few:
+            return self._take_late([self._tokens(x) for x, _ in batches], labels)
+        for x, y in batches:
             self.head.update(self._tokens(x), y)
-        self.head.check_solvable()  # what gives no answers is not learned
+        return self.head.check_solvable()  # what gives no answers is not learned
 
     def _logits(self, images: Tensor, task: Tensor | None) -> Tensor:
         return self.head.logits(self._tokens(images))

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from flexkern.learners.registry import register_method
-from flexkern.learners.scenarios import SCENARIOS
-from flexkern.learners.vit.base import ViTLearner
+from flexkern.learners.vit.sums import RunningSums
 from flexkern.nn.heads.ridge import RidgeHead, checked_ridge
 from flexkern.plain import whole_number
 
@@ -18,7 +17,7 @@ __all__ = ["RanPAC"]
 
 
 @register_method("ranpac")
-class RanPAC(ViTLearner):
+class RanPAC(RunningSums):
     """A ridge head on a random ReLU projection of the frozen backbone's features (arXiv 2307.02251).
 
     Its sums over all tasks are exact, so the order of tasks changes nothing, and no data is kept.
@@ -30,7 +29,7 @@ class RanPAC(ViTLearner):
             :class:`flexkern.learners.vit.base.ViTLearner`.
     """
 
-    takes = SCENARIOS
+    head: RidgeHead
 
     def __init__(
         self,
@@ -47,6 +46,9 @@ class RanPAC(ViTLearner):
         self.head = RidgeHead(self.width, features=features, ridge=ridge, seed=self.seed).to(self.device)
 
     def _finish(self, images: Any, labels: Tensor) -> None:
+        if self._few:
+            batches = self._test_batches(images, labels)
+            return self._take_late([self._run(self._parts.features, x) for x, _ in batches], labels)
         # So many at a time, however large a pass is: the bits of one update, and memory does not grow with the
         # task.
         most = self.head.rows_at_once
@@ -61,7 +63,7 @@ class RanPAC(ViTLearner):
                 if have == most or done + have == len(images):
                     self.head.update(h0[:have], labels[done : done + have].to(self.device))
                     done, have = done + have, 0
-        self.head.check_solvable()  # what gives no answers is not learned
+        return self.head.check_solvable()  # what gives no answers is not learned
 
     def _logits(self, images: Tensor, task: Tensor | None) -> Tensor:
         return self.head.logits(self._run(self._parts.features, images))

@@ -28,10 +28,8 @@ class TaskRows(ViTLearner):
 
     takes: ClassVar[tuple[str, ...]] = ("class-incremental", "domain-incremental", "blurry", "class-repetition")
 
-    def __init__(self, *given: Any, **options: Any) -> None:
-        super().__init__(*given, **options)
-        self._row_classes: tuple[int, ...] = ()
-        """The class of each row."""
+    _row_classes: tuple[int, ...] = ()
+    """The class of each row."""
 
     def _row_labels(self, labels: Tensor) -> Tensor:
         """The rows that a task of these labels gets: the next ones, in the order of its classes."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -134,23 +136,54 @@ class LDAHead(GrowingState):
             self._add(x.to(self.sum.device), y)
         self._solved = None
 
+    @torch.no_grad()
+    def late_update(self, h0: Tensor, labels: Tensor) -> Callable[[], Any]:
+        """:meth:`update` by few rows, but for the scatter, to which what is returned adds in one operation.
+
+        Everything else is replaced and not written into, so that whoever can put attributes back can undo it
+        without a copy of the scatter.
+
+        Args:
+            h0, labels: at least one, at most 1,024.
+
+        Raises:
+            TypeError, ValueError: as :meth:`update`.
+            RuntimeError: with ``per_class=True``, which has several scatters.
+        """
+        if self.per_class:
+            raise RuntimeError("a head with per_class=True has several scatters; use update()")
+        self._check(h0)
+        check_labels(labels, len(h0))
+        labels = labels.to(self.count)
+        self._grow(int(labels.max()) + 1)
+        self.sum, self.count, self.freedom = self.sum.clone(), self.count.clone(), self.freedom.clone()
+        _, _, rows, freedom = self._take(h0.to(self.sum.device), labels)
+        self.freedom += freedom.sum()
+        self._solved = None
+        return partial(self.scatter[0].addmm_, rows.T, rows)
+
     def _add(self, x: Tensor, labels: Tensor) -> None:
+        seen, place, rows, freedom = self._take(x, labels)
+        if self.per_class:
+            for i, label in enumerate(seen.tolist()):
+                add_products(self.scatter[label], rows[place == i])
+            self.freedom[seen] += freedom
+        else:
+            add_products(self.scatter[0], rows)
+            self.freedom += freedom.sum()
+
+    def _take(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Adds to counts and sums. Returns the classes that occur, each sample's place among them, what the
+        scatter is a sum of products of, and the classes' degrees of freedom."""
         seen, place, now = labels.unique(return_inverse=True, return_counts=True)
         before, sums = self.count[seen], row_sums(x, place, len(seen))
         weight = (before.double() / (before + now)).sqrt_()[:, None]
         centre = self.sum[seen].mul_(weight / before.clamp(min=1)[:, None])
         centre.addcmul_(sums, (1 - weight) / now[:, None])
         rows = centred(x, place, centre, self.scatter.dtype)
-        known = (before > 0).to(now)
-        if self.per_class:
-            for i, label in enumerate(seen.tolist()):
-                add_products(self.scatter[label], rows[place == i])
-            self.freedom[seen] += now - 1 + known
-        else:
-            add_products(self.scatter[0], rows)
-            self.freedom += len(x) - len(seen) + known.sum()
         self.sum[seen] += sums
         self.count[seen] += now
+        return seen, place, rows, now - 1 + (before > 0).to(now)
 
     @torch.no_grad()
     def merge(self, other: LDAHead) -> None:
@@ -285,11 +318,19 @@ class LDAHead(GrowingState):
         return self._answer().weight
 
     def check_solvable(self) -> None:
-        """Raises where :meth:`solve` would; with ``shrinkage="oas"`` without its factorisation."""
-        if not isinstance(self.shrinkage, str):
+        """Raises where :meth:`solve` would, as a rule without solving."""
+        if not self.surely_solvable():
             self.solve()
         elif not bool((self.count > 0).any()):
             raise NotLearnedError(_NOTHING)
+
+    def surely_solvable(self) -> bool:
+        """Whether no factorisation can fail: the shrinkage outweighs what rounding can take off S."""
+        return isinstance(self.shrinkage, str) or self.shrinkage > self._surely_regular()
+
+    def _surely_regular(self) -> float:
+        """A shrinkage that outweighs the roundings of the scatter, at most some u tr(S)."""
+        return min(1.0, 8 * self.width * torch.finfo(self.scatter.dtype).eps)
 
     def _answer(self) -> _Solved:
         self._look()
@@ -334,8 +375,8 @@ class LDAHead(GrowingState):
         rho = oas(square / float(freedom) ** 2, trace, d, freedom) if isinstance(given, str) else given
         lower = self._factor(rho, freedom, float(trace))
         if lower is None and isinstance(given, str):
-            # So many samples that the roundings of the scatter, at most some u tr(S), outweigh what rho adds.
-            rho = max(rho, min(1.0, 8 * d * torch.finfo(self.scatter.dtype).eps))
+            # So many samples that the roundings of the scatter outweigh what rho adds.
+            rho = max(rho, self._surely_regular())
             lower = self._factor(rho, freedom, float(trace))
         if lower is None:
             raise RuntimeError(

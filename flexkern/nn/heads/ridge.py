@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -121,6 +123,35 @@ class RidgeHead(GrowingState):
             self.cross[:, seen] += sums.T
         self._weight = None
 
+    @torch.no_grad()
+    def late_update(self, h0: Tensor, labels: Tensor) -> Callable[[], Any]:
+        """:meth:`update` by few rows, but for the Gram matrix, to which what is returned adds in one operation.
+
+        Everything else is replaced and not written into, so that whoever can put attributes back can undo it
+        without a copy of the Gram matrix. The bits are those of :meth:`update`.
+
+        Args:
+            h0, labels: at least one, at most ``rows_at_once``.
+
+        Raises:
+            TypeError, ValueError: as :meth:`update`; RuntimeError: if all features are 0.
+        """
+        check_features(h0, self.width)
+        check_labels(labels, len(h0))
+        check_finite(h0)
+        labels = labels.to(self.count)
+        self._grow(int(labels.max()) + 1)
+        with torch.autocast(h0.device.type, enabled=False):
+            phi = self.project(h0.to(self.gram))
+        if not bool((self.gram.diagonal().sum() > 0) | phi.any()):
+            raise RuntimeError(_NOTHING)
+        seen, sums = class_sums(phi, labels)
+        self.count = self.count + torch.bincount(labels, minlength=self.classes)
+        self.cross = self.cross.clone()
+        self.cross[:, seen] += sums.T
+        self._weight = None
+        return partial(self.gram.addmm_, phi.T, phi)
+
     def merge(self, other: RidgeHead) -> None:
         """Adds what another head has seen. ValueError if its projection is another one."""
         mine, theirs = (self.width, self.features, self.seed), (other.width, other.features, other.seed)
@@ -167,11 +198,21 @@ class RidgeHead(GrowingState):
         return solved
 
     def check_solvable(self) -> None:
-        """Raises RuntimeError where :meth:`solve` would; with ``ridge="auto"`` without its eigenvalues."""
-        if not isinstance(self.ridge, str):
+        """Raises RuntimeError where :meth:`solve` would, as a rule without solving."""
+        if not self.surely_solvable():
             self.solve()
-        elif not bool(self.gram.diagonal().sum() > 0):
+        elif isinstance(self.ridge, str) and not bool(self.gram.diagonal().sum() > 0):
             raise RuntimeError(_NOTHING)
+
+    def surely_solvable(self) -> bool:
+        """Whether no factorisation can fail: the ridge is more than rounding can take off G's eigenvalues.
+
+        Not before the first samples, which tell how large features are.
+        """
+        if isinstance(self.ridge, str):
+            return True
+        trace = float(self.gram.diagonal().sum())
+        return self.ridge > 16 * len(self.gram) * torch.finfo(self.gram.dtype).eps * trace > 0
 
     def _targets(self) -> Tensor:
         """C, or with ``balanced`` its columns as if all classes had the same number of samples."""

@@ -88,7 +88,7 @@ class Making:
 
     def _check_scenario(self) -> None:
         stream = self.config.stream
-        wanted = (getattr(stream, "kind", "class-incremental"), *(["online"] if online(self.config) else []))
+        wanted = (stream.kind, *(["online"] if online(self.config) else []))
         for method in self.config.methods:
             takes = self._takes(method)
             lacks = next((one for one in wanted if takes is not None and one not in takes), None)
@@ -188,4 +188,4 @@ class Making:
 
 def online(config: Config) -> int:
     """Images of each part of an online stream; 0 if the stream is none."""
-    return int(getattr(config.stream, "online", 0))
+    return config.stream.online

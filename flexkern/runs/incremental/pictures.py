@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,8 @@ STYLES: list[dict[str, Any]] = [
 def draw(results: dict[str, Any], path: Path) -> None:
     """Accuracy over the classes seen so far, and, of methods with gates, the share of synapses that were open.
 
+    Where not each task brings new classes, it is over the tasks.
+
     Lines are means over seeds, bands one standard deviation; a star is a paper's last accuracy.
 
     Args:
@@ -53,28 +56,30 @@ def draw(results: dict[str, Any], path: Path) -> None:
     )  # fmt: skip
     styles = {m["name"]: STYLES[i % len(STYLES)] for i, m in enumerate(configuration["methods"])}
 
+    grows = all(a < b for s in summary.values() for a, b in itertools.pairwise(s["classes"]))
     for name, s in summary.items():
         label = f"{name}: average {s['average']['mean']:.1%}, last {s['last']['mean']:.1%}"
-        _curve(panels[0], s["classes"], s["seen"], styles[name], label)
-    classes = max(s["classes"][-1] for s in summary.values())
+        _curve(panels[0], _along(s, grows), s["seen"], styles[name], label)
+    end = max(_along(s, grows)[-1] for s in summary.values())
     for method in configuration["methods"]:
         if method["paper"] is not None and method["name"] in summary:
             last, colour = method["paper"]["last"] / 100, styles[method["name"]]["color"]
             label = f"{method['name']}, {method['paper']['source']}: last {last:.1%}"
             panels[0].plot(
-                [classes], [last], "*", color=colour, markersize=13, markerfacecolor="none", label=label,
+                [end], [last], "*", color=colour, markersize=13, markerfacecolor="none", label=label,
                 clip_on=False, zorder=4,
             )  # fmt: skip
-    panels[0].set_title("Accuracy on all classes seen so far", **PANEL_TITLE)
-    panels[0].set_xlabel("classes seen")
+    seen, along = ("classes seen", "classes seen") if grows else ("tasks", "tasks learned")
+    panels[0].set_title(f"Accuracy on all {seen} so far", **PANEL_TITLE)
+    panels[0].set_xlabel(along)
     if gated:
         for name, s in gated.items():
-            _curve(panels[1], s["classes"], s["report"]["open_rate"], styles[name], name)
+            _curve(panels[1], _along(s, grows), s["report"]["open_rate"], styles[name], name)
         panels[1].set_title("Open synapses, of those there are", **PANEL_TITLE)
-        panels[1].set_xlabel("classes seen")
+        panels[1].set_xlabel(along)
     for axes in panels:
         axes.set_ylim(0, 1.02)
-        axes.set_xlim(0, classes * 1.02)
+        axes.set_xlim(0, end * 1.02)
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         plain(axes, "y")
@@ -88,6 +93,12 @@ def draw(results: dict[str, Any], path: Path) -> None:
     text = f"Backbone: {backbone}. {lines} Made by `flexkern run class-incremental`."
     figure.text(0.018, 0.018, text, fontsize=8.5, color=GREY)
     save_figure(figure, path, facecolor="white")
+
+
+def _along(summary: dict[str, Any], grows: bool) -> list[int]:
+    """Classes seen, where each task brings some; else tasks."""
+    classes: list[int] = summary["classes"]
+    return classes if grows else list(range(1, len(classes) + 1))
 
 
 def _curve(axes: Axes, x: list[int], values: dict[str, Any], style: dict[str, Any], label: str) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
@@ -10,7 +11,7 @@ from rich.table import Table
 
 from flexkern.runs.incremental.config import Config
 
-__all__ = ["method_table", "notes", "task_table"]
+__all__ = ["measures_table", "method_table", "notes", "task_table"]
 
 _EPOCHS = 20  # the learners' default, EASE's
 _MILLION = 1e6
@@ -50,45 +51,108 @@ def task_table(run: dict[str, Any]) -> Table:
             f"{cost['predict_seconds']:.1f}",
             f"{max(peaks):.0f}" if peaks else "-",
             f"{t['parameters_added'] / _MILLION:.2f}",
-            " ".join(f"{100 * a:.0f}" for a in t["accuracies"]),
+            " ".join("-" if a is None else f"{100 * a:.0f}" for a in t["accuracies"]),
         )
     return table
 
 
+class _Column(NamedTuple):
+    """Of a table of methods.
+
+    head: of the column.
+    cell: of a method's summary.
+    """
+
+    head: str
+    cell: Callable[[dict[str, Any]], str]
+
+
+_COLUMNS = (
+    _Column("avg", lambda s: _percent(s["average"], s["seeds"])),
+    _Column("last", lambda s: _percent(s["last"], s["seeds"])),
+    _Column("forgot", lambda s: _percent(s["forgetting"], s["seeds"])),
+    _Column("open", lambda s: _last(s, "open_rate", ".2f")),
+    _Column("passes", lambda s: _last(s, "passes", ".1f")),
+    _Column("learn", lambda s: f"{s['cost']['learn_seconds']['mean']:.1f}"),
+    _Column("test", lambda s: f"{s['cost']['predict_seconds']['mean']:.1f}"),
+    _Column("MiB", lambda s: "-" if s["mib"] is None else f"{s['mib']:.0f}"),
+    _Column("+M", lambda s: f"{s['parameters_added'] / _MILLION:.2f}"),
+)
+_MEASURES = (
+    _Column("learned", lambda s: _mean(s, "learning_accuracy")),
+    _Column("BWT", lambda s: _mean(s, "backward_transfer")),
+    _Column("FWT", lambda s: _mean(s, "forward_transfer")),
+    _Column("told", lambda s: _mean(s, "masked")),
+    _Column("named", lambda s: _mean({"named": _of_last(s["task_named"])}, "named")),
+    _Column("top 5", lambda s: _mean(s, "top5")),
+    _Column("macro", lambda s: _mean(s, "macro")),
+    _Column("anytime", lambda s: _mean(s, "anytime")),
+)
+
+
 def method_table(config: Config, results: dict[str, Any]) -> Table:
     """All methods after the last task, mean ± standard deviation over the seeds, and the papers' figures."""
-    summary = results["summary"]
-    table = Table(
-        title=escape(config.title),
-        title_justify="left",
-        box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        caption="accuracies in percent, over all test images of the classes seen so far; avg: their mean over "
+    table = _table(
+        config.title,
+        _COLUMNS,
+        "accuracies in percent, over all test images of the classes seen so far; avg: their mean over "
         "the tasks; open: share of synapses, and passes: runs of the network for one image, after the "
         "last task; learn, test: seconds for a whole stream; MiB: peak memory; +M: million parameters "
         "added",
-        caption_justify="left",
     )
-    table.add_column("method", no_wrap=True)
-    for column in ("avg", "last", "forgot", "open", "passes", "learn", "test", "MiB", "+M"):
-        table.add_column(column, justify="right", no_wrap=True)
     for method in config.methods:
-        if method.name in summary:
-            s = summary[method.name]
-            table.add_row(
-                escape(method.name),
-                *(_percent(s[key], s["seeds"]) for key in ("average", "last", "forgetting")),
-                _last(s, "open_rate", ".2f"),
-                _last(s, "passes", ".1f"),
-                *(f"{s['cost'][key]['mean']:.1f}" for key in ("learn_seconds", "predict_seconds")),
-                "-" if s["mib"] is None else f"{s['mib']:.0f}",
-                f"{s['parameters_added'] / _MILLION:.2f}",
-            )
+        if method.name in results["summary"]:
+            s = results["summary"][method.name]
+            table.add_row(escape(method.name), *(column.cell(s) for column in _COLUMNS))
         if method.paper is not None:
             figures = f"{method.paper.average:.2f}", f"{method.paper.last:.2f}"
             source = escape(f"  {method.name}, {method.paper.source}")
-            table.add_row(source, *figures, *[""] * 7, style="italic")
+            table.add_row(source, *figures, *[""] * (len(_COLUMNS) - 2), style="italic")
     return table
+
+
+def measures_table(config: Config, results: dict[str, Any]) -> Table:
+    """What else was measured of all methods after the last task: means over the seeds."""
+    table = _table(
+        "after the last task",
+        _MEASURES,
+        "in percent; learned: accuracy on each task right after it was learned (plasticity), BWT: what it "
+        "gained since, FWT: accuracy on a domain before it was learned, over chance (in other streams what "
+        "was not learned is never answered); told: accuracy among the task's own classes only, named: answers "
+        "with a class of the right task; top 5: right class among the five likeliest; macro: mean over "
+        "classes; anytime: area under the curve of an online stream; -: not measured, or without a meaning "
+        "here. Spreads, and each class, are in results.json",
+    )
+    for method in config.methods:
+        if method.name in results["summary"]:
+            s = results["summary"][method.name]
+            table.add_row(escape(method.name), *(column.cell(s) for column in _MEASURES))
+    return table
+
+
+def _table(title: str, columns: Sequence[_Column], caption: str) -> Table:
+    table = Table(
+        title=escape(title),
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        caption=caption,
+        caption_justify="left",
+    )
+    table.add_column("method", no_wrap=True)
+    for column in columns:
+        table.add_column(column.head, justify="right", no_wrap=True)
+    return table
+
+
+def _mean(summary: dict[str, Any], key: str) -> str:
+    value = summary.get(key, {"mean": None})["mean"]
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def _of_last(values: dict[str, Any]) -> dict[str, Any]:
+    """Of values for each task that of the last one."""
+    return {"mean": values["mean"][-1]}
 
 
 def _percent(value: dict[str, Any], seeds: int) -> str:
