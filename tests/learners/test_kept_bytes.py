@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from flexkern.learners import METHODS, MLP_METHODS, make_learner
-from flexkern.learners.memory import bytes_kept
+from flexkern.learners.kept_bytes import bytes_kept
 from helpers import tiny_vit
 from helpers.mlp_blobs import CLASSES, SIZE, blobs
 from helpers.tiny_vit import PER_TASK, SIZES, TRAIN, backbone, stream
