@@ -16,12 +16,12 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
-from flexkern.learners import METHODS
+from flexkern.learners import METHODS, MLP_METHODS
 from flexkern.nn import GateOptions
 from flexkern.runs.incremental.config import Config, DataConfig, MethodConfig, Paper, StreamConfig, read_config
 from flexkern.runs.incremental.config import shipped as shipped_configurations
 from flexkern.runs.incremental.config.file_schema import own_keys
-from flexkern.runs.incremental.config.method_options import method_model
+from flexkern.runs.incremental.config.method_options import FAMILIES, method_model
 from flexkern.runs.incremental.config.models import BackboneConfig
 from flexkern.runs.incremental.config.sentences import record_in, said
 
@@ -44,7 +44,7 @@ increment = 5
 [backbone]
 name = "google/vit-base-patch16-224-in21k"
 
-[learner]  # for all methods
+[learner]  # for all methods on a transformer
 epochs = 10
 
 [[methods]]
@@ -57,6 +57,54 @@ gate = { gate = "ridge", gating = "topk", k = 2 }
 name = "SimpleCIL"
 method = "simplecil\"\
 """
+
+PERCEPTRONS = """\
+[mlp]  # for all methods on a perceptron
+epochs = 5
+widths = [512, 512]
+
+[[methods]]
+name = "Metaplastic"
+method = "metaplastic"
+network = "hybrid"
+
+[[methods]]
+name = "Joint, on pixels"
+method = "joint"
+family = "mlp"
+features = "pixels\"\
+"""
+
+MEASURED = (
+    ("`average`", "avg",
+     "average accuracy: the mean of `seen` over the tasks (iCaRL, PILOT)"),
+    ("`seen`", "last",
+     "accuracy on all classes seen so far; after the last task it is last accuracy"),
+    ("`forgetting`", "forgot",
+     "best accuracy on each task since it was learned, less that of now: mean over earlier tasks "
+     "(Chaudhry et al. 2018)"),
+    ("`learning_accuracy`", "learned",
+     "plasticity: accuracy on each task right after it was learned, mean over tasks (Riemer et al. 2019)"),
+    ("`backward_transfer`", "BWT",
+     "accuracy on each task now, less that right after it was learned: mean over earlier tasks (Lopez-"
+     "Paz and Ranzato 2017)"),
+    ("`forward_transfer`", "FWT",
+     "accuracy on each domain just before it is learned, less chance (one over the classes): mean over "
+     "domains (Lopez-Paz and Ranzato 2017). Domain-incremental streams only: elsewhere a class is not "
+     "answered before it is learned, and accuracy on it is 0 by construction"),
+    ("`masked`", "told",
+     "task-incremental accuracy: the answer is the likeliest of the task's own classes (van de Ven and "
+     "Tolias 2019)"),
+    ("`task_named`", "named",
+     "share of images that are answered with a class of the right task; class-incremental streams only"),
+    ("`top5`", "top 5",
+     "the right class is among the five likeliest"),
+    ("`macro`, `per_class`", "macro",
+     "accuracy on each class, and its mean over the classes"),
+    ("`anytime`", "anytime",
+     "area under the curve of accuracy against the images seen (Koh et al. 2022), tested after each "
+     "task; online streams only"),
+)  # fmt: skip
 
 PAGE = """\
 # Configurations
@@ -100,18 +148,40 @@ for each class.
 
 ## `[[methods]]`
 
-One table for each method that is compared. Its other keys are options of the method, below; what all methods
-have in common may stand once, in `[learner]`. An option of a method comes before the same one in `[learner]`.
+One table for each method that is compared. Its other keys are options of the method, below; what all methods on
+a transformer have in common may stand once, in `[learner]`, and what all on a perceptron have, in `[mlp]`. An
+option of a method comes before the same one there.
 
 {methods}
+
+A method on a transformer learns from images. One on a perceptron learns from features: what the frozen
+`[backbone]` sees of an image, or its pixels. The features are kept in a folder beside the results while the run
+goes on, so that each image passes the backbone once for all methods, seeds and epochs, unless the stream is
+online. A name that only one family has needs no `family`; {both} without it {is_are} the transformer's.
+
+```toml
+{perceptrons}
+```
 
 ### `paper`
 
 {paper}
 
-## Options of all methods
+## What is measured
 
-Where a default is not the same for all, it is that of {first}; {others}.
+After each task, in `results.json`; the table that a run prints has the first three, `--all` adds a second table
+with the others, of which the last task's are shown. Shares from 0 to 1, over all test images so far where
+nothing else is said; `null` where it has no meaning, and no key where a run of an earlier version did not
+measure it.
+
+{measured}
+
+Formulas are in `flexkern.metrics`; `learner.evaluate(stream)` gives all that one pass can say, and
+`AccuracyMatrix` what takes several.
+
+## Options of all methods on a transformer
+
+{others}
 
 {common}
 {own}
@@ -120,7 +190,13 @@ Where a default is not the same for all, it is that of {first}; {others}.
 The options of `flexkern.nn.GateOptions`.
 
 {gate}
-"""
+
+## Options of all methods on a perceptron
+
+{mlp_others}
+
+{mlp_common}
+{mlp_own}"""
 
 
 def table(keys: Mapping[str, FieldInfo], defaults: Mapping[str, Any] | None = None) -> str:
@@ -164,9 +240,14 @@ def _without(keys: Mapping[str, FieldInfo], left_out: Any) -> dict[str, FieldInf
     return {name: field for name, field in keys.items() if name not in left_out}
 
 
-def page() -> str:
-    """docs/configuration.md."""
-    every = {method: method_model(method).model_fields for method in METHODS}
+def _measured() -> str:
+    rows = [f"| {key} | {column} | {meaning} |" for key, column, meaning in MEASURED]
+    return "\n".join(["| key | in the table | what it is |", "| --- | --- | --- |", *rows])
+
+
+def _options(family: str) -> tuple[str, str, str]:
+    """Of all methods of a family: the table of what all have, whose defaults it has, and tables of each."""
+    every = {method: method_model(method, family).model_fields for method in FAMILIES[family]}
     first = next(iter(every))
     common = {n: f for n, f in every[first].items() if all(n in of for of in every.values())}
     others = [
@@ -182,24 +263,39 @@ def page() -> str:
         alike = [m for m in own if same[m] == method]
         if not alike or not keys:
             continue
-        differ = [
+        of_others = [
             f"\n`{k} = {_default(own[m][k]).strip('`')}` is the default of {m}.\n"
             for m in alike[1:]
             for k in keys
             if own[m][k].default != keys[k].default
         ]
-        parts.append(f"\n## Options of {' and '.join(alike)}\n\n{table(keys)}\n{''.join(differ)}")
+        of_family = " (perceptron)" if family == "mlp" else ""
+        parts.append(f"\n## Options of {' and '.join(alike)}{of_family}\n\n{table(keys)}\n{''.join(of_others)}")
+    differ = f"Where a default is not the same for all, it is that of {first}; {' and '.join(others)}."
+    return table(common), differ if others else "Defaults are the same for all.", "".join(parts)
+
+
+def page() -> str:
+    """docs/configuration.md."""
+    common, others, own = _options("vit")
+    mlp_common, mlp_others, mlp_own = _options("mlp")
+    every = {method: method_model(method).model_fields for method in METHODS}
+    first = next(iter(every))
+    both = [f"`{method}`" for method in METHODS if method in MLP_METHODS]
     record: Any = record_in(every[first]["gate"].annotation)
     assert record.__name__ == GateOptions.__name__
     method_keys = _without(own_keys(MethodConfig), ("options", "paper"))
-    method_keys["method"] = FieldInfo(annotation=str, description=f"what learns: {', '.join(METHODS)}")
+    what = f"on a transformer {', '.join(METHODS)}; on a perceptron {', '.join(MLP_METHODS)}"
+    method_keys["method"] = FieldInfo(annotation=str, description=f"what learns: {what}")
     whole = _without(own_keys(Config), TABLES)
     return PAGE.format(
-        example=EXAMPLE, shipped=_shipped(), whole=table(whole),
+        example=EXAMPLE, perceptrons=PERCEPTRONS, shipped=_shipped(), whole=table(whole),
         data=table(own_keys(DataConfig)), stream=table(own_keys(StreamConfig)),
         backbone=table(own_keys(BackboneConfig)), methods=table(method_keys),
-        paper=table(own_keys(Paper)), first=first, others=" and ".join(others) or "there is none",
-        common=table(common), own="".join(parts), gate=table(record.model_fields),
+        measured=_measured(), paper=table(own_keys(Paper)), others=others, common=common, own=own,
+        gate=table(record.model_fields),
+        both=" and ".join(both), is_are="is" if len(both) == 1 else "are",
+        mlp_common=mlp_common, mlp_others=mlp_others, mlp_own=mlp_own,
     )  # fmt: skip
 
 

@@ -135,7 +135,7 @@ def extract(
             )  # fmt: skip
             before += len(inputs)
         extracted.append(dataclasses.replace(e, **parts))
-    return Stream(extracted, of.classes) if isinstance(of, Stream) else extracted[0]  # type: ignore[return-value]
+    return of.with_experiences(extracted) if isinstance(of, Stream) else extracted[0]  # type: ignore[return-value]
 
 
 def _check_inputs(inputs: object) -> None:

@@ -15,7 +15,7 @@ from flexkern.files import check_writable
 from flexkern.learners import checkpoint, restore, schema
 from flexkern.learners.answering import Answering
 from flexkern.learners.answers import check_names, joined_names, names_of
-from flexkern.learners.memory import bytes_kept
+from flexkern.learners.kept_bytes import bytes_kept
 from flexkern.learners.progress import Progress, Watch, check_watch, watched
 from flexkern.nn.undo import Undo
 from flexkern.plain import SEEDS, whole_number
@@ -311,7 +311,7 @@ class Learner(Answering):
         """Of everything that is kept now to answer and to learn on, beside the network that was given: weights,
         adapters, sums, statistics, kept inputs, an optimizer's state, and what was solved once from these."""
         optimizer = self._optimizer()
-        state = [] if optimizer is None else [dict(optimizer.state), optimizer.param_groups]
+        state = [] if optimizer is None else [list(optimizer.state.values()), optimizer.param_groups]
         return bytes_kept(self._modules(), [self._extra_state(), *state], given=self._network_beside())
 
     def _network_beside(self) -> nn.Module | None:

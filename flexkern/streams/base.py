@@ -120,6 +120,10 @@ class Stream(Sequence[Experience]):
         self.classes = classes
         self.scenario = choice(scenario, "scenario", SCENARIOS)
 
+    def with_experiences(self, experiences: Sequence[Experience]) -> Stream:
+        """The same kind of stream of as many experiences, with other inputs: of features, for example."""
+        return Stream(experiences, self.classes, scenario=self.scenario)
+
     @overload
     def __getitem__(self, index: int) -> Experience: ...
     @overload

@@ -34,7 +34,7 @@ def blurry(
 
     A share of the classes, ``disjoint``, comes in one task only. Each of the others, the blurry ones, has its
     time too, but a share of its images, ``blur``, comes in the other tasks, as many in each as can be. The
-    paper's i-Blurry-50-10 is the default. Each image comes once.
+    paper's i-Blurry-50-10 is the default. Each image comes once, and one of each class at least in its time.
 
     **Labels are renumbered** in the order in which classes first come, so that new classes always have the
     numbers from that of the classes seen so far on. A class's test images belong to the experience in which it
@@ -70,7 +70,9 @@ def blurry(
     for c in chosen:
         rows = of_train[c]
         rng = np.random.default_rng([_BLUR, seed, c])
-        away = rng.permutation(len(rows))[: round(blur * len(rows))] if c not in sharp else np.arange(0)
+        # One stays, or a task of a single class could have no image.
+        leaving = 0 if c in sharp else min(round(blur * len(rows)), len(rows) - 1)
+        away = rng.permutation(len(rows))[:leaving]
         others = rng.permutation([t for t in range(tasks) if t != time[c]])
         task_of = np.full(len(rows), time[c])
         task_of[away] = np.resize(others, len(away))

@@ -80,6 +80,17 @@ class OnlineStream(Stream):
         self.batch_size, self.of, self._orders = batch_size, of, tuple(orders)
         self._names = self.class_names if any(e.class_names for e in self) else []
 
+    def with_experiences(self, experiences: Sequence[Experience]) -> OnlineStream:
+        """The same parts of the same experiences, with other inputs: of features, for example.
+
+        Raises:
+            ValueError: if an experience has not as many training inputs as its own.
+        """
+        counts = [len(e.train_labels) for e in experiences]
+        if counts != [len(order) for order in self._orders]:
+            raise ValueError("experiences must have as many training inputs as those of this stream")
+        return OnlineStream(experiences, self.classes, self._orders, self.batch_size, self.of)
+
     def parts(self, experience: int) -> Parts:
         """The parts of experience number ``experience``, in the order in which they come.
 

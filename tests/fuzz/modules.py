@@ -134,7 +134,7 @@ def _ridge(rng: np.random.Generator) -> str:
 def _lda(rng: np.random.Generator) -> str:
     width = int(rng.integers(1, 8))
     options = {
-        "shrinkage": _pick(rng, ("oas", 0.5, np.float32(1.0))),
+        "shrinkage": _pick(rng, ("oas", "gcv", 0.5, np.float32(1.0))),
         "priors": _pick(rng, ("uniform", "counts")),
         "per_class": bool(rng.random() < 0.3),
         "dtype": _pick(rng, (torch.float32, torch.float64)),

@@ -45,6 +45,10 @@ class Softmax:
     def parameters_added(self) -> int:
         return self.weight.numel()
 
+    @property
+    def memory_bytes(self) -> int:
+        return 4 * self.weight.numel()
+
     def learn(self, experience: Experience, *, progress: Callable[[Progress], None] | None = None) -> None:
         x = experience.train_inputs.flatten(1).float() / 255
         classes = self.classes_seen + len(experience.class_names)

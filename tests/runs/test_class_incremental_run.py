@@ -74,6 +74,7 @@ def test_the_results_say_what_the_learners_did(whole: dict[str, Any]) -> None:
         assert got["report"]["gate_auroc"] is None
         assert got["cost"]["seconds_per_image"] == 1e-3
         assert got["parameters_added"] == (4 + 3 * task) * 192
+        assert got["memory_bytes"] == 4 * got["parameters_added"]
     first, last = (record["tasks"][i]["accuracies"] for i in (0, 2))
     middle = record["tasks"][1]["accuracies"]
     forgotten = [max(first[0], middle[0]) - last[0], middle[1] - last[1]]

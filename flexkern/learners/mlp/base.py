@@ -75,7 +75,7 @@ class MLPLearner(Learner):
     """
 
     family = "mlp"
-    takes = SCENARIOS  # all classes are there from the start
+    takes: ClassVar[tuple[str, ...]] = SCENARIOS  # all classes are there from the start
     model: Any
     optimizer: MetaplasticSGD | None
     default_epochs = 5  # the paper's

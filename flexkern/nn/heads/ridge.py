@@ -19,7 +19,7 @@ from flexkern.plain import flag, number, whole_number
 __all__ = ["RidgeHead", "checked_ridge"]
 
 _NOTHING = "the features are all 0 (or not finite); there is nothing to fit"
-_EIGENVALUES_UP_TO = 4096  # columns: half a minute on one core; of 10,000 ten minutes
+_EIGENVALUES_UP_TO = 4096  # columns; of 10,000 they would take many minutes
 
 
 class RidgeHead(GrowingState):

@@ -150,7 +150,7 @@ def _stream_of_domains(config: Config, train: Any, test: Any, seed: int) -> Stre
         return made
     # Only what takes part has been changed then, and once.
     kept = [replace(e, train_inputs=e.train_inputs.tensor(), test_inputs=e.test_inputs.tensor()) for e in made]
-    return Stream(kept, made.classes, scenario=made.scenario)
+    return made.with_experiences(kept)
 
 
 def _stream_of_classes(config: Config, train: Images, test: Images, seed: int) -> Stream:

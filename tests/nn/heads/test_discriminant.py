@@ -342,3 +342,40 @@ def test_errors() -> None:
     for options in bad_options:
         with pytest.raises(ValueError, match=next(iter(options))):
             LDAHead(8, **options)
+
+
+def by_rows(x: Tensor, labels: Tensor) -> float:
+    """rho by generalised cross-validation of one-hot labels on centred rows: no sums, no scatters."""
+    x, targets = x.double(), torch.nn.functional.one_hot(labels).double()
+    _, covariance, freedom = plain(x, labels)
+    x, targets = x - x.mean(0), targets - targets.mean(0)
+    values, vectors = torch.linalg.eigh(x @ x.T)
+    kept, n, scores = (vectors.T @ targets).square().sum(1), len(x) - 1, {}
+    for power in range(-16, 17):
+        ridge = float(x.square().sum() / x.shape[1]) * 10 ** (power / 2)
+        left = ridge / (values.clamp(min=0) + ridge)
+        free = float(left.sum()) - 1  # the constant is in no row that is centred
+        if free >= n / 2:
+            scores[ridge] = float((kept * left * left).sum()) / free**2
+    best = min(scores, key=scores.__getitem__)
+    return best / (best + freedom * float(covariance.trace()) / x.shape[1])
+
+
+@pytest.mark.parametrize("per_class", [False, True])
+@pytest.mark.parametrize(("n", "width"), [(30, 8), (30, 60), (300, 20), (12, 300)])
+def test_validation_is_that_of_rows(n: int, width: int, per_class: bool) -> None:
+    x, labels = some_data(n, width, 4)
+    head = taught(x, labels, 7, shrinkage="gcv", per_class=per_class, dtype=torch.float64)
+    head.solve()
+    assert head.chosen == pytest.approx(by_rows(x, labels), rel=1e-6)
+    given = taught(x, labels, 7, shrinkage=head.chosen, per_class=per_class, dtype=torch.float64)
+    assert torch.equal(head.logits(x), given.logits(x))
+
+
+def test_validation_where_there_is_little_to_validate() -> None:
+    x, labels = some_data(20, 6, 3)
+    one = taught(x[labels == 0], labels[labels == 0], shrinkage="gcv")
+    assert one.predict(x).eq(0).all()
+    single = taught(x[:1], labels[:1], shrinkage="gcv")
+    assert single.predict(x).eq(labels[0]).all()
+    assert taught(x[:3], torch.tensor([0, 0, 1]), shrinkage="gcv").logits(x).isfinite().all()

@@ -168,6 +168,28 @@ def test_few_samples_are_not_fitted_to_their_noise() -> None:
     assert right["new"] > right["old"] + 0.01
 
 
+@pytest.mark.parametrize("intercept", [False, True])
+@pytest.mark.parametrize("columns", [FEATURES, 600])
+@pytest.mark.parametrize("n", [3, 40])
+def test_factorisations_choose_what_eigenvalues_choose(
+    n: int, columns: int, intercept: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, y = some_data(n)
+    one = taught(x, y, features=columns, intercept=intercept)
+    one.solve()
+    monkeypatch.setattr("flexkern.nn.heads.ridge._EIGENVALUES_UP_TO", 0)
+    other = taught(x, y, features=columns, intercept=intercept)
+    other.solve()
+    assert one.chosen is not None
+    assert other.chosen is not None
+    # To 512 columns traces are exact; with more they are off by some hundredths: a place of the ridges at most.
+    off = 1 if columns <= 512 else 10**0.5
+    assert one.chosen / off / 1.001 <= other.chosen <= one.chosen * off * 1.001
+    monkeypatch.undo()
+    fixed = taught(x, y, features=columns, intercept=intercept, ridge=other.chosen)
+    torch.testing.assert_close(other.logits(x), fixed.logits(x), rtol=2**-20, atol=1e-6)
+
+
 def without_sum(head: RidgeHead) -> dict[str, Tensor]:
     """As an earlier version saved it."""
     return {name: value for name, value in head.state_dict().items() if name != "sum"}

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from flexkern.learners import METHODS, MLP_METHODS, make_learner
-from flexkern.learners.memory import bytes_kept
+from flexkern.learners.kept_bytes import bytes_kept
 from helpers import tiny_vit
 from helpers.mlp_blobs import CLASSES, SIZE, blobs
 from helpers.tiny_vit import PER_TASK, SIZES, TRAIN, backbone, stream
@@ -73,8 +73,8 @@ MLPS: list[tuple[str, dict[str, Any], int]] = [
     ("ewc", {}, 3 * NETWORK),  # anchors, Fisher information
     ("joint", {}, NETWORK + 160 * (4 * SIZE + 8)),
     ("metaplastic", {}, NETWORK + WEIGHTS),  # alpha of the item; flexibility and the anchor are drawn
-    ("metaplastic", {"gate": "step"}, NETWORK),
-    ("metaplastic", {"gate": "step", "momentum": 0.9}, 2 * NETWORK),
+    ("metaplastic", {"gate": "step"}, NETWORK + WEIGHTS),  # anchors
+    ("metaplastic", {"momentum": 0.9}, 2 * NETWORK + WEIGHTS),
     ("replay", {"memory": 30}, NETWORK + 30 * (4 * SIZE + 8) + 8),
     ("si", {}, 4 * NETWORK),  # anchors, importance, path
 ]
