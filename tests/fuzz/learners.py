@@ -262,8 +262,7 @@ def _interrupt(rng: np.random.Generator, learner: Any, item: Experience, epochs:
     if learner.items_learned > item.number:
         return
     end, error = type(learner)._end, _pick(rng, (KeyboardInterrupt, MemoryError, OSError))
-    line, before = int(10 ** rng.uniform(0, 2.5)), ""
-    start = fingerprint(learner)
+    line, start, before = int(10 ** rng.uniform(0, 2.5)), fingerprint(learner), ""
 
     def stopped_end(*arguments: Any) -> None:
         nonlocal before
@@ -275,9 +274,10 @@ def _interrupt(rng: np.random.Generator, learner: Any, item: Experience, epochs:
     try:
         learner.learn(item, epochs=epochs)
     except error:
-        # Where nothing is trained, the beginning is undone, too.
-        undone = (before,) if learner._begun is not None else (start,)
-        assert fingerprint(learner) in undone, "an interrupted end was not undone"
+        # Where nothing is trained, the beginning is undone with the end.
+        assert fingerprint(learner) == (before if learner._begun else start), (
+            "an interrupted end was not undone"
+        )
     finally:
         learner.__dict__.pop("_end", None)
 

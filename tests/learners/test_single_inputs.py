@@ -87,7 +87,7 @@ def test_an_image_costs_no_solving(method: str, monkeypatch: pytest.MonkeyPatch)
     before = one.temperature
     solved = []
     head = one.prototypes if method == "simplecil" else one.head
-    solve = {"simplecil": "complete", "ranpac": "_solve_auto", "lda": "_solve"}[method]
+    solve = {"simplecil": "complete", "ranpac": "_solve", "lda": "_solve"}[method]
     real = getattr(type(head), solve)
     monkeypatch.setattr(type(head), solve, lambda self: (solved.append(self), real(self))[1])
     largest = None if method == "simplecil" else one._largest()

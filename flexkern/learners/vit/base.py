@@ -381,8 +381,8 @@ class ViTLearner(Learner):
         self._make_room(self._begun["classes"] if self._begun else 0)
 
     def _check_restored(self) -> None:
-        tasks, adapters = self.items_learned, self._adapters_expected()
-        check_parts(self._modules(), classes=self._count_rows(), tasks=tasks, adapters=adapters)
+        adapters = self._adapters_expected()
+        check_parts(self._modules(), classes=self._count_rows(), tasks=self.items_learned, adapters=adapters)
 
     def _network_beside(self) -> nn.Module:
         return self._network_given
