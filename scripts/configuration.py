@@ -55,12 +55,24 @@ gate = { gate = "ridge", gating = "topk", k = 2 }
 
 [[methods]]
 name = "SimpleCIL"
-method = "simplecil"
+method = "simplecil\"\
+"""
+
+PERCEPTRONS = """\
+[mlp]  # for all methods on a perceptron
+epochs = 5
+widths = [512, 512]
 
 [[methods]]
 name = "Metaplastic"
-method = "metaplastic"  # a perceptron on what the frozen backbone sees
-network = "hybrid\"\
+method = "metaplastic"
+network = "hybrid"
+
+[[methods]]
+name = "Joint, on pixels"
+method = "joint"
+family = "mlp"
+features = "pixels\"\
 """
 
 MEASURED = (
@@ -146,6 +158,10 @@ A method on a transformer learns from images. One on a perceptron learns from fe
 `[backbone]` sees of an image, or its pixels. The features are kept in a folder beside the results while the run
 goes on, so that each image passes the backbone once for all methods, seeds and epochs, unless the stream is
 online. A name that only one family has needs no `family`; {both} without it {is_are} the transformer's.
+
+```toml
+{perceptrons}
+```
 
 ### `paper`
 
@@ -273,10 +289,11 @@ def page() -> str:
     method_keys["method"] = FieldInfo(annotation=str, description=f"what learns: {what}")
     whole = _without(own_keys(Config), TABLES)
     return PAGE.format(
-        example=EXAMPLE, shipped=_shipped(), whole=table(whole),
+        example=EXAMPLE, perceptrons=PERCEPTRONS, shipped=_shipped(), whole=table(whole),
         data=table(own_keys(DataConfig)), stream=table(own_keys(StreamConfig)),
         backbone=table(own_keys(BackboneConfig)), methods=table(method_keys),
-        measured=_measured(), paper=table(own_keys(Paper)), others=others, common=common, own=own, gate=table(record.model_fields),
+        measured=_measured(), paper=table(own_keys(Paper)), others=others, common=common, own=own,
+        gate=table(record.model_fields),
         both=" and ".join(both), is_are="is" if len(both) == 1 else "are",
         mlp_common=mlp_common, mlp_others=mlp_others, mlp_own=mlp_own,
     )  # fmt: skip

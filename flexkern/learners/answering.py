@@ -112,9 +112,9 @@ class Answering(ABC):
     def temperature(self) -> float:
         """What logits are divided by before softmax makes :meth:`probabilities` of them.
 
-        A learner on a vision transformer fits it at the end of each task, on up to ``calibration_images`` of
-        its training images, and takes the mean of its logarithm over tasks and images; 1 before. One on a
-        multi-layer perceptron is trained by the cross-entropy of its logits as they are: it stays 1.
+        A learner on a vision transformer fits it at the end of each task of at least 16 images, on up to
+        ``calibration_images`` of them, and takes the mean of its logarithm over tasks and images; 1 before.
+        One on a multi-layer perceptron is trained by the cross-entropy of its logits as they are: it stays 1.
         """
         return math.exp(self._calibration[0])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = ["FEW", "SCENARIOS"]
 
-SCENARIOS = ("class-incremental", "domain-incremental", "blurry", "class-repetition", "online")
+SCENARIOS: tuple[str, ...] = ("class-incremental", "domain-incremental", "blurry", "class-repetition", "online")
 """What a stream may be, and what :attr:`flexkern.learners.Learner.takes` names.
 
 class-incremental: each experience brings classes that are new, and no others.

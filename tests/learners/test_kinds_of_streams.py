@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
-from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +26,8 @@ from flexkern.learners import (
 from flexkern.learners.vit.base import ViTLearner
 from flexkern.streams import Experience, Stream
 from helpers import tiny_vit
-from helpers.kinds_of_streams import STREAMS, as_they_come
-from helpers.learner_state import fingerprint, interrupted, lines_of
+from helpers.kinds_of_streams import STREAMS
+from helpers.learner_state import fingerprint
 
 QUICK: dict[str, Any] = {"epochs": 2, "batch_size": 24}
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -41,7 +40,6 @@ EXPERTS: dict[str, Any] = {
     "rank": 2, "head": "experts", "evidence": "class+mean",
     "gate": {"gate": "ridge", "gating": "topk", "k": 2, "fill": True, "features": 32},
 }  # fmt: skip
-SUMS = ("simplecil", "ranpac", "lda")
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -129,49 +127,20 @@ def test_a_transformer_learns_what_it_takes(method: str, kind: str, tmp_path: Pa
 @pytest.mark.parametrize("method", MLP_METHODS)
 def test_a_perceptron_learns_what_it_takes(method: str, kind: str, tmp_path: Path) -> None:
     one = mlp(method)
-    assert kind in one.takes
-    check_learns(one, kind, tmp_path / "one")
+    if kind in one.takes:
+        return check_learns(one, kind, tmp_path / "one")
+    assert (method, kind) in (("ewc", "online"), ("si", "online"))
+    before = fingerprint(one)
+    with pytest.raises(ValueError, match=r"'part 0' has 1 inputs, a single step.*penalty.*is 0.*epochs=2"):
+        one.learn(_stream(kind)[0], epochs=1)
+    assert fingerprint(one) == before
+    one.learn(_stream(kind)[0], epochs=2)
+    return None
 
 
 @pytest.mark.parametrize("kind", [k for k in SCENARIOS if k != "online"])
 def test_experts_learn_what_they_take(kind: str, tmp_path: Path) -> None:
     check_learns(vit("artsy", **EXPERTS), kind, tmp_path / "one")
-
-
-def test_running_sums_do_not_depend_on_the_order() -> None:
-    """One image at a time, a few, many, all at once, in any order: the same answers, to float32's rounding."""
-    given = tiny_vit.stream(4)
-    x, y = (torch.cat([getattr(e, f"train_{part}") for e in given]) for part in ("inputs", "labels"))
-    tests = torch.cat([e.test_inputs for e in given])
-    for method in SUMS:
-        expected: Tensor | None = None
-        for n, size in enumerate((len(x), 1, 5, 30)):
-            order = torch.randperm(len(y), generator=torch.Generator().manual_seed(n))
-            stream = as_they_come([(x[rows], y[rows]) for rows in order.split(size)])
-            one = vit(method, calibration_images=0)
-            for e in stream:
-                one.learn(e)
-            columns = [one.class_names.index(f"class {c}") for c in range(4)]
-            logits = one.logits(tests)[:, columns]
-            expected = logits if expected is None else expected
-            error = float((logits - expected).abs().max() / expected.abs().max())
-            assert error < 1e-5, (method, size, error)
-            assert torch.equal(logits.argmax(1), expected.argmax(1))
-
-
-@pytest.mark.parametrize("method", SUMS)
-def test_a_known_class_adds_to_its_sums(method: str) -> None:
-    """A class in two experiences is the class in one."""
-    given = tiny_vit.stream(4)
-    x, y = (torch.cat([getattr(e, f"train_{part}") for e in given]) for part in ("inputs", "labels"))
-    parts = torch.arange(len(y)).split(len(y) // 4)
-    apart, whole = vit(method, calibration_images=0), vit(method, calibration_images=0)
-    for e in as_they_come([(x[rows], y[rows]) for rows in parts]):
-        apart.learn(e)
-    for e in as_they_come([(x, y)]):
-        whole.learn(e)
-    tests = given[1].test_inputs
-    torch.testing.assert_close(apart.logits(tests), whole.logits(tests), rtol=1e-4, atol=1e-4)
 
 
 # --------------------------------------------------------------------------- rows of a task's own
@@ -324,83 +293,3 @@ def test_a_users_method_says_itself_that_it_takes_known_classes() -> None:
         new.learn(second)
     again.learn(second)
     assert (again.learned, again.classes_seen) == ([[0, 1], [1, 2]], 3)
-
-
-# --------------------------------------------------------------------------- one image at a time
-
-
-@pytest.mark.parametrize("method", SUMS)
-def test_an_image_costs_no_solving(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And no copy of the largest sums, and no temperature: what is asked for is made when it is asked for."""
-    one = vit(method)
-    for e in _stream("class-incremental"):
-        one.learn(e)
-    before = one.temperature
-    solved = []
-    head = one.prototypes if method == "simplecil" else one.head
-    solve = {"simplecil": "complete", "ranpac": "_solve_auto", "lda": "_solve"}[method]
-    real = getattr(type(head), solve)
-    monkeypatch.setattr(type(head), solve, lambda self: (solved.append(self), real(self))[1])
-    largest = None if method == "simplecil" else one._largest()
-    for i in range(5):
-        one.learn(_experience([i % 4]))
-    assert not solved
-    assert one.temperature == before
-    assert largest is None or one._largest() is largest
-    assert len(one.predict(_experience([0]).train_inputs)) == 1
-    assert len(solved) == 1
-
-
-@pytest.mark.parametrize("method", SUMS)
-def test_an_image_is_all_or_nothing(method: str, tmp_path: Path) -> None:
-    """Interrupted at each line of flexkern, from the checks to the last."""
-    image = _experience([1])
-    learner = vit(method)
-    learner.learn(_stream("class-incremental")[0])
-    path = tmp_path / "one"
-    learner.save(path)
-    straight, lines = load_learner(path, backbone=_backbone()), list[int]()
-    with lines_of(lines):
-        straight.learn(image)
-    before, after = fingerprint(learner), fingerprint(straight)
-    assert before != after
-    outcomes = []
-    for line in range(0, lines[0], 7):
-        stopped, where = copy.deepcopy(learner), ""
-        try:
-            with interrupted(line, KeyboardInterrupt):
-                stopped.learn(image)
-        except KeyboardInterrupt as raised:
-            where = str(raised)
-        outcomes.append(fingerprint(stopped) == after)
-        if not outcomes[-1]:
-            assert fingerprint(stopped) == before, where
-            stopped.learn(image)
-            assert fingerprint(stopped) == after, where
-    assert outcomes.count(False) > len(outcomes) // 2
-
-
-def test_an_image_of_nothing_but_zeros_is_not_learned() -> None:
-    one = vit("ranpac")
-    one._run = lambda network, *inputs: torch.zeros((len(inputs[0]), one.width))
-    before = fingerprint(one)
-    with pytest.raises(RuntimeError, match="the features are all 0"):
-        one.learn(_experience([0]))
-    assert fingerprint(one) == before
-
-
-@pytest.mark.parametrize(("method", "options"), [("lda", {"shrinkage": 0.0}), ("ranpac", {"ridge": 1e-300})])
-def test_what_gives_no_answers_is_not_learned(method: str, options: dict[str, Any]) -> None:
-    """A ridge or a shrinkage that is too small is found out when an image is learned, not when one is asked."""
-    one = vit(method, **options)
-    x = tiny_vit.stream(2)[0]
-    one_by_one = (
-        Experience(
-            str(i), i, x.train_inputs[i : i + 1], torch.tensor([0]), x.test_inputs[:0], x.test_labels[:0]
-        )
-        for i in range(6)
-    )
-    with pytest.raises(RuntimeError, match=r"singular|not positive definite"):
-        deque(map(one.learn, one_by_one))
-    if one.classes_seen:
-        assert bool(one.logits(x.test_inputs).isfinite().all())

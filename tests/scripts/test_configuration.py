@@ -35,6 +35,8 @@ def test_every_key_has_a_type_and_a_meaning(configuration: ModuleType) -> None:
 def test_the_example_is_a_configuration(configuration: ModuleType, tmp_path: Path) -> None:
     from flexkern.runs.incremental.config import read_config
 
+    (tmp_path / "both.toml").write_text(f"{configuration.EXAMPLE}\n{configuration.PERCEPTRONS}")
+    assert len(read_config(tmp_path / "both.toml").methods) == 4
     (tmp_path / "example.toml").write_text(configuration.EXAMPLE)
     assert [method.method for method in read_config(tmp_path / "example.toml").methods] == [
         "artsy",

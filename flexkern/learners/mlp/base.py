@@ -68,7 +68,7 @@ class MLPLearner(Learner):
     """
 
     family = "mlp"
-    takes = SCENARIOS  # all classes are there from the start
+    takes: ClassVar[tuple[str, ...]] = SCENARIOS  # all classes are there from the start
     default_epochs = 5  # the paper's
 
     def __init__(

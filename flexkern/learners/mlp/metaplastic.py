@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from flexkern.features import FeatureCache
+from flexkern.fields import Field
 from flexkern.learners import schema
 from flexkern.learners.mlp.base import MLPLearner
 from flexkern.learners.mlp.network import build, linear_layers
@@ -81,7 +82,7 @@ class MetaplasticMLP(MLPLearner):
         *,
         widths: tuple[int, int] = (512, 512),
         features: nn.Module | None = None,
-        network: Any = "hybrid",
+        network: str | float | Tensor | np.ndarray | Field = "hybrid",
         lr: float = 1e-2,
         scale: float | str = "auto",
         gate: str = "item",
@@ -106,7 +107,7 @@ class MetaplasticMLP(MLPLearner):
             network = number(network, "network", kind="a name or a flexibility")
         scale = scale if isinstance(scale, str) and scale == "auto" else _scale(scale)
         gate, fused_step = choice(gate, "gate", ("item", "step")), flag(fused_step, "fused_step")
-        self._flexibility = NETWORKS.get(network, network) if isinstance(network, str) else network
+        self._flexibility: Any = NETWORKS.get(network, network) if isinstance(network, str) else network
         if scale == "auto" and self._flexibility != 1.0 and number(lr, "lr", 0) == 0:
             raise ValueError("lr must be > 0 with scale='auto', which is measured by how far weights move")
         self._scale, self._gate, self._fused_step = scale, gate, fused_step

@@ -16,7 +16,7 @@ from torch.nn import functional
 from flexkern.learners.registry import register_method
 from flexkern.learners.vit.base import check_same
 from flexkern.learners.vit.images import check_images
-from flexkern.learners.vit.rows import TaskRows
+from flexkern.learners.vit.task_rows import TaskRows
 from flexkern.learners.vit.training import CosineHead, Recipe, Training
 from flexkern.nn.adapters.adapted_model import Trunk, attach_adapters
 from flexkern.nn.adapters.bank import AdapterBank

@@ -28,15 +28,10 @@ from flexkern.learners.scenarios import FEW
 from flexkern.learners.vit.classes import begun_by, known_classes, new_classes, places
 from flexkern.learners.vit.fingerprints import WHOLE, fingerprint, name_of, old_fingerprint
 from flexkern.learners.vit.images import check_images
+from flexkern.learners.vit.restored import check_parts, check_same
 from flexkern.learners.vit.temperature import fit_log_temperature
 from flexkern.learners.vit.training import Recipe, Training, autocast, test_view
-from flexkern.nn.adapters.bank import AdapterBank
-from flexkern.nn.feature_statistics import FeatureStatistics
 from flexkern.nn.gates.checks import check_true_task
-from flexkern.nn.gates.synapse_gate import SynapseGate
-from flexkern.nn.growing import GrowingState
-from flexkern.nn.heads.experts import ExpertHead
-from flexkern.nn.heads.prototype import PrototypeClassifier
 from flexkern.nn.not_learned import NotLearnedError
 from flexkern.plain import nearest, whole_number
 from flexkern.streams.base import Experience
@@ -386,21 +381,8 @@ class ViTLearner(Learner):
         self._make_room(self._begun["classes"] if self._begun else 0)
 
     def _check_restored(self) -> None:
-        parts = dict(self._modules().named_modules())
-        # What is not used is empty: prototypes beside experts, statistics of gates that have no scores.
-        scored = any(p.mlp or p.detector for p in parts.values() if isinstance(p, SynapseGate))
-        experts = any(isinstance(p, ExpertHead) for p in parts.values())
-        for name, part in parts.items():
-            if isinstance(part, PrototypeClassifier) and experts:
-                continue
-            if isinstance(part, FeatureStatistics) and not scored:
-                continue
-            if isinstance(part, AdapterBank):
-                tasks = self.items_learned + (self._begun is not None)
-                check_same(name, "tasks", part.tasks, tasks)
-            elif isinstance(part, GrowingState):
-                check_same(name, "classes", getattr(part, "classes", self._count_rows()), self._count_rows())
-                check_same(name, "tasks", getattr(part, "tasks", self.items_learned), self.items_learned)
+        adapters = self.items_learned + (self._begun is not None)
+        check_parts(self._modules(), classes=self._count_rows(), tasks=self.items_learned, adapters=adapters)
 
     def _frozen(self) -> str:
         return fingerprint(self._network_given)
@@ -443,11 +425,6 @@ class ViTLearner(Learner):
     def _known_parts(self, network: nn.Module) -> Parts:
         """The backbone, or a copy of it, in parts that normalise their images; tried on one image."""
         return tried_parts(network, self.image_size, interpolate=self._interpolate, normalise=self._normalise)
-
-
-def check_same(part: str, what: str, have: int, expected: int) -> None:
-    if have != expected:
-        raise ValueError(f"model.{part} has {have} {what}, and the record says {expected}")
 
 
 def _passes(images: int, at_once: int) -> Iterator[slice]:

@@ -140,15 +140,8 @@ class LDAHead(GrowingState):
     def late_update(self, h0: Tensor, labels: Tensor) -> Callable[[], Any]:
         """:meth:`update` by few rows, but for the scatter, to which what is returned adds in one operation.
 
-        Everything else is replaced and not written into, so that whoever can put attributes back can undo it
-        without a copy of the scatter.
-
-        Args:
-            h0, labels: at least one, at most 1,024.
-
-        Raises:
-            TypeError, ValueError: as :meth:`update`.
-            RuntimeError: with ``per_class=True``, which has several scatters.
+        Everything else is replaced and not written into, so that undoing it takes no copy of the scatter.
+        Raises as :meth:`update`, and RuntimeError with ``per_class=True``, which has several scatters.
         """
         if self.per_class:
             raise RuntimeError("a head with per_class=True has several scatters; use update()")
