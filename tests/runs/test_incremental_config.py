@@ -186,7 +186,10 @@ def test_shipped_ones_are_valid(name: str) -> None:
     assert config.out == f"out/{name}"
     assert config.stream.seed == 1993
     methods = {m.method for m in config.methods}
-    assert {"artsy", "ease", "simplecil", "finetune"} <= methods
+    # Sub-networks for each task are not trained on a few images.
+    assert (
+        {"simplecil", "finetune"} if config.stream.online else {"artsy", "ease", "simplecil", "finetune"}
+    ) <= methods
 
 
 @pytest.mark.parametrize(

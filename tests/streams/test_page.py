@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 pytest.importorskip("pydantic")
 pytest.importorskip("sklearn")
 
-from flexkern.learners import METHODS
+from flexkern.learners import METHODS, MLP_METHODS
 from flexkern.runs.incremental.config import read_config
 from flexkern.streams.base import SCENARIOS
 from flexkern.streams.looks import KINDS
@@ -43,17 +44,16 @@ def test_every_scenario_and_look_is_named() -> None:
         assert re.search(rf"\b{kind}\b", PAGE)
 
 
-def test_it_says_who_learns_online() -> None:
-    able, not_able = (
-        sorted(re.findall(r"`(\w+)`", row[0]))
-        for row in (
-            re.findall(rf"^\| on a transformer: (.*)\| {online} \|", PAGE, re.MULTILINE)
-            for online in ("yes", "no")
-        )
-    )
-    assert able == sorted(name for name, method in METHODS.items() if "online" in method.takes)
-    assert not_able == sorted(name for name, method in METHODS.items() if "online" not in method.takes)
-    assert all({"domain-incremental", "blurry", "class-repetition"} <= set(m.takes) for m in METHODS.values())
+@pytest.mark.parametrize(("family", "methods"), [("a transformer", METHODS), ("a perceptron", MLP_METHODS)])
+def test_it_says_who_learns_what(family: str, methods: dict[str, Any]) -> None:
+    rows = re.findall(rf"^\| on {family}: (.*)\| (yes|no) \| yes \|$", PAGE, re.MULTILINE)
+    told = {name: online for names, online in rows for name in re.findall(r"`(\w+)`", names)}
+    assert set(told) <= set(methods)
+    for name, online in told.items():
+        assert ("online" in methods[name].takes) == (online == "yes"), name
+        assert {"domain-incremental", "blurry", "class-repetition"} <= set(methods[name].takes)
+    if methods is METHODS:
+        assert set(told) == set(methods)
 
 
 def test_links() -> None:

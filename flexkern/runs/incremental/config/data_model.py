@@ -87,6 +87,7 @@ class DataConfig:
     domains: Annotated[
         tuple[Text, ...] | None,
         BeforeValidator(listed),
+        Said("a list of names of domains"),
         Field(
             description="for a domain-incremental stream, in the order of learning. Of digits: hands and "
             "looks, as 'digits', 'digits:inverted', 'mnist:rotated:2' (path is then MNIST's archive); of a "
