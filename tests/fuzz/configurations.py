@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from flexkern.learners import METHODS
 from flexkern.runs.incremental.config import Config, read_config
 from flexkern.runs.incremental.config.file_schema import file_model
+from flexkern.runs.incremental.config.method_options import family_of
 from fuzz.harness import fuzzer
 
 _BASE: dict[str, Any] = {
@@ -21,9 +21,12 @@ _BASE: dict[str, Any] = {
     "data": {"kind": "pack", "path": "x.npz", "size": 32, "classes": [3, "50-52"], "train_per_class": 5},
     "stream": {"increment": 2, "base": 1, "seed": "run"},
     "learner": {"epochs": 7, "lr": 0.1},
+    "mlp": {"epochs": 3, "widths": [8, 9]},
     "methods": [
         {"name": "A", "method": "artsy", "rank": 4, "gate": {"gate": "mlp", "theta": 0.5}},
         {"name": "B", "method": "simplecil", "paper": {"average": 90, "last": 80, "source": "a paper"}},
+        {"name": "C", "method": "metaplastic", "scale": 2.0, "network": "hybrid"},
+        {"name": "D", "method": "joint", "family": "mlp", "features": "pixels"},
     ],
 }  # fmt: skip
 _VALUES = (
@@ -82,7 +85,7 @@ def _change(table: Any, rng: np.random.Generator) -> None:
             table[json.dumps(odd)] = table.pop(odd)
     elif way == 2 and isinstance(table, dict):
         names = ["seed", "device", "order", "test_per_class", "classes", "precision", "paper", "options", "x",
-                 "test_share", "broken", "in_memory"]  # fmt: skip
+                 "test_share", "broken", "in_memory", "family", "features", "widths"]  # fmt: skip
         table[str(rng.choice(names))] = _Raw(_VALUES[rng.integers(len(_VALUES))])
     else:
         table[key] = _Raw(_VALUES[rng.integers(len(_VALUES))])
@@ -123,6 +126,7 @@ def _check_again(config: Config) -> None:
             **m["options"],
             "name": m["name"],
             "method": m["method"],
+            **({"family": m["family"]} if "family" in m else {}),
             **({"paper": _given(m["paper"])} if m["paper"] else {}),
         }
         for m in plain["methods"]
@@ -131,7 +135,7 @@ def _check_again(config: Config) -> None:
     path = _file()
     path.write_text("".join(f"{_key(k)} = {_keyed(v)}\n" for k, v in again.items()), encoding="utf-8")
     assert read_config(path) == config
-    if all(method.method in METHODS for method in config.methods):
+    if all(family_of(method) is not None for method in config.methods):
         _model().model_validate_json(json.dumps(again))  # the schema refuses nothing that is right
 
 
