@@ -8,10 +8,8 @@ from typing import Any
 
 from studies.method_study.settings import Setting
 
-__all__ = ["BEST_METHOD", "DEFAULT", "METHODS", "Method", "learner_options"]
+__all__ = ["DEFAULT", "METHODS", "Method", "learner_options"]
 
-BEST_METHOD = "artsy-best"
-"""What ``flexkern fit`` calls :meth:`flexkern.learners.ArtsyViT.best`; ``make_learner`` has no name for it."""
 _TWO_OPEN = {"gate": "ridge", "gating": "topk", "k": 2, "fill": True}
 
 
@@ -22,7 +20,7 @@ class Method:
     Args:
         name: for files and the command line.
         title: for tables.
-        learner: the method's name for :func:`flexkern.learners.make_learner`, or ``BEST_METHOD``.
+        learner: the method's name for :func:`flexkern.learners.make_learner`.
         options: of the learner, beside those of the setting.
         head: how it answers from stored features (:class:`studies.heads.Head`); None: the learner itself runs.
         gate: of the head.
@@ -77,7 +75,7 @@ def _artsy(name: str, title: str, gate: Mapping[str, Any]) -> Method:
 METHODS: Mapping[str, Method] = {
     method.name: method
     for method in (
-        Method("best", "`ArtsyViT.best()`", BEST_METHOD),
+        Method("best", "`ArtsyViT.best()`", "artsy-best"),
         Method("lda", "LDA as `make_learner` has it", "lda"),
         _lda(6),
         _lda(3),
@@ -110,7 +108,7 @@ DEFAULT = tuple(name for name in METHODS if name != "ranpac-10000")
 def learner_options(method: Method, setting: Setting) -> dict[str, Any]:
     """Arguments of ``make_learner`` for a method; without backbone, seed and device."""
     options = dict(method.options) | {"precision": setting.precision, "calibration_images": 0}
-    if method.learner in ("artsy", "ease", BEST_METHOD) or method.first_session != "none":
+    if method.learner in ("artsy", "ease", "artsy-best") or method.first_session != "none":
         recipe = setting.recipe
         options |= {"rank": setting.rank, "adapter_scale": setting.adapter_scale}
     elif method.epochs == "epochs":

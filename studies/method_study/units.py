@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,14 @@ from torch import Tensor
 
 from flexkern.backbones import image_size, load_backbone
 from flexkern.files import write_json
-from flexkern.learners import ArtsyViT, Recipe, make_learner
+from flexkern.learners import make_learner
 from flexkern.learners.vit.fingerprints import fingerprint
 from flexkern.nn.task_scores import group_logsumexp, group_max
 from flexkern.streams import Stream
 from studies.gate_bounds import as_one_task
 from studies.heads import Head
 from studies.method_study.features import Spaces, Tokens, adapter_spaces, frozen_tokens
-from studies.method_study.methods import BEST_METHOD, Method, learner_options
+from studies.method_study.methods import Method, learner_options
 from studies.method_study.settings import Setting
 from studies.method_study.streams import STREAMS
 
@@ -186,11 +186,7 @@ def from_learner(bench: Bench, method: Method) -> dict[str, Any]:
     """The learner itself, trained task after task."""
     stream = bench.stream
     options = {"seed": bench.seed, "device": bench.device, **learner_options(method, bench.setting)}
-    if method.learner == BEST_METHOD:
-        recipe = {field.name: options.pop(field.name) for field in fields(Recipe) if field.name in options}
-        learner = ArtsyViT.best(bench.backbone, recipe=Recipe(**recipe), **options)
-    else:
-        learner = make_learner(method.learner, bench.backbone, **options)
+    learner = make_learner(method.learner, bench.backbone, **options)
 
     def logits(number: int, task: Tensor) -> Tensor:
         return learner.logits(stream[number].test_inputs, task=task).cpu()
