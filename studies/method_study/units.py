@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -93,7 +94,7 @@ def unit(bench: Bench, method: Method, *, again: bool = False) -> dict[str, Any]
     Returns:
         Plain numbers: ``matrix`` (row: after a task, column: on a task), ``average`` and ``last`` accuracy,
         ``told`` (last accuracy where only the true task's classes may be answered), ``task_right`` (share of
-        answers that name a class of the right task), ``open_per_sample``, ``bytes`` of what the method keeps,
+        answers that name a class of the right task), ``open_per_sample``, ``bytes`` of a checkpoint,
         ``seconds``; of experts also ``base_last``, the last accuracy of the scores that they start from.
     """
     path = bench.kept / f"{method.name}.json" if bench.kept else None
@@ -198,10 +199,13 @@ def from_learner(bench: Bench, method: Method) -> dict[str, Any]:
         scores.add(t, logits)
         bench.say(f"{method.name}: task {t + 1} of {len(stream)}: {scores.after[-1]:.1%}")
     learner.evaluate(stream)
-    kept = getattr(learner, "memory_bytes", None)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "learner.safetensors"
+        learner.save(path)
+        size = path.stat().st_size
     return scores.result() | {
         "open_per_sample": round(learner.report.get("open_per_sample", 0.0), 4),
-        "bytes": kept() if callable(kept) else kept or 4 * learner.parameters_added,
+        "bytes": size,
     }
 
 
