@@ -277,8 +277,8 @@ def test_errors(tmp_path: Path) -> None:
     given = stream()
     with pytest.raises(ValueError, match="method must be one of"):
         make_learner("icarl", backbone())
-    with pytest.raises(ValueError, match="method 'ranpac' has no option 'rank'"):
-        make_learner("ranpac", backbone(), rank=3)
+    with pytest.raises(ValueError, match="method 'finetune' has no option 'rank'"):
+        make_learner("finetune", backbone(), rank=3)
     with pytest.raises(ValueError, match="epochs must be at least 1"):
         learner("artsy", epochs=0)
     with pytest.raises(ValueError, match="combine must be one of"):

@@ -16,21 +16,20 @@ from torch.nn import functional
 
 from flexkern.learners.registry import register_method
 from flexkern.learners.vit.base import check_same
-from flexkern.learners.vit.classes import places
+from flexkern.learners.vit.held_out import held_out_of
 from flexkern.learners.vit.images import check_images
+from flexkern.learners.vit.opened import Seen, report_of
 from flexkern.learners.vit.task_rows import TaskRows
 from flexkern.learners.vit.training import CosineHead, Recipe, Training
 from flexkern.nn.adapters.adapted_model import Trunk, attach_adapters
 from flexkern.nn.adapters.bank import AdapterBank
 from flexkern.nn.gates.options import GateOptions
-from flexkern.nn.gates.quality import gate_quality
 from flexkern.nn.gates.synapse_gate import SynapseGate
-from flexkern.nn.growing import seeded
 from flexkern.nn.heads.experts import ExpertHead
 from flexkern.nn.heads.prototype import PrototypeClassifier
 from flexkern.nn.heads.selected import LAYERS
 from flexkern.nn.records import record_of
-from flexkern.nn.task_scores import group_logsumexp, group_max, rank_in_class
+from flexkern.nn.task_scores import group_logsumexp, group_max
 from flexkern.ops.choices import REWEIGHTINGS
 from flexkern.plain import SEEDS, choice, number, whole_number
 from flexkern.streams.base import Experience
@@ -39,10 +38,9 @@ __all__ = ["ArtsyViT"]
 
 COMBINES = ("concat", "sum")
 HEADS = ("prototype", "experts")
-_HELD_OUT = 2  # what random numbers are drawn for
 EVIDENCE = ("class", "class+mean")
-# Evidence, openings and tasks of the images that an evaluation sees; of the thread that evaluates.
-_COUNTED: ContextVar[list[tuple[Tensor, Tensor, Tensor]] | None] = ContextVar("counted", default=None)
+# Of the images that an evaluation sees; of the thread that evaluates.
+_COUNTED: ContextVar[list[Seen] | None] = ContextVar("counted", default=None)
 # The gate, and the way to combine it with the adapters, that did best in docs/results/artsy.md.
 BEST: dict[str, Any] = {
     "head": "experts",
@@ -236,18 +234,14 @@ class ArtsyViT(TaskRows):
             self.bank.eval()
 
     def _epoch(self, training: Training, images: Any, labels: Tensor) -> float:
-        held_out = self._held_out(labels)
-        if not bool(held_out.any()):
+        rows = (~self._held_out(labels)).nonzero().squeeze(1)
+        if len(rows) == len(labels):
             return super()._epoch(training, images, labels)
-        rows = (~held_out).nonzero().squeeze(1)
         return super()._epoch(training, images[rows.to(getattr(images, "device", "cpu"))], labels[rows])
 
     def _held_out(self, labels: Tensor) -> Tensor:
-        """bool [n]: which images of a task its adapter is not trained on, the same share of each class."""
-        classes = places(labels.cpu())
-        rank = rank_in_class(classes, seeded(classes.device, self.seed, self.tasks_learned, _HELD_OUT))
-        count = (torch.bincount(classes).float() * self._holdout).long()
-        return (rank < count[classes]).to(labels.device)
+        """bool [n]: which images of a task its adapter is not trained on."""
+        return held_out_of(labels, self._holdout, self.seed, self.tasks_learned)
 
     @property
     def adapters_kept(self) -> list[bool]:
@@ -293,10 +287,9 @@ class ArtsyViT(TaskRows):
         self.gate.learn(h0, labels.to(self.device))
 
     def _finish_experts(self, experts: ExpertHead, images: Any, labels: Tensor) -> None:
-        labels = labels.to(self.device)
+        labels, done = labels.to(self.device), 0
         h0 = torch.empty((len(images), self.gate.width), dtype=torch.float32, device=self.device)
         own = h0.new_empty((len(images), self.width))
-        done = 0
         for x, _ in self._test_batches(images, labels):
             trunk = self._run_trunk(x)
             rows = slice(done, done + len(x))
@@ -339,11 +332,10 @@ class ArtsyViT(TaskRows):
         Args:
             openings: [n, tasks]; what is 0 is not computed.
         """
-        everyone = torch.arange(openings.shape[1], device=openings.device)
-        slots = everyone if self.experts is None else self._slots()
+        slots = self._slots() if self.experts is not None else torch.arange(openings.shape[1])
         task, image = openings.T.nonzero(as_tuple=True)  # sorted by task, as the kernel likes it
         parts = [
-            self._run(self.adapted.features, trunk, slots[t].to(torch.int32), i)
+            self._run(self.adapted.features, trunk, slots.to(t)[t].to(torch.int32), i)
             for t, i in zip(task.split(self.images_per_pass), image.split(self.images_per_pass), strict=True)
             if len(t)  # no synapse is open
         ]
@@ -387,14 +379,14 @@ class ArtsyViT(TaskRows):
         """Features of images in all subspaces, every synapse open: float32 [n, 1 + tasks, width]; 0 where a
         task's adapter was thrown away."""
         check_images(images, "images")
-        open_ = (self._slots() >= 0).float()
-        parts = [torch.zeros((0, 1 + len(open_), self.width), dtype=torch.float32, device=self.device)]
+        kept = (self._slots() >= 0).float()
+        parts = [torch.zeros((0, 1 + len(kept), self.width), dtype=torch.float32, device=self.device)]
         if self.combine == "sum":
             parts = [parts[0][:, :1]]
         for x, _ in self._test_batches(images, torch.zeros(len(images))):
             trunk = self._run_trunk(x)
             h0 = self._run(self.adapted.features, trunk)
-            parts.append(self._spaces(trunk, h0, open_.expand(len(x), -1)))
+            parts.append(self._spaces(trunk, h0, kept.expand(len(x), -1)))
         return torch.cat(parts)
 
     @torch.no_grad()
@@ -408,7 +400,7 @@ class ArtsyViT(TaskRows):
 
     @contextmanager
     def _counting(self) -> Iterator[dict[str, float]]:
-        counted: list[tuple[Tensor, Tensor, Tensor]] = []
+        counted: list[Seen] = []
         report: dict[str, float] = {}
         token = _COUNTED.set(counted)
         try:
@@ -417,22 +409,10 @@ class ArtsyViT(TaskRows):
             _COUNTED.reset(token)
         report |= self._report_of(counted)
 
-    def _report_of(self, counted: list[tuple[Tensor, Tensor, Tensor]]) -> dict[str, float]:
-        evidence, openings, task = (torch.cat(parts) for parts in zip(*counted, strict=True))
-        known = task < self.tasks_learned  # a stream may have tasks that are still to come
-        self.gate_report = gate_quality(evidence[known], openings[known], task[known])
-        per_sample = float((openings > 0).sum(1).double().mean())
-        report = {
-            "open_per_sample": per_sample,
-            "open_rate": per_sample / self.tasks_learned,
-            "passes": 1 + per_sample,
-            "keeps_data": float(self.gate.keeps_data),
-            "best_gate_right": self.gate_report["best_right"],
-        }
-        if self._holdout:
-            report["adapters_kept"] = float(sum(self.adapters_kept))
-        area = self.gate_report["auroc_mean"]
-        return report if area is None else report | {"gate_auroc": area}
+    def _report_of(self, counted: list[Seen]) -> dict[str, float]:
+        self.gate_report, report = report_of(counted, self.tasks_learned)
+        report["keeps_data"] = float(self.gate.keeps_data)
+        return report | ({"adapters_kept": float(sum(self.adapters_kept))} if self._holdout else {})
 
     # ------------------------------------------------------------------ files
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from flexkern.nn.feature_statistics import checked_shrinkage
+from flexkern.nn.heads.class_scatter import ClassScatter
 from flexkern.nn.heads.discriminant import SHRINKAGES, LDAHead
 from flexkern.nn.heads.leave_one_out import leave_one_out
 from flexkern.nn.temperature import fit_log_temperature
@@ -55,7 +55,11 @@ class SelectedLDA(LDAHead):
     right: Tensor
     log_temperature: Tensor
     judged: Tensor
-    _SIZES: ClassVar = LDAHead._SIZES | {"right": ("options",), "log_temperature": ("options",), "judged": ()}
+    _SIZES: ClassVar = ClassScatter._SIZES | {
+        "right": ("options",),
+        "log_temperature": ("options",),
+        "judged": (),
+    }
 
     def __init__(
         self,
@@ -103,24 +107,11 @@ class SelectedLDA(LDAHead):
             t.numel() * t.element_size() for part in self._selected for t in part._solved or ()
         )
 
-    def update(self, h0: Tensor, labels: Tensor) -> None:
-        self._selected = ()
-        super().update(h0, labels)
-
-    def late_update(self, h0: Tensor, labels: Tensor) -> Callable[[], Any]:
-        self._selected = ()
-        return super().late_update(h0, labels)
-
-    def merge(self, other: LDAHead) -> None:
+    def merge(self, other: ClassScatter) -> None:
         """Adds what another head has learned; of what it has judged too, if it has the same candidates."""
-        self._selected = ()
         super().merge(other)
         if isinstance(other, SelectedLDA) and other.candidates == self.candidates and int(other.judged):
             self._count(other.right.to(self.right), other.log_temperature, int(other.judged))
-
-    def forget(self, label: int, h0: Tensor | None = None) -> None:
-        self._selected = ()
-        super().forget(label, h0)
 
     @torch.no_grad()
     def judge(self, h0: Tensor, labels: Tensor) -> None:

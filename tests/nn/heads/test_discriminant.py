@@ -16,7 +16,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from torch import Tensor
 
 from flexkern.nn import LDAHead, NotLearnedError
-from flexkern.nn.heads import discriminant, scatter
+from flexkern.nn.heads import class_scatter, discriminant, scatter
 
 U = 2**-24  # half a unit in the last place of float32
 Data = tuple[Tensor, Tensor]
@@ -243,7 +243,7 @@ def test_float32_factor_and_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = taught(x, labels, dtype=torch.float64)
     for module, name, value in (
         (scatter, "_LEAF", 64), (scatter, "_EXACT_ROWS", 7),
-        (discriminant, "_EXACT_WIDTH", 8), (discriminant, "_ROWS", 50),
+        (discriminant, "_EXACT_WIDTH", 8), (class_scatter, "_ROWS", 50),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, value)
     head = taught(x, labels)

@@ -1,0 +1,32 @@
+"""What the synapses did in an evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flexkern.nn.gates.quality import gate_quality
+
+__all__ = ["Seen", "report_of"]
+
+Seen = tuple[Tensor, Tensor, Tensor]
+"""Of some images the evidence and the openings, [n, tasks] each, and the true tasks, [n]."""
+
+
+def report_of(counted: Sequence[Seen], tasks: int) -> tuple[dict[str, Any], dict[str, float]]:
+    """The quality of the gates (:func:`flexkern.nn.gates.quality.gate_quality`), and plain numbers."""
+    evidence, openings, task = (torch.cat(parts) for parts in zip(*counted, strict=True))
+    known = task < tasks  # a stream may have tasks that are still to come
+    quality = gate_quality(evidence[known], openings[known], task[known])
+    per_sample = float((openings > 0).sum(1).double().mean())
+    report = {
+        "open_per_sample": per_sample,
+        "open_rate": per_sample / tasks,
+        "passes": 1 + per_sample,
+        "best_gate_right": quality["best_right"],
+    }
+    area = quality["auroc_mean"]
+    return quality, report if area is None else report | {"gate_auroc": area}
