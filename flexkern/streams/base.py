@@ -15,7 +15,14 @@ from flexkern.streams.image_source import ImageSource
 __all__ = ["SCENARIOS", "Experience", "Stream"]
 
 SCENARIOS = ("class-incremental", "domain-incremental", "blurry", "class-repetition", "online")
-"""What a stream can be said to be."""
+"""What a stream may be, and what :attr:`flexkern.learners.Learner.takes` names.
+
+class-incremental: each experience brings classes that are new, and no others.
+domain-incremental: all experiences have the same classes, each from another domain.
+blurry: an experience has classes of its own, and some images of others', so that classes come before and after.
+class-repetition: an experience has some of the classes, new ones or known ones, as they are drawn.
+online: an experience is a few images, or a single one, of any classes, and comes once.
+"""
 
 
 @dataclass(frozen=True, eq=False)

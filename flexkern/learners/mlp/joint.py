@@ -1,4 +1,4 @@
-"""Joint training, the upper bound."""
+"""Joint training: all inputs are kept."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["JointMLP"]
 
 @register_method("joint")
 class JointMLP(KeepsInputs):
-    """Keeps every training input, and at each item trains on all seen so far: the upper bound, not a continual
+    """Keeps every training input, and at each item trains on all seen so far: not a continual
     learner.
 
     Each item goes on from the weights as they are, for its epochs over everything. An item that is shown again

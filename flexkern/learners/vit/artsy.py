@@ -82,7 +82,7 @@ class ArtsyViT(TaskRows):
             adapter, but says whether it may open: if they are not likelier with it than without, beyond chance,
             it is thrown away (:attr:`adapters_kept`). 0: no evidence, all adapters open.
         gate: options of :class:`flexkern.nn.SynapseGate`, for example {"gate": "mlp", "gating": "hard"}; "none"
-            is EASE, "oracle" opens the true task (an upper bound). Where no synapse opens for an image, E0
+            is EASE, "oracle" opens the true task, which it is told. Where no synapse opens for an image, E0
             alone answers. What a task needs of images and classes is
             :meth:`flexkern.nn.SynapseGate.check_labels`.
         images_per_pass, image_size, normalize, calibration_images, seed, device: as in

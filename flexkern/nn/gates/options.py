@@ -27,7 +27,7 @@ class GateOptions:
     Args:
         gate: what scores the tasks. ``"mlp"``: a two-layer MLP for each task, trained to tell the task's
             features (1) from those of all other tasks so far (0). ``"none"``: all synapses are open (EASE).
-            ``"oracle"``: the true task's is open, an upper bound. Or a detector of
+            ``"oracle"``: the true task's is open, which nobody knows outside of a test. Or a detector of
             :mod:`flexkern.nn.gates.detectors`: ``"energy"``, ``"mahalanobis"``, ``"knn"``,
             ``"likelihood_ratio"``, ``"ridge"``, ``"lda"``.
         gating: ``"hard"``: 1 where evidence >= threshold; ``"soft"``: sigmoid(evidence), thresholds not used;
