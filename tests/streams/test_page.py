@@ -47,7 +47,7 @@ def test_every_scenario_and_look_is_named() -> None:
 @pytest.mark.parametrize(("family", "methods"), [("a transformer", METHODS), ("a perceptron", MLP_METHODS)])
 def test_it_says_who_learns_what(family: str, methods: dict[str, Any]) -> None:
     rows = re.findall(rf"^\| on {family}: (.*)\| (yes|no) \| yes \|$", PAGE, re.MULTILINE)
-    told = {name: online for names, online in rows for name in re.findall(r"`(\w+)`", names)}
+    told = {name: online for names, online in rows for name in re.findall(r"`([\w-]+)`", names)}
     assert set(told) <= set(methods)
     for name, online in told.items():
         assert ("online" in methods[name].takes) == (online == "yes"), name
