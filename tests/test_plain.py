@@ -57,6 +57,8 @@ _mlp("ewc", {"fisher_samples": 3}, {"strength": 2.0, "decay": 0.5})
 _mlp("si", {}, {"strength": 2.0, "damping": 0.5})
 _mlp("replay", {"memory": 4, "replay_batch": 2}, {})
 _mlp("joint", {}, {})
+_mlp("ridge", {"random_features": 8}, {"ridge": 0.5})
+_mlp("lda", {}, {"shrinkage": 0.5})
 _GATE_WHOLE = {
     "k": 2,
     "keep": 3,
@@ -112,6 +114,9 @@ CLASSES |= {
         lambda **o: nn.PrototypeClassifier(**({"dim": 4} | o)), {"dim": 4}, {"weight": 0.5, "base_weight": 0.5}
     ),
     "LDAHead": (lambda **o: nn.LDAHead(**({"width": 4} | o)), {"width": 4}, {"shrinkage": 0.5}),
+    "SelectedLDA": (
+        lambda **o: nn.SelectedLDA(**({"width": 4} | o)), {"width": 4, "blocks": 2}, {"shrinkage": 0.5}
+    ),
     "RidgeHead": (
         lambda **o: nn.RidgeHead(**({"width": 4} | o)), {"width": 4, "features": 8, "seed": 1}, {"ridge": 0.5}
     ),

@@ -42,4 +42,5 @@ def _tensors(thing: Any) -> Iterator[Tensor]:
             yield from _tensors(value)
     elif isinstance(thing, (list, tuple, set)):
         for value in thing:
-            yield from _tensors(value)
+            # A module in a list is no child: it was put there so as not to be one.
+            yield from _tensors([vars(m) for m in value.modules()] if isinstance(value, nn.Module) else value)

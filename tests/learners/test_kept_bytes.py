@@ -40,14 +40,24 @@ def gate(mlp: bool) -> int:
     return small + statistics + drawn + 4 * TASKS * (64 * W + 64 + 64 + 1)
 
 
-def lda(width: int) -> int:
-    sums = C * 8 + C * width * 8 + width * width * 4 + 8
-    return sums + 4 * (width + width * C + C)  # what is solved
+def lda(width: int, classes: int = C) -> int:
+    sums = classes * 8 + classes * width * 8 + width * width * 4 + 8
+    return sums + 4 * (width + width * classes + classes)  # what is solved
 
 
-def ranpac(features: int, width: int = W) -> int:
-    sums = features * features * 8 + features * C * 8 + C * 8 + features * 8
-    return sums + 4 * (width * features + features * C)  # the projection, and what is solved
+def selected(candidates: int) -> int:
+    """Right answers and temperatures of the candidates, and how many were judged."""
+    return candidates * (8 + 8) + 8
+
+
+def experts() -> int:
+    """Weights, the task of each class, strength and gain; and of the gate what it has without statistics."""
+    return C * 2 * W * 4 + C * 8 + TASKS * (4 + 4) + TASKS * (8 + 4 + 4 + 4) + 4 + C * 8 + 8
+
+
+def ranpac(features: int, width: int = W, classes: int = C) -> int:
+    sums = features * features * 8 + features * classes * 8 + classes * 8 + features * 8
+    return sums + 4 * (width * features + features * classes)  # the projection, and what is solved
 
 
 def whole() -> int:
@@ -59,8 +69,10 @@ VITS: list[tuple[str, dict[str, Any], Callable[[], int]]] = [
     ("ease", {"rank": RANK}, lambda: ROOM * BANK + prototypes(1 + TASKS) + gate(mlp=False)),
     ("finetune", {}, whole),
     ("joint", {}, lambda: whole() + C * TRAIN * (3 * 16 * 16 + 8)),
-    ("lda", {}, lambda: lda(LAYERS * 2 * W)),
-    ("lda", {"layers": 1} | ONE_ADAPTER, lambda: lda(2 * W) + BANK),
+    ("lda", {"layers": LAYERS, "shrinkage": "oas"}, lambda: lda(LAYERS * 2 * W) + selected(1)),
+    ("lda", {"layers": 1, "shrinkage": "oas"} | ONE_ADAPTER, lambda: lda(2 * W) + selected(1) + BANK),
+    ("lda", {"layers": 1}, lambda: lda(2 * W) + selected(3)),
+    ("artsy-best", {"layers": 1, "rank": RANK}, lambda: ROOM * BANK + lda(2 * W) + selected(3) + experts()),
     ("ranpac", {"features": FEATURES}, lambda: ranpac(FEATURES)),
     ("ranpac", {"features": FEATURES} | ONE_ADAPTER, lambda: ranpac(FEATURES) + BANK),
     ("simplecil", {}, lambda: prototypes(1)),
@@ -75,7 +87,9 @@ MLPS: list[tuple[str, dict[str, Any], int]] = [
     ("metaplastic", {}, NETWORK + WEIGHTS),  # alpha of the item; flexibility and the anchor are drawn
     ("metaplastic", {"gate": "step"}, NETWORK + WEIGHTS),  # anchors
     ("metaplastic", {"momentum": 0.9}, 2 * NETWORK + WEIGHTS),
+    ("lda", {}, lda(SIZE, 4)),  # classes of two items
     ("replay", {"memory": 30}, NETWORK + 30 * (4 * SIZE + 8) + 8),
+    ("ridge", {"random_features": FEATURES}, ranpac(FEATURES, SIZE, 4)),
     ("si", {}, 4 * NETWORK),  # anchors, importance, path
 ]
 

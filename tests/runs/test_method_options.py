@@ -63,8 +63,8 @@ def test_mistakes_are_named(options: dict[str, Any], message: str) -> None:
 def test_a_mistake_of_the_shared_table_is_found_there() -> None:
     with pytest.raises(ValueError, match=r"methods, entry 1, by \[learner\]: epochs must be a whole number"):
         parsed({}, learner={"epochs": 1.5})
-    with pytest.raises(ValueError, match=r"entry 1, by \[learner\]: method 'simplecil' has no option 'rank'"):
-        parsed({}, learner={"rank": 4})
+    with pytest.raises(ValueError, match=r"entry 1, by \[learner\]: method 'simplecil' has no option 'alpha'"):
+        parsed({}, learner={"alpha": 0.4})
     with pytest.raises(ValueError, match="entry 2: epochs must be a whole number"):
         parsed({"epochs": "x"}, learner={"epochs": 2})
 
@@ -154,7 +154,7 @@ def test_the_schema_refuses_what_parsing_refuses() -> None:
     for path, value in (
         (("titel",), "x"), (("data", "kind"), "zip"), (("stream", "increment"), 0),
         (("learner", "epochs"), 1.5), (("methods", 0, "rank"), "x"), (("methods", 0, "gate"), {"foo": 1}),
-        (("methods", 3, "rank"), 4),
+        (("methods", 3, "alpha"), 0.4),
     ):  # fmt: skip
         changed: Any = json.loads(json.dumps(table))
         place = changed

@@ -58,10 +58,10 @@ def _decoded(source: ImageSource) -> Tensor:
 class JointViT(FinetuneViT):
     """Keeps all images, and trains the network on all of them at each task.
 
-    It is not a continual learner, and no bound on one either. Each task goes on from the network of the one before, for the recipe's epochs
-    over everything seen so far. Images are kept as bytes, floating-point ones rounded to 256 levels and those
-    of a source decoded, in memory and in the checkpoint: 3 bytes of each pixel of the whole stream, and as many
-    more while a task is learned.
+    It is not a continual learner, and no bound on one either. Each task goes on from the network of the one
+    before, for the recipe's epochs over everything seen so far. Images are kept as bytes, floating-point ones
+    rounded to 256 levels and those of a source decoded, in memory and in the checkpoint: 3 bytes of each pixel
+    of the whole stream, and as many more while a task is learned.
 
     Args:
         backbone, recipe, images_per_pass, image_size, normalize, calibration_images, seed, device: as in

@@ -89,7 +89,11 @@ class SynapseGate(GrowingState):
         self.options = o
         self.width, self.gate, self.gating = width, o.gate, o.gating
         self.sliding = o.sliding()
-        self.recall = Recall(width, negatives=o.negatives, keep=o.keep, shrinkage=o.shrinkage, device=device)
+        # An lda gate that needs no statistics gets none: of its many values they would be as large as its own.
+        nothing = o.gate == "lda" and o.calibration == "none" and o.threshold == "fixed"
+        self.recall = Recall(
+            1 if nothing else width, negatives=o.negatives, keep=o.keep, shrinkage=o.shrinkage, device=device
+        )
         self.mlp = StackedMLP(width, o.hidden, device=device) if o.gate == "mlp" else None
         self.detector = make_detector(
             o.gate,
