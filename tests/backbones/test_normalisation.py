@@ -151,5 +151,5 @@ def test_the_papers_configurations_keep_images_as_they_are() -> None:
     from flexkern.runs.incremental.config import read_config, shipped
 
     for name, path in shipped().items():
-        if "paper" in path.read_text() or name.startswith(("cifar100", "tinyimagenet")):
+        if "paper" in path.read_text() or name.startswith(("cifar100_b0", "tinyimagenet")):
             assert all(m.options["normalize"] == "none" for m in read_config(path).methods), name

@@ -176,9 +176,11 @@ def test_the_command_shows_artsy(tmp_path: Path) -> None:
     # docs/results/demo/artsy: 98 % against 76 and 77; fine-tuning keeps about its last two digits of ten.
     assert last["Artsy, best"] > max(last["EASE"], last["SimpleCIL"]) + 0.1
     assert last["fine-tuning"] < 0.3
-    assert summary["Artsy, best"]["report"]["passes"]["mean"][-1] == 3
+    # Its adapters are thrown away, or two of them open at most.
+    passes = summary["Artsy, best"]["report"]["passes"]["mean"][-1]
+    assert 1 <= passes <= 3
     assert summary["EASE"]["report"]["passes"]["mean"][-1] == 6
-    assert "Artsy, best: 3.0 passes an image at the end" in " ".join(result.output.split())
+    assert f"Artsy, best: {passes:.1f} passes an image at the end" in " ".join(result.output.split())
     assert (tmp_path / "artsy" / "picture.png").stat().st_size > 10_000
 
 

@@ -67,12 +67,12 @@ class FirstSession(ViTLearner):
             self.adapted = attach_adapters(self.backbone, bank, self._parts).eval()
 
     @property
-    def spaces(self) -> int:
+    def networks(self) -> int:
         """How many networks' features there are, one behind the other."""
         return 2 if self._both else 1
 
     def _read(self, read: Callable[..., Tensor], images: Tensor, *more: Any) -> Tensor:
-        """What ``read``, a method of the parts, finds, float32 [n, spaces * ...]: in E0, with the adapter, or
+        """What ``read``, a method of the parts, finds, float32 [n, networks * ...]: in E0, with the adapter, or
         both."""
         if self.adapted is None:
             return self._run(read, images, *more)

@@ -59,9 +59,9 @@ class LDA(RunningSums):
         super().__init__(backbone, layers=layers, shrinkage=shrinkage, priors=priors, **common)
         parts = self._parts
         self.layers = min(LAYERS, len(parts.points)) if layers is None else parts.checked_layers(layers)
-        width = self.spaces * self.layers * parts.summaries * self.width
+        width = self.networks * self.layers * parts.summaries * self.width
         self.head = SelectedLDA(
-            width, blocks=self.layers, fewer=layers is None and self.spaces == 1, shrinkage=shrinkage,
+            width, blocks=self.layers, fewer=layers is None and self.networks == 1, shrinkage=shrinkage,
             priors=priors, device=self.device,
         )  # fmt: skip
 

@@ -51,7 +51,7 @@ class RanPAC(RunningSums):
             "intercept": flag(intercept, "intercept"),
         }  # fmt: skip
         super().__init__(backbone, seed=seed, **options, **common)
-        self.head = RidgeHead(self.spaces * self.width, seed=self.seed, **options).to(self.device)
+        self.head = RidgeHead(self.networks * self.width, seed=self.seed, **options).to(self.device)
 
     def _finish(self, images: Any, labels: Tensor) -> None:
         if self._few:

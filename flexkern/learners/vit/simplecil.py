@@ -32,7 +32,7 @@ class SimpleCIL(FirstSession):
 
     def __init__(self, backbone: str | os.PathLike[str] | nn.Module = "small", **common: Any) -> None:
         super().__init__(backbone, **common)
-        self.prototypes = PrototypeClassifier(self.spaces * self.width, device=self.device)
+        self.prototypes = PrototypeClassifier(self.networks * self.width, device=self.device)
         self.prototypes.add_subspace()
 
     def _finish(self, images: Any, labels: Tensor) -> None:
@@ -47,4 +47,4 @@ class SimpleCIL(FirstSession):
 
     @property
     def parameters_added(self) -> int:
-        return self.classes_seen * self.spaces * self.width + self.adapter_parameters
+        return self.classes_seen * self.networks * self.width + self.adapter_parameters

@@ -68,7 +68,7 @@ class ExpertHead(GrowingState):
         self.register_buffer("weight", torch.zeros((0, 2, width), dtype=torch.float32, device=device))
         self.register_buffer("class_task", torch.zeros(0, dtype=torch.int64, device=device))
         # Of each task's expert: how much it counts, and by how much it made held-out images likelier, in nats
-        # of each, less 1.645 standard errors; NaN where nothing was held out.
+        # of each, less 1.645 standard errors; 0 where nothing was held out.
         self.register_buffer("strength", torch.zeros(0, dtype=torch.float32, device=device))
         self.register_buffer("gain", torch.zeros(0, dtype=torch.float32, device=device))
 
@@ -122,7 +122,7 @@ class ExpertHead(GrowingState):
                 f"labels must be the next classes from {self.classes} on without a gap, got {seen[:10]}"
             )
         task, both, first = self.tasks, torch.cat([h0, own], 1), self.classes
-        strength, gain = self.expert_temperature, math.nan
+        strength, gain = self.expert_temperature, 0.0
         if held_out is not None:
             strength, gain = self._evidence(both, labels - first, held_out, scores)
         weight = self._fitted(both, labels - first).T.reshape(len(seen), 2, self.width)
@@ -154,7 +154,7 @@ class ExpertHead(GrowingState):
         trained = ~held_out
         # What cannot be judged is not heard: nothing held out, or a class without other images.
         if count < 2 or len(labels[trained].unique()) < classes:
-            return 0.0, math.nan
+            return 0.0, 0.0
         own = both[held_out].float() @ self._fitted(both[trained], labels[trained])
         base = self.temperature * scores[:, self.classes :].float()
         strengths = own.new_tensor(_STRENGTHS)[:, None, None]
@@ -219,7 +219,7 @@ class ExpertHead(GrowingState):
             tasks = int(task[-1]) + 1 if task.numel() else 0
             state_dict = state_dict | {
                 prefix + "strength": self.strength.new_full((tasks,), self.expert_temperature),
-                prefix + "gain": self.gain.new_full((tasks,), math.nan),
+                prefix + "gain": self.gain.new_zeros(tasks),
             }
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
