@@ -45,7 +45,14 @@ _INTERRUPTED, _TERMINATED, _PIPE_CLOSED, _IN_USE = 130, 143, 141, 75
 
 
 class Console(rich.console.Console):
-    """rich's, but that a reader who has gone (``flexkern run ... | head``) ends the command by its own code."""
+    """rich's, but that a reader who has gone (``flexkern run ... | head``) ends the command by its own code.
+
+    How wide it is, is asked when something is shown, and not once when this module is imported.
+    """
+
+    def __init__(self, *, width: int | None = None, **options: Any) -> None:
+        super().__init__(width=width, **options)
+        self._width = width
 
     def on_broken_pipe(self) -> NoReturn:
         self.quiet = True
