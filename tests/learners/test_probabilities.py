@@ -104,8 +104,8 @@ def test_probabilities_of_all_methods(method: str, backbone: nn.Module, tmp_path
     torch.testing.assert_close(found, torch.softmax(logits / learner.temperature, 1))
     assert torch.equal(found.argmax(1), learner.predict(x))
     assert learner.probabilities(x[:0]).shape == (0, 4)
-    # Fitted, but where training fits the scale of its logits itself.
-    assert (learner.temperature == 1) == (method in ("finetune", "joint"))
+    # Fitted, but where training fits the scale of its logits itself, or the head has a temperature of its own.
+    assert (learner.temperature == 1) == (method in ("finetune", "joint", "lda", "artsy-best"))
     learner.save(tmp_path / "learner")
     again = load_learner(tmp_path / "learner", backbone=backbone)
     assert again.temperature == learner.temperature

@@ -160,6 +160,7 @@ class ArtsyViT(TaskRows):
         twice = parts.summaries == 1 and for_gate.gate == "lda"
         self._mean = evidence == "class+mean" and not twice
         self._holdout = holdout
+        self._calibrated = head != "experts" or for_gate.gate != "lda"  # whose scores have a temperature
         reads = self.layers * self.width * (2 if self._mean else 1)
         for_gate = replace(for_gate, layers=self.layers, seed=options["gate"].get("seed", self.seed))
         self.gate = SynapseGate(reads, options=for_gate, device=self.device)

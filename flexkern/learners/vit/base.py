@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, fields, replace
 from functools import partial
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -68,7 +68,8 @@ class ViTLearner(Learner):
         calibration_images: so many of a task's training images, at most, are answered about when the task ends,
             to fit the temperature of :meth:`probabilities`; 0: none, it stays as it is, and so it does after a
             task of fewer than 16 images: a piece of an online stream says too little. Logits and predictions do
-            not depend on it. Methods that train all of the network take none, and stay at 1.
+            not depend on it. Methods that train all of the network take none, and stay at 1, and so do those
+            whose head has a temperature of images left out (``lda``, ``artsy-best``).
         seed: of everything that is random.
         device: where to compute.
         options: the method's own, for its checkpoints; JSON.
@@ -79,8 +80,9 @@ class ViTLearner(Learner):
     """
 
     family = "vit"
-    _calibrated: ClassVar[bool] = True
-    """Whether a temperature is fitted; not where training minimises the cross-entropy of these very logits."""
+    _calibrated: bool = True
+    """Whether a temperature is fitted; not where training minimises the cross-entropy of these very logits, or
+    they have a temperature already."""
 
     def __init__(
         self,

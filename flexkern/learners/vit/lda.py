@@ -44,6 +44,7 @@ class LDA(RunningSums):
     """
 
     head: SelectedLDA
+    _calibrated = False  # its head has a temperature, of images left out: one of images as learned undoes it
 
     def __init__(
         self,
