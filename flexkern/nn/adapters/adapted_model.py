@@ -133,11 +133,15 @@ class AdaptedModel(nn.Module):
         compiling = torch.compiler.is_compiling()
         graph_task, start = (-1, 0) if compiling else (torch._C._current_graph_task_id(), _next_node())
         current = Pass(self, task, reads, running.get(), graph_task)
-        token = running.set(current)
         try:
-            yield current
+            try:
+                running.set(current)
+                yield current
+            finally:
+                running.set(current.outer)
         finally:
-            running.reset(token)
+            # Again, for an interrupt in the line that did it: a pass that goes on would be in all others' way.
+            running.set(current.outer)
             if not compiling:
                 self._log.add(start, _next_node(), task)
 
