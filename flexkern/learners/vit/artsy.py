@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from flexkern.learners.registry import register_method
+from flexkern.learners.vit.adapter_logits import adapter_logits
 from flexkern.learners.vit.base import check_same
 from flexkern.learners.vit.held_out import held_out_of
 from flexkern.learners.vit.images import check_images
@@ -227,12 +228,7 @@ class ArtsyViT(TaskRows):
 
     def _training_logits(self, x: Tensor) -> Tensor:
         assert self._head is not None
-        # Not longer than a forward pass: whoever asks in between, as one who watches may, gets no dropout.
-        self.bank.train()
-        try:
-            return self._head(self.adapted.features(self.adapted.trunk(x), self.bank.tasks - 1))
-        finally:
-            self.bank.eval()
+        return adapter_logits(self.adapted, self._head, self.bank.tasks - 1, x)
 
     def _epoch(self, training: Training, images: Any, labels: Tensor) -> float:
         rows = (~self._held_out(labels)).nonzero().squeeze(1)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flexkern.learners.vit.adapter_logits import adapter_logits
 from flexkern.learners.vit.base import ViTLearner
 from flexkern.learners.vit.training import CosineHead, Training
 from flexkern.nn.adapters.adapted_model import AdaptedModel, attach_adapters
@@ -115,12 +116,7 @@ class FirstSession(ViTLearner):
     def _training_logits(self, x: Tensor) -> Tensor:
         assert self.adapted is not None
         assert self._session_head is not None
-        # Not longer than a forward pass: whoever asks in between, as one who watches may, gets no dropout.
-        self.adapted.bank.train()
-        try:
-            return self._session_head(self.adapted.features(self.adapted.trunk(x), 0))
-        finally:
-            self.adapted.bank.eval()
+        return adapter_logits(self.adapted, self._session_head, 0, x)
 
     def _end(self, images: Any, labels: Tensor) -> None:
         if self.adapted is not None:
