@@ -223,6 +223,36 @@ def test_best_learns_and_comes_back(tmp_path: Path) -> None:
         ArtsyViT(backbone(), holdout=0.2)
 
 
+@pytest.mark.parametrize("method", ["artsy", "artsy-best", "ranpac"])
+def test_adapters_in_the_last_block(method: str, tmp_path: Path) -> None:
+    """The gate and the heads read what they read with adapters in all blocks."""
+    given, options = stream(), OPTIONS.get(method, {}) | {"rank": 4, "blocks": 1}
+    if method == "ranpac":
+        options["first_session"] = "both"
+    one = make_learner(method, backbone(), **(QUICK | options))
+    whole = make_learner(method, backbone(), **(QUICK | options | {"blocks": None}))
+    bank: Any = one.adapted.bank
+    blocks = len(one._known_parts(one.backbone).points)
+    assert blocks > bank.layers == 1
+    assert blocks * bank.parameters_per_task == whole.adapted.bank.parameters_per_task
+    for item in given:
+        one.learn(item)
+    assert one.evaluate(given).accuracies.mean() > 0.6
+    if method != "ranpac":
+        x = augment.test_view(given[0].test_inputs, one.image_size)
+        torch.testing.assert_close(one._base(one._run_trunk(x)), whole._base(whole._run_trunk(x)))
+        opened = one.report["open_per_sample"]
+        assert one.report["passes"] == pytest.approx(1 + opened / blocks)
+    path = tmp_path / "learner.safetensors"
+    one.save(path)
+    other = load_learner(path, backbone=backbone())
+    assert other.adapted.bank.layers == 1
+    assert torch.equal(one.logits(given[1].test_inputs), other.logits(given[1].test_inputs))
+    for wrong, error in ((0, ValueError), (blocks + 1, ValueError), (1.5, TypeError)):
+        with pytest.raises(error, match="blocks must be"):
+            make_learner(method, backbone(), **(QUICK | options | {"blocks": wrong}))
+
+
 def test_adapters_that_are_of_no_use_are_thrown_away(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The second of three tasks: the third has its rows in the bank, and answers as it would by itself."""
     given = stream()

@@ -15,15 +15,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from flexkern.learners.registry import register_method
-from flexkern.learners.vit.adapter_logits import adapter_logits
+from flexkern.learners.vit.adapters import adapter_logits, adapter_options, with_adapters
 from flexkern.learners.vit.base import check_same
 from flexkern.learners.vit.held_out import held_out_of
 from flexkern.learners.vit.images import check_images
 from flexkern.learners.vit.opened import Seen, report_of
 from flexkern.learners.vit.task_rows import TaskRows
 from flexkern.learners.vit.training import CosineHead, Recipe, Training
-from flexkern.nn.adapters.adapted_model import Trunk, attach_adapters
-from flexkern.nn.adapters.bank import AdapterBank
+from flexkern.nn.adapters.adapted_model import Trunk
 from flexkern.nn.gates.options import GateOptions
 from flexkern.nn.gates.synapse_gate import SynapseGate
 from flexkern.nn.heads.experts import ExpertHead
@@ -69,6 +68,8 @@ class ArtsyViT(TaskRows):
         backbone: as :func:`flexkern.backbones.load_backbone` takes it.
         recipe: of an adapter's training; the default is EASE's.
         rank, adapter_scale, dropout: of the adapters, see :class:`flexkern.nn.AdapterBank`.
+        blocks: how many blocks, the last ones, have adapters; None: all, as in the paper. What comes before
+            them runs once for all tasks, and training takes no backward pass through it.
         combine: "concat": a subspace for E0 and each adapter, and prototypes in all of them; "sum": one
             feature, E0(x) + the sum of open Et(x).
         alpha, reweighting: how much the subspaces of other tasks count, see
@@ -101,6 +102,7 @@ class ArtsyViT(TaskRows):
         rank: int = 64,
         adapter_scale: float = 0.1,
         dropout: float = 0.1,
+        blocks: int | None = None,
         combine: str = "concat",
         alpha: float = 0.1,
         reweighting: str = "code",
@@ -136,8 +138,7 @@ class ArtsyViT(TaskRows):
         if "layers" in given:
             raise ValueError("gate.layers is set by the learner's own layers; leave it out")
         options: dict[str, Any] = {
-            "rank": whole_number(rank, "rank"), "adapter_scale": number(adapter_scale, "adapter_scale"),
-            "dropout": number(dropout, "dropout", 0, 1, below=True), "combine": combine,
+            **adapter_options(rank, adapter_scale, dropout, blocks), "combine": combine,
             "alpha": number(alpha, "alpha"), "reweighting": choice(reweighting, "reweighting", REWEIGHTINGS),
             "base_weight": number(base_weight, "base_weight", 0), "head": head, "evidence": evidence,
             "gate": {name: getattr(for_gate, name) for name in given},
@@ -145,22 +146,14 @@ class ArtsyViT(TaskRows):
         }  # fmt: skip
         super().__init__(backbone, recipe=recipe, seed=seed, **options, **common)
         parts = self._known_parts(self.backbone)
-        bank = AdapterBank(
-            len(parts.points),
-            self.width,
-            options["rank"],
-            scale=options["adapter_scale"],
-            dropout=options["dropout"],
-            dtype=torch.float32,
-            device=self.device,
-        )
-        self.adapted = attach_adapters(self.backbone, bank, parts).eval()
-        self.bank, self.combine = bank, combine
+        self.adapted = with_adapters(self.backbone, parts, self.width, options, self.device)
+        self.bank, self.combine = self.adapted.bank, combine
         self.layers = min(LAYERS, len(parts.points)) if layers is None else parts.checked_layers(layers)
         # To a discriminant what it has twice is no news.
         twice = parts.summaries == 1 and for_gate.gate == "lda"
         self._mean = evidence == "class+mean" and not twice
         self._holdout = holdout
+        self._adapted_share = self.bank.layers / len(parts.points)
         self._calibrated = head != "experts" or for_gate.gate != "lda"  # whose scores have a temperature
         reads = self.layers * self.width * (2 if self._mean else 1)
         for_gate = replace(for_gate, layers=self.layers, seed=options["gate"].get("seed", self.seed))
@@ -312,7 +305,7 @@ class ArtsyViT(TaskRows):
 
     def _run_trunk(self, x: Tensor) -> Trunk:
         with self._autocast():
-            return self.adapted.trunk(x)
+            return self.adapted.trunk(x, layers=self.layers)
 
     def _base(self, trunk: Trunk) -> Tensor:
         """What the gate reads: E0's feature, and behind it, if asked for, the mean of the patches' tokens."""
@@ -407,7 +400,7 @@ class ArtsyViT(TaskRows):
         report |= self._report_of(counted)
 
     def _report_of(self, counted: list[Seen]) -> dict[str, float]:
-        self.gate_report, report = report_of(counted, self.tasks_learned)
+        self.gate_report, report = report_of(counted, self.tasks_learned, self._adapted_share)
         report["keeps_data"] = float(self.gate.keeps_data)
         return report | ({"adapters_kept": float(sum(self.adapters_kept))} if self._holdout else {})
 

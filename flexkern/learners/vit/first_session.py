@@ -9,12 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flexkern.learners.vit.adapter_logits import adapter_logits
+from flexkern.learners.vit.adapters import adapter_logits, adapter_options, with_adapters
 from flexkern.learners.vit.base import ViTLearner
 from flexkern.learners.vit.training import CosineHead, Training
-from flexkern.nn.adapters.adapted_model import AdaptedModel, attach_adapters
-from flexkern.nn.adapters.bank import AdapterBank
-from flexkern.plain import SEEDS, choice, number, whole_number
+from flexkern.nn.adapters.adapted_model import AdaptedModel
+from flexkern.plain import SEEDS, choice
 
 __all__ = ["FIRST_SESSIONS", "FirstSession"]
 
@@ -33,6 +32,7 @@ class FirstSession(ViTLearner):
         first_session: "none": the backbone's own features; "adapter": those with the adapter; "both": one
             behind the other, twice as wide, as APER has them.
         rank, adapter_scale, dropout: of the adapter, see :class:`flexkern.nn.AdapterBank`.
+        blocks: how many blocks, the last ones, have an adapter; None: all.
         backbone, recipe, images_per_pass, image_size, normalize, calibration_images, seed, device: as in
             :class:`flexkern.learners.vit.base.ViTLearner`.
 
@@ -48,24 +48,22 @@ class FirstSession(ViTLearner):
         rank: int = 64,
         adapter_scale: float = 0.1,
         dropout: float = 0.1,
+        blocks: int | None = None,
         **common: Any,
     ) -> None:
         options: dict[str, Any] = {
             "first_session": choice(first_session, "first_session", FIRST_SESSIONS),
-            "rank": whole_number(rank, "rank"), "adapter_scale": number(adapter_scale, "adapter_scale"),
-            "dropout": number(dropout, "dropout", 0, 1, below=True),
-        }  # fmt: skip
+            **adapter_options(rank, adapter_scale, dropout, blocks),
+        }
         super().__init__(backbone, **options, **common)
         self._parts = self._known_parts(self.backbone)
         self._both = first_session == "both"
         self.adapted: AdaptedModel | None = None
         self._session_head: CosineHead | None = None
         if first_session != "none":
-            bank = AdapterBank(
-                len(self._parts.points), self.width, options["rank"], scale=options["adapter_scale"],
-                dropout=options["dropout"], capacity=1, dtype=torch.float32, device=self.device,
-            )  # fmt: skip
-            self.adapted = attach_adapters(self.backbone, bank, self._parts).eval()
+            self.adapted = with_adapters(
+                self.backbone, self._parts, self.width, options, self.device, capacity=1
+            )
 
     @property
     def networks(self) -> int:

@@ -37,8 +37,8 @@ class LDA(RunningSums):
         shrinkage: of the covariance towards a multiple of the identity, 0 to 1, or "oas" or "gcv", which take
             it from the sums; see :class:`flexkern.nn.LDAHead`. "auto" selects among "oas", 0.2 and 0.5.
         priors: of the classes: "uniform", or "counts" (as many as their images).
-        first_session, rank, adapter_scale, dropout: "adapter" or "both" for first-session adaptation; see
-            :class:`flexkern.learners.vit.first_session.FirstSession`.
+        first_session, rank, adapter_scale, dropout, blocks: "adapter" or "both" for first-session adaptation;
+            see :class:`flexkern.learners.vit.first_session.FirstSession`.
         backbone, recipe, images_per_pass, image_size, seed, device: as in
             :class:`flexkern.learners.vit.base.ViTLearner`.
     """

@@ -16,8 +16,14 @@ Seen = tuple[Tensor, Tensor, Tensor]
 """Of some images the evidence and the openings, [n, tasks] each, and the true tasks, [n]."""
 
 
-def report_of(counted: Sequence[Seen], tasks: int) -> tuple[dict[str, Any], dict[str, float]]:
-    """The quality of the gates (:func:`flexkern.nn.gates.quality.gate_quality`), and plain numbers."""
+def report_of(counted: Sequence[Seen], tasks: int, share: float) -> tuple[dict[str, Any], dict[str, float]]:
+    """The quality of the gates (:func:`flexkern.nn.gates.quality.gate_quality`), and plain numbers.
+
+    Args:
+        counted: of all images.
+        tasks: learned.
+        share: of the network's blocks, that an open synapse runs once more.
+    """
     evidence, openings, task = (torch.cat(parts) for parts in zip(*counted, strict=True))
     known = task < tasks  # a stream may have tasks that are still to come
     quality = gate_quality(evidence[known], openings[known], task[known])
@@ -25,7 +31,7 @@ def report_of(counted: Sequence[Seen], tasks: int) -> tuple[dict[str, Any], dict
     report = {
         "open_per_sample": per_sample,
         "open_rate": per_sample / tasks,
-        "passes": 1 + per_sample,
+        "passes": 1 + share * per_sample,
         "best_gate_right": quality["best_right"],
     }
     area = quality["auroc_mean"]

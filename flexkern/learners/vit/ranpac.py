@@ -28,8 +28,8 @@ class RanPAC(RunningSums):
             while it is solved.
         ridge: the head's regularisation, or "auto".
         intercept: of the head, see :class:`flexkern.nn.RidgeHead`.
-        first_session, rank, adapter_scale, dropout: "adapter" or "both" for first-session adaptation; see
-            :class:`flexkern.learners.vit.first_session.FirstSession`.
+        first_session, rank, adapter_scale, dropout, blocks: "adapter" or "both" for first-session adaptation;
+            see :class:`flexkern.learners.vit.first_session.FirstSession`.
         backbone, recipe, images_per_pass, image_size, normalize, calibration_images, seed, device: as in
             :class:`flexkern.learners.vit.base.ViTLearner`.
     """

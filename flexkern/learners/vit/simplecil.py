@@ -22,8 +22,8 @@ class SimpleCIL(FirstSession):
     With ``first_session="both"`` it is APER with an adapter, of the same paper.
 
     Args:
-        first_session, rank, adapter_scale, dropout: "adapter" or "both" for first-session adaptation; see
-            :class:`flexkern.learners.vit.first_session.FirstSession`.
+        first_session, rank, adapter_scale, dropout, blocks: "adapter" or "both" for first-session adaptation;
+            see :class:`flexkern.learners.vit.first_session.FirstSession`.
         backbone, recipe, images_per_pass, image_size, normalize, calibration_images, seed, device: as in
             :class:`flexkern.learners.vit.base.ViTLearner`.
     """

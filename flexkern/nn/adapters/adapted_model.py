@@ -17,6 +17,7 @@ from flexkern.backbones.families import FAMILIES, parts_of
 from flexkern.backbones.parts import AdapterPoint, Parts, run_block
 from flexkern.nn.adapters.bank import AdapterBank
 from flexkern.nn.adapters.passes import Pass, PassLog, running, running_in
+from flexkern.plain import whole_number
 
 __all__ = ["AdaptedModel", "AdapterPoint", "Parts", "Trunk", "attach_adapters", "parts_of"]
 
@@ -27,33 +28,41 @@ _PIECE_BYTES = 16 << 20
 
 
 class Trunk(NamedTuple):
-    """What all tasks share: the result of everything before the first adapter, that is, of the first block.
+    """What all tasks share: the result of everything before the first adapter.
 
     x: [N, L, width], what the first adapter reads.
-    tokens: [N, L, width], what it adds to: the output of the first block.
+    tokens: [N, L, width], what it adds to: the output of the first block that has one.
+    earlier: [N, blocks, 2 * width], what the model would pool after blocks before that one, and the mean of the
+        patches' tokens there; of those among the last ones that :meth:`AdaptedModel.trunk` was asked for.
     """
 
     x: Tensor
     tokens: Tensor
+    earlier: Tensor
 
 
 def attach_adapters(
     model: nn.Module,
     bank: AdapterBank,
     points: Sequence[AdapterPoint] | Parts | None = None,
+    *,
+    blocks: int | None = None,
 ) -> AdaptedModel:
-    """Puts the bank's adapters in parallel to the MLP of every block of ``model``, and freezes ``model``.
+    """Puts the bank's adapters in parallel to the MLPs of ``model``'s blocks, and freezes ``model``.
 
     Args:
         model: of a known family (docs/backbones.md; Hugging Face ViT, DINOv2, ..., timm's vision transformers),
             or any module by ``points``. It is called as before; adapters run inside
             :meth:`AdaptedModel.tasks` only.
-        bank: has one layer for each block.
+        bank: has one layer for each block that gets an adapter.
         points: where the adapters go, for other models; with :class:`Parts`, the shared passes work for those
             too.
+        blocks: how many blocks, the last ones, get adapters; None: all, as in the paper. What comes before them
+            is one trunk for all tasks, and no backward pass goes through it.
 
     Raises:
-        ValueError: if the model is of no known family and no points are given, or the bank has another depth.
+        ValueError: if the model is of no known family and no points are given, there are not so many blocks, or
+            the bank has another depth.
     """
     parts = points if isinstance(points, Parts) else parts_of(model) if points is None else None
     if points is None and parts is None:
@@ -64,8 +73,14 @@ def attach_adapters(
     places = parts.points if parts is not None else points
     assert places is not None
     assert not isinstance(places, Parts)
+    if blocks is not None:
+        places = places[len(places) - whole_number(blocks, "blocks", most=len(places)) :]
     if len(places) != bank.layers:
-        raise ValueError(f"bank has {bank.layers} layers, but there are {len(places)} places for adapters")
+        fewer = f"; for adapters in the last {bank.layers} blocks pass blocks={bank.layers}"
+        raise ValueError(
+            f"bank has {bank.layers} layers, but there are {len(places)} places for adapters"
+            f"{fewer if blocks is None and bank.layers < len(places) else ''}"
+        )
     return AdaptedModel(model, bank, places, parts)
 
 
@@ -74,8 +89,8 @@ class AdaptedModel(nn.Module):
 
     There are two ways to use it. Call the model (or this module) within ``with adapted.tasks(t):``, where t is
     one task, or the task of each sample. Or, at less cost, call :meth:`trunk` once for a batch of images, and
-    then :meth:`features` for any (sample, task) pairs: so the embedding and the first block, which come before
-    the first adapter, run once.
+    then :meth:`features` for any (sample, task) pairs: so the embedding and the blocks up to the first adapter
+    run once.
 
     Activation checkpointing works (of :mod:`torch.utils.checkpoint`, reentrant or not, and of Hugging Face
     models): what a backward pass computes again has the task of the forward pass. A copy (``copy.deepcopy``,
@@ -91,6 +106,7 @@ class AdaptedModel(nn.Module):
         self.bank = bank
         self._parts = parts
         self._points = list(points)
+        self._first = 0 if parts is None else len(parts.points) - len(self._points)  # block with an adapter
         self._log = PassLog()
         self._hooks: list[RemovableHandle] = []
         self._called: list[_Hook] = []
@@ -158,17 +174,30 @@ class AdaptedModel(nn.Module):
         return self._parts
 
     @torch.no_grad()
-    def trunk(self, images: Tensor) -> Trunk:
-        """Runs what comes before the first adapter on images [N, ...], under no_grad: it is not trained."""
+    def trunk(self, images: Tensor, *, layers: int = 1) -> Trunk:
+        """Runs what comes before the first adapter on images [N, ...], under no_grad: it is not trained.
+
+        Args:
+            images: as the model takes them.
+            layers: of how many blocks, the last ones, :meth:`features` will be asked for tokens, at most.
+        """
         parts = self._known_parts()
         embedded = parts.embed(images)
         arguments = parts.block_arguments(embedded)
-        read, tokens = [], []
+        kept = range(len(parts.points) - parts.checked_layers(layers), self._first)
+        read, tokens, earlier = [], [], []
         with self._pass(None, reads=True) as current:
             for rows in _pieces(len(embedded), embedded):
-                tokens.append(run_block(parts.points[0].block, embedded[rows], arguments))
+                x, seen = embedded[rows], []
+                for i, point in enumerate(parts.points[: self._first + 1]):
+                    x = run_block(point.block, x, arguments)
+                    if i in kept:
+                        seen.append(torch.cat(parts.summary(x, True), 1))
+                tokens.append(x)
                 read.append(current.inputs.pop(0))
-        return Trunk(_joined(read), _joined(tokens))
+                nothing = x.new_zeros((len(x), 0, 2 * x.shape[2]))
+                earlier.append(torch.stack(seen, 1) if seen else nothing)
+        return Trunk(_joined(read), _joined(tokens), _joined(earlier))
 
     def features(
         self,
@@ -194,9 +223,15 @@ class AdaptedModel(nn.Module):
             ``mean``.
 
         Raises:
-            ValueError: if there are not as many tasks as pairs.
+            ValueError: if there are not as many tasks as pairs, or the trunk was made for fewer layers.
         """
         parts = self._known_parts()
+        known = len(parts.points) - self._first + trunk.earlier.shape[1]
+        if parts.checked_layers(layers) > known:
+            raise ValueError(
+                f"layers must be at most the {known} that the trunk has kept, got {layers}; pass "
+                f"layers={layers} to trunk(), too"
+            )
         count = len(trunk.x) if sample is None else len(sample)
         if isinstance(task, Tensor) and tuple(task.shape) != (count,):
             raise ValueError(f"task must have one entry for each of {count} pairs, got {list(task.shape)}")
@@ -216,16 +251,20 @@ class AdaptedModel(nn.Module):
         layers: int,
     ) -> Tensor:
         """The ``rows`` of what :meth:`features` returns."""
-        x, tokens = (part[rows] if sample is None else part.index_select(0, sample[rows]) for part in trunk)
+        x, tokens, earlier = (p[rows] if sample is None else p.index_select(0, sample[rows]) for p in trunk)
         if isinstance(task, Tensor):
             task = task[rows]
         arguments = parts.block_arguments(tokens)
         if task is not None:
             tokens = _adapted(self.bank, 0, x, task, tokens)
         first = len(parts.points) - layers
-        found = parts.summary(tokens, mean) if first == 0 else []
+        before = max(0, self._first - first)
+        kept = earlier[:, earlier.shape[1] - before :, : (2 if mean else 1) * tokens.shape[2]]
+        found = [kept.flatten(1)] if before else []
+        if first <= self._first:
+            found += parts.summary(tokens, mean)
         with self.tasks(task):
-            for i, point in enumerate(parts.points[1:], 1):
+            for i, point in enumerate(parts.points[self._first + 1 :], self._first + 1):
                 tokens = run_block(point.block, tokens, arguments)
                 if i >= first:
                     found += parts.summary(tokens, mean)

@@ -249,7 +249,58 @@ def test_a_timm_transformer() -> None:
         assert not torch.allclose(features, model(x)[:, 0], atol=1e-2)
 
 
+def test_adapters_in_the_last_blocks() -> None:
+    """Passes that share the longer trunk equal whole passes, and those of adapters that are 0 in the others."""
+    whole = adapted(tasks=3)
+    bank = AdapterBank(2, SIZES["hidden_size"], 4)
+    for task in range(3):
+        bank.add_task()
+        with torch.no_grad():
+            for layer in range(2):
+                for name in ("down", "down_bias", "up", "up_bias"):
+                    bank._row(task, name, layer).copy_(whole.bank._row(task, name, layer + 1))
+            for name in ("up", "up_bias"):
+                whole.bank._row(task, name, 0).zero_()
+    model = attach_adapters(model_of("vit"), bank, blocks=2).eval()
+    images = torch.rand(4, 3, 16, 16)
+    task, sample = torch.tensor([-1, 0, 1, 1, 2]), torch.tensor([3, 0, 2, 1, 1])
+    ran: list[int] = []
+    model.model.layers[0].register_forward_pre_hook(lambda _, args: ran.append(len(args[0])))
+    with torch.no_grad():
+        long, short = model.trunk(images, layers=3), whole.trunk(images)
+        assert ran == [4]
+        for mean in (False, True):
+            for layers in (1, 2, 3):
+                for pairs in ((None, None), (1, None), (task, sample)):
+                    ours = model.features(long, *pairs, mean=mean, layers=layers)
+                    expected = whole.features(short, *pairs, mean=mean, layers=layers)
+                    torch.testing.assert_close(ours, expected, **CLOSE)
+        assert ran == [4]  # whatever is asked of the trunk, the first block does not run again
+        torch.testing.assert_close(class_token(model, images, 2), class_token(whole, images, 2), **CLOSE)
+        with pytest.raises(ValueError, match=r"at most the 2 that the trunk has kept, got 3; pass layers=3 to"):
+            model.features(model.trunk(images), layers=3)
+
+
+def test_no_backward_pass_through_the_trunk() -> None:
+    bank = AdapterBank(2, SIZES["hidden_size"], 4)
+    bank.add_task()
+    model = attach_adapters(model_of("vit"), bank, blocks=2)
+    back: list[nn.Module] = []
+    for block in model.model.layers:
+        block.register_full_backward_hook(lambda module, *_: back.append(module))
+    model.features(model.trunk(torch.rand(2, 3, 16, 16)), 0).square().sum().backward()
+    # The second block stands in the trunk as well: its adapter is parallel to it.
+    assert back == [model.model.layers[2]]
+    assert all(float(bank._row(0, "up_bias", layer).grad.abs().max()) > 0 for layer in range(2))
+
+
 def test_errors() -> None:
+    with pytest.raises(ValueError, match=r"2 layers, but there are 3 places.*pass blocks=2"):
+        attach_adapters(model_of("vit"), AdapterBank(2, 24))
+    with pytest.raises(ValueError, match=r"bank has 3 layers, but there are 2 places for adapters$"):
+        attach_adapters(model_of("vit"), AdapterBank(3, 24), blocks=2)
+    with pytest.raises(ValueError, match=r"blocks must be .*3"):
+        attach_adapters(model_of("vit"), AdapterBank(4, 24), blocks=4)
     with pytest.raises(ValueError, match="pass points="):
         attach_adapters(nn.Linear(2, 2), AdapterBank(1, 2))
     with pytest.raises(ValueError, match="bank has 2 layers, but there are 3 places"):

@@ -1,0 +1,67 @@
+"""Adapters of a learner's network: their options, the network that has them, and what trains them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flexkern.backbones.parts import Parts
+from flexkern.learners.vit.training import CosineHead
+from flexkern.nn.adapters.adapted_model import AdaptedModel, attach_adapters
+from flexkern.nn.adapters.bank import AdapterBank
+from flexkern.plain import number, whole_number
+
+__all__ = ["adapter_logits", "adapter_options", "with_adapters"]
+
+
+def adapter_options(rank: int, adapter_scale: float, dropout: float, blocks: int | None) -> dict[str, Any]:
+    """What a learner is told of its adapters, as plain numbers; TypeError or ValueError naming the argument."""
+    return {
+        "rank": whole_number(rank, "rank"),
+        "adapter_scale": number(adapter_scale, "adapter_scale"),
+        "dropout": number(dropout, "dropout", 0, 1, below=True),
+        "blocks": None if blocks is None else whole_number(blocks, "blocks"),
+    }
+
+
+def with_adapters(
+    network: nn.Module,
+    parts: Parts,
+    width: int,
+    options: dict[str, Any],
+    device: torch.device,
+    capacity: int = 4,
+) -> AdaptedModel:
+    """The network with a bank of adapters, float32, that has no task yet.
+
+    Args:
+        network, parts, width: the backbone, in parts, and its tokens' width.
+        options: of :func:`adapter_options`.
+        device: of the adapters.
+        capacity: tasks that there is room for at first.
+
+    Raises:
+        ValueError: if the network has fewer blocks than ``options["blocks"]``.
+    """
+    blocks = len(parts.points)
+    if options["blocks"] is not None:
+        blocks = whole_number(options["blocks"], "blocks", most=blocks)
+    bank = AdapterBank(
+        blocks, width, options["rank"], scale=options["adapter_scale"], dropout=options["dropout"],
+        capacity=capacity, dtype=torch.float32, device=device,
+    )  # fmt: skip
+    return attach_adapters(network, bank, parts, blocks=blocks).eval()
+
+
+def adapter_logits(adapted: AdaptedModel, head: CosineHead, task: int, images: Tensor) -> Tensor:
+    """What a task's head makes of images with the task's adapter, whose dropout is on meanwhile.
+
+    Not longer than a forward pass: whoever asks in between, as one who watches may, gets no dropout.
+    """
+    adapted.bank.train()
+    try:
+        return head(adapted.features(adapted.trunk(images), task))
+    finally:
+        adapted.bank.eval()
