@@ -97,6 +97,10 @@ METHODS: Mapping[str, Method] = {
         Method("finetune", "fine-tuning", "finetune", epochs="finetune_epochs"),
         Method("joint", "all tasks at once (not continual)", "joint", epochs="joint_epochs", at_once=True),
         _artsy("oracle", "oracle gate (is told the task)", {"gate": "oracle"}),
+        Method(
+            "oracle-last-3", "oracle gate, adapters in the last three blocks", "artsy",
+            {"gate": {"gate": "oracle"}, "blocks": 3},
+        ),
     )
 }  # fmt: skip
 """By name, in the order of tables."""

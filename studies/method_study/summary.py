@@ -13,6 +13,8 @@ __all__ = ["CONTROL", "OURS", "RIVALS", "summarise"]
 OURS = ("best", "lda-6")
 RIVALS = ("ranpac-2000", "ease", "artsy", "simplecil", "lda-6")
 CONTROL = "oracle's control"
+# Compared where the task is told: ours, the rival, and what it is called.
+TOLD = (("oracle", "simplecil", CONTROL), ("oracle-last-3", "oracle", "oracle"))
 _VALUES = ("last", "average", "told", "task_right", "open_per_sample")
 
 
@@ -23,7 +25,7 @@ def summarise(units: Sequence[dict[str, Any]]) -> dict[str, Any]:
         methods: a list of {stream, backbone, method, n, bytes, and for each of last, average, told, task_right
             and open_per_sample {mean, low, high}}.
         tests: a list of {stream, backbone, ours, rival, n, mean, low, high, p, p_holm} of differences of last
-            accuracy, corrected over all of the list; and those of the oracle and its control.
+            accuracy, corrected over all of the list; and those of oracles where the task is told.
     """
     by: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for u in sorted(units, key=lambda u: u["seed"]):
@@ -41,9 +43,12 @@ def summarise(units: Sequence[dict[str, Any]]) -> dict[str, Any]:
                 if ours in here and rival in here and ours != rival:
                     pair = _difference(here[ours], here[rival], "last")
                     tests.append({"stream": stream, "backbone": backbone, "ours": ours, "rival": rival, **pair})
-        if "oracle" in here and "simplecil" in here and not STREAMS[stream].again:
-            pair = _difference(here["oracle"], here["simplecil"], "told")
-            tests.append({"stream": stream, "backbone": backbone, "ours": "oracle", "rival": CONTROL, **pair})
+        if STREAMS[stream].again:
+            continue
+        for ours, rival, title in TOLD:
+            if ours in here and rival in here:
+                pair = _difference(here[ours], here[rival], "told")
+                tests.append({"stream": stream, "backbone": backbone, "ours": ours, "rival": title, **pair})
     tests = [t for t in tests if t["n"] > 2]  # of two seeds an interval says nothing
     for test, p in zip(tests, holm([t["p"] for t in tests]), strict=True):
         test["p_holm"] = p
