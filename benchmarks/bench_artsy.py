@@ -31,6 +31,7 @@ __all__ = ["Inference", "agree", "backbone", "precision", "shape"]
 
 BACKENDS = ("triton",)  # adapters have no CUDA C++ kernel
 RANKS = {"small": 16, "vit-b16": 64}
+HALF = "adapters in the last half of the blocks, "  # of a title
 
 
 def backbone(size: str, device: str) -> nn.Module:
@@ -57,6 +58,7 @@ class Inference:
         size: of the network, see :func:`flexkern.backbones.random_backbone`.
         batch: how many images.
         device: where.
+        half: adapters are in the last half of the blocks.
 
     Attributes:
         bank, adapted: what ours runs.
@@ -68,19 +70,27 @@ class Inference:
     """
 
     def __init__(
-        self, tasks: int, opened: int = 1, *, size: str = "small", batch: int = 64, device: str = CPU
+        self,
+        tasks: int,
+        opened: int = 1,
+        *,
+        size: str = "small",
+        batch: int = 64,
+        device: str = CPU,
+        half: bool = False,
     ) -> None:
         network = backbone(size, device)
         config: Any = network.config  # of transformers
         self.tasks, self._size, self._device = tasks, size, device
-        self.bank = AdapterBank(config.num_hidden_layers, config.hidden_size, RANKS[size], device=device)
+        blocks = config.num_hidden_layers // (2 if half else 1)
+        self.bank = AdapterBank(blocks, config.hidden_size, RANKS[size], device=device)
         for _ in range(tasks):
             self.bank.add_task()
         with torch.no_grad():
             for p in self.bank.parameters():
                 p.normal_(std=0.05)
         self.bank.freeze()
-        self.adapted = attach_adapters(network, self.bank).eval()
+        self.adapted = attach_adapters(network, self.bank, blocks=blocks).eval()
         self.images = torch.rand(batch, 3, config.image_size, config.image_size, device=device)
         first = torch.arange(batch) * tasks // batch
         self.openings = torch.zeros(batch, tasks, device=device)
@@ -119,7 +129,7 @@ class Inference:
         adapter = 4 * tokens * d * bank.rank
         embedding = 2 * (tokens - 1) * d * 3 * config.patch_size**2
         images, pairs = len(self.images), int(self.openings.sum())
-        operations = images * (embedding + bank.layers * block)
+        operations = images * (embedding + config.num_hidden_layers * block)
         operations += pairs * ((bank.layers - 1) * block + bank.layers * adapter)
         return Work(0, operations, "bfloat16" if self._device == GPU else "float32")
 
@@ -139,9 +149,9 @@ def described(at: Setting) -> str:
     return f"{'ViT-B/16, bf16' if size == 'vit-b16' else 'small ViT'}, {batch} images{at.suffix()}"
 
 
-def make(at: Setting, tasks: int, opened: int = 1) -> Inference:
+def make(at: Setting, tasks: int, opened: int = 1, *, half: bool = False) -> Inference:
     size, batch = shape(at)
-    return Inference(tasks, opened, size=size, batch=batch, device=at.device)
+    return Inference(tasks, opened, size=size, batch=batch, device=at.device, half=half)
 
 
 def mixed(at: Setting, call: Callable[[], object]) -> Callable[[], object]:
@@ -168,13 +178,13 @@ def ease_name(tasks: int) -> str:
     return f"EASE, {tasks + 1} whole passes"
 
 
-def inference(at: Setting, tasks: int, goal: Goal) -> Comparison:
-    ours = make(at, tasks)
+def inference(at: Setting, tasks: int, goal: Goal, *, half: bool = False) -> Comparison:
+    ours = make(at, tasks, half=half)
     ease = ours.ease()
     passes = partial(ours.passes, ease)
     count = "1 task" if tasks == 1 else f"{tasks} tasks"
     return Comparison(
-        f"Artsy inference, {count}, 1 open synapse per image, {described(at)}",
+        f"Artsy inference, {count}, 1 open synapse per image, {HALF if half else ''}{described(at)}",
         mixed(at, ours.ours),
         [Peer(ease_name(tasks), mixed(at, passes), lambda: agree(ours.ours(), passes()), goal)],
         ours.work(),
@@ -198,6 +208,11 @@ def inference_10(at: Setting) -> Comparison:
 @case("artsy/inference-50", devices=(CPU, GPU), backends=BACKENDS, budget=True)
 def inference_50(at: Setting) -> Comparison:
     return inference(at, at.size(50, 5), goal_at(at, 16.0, 20.0))
+
+
+@case("artsy/inference-half", devices=(CPU, GPU), backends=BACKENDS, budget=True)
+def inference_half(at: Setting) -> Comparison:
+    return inference(at, at.size(10, 3), goal_at(at, 9.0, 6.0), half=True)
 
 
 @case("artsy/flat", devices=(CPU, GPU), backends=BACKENDS)

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flexkern.benchmarks.bench_artsy import RANKS, backbone
-from flexkern.benchmarks.case import CPU, GPU, Comparison, Peer, Setting, Work, case
+from flexkern.benchmarks.bench_artsy import HALF, RANKS, backbone
+from flexkern.benchmarks.case import CPU, GPU, Comparison, Peer, Setting, Work, case, faster
 from flexkern.benchmarks.peers.ease import Ease
 from flexkern.benchmarks.peers.vit_training import CosineHead, EaseTraining
 from flexkern.learners import ArtsyViT
@@ -28,13 +28,14 @@ class Epochs:
     Args:
         at: full size: the small transformer and 192 images on a CPU; ViT-B/16 in bf16 and 480 on a GPU. Batches
             of 48, as in EASE.
+        half: adapters are in the last half of the blocks.
 
     Raises:
         Skip: if transformers is not installed.
     """
 
-    def __init__(self, at: Setting) -> None:
-        self.at = at
+    def __init__(self, at: Setting, *, half: bool = False) -> None:
+        self.at, self.half = at, half
         on_gpu = at.device == GPU and not at.quick
         self.size = "vit-b16" if on_gpu else "small"
         self.recipe = Recipe(
@@ -49,8 +50,9 @@ class Epochs:
     def title(self) -> str:
         name = "ViT-B/16, bf16" if self.size == "vit-b16" else "small ViT"
         return (
-            f"Artsy training, an epoch of a task's adapters and head with augmentation, {name}, "
-            f"{len(self.labels)} images, batch {self.recipe.batch_size}{self.at.suffix()}"
+            f"Artsy training, an epoch of a task's adapters and head with augmentation, "
+            f"{HALF if self.half else ''}{name}, {len(self.labels)} images, "
+            f"batch {self.recipe.batch_size}{self.at.suffix()}"
         )
 
     def learner(self, dropout: float = 0.1, precision: str | None = None) -> ArtsyViT:
@@ -58,10 +60,16 @@ class Epochs:
         recipe = replace(self.recipe, precision=precision or self.recipe.precision)
         network = backbone(self.size, self.at.device)
         learner = ArtsyViT(
-            network, recipe=recipe, rank=RANKS[self.size], dropout=dropout, seed=SEED, device=self.at.device
-        )
+            network, recipe=recipe, rank=RANKS[self.size], dropout=dropout, blocks=self._blocks(), seed=SEED,
+            device=self.at.device,
+        )  # fmt: skip
         learner._begin(CLASSES)
         return learner
+
+    def _blocks(self) -> int:
+        """That have adapters."""
+        depth: int = backbone(self.size, CPU).config.num_hidden_layers
+        return depth // 2 if self.half else depth
 
     def training(self, learner: ArtsyViT) -> Training:
         """The learner's own training of the task that has begun."""
@@ -95,14 +103,14 @@ class Epochs:
         """Operations: forward through all; backward by what is computed on, and by the adapters' weights."""
         config, rank = backbone(self.size, CPU).config, RANKS[self.size]
         tokens, d = 1 + (config.image_size // config.patch_size) ** 2, config.hidden_size
-        depth = config.num_hidden_layers
+        depth, adapted = config.num_hidden_layers, self._blocks()
         block = 2 * tokens * (4 * d * d + 2 * d * config.intermediate_size) + 4 * tokens * tokens * d
         adapter = 4 * tokens * d * rank
         embedding = 2 * (tokens - 1) * d * 3 * config.patch_size**2
         # Attention's two products cost twice as much backward as forward; what comes before the first adapter
         # has no backward pass.
-        backward = (depth - 1) * (block + 4 * tokens * tokens * d) + (2 * depth - 1) * adapter
-        an_image = embedding + depth * (block + adapter) + backward
+        backward = (adapted - 1) * (block + 4 * tokens * tokens * d) + (2 * adapted - 1) * adapter
+        an_image = embedding + depth * block + adapted * adapter + backward
         return Work(0, len(self.labels) * an_image, self.recipe.precision)
 
     def agrees(self, adapters: Callable[[Ease], None] | None = None) -> None:
@@ -156,4 +164,22 @@ def training(at: Setting) -> Comparison:
         [Peer("EASE's, adapters as modules", epochs.again(epochs.plain(learner)), epochs.agrees)],
         epochs.work(),
         note="both without what comes after: gates, prototypes",
+    )
+
+
+@case("artsy/training-half", devices=(CPU, GPU), backends=("triton",), budget=True)
+def training_half(at: Setting) -> Comparison:
+    epochs, every = Epochs(at, half=True), Epochs(at)
+    learner = epochs.learner()
+    return Comparison(
+        epochs.title(),
+        epochs.again(epochs.training(learner)),
+        [
+            Peer(
+                "EASE's, in all blocks", every.again(every.plain(every.learner())), "it trains more", faster(2)
+            ),
+            Peer("EASE's, in the same blocks", epochs.again(epochs.plain(learner)), epochs.agrees),
+        ],
+        epochs.work(),
+        note="without what comes after: gates, prototypes",
     )

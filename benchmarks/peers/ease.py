@@ -55,7 +55,7 @@ class Ease(nn.Module):
 
     Args:
         network: a vision transformer. It is taken over: frozen, and with hooks in its blocks.
-        bank: adapters of the tasks. They are copied.
+        bank: adapters of the tasks, in all blocks or the last ones. They are copied.
 
     Raises:
         ValueError: if the network is of no known family.
@@ -78,7 +78,7 @@ class Ease(nn.Module):
         )
         self._running: Any = None  # the adapters of the task whose pass it is
         self._read: Tensor | None = None  # what the MLP of the present block reads, before its norm
-        for layer, (block, norm) in enumerate(parts.points):
+        for layer, (block, norm) in enumerate(parts.points[len(parts.points) - bank.layers :]):
             norm.register_forward_pre_hook(self._keep)
             block.register_forward_hook(self._adder(layer))
         self.eval()
