@@ -22,7 +22,7 @@ from studies.method_study import run as study
 from studies.method_study import streams
 from studies.method_study.methods import METHODS
 from studies.method_study.page import END, START, fill
-from studies.method_study.settings import Setting
+from studies.method_study.settings import PAPER, Setting
 from studies.method_study.summary import summarise
 from studies.method_study.units import Bench, from_features, from_learner
 
@@ -132,14 +132,39 @@ def test_digits_and_pictures_come_again_in_other_looks(tmp_path: Path) -> None:
     assert sorted(digits.names) == sorted(streams.HANDS)
     assert digits.classes == 10
     assert all(isinstance(e.train_inputs, torch.Tensor) for e in digits)
-    y = np.arange(100).repeat(4)
-    x = np.random.default_rng(0).integers(0, 256, (400, 16, 16, 3)).astype(np.uint8)
-    np.savez(tmp_path / "pack.npz", x_train=x, y_train=y, x_test=x, y_test=y)
-    path = str(tmp_path / "pack.npz")
+    path = _pictures(tmp_path / "pack.npz")
     looks = streams.corrupted_cifar100(path, 0, 16, Setting(6, 6, 3, 2))
     assert sorted(looks.names) == sorted(streams.LOOKS)
     assert [len(e.train_labels) for e in looks] == [18] * 5
     assert streams.corrupted_cifar100(path, 1, 16, Setting(6, 6, 3, 2)).names != looks.names
+
+
+def _pictures(path: Path) -> str:
+    y = np.arange(100).repeat(4)
+    x = np.random.default_rng(0).integers(0, 256, (400, 16, 16, 3)).astype(np.uint8)
+    np.savez(path, x_train=x, y_train=y, x_test=x, y_test=y)
+    return str(path)
+
+
+def test_the_papers_setting_is_all_of_cifar100_ten_classes_at_a_time(tmp_path: Path) -> None:
+    made = streams.cifar100(_pictures(tmp_path / "pack.npz"), 0, 16, PAPER["cifar100"])
+    assert made.classes == 100
+    assert [len(e.train_labels) for e in made] == [40] * 10
+    assert [len(e.test_labels) for e in made] == [40] * 10
+
+
+def test_the_papers_setting_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its recipe and adapters on few classes: what a GPU is given."""
+    _characters(tmp_path / "omniglot")
+    backbone().save_pretrained(tmp_path / "tiny")
+    few = {"classes": 4, "increment": 2, "train_per_class": 3, "test_per_class": 3}
+    short = {"epochs": 1, "finetune_epochs": 1, "joint_epochs": 1}
+    paper = {name: replace(setting, **few, **short) for name, setting in PAPER.items()}
+    monkeypatch.setitem(study.SETTINGS, "paper", paper)
+    methods = ["best", "artsy", "oracle", "oracle-last-3", "finetune", "joint"]
+    results = _study(tmp_path, "--setting", "paper", "--methods", ",".join(methods), "--seeds", "1")
+    assert results["setting"]["characters"]["rank"] == 64
+    assert {u["method"] for u in results["units"]} == set(methods)
 
 
 def _study(tmp_path: Path, *extra: str) -> dict[str, Any]:
