@@ -98,8 +98,14 @@ class Parts:
         """Vectors that :meth:`tokens` gives for each block: 1 where the feature is the mean itself, else 2."""
         return 1 if self.feature.startswith("mean of the patch tokens") else 2
 
-    def checked_layers(self, layers: object) -> int:
-        """``layers`` as :meth:`tokens` takes it; TypeError or ValueError if it is not so."""
+    def checked_layers(self, layers: object, usual: int = 1) -> int:
+        """``layers`` as :meth:`tokens` takes it; None: ``usual``, or all where there are fewer.
+
+        Raises:
+            TypeError, ValueError: if it is not so.
+        """
+        if layers is None:
+            return min(usual, len(self.points))
         return whole_number(layers, "layers", most=len(self.points))
 
     def block_arguments(self, tokens: Tensor) -> dict[str, Any]:

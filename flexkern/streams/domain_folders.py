@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from flexkern.streams.file_source import FileSource
 from flexkern.streams.folders import pictures_in
 from flexkern.streams.labelled import Images, Reading, Skipped, settle
 from flexkern.streams.pictures import WHITE
+from flexkern.streams.selection import listed_once
 
 __all__ = ["CORE50_SESSIONS", "DOMAINNET", "core50", "domainnet"]
 
@@ -178,16 +179,10 @@ def _folder(path: Any) -> str:
 
 
 def _asked(names: Any, what: str) -> list[str]:
-    if isinstance(names, str) or not isinstance(names, Iterable):
-        raise TypeError(f"{what} must be a list of names of folders, got {shown(names)}")
-    given = list(names)
-    if not given:
-        raise ValueError(f"{what} must name at least one")
+    given = listed_once(names, what, "names of folders")
     for i, name in enumerate(given):
         if not isinstance(name, str) or os.path.basename(name) != name or name in ("", os.curdir, os.pardir):
             raise ValueError(f"{what}[{i}] must be the name of a folder, got {shown(name)}")
-        if name in given[:i]:
-            raise ValueError(f"{what}[{i}]: {name!r} is there twice")
     return given
 
 

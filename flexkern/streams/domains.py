@@ -17,7 +17,7 @@ from flexkern.streams.digits import Digits, bundled_digits, mnist
 from flexkern.streams.image_source import ImageSource
 from flexkern.streams.labelled import Images
 from flexkern.streams.looks import CLEAN, Look, changed, look_of
-from flexkern.streams.selection import check_images
+from flexkern.streams.selection import check_images, listed_once
 
 __all__ = ["HANDS", "corrupted", "corrupted_domains", "digit_domains", "digits_split", "hand_and_look"]
 
@@ -69,7 +69,7 @@ def corrupted_domains(
     """
     seed = whole_number(seed, "seed", least=0)
     found = {}
-    for i, look in enumerate(_names(looks, "looks")):
+    for i, look in enumerate(listed_once(looks, "looks", "texts")):
         look_of(look, f"looks[{i}]")
         # Not the same noise on training and on test images, though nobody could learn it.
         found[look] = (
@@ -102,7 +102,8 @@ def digit_domains(
         ImportError: if scikit-learn is not installed, or, for some looks, Pillow.
     """
     seed = whole_number(seed, "seed", least=0)
-    asked = [(name, *hand_and_look(name, f"names[{i}]")) for i, name in enumerate(_names(names, "names"))]
+    given = listed_once(names, "names", "texts")
+    asked = [(name, *hand_and_look(name, f"names[{i}]")) for i, name in enumerate(given)]
     if any(hand == "mnist" for _, hand, _ in asked) and mnist_path is None:
         raise ValueError("mnist_path: a domain of MNIST needs the path of its archive")
     hands: dict[str, tuple[Images, Images]] = {}
@@ -155,18 +156,6 @@ def digits_split() -> tuple[Images, Images]:
         return Images(images[rows], digits.labels[rows], names)
 
     return part(~test), part(test)
-
-
-def _names(names: Any, what: str) -> list[str]:
-    if isinstance(names, str) or not isinstance(names, Iterable):
-        raise TypeError(f"{what} must be a list of texts, got {shown(names)}")
-    given = list(names)
-    if not given:
-        raise ValueError(f"{what} must name at least one")
-    for i, name in enumerate(given):
-        if name in given[:i]:
-            raise ValueError(f"{what}[{i}]: {shown(name)} is there twice")
-    return given
 
 
 def _enlarged(images: Images) -> Images:

@@ -20,6 +20,7 @@ __all__ = [
     "class_order",
     "classes_in_order",
     "label_list",
+    "listed_once",
     "names_apart",
     "rows_by_class",
     "rows_of",
@@ -169,3 +170,20 @@ def rows_of(
             of_class = of_class[np.sort(chosen)]
         rows[c] = of_class
     return rows
+
+
+def listed_once(names: Any, what: str, kind: str) -> list[Any]:
+    """A list of ``kind`` ("texts"), at least one and none twice.
+
+    Raises:
+        TypeError, ValueError: naming ``what``.
+    """
+    if isinstance(names, str) or not isinstance(names, Iterable):
+        raise TypeError(f"{what} must be a list of {kind}, got {shown(names)}")
+    given = list(names)
+    if not given:
+        raise ValueError(f"{what} must name at least one")
+    for i, name in enumerate(given):
+        if name in given[:i]:
+            raise ValueError(f"{what}[{i}]: {shown(name)} is there twice")
+    return given

@@ -148,7 +148,7 @@ class ArtsyViT(TaskRows):
         parts = self._known_parts(self.backbone)
         self.adapted = with_adapters(self.backbone, parts, self.width, options, self.device)
         self.bank, self.combine = self.adapted.bank, combine
-        self.layers = min(LAYERS, len(parts.points)) if layers is None else parts.checked_layers(layers)
+        self.layers = parts.checked_layers(layers, LAYERS)
         # To a discriminant what it has twice is no news.
         twice = parts.summaries == 1 and for_gate.gate == "lda"
         self._mean = evidence == "class+mean" and not twice

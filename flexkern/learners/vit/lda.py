@@ -59,7 +59,7 @@ class LDA(RunningSums):
         shrinkage, priors = checked_shrinkage(shrinkage, RULES), choice(priors, "priors", PRIORS)
         super().__init__(backbone, layers=layers, shrinkage=shrinkage, priors=priors, **common)
         parts = self._parts
-        self.layers = min(LAYERS, len(parts.points)) if layers is None else parts.checked_layers(layers)
+        self.layers = parts.checked_layers(layers, LAYERS)
         width = self.networks * self.layers * parts.summaries * self.width
         self.head = SelectedLDA(
             width, blocks=self.layers, fewer=layers is None and self.networks == 1, shrinkage=shrinkage,
