@@ -4,8 +4,8 @@ Four backends: ``reference`` (plain PyTorch, always there), ``cpu`` and ``cuda``
 ``triton``. ``auto``, the default, takes the fastest that serves; an explicit choice that cannot serve raises.
 
 What is installed is found out at import, which asks no GPU: a process may still fork, or set
-CUDA_VISIBLE_DEVICES. What runs on a GPU is found out, for each, at the first call with one of its tensors, or by
-:func:`backends`.
+CUDA_VISIBLE_DEVICES. What runs on a GPU is found out, for each, at the first call with one of its tensors, or
+by :func:`backends`.
 """
 
 from __future__ import annotations

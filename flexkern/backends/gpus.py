@@ -113,9 +113,9 @@ def cuda_lacks(made: Built, capability: Capability, of_driver: Version | None) -
         if of_driver is None or of_driver >= made.toolkit:
             return None
         return (
-            f"the GPU is sm_{number}, for which the driver would have to compile the PTX of {_sm(highest)}, and "
-            f"it serves CUDA {_dotted(of_driver)}, which is older than nvcc {_dotted(made.toolkit)}, which made "
-            f"the PTX: update the driver, or build flexkern with FLEXKERN_CUDA_ARCHS={number}"
+            f"the GPU is sm_{number}, for which the driver would have to compile {_sm(highest)}'s PTX; but "
+            f"it serves CUDA {_dotted(of_driver)}, and the PTX is of nvcc {_dotted(made.toolkit)}: update the "
+            f"driver, or build flexkern with FLEXKERN_CUDA_ARCHS={number}"
         )
     names = ", ".join([_sm(*architecture) for architecture in made.architectures])
     return (
