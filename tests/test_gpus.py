@@ -170,7 +170,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
         monkeypatch.setattr(module, "_STATUS", module._STATUS | here)
         monkeypatch.setattr(module, "_BUILT", None if hip else built)
         monkeypatch.setattr(module, "_DRIVER", driver)
-        monkeypatch.setattr(module, "_capabilities", {})
+        monkeypatch.setattr(module, "_orders", {})
         monkeypatch.setattr(module, "_lacking", {})
         monkeypatch.setattr(gpus, "driver", lambda: driver)
         monkeypatch.setattr(gpus, "triton_starts", lambda: triton)
@@ -260,6 +260,12 @@ def test_a_gpu_is_asked_once(machine: Machine, monkeypatch: pytest.MonkeyPatch) 
     for name in ("get_device_capability", "is_available", "device_count"):
         monkeypatch.setattr(torch.cuda, name, lambda *given: pytest.fail("asked again"))
     assert [chosen(0), chosen(1)] == ["cuda", "triton"]
+
+
+def test_triton_is_not_started_where_cuda_runs(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(H100)
+    monkeypatch.setattr(gpus, "triton_starts", lambda: pytest.fail("it takes a second"))
+    assert chosen() == "cuda"
 
 
 def test_amd(machine: Machine) -> None:

@@ -116,43 +116,44 @@ if torch.backends.cuda.is_built():  # which includes those for AMD's GPUs
 
 # ------------------------------------------------------------------ what runs on a GPU
 
-_capabilities: dict[int, gpus.Capability] = {}
 # Of a backend and the number of a GPU: None, or why it does not run there.
 _lacking: dict[tuple[str, int], str | None] = {}
+# Of an operator and the number of a GPU: the backends that may run there, the fastest first.
+_orders: dict[tuple[str, int], tuple[str, ...]] = {}
 
 
 def _interprets() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def _capability(device: torch.device) -> gpus.Capability:
-    if torch.compiler.is_compiling():  # which keeps nothing
-        return torch.cuda.get_device_capability(device)
-    index = torch.cuda.current_device() if device.index is None else device.index
-    found = _capabilities.get(index)
-    if found is None:
-        found = _capabilities[index] = torch.cuda.get_device_capability(index)
-    return found
+def _number(device: torch.device) -> int:
+    return torch.cuda.current_device() if device.index is None else device.index
 
 
 def _find_lacking(name: str, device: torch.device) -> str | None:
     """As :func:`_lacks`, found anew. torch.compile traces this."""
     if name == "cuda":
-        return None if _BUILT is None else gpus.cuda_lacks(_BUILT, _capability(device), _DRIVER)
-    if torch.version.hip is None and (why := gpus.triton_lacks(_capability(device))) is not None:
-        return why
+        return (
+            None
+            if _BUILT is None
+            else gpus.cuda_lacks(_BUILT, torch.cuda.get_device_capability(device), _DRIVER)
+        )
+    if torch.version.hip is None:
+        why = gpus.triton_lacks(torch.cuda.get_device_capability(device))
+        if why is not None:
+            return why
     # What torch.compile makes needs what Triton needs: it says so itself.
     return None if torch.compiler.is_compiling() else gpus.triton_starts()
 
 
 def _lacks(name: str, device: torch.device) -> str | None:
     """None if an installed backend, cuda or triton, runs on a GPU; else why not."""
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling():  # which keeps nothing
         return _find_lacking(name, device)
-    index = torch.cuda.current_device() if device.index is None else device.index
-    if (name, index) not in _lacking:
-        _lacking[name, index] = _find_lacking(name, torch.device("cuda", index))
-    return _lacking[name, index]
+    key = name, _number(device)
+    if key not in _lacking:
+        _lacking[key] = _find_lacking(name, device)
+    return _lacking[key]
 
 
 def _status(name: str) -> Status:
@@ -325,19 +326,35 @@ def _serves(name: str, device: torch.device) -> str | None:
         return f"it works on {name} tensors, these are on {device}"
     if name == "triton" and device.type == "cpu" and not _interprets():
         return "it works on GPU tensors, these are on the CPU (TRITON_INTERPRET=1 runs them in the interpreter)"
-    if device.type == "cuda" and name in ("cuda", "triton") and not (name == "triton" and _interprets()):
-        return _lacks(name, device)
-    return None
+    return _lacks(name, device) if device.type == "cuda" and name in ("cuda", "triton") else None
 
 
 def _order(op: str, device: torch.device) -> tuple[str, ...]:
-    """The backends to try before the reference, the fastest first. No cache: torch.compile traces this."""
-    if device.type != "cuda":
-        return (device.type,) if device.type == "cpu" else ()
+    """The backends of an operator that may run on a GPU, the fastest first. torch.compile traces this.
+
+    Triton is among them unasked: to start it takes a second, which few need where CUDA runs.
+    """
     if torch.version.hip is not None:
-        return tuning.fastest(op, "gfx")
-    major, minor = _capability(device)
-    return tuning.fastest(op, f"sm_{10 * major + minor}")
+        order = tuning.fastest(op, "gfx")
+    else:
+        major, minor = torch.cuda.get_device_capability(device)
+        order = tuning.fastest(op, f"sm_{10 * major + minor}")
+    return tuple([name for name in order if name == "triton" or _serves(name, device) is None])
+
+
+def _candidates(op: str, device: torch.device) -> tuple[str, ...]:
+    """The backends to try before the reference, the fastest first."""
+    if device.type == "cpu":
+        return ("cpu",) if _STATUS["cpu"].available else ()
+    if device.type != "cuda":
+        return ()
+    if torch.compiler.is_compiling():
+        return _order(op, device)
+    key = op, _number(device)
+    found = _orders.get(key)
+    if found is None:
+        found = _orders[key] = _order(op, device)
+    return found
 
 
 def choose(op: str, device: torch.device, supported: Callable[[str], str | None]) -> str:
@@ -357,8 +374,8 @@ def choose(op: str, device: torch.device, supported: Callable[[str], str | None]
         if why is not None:
             raise BackendError(f"{op}: backend {asked!r} cannot serve: {why}")
         return asked
-    for name in _order(op, device):
-        if _serves(name, device) is None and supported(name) is None:
+    for name in _candidates(op, device):
+        if supported(name) is None and (name != "triton" or _serves(name, device) is None):
             return name
     return "reference"
 
