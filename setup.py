@@ -8,14 +8,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-from setuptools import Extension, find_packages, setup
-from setuptools.command.build_ext import build_ext
-from setuptools.command.build_py import build_py
-
-sys.path.insert(0, str(Path(__file__).parent / "build_tools"))
-from target_torch import find_torch
-
 ROOT = Path(__file__).parent.resolve()
+sys.path.insert(0, str(ROOT / "build_tools"))
+import needs  # noqa: E402
+
+needs.must(needs.setuptools_lacks())
+
+from setuptools import Extension, find_packages, setup  # noqa: E402
+from setuptools.command.build_ext import build_ext  # noqa: E402
+from setuptools.command.build_py import build_py  # noqa: E402
 
 
 class CMakeBuild(build_ext):
@@ -25,30 +26,25 @@ class CMakeBuild(build_ext):
         package = Path(self.get_ext_fullpath(ext.name)).resolve().parent
         # pip gives each build a new temporary folder; in one that stays only what has changed is compiled.
         build = Path(os.environ.get("FLEXKERN_BUILD_DIR") or self.build_temp).resolve()
-        torch = find_torch()
-        if torch is None:
-            raise SystemExit(
-                "flexkern needs the headers of torch >= 2.11 to build; `pip install torch` first, or set "
-                "FLEXKERN_TORCH_DIR to the folder of an installed torch package"
-            )
+        found = needs.find_all()
         configure = [
-            "cmake",
+            found.cmake,
             f"-S{ROOT}",
             f"-B{build}",
             "-GNinja",
             "-UFLEXKERN_*",  # what the last build in this folder was told
             f"-DCMAKE_INSTALL_PREFIX={package}",
-            f"-DFLEXKERN_TORCH_DIR={torch}",
+            f"-DCMAKE_MAKE_PROGRAM={found.ninja}",  # of this build's environment: the last one's may be gone
+            f"-DFLEXKERN_TORCH_DIR={found.torch}",
             f"-DPython_EXECUTABLE={sys.executable}",
+            *(f"-D{name}={os.environ.get(name, '')}" for name in needs.CUDA_OPTIONS),
         ]
-        if ninja := shutil.which("ninja"):  # of this build's environment: the last one's may be gone
-            configure.append(f"-DCMAKE_MAKE_PROGRAM={ninja}")
-        if archs := os.environ.get("FLEXKERN_CUDA_ARCHS"):
-            configure.append(f"-DFLEXKERN_CUDA_ARCHS={archs.replace(',', ';')}")
-        if os.environ.get("FLEXKERN_CUDA") == "0":
-            configure.append("-DFLEXKERN_CUDA=OFF")
-        subprocess.run(configure, check=True)
-        subprocess.run(["cmake", "--build", str(build), "--target", "install"], check=True)
+        for command in (configure, [found.cmake, "--build", str(build)]):
+            if subprocess.run(command).returncode:
+                raise SystemExit(f"flexkern's kernels do not compile here, as is said above; {needs.PLAIN}")
+        # An earlier build may have left a CUDA library, of other operators, where this one makes none.
+        shutil.rmtree(package / "lib", ignore_errors=True)
+        subprocess.run([found.cmake, "--install", str(build)], check=True)
 
     def copy_extensions_to_source(self) -> None:
         """In an editable install the operator libraries go into the source tree, as the module does."""
@@ -56,7 +52,8 @@ class CMakeBuild(build_ext):
         name = self.extensions[0].name
         built = Path(self.build_lib, *name.split(".")[:-1]) / "lib"
         target = Path(self.get_finalized_command("build_py").get_package_dir("flexkern")) / "lib"
-        shutil.copytree(built, target, dirs_exist_ok=True)
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(built, target)
 
     def get_outputs(self) -> list[str]:
         package = Path(self.get_ext_fullpath(self.extensions[0].name)).parent
@@ -72,7 +69,7 @@ class WithoutTests(build_py):
 
 
 # FLEXKERN_EXTENSION=0 installs the Python files only: every operator then runs in plain PyTorch or Triton.
-extensions = [] if os.environ.get("FLEXKERN_EXTENSION") == "0" else [Extension("flexkern._core", sources=[])]
+extensions = [Extension("flexkern._core", sources=[])] if needs.wants_extension() else []
 # Two packages lie beside flexkern/ in the tree and inside it where they are installed (pyproject: package-dir).
 beside = {"flexkern.triton_kernels": "triton_kernels", "flexkern.benchmarks": "benchmarks"}
 packages = find_packages(include=["flexkern", "flexkern.*"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -38,3 +39,19 @@ def find_torch() -> Path | None:
         if number >= MINIMUM and _has_headers(Path(folder)):
             return Path(folder)
     return None
+
+
+def version_of(torch: Path) -> str:
+    """The version of an installed torch package, without importing it."""
+    return _said(torch, "__version__") or "of an unknown version"
+
+
+def cuda_of(torch: Path) -> str | None:
+    """The CUDA that an installed torch package is built with; None of a build for CPUs or for AMD's GPUs."""
+    return _said(torch, "cuda")
+
+
+def _said(torch: Path, name: str) -> str | None:
+    """A text that its version.py assigns."""
+    found = re.search(rf"^{name}\b[^=]*=\s*'([^']*)'", (torch / "version.py").read_text(), re.MULTILINE)
+    return None if found is None else found.group(1)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from flexkern.backends import backends, choose, requested
+from flexkern.backends import backends, choose, gpus, requested
 from flexkern.spec import SPECS, Spec
 from flexkern.version import __version__
 
@@ -49,19 +49,30 @@ def _gpus() -> list[dict[str, str]]:
     return gpus
 
 
+def _kinds_of_gpu() -> dict[str, torch.device]:
+    """A GPU of each compute capability, by the name of its column."""
+    if not torch.cuda.is_available():
+        return {}
+    kinds: dict[tuple[int, int], int] = {}
+    for i in range(torch.cuda.device_count()):
+        kinds.setdefault(torch.cuda.get_device_capability(i), i)
+    return {f"cuda:{i}" if i else "cuda": torch.device("cuda", i) for i in kinds.values()}
+
+
 def environment() -> dict[str, Any]:
     """Everything that a bug report needs, as plain data.
 
     Returns:
         ``versions``; ``build``, the compilers, GPU architectures and CPU instruction set of the compiled
-        extension, or None without it; ``gpus``; ``requested``, the backend asked for; ``backends``, for each
-        whether it is available and why; ``operators``, the backend that serves each on each device type here;
-        ``lacking``, for each of them the backends that have no kernel of it, and why.
+        extension, or None without it; ``driver``, the CUDA that the NVIDIA driver serves, or None; ``gpus``;
+        ``requested``, the backend asked for; ``backends``, for each whether it is available and why;
+        ``operators``, the backend that serves each on the CPU ("cpu"), on the first GPU ("cuda"), and on each
+        that is of another kind than those before it ("cuda:1" and so on); ``lacking``, for each of them the
+        backends that have no kernel of it, and why.
     """
     specs = [spec for spec in SPECS.values() if spec.name != TEMPLATE]
-    devices = [torch.device("cpu")]
-    if torch.cuda.is_available():
-        devices.append(torch.device("cuda"))
+    devices = {"cpu": torch.device("cpu")} | _kinds_of_gpu()
+    driver = gpus.driver()
     return {
         "versions": {
             "flexkern": __version__,
@@ -73,10 +84,11 @@ def environment() -> dict[str, Any]:
             "numpy": _version("numpy"),
         },
         "build": _build(),
+        "driver": None if driver is None else ".".join(map(str, driver)),
         "gpus": _gpus(),
         "requested": requested(),
         "backends": {name: status._asdict() for name, status in backends().items()},
-        "operators": {spec.name: {d.type: _serves(spec, d) for d in devices} for spec in specs},
+        "operators": {spec.name: {d: _serves(spec, at) for d, at in devices.items()} for spec in specs},
         "lacking": {spec.name: {b: spec.has_no_kernel(b) for b in spec.lacks} for spec in specs},
     }
 

@@ -117,6 +117,22 @@ computes in float64. The dtypes are those of the weight, or of what takes its pl
 be is in the docstrings. *torch*: a few of torch's own operators on every device, and no kernel of this package.
 
 {reasons}
+
+## Which backend computes a call
+
+`auto`, which holds where nothing is asked for, takes the compiled kernels for tensors on the CPU. For tensors
+on a GPU it takes the first that runs on that GPU, in the order of `flexkern/backends/tuning.toml`; mostly that
+is CUDA, then Triton, then plain PyTorch. Each GPU of a machine is asked for itself, once:
+
+- CUDA runs where the library has a binary for the GPU (one of sm_80 serves sm_80, sm_86 and sm_89, not sm_75),
+  or where the driver compiles its PTX: the GPU is newer than all that were built for, and the driver at least
+  as new as the nvcc. In any case the driver is of that nvcc's major version, or newer. Orin and Xavier need a
+  binary of their own.
+- Triton runs on sm_70 and newer, and on AMD's GPUs. When it starts it needs a C compiler and Python's headers.
+
+`flexkern.use_backend` and `FLEXKERN_BACKEND` choose one; where it cannot serve, that is an error, and never
+another backend. `flexkern info` shows what serves each operator on each kind of GPU here, and why the rest does
+not.
 """
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import re
 import shutil
 import subprocess
@@ -29,13 +30,27 @@ def _cuobjdump() -> str | None:
     return str(bundled) if bundled.exists() else None
 
 
+def _why_none() -> str:
+    try:
+        from flexkern import _core
+    except ImportError:
+        return "flexkern was installed without its compiled extension"
+    return _core.build_info()["cuda_compiler"]
+
+
+@pytest.mark.skipif(os.environ.get("FLEXKERN_CUDA") != "1", reason="FLEXKERN_CUDA=1 did not ask for them")
+def test_they_are_there_where_they_were_asked_for() -> None:
+    """Else all other tests here would be skipped, and nobody would notice."""
+    assert LIBRARY.exists(), _why_none()
+
+
 @functools.cache  # the library is large
 def _dump(*options: str) -> str:
     tool = _cuobjdump()
     if tool is None:
         pytest.skip("no cuobjdump: install the CUDA toolkit or triton")
     if not LIBRARY.exists():
-        pytest.skip("flexkern was built without nvcc, so there are no CUDA kernels to look at")
+        pytest.skip(f"there are no CUDA kernels to look at: {_why_none()}")
     return subprocess.run([tool, *options, str(LIBRARY)], capture_output=True, text=True, check=True).stdout
 
 

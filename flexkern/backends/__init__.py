@@ -2,10 +2,15 @@
 
 Four backends: ``reference`` (plain PyTorch, always there), ``cpu`` and ``cuda`` (the compiled extension) and
 ``triton``. ``auto``, the default, takes the fastest that serves; an explicit choice that cannot serve raises.
+
+What is installed is found out at import, which asks no GPU: a process may still fork, or set
+CUDA_VISIBLE_DEVICES. What runs on a GPU is found out, for each, at the first call with one of its tensors, or
+by :func:`backends`.
 """
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import threading
@@ -17,7 +22,7 @@ from typing import NamedTuple
 
 import torch
 
-from flexkern.backends import tuning
+from flexkern.backends import gpus, tuning
 
 __all__ = [
     "BackendError",
@@ -32,7 +37,7 @@ __all__ = [
 
 LIBRARY_DIR = Path(__file__).resolve().parent.parent / "lib"
 NAMES = ("reference", "cpu", "cuda", "triton")
-_REINSTALL = "reinstall with `pip install --no-cache-dir --force-reinstall --no-deps flexkern`"
+_REINSTALL = "pip install --no-cache-dir --force-reinstall --no-deps flexkern`"
 
 
 class BackendError(RuntimeError):
@@ -46,54 +51,140 @@ class Status(NamedTuple):
     reason: str
 
 
+# ------------------------------------------------------------------ what is installed
+
+
+def _build_info() -> dict[str, str] | None:
+    """What the extension says of how it was built; None where it is not there."""
+    try:
+        info: dict[str, str] = importlib.import_module("flexkern._core").build_info()
+    except ImportError:
+        return None
+    return info
+
+
 def _load_library(name: str) -> Status:
     path = LIBRARY_DIR / f"libflexkern_{name}.so"
     if not path.exists():
-        if name == "cuda" and (LIBRARY_DIR / "libflexkern_cpu.so").exists():
-            why = "flexkern was built without nvcc; set CUDA_HOME or put nvcc on PATH"
-        else:
-            why = "flexkern was installed without its compiled extension; install a C++17 compiler"
-        return Status(False, f"{why}, then {_REINSTALL}")
+        info = _build_info() if name == "cuda" else None
+        if info is not None:
+            why = info["cuda_compiler"].removeprefix("none: ")
+            cure = f"to build them, reinstall with `FLEXKERN_CUDA=1 {_REINSTALL}"
+            return Status(False, f"flexkern was built without CUDA kernels ({why}); {cure}")
+        why = "flexkern was installed without its compiled extension; install a C++17 compiler"
+        return Status(False, f"{why}, then reinstall with `{_REINSTALL}")
     try:
         torch.ops.load_library(str(path))
     except OSError as error:
-        return Status(False, f"{path.name} does not load: {error}; {_REINSTALL}")
+        return Status(False, f"{path.name} does not load: {error}; reinstall with `{_REINSTALL}")
     return Status(True, str(path))
 
 
-def _cuda_status() -> Status:
+def _cuda_installed() -> tuple[Status, gpus.Built | None]:
+    """Whether the CUDA library is there, and what it was built for."""
     if torch.version.cuda is None:
-        built = "; its CUDA kernels are built" if (LIBRARY_DIR / "libflexkern_cuda.so").exists() else ""
-        return Status(False, f"torch {torch.__version__} is built without CUDA{built}")
+        return Status(False, f"torch {torch.__version__} is built without CUDA"), None
     status = _load_library("cuda")
-    if status.available and not torch.cuda.is_available():
-        return Status(False, "torch sees no NVIDIA GPU (torch.cuda.is_available() is False)")
-    return status
+    if not status.available:
+        return status, None
+    info = _build_info()
+    made = None if info is None else gpus.built(info)
+    if made is None:
+        why = "flexkern._core does not say for which GPUs libflexkern_cuda.so was built"
+        return Status(False, f"{why}; reinstall with `{_REINSTALL}"), None
+    return status, made
 
 
-def _triton_status() -> Status:
+def _triton_installed() -> Status:
     if importlib.util.find_spec("triton") is None:
         return Status(False, "triton is not installed; `pip install triton`")
-    if os.environ.get("TRITON_INTERPRET") == "1":
-        return Status(True, "interpreter (TRITON_INTERPRET=1): runs on CPU tensors, slowly, for checking")
-    if not torch.cuda.is_available():
-        return Status(False, "torch sees no GPU; TRITON_INTERPRET=1 runs the kernels on CPU tensors")
     return Status(True, "compiles for the GPU at first use")
 
 
+# What is installed. Whether it runs on the GPUs that are here, is another question: _status and _lacks.
+_cuda, _BUILT = _cuda_installed()
+_DRIVER = None if _BUILT is None else gpus.driver()
 _STATUS: dict[str, Status] = {
     "reference": Status(True, "plain PyTorch"),
     "cpu": _load_library("cpu"),
-    "cuda": _cuda_status(),
-    "triton": _triton_status(),
+    "cuda": _cuda,
+    "triton": _triton_installed(),
 }
-if torch.cuda.is_available():
+if torch.backends.cuda.is_built():  # which includes those for AMD's GPUs
     tuning.table()  # torch.compile traces `choose`, and could not look into a file
 
 
+# ------------------------------------------------------------------ what runs on a GPU
+
+# Of a backend and the number of a GPU: None, or why it does not run there.
+_lacking: dict[tuple[str, int], str | None] = {}
+# Of an operator and the number of a GPU: the backends that may run there, the fastest first.
+_orders: dict[tuple[str, int], tuple[str, ...]] = {}
+
+
+def _interprets() -> bool:
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def _number(device: torch.device) -> int:
+    return torch.cuda.current_device() if device.index is None else device.index
+
+
+def _find_lacking(name: str, device: torch.device) -> str | None:
+    """As :func:`_lacks`, found anew. torch.compile traces this."""
+    if name == "cuda":
+        return (
+            None
+            if _BUILT is None
+            else gpus.cuda_lacks(_BUILT, torch.cuda.get_device_capability(device), _DRIVER)
+        )
+    if torch.version.hip is None:
+        why = gpus.triton_lacks(torch.cuda.get_device_capability(device))
+        if why is not None:
+            return why
+    # What torch.compile makes needs what Triton needs: it says so itself.
+    return None if torch.compiler.is_compiling() else gpus.triton_starts()
+
+
+def _lacks(name: str, device: torch.device) -> str | None:
+    """None if an installed backend, cuda or triton, runs on a GPU; else why not."""
+    if torch.compiler.is_compiling():  # which keeps nothing
+        return _find_lacking(name, device)
+    key = name, _number(device)
+    if key not in _lacking:
+        _lacking[key] = _find_lacking(name, device)
+    return _lacking[key]
+
+
+def _status(name: str) -> Status:
+    """Whether a backend can be used on anything here."""
+    status = _STATUS[name]
+    if not status.available or name not in ("cuda", "triton"):
+        return status
+    if name == "triton" and _interprets():
+        return Status(True, "interpreter (TRITON_INTERPRET=1): runs on CPU tensors, slowly, for checking")
+    if not torch.cuda.is_available():
+        hint = "; TRITON_INTERPRET=1 runs the kernels on CPU tensors" if name == "triton" else ""
+        return Status(False, gpus.no_gpu() + hint)
+    devices = [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
+    lacking = {str(device): why for device in devices if (why := _lacks(name, device)) is not None}
+    if not lacking:
+        return status
+    whys = "; ".join(f"not on {device}: {why}" for device, why in lacking.items())
+    if len(lacking) == len(devices):
+        return Status(False, next(iter(lacking.values())) if len(set(lacking.values())) == 1 else whys)
+    return Status(True, f"{status.reason}; {whys}")
+
+
 def backends() -> dict[str, Status]:
-    """What is available here: backend name to :class:`Status`, with the reason for each."""
-    return dict(_STATUS)
+    """What is available here: backend name to :class:`Status`, with the reason for each.
+
+    cuda and triton count as available if they run on one of the GPUs at least; the reason names the others.
+    """
+    return {name: _status(name) for name in NAMES}
+
+
+# ------------------------------------------------------------------ what is asked for
 
 
 def _check_name(name: str, where: str = "backend") -> str:
@@ -179,8 +270,8 @@ class use_backend:  # noqa: N801 - it is called like a function, as torch.set_gr
     _alone: _Block | None = None  # holds in this context until it is known that no ``with`` follows
 
     def __init__(self, name: str) -> None:
-        if _check_name(name) != "auto" and not _STATUS[name].available:
-            raise BackendError(f"backend {name!r} is not available: {_STATUS[name].reason}")
+        if _check_name(name) != "auto" and not (status := _status(name)).available:
+            raise BackendError(f"backend {name!r} is not available: {status.reason}")
         self._name = name
         self._entered: list[_Block] = []
         blocks = _blocks.get()
@@ -233,17 +324,37 @@ def _serves(name: str, device: torch.device) -> str | None:
         return _STATUS[name].reason
     if name in ("cpu", "cuda") and device.type != name:
         return f"it works on {name} tensors, these are on {device}"
-    if name == "triton" and device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+    if name == "triton" and device.type == "cpu" and not _interprets():
         return "it works on GPU tensors, these are on the CPU (TRITON_INTERPRET=1 runs them in the interpreter)"
-    return None
+    return _lacks(name, device) if device.type == "cuda" and name in ("cuda", "triton") else None
 
 
 def _order(op: str, device: torch.device) -> tuple[str, ...]:
-    """The backends to try before the reference, the fastest first. No cache: torch.compile traces this."""
+    """The backends of an operator that may run on a GPU, the fastest first. torch.compile traces this.
+
+    Triton is among them unasked: to start it takes a second, which few need where CUDA runs.
+    """
+    if torch.version.hip is not None:
+        order = tuning.fastest(op, "gfx")
+    else:
+        major, minor = torch.cuda.get_device_capability(device)
+        order = tuning.fastest(op, f"sm_{10 * major + minor}")
+    return tuple([name for name in order if name == "triton" or _serves(name, device) is None])
+
+
+def _candidates(op: str, device: torch.device) -> tuple[str, ...]:
+    """The backends to try before the reference, the fastest first."""
+    if device.type == "cpu":
+        return ("cpu",) if _STATUS["cpu"].available else ()
     if device.type != "cuda":
-        return (device.type,) if device.type == "cpu" else ()
-    major, minor = torch.cuda.get_device_capability(device)
-    return tuning.fastest(op, f"sm_{10 * major + minor}")
+        return ()
+    if torch.compiler.is_compiling():
+        return _order(op, device)
+    key = op, _number(device)
+    found = _orders.get(key)
+    if found is None:
+        found = _orders[key] = _order(op, device)
+    return found
 
 
 def choose(op: str, device: torch.device, supported: Callable[[str], str | None]) -> str:
@@ -263,8 +374,8 @@ def choose(op: str, device: torch.device, supported: Callable[[str], str | None]
         if why is not None:
             raise BackendError(f"{op}: backend {asked!r} cannot serve: {why}")
         return asked
-    for name in _order(op, device):
-        if _STATUS[name].available and supported(name) is None:
+    for name in _candidates(op, device):
+        if supported(name) is None and (name != "triton" or _serves(name, device) is None):
             return name
     return "reference"
 

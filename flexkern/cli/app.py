@@ -188,6 +188,8 @@ def info(
                                            if build["cuda_architectures"] else ""),
             markup=False, highlight=False,
         )  # fmt: skip
+    if here["driver"] is not None:
+        console.print(f"NVIDIA driver for CUDA {here['driver']}", highlight=False)
     for gpu in here["gpus"]:
         console.print(f"GPU: {gpu['name']}, sm_{gpu['capability'].replace('.', '')}, {gpu['memory_gib']} GiB")
     backends = Table(title=f"Backends (asked for: {here['requested']})", title_justify="left")
