@@ -39,7 +39,8 @@ from flexkern.triton_kernels.product import (
     product,
 )
 from flexkern.triton_kernels.rules import SGD, VARIANTS, counted, rule_of, state_bits
-from flexkern.triton_kernels.synapse import LAYER_SOURCES, activity, find_converting, load_theta, step_tile
+from flexkern.triton_kernels.synapse import LAYER_SOURCES
+from flexkern.triton_kernels.synapse_tile import activity, find_converting, load_state, load_theta, step_tile
 from flexkern.triton_kernels.update import number
 from flexkern.triton_kernels.variant import Variant
 
@@ -130,8 +131,11 @@ def _step(
     touched = groups((tile[4] & ~was_silent) | converting, ALIGNED)
     counts_of = counts.to(tl.int64).to(tl.pointer_type(tl.int32)) + tile[2]
     addresses = (weight, master, alpha, state0, state1, state2, _words(silent, tile, position[3]), counts_of)
-    step_tile(tile, grad, was_silent, converting, touched, addresses, scale, rule, anchor, flexibility, prune,
-              position[2], WEIGHT_DTYPE, RULE, STATES, HELD, A_KIND, F_KIND, SILENT, ALIGNED)  # fmt: skip
+    loaded = load_state(
+        tile, touched, addresses, anchor, flexibility, WEIGHT_DTYPE, STATES, HELD, A_KIND, F_KIND, ALIGNED
+    )
+    step_tile(tile, grad, was_silent, converting, touched, loaded, addresses, scale, rule, anchor, prune,
+              position[2], WEIGHT_DTYPE, RULE, STATES, HELD, A_KIND, SILENT, ALIGNED)  # fmt: skip
 
 
 @triton.jit(

@@ -23,6 +23,8 @@ LIMITS = {
 LEAST_NVIDIA, LEAST_AMD = 99 * KB, 64 * KB  # of a GPU that is not in the table, and of most of AMD's
 # Tensor cores that read operands from shared memory while they work: one step more is held.
 READ_IN_PLACE = ("sm_90", "sm_100", "sm_103", "sm_110")
+TENSOR_MEMORY = ("sm_100", "sm_103", "sm_110")
+BARRIERS = 64  # bytes
 ELEMENT = {"half": 2, "tf32": 4, "ieee": 4}
 TILE_COLUMNS = 128  # of a tile of linear_step_
 # What is made smaller where a configuration does not fit, in this order, and how small it may become. Fewer
@@ -44,38 +46,31 @@ def bytes_of(kernel: str, variant: str, configuration: Mapping[str, int], archit
     """Bytes of shared memory that a kernel's variant takes, at most; 0 for kernels without products."""
     if kernel not in SMALLER or variant == "interpreter":
         return 0
-    arithmetic, rank = variant.split("-")[:2] if "-" in variant else (variant, "")
+    arithmetic, _, rest = variant.partition("-")
     c, element = configuration, ELEMENT[arithmetic]
     under_way = max(1, c["num_stages"] - 1)
-    held = under_way + (architecture in READ_IN_PLACE and arithmetic != "ieee")
+    in_place = int(architecture in READ_IN_PLACE and arithmetic != "ieee")
     if kernel == "linear":
-        return held * c["batch"] * (c["out"] + TILE_COLUMNS) * element
+        return (under_way + in_place) * c["batch"] * (c["out"] + TILE_COLUMNS) * element
+    rank = int(rest.removesuffix("-unaligned"))
+    through_registers = architecture.startswith("gfx") and architecture != "gfx950"
     if kernel == "adapter bank":
-        return _bank(c, int(rank), element, held, in_registers=architecture.startswith("gfx"))
-    beside = under_way if kernel == "adapter forward" else 0  # steps of the residual
-    return _pass(c, int(rank), element, held, beside, architecture)
-
-
-def _pass(c: Mapping[str, int], rank: int, element: int, held: int, beside: int, architecture: str) -> int:
-    """Of a pass through adapters: the first product; then hidden units, and the second with what goes along."""
-    first = held * c["step"] * (c["rows"] + rank) * element
+        if not through_registers:  # numbers of rows are read two stages before the rows: half of the stages
+            under_way = max(1, (c["num_stages"] - 1) // 2)
+        operands = (under_way + in_place) * c["rows"] * (rank + c["columns"]) * element
+        numbers = c["num_stages"] * c["rows"] * 4
+        crossing = c["num_warps"] * 32 * (4 if through_registers else 16)  # sums of columns, by their threads
+        return max(operands + numbers + crossing, rank * c["columns"] * 4)
+    first = (under_way + in_place) * c["step"] * (c["rows"] + rank) * element
     hidden = c["rows"] * rank * element
-    # A step of the second: of the matrix, of the residual and of its bias, and the result on its way out.
-    second = (held * rank + (beside + 1) * c["rows"] + beside) * c["step"] * element
-    if (
-        architecture.startswith("gfx9") and architecture != "gfx950"
-    ):  # hidden units cross before the second begins
-        return max(first, hidden, second)
-    return max(first, hidden + second)
-
-
-def _bank(c: Mapping[str, int], rank: int, element: int, held: int, *, in_registers: bool) -> int:
-    """Of the bank's gradients: both operands, the numbers of rows before them, sums that change layout."""
-    # Numbers of rows are read two stages before the rows, so half of the stages hold operands.
-    steps = held if in_registers else max(1, (c["num_stages"] - 1) // 2) + held - max(1, c["num_stages"] - 1)
-    crossing = c["num_warps"] * 32 * (4 if in_registers else 16)
-    rows = steps * c["rows"] * (rank + c["columns"]) * element + c["num_stages"] * c["rows"] * 4
-    return max(rows + crossing, rank * c["columns"] * 4)
+    # A step of the second product: of the matrix, of the residual and the bias, and the result on its way out.
+    beside = under_way if kernel == "adapter forward" else 0
+    second = ((under_way + in_place) * rank + (beside + 1) * c["rows"] + beside) * c["step"] * element
+    if through_registers:
+        return max(first, hidden, second)  # the hidden units have crossed before the second begins
+    if architecture in TENSOR_MEMORY:  # accumulators cross as float32
+        second = max(second, c["rows"] * rank * 4)
+    return max(first, hidden + second) + BARRIERS
 
 
 def fitting(kernel: str, variant: str, configuration: dict[str, int], architecture: str) -> dict[str, int]:
