@@ -251,12 +251,13 @@ def _tuned_step(sources: str) -> workloads.Maker:
         draw = workloads.drawer(device, seed)
         w, a, f = workloads.weights(draw, count)
         g = draw(count)
+        lr, changed = workloads.shown(w)
         calls = {
-            "stored": lambda: ops.metaplastic_sgd_(w, g, a, f, lr=workloads.LR, scale=workloads.SCALE),
-            "mixed": lambda: ops.metaplastic_sgd_(w, g, A, F, lr=workloads.LR, scale=workloads.SCALE),
-            "held": lambda: ops.gated_sgd_(w, g, f, lr=workloads.LR),
+            "stored": lambda: ops.metaplastic_sgd_(w, g, a, f, lr=lr, scale=workloads.SCALE),
+            "mixed": lambda: ops.metaplastic_sgd_(w, g, A, F, lr=lr, scale=workloads.SCALE),
+            "held": lambda: ops.gated_sgd_(w, g, f, lr=lr),
         }
-        return calls[sources], lambda: [w]
+        return calls[sources], lambda: [changed()]
 
     return make
 

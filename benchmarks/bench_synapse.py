@@ -135,10 +135,11 @@ def _tuned(sources: str) -> workloads.Maker:
         anchor, flexibility = (a if stored else A), (f if stored else F)
         # In a check a threshold that some reach; when timed none, as a step converts few.
         theta = 4.0 if w.numel() < 1 << 20 else 1e30
-        rest = {"lr": workloads.LR, "scale": workloads.SCALE, "threshold": theta}
+        lr, changed = workloads.shown(w)
+        rest = {"lr": lr, "scale": workloads.SCALE, "threshold": theta}
         return (
             lambda: ops.synapse_step_(w, g, anchor, flexibility, words, pre, post, **rest),
-            lambda: [w, words],
+            lambda: [changed(), words],
         )
 
     return make

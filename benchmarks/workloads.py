@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "FLOAT32",
     "ROUNDED",
     "SUMS",
     "Made",
@@ -23,6 +24,7 @@ __all__ = [
     "of_kernels",
     "precision",
     "register",
+    "shown",
     "weights",
 ]
 
@@ -30,6 +32,7 @@ LR, SCALE = 1e-6, 20.0  # so that weights stay where they are through thousands 
 # Float32 sums of rounded products in another order: each of up to 1024 terms adds an error of 2^-24 of the
 # partial sum, so 2^-14 of the largest; tensor cores cut off some bits more.
 SUMS = 1e-3
+FLOAT32 = 1e-5  # some roundings of float32, in another exponential or quantile too
 ROUNDED = 2.0**-7  # and then rounded to bfloat16 twice, each time perhaps to the other neighbour
 MILLIONS, SMALL = [1 << 26], 5000  # elements
 
@@ -49,6 +52,8 @@ class Workload:
         tiny: a small one, for comparing results.
         compiles: names of the variants that it needs, see :mod:`flexkern.triton_kernels.catalogue`.
         tolerance: of results, against those of another configuration; 0: the same bits.
+        judged: tolerance of results against the reference's. These are what a call changes, not weights that
+            hide a step.
         sets: how many sets of buffers are rotated, so that the L2 cache of 50 MB does not help.
         place: the lowest is timed first, as the time that is left may not reach the last.
     """
@@ -61,6 +66,7 @@ class Workload:
     tiny: Any
     compiles: Sequence[str] = ()
     tolerance: float = 0.0
+    judged: float = FLOAT32
     sets: int = 1
     place: int = 100
 
@@ -133,3 +139,11 @@ def weights(draw: Callable[..., Tensor], *shape: int) -> tuple[Tensor, Tensor, T
     """Weight, anchor and flexibility."""
     w = draw(*shape, std=0.02)
     return w, w + draw(*shape, std=0.01), draw(*shape).sigmoid_()
+
+
+def shown(weight: Tensor) -> tuple[float, Callable[[], Tensor]]:
+    """lr, and what steps have changed of a weight: on a small one enough that a check sees the step."""
+    if weight.numel() >= 1 << 20:
+        return LR, lambda: weight
+    start = weight.clone()
+    return 1e-2, lambda: weight - start

@@ -2,9 +2,10 @@
 
 The candidates stand beside the kernels (CANDIDATES in the modules of flexkern.triton_kernels), the work that is
 timed beside the benchmarks (flexkern.benchmarks.workloads).
-A candidate is compiled (in parallel), dropped if it spills, compared with the present configuration, and then
-timed in turns with the others: replays of CUDA graphs between device events, over buffers larger than the L2
-cache. Prints a table, and the entries of the tuning table that would change; writes all measurements to a JSON.
+A candidate is compiled (in parallel), dropped if it spills, held against the reference and against the present
+configuration, and then timed in turns with the others: replays of CUDA graphs between device events, over
+buffers larger than the L2 cache. Prints a table, and the entries of the tuning table that would change; writes
+all measurements to a JSON.
 
     python scripts/tune.py --json out.json                    # about four minutes; changes nothing
     python scripts/tune.py --json out.json --table tuned.toml # and the table with what was measured
@@ -131,8 +132,8 @@ class Racer:
         configurations = self._candidates(case)
         runs: list[list[Callable[[], object]] | None] = []
         skipped: list[str | None] = []
+        judge = Judge(case, self.device)
         with use_backend("triton"), workloads.precision(case.variant):
-            expected = None
             for i, configuration in enumerate(configurations):
                 why = None if i == 0 else "not reached" if time.monotonic() > self.deadline else None
                 why = why or self._wait_compiled(case, i)
@@ -140,9 +141,7 @@ class Racer:
                 if why is None:
                     with tuning.trial(case.kernel, case.variant, configuration):
                         try:
-                            got = case.result(self.device)
-                            why = None if expected is None else _difference(got, expected, case.tolerance)
-                            expected = got if i == 0 else expected
+                            why = judge.fault(case.result(self.device))
                             if why is None:
                                 calls = case.calls(self.device, self.shapes)
                                 run = [self.stopwatch.prepare(of_shape) for of_shape in calls]
@@ -161,15 +160,20 @@ class Racer:
         """Races the backends of an operator."""
         entries: list[dict[str, Any]] = []
         runs: list[list[Callable[[], object]] | None] = []
+        judge = Judge(case, self.device)
         for name in ("cuda", "triton"):
             why, run = None, None
             if not backends()[name].available:
                 why = backends()[name].reason
             else:
                 with use_backend(name):
-                    run = [
-                        self.stopwatch.prepare(of_shape) for of_shape in case.calls(self.device, self.shapes)
-                    ]
+                    try:
+                        why = judge.off_reference(case.result(self.device))
+                        if why is None:
+                            calls = case.calls(self.device, self.shapes)
+                            run = [self.stopwatch.prepare(of_shape) for of_shape in calls]
+                    except Exception as error:  # whatever a backend raises: the other one is timed all the same
+                        why = f"{type(error).__name__}: {str(error)[:200]}"
             runs.append(run)
             entries.append({"config": name, "skipped": why})
         for entry, times in zip(entries, self._race(runs, case.sets), strict=True):
@@ -189,17 +193,52 @@ class Racer:
         ]
 
 
-def _difference(got: Sequence[torch.Tensor], expected: Sequence[torch.Tensor], tolerance: float) -> str | None:
-    """What is wrong with results that should be as expected, relative in the Euclidean norm; 0: to the bit."""
+class Judge:
+    """Says whether results of a workload's small shape are right.
+
+    All are held against the reference, whatever runs first; those of Triton's configurations also against each
+    other: a configuration must not change results by more than the workload allows, mostly by nothing.
+    """
+
+    def __init__(self, case: Workload, device: torch.device) -> None:
+        self.case = case
+        with use_backend("reference"), workloads.precision("ieee"):
+            self.reference = [t.clone() for t in case.result(device)]
+        self.first: list[torch.Tensor] | None = (
+            None  # of the first configuration that is right: the present one
+        )
+
+    def off_reference(self, got: Sequence[torch.Tensor]) -> str | None:
+        return _difference(got, self.reference, self.case.judged, "the reference")
+
+    def fault(self, got: Sequence[torch.Tensor]) -> str | None:
+        """What is wrong with the results of a configuration; None: nothing."""
+        why = self.off_reference(got)
+        if why is None and self.first is not None:
+            why = _difference(got, self.first, self.case.tolerance, "the present configuration")
+        if why is None and self.first is None:
+            self.first = [t.clone() for t in got]
+        return why
+
+
+def _difference(
+    got: Sequence[torch.Tensor], expected: Sequence[torch.Tensor], tolerance: float, whose: str
+) -> str | None:
+    """What is wrong with results that should be as expected, relative in the Euclidean norm; 0: to the bit.
+
+    Integers, as words of a mask, are right to the bit or not at all.
+    """
     for a, b in zip(got, expected, strict=True):
-        if tolerance == 0:
+        if a.shape != b.shape or a.dtype != b.dtype:
+            return f"{a.dtype} {list(a.shape)} where {whose} has {b.dtype} {list(b.shape)}"
+        if tolerance == 0 or not b.is_floating_point():
             if not torch.equal(a, b):
-                return "other bits than the present configuration"
+                return f"other bits than {whose}"
             continue
         norm = b.double().norm()
         error = (a.double() - b.double()).norm() / norm if norm else (a.double() - b.double()).norm()
         if not float(error) <= tolerance:  # NaN too
-            return f"off by {float(error):.2g} of the present configuration's result, {tolerance:g} is allowed"
+            return f"off by {float(error):.2g} of {whose}'s result, {tolerance:g} is allowed"
     return None
 
 

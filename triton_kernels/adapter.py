@@ -13,8 +13,8 @@ from flexkern.backends.tuning import architecture, config, launch_options
 from flexkern.spec.adapter import LARGEST_TRITON_RANK
 from flexkern.triton_kernels.adapter_bank import INDEX_DTYPES, bank_gradients, padded_rank, size_units
 from flexkern.triton_kernels.adapter_pass import backward_kernel, forward_kernel, variant_of
-from flexkern.triton_kernels.linear import _precision
 from flexkern.triton_kernels.metaplastic import TRITON_DTYPES
+from flexkern.triton_kernels.product import precision_of
 
 __all__ = ["LARGEST_RANK", "gated_adapter", "gated_adapter_backward"]
 
@@ -104,11 +104,12 @@ def gated_adapter(
     out, hidden = torch.empty_like(x), x.new_empty((samples, length, r) if keep_hidden else 0)
     if out.numel() == 0:
         return out, hidden
-    rows, rank, precision = samples * length, padded_rank(r), _precision(x.dtype)
+    rows, rank, target = samples * length, padded_rank(r), architecture(x.device)
+    precision = precision_of(x.dtype, target)
     wide = [out, x, up, up_bias] if residual is None else [out, x, up, up_bias, residual]
     columns, rank_units, *aligned = size_units(d, r, wide, [hidden, down, down_bias])
     variant = variant_of(x.dtype, precision, rank)
-    cut = config("adapter forward", variant, architecture(x.device), bounded=all(aligned))
+    cut = config("adapter forward", variant, target, bounded=all(aligned))
     tensors = (out, hidden, x, residual, down, down_bias, up, up_bias, index, seed)
     with torch.cuda.device_of(x):
         forward_kernel[(triton.cdiv(rows, cut["rows"]),)](
@@ -153,8 +154,8 @@ def gated_adapter_backward(
     bank = make(shapes[0]), make(shapes[1]), make(shapes[2]), make(shapes[3])
     if x.numel() == 0 or not (need_x or need_bank):
         return grad_x, *bank
-    rows, rank, precision = samples * length, padded_rank(r), _precision(x.dtype)
-    target = architecture(x.device)
+    rows, rank, target = samples * length, padded_rank(r), architecture(x.device)
+    precision = precision_of(x.dtype, target)
     grad_hidden = torch.empty_like(hidden) if need_bank else hidden.new_empty(0)
     columns, rank_units, *aligned = size_units(
         d, r, [grad_out, up, *[grad_x] * need_x], [hidden, down, *[grad_hidden] * need_bank]

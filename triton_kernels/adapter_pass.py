@@ -6,6 +6,7 @@ times a matrix [r, d]. Backward, up^T comes first and down^T second.
 
 # ruff: noqa: ANN001, ANN201, ANN202, RUF100, SIM300 - device functions: Triton infers the types of arguments
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -348,10 +349,12 @@ def variant_of(dtype: torch.dtype, precision: str, rank: int) -> str:
     return f"{arithmetic(dtype, precision)}-{max(64, rank)}"
 
 
+RANKS = (16, 32, 64, 128, 256, 512)  # as padded_rank has them
+
+
 def adapter_sizes() -> Iterator[tuple[str, int, str, dict[str, Any]]]:
-    """Name, rank, variant in the tuning table and constants, of what is compiled ahead of time."""
-    shapes = [(x, 64, True) for x in PRODUCTS] + [("bf16", 16, True), ("ieee", 16, True), ("bf16", 16, False)]
-    for x, rank, aligned in shapes:
+    """Name, rank, variant in the tuning table and constants: every dtype and rank, aligned and not."""
+    for x, rank, aligned in itertools.product(PRODUCTS, RANKS, (True, False)):
         dtype, precision = PRODUCTS[x]
         name = f"{x}{'' if rank == 64 else f'-{rank}'}{'' if aligned else '-unaligned'}"
         sizes = {
@@ -362,16 +365,15 @@ def adapter_sizes() -> Iterator[tuple[str, int, str, dict[str, Any]]]:
 
 
 def ahead_of_time() -> Iterator[Variant]:
-    """Training (dropout, a residual) and inference at rank 64; and rank 16, and sizes that are not aligned."""
+    """Training (dropout, a residual) and inference, of every dtype and rank, aligned and not."""
     training = {"HAS_RESIDUAL": True, "DROPOUT": True, "KEEPS_HIDDEN": True}
     inference = {"HAS_RESIDUAL": True, "DROPOUT": False, "KEEPS_HIDDEN": False}
     backward = {"NEEDS_X": True, "NEEDS_BANK": True}
-    for name, rank, tuned, sizes in adapter_sizes():
+    for name, _, tuned, sizes in adapter_sizes():
         sizes = sizes | {"INDEX_DTYPE": tl.int64}
         forward = ("adapter forward", tuned)
         yield Variant(f"adapter-{name}", forward_kernel, sizes | training, forward)
-        if rank == 64:
-            yield Variant(f"adapter-inference-{name}", forward_kernel, sizes | inference, forward)
+        yield Variant(f"adapter-inference-{name}", forward_kernel, sizes | inference, forward)
         yield Variant(
             f"adapter-backward-{name}", backward_kernel, sizes | backward, ("adapter backward", tuned)
         )

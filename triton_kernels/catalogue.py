@@ -9,9 +9,10 @@ from collections.abc import Iterator, Mapping
 from types import ModuleType
 
 import flexkern.triton_kernels as package
+from flexkern.triton_kernels.target import multiplies
 from flexkern.triton_kernels.variant import Variant
 
-__all__ = ["CANDIDATES", "all_variants", "candidates"]
+__all__ = ["CANDIDATES", "all_variants", "candidates", "variants_on"]
 
 # Not kernels, and these import this module.
 _TOOLS = ("aot", "catalogue")
@@ -37,6 +38,15 @@ def all_variants() -> Mapping[str, Variant]:
                 raise ValueError(f"{module.__name__}: two variants are called {variant.name!r}")
             found[variant.name] = variant
     return found
+
+
+def variants_on(architecture: str) -> Mapping[str, Variant]:
+    """Those of :func:`all_variants` that are launched there: tf32 only where it can be multiplied."""
+    return {
+        name: variant
+        for name, variant in all_variants().items()
+        if variant.constants.get("PRECISION", "ieee") in multiplies(architecture)
+    }
 
 
 # What ``scripts/tune.py`` races: (kernel, variant) of the tuning table to configurations that are worth a try,

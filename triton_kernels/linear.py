@@ -29,18 +29,18 @@ from flexkern.triton_kernels.matrix import existing, groups, load_synapses, load
 from flexkern.triton_kernels.memory import ALIGNMENT
 from flexkern.triton_kernels.metaplastic import TRITON_DTYPES
 from flexkern.triton_kernels.product import (
-    IEEE,
     IN,
     LARGEST,
     PRODUCTS,
-    TF32,
     UNIT,
     arithmetic,
     parts,
+    precision_of,
     product,
 )
 from flexkern.triton_kernels.rules import SGD, VARIANTS, counted, rule_of, state_bits
-from flexkern.triton_kernels.synapse import LAYER_SOURCES, activity, find_converting, load_theta, step_tile
+from flexkern.triton_kernels.synapse import LAYER_SOURCES
+from flexkern.triton_kernels.synapse_tile import activity, find_converting, load_state, load_theta, step_tile
 from flexkern.triton_kernels.update import number
 from flexkern.triton_kernels.variant import Variant
 
@@ -131,8 +131,11 @@ def _step(
     touched = groups((tile[4] & ~was_silent) | converting, ALIGNED)
     counts_of = counts.to(tl.int64).to(tl.pointer_type(tl.int32)) + tile[2]
     addresses = (weight, master, alpha, state0, state1, state2, _words(silent, tile, position[3]), counts_of)
-    step_tile(tile, grad, was_silent, converting, touched, addresses, scale, rule, anchor, flexibility, prune,
-              position[2], WEIGHT_DTYPE, RULE, STATES, HELD, A_KIND, F_KIND, SILENT, ALIGNED)  # fmt: skip
+    loaded = load_state(
+        tile, touched, addresses, anchor, flexibility, WEIGHT_DTYPE, STATES, HELD, A_KIND, F_KIND, ALIGNED
+    )
+    step_tile(tile, grad, was_silent, converting, touched, loaded, addresses, scale, rule, anchor, prune,
+              position[2], WEIGHT_DTYPE, RULE, STATES, HELD, A_KIND, SILENT, ALIGNED)  # fmt: skip
 
 
 @triton.jit(
@@ -283,12 +286,6 @@ def linear_kernel(
 # --------------------------------------------------------------------------- the host's side
 
 
-def _precision(dtype: torch.dtype) -> str:
-    """How float32 is multiplied: as torch would, which is "none" (its default, ieee), "ieee" or "tf32"."""
-    tf32 = dtype is torch.float32 and torch.backends.cuda.matmul.fp32_precision == TF32
-    return TF32 if tf32 else IEEE
-
-
 def _check_batch(tensors: Sequence[Tensor], names: Sequence[str], units: Sequence[int], weight: Tensor) -> None:
     like = tensors[0]
     if like.dtype not in TRITON_DTYPES:
@@ -353,9 +350,10 @@ def linear_step_(given: Linear) -> Tensor:
     aligned_rows = rows % UNIT.value == 0 and not any(
         at % ALIGNMENT for at in (batch_addresses[1], units_at[1])
     )
-    precision = _precision(x.dtype)
+    target = architecture(weight.device)
+    precision = precision_of(x.dtype, target)
     variant = arithmetic(x.dtype, precision) + ("" if given.silent is None else "-silent")
-    cut = config("linear", variant, architecture(weight.device), bounded=aligned and aligned_rows)
+    cut = config("linear", variant, target, bounded=aligned and aligned_rows)
     programs = triton.cdiv(rows, cut["out"]) * triton.cdiv(columns, IN.value)
     with torch.cuda.device_of(weight):
         linear_kernel[(programs,)](

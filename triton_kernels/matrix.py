@@ -18,6 +18,7 @@ __all__ = [
     "existing",
     "groups",
     "lanes",
+    "load_more",
     "load_synapses",
     "load_units",
     "pack",
@@ -86,6 +87,13 @@ def load_synapses(address, tile, words, DTYPE: tl.constexpr, ALIGNED: tl.constex
     """float32 [T, 32]: elements of a matrix of DTYPE at ``address``; those outside ``words`` are not read."""
     pointers, mask = _access(address, tile, words, DTYPE, ALIGNED)
     return to_float32(tl.load(pointers, mask=mask, other=0), DTYPE)
+
+
+@triton.jit
+def load_more(values, address, tile, words, ALIGNED: tl.constexpr):
+    """float32 [T, 32]: ``values``, and of ``words`` what is at ``address``, in float32."""
+    pointers, mask = _access(address, tile, words, tl.float32, ALIGNED)
+    return tl.load(pointers, mask=mask, other=values)
 
 
 @triton.jit

@@ -7,8 +7,9 @@ import triton
 import triton.language as tl
 
 from flexkern.triton_kernels.memory import to_float32, typed
+from flexkern.triton_kernels.target import multiplies
 
-__all__ = ["IN", "INTERPRETED", "LARGEST", "UNIT", "arithmetic", "parts", "product"]
+__all__ = ["IN", "INTERPRETED", "LARGEST", "UNIT", "arithmetic", "parts", "precision_of", "product"]
 
 INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
 IN = tl.constexpr(128)  # columns of a tile: four words
@@ -38,6 +39,15 @@ LARGEST = 2**24
 # ieee: no tensor cores; 1024 FFMA per thread for 16 samples. 67 TFLOP/s are a 7th of the peak of tf32, so the
 # product sets the pace. With 64 rows, or 16 warps, the compiler did worse: a stack of up to 40 bytes, or slow.
 HALF, TF32, IEEE = "half", "tf32", "ieee"
+
+
+def precision_of(dtype: torch.dtype, architecture: str) -> str:
+    """How float32 is multiplied: as torch would, which is "none" (its default, ieee), "ieee" or "tf32".
+
+    And "ieee" on a GPU without tf32, which torch.set_float32_matmul_precision asks for but does not know of.
+    """
+    wanted = dtype is torch.float32 and torch.backends.cuda.matmul.fp32_precision == TF32
+    return TF32 if wanted and TF32 in multiplies(architecture) else IEEE
 
 
 def arithmetic(dtype: torch.dtype, precision: str) -> str:

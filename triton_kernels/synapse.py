@@ -24,155 +24,21 @@ from flexkern.triton_kernels.layer import (
     source_arguments,
     threshold_arguments,
 )
-from flexkern.triton_kernels.matrix import (
-    count_bits,
-    existing,
-    groups,
-    lanes,
-    load_synapses,
-    load_units,
-    pack,
-    source_synapses,
-    store_rounded,
-    store_synapses,
-)
-from flexkern.triton_kernels.memory import exact_weight
+from flexkern.triton_kernels.matrix import existing, groups, load_synapses, load_units
 from flexkern.triton_kernels.metaplastic import TRITON_DTYPES
 from flexkern.triton_kernels.rules import SGD, VARIANTS, counted, rule_of, state_bits
-from flexkern.triton_kernels.update import finite, gate, number, step
+from flexkern.triton_kernels.synapse_tile import (
+    activity,
+    find_converting,
+    load_converting,
+    load_state,
+    load_theta,
+    step_tile,
+)
+from flexkern.triton_kernels.update import number
 from flexkern.triton_kernels.variant import Variant
 
-__all__ = ["activity", "find_converting", "load_theta", "step_tile", "synapse_step_"]
-
-
-@triton.jit
-def activity(value):
-    """What a unit does: the part of ``value`` that is not negative. NaN stays, so that it converts nothing."""
-    return tl.where(value < 0, 0.0, value)
-
-
-@triton.jit
-def load_theta(rows, exist, threshold):
-    """float32 [T]: the threshold of each row; ``threshold`` is (number, address or 0, step from row to row)."""
-    value, address, step = threshold
-    loaded = load_units(address, rows * step, tl.where(address != 0, exist, False))
-    return tl.where(address != 0, loaded, value)
-
-
-@triton.jit
-def find_converting(c, theta, silent, tile, anchor_address, eta, HEBBIAN: tl.constexpr, ALIGNED: tl.constexpr):
-    """uint32 [T]: the silent synapses whose coincidence, in ``c`` [T, 32], reaches the threshold.
-
-    Hebbian insertion makes eta c their anchor, here and now: from then on it is as if that had been their
-    initial draw. So a coincidence need not be kept for the step.
-    """
-    converting = lanes(silent) & (c >= theta[:, None]) & finite(c)
-    if HEBBIAN:
-        inserted = eta * c
-        converting = converting & finite(inserted)
-    words = pack(converting)
-    if HEBBIAN:
-        # Alone, not in groups: few are stored. The barrier, because other threads may read them.
-        store_synapses(anchor_address, tile, words, inserted, tl.float32, False)
-        tl.debug_barrier()
-    return words
-
-
-@triton.jit
-def step_tile(
-    tile,
-    grad,
-    silent,
-    converting,
-    touched,
-    addresses,
-    scale,
-    rule,
-    anchor,
-    flexibility,
-    prune,
-    all_rows,
-    WEIGHT_DTYPE: tl.constexpr,
-    RULE: tl.constexpr,
-    STATES: tl.constexpr,
-    HELD: tl.constexpr,
-    A_KIND: tl.constexpr,
-    F_KIND: tl.constexpr,
-    SILENT: tl.constexpr,
-    ALIGNED: tl.constexpr,
-):
-    """Steps the functional synapses of a tile with the gradient ``grad`` [T, 32], converts and prunes.
-
-    ``silent`` and ``converting`` are words; ``touched``, from :func:`matrix.groups`, are the functional and the
-    converting ones with what is accessed with them: silent synapses among these are written back as they were.
-    ``addresses`` are those of weight, master, alpha and states, and pointers to the tile's words and to the
-    counts of its rows; the counts of what was pruned follow ``all_rows`` later.
-    """
-    weight_address, master_address, alpha_address, at0, at1, at2, words_pointers, counts = addresses
-    lr, numbers, corrections, skip_nonfinite = rule
-    HAS_MASTER: tl.constexpr = WEIGHT_DTYPE != tl.float32
-    exact_address = master_address if HAS_MASTER else weight_address
-    weight = load_synapses(exact_address, tile, touched, tl.float32, ALIGNED)
-    if HAS_MASTER:
-        written = load_synapses(weight_address, tile, touched, WEIGHT_DTYPE, ALIGNED)
-        followed = exact_weight(written, weight, WEIGHT_DTYPE)
-        weight = tl.where(lanes(silent), weight, followed) if SILENT else followed
-    old0, old1, old2 = weight, weight, weight
-    if STATES & 1:
-        old0 = load_synapses(at0, tile, touched, tl.float32, ALIGNED)
-    if STATES & 2:
-        old1 = load_synapses(at1, tile, touched, tl.float32, ALIGNED)
-    if STATES & 4:
-        old2 = load_synapses(at2, tile, touched, tl.float32, ALIGNED)
-    if HELD:
-        alpha = load_synapses(alpha_address, tile, touched, tl.float32, ALIGNED)
-        a = weight
-        if SILENT:  # noqa: SIM102 - a constexpr; only what is inserted needs an anchor
-            if tl.max(converting, axis=0) != 0:
-                a = source_synapses(anchor, tile, groups(converting, ALIGNED), A_KIND, ALIGNED)
-    else:
-        a = source_synapses(anchor, tile, touched, A_KIND, ALIGNED)
-        f = source_synapses(flexibility, tile, touched, F_KIND, ALIGNED)
-        alpha = gate(weight, a, f, scale)
-    new_weight, s0, s1, s2 = step(
-        weight, grad, alpha, old0, old1, old2, lr, numbers, corrections, skip_nonfinite, RULE, STATES
-    )
-    if SILENT:
-        functional = lanes(tile[4] & ~silent)
-        converts = lanes(converting) & finite(a)
-        prunes = functional & (tl.abs(weight) < prune) & (tl.abs(new_weight) < prune)
-        changes = converts | prunes
-        new_weight = tl.where(functional, new_weight, weight)
-        new_weight = tl.where(converts, a, tl.where(prunes, 0.0, new_weight))
-        if STATES & 1:
-            s0 = tl.where(changes, 0.0, tl.where(functional, s0, old0))
-        if STATES & 2:
-            s1 = tl.where(changes, 0.0, tl.where(functional, s1, old1))
-        if STATES & 4:
-            s2 = tl.where(changes, 0.0, tl.where(functional, s2, old2))
-        changed = pack(changes)
-        # Not of ``silent``, which has no bits past the last column: those are nobody's, and stay.
-        words = tl.load(words_pointers, mask=changed != 0, other=0)
-        tl.store(words_pointers, words ^ changed, mask=changed != 0)
-        # Sums of integers do not depend on the order of the programs.
-        converted, pruned = count_bits(changed & silent), count_bits(changed & ~silent)
-        tl.atomic_add(counts, converted, mask=converted != 0, sem="relaxed")
-        tl.atomic_add(counts + all_rows, pruned, mask=pruned != 0, sem="relaxed")
-    if HAS_MASTER:
-        store_synapses(master_address, tile, touched, new_weight, tl.float32, ALIGNED)
-        if SILENT:
-            store_rounded(weight_address, tile, touched, new_weight, functional | converts,
-                          touched & groups(silent, ALIGNED), WEIGHT_DTYPE, ALIGNED)  # fmt: skip
-        else:
-            store_synapses(weight_address, tile, touched, new_weight, WEIGHT_DTYPE, ALIGNED)
-    else:
-        store_synapses(weight_address, tile, touched, new_weight, WEIGHT_DTYPE, ALIGNED)
-    if STATES & 1:
-        store_synapses(at0, tile, touched, s0, tl.float32, ALIGNED)
-    if STATES & 2:
-        store_synapses(at1, tile, touched, s1, tl.float32, ALIGNED)
-    if STATES & 4:
-        store_synapses(at2, tile, touched, s2, tl.float32, ALIGNED)
+__all__ = ["LAYER_SOURCES", "synapse_step_"]
 
 
 @triton.jit(
@@ -269,6 +135,20 @@ def synapse_kernel(
 
     words_pointers = silent.to(tl.pointer_type(tl.uint32)) + start + tl.arange(0, WORDS)
     was_silent = tl.load(words_pointers, mask=row_exists, other=0) & inside
+    # What functional synapses need is on its way before the activities that decide on silent ones are awaited.
+    functional = inside & ~was_silent
+    whole = groups(functional, ALIGNED)
+    gradients = load_synapses(grad, tile, whole, GRAD_DTYPE, ALIGNED)
+    counts_of = counts.to(tl.pointer_type(tl.int32)) + row
+    addresses = (weight, master, alpha, state0, state1, state2, words_pointers, counts_of)
+    anchor = (a_address, a_seed, a_stream, a_offset, a_purpose,
+              tl.full((), a_p0, tl.float32), tl.full((), a_p1, tl.float32))  # fmt: skip
+    flexibility = (f_address, f_seed, f_stream, f_offset, f_purpose,
+                   tl.full((), f_p0, tl.float32), tl.full((), f_p1, tl.float32))  # fmt: skip
+    state = load_state(
+        tile, whole, addresses, anchor, flexibility, WEIGHT_DTYPE, STATES, HELD, A_KIND, F_KIND, ALIGNED
+    )
+
     theta = load_theta(row, row_exists, (threshold, threshold_address, threshold_step))
     silent_groups = groups(was_silent, ALIGNED)
     if RATE:
@@ -279,20 +159,25 @@ def synapse_kernel(
         c = load_synapses(coincidence, tile, silent_groups, tl.float32, ALIGNED)
     converting = find_converting(c, theta, was_silent, tile, a_address, eta, HEBBIAN, ALIGNED)
 
-    touched = groups((inside & ~was_silent) | converting, ALIGNED)
-    gradients = load_synapses(grad, tile, touched, GRAD_DTYPE, ALIGNED)
-    counts_of = counts.to(tl.pointer_type(tl.int32)) + row
-    addresses = (weight, master, alpha, state0, state1, state2, words_pointers, counts_of)
+    touched = groups(functional | converting, ALIGNED)
+    state = load_converting(
+        state,
+        tile,
+        touched & ~whole,
+        converting,
+        addresses,
+        anchor,
+        WEIGHT_DTYPE,
+        STATES,
+        HELD,
+        A_KIND,
+        ALIGNED,
+    )
     numbers = (n0, n1, n2, n3, n4, n5, n6, n7)
     rule = (number(lr, lr_address), numbers, counted(count, numbers, RULE), skip_nonfinite)
-    anchor = (a_address, a_seed, a_stream, a_offset, a_purpose,
-              tl.full((), a_p0, tl.float32), tl.full((), a_p1, tl.float32))  # fmt: skip
-    flexibility = (f_address, f_seed, f_stream, f_offset, f_purpose,
-                   tl.full((), f_p0, tl.float32), tl.full((), f_p1, tl.float32))  # fmt: skip
     step_scale = number(scale, scale_address)
-    step_tile(tile, gradients, was_silent, converting, touched, addresses, step_scale, rule, anchor,
-              flexibility,
-              prune, rows, WEIGHT_DTYPE, RULE, STATES, HELD, A_KIND, F_KIND, True, ALIGNED)  # fmt: skip
+    step_tile(tile, gradients, was_silent, converting, touched, state, addresses, step_scale, rule, anchor,
+              prune, rows, WEIGHT_DTYPE, RULE, STATES, HELD, A_KIND, True, ALIGNED)  # fmt: skip
 
 
 # --------------------------------------------------------------------------- the host's side

@@ -17,35 +17,93 @@ inline bool aligned(const StepTensor<Rule>& tensor) {
   return all % 16 == 0;
 }
 
-// Calls then(old weights, new weights, new states). `whole`: all four exist and every operand is aligned; else the
-// first `count` exist.
+// Four elements as they lie in memory: what is widened waits for its load.
+template <class T>
+struct Four {
+  T x[4];
+};
+
+template <class T>
+__device__ __forceinline__ Four<T> read4(const T* p, bool whole, int count) {
+  Four<T> four;
+  if (whole) {
+    struct alignas(4 * sizeof(T)) Pack {
+      Four<T> four;
+    };
+    four = reinterpret_cast<const Pack*>(p)->four;
+  } else {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) four.x[i] = i < count ? p[i] : narrow<T>(1.0f);
+  }
+  return four;
+}
+
+// What a step of four synapses reads from memory, all asked for before any of it is used.
+template <class W, class G, class Rule>
+struct Operands4 {
+  Four<float> exact, gate, flexibility;  // gate: alpha, or the anchor
+  Four<W> written;
+  Four<G> grad;
+  Four<float> states[Rule::kStates];
+};
+
+template <class W, class G, class Rule>
+__device__ __forceinline__ Operands4<W, G, Rule> load_operands4(const StepTensor<Rule>& tensor, int64_t begin,
+                                                                bool whole, int count) {
+  constexpr bool kHasMaster = !std::is_same_v<W, float>;
+  const float* exact = kHasMaster ? tensor.master : static_cast<const float*>(tensor.weight);
+  Operands4<W, G, Rule> o = {};
+  o.exact = read4(exact + begin, whole, count);
+  if constexpr (kHasMaster) o.written = read4(static_cast<const W*>(tensor.weight) + begin, whole, count);
+  o.grad = read4(static_cast<const G*>(tensor.grad) + begin, whole, count);
+#pragma unroll
+  for (int k = 0; k < Rule::kStates; ++k)
+    if (tensor.states[k] != nullptr) o.states[k] = read4<float>(tensor.states[k] + begin, whole, count);
+  if (tensor.gate == Gate::kStored) {
+    o.gate = read4(static_cast<const float*>(tensor.alpha) + begin, whole, count);
+  } else if (tensor.gate == Gate::kFormula) {
+    if (tensor.anchor.kind == Kind::kStored) o.gate = read4(tensor.anchor.data + begin, whole, count);
+    if (tensor.flexibility.kind == Kind::kStored)
+      o.flexibility = read4(tensor.flexibility.data + begin, whole, count);
+  }
+  return o;
+}
+
+// The values of a source: those that were loaded, where it is stored.
+__device__ __forceinline__ void source_or4(const Source& source, int64_t begin, const Four<float>& loaded,
+                                           float (&v)[4]) {
+  if (source.kind == Kind::kStored) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) v[i] = loaded.x[i];
+  } else {
+    source4(source, begin, false, 0, v);
+  }
+}
+
+// Calls then(old weights, new weights, new states) with what load_operands4 has loaded.
 template <class W, class G, class Rule, class Then>
-__device__ __forceinline__ void step4(const StepTensor<Rule>& tensor, int64_t begin, bool whole, int count,
+__device__ __forceinline__ void step4(const StepTensor<Rule>& tensor, const Operands4<W, G, Rule>& o, int64_t begin,
                                       const Step<Rule>& step, float rate, Then then) {
   constexpr bool kHasMaster = !std::is_same_v<W, float>;
   constexpr int kStates = Rule::kStates;
-  const float* exact = kHasMaster ? tensor.master : static_cast<const float*>(tensor.weight);
-  float w[4], new_w[4], g[4], states[kStates][4] = {};
+  float w[4], new_w[4], states[kStates][4] = {};
   float alpha[4] = {1.0f, 1.0f, 1.0f, 1.0f};
-  load4(exact + begin, whole, count, w);
-  if constexpr (kHasMaster) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    w[i] = o.exact.x[i];
     // A weight that is not the rounding of its master was written from outside, and its master takes its value.
-    float written[4];
-    load4(static_cast<const W*>(tensor.weight) + begin, whole, count, written);
+    if constexpr (kHasMaster)
+      if (widen(o.written.x[i]) != widen(narrow<W>(w[i]))) w[i] = widen(o.written.x[i]);
 #pragma unroll
-    for (int i = 0; i < 4; ++i)
-      if (written[i] != widen(narrow<W>(w[i]))) w[i] = written[i];
+    for (int k = 0; k < kStates; ++k) states[k][i] = o.states[k].x[i];
   }
-  load4(static_cast<const G*>(tensor.grad) + begin, whole, count, g);
-#pragma unroll
-  for (int k = 0; k < kStates; ++k)
-    if (tensor.states[k] != nullptr) load4(tensor.states[k] + begin, whole, count, states[k]);
   if (tensor.gate == Gate::kStored) {
-    load4(static_cast<const float*>(tensor.alpha) + begin, whole, count, alpha);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) alpha[i] = o.gate.x[i];
   } else if (tensor.gate == Gate::kFormula) {
     float a[4], f[4];
-    source4(tensor.anchor, begin, whole, count, a);
-    source4(tensor.flexibility, begin, whole, count, f);
+    source_or4(tensor.anchor, begin, o.gate, a);
+    source_or4(tensor.flexibility, begin, o.flexibility, f);
 #pragma unroll
     for (int i = 0; i < 4; ++i) alpha[i] = flexkern::gate(w[i], a[i], f[i], rate);
   }
@@ -57,12 +115,20 @@ __device__ __forceinline__ void step4(const StepTensor<Rule>& tensor, int64_t be
 #pragma unroll
       for (int k = 0; k < kStates; ++k) of_one[k] = states[k][i];
       new_w[i] = w[i];
-      take_step<decltype(set)::value>(new_w[i], of_one, g[i], alpha[i], step, number);
+      take_step<decltype(set)::value>(new_w[i], of_one, widen(o.grad.x[i]), alpha[i], step, number);
 #pragma unroll
       for (int k = 0; k < kStates; ++k) states[k][i] = of_one[k];
     }
   });
   then(w, new_w, states);
+}
+
+// The same, loads included. `whole`: all four exist and every operand is aligned; else the first `count` exist.
+template <class W, class G, class Rule, class Then>
+__device__ __forceinline__ void step4(const StepTensor<Rule>& tensor, int64_t begin, bool whole, int count,
+                                      const Step<Rule>& step, float rate, Then then) {
+  const auto operands = load_operands4<W, G>(tensor, begin, whole, count);
+  step4(tensor, operands, begin, step, rate, then);
 }
 
 }  // namespace flexkern::cuda

@@ -43,86 +43,92 @@ struct Changes {
   uint32_t converted = 0, pruned = 0;
 };
 
-// `silent` and `exists` have a bit for each of the four synapses from `begin` on, which lie in one row.
+// Writes weights, and states where there are some, of the synapses that bits are set for.
+template <class W, class Rule>
+__device__ __forceinline__ void write4(const StepTensor<Rule>& synapses, int64_t begin, bool whole, uint32_t bits,
+                                       const float (&w)[4], const float (&states)[Rule::kStates][4]) {
+  if constexpr (!std::is_same_v<W, float>) store_some4(synapses.master + begin, whole, bits, w);
+  store_some4(static_cast<W*>(synapses.weight) + begin, whole, bits, w);
+#pragma unroll
+  for (int k = 0; k < Rule::kStates; ++k)
+    if (synapses.states[k] != nullptr) store_some4(synapses.states[k] + begin, whole, bits, states[k]);
+}
+
+// Converts those of four silent synapses that are driven, and returns which.
+template <class W, class Rule>
+__device__ __forceinline__ uint32_t convert4(const SynapseLayer<Rule>& layer, int64_t row, int64_t column,
+                                             uint32_t silent, bool whole, int count) {
+  const StepTensor<Rule>& synapses = layer.synapses;
+  const int64_t begin = row * layer.columns + column;
+  const float theta = layer.thetas == nullptr ? layer.threshold : layer.thetas[layer.one_theta ? 0 : row];
+  float coincidence[4];
+  if (layer.pre != nullptr) {
+    load4(layer.pre + column, whole, count, coincidence);
+    const float post = activity(layer.post[row]);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) coincidence[i] = activity(coincidence[i]) * post;
+  } else {
+    load4(layer.coincidence + begin, whole, count, coincidence);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) coincidence[i] *= layer.coincidence_scale;
+  }
+  bool driven = false;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) driven |= (silent >> i & 1u) && coincidence[i] >= theta;
+  uint32_t converted = 0;
+  if (driven) {
+    float w[4], a[4] = {};
+    if (layer.anchor == nullptr) source4(synapses.anchor, begin, whole, count, a);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      w[i] = inserted_weight(coincidence[i], a[i], layer);
+      if ((silent >> i & 1u) && converts(coincidence[i], w[i], theta)) converted |= 1u << i;
+    }
+    if (layer.anchor != nullptr) store_some4(layer.anchor + begin, whole, converted, w);
+    constexpr float kZero[Rule::kStates][4] = {};
+    write4<W>(synapses, begin, whole, converted, w, kZero);
+  }
+  return converted;
+}
+
+// `silent` and `exists` have a bit for each of the four synapses from `column` on, which lie in one row.
 template <class W, class G, class Rule>
 __device__ __forceinline__ Changes pass4(const SynapseLayer<Rule>& layer, int64_t row, int64_t column,
                                          uint32_t silent, uint32_t exists, bool is_aligned, const Step<Rule>& step,
                                          float rate) {
   constexpr int kStates = Rule::kStates;
-  const StepTensor<Rule>& synapses = layer.synapses;
   const int64_t begin = row * layer.columns + column;
   const int count = __popc(exists);
   const bool whole = is_aligned && count == kVector;
-  constexpr bool kHasMaster = !std::is_same_v<W, float>;
-  float* exact = kHasMaster ? synapses.master : static_cast<float*>(synapses.weight);
   const uint32_t functional = exists & ~silent;
   Changes changes;
-  float w[4] = {}, states[kStates][4] = {}, a[4] = {}, coincidence[4];
-
-  if (silent != 0) {
-    const float theta = layer.thetas == nullptr ? layer.threshold : layer.thetas[layer.one_theta ? 0 : row];
-    if (layer.pre != nullptr) {
-      load4(layer.pre + column, whole, count, coincidence);
-      const float post = activity(layer.post[row]);
+  // Asked for before the activities that decide on silent ones: those are a wait of their own.
+  Operands4<W, G, Rule> operands;
+  if (functional != 0) operands = load_operands4<W, G>(layer.synapses, begin, whole, count);
+  if (silent != 0) changes.converted = convert4<W>(layer, row, column, silent, whole, count);
+  if (functional != 0)
+    step4(layer.synapses, operands, begin, step, rate,
+          [&](const float (&old_w)[4], float (&new_w)[4], float (&states)[kStates][4]) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) coincidence[i] = activity(coincidence[i]) * post;
-    } else {
-      load4(layer.coincidence + begin, whole, count, coincidence);
+            for (int i = 0; i < 4; ++i) {
+              if ((functional >> i & 1u) == 0 || !prunes(old_w[i], new_w[i], layer.prune)) continue;
+              changes.pruned |= 1u << i;
+              new_w[i] = 0.0f;
 #pragma unroll
-      for (int i = 0; i < 4; ++i) coincidence[i] *= layer.coincidence_scale;
-    }
-    bool driven = false;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) driven |= (silent >> i & 1u) && coincidence[i] >= theta;
-    if (driven) {
-      if (layer.anchor == nullptr) source4(synapses.anchor, begin, whole, count, a);
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        w[i] = inserted_weight(coincidence[i], a[i], layer);
-        if ((silent >> i & 1u) && converts(coincidence[i], w[i], theta)) changes.converted |= 1u << i;
-      }
-      if (layer.anchor != nullptr) store_some4(layer.anchor + begin, whole, changes.converted, w);
-    }
-  }
-  if (functional != 0) {
-    float new_w[4], new_states[kStates][4] = {};
-    step4<W, G>(synapses, begin, whole, count, step, rate,
-                [&](const float (&old_w)[4], float (&nw)[4], float (&ns)[kStates][4]) {
-#pragma unroll
-                  for (int i = 0; i < 4; ++i) {
-                    const bool sleeps = (functional >> i & 1u) && prunes(old_w[i], nw[i], layer.prune);
-                    if (sleeps) changes.pruned |= 1u << i;
-                    new_w[i] = sleeps ? 0.0f : nw[i];
-#pragma unroll
-                    for (int k = 0; k < kStates; ++k) new_states[k][i] = sleeps ? 0.0f : ns[k][i];
-                  }
-                });
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      if (functional >> i & 1u) w[i] = new_w[i];
-#pragma unroll
-      for (int k = 0; k < kStates; ++k)
-        if (functional >> i & 1u) states[k][i] = new_states[k][i];
-    }
-  }
-  const uint32_t written = functional | changes.converted;
-  if (written != 0) {
-    store_some4(exact + begin, whole, written, w);
-    if (kHasMaster) store_some4(static_cast<W*>(synapses.weight) + begin, whole, written, w);
-#pragma unroll
-    for (int k = 0; k < kStates; ++k)
-      if (synapses.states[k] != nullptr) store_some4(synapses.states[k] + begin, whole, written, states[k]);
-  }
+              for (int k = 0; k < kStates; ++k) states[k][i] = 0.0f;
+            }
+            write4<W>(layer.synapses, begin, whole, functional, new_w, states);
+          });
   return changes;
 }
 
-// Blocks for each multiprocessor. Four leave a thread 64 registers, which a rule of three states does not fit:
-// ptxas then spills two of them on sm_80. Three leave 80, and 86 KB in flight, where 23 KB are enough.
-template <class Rule>
-constexpr int kBlocks = Rule::kStates > 1 ? 3 : 4;
+// Blocks for each multiprocessor. Four leave a thread 64 registers, which neither operands that wait for the silent
+// ones fit, nor a rule of three states. Three leave 80: 768 threads with 64 bytes each under way are 48 KB, for all
+// but a fifth of the time, where 26 KB are enough.
+constexpr int kBlocks = 3;
 
 template <class W, class G, class Rule>
-__global__ void __launch_bounds__(kThreads, kBlocks<Rule>)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     synapse_kernel(const __grid_constant__ SynapseLayer<Rule> layer, Step<Rule> step, bool is_aligned) {
   if (step.lr_pointer != nullptr) step.lr = *step.lr_pointer;
   if (step.scale_pointer != nullptr) step.scale = *step.scale_pointer;
@@ -130,15 +136,20 @@ __global__ void __launch_bounds__(kThreads, kBlocks<Rule>)
   const int64_t row_words = words_in_row(layer.columns), total = layer.rows * row_words;
   const int lane = threadIdx.x % kGroup;
   const int64_t stride = static_cast<int64_t>(gridDim.x) * kWords;
+  const bool small = total <= UINT32_MAX;
+  const auto word_at = [&](int64_t at) { return at < total ? static_cast<uint32_t>(layer.silent[at]) : 0u; };
+  uint32_t next = word_at(static_cast<int64_t>(blockIdx.x) * kWords + threadIdx.x / kGroup);
   // All threads of a block go round equally often, as the groups' shuffles need.
   for (int64_t first = static_cast<int64_t>(blockIdx.x) * kWords; first < total; first += stride) {
     const int64_t index = first + threadIdx.x / kGroup;
     const bool in_range = index < total;
-    const int64_t row = in_range ? index / row_words : 0;
+    const uint32_t word = next;
+    next = word_at(index + stride);  // while the synapses of this one are on their way
+    // A division of 64 bits takes a hundred instructions, one of 32 a fifth.
+    const int64_t row = small ? static_cast<uint32_t>(index) / static_cast<uint32_t>(row_words) : index / row_words;
     const int64_t column = (index - row * row_words) * kWordBits + lane * kVector;
     const int64_t left = in_range ? layer.columns - column : 0;
     const uint32_t exists = left >= kVector ? 0xfu : left > 0 ? (1u << left) - 1 : 0u;
-    const uint32_t word = in_range ? static_cast<uint32_t>(layer.silent[index]) : 0u;
     Changes changes;
     if (exists != 0) {
       const uint32_t silent = word >> (lane * kVector) & exists;

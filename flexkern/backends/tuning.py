@@ -14,9 +14,11 @@ import json
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
+
+from flexkern.backends.shared import fitting
 
 __all__ = [
     "Table",
@@ -38,6 +40,8 @@ _OPTIONS = ("num_warps", "num_stages", "maxnreg")
 _trials: ContextVar[tuple[tuple[tuple[str, str], dict[str, int]], ...]] = ContextVar(
     "flexkern_trials", default=()
 )
+
+_Row = TypeVar("_Row")
 
 Configurations = dict[str, dict[str, dict[str, tuple[dict[str, int], str]]]]
 Backends = dict[str, dict[str, tuple[tuple[str, ...], str]]]
@@ -112,7 +116,9 @@ def known_as(architecture: str) -> tuple[str, ...]:
 
 
 def config(kernel: str, variant: str, architecture: str, *, bounded: bool = True) -> dict[str, int]:
-    """The configuration of a kernel's variant on an architecture.
+    """The configuration of a kernel's variant on an architecture: the table's, or what of it fits there.
+
+    One that is tried is taken as it is.
 
     Args:
         kernel, variant: as in the table; a kernel that it does not have gets the row of the kernel "other". In
@@ -120,19 +126,30 @@ def config(kernel: str, variant: str, architecture: str, *, bounded: bool = True
             have several tiles.
         architecture: from :func:`architecture`.
         bounded: whether registers may be bounded: not where rows are not aligned, as addresses then take more.
+            The variant of that name with "-unaligned" then has the row, where there is one.
 
     Raises:
-        KeyError: if the table has the kernel, but no such variant of it.
+        KeyError: if the table has the kernel, but no such variant of it, or no row of it for the architecture.
     """
     found = next((tried for key, tried in reversed(_trials.get()) if key == (kernel, variant)), None)
     if found is None:
         configurations = table().configurations
         variants = configurations.get(kernel)
         rows = configurations["other"]["any"] if variants is None else variants[variant]
+        if variants is not None and not bounded:
+            rows = variants.get(f"{variant}-unaligned", rows)
         if variants is not None and architecture == "interpreter":
             rows = variants.get("interpreter", rows)
-        found = rows[next(target for target in known_as(architecture) if target in rows)][0]
+        found = fitting(kernel, variant, _row_of(rows, architecture, f"{kernel} {variant}")[0], architecture)
     return found if bounded else {name: value for name, value in found.items() if name != "maxnreg"}
+
+
+def _row_of(rows: Mapping[str, _Row], architecture: str, name: str) -> _Row:
+    """The row of the nearest target that has one."""
+    for target in known_as(architecture):
+        if target in rows:
+            return rows[target]
+    raise KeyError(f"the tuning table has no row of {name!r} for {architecture!r}, only for {list(rows)}")
 
 
 def launch_options(configuration: Mapping[str, int]) -> dict[str, int]:
@@ -144,8 +161,7 @@ def fastest(operator: str, architecture: str) -> tuple[str, ...]:
     """The backends of an operator on an NVIDIA or AMD GPU, the fastest first."""
     backends = table().backends
     rows = backends[operator] if operator in backends else backends["other"]
-    target = next(target for target in known_as(architecture) if target in rows)
-    return rows[target][0]
+    return _row_of(rows, architecture, operator)[0]
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -26,18 +27,22 @@ import triton
 import flexkern.fields
 import flexkern.triton_kernels
 
-__all__ = ["Wanted", "candidates", "everything", "reports", "without_interpreter"]
+__all__ = ["Wanted", "candidates", "everything", "reports", "to_the_end", "without_interpreter"]
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 FOLDER = ROOT / "build" / "compiled"
 
 
 class Wanted(NamedTuple):
-    """A variant of the catalogue on a target of aot.py; without a configuration as the tuning table has it."""
+    """A variant of the catalogue on a target of aot.py; without a configuration as it is launched there.
+
+    ``shared``: only how much shared memory it takes, in a fifth of the time.
+    """
 
     variant: str
     target: str
     configuration: Mapping[str, int] | None = None
+    shared: bool = False
 
 
 def without_interpreter() -> dict[str, str]:
@@ -48,7 +53,10 @@ def without_interpreter() -> dict[str, str]:
 
 
 def reports(wanted: Sequence[Wanted]) -> list[dict[str, Any]]:
-    """What :func:`flexkern.triton_kernels.aot.report` says of each; compiles what has not been compiled yet."""
+    """What :func:`flexkern.triton_kernels.aot.report` says of each; compiles what has not been compiled yet.
+
+    Of one of which only the shared memory is wanted: ``{"shared": bytes}``.
+    """
     folder = FOLDER / _state()
     whole = [_in_full(one) for one in wanted]
     if not all(_path(folder, one).exists() for one in whole):
@@ -60,12 +68,49 @@ def reports(wanted: Sequence[Wanted]) -> list[dict[str, Any]]:
     return [json.loads(_path(folder, one).read_text()) for one in whole]
 
 
-def everything() -> list[Wanted]:
-    """All variants on all targets, and the candidates of the tuner on sm_90."""
-    from flexkern.triton_kernels.aot import TARGETS
-    from flexkern.triton_kernels.catalogue import all_variants
+# Of the ranks and alignments of adapters those that are compiled to the end for each target: rank 64, the
+# smallest, and for some targets what has most registers and shared memory. `python -m
+# flexkern.triton_kernels.aot` compiles them all, in some hours.
+ADAPTERS = re.compile(r"adapter-(inference-|backward-|parts-)?(bf16|fp16|tf32|ieee)(-.+)?")
+SMALLEST = ("bf16-16", "ieee-16", "bf16-16-unaligned")
+LARGE = {
+    "cuda:90": ("adapter-bf16-256-unaligned", "adapter-backward-bf16-256-unaligned", "adapter-tf32-256",
+                "adapter-backward-tf32-512", "adapter-parts-tf32-512"),
+    "cuda:86": ("adapter-tf32-256", "adapter-backward-tf32-256", "adapter-parts-tf32-512"),
+    "hip:gfx942": ("adapter-parts-tf32-512",),
+}  # fmt: skip
+# What the other targets compile to the end: their code differs little from that of one of the first four.
+OTHERS = {
+    "cuda:86": ("linear-bf16-stored-hebbian",),
+    "cuda:89": ("adapter-bf16",),
+    "cuda:103": ("linear-bf16-stored",),
+    "cuda:120": ("linear-tf32-stored", "sgd-mixed-fp32-fp32"),
+    "hip:gfx90a": ("linear-ieee-stored", "adapter-bf16"),
+}
+MAIN = ("cuda:80", "cuda:90", "cuda:100", "hip:gfx942")
 
-    return [Wanted(name, target) for target in TARGETS for name in all_variants()] + candidates()
+
+def to_the_end(target: str) -> list[str]:
+    """The variants that tests compile for a target, of those that are launched there."""
+    from flexkern.triton_kernels.aot import architecture_of
+    from flexkern.triton_kernels.catalogue import variants_on
+
+    def of_all_targets(name: str) -> bool:
+        adapter = ADAPTERS.fullmatch(name)
+        if adapter is None or adapter[3] is None:
+            return True
+        return f"{adapter[2]}{adapter[3]}" in SMALLEST and adapter[1] != "inference-"
+
+    more = (*LARGE.get(target, ()), *OTHERS.get(target, ()))
+    known = variants_on(architecture_of(target))
+    return [name for name in known if (target in MAIN and of_all_targets(name)) or name in more]
+
+
+def everything() -> list[Wanted]:
+    """What tests compile on all targets, and the candidates of the tuner on sm_90."""
+    from flexkern.triton_kernels.aot import TARGETS
+
+    return [Wanted(name, target) for target in TARGETS for name in to_the_end(target)] + candidates()
 
 
 def candidates(*only: str) -> list[Wanted]:
@@ -147,8 +192,12 @@ def _compile(missing: Sequence[str], folder: Path) -> None:
 def _compile_one(as_json: str, folder: Path) -> None:
     from flexkern.triton_kernels import aot
 
-    name, target, configuration = json.loads(as_json)
-    found = aot.report(name, aot.architecture_of(target), configuration)
+    name, target, configuration, shared = json.loads(as_json)
+    architecture = aot.architecture_of(target)
+    if shared:
+        found = {"shared": aot.shared_memory(name, architecture, configuration)}
+    else:
+        found = aot.report(name, architecture, configuration)
     path = folder / _name(as_json)
     draft = path.with_suffix(f".{os.getpid()}")
     draft.write_text(json.dumps(found))

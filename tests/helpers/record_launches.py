@@ -216,17 +216,16 @@ def step_layer(rows: int, columns: int, number: float) -> None:
 
 
 def pass_adapters() -> None:
-    """The passes through adapters, with numbers and sizes that Triton likes to specialise on."""
+    """The passes through adapters of every rank, with numbers and sizes that Triton likes to specialise on."""
     bf16, fp16, fp32 = torch.bfloat16, torch.float16, torch.float32
     for precision in ("ieee", "tf32"):
         torch.backends.cuda.matmul.fp32_precision = precision
         for number, samples, tasks in ((0.0, 1, 1), (1.0, 16, 16), (0.3, 5, 2)):
             for dtype in (bf16, fp16, fp32):
                 pass_adapter(dtype, number, samples, tasks, d=768, r=64)
-            pass_adapter(bf16, number, samples, tasks, d=32, r=16)
-            pass_adapter(bf16, number, samples, tasks, d=33, r=15)
-            if precision == "ieee":
-                pass_adapter(fp32, number, samples, tasks, d=48, r=8)
+        for dtype, r in itertools.product((bf16, fp16, fp32), (8, 32, 56, 128, 256, 512)):
+            pass_adapter(dtype, 0.3, 2, 3, d=48, r=r)
+            pass_adapter(dtype, 1.0, 1, 1, d=33, r=r - 1)
 
 
 def pass_adapter(dtype: torch.dtype, number: float, samples: int, tasks: int, d: int, r: int) -> None:
@@ -235,8 +234,7 @@ def pass_adapter(dtype: torch.dtype, number: float, samples: int, tasks: int, d:
     biases = torch.ones(tasks, r, dtype=dtype), torch.ones(tasks, d, dtype=dtype)
     index, seed = torch.zeros(samples, dtype=torch.int64), torch.ones(1, dtype=torch.int64)
     bank = (down, biases[0], up, biases[1], index, x.clone())
-    if r == 64:
-        FORWARD.on("triton")(x, *bank, None, number, 0.0, False)
+    FORWARD.on("triton")(x, *bank, None, number, 0.0, False)
     _, hidden = FORWARD.on("triton")(x, *bank, seed, number, 0.5, True)
     BACKWARD.on("triton")(x.clone(), x, hidden, down, up, index, number, 0.5, True, True)
 

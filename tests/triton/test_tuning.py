@@ -7,6 +7,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,9 @@ import torch
 
 pytest.importorskip("triton")
 
-from flexkern.backends import tuning
+
+from flexkern.backends import Status, requested, tuning
+from flexkern.benchmarks import workloads
 from flexkern.triton_kernels.catalogue import CANDIDATES, candidates
 from helpers import compiled
 from helpers.scripts import load_file
@@ -210,11 +214,142 @@ def test_what_does_not_run_or_is_wrong_is_dropped(
     assert odd["skipped"]
     assert "tile" in empty["skipped"]
     one = torch.ones(4)
-    assert tune._difference([one], [one.clone()], 0.0) is None
-    assert "bits" in tune._difference([one], [one + 2**-20], 0.0)
-    assert tune._difference([one], [one + 2**-20], 1e-3) is None
-    assert "allowed" in tune._difference([one], [one + 0.1], 1e-3)
-    assert "allowed" in tune._difference([one * float("nan")], [one], 1e-3)
+    assert tune._difference([one], [one.clone()], 0.0, "the first") is None
+    assert "bits than the first" in tune._difference([one], [one + 2**-20], 0.0, "the first")
+    assert tune._difference([one], [one + 2**-20], 1e-3, "the first") is None
+    assert "allowed" in tune._difference([one], [one + 0.1], 1e-3, "the first")
+    assert "allowed" in tune._difference([one * float("nan")], [one], 1e-3, "the first")
+    assert "bits" in tune._difference([one.int() + 1], [one.int()], 1e9, "the first")
+    assert "float64" in tune._difference([one.double()], [one], 1e-3, "the first")
+
+
+@pytest.fixture
+def planted(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str, Callable[[dict[str, int]], str]], None]:
+    """``planted(kernel, variant, fate)``: the kernel's results by the configuration: right, wrong or none."""
+
+    works = {(w.kernel, w.variant): w for w in workloads.of_kernels()}
+
+    def plant(kernel: str, variant: str, fate: Callable[[dict[str, int]], str]) -> None:
+        work = works[kernel, variant]
+
+        def make(device: torch.device, shape: Any, seed: int) -> workloads.Made:
+            call, results = work.make(device, shape, seed)
+            if requested() == "reference":
+                return call, results
+            what = fate(tuning.config(kernel, variant, "interpreter"))
+
+            def called() -> None:
+                if what == "none":
+                    raise RuntimeError("out of resource: shared memory")
+                call()
+
+            # Nothing was done at all: no step, an empty output.
+            return called, (lambda: [torch.zeros_like(t) for t in results()]) if what == "wrong" else results
+
+        monkeypatch.setitem(workloads._registered, (kernel, variant), replace(work, make=make))
+
+    return plant
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize(
+    ("kernel", "variant"),
+    [("sgd", "held"), ("gate", "stored"), ("adapter forward", "half-64")],
+)
+def test_a_wrong_candidate_is_never_chosen(
+    quick: Callable[..., dict[str, Any]], planted: Callable[..., None], kernel: str, variant: str
+) -> None:
+    """Not where the present configuration does not run, nor where it is the wrong one itself."""
+    present = tuning.config(kernel, variant, "interpreter")
+    wrong, right = CANDIDATES[kernel, variant][:2]
+
+    def cost(configuration: dict[str, int]) -> float:
+        return 1e-6 if configuration == wrong else 5e-6
+
+    for of_present in ("none", "wrong", "right"):
+        fates = {str(wrong): "wrong", str(right): "right", str(present): of_present}
+        planted(kernel, variant, lambda c, fates=fates: fates.get(str(c), "none"))
+        (race,) = quick(kernel, variant, cost)["kernels"]
+        skipped = {str(e["config"]): e["skipped"] for e in race["candidates"]}
+        assert "the reference" in skipped[str(wrong)], of_present
+        assert race["chosen"] == (present if of_present == "right" else right)
+        if of_present == "wrong":
+            assert "the reference" in skipped[str(present)]
+
+
+def test_nothing_is_chosen_where_nothing_is_right(
+    quick: Callable[..., dict[str, Any]], planted: Callable[..., None], tune: Any
+) -> None:
+    planted("sgd", "held", lambda c: "wrong")
+    measured = quick("sgd", "held", lambda c: 1e-6)
+    assert measured["kernels"][0]["chosen"] is None
+    assert tune.entered(measured) == (tuning.table(), [])
+
+
+def test_a_backend_that_is_wrong_is_not_chosen(
+    tune: Any, triton_backend: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tune, "ROUNDS", 3)
+    work = next(w for w in workloads.of_backends() if w.kernel == "metaplastic_gate")
+
+    def make(device: torch.device, shape: Any, seed: int) -> workloads.Made:
+        call, results = work.make(device, shape, seed)
+        return (call, results) if requested() == "reference" else (call, lambda: [t + 1 for t in results()])
+
+    monkeypatch.setattr(tune, "backends", lambda: {"cuda": Status(False, "none"), "triton": Status(True, "")})
+    watch = tune.Stopwatch(lambda calls: lambda: None, lambda run: 1e-6)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    racer = tune.Racer(device, "tiny", watch, time.monotonic() + 100)
+    race = racer.backends(replace(work, make=make))
+    assert race["chosen"] is None
+    assert "the reference" in race["candidates"][1]["skipped"]
+    assert racer.backends(work)["chosen"] == "triton"
+
+
+@pytest.mark.parametrize("architecture", ["sm_86", "sm_89", "sm_103", "sm_120", "gfx90a", "gfx1100"])
+def test_candidates_are_compiled_for_any_gpu(
+    tune: Any, architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tuner's own processes compile; here what they are asked for is asked of the one in between."""
+    from flexkern.triton_kernels import aot
+
+    compiled_for = []
+
+    def resources(name: str, target: str, configuration: Mapping[str, int]) -> Any:
+        compiled_for.append(target)
+        return aot.Resources(name, target, 32, 0, 0, 0, 0, 0, 0, 0)
+
+    class Here:
+        def submit(self, call: Callable[..., Any], *arguments: Any) -> Future:
+            done: Future = Future()
+            try:
+                done.set_result(call(*arguments))
+            except Exception as error:
+                done.set_exception(error)
+            return done
+
+        def shutdown(self, **options: Any) -> None:
+            pass
+
+    monkeypatch.setattr(aot, "resources", resources)
+    monkeypatch.setattr(tuning, "architecture", lambda device: architecture)
+    racer = tune.Racer(torch.device("cpu"), "tiny", None, time.monotonic() + 100)
+    racer._pool = Here()
+    work = next(w for w in workloads.of_kernels() if (w.kernel, w.variant) == ("sgd", "held"))
+    racer.compile([work])
+    found = [racer._wait_compiled(work, i) for i in range(len(racer._candidates(work)))]
+    assert found == [None] * len(found)
+    family = "cuda" if architecture.startswith("sm") else "hip"
+    assert set(compiled_for) == {f"{family}:{architecture.removeprefix('sm_')}"}
+
+
+def test_a_row_that_the_table_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = tuning.Table({"sgd": {"held": {"sm_90": ({"tile": 64}, "predicted: ")}}}, {"op_": {"hip": ((), "")}})
+    monkeypatch.setattr(tuning, "_table", rows)
+    with pytest.raises(KeyError, match=r"no row of 'sgd held' for 'gfx942', only for .*sm_90"):
+        tuning.config("sgd", "held", "gfx942")
+    with pytest.raises(KeyError, match="no row of 'op_' for 'sm_90'"):
+        tuning.fastest("op_", "sm_90")
 
 
 def test_it_keeps_to_its_budget(quick: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
