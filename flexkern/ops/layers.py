@@ -235,7 +235,7 @@ def attempt_layer(
     updated = needed[: rule.updated]
     written = [t for t in (weight, silent, *updated, exact, anchor if hebbian else None) if t is not None]
     if not (
-        are_plain(written)
+        are_plain(written, operator)
         and are_numbers((lr, scale, threshold, eta, prune))
         and is_word(insert, INSERTS)
         and is_word(nonfinite, QUICK_NONFINITE)

@@ -66,7 +66,7 @@ def metaplastic_gate(
     (roundings counted in tests/helpers/judge.py), and within twice that on a GPU; alpha under 2**-123 may be 0.
     """
     attempt = None
-    if tries_compiled() and are_plain((weight,)) and are_numbers((scale,)):
+    if tries_compiled() and are_plain((weight,), GATE) and are_numbers((scale,)):
         quick = quick_sources(anchor, flexibility)
         if quick is not None:
             attempt = GATE.compiled, (weight, *quick[:2], scale, *quick[2:]), ()
@@ -247,7 +247,7 @@ def step_by_rule(
     if tries_compiled():
         sources = quick_sources(anchor, flexibility)
         if sources is not None:
-            attempt = _attempt(operator, weight, grad, sources, None, given)
+            attempt = _attempt(operator, None, weight, grad, sources, None, given)
     operator(attempt, _checked_step, operator, weight, grad, anchor, flexibility, given)
 
 
@@ -264,12 +264,13 @@ def gated_step_by_rule(
     if tries_compiled():
         count = len(weight) if isinstance(weight, (list, tuple)) else 1
         sources = free(count) if alpha is None else (None, None, None, None)
-        attempt = _attempt(operator, weight, grad, sources, alpha, given)
+        attempt = _attempt(operator, name, weight, grad, sources, alpha, given)
     operator(attempt, _checked_gated_step, operator, name, weight, grad, alpha, given)
 
 
 def _attempt(
     operator: Operator,
+    name: str | None,
     weight: Any,
     grad: Any,
     sources: Any,
@@ -302,7 +303,8 @@ def _attempt(
         written = [weight]
         if not rule.none or master is not None:
             written += [t for t in (*updated, master) if t is not None]
-    if not (are_plain(written) and are_numbers((lr, scale)) and is_word(nonfinite, QUICK_NONFINITE)):
+    numbers_fit = are_numbers((lr, scale)) and is_word(nonfinite, QUICK_NONFINITE)
+    if not (numbers_fit and are_plain(written, operator, name)):
         return None
     if not (rule.is_plain and nonfinite == "skip"):
         arguments = (*arguments, None, None, *rule.numbers, nonfinite == "skip")

@@ -115,6 +115,8 @@ def quick_sources(anchor: Any, flexibility: Any) -> Sources | tuple[Any, Any, No
                 row = STORED_SOURCE
                 if is_tensor(value):
                     tensors.append(value)
+                elif type(value) is Field and (name == "anchor" or value.is_flexibility()):
+                    row = value.row
                 else:
                     row = _row(value, name)
                 ints += row[0]
