@@ -87,9 +87,10 @@ class Calm:
 @contextmanager
 def tf32(allowed: bool) -> Iterator[None]:
     """Whether products of float32 on a GPU may take tf32, inside the block."""
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = allowed
+    products = torch.backends.cuda.matmul
+    before = products.fp32_precision
+    products.fp32_precision = "tf32" if allowed else "ieee"
     try:
         yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
+        products.fp32_precision = before
