@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from flexkern import backends
-from flexkern.benchmarks import bench_metaplastic, bench_seeds, bench_synapse, record
+from flexkern.benchmarks import bench_adapter, bench_metaplastic, bench_seeds, bench_synapse, record
 from flexkern.benchmarks.__main__ import main
 from flexkern.benchmarks.case import CPU, GPU, Case, Comparison, Series, Setting, Skip, cases, modules
 from flexkern.benchmarks.peers import adapters, formula
@@ -63,6 +63,36 @@ def test_builds_agrees_and_runs(entry: Case) -> None:
             peer.call()
     finally:
         comparison.close()
+
+
+@pytest.mark.parametrize(
+    "pattern", ["metaplastic/procedural-uniform", "mask/*", "linear/step-*", "adapter/*-bf16-*"]
+)
+def test_what_is_measured_on_a_gpu_only_agrees_on_the_cpu(pattern: str) -> None:
+    """At quick size, before it costs a GPU's time."""
+    only_gpu = [entry for entry in cases([pattern]) if isinstance(entry, Case) and entry.devices == (GPU,)]
+    assert only_gpu
+    for entry in only_gpu:
+        comparison = entry.build(Setting(CPU, quick=True))
+        try:
+            check_description(comparison)
+            verify(comparison)
+            comparison.ours()
+        finally:
+            comparison.close()
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["forward", "train"])
+@pytest.mark.parametrize("tasks", [1, 7])
+def test_the_grouped_product_is_the_adapters(tasks: int, training: bool) -> None:
+    size = bench_adapter.QUICK
+    made = bench_adapter.Adapters(size, tasks, torch.bfloat16, CPU, training=training)
+    bench_adapter.check_agreement(made, made.grouped)
+    made.call(made.grouped)()
+    made.index = made.index.flip(0)  # other tasks for all but the ones in the middle
+    if tasks > 1:
+        with pytest.raises(AssertionError, match="the result"):
+            bench_adapter.check_agreement(made, made.grouped)
 
 
 def check_description(comparison: Comparison) -> None:
