@@ -7,7 +7,6 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from flexkern.benchmarks import bench_adapter, bench_metaplastic, bench_seeds, b
 from flexkern.benchmarks.__main__ import main
 from flexkern.benchmarks.case import CPU, GPU, Case, Comparison, Series, Setting, Skip, cases, modules
 from flexkern.benchmarks.peers import adapters, formula
-from flexkern.benchmarks.run import forget, verify
+from flexkern.benchmarks.run import verify
 
 ENTRIES = cases()
 RESULTS = Path(__file__).resolve().parent.parent.parent / "benchmarks" / "results"
@@ -39,9 +38,17 @@ def params(entries: list[Case]) -> list[Any]:
 def _captured_only(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """torch.compile captures what it is given and does not generate code, which takes a minute in all; a slow
     test at the end of this file does."""
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    compiles: list[Any] = []
+    really = torch.compile
+
+    def capture(*arguments: Any, **options: Any) -> Any:
+        compiles.append(arguments)
+        return really(*arguments, **{"backend": "eager", **options})
+
+    monkeypatch.setattr(torch, "compile", capture)
     yield
-    forget()
+    if compiles:
+        torch.compiler.reset()
 
 
 def build(name: str) -> Comparison:
