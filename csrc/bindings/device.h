@@ -28,12 +28,22 @@ constexpr bool kForCuda = false;
 
 #ifdef FLEXKERN_FOR_CUDA
 
-// The device of a tensor and torch's current stream on it (a cudaStream_t).
+// The device of a tensor, which is the current one while this lives, and torch's current stream on it (a
+// cudaStream_t). torch's own guard, because a device that torch has not used yet must not be made current again:
+// that would make a context on it.
 struct Where {
-  explicit Where(const Tensor& tensor) : device(tensor.get_device_index()) {
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
+  explicit Where(const Tensor& tensor) : Where(tensor.get_device_index()) {}
+  explicit Where(int device) : device(device) {
+    TORCH_ERROR_CODE_CHECK(aoti_torch_create_cuda_guard(device, &guard));
+    if (aoti_torch_get_current_cuda_stream(device, &stream) == AOTI_TORCH_SUCCESS) return;
+    aoti_torch_delete_cuda_guard(guard);
+    STD_TORCH_CHECK(false, "torch has no current stream on GPU ", device);
   }
+  ~Where() { aoti_torch_delete_cuda_guard(guard); }
+  Where(const Where&) = delete;
+  Where& operator=(const Where&) = delete;
   int device;
+  CUDAGuardHandle guard = nullptr;
   void* stream = nullptr;
 };
 

@@ -3,24 +3,15 @@
 #include <type_traits>
 
 #include "flexkern/displacement.h"
-#include "launch.cuh"
+#include "table.cuh"
 #include "vector4.cuh"
 
 namespace flexkern::cuda {
 
 namespace {
 
-// Tensors of one launch travel as kernel arguments, as in metaplastic.cu.
 template <int kCount>
-struct DisplacedTable {
-  DisplacedTensor tensors[kCount];
-  int64_t first_tile[kCount + 1];  // tiles of tensor i: first_tile[i] .. first_tile[i + 1] - 1
-  int count;
-};
-
-constexpr int kFewTensors = 16;
-constexpr int kMostTensors =
-    (32764 - static_cast<int>(sizeof(Displacement)) - 24) / static_cast<int>(sizeof(DisplacedTensor) + 8) / 10 * 10;
+using DisplacedTable = Table<DisplacedTensor, kCount>;
 
 inline bool aligned(const DisplacedTensor& tensor) {
   const auto bits = [](const void* p) { return reinterpret_cast<uintptr_t>(p); };
@@ -70,52 +61,27 @@ __global__ void __launch_bounds__(kThreads)
     displace_kernel(const __grid_constant__ DisplacedTable<kCount> table, Displacement call) {
   const float rate = gate_rate(call.scale_pointer != nullptr ? *call.scale_pointer : call.scale);
   for (int64_t tile = blockIdx.x; tile < table.first_tile[table.count]; tile += gridDim.x) {
-    int low = 0, high = table.count;  // the tensor that this tile belongs to
-    while (high - low > 1) {
-      const int middle = (low + high) / 2;
-      if (table.first_tile[middle] <= tile)
-        low = middle;
-      else
-        high = middle;
-    }
-    const int64_t begin = (tile - table.first_tile[low]) * kTile + static_cast<int64_t>(threadIdx.x) * kVector;
-    if (begin < table.tensors[low].numel) displace_tile<W>(table.tensors[low], begin, call.skip_nonfinite, rate);
+    const int i = table.tensor_of(tile);
+    const int64_t begin = (tile - table.first_tile[i]) * kTile + static_cast<int64_t>(threadIdx.x) * kVector;
+    if (begin < table.tensors[i].numel) displace_tile<W>(table.tensors[i], begin, call.skip_nonfinite, rate);
   }
 }
 
 template <class W, int kCount>
-const char* launch(const DisplacedTensor* tensors, int count, const Displacement& call, int device,
-                   cudaStream_t stream) {
-  static_assert(sizeof(DisplacedTable<kCount>) + sizeof(Displacement) <= (kCount == kFewTensors ? 4096 : 32764));
-  DisplacedTable<kCount> table;
-  table.count = 0;
-  int64_t tiles = 0;
-  for (int i = 0; i < count; ++i) {
-    if (tensors[i].numel == 0) continue;
-    table.tensors[table.count] = tensors[i];
-    table.tensors[table.count].aligned = aligned(tensors[i]);
-    table.first_tile[table.count++] = tiles;
-    tiles += (tensors[i].numel + kTile - 1) / kTile;
-  }
-  table.first_tile[table.count] = tiles;
-  if (tiles == 0) return nullptr;
-  displace_kernel<W><<<grid_size(tiles, device), kThreads, 0, stream>>>(table, call);
+const char* launch(const DisplacedTable<kCount>& table, int64_t tiles, const Displacement& call, int device,
+                   Stream stream) {
+  constexpr auto kernel = displace_kernel<W, kCount>;
+  kernel<<<grid_size<kernel>(tiles, device), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(table, call);
   return launch_error();
 }
 
 template <class W>
 const char* launch_all(const DisplacedTensor* tensors, int count, const Displacement& call, int device,
                        Stream stream) {
-  const CurrentDevice current(device);
-  if (current.error() != cudaSuccess) return cudaGetErrorString(current.error());
-  const auto s = static_cast<cudaStream_t>(stream);
-  for (int first = 0; first < count; first += kMostTensors) {
-    const int some = count - first < kMostTensors ? count - first : kMostTensors;
-    const char* error = some <= kFewTensors ? launch<W, kFewTensors>(tensors + first, some, call, device, s)
-                                            : launch<W, kMostTensors>(tensors + first, some, call, device, s);
-    if (error != nullptr) return error;
-  }
-  return nullptr;
+  if (const char* error = use_device(device)) return error;
+  return in_tables<Displacement>(tensors, count, aligned, [&](const auto& table, int64_t tiles) {
+    return launch<W>(table, tiles, call, device, stream);
+  });
 }
 
 }  // namespace

@@ -20,11 +20,10 @@ __global__ void __launch_bounds__(kThreads) fill_kernel(Source source, float* ou
 
 const char* fill_field(const Source& source, float* out, int64_t numel, int device, Stream stream) {
   if (numel == 0) return nullptr;
-  const CurrentDevice current(device);
-  if (current.error() != cudaSuccess) return cudaGetErrorString(current.error());
+  if (const char* error = use_device(device)) return error;
   const bool aligned = reinterpret_cast<uintptr_t>(out) % 16 == 0;
-  fill_kernel<<<grid_size((numel + kTile - 1) / kTile, device), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
-      source, out, numel, aligned);
+  fill_kernel<<<grid_size<fill_kernel>((numel + kTile - 1) / kTile, device), kThreads, 0,
+                static_cast<cudaStream_t>(stream)>>>(source, out, numel, aligned);
   return launch_error();
 }
 

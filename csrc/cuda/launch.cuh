@@ -17,39 +17,43 @@ constexpr int kThreads = 256;
 constexpr int kVector = 4;
 constexpr int64_t kTile = kThreads * kVector;
 
-// Makes `device` current in this library's CUDA runtime while it lives.
-class CurrentDevice {
- public:
-  explicit CurrentDevice(int device) {
-    error_ = cudaGetDevice(&previous_);
-    if (error_ == cudaSuccess && previous_ != device) error_ = cudaSetDevice(device);
-    changed_ = error_ == cudaSuccess && previous_ != device;
-  }
-  ~CurrentDevice() {
-    if (changed_) cudaSetDevice(previous_);
-  }
-  CurrentDevice(const CurrentDevice&) = delete;
-  CurrentDevice& operator=(const CurrentDevice&) = delete;
-  cudaError_t error() const { return error_; }
+// Makes `device` current in this library's own copy of the CUDA runtime. Nothing is put back here: torch's guard,
+// which the bindings hold meanwhile, does that, and it alone knows of devices that nobody has used yet, on which
+// to set one would make a context of some 500 MB.
+inline const char* use_device(int device) {
+  int now = 0;
+  cudaError_t error = cudaGetDevice(&now);
+  if (error == cudaSuccess && now != device) error = cudaSetDevice(device);
+  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}
 
- private:
-  int previous_ = 0;
-  bool changed_ = false;
-  cudaError_t error_ = cudaSuccess;
-};
-
-// Blocks that fill the device: eight of 256 threads are a multiprocessor's 2048. Kernels stride over the rest.
-inline unsigned grid_size(int64_t tiles, int device) {
+// Blocks of kThreads of this kernel that a device holds at once. More would begin when others have ended, each
+// with the start of a kernel that goes round anyway; fewer would leave room.
+template <auto kKernel>
+int64_t resident_blocks(int device) {
   constexpr int kMaxDevices = 64;
-  static std::atomic<int> processors[kMaxDevices];
-  const bool known = device >= 0 && device < kMaxDevices;
-  int count = known ? processors[device].load(std::memory_order_relaxed) : 0;
+  static std::atomic<int> known[kMaxDevices];
+  const bool has_place = device >= 0 && device < kMaxDevices;
+  int count = has_place ? known[device].load(std::memory_order_relaxed) : 0;
   if (count == 0) {
-    if (cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device) != cudaSuccess) count = 128;
-    if (known) processors[device].store(count, std::memory_order_relaxed);
+    int processors = 0, each = 0;
+    const bool asked = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device) == cudaSuccess &&
+                       cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kKernel, kThreads, 0) == cudaSuccess;
+    if (!asked || each == 0) {
+      cudaGetLastError();  // the launch will say what is wrong
+      return 1024;
+    }
+    count = processors * each;
+    if (has_place) known[device].store(count, std::memory_order_relaxed);
   }
-  const int64_t full = static_cast<int64_t>(count) * 8;
-  return static_cast<unsigned>(tiles < full ? tiles : full);
+  return count;
+}
+
+// Blocks of a launch: kernels stride over the tiles that are more than the device holds at once.
+template <auto kKernel>
+unsigned grid_size(int64_t tiles, int device) {
+  const int64_t most = resident_blocks<kKernel>(device);
+  return static_cast<unsigned>(tiles < most ? tiles : most);
 }
 
 inline const char* launch_error() {

@@ -1,27 +1,15 @@
 // The flexible update on NVIDIA GPUs. Bound by memory: 20 bytes per parameter when flexibility and anchor are
 // stored, 12 when both are procedural. A thread has up to four 16-byte loads in flight, a multiprocessor 2048
 // threads: several times the 23 KB that 4.3 TB/s and 700 ns of latency ask of each of 132.
-#include "launch.cuh"
 #include "step4.cuh"
+#include "table.cuh"
 
 namespace flexkern::cuda {
 
 namespace {
 
-// Tensors of one launch travel as kernel arguments: nothing to copy to the device, and a CUDA graph keeps them.
-// CUDA 12.1 and newer take 32,764 bytes of arguments; the small table keeps launches of few tensors cheap.
 template <class Rule, int kCount>
-struct Table {
-  StepTensor<Rule> tensors[kCount];
-  int64_t first_tile[kCount + 1];  // tiles of tensor i: first_tile[i] .. first_tile[i + 1] - 1
-  int count;
-};
-
-constexpr int kSmallTable = 16;
-// As many as fit: 200 with one state, 180 with three.
-template <class Rule>
-constexpr int kMaxTensors =
-    (32764 - static_cast<int>(sizeof(Step<Rule>)) - 24) / static_cast<int>(sizeof(StepTensor<Rule>) + 8) / 10 * 10;
+using StepTable = Table<StepTensor<Rule>, kCount>;
 
 // Steps four elements, or what there is of them, and stores them.
 template <class W, class G, class Rule>
@@ -44,59 +32,33 @@ __device__ __forceinline__ void step_tile(const StepTensor<Rule>& tensor, int64_
 
 template <class W, class G, class Rule, int kCount>
 __global__ void __launch_bounds__(kThreads)
-    step_kernel(const __grid_constant__ Table<Rule, kCount> table, Step<Rule> step) {
+    step_kernel(const __grid_constant__ StepTable<Rule, kCount> table, Step<Rule> step) {
   if (step.lr_pointer != nullptr) step.lr = *step.lr_pointer;
   if (step.scale_pointer != nullptr) step.scale = *step.scale_pointer;
   const float rate = gate_rate(step.scale);
   for (int64_t tile = blockIdx.x; tile < table.first_tile[table.count]; tile += gridDim.x) {
-    int low = 0, high = table.count;  // the tensor that this tile belongs to
-    while (high - low > 1) {
-      const int middle = (low + high) / 2;
-      if (table.first_tile[middle] <= tile)
-        low = middle;
-      else
-        high = middle;
-    }
-    const StepTensor<Rule>& tensor = table.tensors[low];
-    const int64_t begin = (tile - table.first_tile[low]) * kTile + static_cast<int64_t>(threadIdx.x) * kVector;
+    const int i = table.tensor_of(tile);
+    const StepTensor<Rule>& tensor = table.tensors[i];
+    const int64_t begin = (tile - table.first_tile[i]) * kTile + static_cast<int64_t>(threadIdx.x) * kVector;
     if (begin < tensor.numel) step_tile<W, G>(tensor, begin, step, rate);
   }
 }
 
-template <class W, class G, int kCount, class Rule>
-const char* launch(const StepTensor<Rule>* tensors, int count, const Step<Rule>& step, int device,
-                   cudaStream_t stream) {
-  static_assert(sizeof(Table<Rule, kCount>) + sizeof(Step<Rule>) <= (kCount == kSmallTable ? 4096 : 32764));
-  Table<Rule, kCount> table;
-  table.count = 0;
-  int64_t tiles = 0;
-  for (int i = 0; i < count; ++i) {
-    if (tensors[i].numel == 0) continue;
-    table.tensors[table.count] = tensors[i];
-    table.tensors[table.count].aligned = aligned(tensors[i]);
-    table.first_tile[table.count++] = tiles;
-    tiles += (tensors[i].numel + kTile - 1) / kTile;
-  }
-  table.first_tile[table.count] = tiles;
-  if (tiles == 0) return nullptr;
-  step_kernel<W, G><<<grid_size(tiles, device), kThreads, 0, stream>>>(table, step);
+template <class W, class G, class Rule, int kCount>
+const char* launch(const StepTable<Rule, kCount>& table, int64_t tiles, const Step<Rule>& step, int device,
+                   Stream stream) {
+  constexpr auto kernel = step_kernel<W, G, Rule, kCount>;
+  kernel<<<grid_size<kernel>(tiles, device), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(table, step);
   return launch_error();
 }
 
 template <class W, class G, class Rule>
 const char* launch_all(const StepTensor<Rule>* tensors, int count, const Step<Rule>& step, int device,
                        Stream stream) {
-  constexpr int kMost = kMaxTensors<Rule>;
-  const CurrentDevice current(device);
-  if (current.error() != cudaSuccess) return cudaGetErrorString(current.error());
-  const auto s = static_cast<cudaStream_t>(stream);
-  for (int first = 0; first < count; first += kMost) {
-    const int some = count - first < kMost ? count - first : kMost;
-    const char* error = some <= kSmallTable ? launch<W, G, kSmallTable>(tensors + first, some, step, device, s)
-                                            : launch<W, G, kMost>(tensors + first, some, step, device, s);
-    if (error != nullptr) return error;
-  }
-  return nullptr;
+  if (const char* error = use_device(device)) return error;
+  return in_tables<Step<Rule>>(tensors, count, aligned<Rule>, [&](const auto& table, int64_t tiles) {
+    return launch<W, G, Rule>(table, tiles, step, device, stream);
+  });
 }
 
 __global__ void __launch_bounds__(kThreads)
@@ -120,7 +82,7 @@ __global__ void __launch_bounds__(kThreads)
 
 }  // namespace
 
-// One step of `count` tensors in one launch (in groups of kMaxTensors where there are more).
+// One step of `count` tensors in one launch (in groups of kMostTensors where there are more).
 template <class Rule>
 const char* step(const StepTensor<Rule>* tensors, int count, const Step<Rule>& step, Dtype weight, Dtype grad,
                  int device, Stream stream) {
@@ -144,12 +106,12 @@ FLEXKERN_RULES(FLEXKERN_STEP)
 const char* gate(const float* weight, const Source& anchor, const Source& flexibility, float scale,
                  const float* scale_pointer, float* alpha, int64_t numel, int device, Stream stream) {
   if (numel == 0) return nullptr;
-  const CurrentDevice current(device);
-  if (current.error() != cudaSuccess) return cudaGetErrorString(current.error());
+  if (const char* error = use_device(device)) return error;
   const auto bits = [](const void* p) { return reinterpret_cast<uintptr_t>(p); };
   const bool is_aligned = (bits(weight) | bits(alpha) | bits(anchor.data) | bits(flexibility.data)) % 16 == 0;
-  gate_kernel<<<grid_size((numel + kTile - 1) / kTile, device), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
-      weight, anchor, flexibility, scale, scale_pointer, alpha, numel, is_aligned);
+  gate_kernel<<<grid_size<gate_kernel>((numel + kTile - 1) / kTile, device), kThreads, 0,
+                static_cast<cudaStream_t>(stream)>>>(weight, anchor, flexibility, scale, scale_pointer, alpha,
+                                                     numel, is_aligned);
   return launch_error();
 }
 

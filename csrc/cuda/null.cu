@@ -25,11 +25,10 @@ __global__ void __launch_bounds__(kThreads)
 
 const char* null(const float* x, float factor, float* out, int64_t numel, int device, Stream stream) {
   if (numel == 0) return nullptr;
-  const CurrentDevice current(device);
-  if (current.error() != cudaSuccess) return cudaGetErrorString(current.error());
+  if (const char* error = use_device(device)) return error;
   const bool is_aligned = (reinterpret_cast<uintptr_t>(x) | reinterpret_cast<uintptr_t>(out)) % 16 == 0;
-  null_kernel<<<grid_size((numel + kTile - 1) / kTile, device), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
-      x, factor, out, numel, is_aligned);
+  null_kernel<<<grid_size<null_kernel>((numel + kTile - 1) / kTile, device), kThreads, 0,
+                static_cast<cudaStream_t>(stream)>>>(x, factor, out, numel, is_aligned);
   return launch_error();
 }
 

@@ -158,14 +158,14 @@ __global__ void __launch_bounds__(kThreads, kBlocks<Rule>)
 
 template <class W, class G, class Rule>
 const char* launch(const SynapseLayer<Rule>& layer, const Step<Rule>& step, int device, Stream stream) {
-  const CurrentDevice current(device);
-  if (current.error() != cudaSuccess) return cudaGetErrorString(current.error());
+  if (const char* error = use_device(device)) return error;
   const auto bits = [](const void* p) { return reinterpret_cast<uintptr_t>(p); };
   const bool is_aligned = aligned(layer.synapses) && layer.columns % kVector == 0 &&
                           (bits(layer.pre) | bits(layer.coincidence) | bits(layer.anchor)) % 16 == 0;
   const int64_t tiles = (layer.rows * words_in_row(layer.columns) + kWords - 1) / kWords;
-  synapse_kernel<W, G>
-      <<<grid_size(tiles, device), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(layer, step, is_aligned);
+  constexpr auto kernel = synapse_kernel<W, G, Rule>;
+  kernel<<<grid_size<kernel>(tiles, device), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(layer, step,
+                                                                                               is_aligned);
   return launch_error();
 }
 

@@ -95,11 +95,11 @@ PLANTED = {
         "store4(out + begin, true, count",
         "heap-buffer",
     ),
-    "a read past the end": ("mask", "column < columns && mask", "mask", "heap-buffer-overflow"),
+    "a read past the end": ("mask", "&& past <= bytes", "", "heap-buffer-overflow"),
     "a warp that is not all there": (
-        "mask",
-        "word < total;",
-        "word + lane / 2 < total;",
+        "null",
+        "    const int count",
+        "    __ballot_sync(0xffffffffu, true);\n    const int count",
         "has ended where its warp",
     ),
 }

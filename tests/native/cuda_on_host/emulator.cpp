@@ -34,6 +34,18 @@ const std::function<void()>* body = nullptr;
 int64_t launches = 0;
 bool refused = false;
 
+// ------------------------------------------------------------------ devices, as CUDA 12 and c10::cuda have them
+
+// Tensors of the CPU, whose device has index -1, stand for those of this one; nothing has used device 0.
+constexpr int kTensors = 1;
+int current_device = 0;
+uint32_t contexts = 0;  // bit i: device i has a context
+int target = -1;        // c10: the device to come back to, where none was made current because it has no context
+
+void use(int device) { contexts |= 1u << device; }
+
+// ------------------------------------------------------------------ threads
+
 void run_fiber() {
   (*body)();
   fibers[current].state = State::kEnded;
@@ -101,6 +113,7 @@ uint32_t together(Operation operation, uint32_t mask, uint32_t value, unsigned o
 
 void launch(unsigned grid, unsigned block, bool together, const std::function<void()>& thread) {
   ++launches;
+  use(current_device);
   refused = grid == 0 || block == 0 || block > kMaxThreads || block % kLanes != 0;
   if (refused) return;
   body = together ? &thread : nullptr;
@@ -122,13 +135,51 @@ cudaError_t cudaGetLastError() {
   return error ? 1 : cudaSuccess;
 }
 
+cudaError_t cudaGetDevice(int* device) {
+  *device = emulator::current_device;
+  return cudaSuccess;
+}
+
+cudaError_t cudaSetDevice(int device) {
+  emulator::current_device = device < 0 ? emulator::kTensors : device;
+  emulator::use(emulator::current_device);
+  return cudaSuccess;
+}
+
 #define EXPORTED extern "C" __attribute__((visibility("default")))
 
-// Of libtorch_cuda.so, which is not there.
+// ------------------------------------------------------------------ of libtorch_cuda.so, which is not there
+
 EXPORTED int32_t aoti_torch_get_current_cuda_stream(int32_t, void** stream) {
   *stream = nullptr;
   return 0;
 }
 
-// For who wants to know that kernels did run.
+// c10::cuda::ExchangeDevice.
+EXPORTED int32_t aoti_torch_create_cuda_guard(int32_t device, void** guard) {
+  const int before = emulator::target >= 0 ? emulator::target : emulator::current_device;
+  emulator::target = -1;
+  if (device < 0) device = emulator::kTensors;
+  if (device != emulator::current_device) cudaSetDevice(device);
+  *guard = new int(before);
+  return 0;
+}
+
+// c10::cuda::MaybeSetDevice.
+EXPORTED int32_t aoti_torch_delete_cuda_guard(void* guard) {
+  const int before = *static_cast<int*>(guard);
+  delete static_cast<int*>(guard);
+  if (emulator::contexts >> before & 1u) {
+    if (before != emulator::current_device) cudaSetDevice(before);
+  } else {
+    emulator::target = before;
+  }
+  return 0;
+}
+
+// ------------------------------------------------------------------ for who wants to know
+
+// That kernels did run.
 EXPORTED int64_t cuda_on_host_launches() { return emulator::launches; }
+// On which devices: bit i is of device i, of which tensors are on device 1.
+EXPORTED uint32_t cuda_on_host_contexts() { return emulator::contexts; }

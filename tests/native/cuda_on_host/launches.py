@@ -72,7 +72,7 @@ class Places:
 
     def __init__(self, r: Random) -> None:
         self.random = r
-        self.offset = choose(r, (0, 0, 1, 2, 3))
+        self.offset = choose(r, (0, 0, 1, 2, 3, 13))
         self.guards: list[Tensor] = []
 
     def __call__(self, values: Tensor) -> Tensor:
@@ -367,6 +367,7 @@ def main(first: int, count: int) -> None:
     if faults:
         sys.exit("\n".join(f"case {f['case']}:\n{f['error']}" for f in faults[:3]) + f"\n{len(faults)} faults")
     assert launches() > count // 2, "the kernels did not run"
+    assert library.cuda_on_host_contexts() == 0b10, "there is a context on a GPU that has no tensors"
     print(json.dumps({"cases": count, "launches": launches(), "outcomes": found["outcomes"]}))
 
 

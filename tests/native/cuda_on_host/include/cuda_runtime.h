@@ -20,6 +20,10 @@ struct alignas(16) float4 {
 struct alignas(8) uint2 {
   unsigned x, y;
 };
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
+inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 
 struct Dimensions {
@@ -32,14 +36,16 @@ using cudaError_t = int;
 constexpr cudaError_t cudaSuccess = 0;
 constexpr int cudaDevAttrMultiProcessorCount = 16;
 cudaError_t cudaGetLastError();
-inline cudaError_t cudaGetDevice(int* device) {
-  *device = 0;
-  return cudaSuccess;
-}
-inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
-// One: eight blocks, so that small tensors already make kernels go round.
+cudaError_t cudaGetDevice(int* device);
+cudaError_t cudaSetDevice(int device);
+// One processor that holds eight blocks, so that small tensors already make kernels go round.
 inline cudaError_t cudaDeviceGetAttribute(int* value, int, int) {
   *value = 1;
+  return cudaSuccess;
+}
+template <class Kernel>
+cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, Kernel, int, size_t) {
+  *blocks = 8;
   return cudaSuccess;
 }
 inline const char* cudaGetErrorString(cudaError_t) { return "the emulator does not take this grid"; }
@@ -48,6 +54,12 @@ inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
 inline float __fdiv_rn(float a, float b) { return a / b; }
 inline float __fsqrt_rn(float a) { return __builtin_sqrtf(a); }
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
+inline uint32_t __funnelshift_l(uint32_t low, uint32_t high, uint32_t by) {
+  return by % 32 == 0 ? high : high << by % 32 | low >> (32 - by % 32);
+}
+inline uint32_t __funnelshift_r(uint32_t low, uint32_t high, uint32_t by) {
+  return by % 32 == 0 ? low : low >> by % 32 | high << (32 - by % 32);
+}
 inline int atomicAdd(int* address, int value) {
   const int before = *address;
   *address += value;
