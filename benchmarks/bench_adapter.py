@@ -11,13 +11,32 @@ from torch import Tensor
 
 from flexkern import ops
 from flexkern.benchmarks import workloads
-from flexkern.benchmarks.case import CPU, GPU, Comparison, Goal, Peer, Setting, Work, case, faster
-from flexkern.benchmarks.peers.adapters import EaseAdapter, loop_over_tasks, lora
+from flexkern.benchmarks.case import (
+    CPU,
+    GPU,
+    Comparison,
+    Goal,
+    Peer,
+    Setting,
+    Work,
+    at_most,
+    case,
+    faster,
+)
+from flexkern.benchmarks.peers.adapters import (
+    EaseAdapter,
+    grouped,
+    has_grouped_product,
+    loop_over_tasks,
+    lora,
+)
 from flexkern.ops.adapter import BACKWARD, FORWARD
 
 SCALE = 0.1
 DROPOUT = 0.1
 PEFT, COMPILED = "LoRA of peft", "torch.compile of the modules"
+GROUPED = "torch's grouped product"
+FLAT = 1.15  # times the time with one task that many may take
 ANOTHER_RULE = "LoRA is another rule: no ReLU, no biases"
 # Speed-up that is wanted in forward, and in forward with backward; on a CPU and on a GPU. The products are the
 # same library's in ours and the peers on a CPU: what can be won there is all that is between them.
@@ -25,6 +44,7 @@ GOALS: dict[str, dict[str, tuple[float, float]]] = {
     "modules": {CPU: (1.3, 1.3), GPU: (2.5, 1.8)},
     COMPILED: {CPU: (1.0, 1.0), GPU: (1.3, 1.2)},
     "loop over tasks": {CPU: (1.3, 1.3), GPU: (2.5, 1.8)},
+    GROUPED: {GPU: (1.5, 1.3)},
 }
 TRAINED = ("x", "residual", "down", "down_bias", "up", "up_bias")
 Forward = Callable[[], Tensor]
@@ -60,7 +80,9 @@ class Adapters:
         inputs = [torch.randn(shape, dtype=dtype, device=device) for _ in range(3)]
         self.x, self.residual, self.grad_out = inputs
         self.index = torch.arange(size.samples, device=device) * tasks // size.samples
-        self.counts = torch.bincount(self.index).tolist()
+        counts = torch.bincount(self.index, minlength=tasks)
+        self.counts = counts.tolist()
+        self.ends = (counts * size.positions).cumsum(0).to(torch.int32)
         self.training = training
         self.dropout_p = DROPOUT if training else 0.0
         with torch.no_grad():
@@ -89,6 +111,10 @@ class Adapters:
     def unfused_compiled(self) -> Tensor:
         return self.compiled(self.x, self.residual)
 
+    def grouped(self) -> Tensor:
+        p = self.dropout_p
+        return grouped(self.bank, self.index, self.ends, self.x, self.residual, scale=SCALE, p=p)
+
     def peft(self) -> Tensor:
         assert self.lora is not None
         if len(self.modules) == 1:
@@ -97,7 +123,7 @@ class Adapters:
 
     def weights(self, forward: Forward) -> list[Tensor]:
         """What is trained by a way forward."""
-        if forward == self.fused:
+        if forward in (self.fused, self.grouped):
             return [*self.bank]
         modules = [self.lora] if forward == self.peft else self.modules
         return [p for m in modules if m is not None for p in m.parameters() if p.requires_grad]
@@ -112,7 +138,7 @@ class Adapters:
         """Of x, the residual, and the four tensors of the bank, whichever way they are kept."""
         weights = self.weights(forward)
         grads = torch.autograd.grad(forward(), [*self.inputs, *weights], self.grad_out)
-        if forward == self.fused:
+        if forward in (self.fused, self.grouped):
             return list(grads)
         of = dict(zip(weights, grads[2:], strict=True))
         return [
@@ -225,6 +251,12 @@ def build(size: Size, tasks: int, dtype: torch.dtype, training: bool, at: Settin
         ]
     else:
         peers = [peer("loop over tasks", adapters.unfused)]
+    if at.device == GPU:
+        if has_grouped_product():
+            peers.append(peer(GROUPED, adapters.grouped))
+        if tasks > 1:
+            one = Adapters(shape, 1, dtype, at.device, training=training)
+            peers.append(Peer("the same with T = 1", one.call(one.fused), "other adapters", at_most(FLAT)))
     notes = [f"x {[shape.samples, shape.positions, shape.d]}, rank {shape.rank}"]
     if training:
         notes.append("with dropout")
@@ -255,7 +287,7 @@ for _tasks in (1, 10):
     register("vit-b", VIT_B, _tasks, torch.float32, (CPU,))
     register("small", SMALL, _tasks, torch.float32, (CPU,))
 register("vit-b-bf16", VIT_B, 1, torch.bfloat16, (CPU, GPU))
-for _tasks in (10, 50):
+for _tasks in (10, 100):
     register("vit-b-bf16", VIT_B, _tasks, torch.bfloat16, (GPU,))
 
 

@@ -84,6 +84,7 @@ class Layer:
         self.compiled(self.weight, self.grad_out.T @ self.x, self.anchor, self.flexibility)
 
     def _update(self, grad: Tensor) -> None:
+        grad = grad.to(self.weight.dtype)  # as autograd hands over the gradient of a product in lower precision
         ops.metaplastic_sgd_(self.weight, grad, self.anchor, self.flexibility, lr=LR, scale=SCALE)
 
     def work(self) -> Work:

@@ -35,9 +35,10 @@ class Ceilings:
 def measure_ceilings(setting: Setting) -> Ceilings:
     """Measures both; a few seconds."""
     device = setting.device
+    seconds = 1.0 if device == GPU else 3.0  # calls take milliseconds there
     elements = setting.size((1 << 29) if device == GPU else (1 << 26), 1 << 20)
     source, target = (torch.rand(elements, device=device) for _ in range(2))
-    times = race([lambda: target.copy_(source), lambda: target.mul_(1.0)], device, seconds=3.0)
+    times = race([lambda: target.copy_(source), lambda: target.mul_(1.0)], device, seconds=seconds)
     copy = 8 * elements / min(float(torch.tensor(t).median()) for t in times)
     n = setting.size(8192 if device == GPU else 2048, 256)
     names = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -47,7 +48,7 @@ def measure_ceilings(setting: Setting) -> Ceilings:
     for name, dtype in names.items():
         a, b = (torch.rand(n, n, device=device).to(dtype) for _ in range(2))
         with tf32(name == "tf32"):
-            (spent,) = race([lambda a=a, b=b: a @ b], device, seconds=3.0)
+            (spent,) = race([lambda a=a, b=b: a @ b], device, seconds=seconds)
         product[name] = 2 * n**3 / float(torch.tensor(spent).median())
     return Ceilings(copy, product)
 
@@ -87,9 +88,10 @@ class Calm:
 @contextmanager
 def tf32(allowed: bool) -> Iterator[None]:
     """Whether products of float32 on a GPU may take tf32, inside the block."""
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = allowed
+    products = torch.backends.cuda.matmul
+    before = products.fp32_precision
+    products.fp32_precision = "tf32" if allowed else "ieee"
     try:
         yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
+        products.fp32_precision = before

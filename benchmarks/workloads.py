@@ -5,13 +5,15 @@ The work lies beside the benchmarks of its operator, in a ``bench_*.py``, and is
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from flexkern.benchmarks.ceilings import tf32
 
 __all__ = [
     "FLOAT32",
@@ -114,15 +116,9 @@ def _all() -> list[Workload]:
     return sorted(_registered.values(), key=lambda work: work.place)
 
 
-@contextlib.contextmanager
-def precision(variant: str) -> Iterator[None]:
+def precision(variant: str) -> AbstractContextManager[None]:
     """tf32 for the variants that have it in their name."""
-    before = torch.backends.cuda.matmul.fp32_precision
-    torch.backends.cuda.matmul.fp32_precision = "tf32" if variant.startswith("tf32") else "ieee"
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.fp32_precision = before
+    return tf32(variant.startswith("tf32"))
 
 
 def drawer(device: torch.device, seed: int) -> Callable[..., Tensor]:

@@ -8,7 +8,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-__all__ = ["EaseAdapter", "loop_over_tasks", "lora"]
+__all__ = ["EaseAdapter", "grouped", "has_grouped_product", "loop_over_tasks", "lora"]
+
+_grouped_product = getattr(nn.functional, "grouped_mm", None) or getattr(torch, "_grouped_mm", None)
 
 
 class EaseAdapter(nn.Module):
@@ -32,6 +34,32 @@ def loop_over_tasks(
         return adapters[0](x, residual)
     parts = zip(adapters, x.split(counts), residual.split(counts), strict=True)
     return torch.cat([adapter(part, rest) for adapter, part, rest in parts])
+
+
+def has_grouped_product() -> bool:
+    """Whether this torch has the product that :func:`grouped` is made of."""
+    return _grouped_product is not None
+
+
+def grouped(
+    bank: Sequence[Tensor], index: Tensor, ends: Tensor, x: Tensor, residual: Tensor, *, scale: float, p: float
+) -> Tensor:
+    """Each task's samples through its adapter, by two of torch's grouped products and what lies between.
+
+    Args:
+        bank: down [T, d, r], its bias [T, r], up [T, r, d] and its bias [T, d].
+        index: [samples], sorted: the task of each.
+        ends: [T], int32: how many rows of the tokens, samples x positions, the tasks up to this one have.
+        x, residual: [samples, positions, d].
+        p: of dropout.
+    """
+    assert _grouped_product is not None
+    down, down_bias, up, up_bias = bank
+    samples, positions, _ = x.shape
+    hidden = _grouped_product(x.flatten(0, 1), down, offs=ends).view(samples, positions, -1)
+    hidden = nn.functional.dropout((hidden + down_bias[index][:, None]).relu(), p)
+    out = _grouped_product(hidden.flatten(0, 1), up, offs=ends).view_as(x)
+    return residual + scale * (out + up_bias[index][:, None])
 
 
 class _Given(nn.Linear):

@@ -61,11 +61,21 @@ def decides_bits(device: torch.device, *, threads: int | None = None) -> dict[st
         "threads": torch.get_num_threads() if threads is None else threads,
         "capability": torch.backends.cpu.get_cpu_capability(),
         "instruction_set": None if here["build"] is None else here["build"]["instruction_set"],
-        "float32_products": torch.get_float32_matmul_precision(),
+        "float32_products": _float32_products(),
         "backends": [name for name, status in here["backends"].items() if status["available"]],
         "requested_backend": here["requested"],
         "variables": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
     }
+
+
+def _float32_products() -> str:
+    """How float32 is multiplied: in torch's old words, or its new ones where those do not fit."""
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:  # torch refuses to answer once the new setting says what the old one cannot
+        on_cpu: Any = torch.backends.mkldnn
+        products = {"GPU": torch.backends.cuda.matmul, "CPU": on_cpu.matmul}
+        return ", ".join(f"{where}: {settings.fp32_precision}" for where, settings in products.items())
 
 
 def refuse_another(

@@ -7,7 +7,6 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,11 @@ import pytest
 import torch
 
 from flexkern import backends
-from flexkern.benchmarks import bench_metaplastic, bench_seeds, bench_synapse, record
+from flexkern.benchmarks import bench_adapter, bench_metaplastic, bench_seeds, bench_synapse, record
 from flexkern.benchmarks.__main__ import main
 from flexkern.benchmarks.case import CPU, GPU, Case, Comparison, Series, Setting, Skip, cases, modules
 from flexkern.benchmarks.peers import adapters, formula
-from flexkern.benchmarks.run import forget, verify
+from flexkern.benchmarks.run import verify
 
 ENTRIES = cases()
 RESULTS = Path(__file__).resolve().parent.parent.parent / "benchmarks" / "results"
@@ -39,9 +38,17 @@ def params(entries: list[Case]) -> list[Any]:
 def _captured_only(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """torch.compile captures what it is given and does not generate code, which takes a minute in all; a slow
     test at the end of this file does."""
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    compiles: list[Any] = []
+    really = torch.compile
+
+    def capture(*arguments: Any, **options: Any) -> Any:
+        compiles.append(arguments)
+        return really(*arguments, **{"backend": "eager", **options})
+
+    monkeypatch.setattr(torch, "compile", capture)
     yield
-    forget()
+    if compiles:
+        torch.compiler.reset()
 
 
 def build(name: str) -> Comparison:
@@ -63,6 +70,36 @@ def test_builds_agrees_and_runs(entry: Case) -> None:
             peer.call()
     finally:
         comparison.close()
+
+
+@pytest.mark.parametrize(
+    "pattern", ["metaplastic/procedural-uniform", "mask/*", "linear/step-*", "adapter/*-bf16-*"]
+)
+def test_what_is_measured_on_a_gpu_only_agrees_on_the_cpu(pattern: str) -> None:
+    """At quick size, before it costs a GPU's time."""
+    only_gpu = [entry for entry in cases([pattern]) if isinstance(entry, Case) and entry.devices == (GPU,)]
+    assert only_gpu
+    for entry in only_gpu:
+        comparison = entry.build(Setting(CPU, quick=True))
+        try:
+            check_description(comparison)
+            verify(comparison)
+            comparison.ours()
+        finally:
+            comparison.close()
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["forward", "train"])
+@pytest.mark.parametrize("tasks", [1, 7])
+def test_the_grouped_product_is_the_adapters(tasks: int, training: bool) -> None:
+    size = bench_adapter.QUICK
+    made = bench_adapter.Adapters(size, tasks, torch.bfloat16, CPU, training=training)
+    bench_adapter.check_agreement(made, made.grouped)
+    made.call(made.grouped)()
+    made.index = made.index.flip(0)  # other tasks for all but the ones in the middle
+    if tasks > 1:
+        with pytest.raises(AssertionError, match="the result"):
+            bench_adapter.check_agreement(made, made.grouped)
 
 
 def check_description(comparison: Comparison) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -37,6 +39,8 @@ from flexkern.benchmarks.ceilings import Ceilings, measure_ceilings, tf32
 from flexkern.benchmarks.run import measure_case, measure_series, verify, weigh
 from flexkern.benchmarks.timing import FEWEST, MOST, Rounds, quartiles, race
 from flexkern.measure import peak_mb
+
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 MIB = 2**20
 
@@ -360,19 +364,48 @@ def test_ceilings_are_measured() -> None:
     assert json.loads(json.dumps(ceilings.as_dict())) == ceilings.as_dict()
 
 
-def test_tf32_is_put_back() -> None:
-    products = torch.backends.cuda.matmul
+@pytest.mark.parametrize("before", ["none", "ieee", "tf32", "allow_tf32", "high"])
+def test_tf32_is_put_back(before: str) -> None:
+    """Whichever of torch's settings was used before: the old one may not even be read after the new one."""
+    products, on_cpu = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+    start = products.fp32_precision, on_cpu.fp32_precision
 
     def fail_inside(allowed: bool) -> None:
         with tf32(allowed):
-            assert products.allow_tf32 is allowed
+            assert products.fp32_precision == ("tf32" if allowed else "ieee")
             raise RuntimeError("inside")
 
-    for before in (False, True):
-        with tf32(before):
+    try:
+        if before == "allow_tf32":
+            products.allow_tf32 = True
+        elif before == "high":
+            torch.set_float32_matmul_precision("high")
+        else:
+            products.fp32_precision = before
+        found = products.fp32_precision
+        for allowed in (False, True):
             with pytest.raises(RuntimeError, match="inside"):
-                fail_inside(not before)
-            assert products.allow_tf32 is before
+                fail_inside(allowed)
+            assert products.fp32_precision == found
+        if before in ("allow_tf32", "high"):  # and the old setting is as it was for who uses that
+            assert products.allow_tf32 is True
+    finally:
+        torch.set_float32_matmul_precision("highest")
+        products.fp32_precision, on_cpu.fp32_precision = start
+
+
+def test_nothing_uses_the_setting_that_torch_refuses_after_its_new_one() -> None:
+    """``allow_tf32`` and ``set_float32_matmul_precision``; who asks for the latter must take a refusal."""
+    old = re.compile(
+        r"\.allow_tf32\b|\"allow_tf32\"|set_float32_matmul_precision\(|get_float32_matmul_precision\("
+    )
+    using = {
+        path.name
+        for folder in ("flexkern", "triton_kernels", "benchmarks", "tests", "scripts", "studies", "examples")
+        for path in (ROOT / folder).rglob("*.py")
+        if old.search(path.read_text(encoding="utf-8"))
+    }
+    assert using <= {"provenance.py", "test_provenance.py", Path(__file__).name}
 
 
 def test_a_case_waits_until_the_machine_is_calm(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -108,7 +108,7 @@ def test_tf32_follows_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     exact = torch.relu(case.x.double() @ case.down[0].double() + case.down_bias[0].double())
 
     def error(allow: bool) -> float:
-        monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", allow)
+        monkeypatch.setattr(torch.backends.cuda.matmul, "fp32_precision", "tf32" if allow else "ieee")
         _, hidden = FORWARD.on("triton")(*case[:6], None, None, 1.0, 0.0, True)
         return float(((hidden.double() - exact).abs() / terms).max())
 

@@ -160,7 +160,7 @@ def test_tf32_follows_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     terms = batch.grad_out.double().abs().T @ batch.x.double().abs()
 
     def error(allow: bool) -> float:
-        monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", allow)
+        monkeypatch.setattr(torch.backends.cuda.matmul, "fp32_precision", "tf32" if allow else "ieee")
         weight = torch.zeros(shape, device="cuda")
         ops.linear_step_(weight, batch.x, batch.grad_out, layer.anchor, 1.0, lr=1.0, scale=1.0)
         return float(((weight.double() + exact).abs() / terms).max())

@@ -1,11 +1,13 @@
-// Runs CUDA kernels on the host, a thread after the other. Where the threads of a warp do something together they
-// are fibers, which change places there. It stops the process if one of them is missing.
-#include <ucontext.h>
-
+// Runs CUDA kernels on the host, a thread after the other. Where threads do something together they are fibers,
+// which change places there. It stops the process where one of them is missing, or does something else.
 #include <cstdio>
+#include <map>
 #include <memory>
+#include <string>
+#include <vector>
 
 #include "cuda_runtime.h"
+#include "fibers.h"
 
 Dimensions threadIdx, blockIdx, blockDim, gridDim;
 
@@ -18,19 +20,20 @@ constexpr size_t kStack = 128 << 10;
 
 enum class State { kRuns, kWaits, kEnded };
 
-struct Fiber {
-  ucontext_t context;
-  std::unique_ptr<char[]> stack{new char[kStack]};
+struct Thread {
+  Fiber fiber{kStack};
   State state = State::kEnded;
   Operation operation = Operation::kBallot;
   uint32_t given = 0, result = 0;
   unsigned other = 0;
 };
 
-Fiber fibers[kLanes];
-ucontext_t scheduler;
+std::vector<std::unique_ptr<Thread>> threads;  // of a block; as many as any had
+Fiber scheduler{0};
 unsigned current = 0;
 const std::function<void()>* body = nullptr;
+// By kernel, and the function that launches it with the types that it is instantiated for.
+std::map<std::string, std::map<std::string, int64_t>> launched;
 int64_t launches = 0;
 bool refused = false;
 
@@ -46,73 +49,92 @@ void use(int device) { contexts |= 1u << device; }
 
 // ------------------------------------------------------------------ threads
 
-void run_fiber() {
+void run_thread() {
   (*body)();
-  fibers[current].state = State::kEnded;
-  swapcontext(&fibers[current].context, &scheduler);
+  threads[current]->state = State::kEnded;
+  change(threads[current]->fiber, scheduler);
 }
 
-[[noreturn]] void stop(const char* why, unsigned lane) {
-  fprintf(stderr, "cuda_on_host: %s (block %u, thread %u)\n", why, blockIdx.x,
-          threadIdx.x / kLanes * kLanes + lane);
+[[noreturn]] void stop(const char* why, unsigned thread) {
+  fprintf(stderr, "cuda_on_host: %s (block %u, thread %u)\n", why, blockIdx.x, thread);
   abort();
 }
 
-// What all lanes have given becomes what each gets.
-void combine() {
+// What all lanes of a warp have given becomes what each gets.
+void combine(unsigned first) {
   uint32_t ballot = 0;
-  for (unsigned lane = 0; lane < kLanes; ++lane) {
-    const Fiber& fiber = fibers[lane];
-    if (fiber.state == State::kEnded) stop("a thread has ended where its warp does something together", lane);
-    if (fiber.operation != fibers[0].operation) stop("the threads of a warp do different things together", lane);
-    ballot |= (fiber.given & 1u) << lane;
+  const auto lane = [first](unsigned i) -> Thread& { return *threads[first + i]; };
+  for (unsigned i = 0; i < kLanes; ++i) {
+    if (lane(i).state == State::kEnded)
+      stop("a thread has ended where its warp does something together", first + i);
+    if (lane(i).operation != lane(0).operation)
+      stop("the threads of a warp do different things together", first + i);
+    if (lane(i).other != lane(0).other) stop("the threads of a warp shuffle differently", first + i);
+    ballot |= (lane(i).given & 1u) << i;
   }
-  for (unsigned lane = 0; lane < kLanes; ++lane) {
-    Fiber& fiber = fibers[lane];
-    if ((lane ^ fiber.other) >= kLanes) stop("a shuffle from beyond the warp", lane);
-    fiber.result = fiber.operation == Operation::kBallot ? ballot : fibers[lane ^ fiber.other].given;
+  if (lane(0).other >= kLanes) stop("a shuffle from beyond the warp", first);
+  for (unsigned i = 0; i < kLanes; ++i) {
+    lane(i).result = lane(i).operation == Operation::kBallot ? ballot : lane(i ^ lane(i).other).given;
+    lane(i).state = State::kRuns;
   }
-  for (Fiber& fiber : fibers) fiber.state = State::kRuns;
 }
 
-void run_warp(unsigned first_thread) {
-  for (Fiber& fiber : fibers) {
-    getcontext(&fiber.context);
-    fiber.context.uc_stack.ss_sp = fiber.stack.get();
-    fiber.context.uc_stack.ss_size = kStack;
-    fiber.context.uc_link = nullptr;
-    makecontext(&fiber.context, run_fiber, 0);
-    fiber.state = State::kRuns;
-  }
-  for (;;) {
-    bool any_waits = false;
-    for (current = 0; current < kLanes; ++current) {
-      if (fibers[current].state == State::kEnded) continue;
-      threadIdx.x = first_thread + current;
-      swapcontext(&scheduler, &fibers[current].context);
-      any_waits |= fibers[current].state == State::kWaits;
+bool waits_for_block(const Thread& thread) {
+  return thread.state == State::kWaits && thread.operation == Operation::kBarrier;
+}
+
+// Goes on where threads wait for each other; false where all have ended.
+bool meet(unsigned count) {
+  unsigned at_barrier = 0, ended = 0;
+  for (unsigned first = 0; first < count; first += kLanes) {
+    unsigned here = 0, over = 0;
+    for (unsigned i = first; i < first + kLanes; ++i) {
+      here += waits_for_block(*threads[i]);
+      over += threads[i]->state == State::kEnded;
     }
-    if (!any_waits) return;
-    combine();
+    at_barrier += here;
+    ended += over;
+    if (here + over < kLanes) combine(first);  // some wait for their warp
   }
+  if (at_barrier > 0 && ended > 0) stop("a thread has ended where its block waits for it", 0);
+  if (at_barrier == count)
+    for (unsigned i = 0; i < count; ++i) threads[i]->state = State::kRuns;
+  return ended < count;
+}
+
+void run_block(unsigned count) {
+  while (threads.size() < count) threads.push_back(std::make_unique<Thread>());
+  for (unsigned i = 0; i < count; ++i) {
+    threads[i]->fiber.begin(run_thread);
+    threads[i]->state = State::kRuns;
+  }
+  do {
+    for (current = 0; current < count; ++current) {
+      if (threads[current]->state != State::kRuns) continue;
+      threadIdx.x = current;
+      change(scheduler, threads[current]->fiber);
+    }
+  } while (meet(count));
 }
 
 }  // namespace
 
 uint32_t together(Operation operation, uint32_t mask, uint32_t value, unsigned other) {
-  if (body == nullptr) stop("this kernel was taken for one whose threads do not meet", 0);
+  if (body == nullptr) stop("this kernel was taken for one whose threads do not meet", threadIdx.x);
   if (mask != kWholeWarp) stop("the emulator takes whole warps only", current);
-  Fiber& fiber = fibers[current];
-  fiber.operation = operation;
-  fiber.given = value;
-  fiber.other = other;
-  fiber.state = State::kWaits;
-  swapcontext(&fiber.context, &scheduler);
-  return fiber.result;
+  Thread& thread = *threads[current];
+  thread.operation = operation;
+  thread.given = value;
+  thread.other = other;
+  thread.state = State::kWaits;
+  change(thread.fiber, scheduler);
+  return thread.result;
 }
 
-void launch(unsigned grid, unsigned block, bool together, const std::function<void()>& thread) {
+void launch(const char* kernel, const char* launcher, unsigned grid, unsigned block, bool together,
+            const std::function<void()>& thread) {
   ++launches;
+  ++launched[kernel][launcher];
   use(current_device);
   refused = grid == 0 || block == 0 || block > kMaxThreads || block % kLanes != 0;
   if (refused) return;
@@ -121,7 +143,7 @@ void launch(unsigned grid, unsigned block, bool together, const std::function<vo
   blockDim.x = block;
   for (blockIdx.x = 0; blockIdx.x < grid; ++blockIdx.x) {
     if (together)
-      for (unsigned warp = 0; warp < block; warp += kLanes) run_warp(warp);
+      run_block(block);
     else
       for (threadIdx.x = 0; threadIdx.x < block; ++threadIdx.x) thread();
   }
@@ -181,5 +203,16 @@ EXPORTED int32_t aoti_torch_delete_cuda_guard(void* guard) {
 
 // That kernels did run.
 EXPORTED int64_t cuda_on_host_launches() { return emulator::launches; }
+// Which: a line for each kernel, with its launches and how many variants of it they were.
+EXPORTED const char* cuda_on_host_launched() {
+  static std::string text;
+  text.clear();
+  for (const auto& [kernel, variants] : emulator::launched) {
+    int64_t count = 0;
+    for (const auto& [launcher, times] : variants) count += times;
+    text += kernel + ' ' + std::to_string(count) + ' ' + std::to_string(variants.size()) + '\n';
+  }
+  return text.c_str();
+}
 // On which devices: bit i is of device i, of which tensors are on device 1.
 EXPORTED uint32_t cuda_on_host_contexts() { return emulator::contexts; }

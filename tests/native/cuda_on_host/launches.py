@@ -68,28 +68,46 @@ def spoiled(r: Random, t: Tensor) -> Tensor:
 
 
 class Places:
-    """Puts tensors at any alignment, at the very end of an allocation; what lies before them must stay."""
+    """Puts tensors at any alignment, at the very end of an allocation or before a guard band; what lies round
+    them must stay, and what is only read."""
 
     def __init__(self, r: Random) -> None:
         self.random = r
         self.offset = choose(r, (0, 0, 1, 2, 3, 13))
-        self.guards: list[Tensor] = []
+        self.memories: list[tuple[Tensor, int, int]] = []  # with where the tensor begins and ends
+        self.read: list[tuple[Tensor, Tensor]] = []  # and what it was
 
     def __call__(self, values: Tensor) -> Tensor:
-        offset = choose(self.random, (self.offset, self.offset, 0))
-        memory = torch.full((values.numel() + offset,), GUARD).to(values.dtype)
-        self.guards.append(memory[:offset])
-        view = memory[offset:].view(values.shape)
-        return view.copy_(values)
+        """One that may be written."""
+        begin = choose(self.random, (self.offset, self.offset, 0))
+        behind = choose(self.random, (0, 0, 1, 67))  # 0: AddressSanitizer guards what follows
+        end = begin + values.numel()
+        memory = torch.full((end + behind,), GUARD).to(values.dtype)
+        self.memories.append((memory, begin, end))
+        return memory[begin:end].view(values.shape).copy_(values)
+
+    def reads(self, values: Any) -> Any:
+        """One that must stay as it is; what is no tensor is passed on."""
+        if not isinstance(values, Tensor):
+            return values
+        placed = self(values)
+        self.read.append((placed, values))
+        return placed
 
     def all(self, values: list[Any]) -> list[Any]:
         return [self(v) if isinstance(v, Tensor) else v for v in values]
 
+    def all_read(self, values: list[Any]) -> list[Any]:
+        return [self.reads(v) for v in values]
+
     def check(self) -> None:
-        for guard in self.guards:
-            assert bool((guard == torch.tensor(GUARD).to(guard.dtype)).all()), (
-                "memory before a tensor was written"
-            )
+        for memory, begin, end in self.memories:
+            guard = torch.tensor(GUARD).to(memory.dtype)
+            assert bool((memory[:begin] == guard).all()), "memory before a tensor was written"
+            assert bool((memory[end:] == guard).all()), "memory behind a tensor was written"
+        for placed, before in self.read:
+            found, expected = (t.new_empty(t.numel()).copy_(t.reshape(-1)) for t in (placed, before))
+            assert torch.equal(found.view(torch.uint8), expected.view(torch.uint8)), "what is only read was written"
 
 
 def field(r: Random) -> Field:
@@ -218,10 +236,10 @@ def step_case(r: Random) -> str:
         name = "adamw_" if rule.adamw else "sgd_"
         given = {**rule.numbers, **states, "lr": rate, "master": masters}
         if held:
-            getattr(ops, f"gated_{name}")(weights, place.all(grads), place.all(alphas), **given)
+            getattr(ops, f"gated_{name}")(weights, place.all_read(grads), place.all_read(alphas), **given)
         else:
-            sources = place.all(anchors), place.all(flexibilities)
-            getattr(ops, f"metaplastic_{name}")(weights, place.all(grads), *sources, scale=size, **given)
+            sources = place.all_read(anchors), place.all_read(flexibilities)
+            getattr(ops, f"metaplastic_{name}")(weights, place.all_read(grads), *sources, scale=size, **given)
         return masters or weights, weights, states
 
     found, expected = both(call, r)
@@ -247,12 +265,12 @@ def displacement_case(r: Random) -> str:
     anchors, flexibilities = [anchor(r, e) for e in exact], [flexibility(r, s) for s in shapes]
 
     def call(place: Places) -> Any:
-        weights, before = place.all(after), place.all([e.to(dtype) for e in exact])
+        weights, before = place.all(after), place.all_read([e.to(dtype) for e in exact])
         masters = place.all(exact) if low else None
         if held:
-            ops.gated_displacement_(weights, before, place.all(alphas), master=masters)
+            ops.gated_displacement_(weights, before, place.all_read(alphas), master=masters)
         else:
-            sources = place.all(anchors), place.all(flexibilities)
+            sources = place.all_read(anchors), place.all_read(flexibilities)
             ops.scale_displacement_(weights, before, *sources, scale=scale, master=masters)
         return masters or weights, weights
 
@@ -294,15 +312,18 @@ def layer_case(r: Random) -> str:
         weight, master = place(exact.to(dtype)), place(exact) if low else None
         with flexkern.use_backend("reference"):
             words = place(ops.pack_mask(silent))
-        a, f = (place(t) if isinstance(t, Tensor) else t for t in (of_anchor, flexible))
+        a = place(of_anchor) if isinstance(of_anchor, Tensor) else of_anchor  # Hebbian synapses are written
+        f = place.reads(flexible)
         states = {name: values[0] for name, values in rule.placed(place).items()}
         activities = (
-            {"pre": place(pre), "post": place(post)} if by_rate else {"coincidence": place(coincidence)}
+            {"pre": place.reads(pre), "post": place.reads(post)}
+            if by_rate
+            else {"coincidence": place.reads(coincidence)}
         )
-        gate = {"alpha": place(alpha)} if held else {"scale": 20.0}
+        gate = {"alpha": place.reads(alpha)} if held else {"scale": 20.0}
         given = {**rule.numbers, **states, **options, **activities, **gate, "lr": rule.lr, "master": master}
         counts = ops.synapse_step_(
-            weight, place(grad), a, None if held else f, words, threshold=threshold, **given
+            weight, place.reads(grad), a, None if held else f, words, threshold=threshold, **given
         )
         return weight if master is None else master, weight, words, a, states, counts
 
@@ -332,12 +353,11 @@ def small_case(r: Random) -> str:
     mask = torch.from_numpy(r.random((choose(r, ROWS), choose(r, COLUMNS))) < 0.5)
 
     def call(place: Places) -> Any:
-        a, f = (place(t) if isinstance(t, Tensor) else t for t in (of_anchor, flexible))
-        gate = ops.metaplastic_gate(place(weight), a, f, scale)
-        bits = place(mask.view(torch.uint8)).view(torch.bool)
+        gate = ops.metaplastic_gate(place.reads(weight), *place.all_read([of_anchor, flexible]), scale)
+        bits = place.reads(mask.view(torch.uint8)).view(torch.bool)
         words = ops.pack_mask(bits)
-        back = ops.unpack_mask(place(words), mask.shape[1])
-        return ops.materialize(source, size), gate, words, back, null(place(weight), 0.5)
+        back = ops.unpack_mask(place.reads(words), mask.shape[1])
+        return ops.materialize(source, size), gate, words, back, null(place.reads(weight), 0.5)
 
     found, expected = both(call, r)
     same_bits(found[0], expected[0], "field")
@@ -348,7 +368,20 @@ def small_case(r: Random) -> str:
     return "field, gate, mask, null"
 
 
-CASES = (step_case, step_case, displacement_case, layer_case, layer_case, small_case)
+# Each kernel of csrc/cuda, and the case that launches it: test_translate.py fails where one is not here, and
+# `main` where its case does not launch it.
+KERNELS: dict[str, Callable[[Random], str]] = {
+    "step_kernel": step_case,
+    "displace_kernel": displacement_case,
+    "synapse_kernel": layer_case,
+    "fill_kernel": small_case,
+    "gate_kernel": small_case,
+    "null_kernel": small_case,
+    "pack_kernel": small_case,
+    "unpack_kernel": small_case,
+}
+CASES = (*dict.fromkeys(KERNELS.values()), step_case, layer_case)  # those with most variants more often
+ENOUGH = 100  # cases, after which each kernel has been launched
 
 
 def case(r: Random) -> str:
@@ -367,8 +400,14 @@ def main(first: int, count: int) -> None:
     if faults:
         sys.exit("\n".join(f"case {f['case']}:\n{f['error']}" for f in faults[:3]) + f"\n{len(faults)} faults")
     assert launches() > count // 2, "the kernels did not run"
+    library.cuda_on_host_launched.restype = ctypes.c_char_p
+    lines = library.cuda_on_host_launched().decode().splitlines()
+    variants = {kernel: int(number) for kernel, _, number in map(str.split, lines)}
+    if count >= ENOUGH:
+        assert sorted(variants) == sorted(KERNELS), "these kernels were launched, and these have a case"
     assert library.cuda_on_host_contexts() == 0b10, "there is a context on a GPU that has no tensors"
-    print(json.dumps({"cases": count, "launches": launches(), "outcomes": found["outcomes"]}))
+    print(json.dumps({"cases": count, "launches": launches(), "variants": variants,
+                      "outcomes": found["outcomes"]}))  # fmt: skip
 
 
 if __name__ == "__main__":

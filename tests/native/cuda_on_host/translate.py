@@ -9,7 +9,7 @@ import re
 import sys
 from pathlib import Path
 
-__all__ = ["translate"]
+__all__ = ["kernels", "translate"]
 
 _KERNEL = re.compile(r"\w+\s*(?:<[\w:, ]*>)?\s*$")
 _CONSTANT = re.compile(r"const __grid_constant__ (\w+(?:<[^<>]*>)?) (\w+)")
@@ -22,7 +22,7 @@ def translate(text: str) -> str:
         ValueError: for a launch that is not of this form.
     """
     # Fibers cost much more than calls.
-    together = "true" if "_sync(" in text else "false"
+    together = "true" if re.search(r"_sync\(|__syncthreads\(", text) else "false"
     text = _CONSTANT.sub(r"const \1& \2", text)  # the emulator would copy them for each thread
     while (at := text.find("<<<")) >= 0:
         kernel = _KERNEL.search(text, 0, at)
@@ -35,9 +35,24 @@ def translate(text: str) -> str:
         begin = text.index("(", end)
         last = _closing(text, begin)
         call = f"{kernel.group().strip()}{text[begin : last + 1]}"
-        launch = f"emulator::launch({configuration[0]}, {configuration[1]}, {together}, [&] {{ {call}; }})"
+        name = _kernel_of(re.split(r"\W", call)[0], text[:at])
+        grid, block = configuration[:2]
+        launch = (
+            f'emulator::launch("{name}", __PRETTY_FUNCTION__, {grid}, {block}, {together}, [&] {{ {call}; }})'
+        )
         text = text[: kernel.start()] + launch + text[last + 1 :]
     return text
+
+
+def kernels(text: str) -> list[str]:
+    """The names of the kernels that are defined in CUDA source."""
+    return re.findall(r"__global__\s+void\s+(\w+)\s*\(", re.sub(r"__launch_bounds__\([^()]*\)\s*", "", text))
+
+
+def _kernel_of(name: str, before: str) -> str:
+    """The kernel that is launched by this name: itself, or what a constant of this name stands for."""
+    constants = re.findall(rf"constexpr auto {name}\s*=\s*&?(\w+)", before)
+    return constants[-1] if constants else name
 
 
 def _closing(text: str, begin: int) -> int:

@@ -13,6 +13,7 @@
 #define __host__
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
+#define __shared__ static  // a block runs after the other
 
 struct alignas(16) float4 {
   float x, y, z, w;
@@ -70,11 +71,13 @@ inline void __stwb(uint2* address, uint2 value) { *address = value; }
 
 namespace emulator {
 
-// Runs `thread` once for each thread of a one-dimensional grid. `together`: the threads of a warp meet.
-void launch(unsigned grid, unsigned block, bool together, const std::function<void()>& thread);
+// Runs `thread` once for each thread of a one-dimensional grid. `together`: threads of a warp or a block meet.
+// `launcher`: the function that launches, with its template arguments.
+void launch(const char* kernel, const char* launcher, unsigned grid, unsigned block, bool together,
+            const std::function<void()>& thread);
 
-// Of the threads of a warp: what each gives to an operation of all of them, and what it gets.
-enum class Operation { kBallot, kExchange };
+// Of the threads of a warp, or a block: what each gives to an operation of all of them, and what it gets.
+enum class Operation { kBallot, kExchange, kBarrier };
 uint32_t together(Operation operation, uint32_t mask, uint32_t value, unsigned other);
 
 }  // namespace emulator
@@ -82,6 +85,7 @@ uint32_t together(Operation operation, uint32_t mask, uint32_t value, unsigned o
 inline unsigned __ballot_sync(unsigned mask, bool bit) {
   return emulator::together(emulator::Operation::kBallot, mask, bit, 0);
 }
+inline void __syncthreads() { emulator::together(emulator::Operation::kBarrier, 0xffffffffu, 0, 0); }
 template <class T>
 T __shfl_xor_sync(unsigned mask, T value, unsigned bits) {
   static_assert(sizeof(T) == sizeof(uint32_t));
