@@ -163,10 +163,10 @@ class Field:
         purpose: Purpose = Purpose.ANCHOR,
         offset: int = 0,
     ) -> Field:
-        """Normal as :meth:`normal` is, faster and with longer tails, by a table of 248 cubics: other bits.
+        """Normal by a table: in about half the time of :meth:`normal`, with longer tails, and with other bits.
 
-        The quantile of 31 bits and a sign, at most 6e-7 standard deviations off, and cut at 6.23 of them. Made of
-        multiplications and additions, in about half the time of :meth:`normal` (docs/tuning.md).
+        The quantile of 31 bits, and a sign; at most 6e-7 standard deviations off, and cut at 6.23 of them
+        (docs/tuning.md has the times).
         """
         return cls(Kind.NORMAL_TABLE, seed, stream, purpose, offset, (mean, std))
 

@@ -2,8 +2,8 @@
 
     python scripts/normal_table.py
 
-Needs Python's math only. tests/ops/test_normal_table.py compares the table with what this computes, and its values
-with the quantile of scipy.
+Needs Python's math only. tests/ops/test_normal_table.py compares the table with what this computes, and its
+values with the quantile of scipy.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from pathlib import Path
 TARGET = Path(__file__).resolve().parent.parent / "flexkern" / "spec" / "normal_table.py"
 ONE = 2.0**31  # the argument that stands for the probability 1
 OCTAVES, PARTS = 31, 8  # [1, 2), [2, 4), ... [2**30, 2**31), each in eight segments of equal width
-# The nodes of a segment, on [-1, 1]: those of the Chebyshev polynomial of degree 4, stretched until the outer ones
-# are the ends. So neighbours meet, and the error is at most 1.4 times that of the best cubic.
+# The nodes of a segment, on [-1, 1]: those of the Chebyshev polynomial of degree 4, stretched until the outer
+# ones are the ends. So neighbours meet, and the error is at most 1.4 times that of the best cubic.
 NODES = (-1.0, -math.tan(math.pi / 8), math.tan(math.pi / 8), 1.0)
 
 HEADER = '''"""The quantile of the normal distribution as a table of cubics. Written by scripts/normal_table.py.
 
-Of v in [1, 2**31], the x that a standard normal value exceeds in size with the probability v / 2**31: in the row of
-v, x = c0 + c1 v + c2 v^2 + c3 v^3. Rows go by the float32 bits of v, shifted right by SHIFT, from FIRST on: by the
-exponent, so that segments halve towards the tail, and by three bits of the fraction. The last row is that of
-v = 2**31 alone, x = 0.
+Of v in [1, 2**31], the x that a standard normal value exceeds in size with the probability v / 2**31: by the
+row of v, x = c0 + c1 v + c2 v^2 + c3 v^3. Rows go by the float32 bits of v, shifted right by SHIFT, from FIRST
+on: by the exponent, so that segments halve towards the tail, and by three bits of the fraction. The last row is
+that of v = 2**31 alone, x = 0.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def quantile(v: float) -> float:
         return 0.0
     log_p = math.log(v / ONE)
     x = math.sqrt(-2 * log_p)
-    # Newton on the logarithm, which is concave: from the right the steps come down to the root and do not pass it.
+    # Newton on the logarithm, which is concave: from the right it comes down to the root and does not pass it.
     for _ in range(100):
         tail = math.erfc(x / math.sqrt(2))
         slope = -math.sqrt(2 / math.pi) * math.exp(-x * x / 2) / tail

@@ -75,8 +75,14 @@ def _normal_quantile(u):
 def _normal_by_table(word, table):
     """The standard normal value of a word; flexkern/spec/normal_table.py says of which table."""
     v = ((word | 1) & 0x7FFFFFFF).to(tl.int32).to(tl.float32)
-    row = typed(table, tl.float32, True) + 4 * ((v.to(tl.int32, bitcast=True) >> _SHIFT) - _FIRST)
-    x = ((tl.load(row + 3) * v + tl.load(row + 2)) * v + tl.load(row + 1)) * v + tl.load(row)
+    row = (v.to(tl.int32, bitcast=True) >> _SHIFT) - _FIRST
+    # A row in one access, and nothing moves between threads; with four accesses it is 5 instructions more.
+    at = tl.expand_dims(4 * row, -1) + tl.arange(0, 4)
+    rows = tl.reshape(tl.load(typed(table, tl.float32, True) + at), row.shape + (2, 2))  # noqa: RUF005
+    even, odd = tl.split(rows)
+    c0, c2 = tl.split(even)
+    c1, c3 = tl.split(odd)
+    x = ((c3 * v + c2) * v + c1) * v + c0
     return (x.to(tl.uint32, bitcast=True) ^ (word & 0x80000000)).to(tl.float32, bitcast=True)
 
 
@@ -175,10 +181,10 @@ def _table_address(device: torch.device) -> int:
 
 
 def computed_source(source: Sequence[int], parameters: Sequence[float], device: torch.device) -> Source:
-    """A source that is not stored, as the kernels take it: (kind, address, seed, stream, offset, purpose, p0, p1).
+    """A source that is not stored, as the kernels take it.
 
-    The address is that of the table that its kind reads, 0 for none. The kernels round p0 and p1 to float32: the
-    value of a constant, low and width of a uniform field, mean and std of a normal one.
+    The address is that of the table that its kind reads, 0 for none. The kernels round p0 and p1 to float32:
+    the value of a constant, low and width of a uniform field, mean and std of a normal one.
 
     Raises:
         ValueError: if it is not one.

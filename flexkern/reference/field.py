@@ -84,7 +84,8 @@ def _normal_quantile(u: Tensor) -> Tensor:
 
 
 def _normal_by_table(word: Tensor) -> Tensor:
-    """The quantile of a word's lower 31 bits, the last of which is set, so that none is 0; its top bit is the sign."""
+    """The quantile of a word's lower 31 bits, of which the last is set, so that they are not 0; the top bit is
+    the sign."""
     v = ((word | 1) & 0x7FFFFFFF).float()  # rounded to nearest
     rows = torch.tensor(ROWS, dtype=torch.float32, device=word.device)[(v.view(torch.int32) >> SHIFT) - FIRST]
     x = _horner(rows.unbind(-1), v)

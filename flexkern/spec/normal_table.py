@@ -1,9 +1,9 @@
 """The quantile of the normal distribution as a table of cubics. Written by scripts/normal_table.py.
 
-Of v in [1, 2**31], the x that a standard normal value exceeds in size with the probability v / 2**31: in the row of
-v, x = c0 + c1 v + c2 v^2 + c3 v^3. Rows go by the float32 bits of v, shifted right by SHIFT, from FIRST on: by the
-exponent, so that segments halve towards the tail, and by three bits of the fraction. The last row is that of
-v = 2**31 alone, x = 0.
+Of v in [1, 2**31], the x that a standard normal value exceeds in size with the probability v / 2**31: by the
+row of v, x = c0 + c1 v + c2 v^2 + c3 v^3. Rows go by the float32 bits of v, shifted right by SHIFT, from FIRST
+on: by the exponent, so that segments halve towards the tail, and by three bits of the fraction. The last row is
+that of v = 2**31 alone, x = 0.
 """
 
 from __future__ import annotations
