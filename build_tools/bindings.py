@@ -17,8 +17,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "flexkern"))  # not the package, which needs torch
 
 import spec  # noqa: E402
-from spec import Argument, Spec, constants  # noqa: E402
+from spec import Argument, Spec, constants, normal_table  # noqa: E402
 from spec.argument import single  # noqa: E402
+from spec.kinds import Kind  # noqa: E402
 
 LINE = 112
 # Schema type to: a struct's member, a parameter that must be given, one that may be missing.
@@ -55,19 +56,30 @@ def numbers() -> str:
     """The constants of procedural fields as macros: device code cannot refer to arrays of the host."""
 
     def floats(values: Sequence[float]) -> str:
-        return "{" + ", ".join(f"{value!r}f" for value in values) + "}"
+        return "{" + ", ".join(f"{float(value)!r}f" for value in values) + "}"
+
+    def kinds(first: Kind) -> str:
+        names = {kind: f"k{kind.name.title().replace('_', '')}" for kind in Kind if kind >= first}
+        return " ".join(f"X({name}, {kind.name}, {int(kind)})" for kind, name in names.items())
 
     m, w = constants.PHILOX_MULTIPLIERS, constants.PHILOX_WEYL
     lines = [
-        "// Written by build_tools/bindings.py from flexkern/spec/constants.py, which says where they are from.",  # noqa: E501
+        "// Written by build_tools/bindings.py from flexkern/spec: kinds.py, constants.py and normal_table.py say more.",  # noqa: E501
         "#pragma once",
         "",
+        f"#define FLEXKERN_KINDS(X) {kinds(Kind.STORED)}",
+        f"#define FLEXKERN_LAST_KIND {int(max(Kind))}",
+        f"#define FLEXKERN_RANDOM_KINDS(X) {kinds(Kind.UNIFORM)}",
         f"#define FLEXKERN_PHILOX_ROUNDS {constants.PHILOX_ROUNDS}",
         *(f"#define FLEXKERN_PHILOX_M{i} {value:#x}u" for i, value in enumerate(m)),
         *(f"#define FLEXKERN_PHILOX_W{i} {value:#x}u" for i, value in enumerate(w)),
         f"#define FLEXKERN_SQRT_HALF_BITS {constants.SQRT_HALF_BITS:#x}",
         f"#define FLEXKERN_NORMAL_CENTRE {floats(constants.NORMAL_CENTRE)}",
         f"#define FLEXKERN_NORMAL_TAIL {floats(constants.NORMAL_TAIL)}",
+        f"#define FLEXKERN_NORMAL_ROWS {len(normal_table.ROWS)}",
+        f"#define FLEXKERN_NORMAL_FIRST {normal_table.FIRST}",
+        f"#define FLEXKERN_NORMAL_SHIFT {normal_table.SHIFT}",
+        f"#define FLEXKERN_NORMAL_TABLE {{{', '.join(map(floats, normal_table.ROWS))}}}",
     ]
     return "\n".join(lines) + "\n"
 

@@ -98,6 +98,7 @@ FIELDS = {
         2**64 - 1, 2**32 - 1, low=-0.3, high=1.7, purpose=Purpose.ANCHOR, offset=2**62 - 5001
     ),
     "normal": Field.normal(2**63 + 11, 5, mean=0.1, std=0.0123, offset=3),
+    "normal_table": Field.normal_table(2**63 + 11, 5, mean=0.1, std=0.0123, offset=3),
     "biased_high": Field.biased_high(2, 3, offset=2),
     "biased_low": Field.biased_low(2, 3, offset=2**34 + 1),
 }
@@ -138,8 +139,8 @@ def test_numpy_field_of_a_constant(core: ModuleType) -> None:
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"kind": 0}, ValueError, r"kind must be 1 .. 5, got 0"),
-        ({"kind": 6}, ValueError, r"kind must be 1 .. 5, got 6"),
+        ({"kind": 0}, ValueError, r"kind must be 1 .. 6, got 0"),
+        ({"kind": 7}, ValueError, r"kind must be 1 .. 6, got 7"),
         ({"shape": [-1]}, ValueError, r"negative"),
         ({"seed": -1}, TypeError, r"incompatible function arguments"),
         ({"seed": 2**64}, TypeError, r"incompatible function arguments"),

@@ -9,7 +9,7 @@ from flexkern.fields import SOURCE_FLOATS, SOURCE_INTS, Kind
 from flexkern.spec.layers import Layer
 from flexkern.spec.mask import words_in_row
 from flexkern.triton_kernels.arguments import check_counts, check_sources, check_tensors, device_number
-from flexkern.triton_kernels.field import source_row
+from flexkern.triton_kernels.field import Source, computed_source
 from flexkern.triton_kernels.memory import ALIGNMENT
 from flexkern.triton_kernels.metaplastic import TRITON_DTYPES
 from flexkern.triton_kernels.rules import MOST_STATES, rule_numbers
@@ -26,7 +26,6 @@ __all__ = [
 ]
 
 Rows = tuple[Sequence[int], Sequence[float]]
-Source = tuple[int, int, int, int, int, int, float, float]
 # A constant 0 that is never looked at.
 NOTHING: Source = (int(Kind.CONSTANT), 0, 0, 0, 0, 0, 0.0, 0.0)
 
@@ -133,17 +132,17 @@ def _source_rows(given: Layer) -> tuple[Rows, Rows]:
 def source_arguments(given: Layer) -> tuple[Source, Source]:
     """The sources of anchor and flexibility, as in :func:`field.source_tile`."""
     a_rows, f_rows = _source_rows(given)
-    a = _source(given.anchor, *a_rows)
-    return a, NOTHING if given.alpha is not None else _source(given.flexibility, *f_rows)
+    device = given.weight.device
+    a = _source(given.anchor, *a_rows, device)
+    return a, NOTHING if given.alpha is not None else _source(given.flexibility, *f_rows, device)
 
 
-def _source(stored: Tensor | None, sources: Sequence[int], parameters: Sequence[float]) -> Source:
+def _source(
+    stored: Tensor | None, sources: Sequence[int], parameters: Sequence[float], device: torch.device
+) -> Source:
     if stored is not None:
         return (int(Kind.STORED), stored.data_ptr(), 0, 0, 0, 0, 0.0, 0.0)
-    (kind, seed, stream, offset, purpose), (p0, p1) = source_row(
-        sources[:SOURCE_INTS], parameters[:SOURCE_FLOATS]
-    )
-    return (kind, 0, seed, stream, offset, purpose, p0, p1)
+    return computed_source(sources[:SOURCE_INTS], parameters[:SOURCE_FLOATS], device)
 
 
 def is_aligned(addresses: Sequence[int], anchor: Source, flexibility: Source) -> bool:

@@ -14,7 +14,7 @@ from flexkern.backends.tuning import architecture, config, launch_options
 from flexkern.fields import SOURCE_INTS, Kind
 from flexkern.spec.metaplastic import Step
 from flexkern.triton_kernels.arguments import check_counts, check_sources, check_tensors, device_number
-from flexkern.triton_kernels.field import source_row, source_tile
+from flexkern.triton_kernels.field import Source, computed_source, source_tile
 from flexkern.triton_kernels.memory import TILES, exact_weight, full_tiles, load_float32, store_float32
 from flexkern.triton_kernels.rules import VARIANTS, counted, rule_numbers, rule_of, state_bits
 from flexkern.triton_kernels.table import NOTHING, Row, TableCache, load_row, source_columns
@@ -271,8 +271,8 @@ def metaplastic_step_(given: Step) -> None:
         a = f = [NOTHING] * len(weight)
         if not given.alpha:
             (a_ints, a_floats), (f_ints, f_floats) = _halves(given.sources, given.parameters)
-            a = source_columns(given.anchor, len(weight), a_ints, a_floats)
-            f = source_columns(given.flexibility, len(weight), f_ints, f_floats)
+            a = source_columns(given.anchor, weight, a_ints, a_floats)
+            f = source_columns(given.flexibility, weight, f_ints, f_floats)
         addresses = [[t.data_ptr() for t in tensors] or [0] * len(weight) for tensors in arrays]
         counts = [t.data_ptr() for t in given.step] or [0] * len(weight)
         columns = zip(map(Tensor.numel, weight), zip(*addresses, strict=True), a, f, counts, strict=True)
@@ -321,8 +321,8 @@ def metaplastic_gate(
     a_stored, f_stored = ([] if t is None else [t] for t in (anchor, flexibility))
     check_sources(a_stored, "anchor", [weight], sources[:half_ints], parameters[:half_floats])
     check_sources(f_stored, "flexibility", [weight], sources[half_ints:], parameters[half_floats:])
-    a = _gate_source(anchor, sources[:half_ints], parameters[:half_floats])
-    f = _gate_source(flexibility, sources[half_ints:], parameters[half_floats:])
+    a = _gate_source(anchor, sources[:half_ints], parameters[:half_floats], weight.device)
+    f = _gate_source(flexibility, sources[half_ints:], parameters[half_floats:], weight.device)
     scale_number, scale_address = device_number(scale, scale_tensor, "scale_tensor", weight)
     out = torch.empty_like(weight, memory_format=torch.contiguous_format)
     numel = weight.numel()
@@ -340,12 +340,12 @@ def metaplastic_gate(
     return out
 
 
-def _gate_source(stored: Tensor | None, sources: Sequence[int], parameters: Sequence[float]) -> tuple:
-    """kind, address, seed, stream, offset, purpose, p0, p1."""
+def _gate_source(
+    stored: Tensor | None, sources: Sequence[int], parameters: Sequence[float], device: torch.device
+) -> Source:
     if stored is not None:
         return (int(Kind.STORED), stored.data_ptr(), 0, 0, 0, 0, 0.0, 0.0)
-    (kind, *position), floats = source_row(sources, parameters)
-    return (kind, 0, *position, *floats)
+    return computed_source(sources, parameters, device)
 
 
 # --------------------------------------------------------------------------- ahead of time, and tuning

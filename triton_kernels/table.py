@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from flexkern.fields import SOURCE_FLOATS, SOURCE_INTS, Kind
-from flexkern.triton_kernels.field import source_row
+from flexkern.triton_kernels.field import computed_source
 from flexkern.triton_kernels.memory import full_tiles
 from flexkern.triton_kernels.rules import MOST_STATES
 
@@ -85,28 +85,28 @@ def load_row(table, tensors):
 # --------------------------------------------------------------------------- the host's side
 
 
-def _computed_source(ints: Sequence[int], floats: Sequence[float]) -> list[int]:
-    (kind, *position), parameters = source_row(ints, floats)
-    return [kind, 0, *position, *np.array(parameters, dtype=np.float32).view(np.int32).tolist()]
+def _column(ints: Sequence[int], floats: Sequence[float], device: torch.device) -> list[int]:
+    *integers, p0, p1 = computed_source(ints, floats, device)
+    return [*integers, *np.array([p0, p1], dtype=np.float32).view(np.int32).tolist()]
 
 
 NOTHING = [int(Kind.STORED), 0, 0, 0, 0, 0, 0, 0]
-_ZERO = _computed_source([int(Kind.CONSTANT), 0, 0, 0, 0], [0.0, 0.0])
-_ONE = _computed_source([int(Kind.CONSTANT), 0, 0, 0, 0], [1.0, 0.0])
+_ZERO, _ONE = (_column([int(Kind.CONSTANT), 0, 0, 0, 0], [v, 0.0], torch.device("cpu")) for v in (0.0, 1.0))
 
 
 def source_columns(
-    stored: Sequence[Tensor], count: int, sources: Sequence[int], parameters: Sequence[float]
+    stored: Sequence[Tensor], weights: Sequence[Tensor], sources: Sequence[int], parameters: Sequence[float]
 ) -> list[list[int]]:
-    """The columns of the anchors (or flexibilities) of ``count`` weights; empty ``sources``: all are stored."""
+    """The columns of the anchors (or flexibilities) of the weights; empty ``sources``: all are stored."""
     remaining = iter(stored)
     columns = []
-    for i in range(count):
+    for i, weight in enumerate(weights):
         ints = sources[SOURCE_INTS * i : SOURCE_INTS * (i + 1)]
         if not ints or ints[0] == Kind.STORED:
             columns.append([int(Kind.STORED), next(remaining).data_ptr(), 0, 0, 0, 0, 0, 0])
         else:
-            columns.append(_computed_source(ints, parameters[SOURCE_FLOATS * i : SOURCE_FLOATS * (i + 1)]))
+            floats = parameters[SOURCE_FLOATS * i : SOURCE_FLOATS * (i + 1)]
+            columns.append(_column(ints, floats, weight.device))
     return columns
 
 

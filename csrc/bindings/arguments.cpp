@@ -99,8 +99,7 @@ const float* number_pointer(const std::optional<Tensor>& tensor, const char* nam
 }
 
 Source field_source(const int64_t* row, const double* parameters) {
-  FLEXKERN_CHECK(row[0] > static_cast<int64_t>(Kind::kStored) && row[0] <= static_cast<int64_t>(Kind::kBiasedLow),
-                 "kind ", row[0], " is not a procedural source");
+  FLEXKERN_CHECK(is_computed(row[0]), "kind ", row[0], " is not a procedural source");
   Source source;
   source.kind = static_cast<Kind>(row[0]);
   source.seed = static_cast<uint64_t>(row[1]);

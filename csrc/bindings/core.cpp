@@ -29,8 +29,9 @@ static py::dict build_info() {
 
 static py::array_t<float> field(std::vector<py::ssize_t> shape, int kind, uint64_t seed, uint32_t stream,
                                 uint64_t offset, uint32_t purpose, double p0, double p1) {
-  if (kind <= static_cast<int>(Kind::kStored) || kind > static_cast<int>(Kind::kBiasedLow))
-    throw py::value_error("kind must be 1 .. 5, got " + std::to_string(kind));
+  if (!is_computed(kind))
+    throw py::value_error("kind must be 1 .. " + std::to_string(FLEXKERN_LAST_KIND) + ", got " +
+                          std::to_string(kind));
   Source source;
   source.kind = static_cast<Kind>(kind);
   source.seed = seed;
@@ -56,12 +57,9 @@ static py::array_t<float> exp2_array(py::array_t<float, py::array::c_style | py:
 
 static py::dict kinds() {
   py::dict values;
-  values["STORED"] = static_cast<int>(Kind::kStored);
-  values["CONSTANT"] = static_cast<int>(Kind::kConstant);
-  values["UNIFORM"] = static_cast<int>(Kind::kUniform);
-  values["NORMAL"] = static_cast<int>(Kind::kNormal);
-  values["BIASED_HIGH"] = static_cast<int>(Kind::kBiasedHigh);
-  values["BIASED_LOW"] = static_cast<int>(Kind::kBiasedLow);
+#define FLEXKERN_KIND(name, python_name, number) values[#python_name] = static_cast<int>(Kind::name);
+  FLEXKERN_KINDS(FLEXKERN_KIND)
+#undef FLEXKERN_KIND
   return values;
 }
 

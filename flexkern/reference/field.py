@@ -21,6 +21,7 @@ from flexkern.spec.constants import (
     PHILOX_WEYL,
     SQRT_HALF_BITS,
 )
+from flexkern.spec.normal_table import FIRST, ROWS, SHIFT
 
 __all__ = ["field", "field_values", "fill_field_", "materialize", "philox", "sources_to_tensors"]
 
@@ -57,8 +58,8 @@ def _sqrt(x: Tensor) -> Tensor:
     return torch.sqrt(x.double()).float()
 
 
-def _horner(coefficients: Sequence[float], t: Tensor) -> Tensor:
-    p = torch.full_like(t, coefficients[-1])
+def _horner(coefficients: Sequence[float] | Sequence[Tensor], t: Tensor) -> Tensor:
+    p = torch.zeros_like(t) + coefficients[-1]
     for c in reversed(coefficients[:-1]):
         p = p * t + c
     return p
@@ -82,6 +83,15 @@ def _normal_quantile(u: Tensor) -> Tensor:
     return x * torch.where(w < 5.0, centre, tail)
 
 
+def _normal_by_table(word: Tensor) -> Tensor:
+    """The quantile of a word's lower 31 bits, of which the last is set, so that they are not 0; the top bit is
+    the sign."""
+    v = ((word | 1) & 0x7FFFFFFF).float()  # rounded to nearest
+    rows = torch.tensor(ROWS, dtype=torch.float32, device=word.device)[(v.view(torch.int32) >> SHIFT) - FIRST]
+    x = _horner(rows.unbind(-1), v)
+    return torch.where(word >> 31 == 1, -x, x)
+
+
 def field_values(word: Tensor, kind: Kind, parameters: Sequence[float]) -> Tensor:
     """Random words (int64, 32 bits each) to float32 values of the distribution, by inverse CDF."""
     p0, p1 = parameters
@@ -90,6 +100,8 @@ def field_values(word: Tensor, kind: Kind, parameters: Sequence[float]) -> Tenso
         return u * _float32(p1 - p0) + _float32(p0)
     if kind == Kind.NORMAL:
         return _normal_quantile(u) * _float32(p1) + _float32(p0)
+    if kind == Kind.NORMAL_TABLE:
+        return _normal_by_table(word) * _float32(p1) + _float32(p0)
     # CDF x^2/2 + x/2 = u has the root (sqrt(1 + 8u) - 1) / 2, written without its cancellation.
     high = (4.0 * u) / (_sqrt(8.0 * u + 1.0) + 1.0)
     return high if kind == Kind.BIASED_HIGH else 1.0 - high

@@ -111,8 +111,11 @@ def _spoil(rng: np.random.Generator, arguments: dict[str, Any]) -> str:
     elif isinstance(value, Tensor):
         arguments[name] = odd_tensor(rng, value, others)
     elif isinstance(value, Field):
-        wrong = (Field.normal(0), Field.uniform(0, low=-2.0, high=9.0), Field.biased_low(2**64 - 1, 2**32 - 1))
-        arguments[name] = wrong[rng.integers(3)] if chance(rng, 0.5) else odd_value(rng)
+        wrong = (
+            Field.normal(0), Field.normal_table(0), Field.uniform(0, low=-2.0, high=9.0),
+            Field.biased_low(2**64 - 1, 2**32 - 1),
+        )  # fmt: skip
+        arguments[name] = wrong[rng.integers(len(wrong))] if chance(rng, 0.5) else odd_value(rng)
     elif name == "shape":
         arguments[name] = _SHAPES[rng.integers(len(_SHAPES))]
     elif isinstance(value, (str, bool)) or value is None:

@@ -32,6 +32,8 @@ FIELDS = [
     Field.uniform(2**64 - 1, 2**32 - 1, low=-0.3, high=0.7, offset=2**34 + 3),
     Field.normal(5, std=0.02),
     Field.normal(5, mean=1.0, std=2.0, offset=1),
+    Field.normal_table(5, std=0.02),
+    Field.normal_table(5, mean=1.0, std=2.0, offset=1),
     Field.biased_high(7, offset=2),
     Field.biased_low(7),
 ]

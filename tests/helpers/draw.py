@@ -108,7 +108,7 @@ def field(rng: np.random.Generator, *, of_anchor: bool) -> Field:
     offset = int(either(rng, 0, 0, 1, 3, 17, 2**33 + 5, 2**61))
     if of_anchor:
         if chance(rng, 0.5):
-            return Field.normal(seed, stream, std=0.5, offset=offset)
+            return either(rng, Field.normal, Field.normal_table)(seed, stream, std=0.5, offset=offset)
         return Field.uniform(seed, stream, low=-1.0, purpose=Purpose.ANCHOR, offset=offset)
     return either(rng, Field.uniform, Field.biased_high, Field.biased_low)(seed, stream, offset=offset)
 

@@ -119,7 +119,13 @@ def _others(found: Results) -> None:
     w = draw(1, STEPS) * 0.1
     found["gate"] = ops.metaplastic_gate(w, w + draw(2, STEPS) * 0.01, share(3, STEPS), 30.0)
     found["flexibility_field"] = ops.flexibility_field((STEPS,), seed=3, offset=5)
-    for field in (Field.normal(1), Field.biased_high(2), Field.biased_low(3, offset=2)):
+    fields = (
+        Field.normal(1),
+        Field.normal_table(5, offset=1),
+        Field.biased_high(2),
+        Field.biased_low(3, offset=2),
+    )
+    for field in fields:
         found[f"field.{field.kind.name}"] = ops.materialize(field, (STEPS,))
     found["pack_mask"] = ops.pack_mask(draw(1, ROWS, COLUMNS) > 0)
     found["unpack_mask"] = ops.unpack_mask(found["pack_mask"], COLUMNS)

@@ -83,14 +83,19 @@ def test_a_held_gate_against_float64(
     c.check(c.judged(alpha.double(), 0.0), w, master)
 
 
-ANCHORS = [None, Field.normal(3, 1, offset=5), Field.uniform(2, low=-1, high=1)]
+ANCHORS = [
+    None,
+    Field.normal(3, 1, offset=5),
+    Field.normal_table(3, 1, offset=5),
+    Field.uniform(2, low=-1, high=1),
+]
 FLEXIBILITIES = [None, Field.uniform(1), Field.biased_high(2), 0.3, 1, 0.0, np.float32(0.5), np.int64(1)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_all_sources_in_one_list(backend: str, dtype: torch.dtype) -> None:
     pairs = [(a, f) for a in ANCHORS for f in FLEXIBILITIES]
-    calls = [Call(shape, i, dtype) for i, shape in zip(range(len(pairs)), SHAPES * 4, strict=False)]
+    calls = [Call(shape, i, dtype) for i, shape in zip(range(len(pairs)), SHAPES * 5, strict=False)]
     weights, masters = [c.weight.clone() for c in calls], [copy(c.master) for c in calls]
     anchors: list[Any] = [c.anchor if a is None else a for c, (a, _) in zip(calls, pairs, strict=True)]
     flexibilities: list[Any] = [

@@ -128,7 +128,9 @@ def test_nesterov_needs_momentum_without_dampening(momentum: float, dampening: f
 
 
 @pytest.mark.parametrize(
-    "field", [Field.uniform(0, low=-1.0), Field.uniform(0, high=1.5), Field.normal(0)], ids=str
+    "field",
+    [Field.uniform(0, low=-1.0), Field.uniform(0, high=1.5), Field.normal(0), Field.normal_table(0)],
+    ids=str,
 )
 def test_a_field_that_is_no_flexibility(field: Field) -> None:
     refuses(

@@ -70,6 +70,8 @@ FIELDS = {
     "normal": Field.normal(2**63 + 11, 5, offset=2),
     "normal_glorot": Field.normal(12, 6, mean=0.1, std=0.0123, offset=2**33 + 3),
     "normal_constant": Field.normal(3, mean=0.7, std=0.0),
+    "normal_table": Field.normal_table(2**63 + 11, 5, offset=2),
+    "normal_table_glorot": Field.normal_table(12, 6, mean=0.1, std=0.0123, offset=2**33 + 3),
     "biased_high": Field.biased_high(2, 3, offset=2**34 - 2),
     "biased_low": Field.biased_low(2, 3, offset=4099),
 }
@@ -143,6 +145,7 @@ DISTRIBUTIONS = {
     "uniform_bounds": (Field.uniform(22, low=-2.0, high=3.0), lambda x: (x + 2) / 5, 1 / 2, 5 * 12**-0.5),
     "normal": (Field.normal(23), special.ndtr, 0.0, 1.0),
     "normal_scaled": (Field.normal(24, mean=3.0, std=0.5), lambda x: special.ndtr((x - 3) / 0.5), 3.0, 0.5),
+    "normal_table": (Field.normal_table(23), special.ndtr, 0.0, 1.0),
     # density x + 1/2: mean 7/12, second moment 5/12
     "biased_high": (Field.biased_high(25), lambda x: x * x / 2 + x / 2, 7 / 12, math.sqrt(5 / 12 - 49 / 144)),
     "biased_low": (

@@ -294,7 +294,11 @@ def test_layouts(backend: str, dtype: torch.dtype, layout: str, coincidence: str
 
 
 @pytest.mark.parametrize("flexibility", [None, 0.3, Field.uniform(9, 1, offset=2)], ids=str)
-@pytest.mark.parametrize("anchor", [None, Field.normal(17, 5, std=0.5, offset=3)], ids=str)
+@pytest.mark.parametrize(
+    "anchor",
+    [None, Field.normal(17, 5, std=0.5, offset=3), Field.normal_table(17, 5, std=0.5, offset=3)],
+    ids=str,
+)
 @pytest.mark.parametrize("silent", [0.0, 0.5])
 def test_a_source_gives_the_bits_of_its_tensor(
     backend: str, silent: float, anchor: Field | None, flexibility: Field | float | None

@@ -220,6 +220,7 @@ ANCHORS = {
     "stored": None,
     "uniform": Field.uniform(2**64 - 5, 3, low=-1.5, high=0.75, purpose=Purpose.ANCHOR, offset=5),
     "normal": Field.normal(17, 2**32 - 1, mean=0.25, std=0.5, offset=2**40 + 3),
+    "normal_table": Field.normal_table(17, 2**32 - 1, mean=0.25, std=0.5, offset=2**40 + 3),
 }
 FLEXIBILITIES = {"stored": None, "number": 0.3, "uniform": Field.uniform(9, 1, offset=2)}
 

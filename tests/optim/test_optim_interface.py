@@ -172,6 +172,7 @@ BAD = {
     "flexibility count": ({"flexibility": [0.5]}, ValueError, "1 entries but its group has 3"),
     "flexibility of a vector": ({"flexibility": [1, torch.ones(5), 1]}, ValueError, "flexible_vectors=True"),
     "flexibility normal": ({"flexibility": Field.normal(0)}, ValueError, r"values in \[0, 1\]"),
+    "flexibility normal by table": ({"flexibility": Field.normal_table(0)}, ValueError, r"values in \[0, 1\]"),
     "flexibility range": ({"flexibility": Field.uniform(0, low=-1)}, ValueError, r"values in \[0, 1\]"),
     "flexibility none": ({"flexibility": None}, TypeError, r"flexibility\[0\] must be a number, a tensor"),
     "anchor tensor": ({"anchor": torch.ones(6, 5)}, TypeError, r"anchor\[0\] must be None"),

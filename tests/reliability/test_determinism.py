@@ -151,6 +151,7 @@ def test_stored_and_procedural(backend: str) -> None:
         (Field.normal(1, std=0.1), Field.uniform(2)),
         (Field.normal(3, std=0.1), Field.biased_high(4, offset=3)),
         (Field.normal(5, std=0.1), 0.25),
+        (Field.normal_table(6, std=0.1, offset=1), Field.uniform(2)),
     ):
         with flexkern.use_backend(backend):
             stepped = []
@@ -231,6 +232,7 @@ def test_backends(here: Results, backend: str) -> None:
             stepped = w.clone()
             ops.metaplastic_sgd_(stepped, g, anchor, f, lr=0.01, scale=30.0)
             fields = [Field.uniform(1, offset=3), Field.normal(2), Field.biased_high(3), Field.biased_low(4)]
+            fields += [Field.normal_table(5, offset=1)]
             found[name] = {
                 "fields": torch.cat([ops.materialize(field, (n,)) for field in fields]),
                 "words": ops.pack_mask(g.view(8, 125) > 0),

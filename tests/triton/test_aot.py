@@ -42,7 +42,7 @@ def compile_variants(target: str, names: Iterable[str]) -> list[dict]:
 WIDE = {
     "sgd-stored-fp32-fp32": (8, 2),  # w g f a; w
     "sgd-stored-fp32-fp32-momentum": (10, 4),  # and the buffer
-    "sgd-mixed-fp32-fp32": (8, 2),
+    "sgd-mixed-fp32-fp32": (40, 2),  # and a row of the table for each value of two drawn fields, masked or not
     "sgd-held-fp32-fp32": (6, 2),  # w g alpha; w
     "sgd-stored-bf16-bf16": (6, 2),  # master f a; master: the others are 8 bytes
     "sgd-stored-bf16-fp32": (8, 2),
@@ -51,7 +51,7 @@ WIDE = {
     "displacement-held-fp32": (6, 2),
     "displacement-stored-bf16": (6, 2),  # master f a; master
     "gate-stored": (6, 2),
-    "fill": (0, 2),
+    "fill": (8, 2),  # a row of the table for each value
     "pack-aligned": (1, 0),  # 16 bytes of the mask a thread
     "unpack-aligned": (0, 1),
     # Two for pre, and no more for the gradient of linear_step_, which is a product: a part of its tile is 8

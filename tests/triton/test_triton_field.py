@@ -21,6 +21,7 @@ FIELDS = {
     "uniform_far": Field.uniform(2**64 - 1, 2**31, offset=2**62 - 5000),
     "normal": Field.normal(2**63, 5, offset=2**33 + 3),
     "normal_scaled": Field.normal(12, 6, mean=0.1, std=0.0123),
+    "normal_table": Field.normal_table(2**63 + 1, 5, mean=0.1, std=0.0123, offset=2**33 + 3),
     "biased_high": Field.biased_high(2, 3, offset=2**34 - 2),
     "biased_low": Field.biased_low(2**32, 3, offset=4099),
 }
@@ -77,7 +78,7 @@ def test_a_constant_source(value: float, device: torch.device) -> None:
         (torch.empty(3, dtype=torch.float64), [2, 0, 0, 0, 0], TypeError, "out must be torch.float32"),
         (torch.empty(3, 4).t(), [2, 0, 0, 0, 0], ValueError, "out must be contiguous"),
         (torch.empty(3), [0, 0, 0, 0, 0], ValueError, "kind 0 is not one of a source without a tensor"),
-        (torch.empty(3), [6, 0, 0, 0, 0], ValueError, "kind 6"),
+        (torch.empty(3), [7, 0, 0, 0, 0], ValueError, "kind 7"),
         (torch.empty(3), [2, 0, 0, 0], ValueError, "a source is 5 integers and 2 numbers"),
     ],
 )

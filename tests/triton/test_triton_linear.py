@@ -8,6 +8,7 @@ threshold.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -133,11 +134,15 @@ def test_an_empty_batch(activities: str | None, device: torch.device, alpha_fact
     )
 
 
-@pytest.mark.parametrize("columns", [40, 37])
-def test_procedural_sources_give_the_bits_of_stored_ones(columns: int, device: torch.device) -> None:
+@pytest.mark.parametrize(
+    ("columns", "normal"), [(40, Field.normal), (37, Field.normal), (37, Field.normal_table)]
+)
+def test_procedural_sources_give_the_bits_of_stored_ones(
+    columns: int, normal: Callable[..., Field], device: torch.device
+) -> None:
     shape = (5, columns)
     layer, batch = make_layer(shape, 4), Batch(16, shape, torch.float32, device)
-    fields = {"anchor": Field.normal(5, offset=2**33 + columns % 4), "flexibility": Field.uniform(7, 2)}
+    fields = {"anchor": normal(5, offset=2**33 + columns % 4), "flexibility": Field.uniform(7, 2)}
     tensors = {name: reference.materialize(field, shape).to(device) for name, field in fields.items()}
     one, other = layer.copy(device), layer.copy(device)
     results = [run(one, batch, Rule(), "hebbian", **fields), run(other, batch, Rule(), "hebbian", **tensors)]

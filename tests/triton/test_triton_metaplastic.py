@@ -192,6 +192,7 @@ ANCHORS = {
     "stored": None,
     "uniform": Field.uniform(3, 1, low=-0.3, high=0.7, purpose=Purpose.ANCHOR, offset=2**33 + 3),
     "normal": Field.normal(2**64 - 1, 5, std=0.5),
+    "normal_table": Field.normal_table(2**64 - 1, 5, std=0.5, offset=3),
 }
 FLEXIBILITIES = {
     "stored": None,

@@ -118,7 +118,8 @@ def test_a_held_gate(insert: str, device: torch.device) -> None:
 ANCHORS = {
     "stored": None,
     "normal": Field.normal(2**64 - 1, 5, std=0.5),
-    "shard": Field.normal(5, offset=2**33 + 3),
+    "table": Field.normal_table(2**64 - 1, 5, std=0.5),
+    "shard": Field.normal_table(5, offset=2**33 + 3),
 }
 FLEXIBILITIES = {
     "stored": None,

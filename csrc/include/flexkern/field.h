@@ -2,12 +2,18 @@
 // the same operations in the same order; results are bit-identical.
 #pragma once
 
+#include "flexkern/normal_table.h"
 #include "flexkern/philox.h"
 
 namespace flexkern {
 
-// flexkern.fields.Kind has the same numbers; a test compares them.
-enum class Kind : int32_t { kStored, kConstant, kUniform, kNormal, kBiasedHigh, kBiasedLow };
+// Those of flexkern/spec/kinds.py.
+#define FLEXKERN_KIND(name, python_name, number) name = number,
+enum class Kind : int32_t { FLEXKERN_KINDS(FLEXKERN_KIND) };
+#undef FLEXKERN_KIND
+constexpr bool is_computed(int64_t kind) {
+  return kind > static_cast<int64_t>(Kind::kStored) && kind <= FLEXKERN_LAST_KIND;
+}
 
 // Where the anchor or the flexibility of a tensor comes from.
 struct Source {
@@ -17,7 +23,7 @@ struct Source {
   uint32_t stream = 0;
   uint32_t purpose = 0;
   Kind kind = Kind::kStored;
-  float p0 = 0, p1 = 0;  // kConstant: value; kUniform: low, high - low; kNormal: mean, std
+  float p0 = 0, p1 = 0;  // kConstant: value; kUniform: low, high - low; normal ones: mean, std
 
   // From the parameters of flexkern.Field, rounded to float32 once.
   void set_parameters(double first, double second) {
@@ -71,6 +77,7 @@ FLEXKERN_FN F field_value(ints<F> word, Kind kind, float p0, float p1) {
   const F u = (to_float((word >> 9) & 0x7fffff) + 0.5f) * 0x1p-23f;  // exact, in (0, 1)
   if (kind == Kind::kUniform) return u * p1 + p0;
   if (kind == Kind::kNormal) return normal_quantile(u) * p1 + p0;
+  if (kind == Kind::kNormalTable) return normal_by_table<F>(word) * p1 + p0;
   // CDF x^2/2 + x/2 = u has the root (sqrt(1 + 8u) - 1) / 2, written without its cancellation.
   const F high = div_rn(u * 4.0f, sqrt_rn(u * 8.0f + 1.0f) + 1.0f);
   return kind == Kind::kBiasedHigh ? high : 1.0f - high;

@@ -119,6 +119,7 @@ def field(r: Random) -> Field:
             Field.uniform(seed, stream, offset=offset),
             Field.uniform(seed, stream, low=-0.3, high=0.7, offset=offset),
             Field.normal(seed, std=0.02, stream=stream, offset=offset),
+            Field.normal_table(seed, std=0.02, stream=stream, offset=offset),
             Field.biased_high(seed, offset=offset),
             Field.biased_low(seed, offset=offset),
         ),
