@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from flexkern.nn.silent.layer_of_weight import silent_synapses
+from flexkern.ops.checks import exact_dtype
 from flexkern.optim import flexibilities, group_options, plain_state
 from flexkern.optim.group_options import scale_in_force
 from flexkern.optim.members import OptimizerOfSlots, settings_of
@@ -102,6 +103,26 @@ class MetaplasticOptimizer(OptimizerOfSlots):
                 if synapses is not None:
                     synapses.end_item()
         self._no_effect.is_settled = True
+
+    def exact(self, parameter: Tensor) -> Tensor:
+        """The weight that steps are taken on, of the part of a parameter that is here.
+
+        Args:
+            parameter: one of this optimizer's.
+
+        Returns:
+            The parameter itself, detached; of a bfloat16 or float16 one its float32 master, or itself widened
+            where it has none yet or was written from outside.
+
+        Raises:
+            ValueError: if it is not a parameter of this optimizer.
+        """
+        for group in self.param_groups:
+            if any(p is parameter for p in group["params"]):
+                self.slots_of(group)
+                weight = self._slots[parameter].weight(self.state.get(parameter, {}))
+                return weight.to(exact_dtype(weight))
+        raise ValueError(f"parameter of shape {tuple(parameter.shape)} is not one of this optimizer")
 
     def scales(self) -> list[float | Tensor | None]:
         """The scale in force in each group; None where "auto" has not measured it yet."""

@@ -17,7 +17,7 @@ from flexkern.features import FeatureCache, extract_from, fingerprint
 from flexkern.learners.base import Item, Learner
 from flexkern.learners.mlp.cuda_graph import Step, check_cuda_graph, graphed_steps
 from flexkern.learners.mlp.inputs import check_cache, check_inputs, is_finite
-from flexkern.learners.mlp.network import build
+from flexkern.learners.mlp.network import PRECISIONS, build
 from flexkern.learners.mlp.output_gate import OUTPUT_GATES, class_gates, gated
 from flexkern.learners.mlp.rows import Rows, read, rows_of
 from flexkern.learners.progress import tell
@@ -69,6 +69,10 @@ class MLPLearner(Learner):
             brings, and hardly those it names in passing. It needs these negatives: on two-digit items, where
             half of an item's images are others' with wrong labels, plain SGD keeps three times as much with
             it; on class-incremental streams, whose items have none, it does nothing. "none": all of the error.
+        precision: "float32", or "bfloat16": parameters and activations are bfloat16, and so are products; each
+            step is taken on float32 masters of the parameters, of which these are the roundings, and the loss
+            and all answers are float32. It pays where layers are wide and the processor multiplies bfloat16
+            (AVX512-BF16, AMX, a GPU); others are right, and slower than in float32. See ``docs/tuning.md``.
 
     Raises:
         TypeError, ValueError: naming the argument.
@@ -95,6 +99,7 @@ class MLPLearner(Learner):
         cuda_graph: bool = False,
         features_cache: str | os.PathLike[str] | FeatureCache | None = None,
         output_gate: str = "none",
+        precision: str = "float32",
     ) -> None:
         self.input_shape = sizes(input_shape, "input_shape", what="shape of one input")
         self.classes = classes = whole_number(classes, "classes")
@@ -105,13 +110,14 @@ class MLPLearner(Learner):
         configuration: dict[str, Any] = {
             "input_shape": list(self.input_shape), "classes": classes, "widths": list(units), "lr": lr,
             "momentum": momentum, "batch_size": self.batch_size,
-            "output_gate": output_gate,
+            "output_gate": output_gate, "precision": choice(precision, "precision", PRECISIONS),
         }  # fmt: skip
         super().__init__(seed=seed, device=device, configuration=configuration)
         if features is not None and not isinstance(features, nn.Module):
             raise TypeError(f"features must be a torch.nn.Module or None, got {type(features).__name__}")
         self.features = None if features is None else features.to(self.device).eval()
         self.features_cache = check_cache(features_cache, self.features)
+        self._dtype = PRECISIONS[precision]
         self.model, self.optimizer = self._build((self._count_features(), *units, classes), lr, momentum)
         self._cuda_graph = check_cuda_graph(cuda_graph, self.device, type(self), MLPLearner)
 
@@ -120,7 +126,7 @@ class MLPLearner(Learner):
     ) -> tuple[nn.Module, MetaplasticSGD | None]:
         """The network of these sizes and its optimizer; None: nothing is trained, and an item is taken in by
         :meth:`_after_item` alone. Here f = 1 is plain SGD, where scale has no effect."""
-        model, fields = build(sizes, self.seed, self.device)
+        model, fields = build(sizes, self.seed, self.device, dtype=self._dtype)
         anchors = [a for field in fields for a in (field, None)]
         optimizer = MetaplasticSGD(
             model.parameters(),
@@ -243,7 +249,7 @@ class MLPLearner(Learner):
         """One step of training on a batch; the mean loss before it. Nothing in it waits for the device."""
         assert self.optimizer is not None
         self.optimizer.zero_grad()
-        logits = self.model(x)
+        logits = self._forward(x)
         loss = nn.functional.cross_entropy(logits if gates is None else gated(logits, gates), y)
         loss.backward()
         self._before_step()
@@ -261,12 +267,17 @@ class MLPLearner(Learner):
         return np.random.default_rng([self.seed, self.items_learned, epoch, step, what])
 
     def _zeros(self) -> list[Tensor]:
-        """A tensor of zeros for each parameter."""
-        return [torch.zeros_like(p) for p in self.model.parameters()]
+        """A tensor of zeros for each parameter, float32."""
+        return [torch.zeros_like(p, dtype=torch.float32) for p in self.model.parameters()]
+
+    def _exact(self) -> list[Tensor]:
+        """The parameters, float32: of bfloat16 ones the masters. Not to be written to."""
+        assert self.optimizer is not None
+        return [self.optimizer.exact(p) for p in self.model.parameters()]
 
     def _copies(self) -> list[Tensor]:
-        """The parameters as they are."""
-        return [p.detach().clone() for p in self.model.parameters()]
+        """The parameters as they are, float32."""
+        return [p.clone() for p in self._exact()]
 
     # ------------------------------------------------------------------ answering
 
@@ -305,7 +316,11 @@ class MLPLearner(Learner):
 
     def _answer(self, x: Tensor) -> Tensor:
         """Logits float32 [n, classes] of features float32 [n, width]."""
-        return self.model(x)
+        return self._forward(x)
+
+    def _forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.model(x.to(self._dtype))
+        return logits.float()
 
     def _widest(self, width: int) -> int:
         """Numbers that an answer has of each input at once, given the width of its features."""

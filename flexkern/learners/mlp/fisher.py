@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from flexkern.learners.mlp.network import linear_layers
+from flexkern.ops.checks import exact_dtype
 
 __all__ = ["diagonal_fisher", "draw_labels", "mean_squared_gradients"]
 
@@ -22,10 +23,11 @@ def diagonal_fisher(model: nn.Sequential, x: Tensor, u: Tensor) -> list[Tensor]:
         u: [n], uniform on [0, 1): they draw the labels, one for each input.
 
     Returns:
-        A tensor for each parameter, in the order of ``model.parameters()``, in its shape and dtype.
+        A tensor for each parameter, in the order of ``model.parameters()``, in its shape and dtype; float32 of
+        a low-precision model, and all of it computed in float32.
     """
     with torch.no_grad():
-        logits = model(x)
+        logits = _entered(model, x)[-1]
     return mean_squared_gradients(model, x, draw_labels(logits, u))
 
 
@@ -38,20 +40,26 @@ def mean_squared_gradients(model: nn.Sequential, x: Tensor, labels: Tensor) -> l
     product, ``(delta^2)^T (a^2)``, and those of the bias are the sum of ``delta^2``.
     """
     layers = linear_layers(model)
-    entered = []  # each layer's input
-    for i, layer in enumerate(layers):
-        x = x.relu() if i else x
-        entered.append(x)
-        x = layer(x)
-    delta = nn.functional.one_hot(labels, x.shape[1]) - x.softmax(1)
+    *entered, logits = _entered(model, x)
+    delta = nn.functional.one_hot(labels, logits.shape[1]) - logits.softmax(1)
     squares: list[Tensor] = []
     for i in reversed(range(len(layers))):
         squared = delta.square() / len(labels)
         squares = [squared.T @ entered[i].square(), squared.sum(0), *squares]
         if i:
             # The derivative of ReLU is 1 where its output is over 0, and 0 at 0, as autograd has it.
-            delta = (delta @ layers[i].weight) * (entered[i] > 0)
+            delta = (delta @ layers[i].weight.to(delta.dtype)) * (entered[i] > 0)
     return squares
+
+
+def _entered(model: nn.Sequential, x: Tensor) -> list[Tensor]:
+    """Each layer's input, and the logits. 1 - p of a likely class would be lost in bfloat16."""
+    found: list[Tensor] = []
+    for layer in linear_layers(model):
+        found.append(x.relu() if found else x)
+        exact = exact_dtype(layer.weight)
+        x = nn.functional.linear(found[-1], layer.weight.to(exact), layer.bias.to(exact))
+    return [*found, x]
 
 
 @torch.no_grad()

@@ -42,7 +42,8 @@ class MetaplasticMLP(MLPLearner):
     all classes of the stream, as in the paper. Each item is learned with the alpha that the weights had when it
     began; when it ends, the synapses are consolidated: the next item finds them as stiff as this one left them.
     The initial weights are procedural, so the optimizer needs no copy of them as anchors (on a CPU it keeps one
-    with gate "step"). Weights are float32, whatever torch's default dtype is::
+    with gate "step"). Weights are float32, whatever torch's default dtype is, or with ``precision="bfloat16"``
+    roundings of float32 masters, on which the synapses step::
 
         learner = MetaplasticMLP(stream.input_shape, stream.classes, features=extractor)
         for item in stream:
@@ -56,7 +57,7 @@ class MetaplasticMLP(MLPLearner):
 
     Args:
         input_shape, classes, widths, features, batch_size, seed, device, cuda_graph, features_cache,
-            output_gate: as in :class:`flexkern.learners.mlp.base.MLPLearner`; the paper: widths (4096, 4096),
+            output_gate, precision: as in :class:`flexkern.learners.mlp.base.MLPLearner`; the paper: widths (4096, 4096),
             batch_size 1024. The seed is that of flexibility and of the choice of silent synapses, too.
         network: "conventional" (f = 1), "hybrid" (f uniform on (0, 1)), "stable" (f = 0.3), or any
             ``flexibility`` that :class:`flexkern.optim.MetaplasticSGD` takes.
@@ -97,6 +98,7 @@ class MetaplasticMLP(MLPLearner):
         cuda_graph: bool = False,
         features_cache: str | os.PathLike[str] | FeatureCache | None = None,
         output_gate: str = "none",
+        precision: str = "float32",
         **fields_of_reserve: Any,
     ) -> None:
         if isinstance(network, str) and network not in {*NETWORKS, "uniform", "biased_high", "biased_low"}:
@@ -118,7 +120,7 @@ class MetaplasticMLP(MLPLearner):
         super().__init__(
             input_shape, classes, widths=widths, features=features, lr=lr, momentum=momentum,
             batch_size=batch_size, seed=seed, device=device, cuda_graph=cuda_graph,
-            features_cache=features_cache, output_gate=output_gate,
+            features_cache=features_cache, output_gate=output_gate, precision=precision,
         )  # fmt: skip
         self._configuration |= {
             "network": network if isinstance(network, (str, int, float)) else type(network).__name__,
@@ -129,7 +131,7 @@ class MetaplasticMLP(MLPLearner):
         }
 
     def _build(self, sizes: Sequence[int], lr: float, momentum: float) -> tuple[nn.Sequential, MetaplasticSGD]:
-        model, initial = build(sizes, self.seed, self.device, self._reserve.layer_options())
+        model, initial = build(sizes, self.seed, self.device, self._reserve.layer_options(), self._dtype)
         # Where each step takes anchors anew, a CPU reads them in a third of the time that drawing normal values
         # takes.
         stores_anchors = self._gate == "step" and self.device.type == "cpu"

@@ -14,13 +14,20 @@ from flexkern import ops
 from flexkern.fields import Field, Purpose
 from flexkern.nn import SilentLinear
 
-__all__ = ["build", "linear_layers"]
+__all__ = ["PRECISIONS", "build", "linear_layers"]
+
+# What a network's parameters and activations are, by the name of a precision.
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def build(
-    sizes: Sequence[int], seed: int, device: torch.device, reserve: dict[str, Any] | None = None
+    sizes: Sequence[int],
+    seed: int,
+    device: torch.device,
+    reserve: dict[str, Any] | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[nn.Sequential, list[Field]]:
-    """Linear layers with ReLU between them: Glorot-normal weights, zero bias, in float32.
+    """Linear layers with ReLU between them: Glorot-normal weights, zero bias.
 
     Args:
         sizes: inputs, units of each hidden layer, outputs.
@@ -30,6 +37,7 @@ def build(
             hidden layers then are. The output layer never is: each of its units answers to one class, and that
             of a late class must not wait until enough of its own images have made synapses functional.
             Functional synapses have the weights that they have without a reserve.
+        dtype: of weights and biases: low-precision ones begin as the roundings of float32 ones.
 
     Returns:
         The network, and the field that each layer's weight was initialised from.
@@ -46,7 +54,7 @@ def build(
                 fan_in,
                 fan_out,
                 device=device,
-                dtype=torch.float32,
+                dtype=dtype,
                 seed=seed,
                 stream=number,
                 init=field,
@@ -55,7 +63,7 @@ def build(
         else:
             # skip_init leaves memory as it is: drawing torch's own initial values would move its global
             # generator.
-            layer = nn.utils.skip_init(nn.Linear, fan_in, fan_out, device=device, dtype=torch.float32)
+            layer = nn.utils.skip_init(nn.Linear, fan_in, fan_out, device=device, dtype=dtype)
             with torch.no_grad():
                 layer.weight.copy_(ops.materialize(field, layer.weight.shape, device=device))
         with torch.no_grad():

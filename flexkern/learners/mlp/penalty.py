@@ -12,6 +12,7 @@ from torch import Tensor
 from flexkern.learners.base import Item
 from flexkern.learners.mlp.base import MLPLearner
 from flexkern.learners.scenarios import FEW, SCENARIOS
+from flexkern.ops.checks import exact_dtype
 from flexkern.plain import number
 from flexkern.streams.base import Experience
 
@@ -60,11 +61,12 @@ class QuadraticPenalty(MLPLearner):
         strength, lr = self._FACTOR * self._configuration["strength"], self._configuration["lr"]
         if strength == 0 or self.items_learned == 0:
             return
-        for p, anchor, importance in zip(self.model.parameters(), self._anchors, self._importance, strict=True):
+        of_each = zip(self.model.parameters(), self._exact(), self._anchors, self._importance, strict=True)
+        for p, exact, anchor, importance in of_each:
             assert p.grad is not None
             stiffness = (strength * importance).clamp_(max=1 / lr if lr else math.inf)
             # A new tensor: SI reads the gradient without the penalty after the step.
-            p.grad = torch.addcmul(p.grad, stiffness, p - anchor)
+            p.grad = torch.addcmul(p.grad, stiffness, exact - anchor).to(p.dtype)
 
     def _extra_state(self) -> dict[str, Tensor]:
         return numbered("anchor", self._anchors) | numbered("importance", self._importance)
@@ -81,9 +83,10 @@ class QuadraticPenalty(MLPLearner):
         """
         found = [state.get(f"{name}.{i}") for i, _ in enumerate(self.model.parameters())]
         for i, (value, p) in enumerate(zip(found, self.model.parameters(), strict=True)):
-            if value is None or value.shape != p.shape or value.dtype is not p.dtype:
+            dtype = exact_dtype(p)
+            if value is None or value.shape != p.shape or value.dtype is not dtype:
                 have = "missing" if value is None else f"{value.dtype} {list(value.shape)}"
-                raise ValueError(f"extra.{name}.{i} is {have}, and must be {p.dtype} {list(p.shape)}")
+                raise ValueError(f"extra.{name}.{i} is {have}, and must be {dtype} {list(p.shape)}")
         return [value for value in found if value is not None]
 
 

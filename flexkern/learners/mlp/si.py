@@ -72,9 +72,7 @@ class SI(QuadraticPenalty):
 
     @torch.no_grad()
     def _after_step(self) -> None:
-        for path, p, (gradient, before) in zip(
-            self._path, self.model.parameters(), self._step_from, strict=True
-        ):
+        for path, p, (gradient, before) in zip(self._path, self._exact(), self._step_from, strict=True):
             path.addcmul_(gradient, p - before, value=-1)
         self._step_from = []
 
