@@ -153,9 +153,18 @@ def gated_step(at: Setting) -> Comparison:
 
 @case("metaplastic/procedural-step", devices=(CPU, GPU), backends=BACKENDS, budget=True)
 def procedural_step(at: Setting) -> Comparison:
+    return _procedural(at, Field.normal(1, std=0.02), "f and a")
+
+
+@case("metaplastic/procedural-step-table", devices=(CPU, GPU), backends=BACKENDS, budget=True)
+def procedural_step_by_table(at: Setting) -> Comparison:
+    return _procedural(at, Field.normal_table(1, std=0.02), "f and a, normal by table")
+
+
+def _procedural(at: Setting, a: Field, what: str) -> Comparison:
     on_gpu = at.device == GPU
     elements = at.size(1 << 28 if on_gpu else 1 << 24, 1 << 16)
-    f, a = Field.uniform(1), Field.normal(1, std=0.02, purpose=Purpose.ANCHOR)
+    f = Field.uniform(1)
     stored_f = ops.materialize(f, (elements,), device=at.device)
     stored_a = ops.materialize(a, (elements,), device=at.device)
     w = ops.materialize(a, (elements,), device=at.device)
@@ -178,7 +187,7 @@ def procedural_step(at: Setting) -> Comparison:
     if on_gpu:
         sgd.goal = at_most(1.05)
     return Comparison(
-        f"step, procedural f and a, {count(elements)} float32{at.suffix()}",
+        f"step, procedural {what}, {count(elements)} float32{at.suffix()}",
         partial(procedural, w, g),
         [sgd, Peer("ours with both stored", partial(stored, w, g), check)],
         Work(12 * elements),
