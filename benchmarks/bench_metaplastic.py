@@ -163,6 +163,12 @@ def procedural_uniform(at: Setting) -> Comparison:
     return procedural(at, a, "procedural f and a, uniform")
 
 
+@case("metaplastic/procedural-step-table", devices=(CPU, GPU), backends=BACKENDS, budget=True)
+def procedural_step_by_table(at: Setting) -> Comparison:
+    a = Field.normal_table(1, std=0.02, purpose=Purpose.ANCHOR)
+    return procedural(at, a, "procedural f and a, normal by table")
+
+
 def procedural(at: Setting, a: Field, title: str) -> Comparison:
     on_gpu = at.device == GPU
     elements = at.size(1 << 28 if on_gpu else 1 << 24, 1 << 16)

@@ -26,14 +26,13 @@ FLEXKERN_FN F cubic(const F (&c)[4], F v) {
 
 // The x that a normal value exceeds in size with the probability v / 2^31, for v in [1, 2^31].
 FLEXKERN_FN float half_normal(float v) {
+  const int32_t row = (bit_cast<int32_t>(v) >> kNormalShift) - kNormalFirst;
 #if defined(__CUDA_ARCH__)
-  const float4 row = __ldg(kNormalTableOnDevice + ((__float_as_int(v) >> kNormalShift) - kNormalFirst));
-  const float c[4] = {row.x, row.y, row.z, row.w};
+  const float4 of_row = __ldg(kNormalTableOnDevice + row);
+  const float c[4] = {of_row.x, of_row.y, of_row.z, of_row.w};
   return cubic(c, v);
 #else
-  int32_t bits;
-  memcpy(&bits, &v, sizeof(bits));
-  return cubic(kNormalTable[(bits >> kNormalShift) - kNormalFirst], v);
+  return cubic(kNormalTable[row], v);
 #endif
 }
 

@@ -66,6 +66,7 @@ inline int atomicAdd(int* address, int value) {
   *address += value;
   return before;
 }
+inline float4 __ldg(const float4* address) { return *address; }
 inline void __stwb(float4* address, float4 value) { *address = value; }
 inline void __stwb(uint2* address, uint2 value) { *address = value; }
 
