@@ -110,9 +110,8 @@ class Places:
             assert bool((memory[end:] == guard).all()), "memory behind a tensor was written"
         for placed, before in self.read:
             found, expected = (t.new_empty(t.numel()).copy_(t.reshape(-1)) for t in (placed, before))
-            assert torch.equal(found.view(torch.uint8), expected.view(torch.uint8)), (
-                "what is only read was written"
-            )
+            same_bytes = torch.equal(found.view(torch.uint8), expected.view(torch.uint8))
+            assert same_bytes, "what is only read was written"
 
 
 def field(r: Random) -> Field:
@@ -373,8 +372,8 @@ def adamw_pass(
     given = (rule.lr, gate.get("scale"), named, master, nonfinite, numbers, insertion)
     of = {name: activities.get(name) for name in ("pre", "post", "coincidence")}
     return synapse_step_by_rule(
-        SYNAPSE_STEPS["synapse_adamw_step_"], weight, grad, LayerGate(anchor, flexible, gate.get("alpha")), words,
-        of["pre"], of["post"], of["coincidence"], threshold, given,
+        SYNAPSE_STEPS["synapse_adamw_step_"], weight, grad, LayerGate(anchor, flexible, gate.get("alpha")),
+        words, of["pre"], of["post"], of["coincidence"], threshold, given,
     )  # fmt: skip
 
 
@@ -400,20 +399,20 @@ def small_case(r: Random) -> str:
     return "field, gate, mask, null"
 
 
-# Each kernel of csrc/cuda, and the case that launches it: test_translate.py fails where one is not here, and
-# `main` where its case does not launch it.
-KERNELS: dict[str, Callable[[Random], str]] = {
-    "step_kernel": step_case,
-    "displace_kernel": displacement_case,
-    "synapse_kernel": layer_case,
-    "fill_kernel": small_case,
-    "gate_kernel": small_case,
-    "null_kernel": small_case,
-    "pack_kernel": small_case,
-    "unpack_kernel": small_case,
+# Each kernel of csrc/cuda, the case that launches it, and how many variants it is compiled for (dtypes of weight and
+# gradient, rules, sizes of tables): test_translate.py fails where one is not here, `main` where one is not launched.
+KERNELS: dict[str, tuple[Callable[[Random], str], int]] = {
+    "step_kernel": (step_case, 5 * 2 * 3),
+    "displace_kernel": (displacement_case, 3 * 3),
+    "synapse_kernel": (layer_case, 5 * 2),
+    "fill_kernel": (small_case, 1),
+    "gate_kernel": (small_case, 1),
+    "null_kernel": (small_case, 1),
+    "pack_kernel": (small_case, 1),
+    "unpack_kernel": (small_case, 1),
 }
-CASES = (*dict.fromkeys(KERNELS.values()), step_case, layer_case)  # those with most variants more often
-ENOUGH = 100  # cases, after which each kernel has been launched
+CASES = (*dict.fromkeys(of for of, _ in KERNELS.values()), step_case, layer_case)  # more often what varies most
+ENOUGH = 100, 1000  # cases, after which each kernel has been launched, and in each of its variants
 
 
 def case(r: Random) -> str:
@@ -435,8 +434,11 @@ def main(first: int, count: int) -> None:
     library.cuda_on_host_launched.restype = ctypes.c_char_p
     lines = library.cuda_on_host_launched().decode().splitlines()
     variants = {kernel: int(number) for kernel, _, number in map(str.split, lines)}
-    if count >= ENOUGH:
+    if count >= ENOUGH[0]:
         assert sorted(variants) == sorted(KERNELS), "these kernels were launched, and these have a case"
+    if count >= ENOUGH[1]:
+        expected = {kernel: number for kernel, (_, number) in KERNELS.items()}
+        assert variants == expected, "these variants were launched, and these are expected"
     assert library.cuda_on_host_contexts() == 0b10, "there is a context on a GPU that has no tensors"
     print(json.dumps({"cases": count, "launches": launches(), "variants": variants,
                       "outcomes": found["outcomes"]}))  # fmt: skip
