@@ -399,9 +399,9 @@ def small_case(r: Random) -> str:
     return "field, gate, mask, null"
 
 
-# Each kernel of csrc/cuda, the case that launches it, and how many variants it is compiled for (dtypes of weight
-# and gradient, rules, sizes of tables). test_translate.py fails where one is not here, `main` where one is not
-# launched.
+# Each kernel of csrc/cuda, the case that launches it, and how many variants it is compiled for (dtypes of
+# weight and gradient, rules, sizes of tables). test_translate.py fails where one is not here, `main` where its
+# case does not launch it.
 KERNELS: dict[str, tuple[Callable[[Random], str], int]] = {
     "step_kernel": (step_case, 5 * 2 * 3),
     "displace_kernel": (displacement_case, 3 * 3),
