@@ -68,7 +68,7 @@ esac
 
 @pytest.mark.parametrize("status", [0, 1])
 def test_what_the_build_does_around_cmake(tmp_path: Path, status: int) -> None:
-    """It passes on what was asked for, leaves no library of an earlier build, and says what helps if it fails."""
+    """It passes on what was asked for, leaves no library of before, and says what helps if CMake fails."""
     pytest.importorskip("setuptools", reason="setuptools is not installed")
     pytest.importorskip("pybind11", reason="pybind11 is not installed")
     lib = tmp_path / "built" / "flexkern" / "lib"
