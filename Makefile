@@ -13,7 +13,10 @@ SELECT ?= not slow and not gpu
 INSTALL := FLEXKERN_BUILD_DIR=$(CURDIR)/build/cmake $(BIN)/pip install --editable
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc build_tools flexkern/spec -type f -not -name '*.pyc')
 
-.PHONY: demo test lint bench fuzz asan reliability mutate gpu-check clean
+# What a build is told: where that changes, it is made again.
+OPTIONS := $(FLEXKERN_CUDA) $(FLEXKERN_CUDA_ARCHS) $(FLEXKERN_EXTENSION)
+
+.PHONY: always demo test lint bench fuzz asan reliability mutate gpu-check clean
 
 demo: $(VENV)/.demo
 	$(BIN)/flexkern demo
@@ -60,18 +63,21 @@ $(VENV)/.torch:
 	$(BIN)/pip install $(TORCH) numpy
 	touch $@
 
-$(VENV)/.demo: $(VENV)/.torch $(SOURCES)
+$(VENV)/.options: $(VENV)/.torch always
+	@[ "$$(cat $@ 2>&1)" = '$(OPTIONS)' ] || echo '$(OPTIONS)' > $@
+
+$(VENV)/.demo: $(VENV)/.torch $(VENV)/.options $(SOURCES)
 	$(INSTALL) '.[cli,vit]'
 	touch $@
 
 # timm without what it depends on: that has no build for CPUs, and tests stand in for it.
-$(VENV)/.test: $(VENV)/.torch $(SOURCES)
+$(VENV)/.test: $(VENV)/.torch $(VENV)/.options $(SOURCES)
 	$(INSTALL) '.[test]'
 	$(BIN)/pip install --no-deps timm
 	touch $@ $(VENV)/.demo
 
 # Has all that the other two have: one installation serves for them, too.
-$(VENV)/.dev: $(VENV)/.torch $(SOURCES)
+$(VENV)/.dev: $(VENV)/.torch $(VENV)/.options $(SOURCES)
 	$(INSTALL) '.[dev]'
 	$(BIN)/pip install --no-deps timm
 	touch $@ $(VENV)/.test $(VENV)/.demo

@@ -96,12 +96,13 @@ def _compiler(chosen: str, path: str) -> str | None:
             f"flexkern needs a C++17 compiler, and {command[0]} does not compile a small program ({said}): "
             f"install g++ or clang++, or set CXX; {PLAIN}"
         )
-    header = Path(sysconfig.get_path("include"), "Python.h")
-    if not header.exists():
+    # Debian's Python has them where its own packages are, and not where pip's would be.
+    folders = (sysconfig.get_path("include"), sysconfig.get_config_var("INCLUDEPY"))
+    if not any(Path(folder, "Python.h").exists() for folder in folders if folder):
         version = ".".join(map(str, sys.version_info[:2]))
         return (
-            f"flexkern needs the headers of Python, and {header} is not there: install python{version}-dev "
-            f"(Debian, Ubuntu) or python3-devel (Fedora); {PLAIN}"
+            f"flexkern needs the headers of Python, and {folders[0]} has no Python.h: install "
+            f"python{version}-dev (Debian, Ubuntu) or python3-devel (Fedora); {PLAIN}"
         )
     return None
 
@@ -162,7 +163,8 @@ def find_all() -> Found:
             f"FLEXKERN_TORCH_DIR to the folder of an installed torch package; {PLAIN}"
         )
     try:
-        plan(*(os.environ.get(name, "") for name in CUDA_OPTIONS), torch)
+        cuda, archs = (os.environ.get(name, "") for name in CUDA_OPTIONS)
+        plan(cuda, archs, torch)
     except RefusedError as refusal:
         raise SystemExit(str(refusal)) from None
     return Found(str(good_cmake()), str(program("ninja")), torch)

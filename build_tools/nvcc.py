@@ -150,7 +150,7 @@ def find(environment: Mapping[str, str]) -> Path:
     given = environment.get("CUDACXX")
     homes = [environment[name] for name in ("CUDA_HOME", "CUDA_PATH") if environment.get(name)]
     folders = [*(f"{home}/bin" for home in homes), environment.get("PATH", ""), INSTALLED]
-    found = shutil.which(given or "nvcc", path=os.pathsep.join(folders))
+    found = shutil.which(given or "nvcc", path=os.pathsep.join(filter(None, folders)))
     if found is None:
         where = "there is no nvcc in CUDA_HOME, on PATH or in /usr/local/cuda"
         raise _UselessError(f"CUDACXX names {given}, which is no program" if given else where)

@@ -53,5 +53,7 @@ def cuda_of(torch: Path) -> str | None:
 
 def _said(torch: Path, name: str) -> str | None:
     """A text that its version.py assigns."""
-    found = re.search(rf"^{name}\b[^=]*=\s*'([^']*)'", (torch / "version.py").read_text(), re.MULTILINE)
+    file = torch / "version.py"
+    text = file.read_text() if file.exists() else ""
+    found = re.search(rf"^{name}\b[^=]*=\s*'([^']*)'", text, re.MULTILINE)
     return None if found is None else found.group(1)

@@ -50,7 +50,8 @@ def main(folder: Path, architecture: str) -> int:
     if lacking:
         print(f"no compiled kernels, only Triton's and the reference: {', '.join(lacking)} is missing")
         return 0
-    if not find_nvcc():
+    nvcc = find_nvcc()
+    if nvcc is None:
         print("no CUDA kernels, only those of the CPU and Triton's: nvcc is not on PATH or in CUDA_HOME")
     install = [
         sys.executable, "-m", "pip", "install", "--no-build-isolation", "--no-deps", "--upgrade", "--target",
@@ -60,6 +61,7 @@ def main(folder: Path, architecture: str) -> int:
         # What has been compiled when this is cut is not compiled again.
         "FLEXKERN_BUILD_DIR": str(folder.with_name(f"{folder.name}-cmake")),
         **os.environ,
+        "FLEXKERN_CUDA": "0" if nvcc is None else "1",  # also where torch is one for CPUs
         "FLEXKERN_CUDA_ARCHS": architecture,
     }
     code = subprocess.run(install, cwd=ROOT, env=environment).returncode

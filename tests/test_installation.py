@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,93 @@ def test_what_is_installed(tmp_path: Path) -> None:
     ):  # fmt: skip
         assert f"flexkern/{needed}" in built
     assert not [path for path in built if "test_" in path or "conftest" in path or "stud" in path]
+
+
+CMAKE = """#!/bin/sh
+echo "$@" >> {folder}/calls
+case "$1" in
+--version) echo cmake version 3.30.0;;
+--build) exit {status};;
+--install) mkdir -p {lib}; touch {lib}/libflexkern_cpu.so {lib}/../_core{suffix};;
+esac
+"""
+
+
+@pytest.mark.parametrize("status", [0, 1])
+def test_what_the_build_does_around_cmake(tmp_path: Path, status: int) -> None:
+    """It passes on what was asked for, leaves no library of before, and says what helps if CMake fails."""
+    pytest.importorskip("setuptools", reason="setuptools is not installed")
+    pytest.importorskip("pybind11", reason="pybind11 is not installed")
+    lib = tmp_path / "built" / "flexkern" / "lib"
+    lib.mkdir(parents=True)
+    (lib / "libflexkern_cuda.so").touch()  # which has other operators, perhaps
+    suffix = sysconfig.get_config_var("EXT_SUFFIX")
+    programs = {
+        "cmake": CMAKE.format(folder=tmp_path, lib=lib, suffix=suffix, status=status),
+        "ninja": "#!/bin/sh\n",
+        "c++": "#!/bin/sh\n",
+    }
+    for name, text in programs.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    for name in ("include/torch/csrc/stable/library.h", "version.py"):
+        (tmp_path / "torch" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "torch" / name).touch()
+    given = {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}", "CXX": "c++", "FLEXKERN_CUDA": "0",
+        "FLEXKERN_CUDA_ARCHS": "80;90", "FLEXKERN_TORCH_DIR": str(tmp_path / "torch"),
+    }  # fmt: skip
+    command = [sys.executable, "setup.py", "-q", "build_ext", "--build-lib", str(tmp_path / "built")]
+    done = subprocess.run(
+        [*command, "--build-temp", str(tmp_path / "temp")], cwd=ROOT, env=_environment() | given,
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    calls = (tmp_path / "calls").read_text()
+    assert "-DFLEXKERN_CUDA=0 -DFLEXKERN_CUDA_ARCHS=80;90" in calls
+    assert done.returncode == status, done.stderr
+    if status:
+        assert done.stderr.splitlines()[-1].startswith(
+            "flexkern's kernels do not compile here, as is said above; "
+        )
+        assert "FLEXKERN_EXTENSION=0" in done.stderr
+        return
+    assert [path.name for path in lib.iterdir()] == ["libflexkern_cpu.so"]
+
+
+def test_make_builds_again_for_other_options(tmp_path: Path) -> None:
+    """`FLEXKERN_CUDA=1 make demo` after `make demo`: else it would do nothing."""
+    make = shutil.which("make")
+    if make is None:
+        pytest.skip("make is not installed")
+    for folder in ("csrc", "build_tools", "flexkern/spec", ".venv/bin"):
+        (tmp_path / folder).mkdir(parents=True)
+    for name in ("Makefile", "pyproject.toml", "setup.py", "CMakeLists.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    for name in ("pip", "flexkern"):
+        (tmp_path / ".venv/bin" / name).write_text(f'#!/bin/sh\necho {name} "$@"\n')
+        (tmp_path / ".venv/bin" / name).chmod(0o755)
+    (tmp_path / ".venv/.torch").touch()
+
+    def runs(**options: str) -> list[str]:
+        environment = {k: v for k, v in _environment().items() if not k.startswith(("FLEXKERN", "MAKE"))}
+        done = subprocess.run(
+            [make, "-s", "demo"],
+            cwd=tmp_path,
+            env=environment | options,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == 0, done.stderr
+        assert not done.stderr
+        return [line.split()[0] for line in done.stdout.splitlines()]
+
+    assert runs() == ["pip", "flexkern"]
+    assert runs() == ["flexkern"]
+    assert runs(FLEXKERN_CUDA="1") == ["pip", "flexkern"]
+    assert runs(FLEXKERN_CUDA="1") == ["flexkern"]
+    assert runs(FLEXKERN_CUDA="1", FLEXKERN_CUDA_ARCHS="80;90") == ["pip", "flexkern"]
+    assert runs() == ["pip", "flexkern"]
 
 
 def _environment() -> dict[str, str]:

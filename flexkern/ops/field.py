@@ -20,6 +20,7 @@ __all__ = ["flexibility_field", "materialize"]
 FILL = Operator("fill_field_")
 _SHAPES = frozenset({tuple, list, torch.Size})
 _INTS = frozenset({int})
+_DEVICES = frozenset({type(None), torch.device, str, int})
 
 
 def materialize(field: Field, shape: Sequence[int], *, device: torch.device | str | None = None) -> Tensor:
@@ -44,7 +45,9 @@ def materialize(field: Field, shape: Sequence[int], *, device: torch.device | st
 
 def _attempt(field: Any, shape: Any, device: Any) -> Attempt | None:
     """The call of the compiled operator, on a tensor that is there then; None if the checks must look first."""
-    if type(field) is not Field or type(shape) not in _SHAPES or not _INTS.issuperset(map(type, shape)):
+    if type(field) is not Field or type(shape) not in _SHAPES or type(device) not in _DEVICES:
+        return None
+    if not _INTS.issuperset(map(type, shape)):  # True is no size
         return None
     try:
         out = torch.empty(shape, dtype=torch.float32, device=device)

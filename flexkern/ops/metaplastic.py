@@ -291,7 +291,11 @@ def _attempt(
     if master is not None and getattr(first, "dtype", None) is torch.float32:
         master = None
     a, f, rows, floats = sources
-    arguments: tuple[Any, ...] = (weight, grad, a, f, lr, scale, alpha, rows, floats, *needed, master)
+    arguments: tuple[Any, ...] = (weight, grad, a, f, lr, scale)
+    takes_all = not (rule.is_plain and nonfinite == "skip")
+    # What is passed costs time, also if it is None.
+    if takes_all or not rule.none or not (alpha is None and rows is None and master is None):
+        arguments = (*arguments, alpha, rows, floats, *needed, master)
     if several:
         if not weight or not all(v is None or type(v) is list for v in (grad, a, f, alpha, *needed, master)):
             return None  # a Tensor would pass for a list of its rows, and of no weights nothing is looked at
@@ -306,7 +310,7 @@ def _attempt(
     numbers_fit = are_numbers((lr, scale)) and is_word(nonfinite, QUICK_NONFINITE)
     if not (numbers_fit and are_plain(written, operator, name)):
         return None
-    if not (rule.is_plain and nonfinite == "skip"):
+    if takes_all:
         arguments = (*arguments, None, None, *rule.numbers, nonfinite == "skip")
     return operator.compiled if several else operator.compiled_one, arguments, written
 

@@ -88,10 +88,15 @@ def test_a_compiler_that_does_not_compile(
 
 def test_no_headers_of_python(needs: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", str(program(tmp_path / "c++", "exit 0")))
-    monkeypatch.setattr(needs.sysconfig, "get_path", lambda name: str(tmp_path))
+    monkeypatch.setattr(needs.sysconfig, "get_path", lambda name: str(tmp_path / "local"))
+    monkeypatch.setattr(needs.sysconfig, "get_config_var", lambda name: str(tmp_path / "own"))
     why = needs.compiler_lacks()
-    assert f"{tmp_path / 'Python.h'} is not there: install python3." in why
+    assert f"{tmp_path / 'local'} has no Python.h: install python3." in why
     assert why.endswith(PLAIN)
+    needs._compiler.cache_clear()
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "Python.h").touch()  # as in Debian
+    assert needs.compiler_lacks() is None
 
 
 def test_nothing_is_fetched_for_a_build_that_cannot_be(

@@ -13,11 +13,11 @@ from torch import Tensor
 
 import flexkern
 from flexkern import Field, ops
-from flexkern.backends import requested
 from flexkern.ops import adapter, displacement, field, linear, mask, metaplastic, operator, synapse
 from helpers.arguments import Arguments, gated, linear_arguments, refuses, step_arguments, synapse_arguments
 from helpers.judge import same_bits
 from helpers.refusals import NOT_GATED, ONLY_GATED, WRONG
+from helpers.stand_in import on_a_gpu
 
 status = flexkern.backends()["cpu"]
 pytestmark = [
@@ -35,27 +35,6 @@ def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
         if request.param == "gpu":
             on_a_gpu(monkeypatch)
         yield request.param
-
-
-def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    def choose(op: str, device: torch.device, supported: Callable[[str], str | None]) -> str:
-        if requested() == "reference":
-            return "reference"
-        return next(name for name in ("cuda", "triton", "reference") if supported(name) is None)
-
-    monkeypatch.setattr(Tensor, "is_cpu", property(lambda _: False), raising=False)
-    monkeypatch.setattr(Tensor, "is_cuda", property(lambda _: True), raising=False)
-    monkeypatch.setattr(operator, "choose", choose)
-    for one in OPERATORS:
-        monkeypatch.setattr(one, "_on_gpus", {})
-        if "cuda" in one.spec.lacks:  # those that have no CUDA kernels: the CPU's stand for Triton's
-            monkeypatch.setitem(one._calls, "triton", one.compiled)
-
-
-OPERATORS = [
-    *metaplastic.STEPS.values(), *synapse.STEPS.values(), *linear.STEPS.values(), metaplastic.GATE,
-    adapter.FORWARD, displacement.DISPLACEMENT, field.FILL, mask.PACK, mask.UNPACK,
-]  # fmt: skip
 
 
 def without(arguments: Arguments, *names: str) -> Arguments:

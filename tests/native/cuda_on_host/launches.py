@@ -19,7 +19,10 @@ from torch import Tensor
 
 import flexkern
 from flexkern import Field, backends, ops
+from flexkern.ops.layers import LayerGate
 from flexkern.ops.null import null
+from flexkern.ops.synapse import STEPS as SYNAPSE_STEPS
+from flexkern.ops.synapse import synapse_step_by_rule
 from fuzz.harness import Fuzzer, run_cases
 
 __all__ = ["case", "main"]
@@ -107,7 +110,8 @@ class Places:
             assert bool((memory[end:] == guard).all()), "memory behind a tensor was written"
         for placed, before in self.read:
             found, expected = (t.new_empty(t.numel()).copy_(t.reshape(-1)) for t in (placed, before))
-            assert torch.equal(found.view(torch.uint8), expected.view(torch.uint8)), "what is only read was written"
+            same_bytes = torch.equal(found.view(torch.uint8), expected.view(torch.uint8))
+            assert same_bytes, "what is only read was written"
 
 
 def field(r: Random) -> Field:
@@ -292,9 +296,6 @@ def layer_case(r: Random) -> str:
     shape = rows, columns = choose(r, ROWS), choose(r, COLUMNS)
     dtype, of_grad = choose(r, DTYPES)
     rule, low, held = Rule(r, [shape]), dtype is not torch.float32, chance(r, 0.3)
-    if rule.adamw:  # has no public function of its own
-        rule.adamw, rule.states = False, {}
-        rule.numbers.pop("amsgrad")
     silent = torch.from_numpy(r.random(shape) < choose(r, (0.0, 0.3, 0.5, 1.0)))
     exact = normal(r, shape, 0.5) * ~silent
     for states in rule.states.values():
@@ -322,10 +323,13 @@ def layer_case(r: Random) -> str:
             else {"coincidence": place.reads(coincidence)}
         )
         gate = {"alpha": place.reads(alpha)} if held else {"scale": 20.0}
-        given = {**rule.numbers, **states, **options, **activities, **gate, "lr": rule.lr, "master": master}
-        counts = ops.synapse_step_(
-            weight, place.reads(grad), a, None if held else f, words, threshold=threshold, **given
-        )
+        f = None if held else f
+        if rule.adamw:
+            counts = adamw_pass(rule, weight, place.reads(grad), a, f, words, threshold, activities, gate,
+                                states, master, options)  # fmt: skip
+        else:
+            given = {**rule.numbers, **states, **options, **activities, **gate, "lr": rule.lr, "master": master}
+            counts = ops.synapse_step_(weight, place.reads(grad), a, f, words, threshold=threshold, **given)
         return weight if master is None else master, weight, words, a, states, counts
 
     found, expected = both(call, r)
@@ -338,13 +342,40 @@ def layer_case(r: Random) -> str:
     if low:
         same(found[1], found[0].to(dtype), 0, "rounding")
     for name in rule.states:
-        bound = (found[4][name].double().abs() + grad.double().abs() + exact.double().abs() + 1) * ULPS
+        size_of = found[4][name].double().abs() + grad.double().abs() ** 2 + grad.double().abs()
+        bound = (size_of + exact.double().abs() + 1) * ULPS
         same(found[4][name], expected[4][name], bound, name)
     if hebbian:
         same(found[3], expected[3], 1e-6, "anchor")
     for a, b in zip(found[5], expected[5], strict=True):
         assert torch.equal(a, b), "counts"
-    return "synapse"
+    return "synapse by adamw" if rule.adamw else "synapse"
+
+
+def adamw_pass(
+    rule: Rule,
+    weight: Tensor,
+    grad: Tensor,
+    anchor: Any,
+    flexible: Any,
+    words: Tensor,
+    threshold: Any,
+    activities: dict[str, Tensor],
+    gate: dict[str, Any],
+    states: dict[str, Any],
+    master: Tensor | None,
+    insertion: dict[str, Any],
+) -> Any:
+    """Has no public function of its own: modules call it."""
+    numbers = dict(rule.numbers)
+    nonfinite = numbers.pop("nonfinite")
+    named = {name: states.get(name) for name in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "step")}
+    given = (rule.lr, gate.get("scale"), named, master, nonfinite, numbers, insertion)
+    of = {name: activities.get(name) for name in ("pre", "post", "coincidence")}
+    return synapse_step_by_rule(
+        SYNAPSE_STEPS["synapse_adamw_step_"], weight, grad, LayerGate(anchor, flexible, gate.get("alpha")),
+        words, of["pre"], of["post"], of["coincidence"], threshold, given,
+    )  # fmt: skip
 
 
 def small_case(r: Random) -> str:
@@ -369,20 +400,21 @@ def small_case(r: Random) -> str:
     return "field, gate, mask, null"
 
 
-# Each kernel of csrc/cuda, and the case that launches it: test_translate.py fails where one is not here, and
-# `main` where its case does not launch it.
-KERNELS: dict[str, Callable[[Random], str]] = {
-    "step_kernel": step_case,
-    "displace_kernel": displacement_case,
-    "synapse_kernel": layer_case,
-    "fill_kernel": small_case,
-    "gate_kernel": small_case,
-    "null_kernel": small_case,
-    "pack_kernel": small_case,
-    "unpack_kernel": small_case,
+# Each kernel of csrc/cuda, the case that launches it, and how many variants it is compiled for (dtypes of
+# weight and gradient, rules, sizes of tables). test_translate.py fails where one is not here, `main` where its
+# case does not launch it.
+KERNELS: dict[str, tuple[Callable[[Random], str], int]] = {
+    "step_kernel": (step_case, 5 * 2 * 3),
+    "displace_kernel": (displacement_case, 3 * 3),
+    "synapse_kernel": (layer_case, 5 * 2),
+    "fill_kernel": (small_case, 1),
+    "gate_kernel": (small_case, 1),
+    "null_kernel": (small_case, 1),
+    "pack_kernel": (small_case, 1),
+    "unpack_kernel": (small_case, 1),
 }
-CASES = (*dict.fromkeys(KERNELS.values()), step_case, layer_case)  # those with most variants more often
-ENOUGH = 100  # cases, after which each kernel has been launched
+CASES = (*dict.fromkeys(of for of, _ in KERNELS.values()), step_case, layer_case)  # more often what varies most
+ENOUGH = 100, 1000  # cases, after which each kernel has been launched, and in each of its variants
 
 
 def case(r: Random) -> str:
@@ -404,8 +436,11 @@ def main(first: int, count: int) -> None:
     library.cuda_on_host_launched.restype = ctypes.c_char_p
     lines = library.cuda_on_host_launched().decode().splitlines()
     variants = {kernel: int(number) for kernel, _, number in map(str.split, lines)}
-    if count >= ENOUGH:
+    if count >= ENOUGH[0]:
         assert sorted(variants) == sorted(KERNELS), "these kernels were launched, and these have a case"
+    if count >= ENOUGH[1]:
+        expected = {kernel: number for kernel, (_, number) in KERNELS.items()}
+        assert variants == expected, "these variants were launched, and these are expected"
     assert library.cuda_on_host_contexts() == 0b10, "there is a context on a GPU that has no tensors"
     print(json.dumps({"cases": count, "launches": launches(), "variants": variants,
                       "outcomes": found["outcomes"]}))  # fmt: skip
