@@ -102,7 +102,8 @@ def test_the_report_reader_sees_a_spill() -> None:
 )
 def test_float32_step_reads_and_writes_16_bytes_at_a_time(kernel: str, loads: int, stores: int) -> None:
     body = _body(kernel)
-    assert len(re.findall(r"LDG\.E\.128", body)) == loads
+    # Rows of the table of normal values are read as constants.
+    assert len(re.findall(r"LDG\.E\.128(?!\.CONSTANT)", body)) == loads
     assert len(re.findall(r"STG\.E\.128", body)) == stores
 
 

@@ -74,10 +74,11 @@ FLEXKERN_FN F normal_quantile(F u) {
 // The value that a random word stands for. `kind` is the same for all lanes.
 template <class F>
 FLEXKERN_FN F field_value(ints<F> word, Kind kind, float p0, float p1) {
+  // First: behind the others ptxas spills a register of the step on sm_100.
+  if (kind == Kind::kNormalTable) return normal_by_table<F>(word) * p1 + p0;
   const F u = (to_float((word >> 9) & 0x7fffff) + 0.5f) * 0x1p-23f;  // exact, in (0, 1)
   if (kind == Kind::kUniform) return u * p1 + p0;
   if (kind == Kind::kNormal) return normal_quantile(u) * p1 + p0;
-  if (kind == Kind::kNormalTable) return normal_by_table<F>(word) * p1 + p0;
   // CDF x^2/2 + x/2 = u has the root (sqrt(1 + 8u) - 1) / 2, written without its cancellation.
   const F high = div_rn(u * 4.0f, sqrt_rn(u * 8.0f + 1.0f) + 1.0f);
   return kind == Kind::kBiasedHigh ? high : 1.0f - high;
