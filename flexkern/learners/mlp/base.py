@@ -68,7 +68,8 @@ class MLPLearner(Learner):
             (:mod:`flexkern.learners.mlp.output_gate`). So an item moves the outputs of the classes that it
             brings, and hardly those it names in passing. It needs these negatives: on two-digit items, where
             half of an item's images are others' with wrong labels, plain SGD keeps three times as much with
-            it; on class-incremental streams, whose items have none, it does nothing. "none": all of the error.
+            it; on class-incremental streams, whose items have none, it does not help
+            (docs/results/metaplasticity.md, split CIFAR-100). "none": all of the error.
 
     Raises:
         TypeError, ValueError: naming the argument.
