@@ -265,6 +265,8 @@ def _options(family: str) -> tuple[str, str, str]:
             continue
         of_others = [
             f"\n`{k} = {_default(own[m][k]).strip('`')}` is the default of {m}.\n"
+            if own[m][k].default is not None
+            else f"\nOf {m} the default is to leave `{k}` out.\n"
             for m in alike[1:]
             for k in keys
             if own[m][k].default != keys[k].default

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 import rich.console
 import typer
+from rich.measure import Measurement
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -22,6 +23,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 
 from flexkern.runs.folder import FolderInUseError
 from flexkern.runs.start import path_given
@@ -39,6 +41,7 @@ __all__ = [
     "say",
 ]
 
+_WIDEST = 400  # of a table
 # How a command ends that was stopped, as in a shell: 128 and the number of the signal; and sysexits' "try again
 # later" where another run has the folder.
 _INTERRUPTED, _TERMINATED, _PIPE_CLOSED, _IN_USE = 130, 143, 141, 75
@@ -53,6 +56,14 @@ class Console(rich.console.Console):
     def __init__(self, *, width: int | None = None, **options: Any) -> None:
         super().__init__(width=width, **options)
         self._width = width
+
+    def print(self, *objects: Any, width: int | None = None, **options: Any) -> None:
+        """In a file or a pipe a table has the width that its numbers need: nobody can widen a window there."""
+        if width is None and not self.is_terminal and "COLUMNS" not in os.environ:
+            free = self.options.update(max_width=_WIDEST)
+            needed = [Measurement.get(self, free, o).minimum for o in objects if isinstance(o, Table)]
+            width = max(self.width, *needed) if needed else None
+        super().print(*objects, width=width, **options)
 
     def on_broken_pipe(self) -> NoReturn:
         self.quiet = True

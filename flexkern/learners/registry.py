@@ -127,12 +127,19 @@ def make_learner(
         ValueError: if the method or an option is not known, or a value is outside its range.
     """
     if method not in METHODS:
-        raise ValueError(f"method must be one of {METHODS}, got {method!r}{nearest(method, METHODS)}")
+        of_mlp = MLP_METHODS.get(method) if isinstance(method, str) else None
+        there = f"; on a perceptron it is flexkern.learners.{of_mlp.__name__}" if of_mlp else ""
+        raise ValueError(f"method must be one of {METHODS}, got {method!r}{there or nearest(method, METHODS)}")
     learner: Any
     learner, defaults = _REGISTERED[METHODS._family, method]
     options = defaults | options
     known = learner.options()
     unknown = sorted(set(options) - set(known))
+    if "recipe" in unknown:
+        raise ValueError(
+            "recipe: make_learner takes the fields of a Recipe by themselves, as epochs=20 and lr=0.025; a "
+            f"whole one is for the class, {learner.__name__}(backbone, recipe=...)"
+        )
     if unknown:
         raise ValueError(
             f"method {method!r} has no option {', '.join(map(repr, unknown))}; it has {sorted(known)}"

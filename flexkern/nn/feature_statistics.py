@@ -109,10 +109,7 @@ class FeatureStatistics(GrowingState):
         self._kept = {}
 
     def _grow(self, classes: int) -> None:
-        new = classes - self.classes
-        if new > 0:
-            self._append("count", self.count.new_zeros(new))
-            self._append("sum", self.sum.new_zeros((new, self.width)))
+        self._make_room(classes, self.classes, {"count": 0, "sum": 0})
 
     # ------------------------------------------------------------------ statistics
 

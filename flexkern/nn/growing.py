@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -98,6 +98,36 @@ class GrowingState(nn.Module):
         buffer = self._buffers[name]
         assert buffer is not None
         self._buffers[name] = torch.cat([buffer, rows.to(buffer)])
+
+    def _make_room(self, classes: int, have: int, names: Mapping[str, int], **fill: int) -> None:
+        """Makes buffers longer for so many classes: all of them, or none where the memory is not there.
+
+        Args:
+            classes, have: how many there are to be, and are.
+            names: buffers, and the dimension that is of classes.
+            fill: what new elements of a buffer are, where not 0.
+
+        Raises:
+            ValueError: naming the labels, if there is no memory for so many.
+        """
+        new = classes - have
+        if new <= 0:
+            return
+        grown = {}
+        try:
+            for name, dim in names.items():
+                buffer = self._buffers[name]
+                assert buffer is not None
+                shape = [*buffer.shape]
+                shape[dim] = new
+                grown[name] = torch.cat([buffer, buffer.new_full(shape, fill.get(name, 0))], dim)
+        except RuntimeError as error:  # of the allocator: torch has no other one on a CPU
+            raise ValueError(
+                f"labels must be numbers of classes, counted from 0; the largest is {classes - 1}, and there "
+                f"is no memory for {classes} classes"
+            ) from error
+        for name, buffer in grown.items():
+            self._buffers[name] = buffer
 
 
 def check_features(h0: object, width: int, name: str = "h0") -> None:

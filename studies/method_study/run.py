@@ -72,6 +72,42 @@ def run(
                         unit(bench, METHODS[method], again=method in again)
 
 
+def grown(before: Mapping[str, Any] | None, now: dict[str, Any]) -> dict[str, Any]:
+    """Results with the units of those that were there before, where they were not made anew.
+
+    Whoever runs a part of the study from a clone, which has the results and not the folder of units, adds to
+    them so.
+
+    Raises:
+        ValueError: if what was there had another setting.
+    """
+    if before is None:
+        return now
+    made = {_name(u) for u in now["units"]}
+    kept = [u for u in before["units"] if _name(u) not in made]
+    for stream in {u["stream"] for u in kept}:
+        have, had = (json.loads(json.dumps(r["setting"][stream])) for r in (now, before))
+        if have != had:
+            raise ValueError(
+                f"--out: its results of {stream!r} were made with another setting; name another folder"
+            )
+    order = list(STREAMS), list(METHODS)
+    units = sorted(
+        [*kept, *now["units"]],
+        key=lambda u: (order[0].index(u["stream"]), u["backbone"], order[1].index(u["method"]), u["seed"]),
+    )
+    return now | {
+        "seeds": sorted({*before["seeds"], *now["seeds"]}),
+        "backbones": before["backbones"] | now["backbones"],
+        "summary": summarise(units),
+        "units": units,
+    }
+
+
+def _name(unit: Mapping[str, Any]) -> tuple[Any, ...]:
+    return unit["stream"], unit["backbone"], unit["method"], unit["seed"]
+
+
 def label(backbone: str) -> str:
     """A backbone's name in files and tables."""
     return Path(backbone).name
@@ -133,15 +169,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     settings = dict(SETTINGS[given.setting])
     if given.first_class is not None:
         settings["cifar100"] = replace(settings["cifar100"], first_class=given.first_class)
+    if given.seeds < 1 or given.first_seed < 0:
+        parser.error(
+            f"--seeds must be at least 1, and --first-seed 0, got {given.seeds} and {given.first_seed}"
+        )
     paths = {name: getattr(given, kind.data) for name, kind in STREAMS.items()}
+    for name in given.only or ():
+        if not paths[name] and not given.collect:
+            parser.error(f"--only {name}: name its data, --{STREAMS[name].data}")
     data = {name: path for name, path in paths.items() if path and name in (given.only or STREAMS)}
     backbones = given.backbone or ["small"]
     seeds = range(given.first_seed, given.first_seed + given.seeds)
     if not given.collect:
         if not data:
             parser.error("name the data of a stream: --cifar100, --mnist or --characters")
-        run(data, backbones, seeds, settings, given.kept, methods=methods, again=again,
-            progress=lambda line: print(line, flush=True))  # fmt: skip
+        try:
+            run(data, backbones, seeds, settings, given.kept, methods=methods, again=again,
+                progress=lambda line: print(line, flush=True))  # fmt: skip
+        except (OSError, ValueError) as error:  # of what was given: paths, archives, backbones
+            parser.error(str(error))
     units = collect(given.kept, list(METHODS), backbones, seeds)
     results = {
         "experiment": "methods compared on several streams and backbones",
@@ -152,8 +198,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "units": units,
         "versions": environment()["versions"],
     }
-    write_json(given.out / "results.json", results)
-    print(f"wrote {given.out / 'results.json'}")
+    path = given.out / "results.json"
+    try:
+        results = grown(json.loads(path.read_text()) if path.exists() else None, results)
+    except ValueError as error:
+        parser.error(str(error))
+    write_json(path, results)
+    print(f"wrote {path}")
     page = given.out.parent.with_suffix(".md")
     if page.exists():
         page.write_text(fill(page.read_text(encoding="utf-8"), results), encoding="utf-8")

@@ -253,6 +253,23 @@ def test_adapters_in_the_last_block(method: str, tmp_path: Path) -> None:
             make_learner(method, backbone(), **(QUICK | options | {"blocks": wrong}))
 
 
+@pytest.mark.parametrize("method", ["ranpac", "simplecil", "lda"])
+def test_blocks_are_of_an_adapter(method: str) -> None:
+    with pytest.raises(
+        ValueError, match=r"blocks is of the adapter of a first session, and there is none; got 2"
+    ):
+        make_learner(method, backbone(), blocks=2)
+
+
+def test_what_make_learner_is_not_for_is_said() -> None:
+    with pytest.raises(ValueError, match=r"on a perceptron it is flexkern\.learners\.MetaplasticMLP"):
+        make_learner("metaplastic")
+    with pytest.raises(
+        ValueError, match=r"takes the fields of a Recipe by themselves.*ArtsyViT\(backbone, recipe="
+    ):
+        make_learner("artsy", recipe=Recipe())
+
+
 def test_adapters_that_are_of_no_use_are_thrown_away(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The second of three tasks: the third has its rows in the bank, and answers as it would by itself."""
     given = stream()

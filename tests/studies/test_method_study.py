@@ -206,6 +206,39 @@ def test_a_whole_study_goes_on_and_writes_its_page(
     assert "| EASE |" in text
 
 
+def test_a_part_that_is_run_from_a_clone_adds_to_the_results_that_are_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A clone has the results, and not the folder of units."""
+    _characters(tmp_path / "omniglot")
+    backbone().save_pretrained(tmp_path / "tiny")
+    small = Setting(6, 2, 3, 3, rank=4, epochs=1, precision="float32")
+    monkeypatch.setitem(study.SETTINGS, "reduced", dict.fromkeys(streams.STREAMS, small))
+    (tmp_path / "page.md").write_text(f"{START}\n{END}\n")
+    first = _study(tmp_path, "--methods", "simplecil")
+    (tmp_path / "kept").rename(tmp_path / "elsewhere")
+    both = _study(tmp_path, "--methods", "lda-1", "--seeds", "1")
+    assert {(u["method"], u["seed"]) for u in both["units"]} == {
+        ("simplecil", 0), ("simplecil", 1), ("lda-1", 0),
+    }  # fmt: skip
+    assert [u for u in both["units"] if u["method"] == "simplecil"] == first["units"]
+    assert both["seeds"] == [0, 1]
+    assert "| SimpleCIL |" in (tmp_path / "page.md").read_text()
+    before = (tmp_path / "page.md").read_text(), (tmp_path / "page/methods/results.json").read_text()
+    other = dict.fromkeys(streams.STREAMS, replace(small, train_per_class=4))
+    monkeypatch.setitem(study.SETTINGS, "reduced", other)
+    for wrong, said in (
+        (("--methods", "lda-1"), "made with another setting"),
+        (("--seeds", "0"), "--seeds must be at least 1"),
+        (("--only", "cifar100"), "name its data, --cifar100"),
+        (("--characters", str(tmp_path / "nothing")), "nothing"),
+    ):
+        with pytest.raises(SystemExit):
+            _study(tmp_path, *wrong)
+        assert said in capsys.readouterr().err
+    assert before == ((tmp_path / "page.md").read_text(), (tmp_path / "page/methods/results.json").read_text())
+
+
 def _unit(method: str, seed: int, last: float) -> dict[str, Any]:
     same = dict.fromkeys(("average", "told", "task_right", "open_per_sample", "bytes"), 0.5)
     return {"stream": "numbers", "backbone": "small", "method": method, "seed": seed, "last": last, **same}

@@ -68,7 +68,8 @@ class MLPLearner(Learner):
             (:mod:`flexkern.learners.mlp.output_gate`). So an item moves the outputs of the classes that it
             brings, and hardly those it names in passing. It needs these negatives: on two-digit items, where
             half of an item's images are others' with wrong labels, plain SGD keeps three times as much with
-            it; on class-incremental streams, whose items have none, it does nothing. "none": all of the error.
+            it; on class-incremental streams, whose items have none, it does not help
+            (docs/results/metaplasticity.md, split CIFAR-100). "none": all of the error.
         precision: "float32", or "bfloat16": parameters and activations are bfloat16, and so are products; each
             step is taken on float32 masters of the parameters, of which these are the roundings, and the loss
             and all answers are float32. It pays where layers are wide and the processor multiplies bfloat16

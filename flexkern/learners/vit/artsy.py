@@ -68,8 +68,8 @@ class ArtsyViT(TaskRows):
         backbone: as :func:`flexkern.backbones.load_backbone` takes it.
         recipe: of an adapter's training; the default is EASE's.
         rank, adapter_scale, dropout: of the adapters, see :class:`flexkern.nn.AdapterBank`.
-        blocks: how many blocks, the last ones, have adapters; None: all, as in the paper. What comes before
-            them runs once for all tasks, and training takes no backward pass through it.
+        blocks: how many blocks, the last ones, have adapters; None: all, as the paper has it. What comes
+            before them runs once for all tasks, and training takes no backward pass through it.
         combine: "concat": a subspace for E0 and each adapter, and prototypes in all of them; "sum": one
             feature, E0(x) + the sum of open Et(x).
         alpha, reweighting: how much the subspaces of other tasks count, see

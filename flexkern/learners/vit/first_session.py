@@ -55,6 +55,11 @@ class FirstSession(ViTLearner):
             "first_session": choice(first_session, "first_session", FIRST_SESSIONS),
             **adapter_options(rank, adapter_scale, dropout, blocks),
         }
+        if first_session == "none" and blocks is not None:
+            raise ValueError(
+                f"blocks is of the adapter of a first session, and there is none; got {blocks!r}: pass "
+                'first_session="adapter" or "both", too'
+            )
         super().__init__(backbone, **options, **common)
         self._parts = self._known_parts(self.backbone)
         self._both = first_session == "both"

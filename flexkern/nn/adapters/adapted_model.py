@@ -81,6 +81,10 @@ def attach_adapters(
             f"bank has {bank.layers} layers, but there are {len(places)} places for adapters"
             f"{fewer if blocks is None and bank.layers < len(places) else ''}"
         )
+    for place in places:
+        scale = getattr(place.norm, "weight", None)
+        if isinstance(scale, Tensor) and scale.dim() == 1 and len(scale) != bank.width:
+            raise ValueError(f"bank has width {bank.width}, and the model's tokens have {len(scale)}")
     return AdaptedModel(model, bank, places, parts)
 
 
@@ -226,6 +230,8 @@ class AdaptedModel(nn.Module):
             ValueError: if there are not as many tasks as pairs, or the trunk was made for fewer layers.
         """
         parts = self._known_parts()
+        if not isinstance(trunk, Trunk):
+            raise TypeError(f"trunk must be what trunk(images) returns, got {type(trunk).__name__}")
         known = len(parts.points) - self._first + trunk.earlier.shape[1]
         if parts.checked_layers(layers) > known:
             raise ValueError(

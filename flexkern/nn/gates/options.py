@@ -60,7 +60,8 @@ class GateOptions:
         epochs: of training an MLP, by AdamW with a cosine schedule to 0.
         inputs: what an MLP sees while training: h0 ``"standard"``ised, or ``"whitened"``, see
             :class:`flexkern.nn.gates.mlp.Scaling`.
-        lr, weight_decay: of AdamW; > 0 and >= 0.
+        lr: of AdamW; > 0.
+        weight_decay: of AdamW; >= 0.
         batch: positives in each step, and as many negatives; also samples in each step of an adaptive
             threshold.
         holdout: share of each class's data, in (0, 1), held out of learning where calibration or quantile needs

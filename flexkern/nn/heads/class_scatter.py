@@ -217,13 +217,8 @@ class ClassScatter(GrowingState):
         self._changed()
 
     def _grow(self, classes: int) -> None:
-        new = classes - self.classes
-        if new > 0:
-            self._append("count", self.count.new_zeros(new))
-            self._append("sum", self.sum.new_zeros((new, self.width)))
-            if self.per_class:
-                self._append("scatter", self.scatter.new_zeros((new, self.width, self.width)))
-                self._append("freedom", self.freedom.new_zeros(new))
+        of_class = ("scatter", "freedom") if self.per_class else ()
+        self._make_room(classes, self.classes, dict.fromkeys(("count", "sum", *of_class), 0))
 
     def _check(self, h0: Tensor) -> None:
         check_features(h0, self.width)

@@ -124,11 +124,8 @@ class PrototypeClassifier(GrowingState):
         self._prototypes = None
 
     def _grow(self, classes: int) -> None:
-        new = classes - self.classes
-        if new > 0:
-            self._append("sums", self.sums.new_zeros((new, *self.sums.shape[1:])))
-            self._append("counts", self.counts.new_zeros((new, self.subspaces)))
-            self._append("own_subspace", self.own_subspace.new_full((new,), self.subspaces - 1))
+        names = {"sums": 0, "counts": 0, "own_subspace": 0}
+        self._make_room(classes, self.classes, names, own_subspace=self.subspaces - 1)
 
     def merge(self, other: PrototypeClassifier) -> None:
         """Adds the sums of another classifier, which has seen other samples of the same tasks.

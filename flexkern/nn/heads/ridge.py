@@ -197,10 +197,7 @@ class RidgeHead(GrowingState):
         self._solved = None
 
     def _grow(self, classes: int) -> None:
-        new = classes - self.classes
-        if new > 0:
-            self.cross = torch.cat([self.cross, self.cross.new_zeros((len(self.cross), new))], 1)
-            self._append("count", self.count.new_zeros(new))
+        self._make_room(classes, self.classes, {"cross": 1, "count": 0})
 
     # ------------------------------------------------------------------ using
 

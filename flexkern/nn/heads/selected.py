@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from flexkern.nn.feature_statistics import checked_shrinkage
+from flexkern.nn.growing import check_labels
 from flexkern.nn.heads.class_scatter import ClassScatter
 from flexkern.nn.heads.discriminant import SHRINKAGES, LDAHead
 from flexkern.nn.heads.leave_one_out import leave_one_out
+from flexkern.nn.not_learned import NotLearnedError
 from flexkern.nn.temperature import fit_log_temperature
 from flexkern.plain import flag, whole_number
 
@@ -124,9 +126,10 @@ class SelectedLDA(LDAHead):
             labels: integers [n].
 
         Raises:
-            TypeError, ValueError: naming the argument; RuntimeError, NotLearnedError: as
-            :meth:`flexkern.nn.LDAHead.solve`.
+            TypeError, ValueError: naming the argument, also for a class that was not learned; RuntimeError,
+            NotLearnedError: as :meth:`flexkern.nn.LDAHead.solve`.
         """
+        self._check_learned(h0, labels)
         several = self.count[labels.to(self.count)] > 1
         h0, labels = h0[several.to(h0.device)], labels.to(self.count)[several]
         if not len(labels) or not bool(self.scatter.diagonal(dim1=-2, dim2=-1).sum() > 0):
@@ -145,7 +148,18 @@ class SelectedLDA(LDAHead):
 
         Args, Raises: as :meth:`judge`.
         """
+        self._check_learned(h0, labels)
         return self._left_out(self.selected, h0, labels) / self.temperature
+
+    def _check_learned(self, h0: Tensor, labels: Tensor) -> None:
+        self._check(h0)
+        check_labels(labels, len(h0))
+        known = set(self.count.nonzero().squeeze(1).tolist())
+        unknown = set(labels.tolist()) - known
+        if unknown and not known:
+            raise NotLearnedError("the head has not learned anything yet: call update()")
+        if unknown:
+            raise ValueError(f"labels must be of classes that were learned, got {min(unknown)}")
 
     def _left_out(self, candidate: tuple[int, float | str], h0: Tensor, labels: Tensor) -> Tensor:
         part = self._of(candidate)

@@ -116,10 +116,11 @@ def _measured(records: Sequence[dict[str, Any]], part: str) -> tuple[dict[str, A
 def _claims(found: Found, what: str = "") -> list[dict[str, Any]]:
     """The claims on a profile; ``what``: how its checks begin."""
     hybrid, conventional = found["hybrid"], found["conventional"]
+    where = f"In the {what}t" if what else "T"
     return [
         claim(
             f"{what}frequency decides",
-            "The hybrid network keeps what it met often, and not only what it met last.",
+            f"{where}he hybrid network keeps what it met often, and not only what it met last.",
             [
                 check(f"{what}hybrid: accuracy goes with frequency", hybrid["frequency"]),
                 check(
@@ -130,7 +131,7 @@ def _claims(found: Found, what: str = "") -> list[dict[str, Any]]:
         ),
         claim(
             f"{what}conventional: recency decides",
-            "The conventional network keeps what it met last, however often.",
+            f"{where}he conventional network keeps what it met last, however often.",
             [
                 check(f"{what}conventional: accuracy goes with last-seen position", conventional["last seen"]),
                 check(

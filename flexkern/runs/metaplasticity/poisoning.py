@@ -155,7 +155,8 @@ class Poisoning(Experiment):
             ),
             claim(
                 "other attacks",
-                "Not in the paper: the hybrid network withstands other attacks better than the conventional.",
+                "Not in the paper: the hybrid network knows more than the conventional after other attacks, "
+                "too.",
                 [
                     check(
                         f"{attack}: hybrid ends above conventional",

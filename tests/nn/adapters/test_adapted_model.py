@@ -299,6 +299,10 @@ def test_errors() -> None:
         attach_adapters(model_of("vit"), AdapterBank(2, 24))
     with pytest.raises(ValueError, match=r"bank has 3 layers, but there are 2 places for adapters$"):
         attach_adapters(model_of("vit"), AdapterBank(3, 24), blocks=2)
+    with pytest.raises(ValueError, match=r"bank has width 8, and the model's tokens have 24"):
+        attach_adapters(model_of("vit"), AdapterBank(3, 8))
+    with pytest.raises(TypeError, match=r"trunk must be what trunk\(images\) returns, got Tensor"):
+        adapted().features(torch.rand(2, 3, 16, 16))
     with pytest.raises(ValueError, match=r"blocks must be .*3"):
         attach_adapters(model_of("vit"), AdapterBank(4, 24), blocks=4)
     with pytest.raises(ValueError, match="pass points="):

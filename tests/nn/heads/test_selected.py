@@ -12,6 +12,7 @@ from torch import Tensor
 
 from flexkern.nn import LDAHead, SelectedLDA
 from flexkern.nn.heads.leave_one_out import leave_one_out
+from flexkern.nn.not_learned import NotLearnedError
 
 
 @pytest.fixture(autouse=True)
@@ -192,3 +193,23 @@ def test_wrong_arguments_are_named() -> None:
         SelectedLDA(10, shrinkage="ledoit")
     with pytest.raises(ValueError, match="first must be"):
         LDAHead(4).part(4)
+
+
+@pytest.mark.parametrize("call", ["judge", "left_out"])
+def test_what_was_not_learned_is_not_judged(call: str) -> None:
+    head = SelectedLDA(4)
+    x, y = torch.randn(12, 4), torch.arange(12) % 3
+    with pytest.raises(NotLearnedError):
+        getattr(head, call)(x, y)
+    head.update(x, y)
+    before = {name: value.clone() for name, value in head.state_dict().items()}
+    for features, labels, error, said in (
+        (x * math.nan, y, ValueError, "h0 has infinite or NaN"),
+        (x, y + 1, ValueError, "labels must be of classes that were learned, got 3"),
+        (x, y[1:], ValueError, "labels must be"),
+        (x, y.float(), TypeError, "labels must be an int64 tensor"),
+        (x.numpy(), y, TypeError, "h0 must be a floating-point tensor"),
+    ):
+        with pytest.raises(error, match=said):
+            getattr(head, call)(features, labels)
+    assert all(torch.equal(before[name], value) for name, value in head.state_dict().items())
