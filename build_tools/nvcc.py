@@ -87,7 +87,7 @@ def plan(cuda: str, archs: str, torch: Path, environment: Mapping[str, str] | No
     if wanted is False:
         return _none("switched off by FLEXKERN_CUDA=0")
     if wanted is None and cuda_of(torch) is None:
-        return _none(f"torch {version_of(torch)} has no CUDA; with FLEXKERN_CUDA=1 they are built all the same")
+        return _none(f"torch {version_of(torch)} has no CUDA (FLEXKERN_CUDA=1 builds them all the same)")
     asked = _parsed(archs)
     environment = os.environ if environment is None else environment
     try:

@@ -384,11 +384,12 @@ def test_a_library_of_which_nothing_is_known(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_info_shows_why(machine: Machine, capsys: pytest.CaptureFixture) -> None:
     app = pytest.importorskip("flexkern.cli.app", reason="the command line is not installed")
-    machine(T4, H100)
+    machine(T4, H100, P100, triton="Triton does not start ([/bin] and [Errno 2])")  # which is no markup
     app.info()
     shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "GPU: A GPU, sm_75, 16 GiB" in shown
     assert "NVIDIA driver for CUDA 13.0" in shown
     assert "the GPU is sm_75" in shown
     assert "on cuda:1" in shown
+    assert "([/bin] and [Errno 2])" in shown
     assert flexkern.__version__ in shown

@@ -148,12 +148,14 @@ def no_gpu() -> str:
     """Why torch sees no GPU, as far as it can be told."""
     if torch.version.hip is not None:
         return "torch sees no GPU (torch.cuda.is_available() is False)"
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is built without CUDA"
     serves, visible = driver(), os.environ.get("CUDA_VISIBLE_DEVICES")
-    wanted = tuple(map(int, (torch.version.cuda or "0.0").split(".")[:2]))
+    wanted = int(torch.version.cuda.split(".")[0])
     why = "torch.cuda.is_available() is False"
     if serves is None:
         why += ": there is no NVIDIA driver"
-    elif serves[0] < wanted[0]:
+    elif serves[0] < wanted:
         why += f": the driver serves CUDA {_dotted(serves)}, and torch is built with {torch.version.cuda}"
     elif visible is not None:
         why += f" with CUDA_VISIBLE_DEVICES={visible!r}"

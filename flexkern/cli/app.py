@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from flexkern.cli import bench, check
@@ -182,26 +183,29 @@ def info(
     if build is None:
         console.print("no compiled extension: every operator runs in plain PyTorch", markup=False)
     else:
+        made = build["cuda_architectures"].replace(";", ", sm_")
+        compiler = build["cuda_compiler"].removeprefix("none: ")
+        cuda = f"nvcc {compiler} for sm_{made}" if made else f"no CUDA kernels: {compiler}"
         console.print(
-            f"built with {build['compiler']} (this processor: {build['instruction_set']}), nvcc "
-            f"{build['cuda_compiler']}" + (f" for sm_{build['cuda_architectures'].replace(';', ', sm_')}"
-                                           if build["cuda_architectures"] else ""),
-            markup=False, highlight=False,
-        )  # fmt: skip
+            f"built with {build['compiler']} (this processor: {build['instruction_set']}), {cuda}",
+            markup=False,
+            highlight=False,
+        )
     if here["driver"] is not None:
         console.print(f"NVIDIA driver for CUDA {here['driver']}", highlight=False)
     for gpu in here["gpus"]:
-        console.print(f"GPU: {gpu['name']}, sm_{gpu['capability'].replace('.', '')}, {gpu['memory_gib']} GiB")
+        kind = f"sm_{gpu['capability'].replace('.', '')}"
+        console.print(f"GPU: {gpu['name']}, {kind}, {gpu['memory_gib']} GiB", markup=False)
     backends = Table(title=f"Backends (asked for: {here['requested']})", title_justify="left")
     for column in ("backend", "works", "why"):
         backends.add_column(column, overflow="fold")
     for name, status in here["backends"].items():
-        backends.add_row(name, "yes" if status["available"] else "no", status["reason"])
+        backends.add_row(name, "yes" if status["available"] else "no", escape(status["reason"]))
     console.print(backends)
     operators = Table(title="What serves each operator", title_justify="left")
     devices = next(iter(here["operators"].values()))
     for column in ("operator", *(f"on {device}" for device in devices), "what it lacks"):
         operators.add_column(column, overflow="fold")
     for name, serves in here["operators"].items():
-        operators.add_row(name, *serves.values(), "; ".join(here["lacking"][name].values()))
+        operators.add_row(name, *map(escape, serves.values()), "; ".join(here["lacking"][name].values()))
     console.print(operators)
