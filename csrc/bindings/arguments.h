@@ -92,8 +92,8 @@ Source one_source(const std::optional<Tensor>& stored, const char* name, const T
 std::vector<Source> all_sources(const Tensors& weights, const Tensors& stored, const char* name,
                                 const SourceRows& sources, size_t first);
 
-// All tensors that are on GPUs are on one: a kernel would read another's memory, or fail there. Numbers may be on the
-// CPU, where the other checks allow it.
+// All tensors that are on GPUs are on one: a kernel would read another's memory, or fail there. Numbers may be on
+// the CPU, where the other checks allow it.
 class DeviceCheck {
  public:
   void sees(const Tensor& tensor, const char* name) {

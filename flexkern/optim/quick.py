@@ -205,14 +205,14 @@ def _call(
         written += values[name]
     if rule.COUNTS_STEPS:
         values["step"] = [state["step"] for state in of]
-    name = None if "step" in kinds else f"gated_{rule.NAME.lower()}_"
-    if not are_plain(written, operator, name):
+    public = None if "step" in kinds else f"gated_{rule.NAME.lower()}_"
+    if not are_plain(written, operator, public):
         return None
     declared = operator.spec.arguments
     arguments = [params, None, *(values.get(a.name, a.default) for a in declared[2:])]
     arguments[2:4] = [values.get("anchor"), values.get("flexibility")]
     while declared[len(arguments) - 1].default == arguments[-1] and not declared[len(arguments) - 1].required:
         arguments.pop()  # an argument that is passed costs time
-    call = _Call(operator, name, arguments, [position[id(p)] for p in params], written)
+    call = _Call(operator, public, arguments, [position[id(p)] for p in params], written)
     call.counts = values.get("step", [])
     return call
