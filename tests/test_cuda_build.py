@@ -102,7 +102,8 @@ def _body(kernel: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("kernel", "access", "count"), [("11pack_kernel", r"LDG\.E\.128", 3), ("13unpack_kernel", r"STG\.E\.128", 2)]
+    ("kernel", "access", "count"),
+    [("11pack_kernel", r"LDG\.E\.128", 3), ("13unpack_kernel", r"STG\.E\.128", 2)],
 )
 def test_masks_move_16_bytes_at_a_time(kernel: str, access: str, count: int) -> None:
     body = _body(kernel)
