@@ -30,6 +30,7 @@ from flexkern.benchmarks.peers import formula
 from flexkern.fields import Purpose
 
 SILENT = 1 / 3
+A_COPY = "a copy is another operation: what the bytes cost"
 THRESHOLD = 0.999  # activities are uniform on (0, 1): about one silent synapse in two million converts
 
 
@@ -115,6 +116,30 @@ def step(at: Setting) -> Comparison:
     title = f"synapse_step_, {units} x {units}, a third silent{at.suffix()}"
     # A random third leaves no cache line without a functional synapse: w, g, a and f are read, w written.
     return Comparison(title, on_layers(ours), peers, Work(20 * units**2 + units**2 // 8))
+
+
+def mask(packs: bool, at: Setting) -> Comparison:
+    on_gpu = at.device == GPU
+    units = at.size(16384 if on_gpu else 4096, 128)
+    of_mask, of_words = units**2, units**2 // 8
+    sets = range(1 if on_gpu else rotation(of_mask, most=4))
+    asleep = [torch.rand(units, units, device=at.device) < SILENT for _ in sets]
+    words = [ops.pack_mask(one) for one in asleep]
+    halves = [torch.zeros(2, (of_mask + of_words) // 2, dtype=torch.uint8, device=at.device) for _ in sets]
+    name = "pack_mask" if packs else "unpack_mask"
+    ours = [partial(ops.pack_mask, a) if packs else partial(ops.unpack_mask, w, units)
+            for a, w in zip(asleep, words, strict=True)]  # fmt: skip
+    copies = [partial(half[0].copy_, half[1]) for half in halves]
+    copy = Peer(
+        "a copy that moves as many bytes", Rotating(copies), A_COPY, at_most(1 / 0.7) if on_gpu else None
+    )
+    title = f"{name}, {units} x {units}{at.suffix()}"
+    return Comparison(title, Rotating(ours), [copy], Work(of_mask + of_words))
+
+
+for _packs in (True, False):
+    _name = f"synapse/{'pack' if _packs else 'unpack'}_mask"
+    case(_name, devices=(CPU, GPU), backends=("cuda", "triton"))(partial(mask, _packs))
 
 
 # ---------------------------------------------------------------------- for the tuner

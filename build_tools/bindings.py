@@ -137,6 +137,11 @@ def _struct(s: Spec) -> str:
         "  void check_storage() const {",
         *(f'    check_memory_of({a.name}, "{a.name}");' for a in s.arguments if a.holds_tensors),
         "  }",
+        "  // Tensors on GPUs are on one.",
+        "  void check_devices() const {",
+        "    DeviceCheck devices;",
+        *(f'    devices.sees({a.name}, "{a.name}");' for a in s.arguments if a.holds_tensors),
+        "  }",
     ]
     if any(a.written for a in s.arguments):
         lines += [
@@ -185,7 +190,8 @@ def _unpack(s: Spec, arguments: Sequence[Argument], name: str) -> str:
     return (
         f"template <auto kBody>\n{returns} {name}({parameters}) {{\n"
         f"  const {s.record.__name__} given{{{members}}};\n"
-        f"  given.check_storage();\n  return kBody(given);\n}}\n"
+        f"  given.check_storage();\n#ifdef FLEXKERN_FOR_CUDA\n  given.check_devices();\n#endif\n"
+        f"  return kBody(given);\n}}\n"
     )
 
 

@@ -11,6 +11,7 @@ import enum
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from numbers import Integral, Real
 from typing import Any, TypeVar
 
@@ -188,6 +189,11 @@ class Field:
         """Whether all values lie in [0, 1], as those of a flexibility must."""
         low, high = self.parameters
         return self.kind != Kind.NORMAL and (self.kind != Kind.UNIFORM or 0 <= low < high <= 1)
+
+    @cached_property
+    def row(self) -> tuple[list[int], list[float]]:
+        """:meth:`source`, made once: not to be written to."""
+        return self.source()
 
     def source(self) -> tuple[list[int], list[float]]:
         """This field as the operators take it: ``[kind, seed, stream, offset, purpose]`` and its parameters."""

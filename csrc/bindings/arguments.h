@@ -92,6 +92,32 @@ Source one_source(const std::optional<Tensor>& stored, const char* name, const T
 std::vector<Source> all_sources(const Tensors& weights, const Tensors& stored, const char* name,
                                 const SourceRows& sources, size_t first);
 
+// All tensors that are on GPUs are on one: a kernel would read another's memory, or fail there. Numbers may be on the
+// CPU, where the other checks allow it.
+class DeviceCheck {
+ public:
+  void sees(const Tensor& tensor, const char* name) {
+    if (tensor.defined() && tensor.device().type() != DeviceType::CPU) on(tensor.get_device_index(), name);
+  }
+  void sees(const Tensors& tensors, const char* name) {
+    for (const Tensor& tensor : tensors) sees(tensor, name);
+  }
+  void sees(const std::optional<Tensor>& tensor, const char* name) {
+    if (tensor.has_value()) sees(*tensor, name);
+  }
+  void on(int64_t index, const char* name) {
+    if (first_ == nullptr) {
+      first_ = name;
+      index_ = index;
+    }
+    FLEXKERN_CHECK(index == index_, name, " is on GPU ", index, ", but ", first_, " on GPU ", index_);
+  }
+
+ private:
+  const char* first_ = nullptr;
+  int64_t index_ = 0;
+};
+
 // Looks for a written tensor that shares memory with another argument.
 class MemoryCheck {
  public:

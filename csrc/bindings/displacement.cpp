@@ -111,9 +111,7 @@ void scale_displacement(const ScaleDisplacement& given) {
 
 STABLE_TORCH_LIBRARY_IMPL(flexkern, FLEXKERN_DEVICE, m) {
   m.impl("scale_displacement_", TORCH_BOX(&unpack::scale_displacement_<scale_displacement>));
-#ifndef FLEXKERN_FOR_CUDA
   m.impl("scale_displacement_.one", TORCH_BOX(&unpack::scale_displacement__one<scale_displacement>));
-#endif
 }
 
 }  // namespace flexkern::bindings

@@ -146,10 +146,8 @@ STABLE_TORCH_LIBRARY_IMPL(flexkern, FLEXKERN_DEVICE, m) {
   m.impl("metaplastic_gate", TORCH_BOX(&unpack::metaplastic_gate<gate>));
 #define FLEXKERN_STEP(Given, op) m.impl(#op, TORCH_BOX(&unpack::op<step<Given>>));
   FLEXKERN_METAPLASTIC_STEPS(FLEXKERN_STEP)
-#ifndef FLEXKERN_FOR_CUDA
 #define FLEXKERN_ONE(Given, op) m.impl(#op ".one", TORCH_BOX(&unpack::op##_one<step<Given>>));
   FLEXKERN_METAPLASTIC_STEPS(FLEXKERN_ONE)
-#endif
 }
 
 }  // namespace flexkern::bindings

@@ -239,7 +239,7 @@ def gated_adapter(
     """
     floats: tuple[Any, ...] = (x, down, down_bias, up, up_bias, residual)
     attempt = None
-    quick = tries_compiled() and are_plain((x,)) and are_numbers((scale, dropout_p))
+    quick = tries_compiled() and are_plain((x,), FORWARD) and are_numbers((scale, dropout_p))
     if quick and dropout_p == 0 and seed is None:
         gradients = torch.is_grad_enabled() and any(getattr(t, "requires_grad", False) for t in floats)
         if not (gradients or torch.is_autocast_enabled("cpu")):

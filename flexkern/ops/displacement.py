@@ -61,7 +61,7 @@ def scale_displacement_(
     if tries_compiled():
         sources = quick_sources(anchor, flexibility)
         if sources is not None:
-            attempt = _attempt(weight, before, sources, None, scale, master, nonfinite)
+            attempt = _attempt(weight, before, sources, None, scale, master, nonfinite, "scale_displacement_")
     given = weight, before, anchor, flexibility, None, scale, master, nonfinite, "scale_displacement_"
     DISPLACEMENT(attempt, _checked, *given)
 
@@ -85,13 +85,14 @@ def gated_displacement_(
     """
     attempt = None
     if tries_compiled() and alpha is not None:
-        attempt = _attempt(weight, before, (None, None, None, None), alpha, 1.0, master, nonfinite)
+        stored = (None, None, None, None)
+        attempt = _attempt(weight, before, stored, alpha, 1.0, master, nonfinite, "gated_displacement_")
     given = weight, before, None, None, alpha, 1.0, master, nonfinite, "gated_displacement_"
     DISPLACEMENT(attempt, _checked, *given)
 
 
 def _attempt(
-    weight: Any, before: Any, sources: Any, alpha: Any, scale: Any, master: Any, nonfinite: str
+    weight: Any, before: Any, sources: Any, alpha: Any, scale: Any, master: Any, nonfinite: str, name: str
 ) -> Attempt | None:
     """The call of a compiled operator, after tries_compiled; ``sources`` and ``alpha`` are as it takes them."""
     several = type(weight) is list
@@ -107,7 +108,8 @@ def _attempt(
         written = [*weight, *(master or ())]
     else:
         written = [weight] if master is None else [weight, master]
-    if not (are_plain(written) and are_numbers((scale,)) and is_word(nonfinite, QUICK_NONFINITE)):
+    numbers_fit = are_numbers((scale,)) and is_word(nonfinite, QUICK_NONFINITE)
+    if not (numbers_fit and are_plain(written, DISPLACEMENT, name)):
         return None
     arguments: tuple[Any, ...] = (weight, before, a, f, scale, alpha, rows, floats, master)
     if nonfinite != "skip":

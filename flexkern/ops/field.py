@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -11,12 +12,15 @@ from torch import Tensor
 
 from flexkern.fields import Field
 from flexkern.ops import checks
-from flexkern.ops.operator import Operator
+from flexkern.ops.operator import Attempt, Operator, is_plain, tries_compiled
 
 __all__ = ["flexibility_field", "materialize"]
 
 
 FILL = Operator("fill_field_")
+_SHAPES = frozenset({tuple, list, torch.Size})
+_INTS = frozenset({int})
+_DEVICES = frozenset({type(None), torch.device, str, int})
 
 
 def materialize(field: Field, shape: Sequence[int], *, device: torch.device | str | None = None) -> Tensor:
@@ -31,13 +35,39 @@ def materialize(field: Field, shape: Sequence[int], *, device: torch.device | st
         TypeError: if ``field`` is not a Field, ``shape`` no sequence of ints, or ``device`` no device.
         ValueError: if a size is negative, no address space holds so many numbers, or there is no such device.
     """
+    attempt = _attempt(field, shape, device) if tries_compiled() else None
+    if attempt is None:
+        return _checked(field, shape, device)
+    FILL(attempt, _checked_fill, field, attempt[1][0])
+    filled: Tensor = attempt[1][0]
+    return filled
+
+
+def _attempt(field: Any, shape: Any, device: Any) -> Attempt | None:
+    """The call of the compiled operator, on a tensor that is there then; None if the checks must look first."""
+    if type(field) is not Field or type(shape) not in _SHAPES or type(device) not in _DEVICES:
+        return None
+    if not _INTS.issuperset(map(type, shape)):  # True is no size
+        return None
+    try:
+        out = torch.empty(shape, dtype=torch.float32, device=device)
+    except (RuntimeError, TypeError, ValueError, AssertionError):  # the checks say what is wrong
+        return None
+    return (FILL.compiled, (out, *field.row), ()) if is_plain(out, FILL, "materialize") else None
+
+
+def _checked(field: Any, shape: Any, device: Any) -> Tensor:
     if not isinstance(field, Field):
         raise TypeError(f"field must be a flexkern.Field, got {type(field).__name__}")
     out = torch.empty(_shape(shape), dtype=torch.float32, device=_device(device))
+    _checked_fill(field, out)
+    return out
+
+
+def _checked_fill(field: Field, out: Tensor) -> None:
     backend = FILL.choose(out, name="materialize")
     source, parameters = field.source()
     FILL.on(backend)(out, source, parameters)
-    return out
 
 
 def _shape(shape: Any) -> tuple[int, ...]:
@@ -88,4 +118,11 @@ def flexibility_field(
     Raises:
         TypeError, ValueError: if an argument is of a wrong type or out of range; the message names it.
     """
-    return materialize(Field.uniform(seed, stream, offset=offset), shape, device=device)
+    # A Field takes longer to make and to check than a small tensor to fill.
+    make = _uniform if type(seed) is type(stream) is type(offset) is int else _uniform.__wrapped__
+    return materialize(make(seed, stream, offset), shape, device=device)
+
+
+@functools.lru_cache(maxsize=1024)
+def _uniform(seed: int, stream: int, offset: int) -> Field:
+    return Field.uniform(seed, stream, offset=offset)

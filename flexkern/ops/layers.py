@@ -199,7 +199,7 @@ def layer_arguments(
 
 def conversions_of(counts: Tensor | Conversions) -> Conversions:
     """The result of an operator by name; one that has been named stays."""
-    return counts if isinstance(counts, Conversions) else Conversions(*counts.unbind(0))
+    return counts if isinstance(counts, Conversions) else Conversions._make(counts.unbind())
 
 
 # ------------------------------------------------------------------ before the checks
@@ -235,7 +235,7 @@ def attempt_layer(
     updated = needed[: rule.updated]
     written = [t for t in (weight, silent, *updated, exact, anchor if hebbian else None) if t is not None]
     if not (
-        are_plain(written)
+        are_plain(written, operator)
         and are_numbers((lr, scale, threshold, eta, prune))
         and is_word(insert, INSERTS)
         and is_word(nonfinite, QUICK_NONFINITE)
@@ -245,7 +245,11 @@ def attempt_layer(
     if sources is None or not (activities is None or all(map(is_tensor, activities))):
         return None
     a, f, rows, floats = sources
-    arguments = (*inputs, a, f, silent, activities, threshold, lr, scale, alpha, rows, floats, *needed, exact)
-    if insertion or not rule.is_plain or nonfinite != "skip":
+    arguments = (*inputs, a, f, silent, activities, threshold, lr, scale)
+    takes_all = insertion or not rule.is_plain or nonfinite != "skip"
+    # What is passed costs time, also if it is None.
+    if takes_all or not rule.none or not (alpha is None and rows is None and exact is None):
+        arguments = (*arguments, alpha, rows, floats, *needed, exact)
+    if takes_all:
         arguments = (*arguments, None, None, None, hebbian, eta, prune, *rule.numbers, nonfinite == "skip")
     return operator.compiled, arguments, written

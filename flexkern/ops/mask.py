@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from flexkern.ops import checks
-from flexkern.ops.operator import Operator
+from flexkern.ops.operator import Attempt, Operator, is_plain, tries_compiled
 from flexkern.ops.ordinary import ordinary
 from flexkern.spec.mask import words_in_row
 
@@ -31,6 +31,13 @@ def pack_mask(mask: Tensor) -> Tensor:
     Raises:
         TypeError, ValueError: if ``mask`` is not a bool matrix.
     """
+    attempt: Attempt | None = None
+    if tries_compiled() and is_plain(mask, PACK):
+        attempt = PACK.compiled, (mask,), ()
+    return PACK(attempt, _checked_pack, mask)
+
+
+def _checked_pack(mask: Tensor) -> Tensor:
     _check_tensor(mask, "mask", torch.bool)
     if mask.dim() != 2:
         raise ValueError(f"mask must have two dimensions, got shape {tuple(mask.shape)}")
@@ -51,6 +58,13 @@ def unpack_mask(words: Tensor, columns: int) -> Tensor:
     Raises:
         TypeError, ValueError: if ``words`` is not such a matrix.
     """
+    attempt: Attempt | None = None
+    if tries_compiled() and type(columns) is int and is_plain(words, UNPACK):
+        attempt = UNPACK.compiled, (words, columns), ()
+    return UNPACK(attempt, _checked_unpack, words, columns)
+
+
+def _checked_unpack(words: Tensor, columns: int) -> Tensor:
     _check_tensor(words, "words", torch.int32)
     columns = checks.as_integer(columns, "columns")
     if words.dim() != 2 or columns < 0 or words.shape[1] != words_in_row(columns):

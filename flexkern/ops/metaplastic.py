@@ -66,7 +66,7 @@ def metaplastic_gate(
     (roundings counted in tests/helpers/judge.py), and within twice that on a GPU; alpha under 2**-123 may be 0.
     """
     attempt = None
-    if tries_compiled() and are_plain((weight,)) and are_numbers((scale,)):
+    if tries_compiled() and are_plain((weight,), GATE) and are_numbers((scale,)):
         quick = quick_sources(anchor, flexibility)
         if quick is not None:
             attempt = GATE.compiled, (weight, *quick[:2], scale, *quick[2:]), ()
@@ -247,7 +247,7 @@ def step_by_rule(
     if tries_compiled():
         sources = quick_sources(anchor, flexibility)
         if sources is not None:
-            attempt = _attempt(operator, weight, grad, sources, None, given)
+            attempt = _attempt(operator, None, weight, grad, sources, None, given)
     operator(attempt, _checked_step, operator, weight, grad, anchor, flexibility, given)
 
 
@@ -264,12 +264,13 @@ def gated_step_by_rule(
     if tries_compiled():
         count = len(weight) if isinstance(weight, (list, tuple)) else 1
         sources = free(count) if alpha is None else (None, None, None, None)
-        attempt = _attempt(operator, weight, grad, sources, alpha, given)
+        attempt = _attempt(operator, name, weight, grad, sources, alpha, given)
     operator(attempt, _checked_gated_step, operator, name, weight, grad, alpha, given)
 
 
 def _attempt(
     operator: Operator,
+    name: str | None,
     weight: Any,
     grad: Any,
     sources: Any,
@@ -290,7 +291,11 @@ def _attempt(
     if master is not None and getattr(first, "dtype", None) is torch.float32:
         master = None
     a, f, rows, floats = sources
-    arguments: tuple[Any, ...] = (weight, grad, a, f, lr, scale, alpha, rows, floats, *needed, master)
+    arguments: tuple[Any, ...] = (weight, grad, a, f, lr, scale)
+    takes_all = not (rule.is_plain and nonfinite == "skip")
+    # What is passed costs time, also if it is None.
+    if takes_all or not rule.none or not (alpha is None and rows is None and master is None):
+        arguments = (*arguments, alpha, rows, floats, *needed, master)
     if several:
         if not weight or not all(v is None or type(v) is list for v in (grad, a, f, alpha, *needed, master)):
             return None  # a Tensor would pass for a list of its rows, and of no weights nothing is looked at
@@ -302,9 +307,10 @@ def _attempt(
         written = [weight]
         if not rule.none or master is not None:
             written += [t for t in (*updated, master) if t is not None]
-    if not (are_plain(written) and are_numbers((lr, scale)) and is_word(nonfinite, QUICK_NONFINITE)):
+    numbers_fit = are_numbers((lr, scale)) and is_word(nonfinite, QUICK_NONFINITE)
+    if not (numbers_fit and are_plain(written, operator, name)):
         return None
-    if not (rule.is_plain and nonfinite == "skip"):
+    if takes_all:
         arguments = (*arguments, None, None, *rule.numbers, nonfinite == "skip")
     return operator.compiled if several else operator.compiled_one, arguments, written
 

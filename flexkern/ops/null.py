@@ -27,7 +27,7 @@ def null(x: Tensor, factor: float) -> Tensor:
         TypeError, ValueError: naming the argument.
     """
     attempt = None
-    if tries_compiled() and are_plain((x,)) and are_numbers((factor,)):
+    if tries_compiled() and are_plain((x,), NULL) and are_numbers((factor,)):
         attempt = NULL.compiled, (x, factor), ()
     return NULL(attempt, _checked, x, factor)
 

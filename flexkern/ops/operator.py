@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from flexkern.backends import choose, prefers_compiled_cpu
+from flexkern.backends import BackendError, choose, prefers_compiled_cpu, requested
 from flexkern.ops import checks
 from flexkern.ops.ordinary import check_real, negative_kernel
 from flexkern.spec import SPECS, Arguments, Spec
@@ -27,6 +27,7 @@ __all__ = [
     "Operator",
     "are_numbers",
     "are_plain",
+    "is_plain",
     "is_refusal",
     "is_tensor",
     "is_word",
@@ -59,12 +60,12 @@ Attempt = tuple[Any, tuple[Any, ...], Sequence[Tensor]]
 
 
 def tries_compiled() -> bool:
-    """Whether to try the compiled CPU operator before the checks in Python, if ``are_plain`` agrees.
+    """Whether to try the compiled operator before the checks in Python, if ``are_plain`` agrees.
 
     The checks take several times as long as the operator with a small tensor, and it makes sure itself, before
     it writes, of all that they look at but for types, a few words and inference tensors.
     """
-    return not torch.compiler.is_compiling() and prefers_compiled_cpu()
+    return not torch.compiler.is_compiling()
 
 
 def is_tensor(value: object) -> bool:
@@ -83,14 +84,22 @@ def is_word(value: object, words: Sequence[str]) -> bool:
     return type(value) is str and value in words
 
 
-def are_plain(written: Sequence[Any]) -> bool:
-    """Whether these are tensors on the CPU that may be updated at once: none is of a subclass (fake tensors
-    are), none a negative view or an inference tensor, and none float64, which is the reference's. The operator
-    looks at all devices."""
+def are_plain(written: Sequence[Any], operator: Operator, name: str | None = None) -> bool:
+    """Whether these are tensors that the compiled operator may update at once: none is of a subclass (fake
+    tensors are), none a negative view or an inference tensor, and none float64, which is the reference's; and
+    the compiled kernels are those that serve on the device of the first. The operator looks at all devices.
+
+    ``name`` is the public function, where it is not the operator's.
+    """
     for tensor in written:
         if type(tensor) not in _TENSORS or tensor.is_neg() or tensor.is_inference():
             return False
-    return len(written) > 0 and written[0].is_cpu and written[0].dtype is not torch.float64
+    return len(written) > 0 and written[0].dtype is not torch.float64 and operator.serves(written[0], name)
+
+
+def is_plain(read: object, operator: Operator, name: str | None = None) -> bool:
+    """As ``are_plain``, for the one tensor that decides on the device of a call that writes none."""
+    return type(read) in _TENSORS and not read.is_neg() and operator.serves(read, name)  # type: ignore[attr-defined, arg-type]
 
 
 def is_refusal(error: Exception) -> bool:
@@ -138,8 +147,8 @@ class Operator:
     Attributes:
         spec: the declaration.
         compiled: the dispatcher entry of the compiled kernels.
-        compiled_one: that of the overload of one tensor, where the declaration has one. Only the compiled CPU
-            library has it: it needs no fake kernel, as nothing that traces comes there. (A list of one costs
+        compiled_one: that of the overload of one tensor, where the declaration has one. Only the compiled
+            libraries have it: it needs no fake kernel, as nothing that traces comes there. (A list of one costs
             0.5 microseconds more than a tensor, and a step has four.)
     """
 
@@ -161,6 +170,8 @@ class Operator:
             torch.library.register_fake(f"flexkern::{full_name}", fake, lib=_library)
         self.compiled = self._calls.pop("")
         self.compiled_one = self._define(f"{name}.one", spec.schema_of_one) if spec.one else None
+        # By what is asked for, the number of a GPU and the public name: whether the CUDA kernels serve there.
+        self._on_gpus: dict[tuple[str, int, str | None], bool] = {}
         self._calls["cpu"] = self._calls["cuda"] = self.compiled
 
     def _define(self, name: str, schema: str) -> Any:
@@ -198,6 +209,25 @@ class Operator:
                     torch.autograd.graph.increment_version(written)
                 return result
         return checked(*given)
+
+    def serves(self, like: Tensor, name: str | None = None) -> bool:
+        """Whether :meth:`choose` takes the compiled kernels of the device of this tensor, for what they can do.
+
+        Not for code that torch.compile traces.
+        """
+        if like.is_cpu:
+            return prefers_compiled_cpu()
+        if not like.is_cuda:
+            return False
+        key = requested(), like.get_device(), name
+        known = self._on_gpus.get(key)
+        if known is None:
+            try:
+                known = choose(name or self.spec.name, like.device, self.spec.has_no_kernel) == "cuda"
+            except BackendError:
+                known = False
+            self._on_gpus[key] = known
+        return known
 
     def choose(
         self, like: Tensor, supported: Callable[[str], str | None] | None = None, name: str | None = None

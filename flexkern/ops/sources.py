@@ -98,10 +98,13 @@ def _row(source: Field | float, name: str) -> tuple[Sequence[int], Sequence[floa
     return source.source() if isinstance(source, Field) else constant_source(float(source))
 
 
-def quick_sources(anchor: Any, flexibility: Any) -> Sources | tuple[Any, Any, None, None] | None:
+def quick_sources(anchor: Any, flexibility: Any) -> Sources | tuple[Any, Any, Any, Any] | None:
     """Sources of one weight or a list, for an attempt; None if the checks must look at them first."""
     if is_tensor(anchor) and is_tensor(flexibility):
         return anchor, flexibility, None, None
+    if type(anchor) is Field and type(flexibility) is Field and flexibility.is_flexibility():
+        (a_ints, a_floats), (f_ints, f_floats) = anchor.row, flexibility.row
+        return None, None, a_ints + f_ints, a_floats + f_floats
     several = type(anchor) is list
     columns = (anchor, flexibility) if several else ([anchor], [flexibility])
     if type(columns[1]) is not list:
@@ -115,6 +118,8 @@ def quick_sources(anchor: Any, flexibility: Any) -> Sources | tuple[Any, Any, No
                 row = STORED_SOURCE
                 if is_tensor(value):
                     tensors.append(value)
+                elif type(value) is Field and (name == "anchor" or value.is_flexibility()):
+                    row = value.row
                 else:
                     row = _row(value, name)
                 ints += row[0]

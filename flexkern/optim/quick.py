@@ -36,15 +36,27 @@ SMALL = 1 << 14  # elements, of which the values of a field are kept: 64 KB
 class _Call:
     """One call of the compiled operator."""
 
-    __slots__ = ("arguments", "counts", "grads", "operator", "which", "written")
+    __slots__ = ("arguments", "counts", "name", "operator", "which", "written")
 
-    def __init__(self, operator: Any, arguments: list[Any], which: list[int], written: list[Tensor]) -> None:
-        self.operator, self.arguments, self.which, self.written = operator, arguments, which, written
+    def __init__(
+        self,
+        operator: Operator,
+        name: str | None,
+        arguments: list[Any],
+        which: list[int],
+        written: list[Tensor],
+    ) -> None:
+        self.operator, self.name = operator, name
+        self.arguments, self.which, self.written = arguments, which, written
         self.counts: list[Tensor] = []
+
+    def is_served(self) -> bool:
+        """Whether the compiled kernels are still those to take."""
+        return self.operator.serves(self.written[0], self.name)
 
 
 class Plan:
-    """The next step of a group of parameters on the CPU."""
+    """The next step of a group of parameters, by compiled kernels."""
 
     __slots__ = ("calls", "dtypes", "lr_at", "params", "settings", "states", "values")
 
@@ -74,6 +86,7 @@ class Plan:
             or not all(map(is_, settings, self.settings))
             or not all(map(is_, values, self.values))
             or not tries_compiled()
+            or not all(call.is_served() for call in self.calls)
             or any_silent()
         ):
             return None
@@ -95,7 +108,7 @@ class Plan:
             if call.counts:
                 torch._foreach_add_(call.counts, 1.0)
             try:
-                call.operator(*arguments)
+                call.operator.compiled(*arguments)
             except RuntimeError as error:
                 if call.counts:
                     torch._foreach_sub_(call.counts, 1.0)
@@ -126,7 +139,7 @@ def make_plan(
         or len(position) != len(params)
         or group["nonfinite"] == "raise"
         or any(fresh for *_, fresh in members)
-        or any(type(p.grad) is not Tensor or not are_plain([p]) for p in params)
+        or any(type(p.grad) is not Tensor or not are_plain([p], operator) for p in params)
         or isinstance(scale_in_force(group), Tensor)
     ):
         return None
@@ -140,9 +153,9 @@ def make_plan(
 
 
 def _drawn(source: Any, p: Tensor) -> Any:
-    """A field of a small tensor is drawn once: drawing takes a core 4 ns for each element, in every step. Its
-    values, of which the bits are the same, are no state: they go with the plan."""
-    if not isinstance(source, Field) or source is _FREE_ANCHOR or p.numel() > SMALL:
+    """A field of a small tensor on the CPU is drawn once: drawing takes a core 4 ns for each element, in every
+    step. Its values, of which the bits are the same, are no state: they go with the plan."""
+    if not isinstance(source, Field) or source is _FREE_ANCHOR or p.numel() > SMALL or not p.is_cpu:
         return source
     return ops.materialize(source, p.shape)
 
@@ -166,7 +179,8 @@ def _call(
             state["alpha"] if kind == "stored" else _FREE_ALPHA
             for (_, kind), state in zip(batch, of, strict=True)
         ]
-        if len({alpha.dtype for alpha in alphas if alpha is not _FREE_ALPHA}) > 1 or "step" in kinds:
+        dtypes = {alpha.dtype for alpha in alphas if alpha is not _FREE_ALPHA}
+        if len(dtypes) > 1 or "step" in kinds or (torch.bfloat16 in dtypes and not params[0].is_cpu):
             return None
         values["alpha"] = alphas
     else:
@@ -191,13 +205,14 @@ def _call(
         written += values[name]
     if rule.COUNTS_STEPS:
         values["step"] = [state["step"] for state in of]
-    if not are_plain(written):
+    name = None if "step" in kinds else f"gated_{rule.NAME.lower()}_"
+    if not are_plain(written, operator, name):
         return None
     declared = operator.spec.arguments
     arguments = [params, None, *(values.get(a.name, a.default) for a in declared[2:])]
     arguments[2:4] = [values.get("anchor"), values.get("flexibility")]
     while declared[len(arguments) - 1].default == arguments[-1] and not declared[len(arguments) - 1].required:
         arguments.pop()  # an argument that is passed costs time
-    call = _Call(operator.compiled, arguments, [position[id(p)] for p in params], written)
+    call = _Call(operator, name, arguments, [position[id(p)] for p in params], written)
     call.counts = values.get("step", [])
     return call

@@ -1,4 +1,4 @@
-"""Launches of CUDA kernels, on the host: devices, arguments, and masks at every alignment (cuda_launches.cpp)."""
+"""Launches of CUDA kernels, on the host: devices, tables, and masks at every alignment (cuda_launches.cpp)."""
 
 from __future__ import annotations
 

@@ -13,24 +13,28 @@ from torch import Tensor
 
 import flexkern
 from flexkern import Field, ops
-from flexkern.ops import adapter, linear, metaplastic, operator, synapse
+from flexkern.ops import adapter, displacement, field, linear, mask, metaplastic, operator, synapse
 from helpers.arguments import Arguments, gated, linear_arguments, refuses, step_arguments, synapse_arguments
 from helpers.judge import same_bits
 from helpers.refusals import NOT_GATED, ONLY_GATED, WRONG
+from helpers.stand_in import on_a_gpu
 
 status = flexkern.backends()["cpu"]
 pytestmark = [
     pytest.mark.skipif(not status.available, reason=status.reason),
-    pytest.mark.usefixtures("one_thread", "automatic"),
+    pytest.mark.usefixtures("one_thread"),
 ]
 BF16 = torch.bfloat16
 ANCHOR, FLEXIBILITY = Field.normal(3, 4, offset=5), Field.uniform(1, 2)
 
 
-@pytest.fixture
-def automatic() -> Iterator[None]:
+@pytest.fixture(params=["cpu", "gpu"], autouse=True)
+def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """On the CPU, and with its kernels in the place of a GPU's: tensors say that they are on one."""
     with flexkern.use_backend("auto"):
-        yield
+        if request.param == "gpu":
+            on_a_gpu(monkeypatch)
+        yield request.param
 
 
 def without(arguments: Arguments, *names: str) -> Arguments:
@@ -63,6 +67,23 @@ def fields(arguments: Arguments, count: int = 1) -> Arguments:
     return arguments | (several if count > 1 else {"anchor": ANCHOR, "flexibility": FLEXIBILITY})
 
 
+def displacement_arguments() -> Arguments:
+    x = step_arguments()
+    given = {name: x[name] for name in ("weight", "anchor", "flexibility", "scale")}
+    return {**given, "before": x["weight"] + x["grad"]}
+
+
+def held_displacement() -> Arguments:
+    x = displacement_arguments()
+    return {"weight": x["weight"], "before": x["before"], "alpha": x["flexibility"]}
+
+
+def as_lists(arguments: Arguments) -> Arguments:
+    return {name: [value] if isinstance(value, Tensor) else value for name, value in arguments.items()}
+
+
+WITHOUT_CUDA = (ops.linear_step_, ops.gated_adapter)
+
 # What calls the operator at once: the public function and arguments that are all in order.
 QUICK: dict[str, tuple[Callable[..., Any], Callable[[], Arguments]]] = {
     "step": (ops.metaplastic_sgd_, lambda: plain(step_arguments())),
@@ -94,12 +115,19 @@ QUICK: dict[str, tuple[Callable[..., Any], Callable[[], Arguments]]] = {
     "adapter residual": (
         ops.gated_adapter, lambda: {**adapter_arguments(BF16), "residual": torch.ones(3, 4, 8, dtype=BF16)}
     ),
+    "displacement": (ops.scale_displacement_, displacement_arguments),
+    "displacement list": (ops.scale_displacement_, lambda: as_lists(displacement_arguments())),
+    "displacement held": (ops.gated_displacement_, lambda: held_displacement()),
+    "field": (ops.materialize, lambda: {"field": ANCHOR, "shape": (3, 5)}),
+    "flexibility": (ops.flexibility_field, lambda: {"shape": [7], "seed": 2**64 - 1, "offset": 3}),
+    "pack": (ops.pack_mask, lambda: {"mask": torch.arange(99).view(3, 33) % 2 == 0}),
+    "unpack": (ops.unpack_mask, lambda: {"words": torch.ones(3, 2, dtype=torch.int32), "columns": 40}),
 }  # fmt: skip
 
 
 def slowly(monkeypatch: pytest.MonkeyPatch) -> None:
     """From here on all goes through the checks."""
-    monkeypatch.setattr(operator, "prefers_compiled_cpu", lambda: False)
+    monkeypatch.setattr(operator.Operator, "serves", lambda *_: False)
 
 
 def tensors_of(value: Any) -> list[Tensor]:
@@ -110,7 +138,7 @@ def tensors_of(value: Any) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("name", QUICK)
-def test_ordinary_calls_go_through_no_check(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ordinary_calls_go_through_no_check(name: str, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     call, arguments = QUICK[name]
 
     def fail(*_: object, **__: object) -> None:
@@ -122,10 +150,15 @@ def test_ordinary_calls_go_through_no_check(name: str, monkeypatch: pytest.Monke
         (synapse, "check_step"),
         (linear, "check_rule"),
         (adapter, "_check_tensors"),
+        (displacement, "_check_weight"),
+        (field, "_checked"),
+        (field, "_checked_fill"),
+        (mask, "_check_tensor"),
     ):
         monkeypatch.setattr(module, function, fail)
-    call(**arguments())
-    slowly(monkeypatch)
+    if place == "cpu" or call not in WITHOUT_CUDA:
+        call(**arguments())
+        slowly(monkeypatch)
     with pytest.raises(AssertionError, match="a check in Python"):
         call(**arguments())
 
@@ -144,7 +177,7 @@ def test_the_same_bits_and_versions(name: str, monkeypatch: pytest.MonkeyPatch) 
     assert all(map(same_bits, [*given, *results], [*given_slowly, *results_slowly]))
 
 
-@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize("name", [n for n in QUICK if n not in ("field", "flexibility", "pack", "unpack")])
 def test_a_parameter_is_stepped_and_nothing_is_recorded(name: str) -> None:
     call, arguments = QUICK[name]
     given = arguments()
