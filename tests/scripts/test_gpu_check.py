@@ -327,6 +327,33 @@ def test_every_gpu_test_is_where_it_is_run(check: Any, steps: Perform, tmp_path:
     assert marked <= set(command), "the GPU's tests lie in tests/gpu"
 
 
+def missing_fixtures(source: str) -> list[str]:
+    """What tests ask for, and neither their parametrization nor their module has."""
+    tree = ast.parse(source)
+    known = {"monkeypatch", "tmp_path", "capsys", "request"}
+    for node in tree.body:
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            known |= {name.asname or name.name for name in node.names}
+        elif isinstance(node, ast.FunctionDef):
+            known.add(node.name)
+    missing = []
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+            words = [
+                n.value for mark in node.decorator_list for n in ast.walk(mark) if isinstance(n, ast.Constant)
+            ]
+            own = {name.strip() for word in words if isinstance(word, str) for name in word.split(",")}
+            missing += [f"{node.name}: {arg.arg}" for arg in node.args.args if arg.arg not in known | own]
+    return missing
+
+
+def test_gpu_tests_have_their_fixtures() -> None:
+    """Nothing collects them where there is no GPU, and pytest looks for fixtures when a test begins."""
+    assert missing_fixtures("def test_one(backend): ...") == ["test_one: backend"]
+    for path in sorted((ROOT / "tests" / "gpu").glob("test_*.py")):
+        assert missing_fixtures(path.read_text()) == [], path.name
+
+
 FAKE_TORCH = """
 class cuda:
     is_available = staticmethod(lambda: False)
