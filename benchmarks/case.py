@@ -35,7 +35,7 @@ __all__ = [
 # The modules that register cases and series when they are imported: first these, in the order of the table,
 # then any other whose name begins as theirs.
 FIRST = (
-    "bench_metaplastic", "bench_optimizers", "bench_synapse", "bench_mask", "bench_linear", "bench_adapter",
+    "bench_metaplastic", "bench_optimizers", "bench_synapse", "bench_linear", "bench_adapter",
     "bench_overhead", "bench_learner", "bench_artsy", "bench_artsy_training", "causes", "bench_seeds",
     "growth_optimizer", "growth_items", "growth_tasks",
 )  # fmt: skip

@@ -76,8 +76,8 @@ NOT_BEGUN = 125
 # The rows that are promised for a GPU, by the names of their cases: see benchmarks/PREDICTIONS.md.
 ROWS = (
     "metaplastic/step", "metaplastic/small-tensors", "metaplastic/procedural-step",
-    "metaplastic/procedural-uniform", "linear/step-*", "mask/*", "adapter/vit-b-bf16-*", "artsy/inference-10",
-    "artsy/inference-50",
+    "metaplastic/procedural-uniform", "synapse/*pack_mask", "linear/step-*", "adapter/vit-b-bf16-*",
+    "artsy/inference-10", "artsy/inference-50",
 )  # fmt: skip
 # Of each GPU row, instead of 12: what is timed takes milliseconds.
 SECONDS_A_CASE = 2.0

@@ -9,9 +9,10 @@ from torch import Tensor
 from flexkern import Field, ops, reference
 from flexkern.fields import Kind, Purpose
 from helpers import judge
-from helpers.gpu import GPU_FACTOR, kernel_launches
+from helpers.gpu import GPU_FACTOR, gpu_backend, kernel_launches
 from helpers.judge import Rule, make_inputs, same_bits
 
+__all__ = ["gpu_backend"]
 pytestmark = pytest.mark.gpu
 
 SHAPES = [(), (0,), (1,), (3,), (1023,), (1025,), (33, 65), (1_000_003,)]
