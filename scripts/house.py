@@ -326,7 +326,8 @@ def counts() -> list[Count]:
     graph = import_graph(paths)
     way = journey()
     return [
-        operator_files(paths), rule_files(paths), kind_files(paths), method_files(paths), integration_files(paths), way,
+        operator_files(paths), rule_files(paths), kind_files(paths), method_files(paths),
+        integration_files(paths), way,
         rooms_of_journey(way.files), circles(graph), upward(graph), underscored(paths), names(paths),
         wheel(paths), largest(paths),
     ]  # fmt: skip
