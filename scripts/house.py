@@ -107,6 +107,13 @@ def without_docs(path: str) -> str:
     return re.sub(r"//.*", "", source)
 
 
+def kind_files(paths: list[str]) -> Count:
+    """Where the kind of field with a table of its own is: one file more than a kind by formula."""
+    name = re.compile(r"\bNORMAL_TABLE\b|\bnormal_table\b|\bkNormalTable\b")
+    files = [p for p in house(paths) if Path(p).stem == "normal_table" or name.search(without_docs(p))]
+    return Count("files of a new kind of field", len(files), 9, files)
+
+
 def method_files(paths: list[str]) -> Count:
     """What a learner's method has: its file, and the import that registers it."""
     files = [
@@ -319,7 +326,8 @@ def counts() -> list[Count]:
     graph = import_graph(paths)
     way = journey()
     return [
-        operator_files(paths), rule_files(paths), method_files(paths), integration_files(paths), way,
+        operator_files(paths), rule_files(paths), kind_files(paths), method_files(paths),
+        integration_files(paths), way,
         rooms_of_journey(way.files), circles(graph), upward(graph), underscored(paths), names(paths),
         wheel(paths), largest(paths),
     ]  # fmt: skip

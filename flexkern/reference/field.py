@@ -58,7 +58,7 @@ def _sqrt(x: Tensor) -> Tensor:
     return torch.sqrt(x.double()).float()
 
 
-def _horner(coefficients: Sequence[float] | Sequence[Tensor], t: Tensor) -> Tensor:
+def _horner(coefficients: Sequence[float | Tensor], t: Tensor) -> Tensor:
     p = torch.zeros_like(t) + coefficients[-1]
     for c in reversed(coefficients[:-1]):
         p = p * t + c

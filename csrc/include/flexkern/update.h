@@ -49,7 +49,14 @@ struct Step {
 
 inline namespace FLEXKERN_ISA {
 
-#if defined(__CUDA_ARCH__)
+#if defined(__CUDA_ARCH__) && defined(__NVCC__)
+// As exp2f, but results under 2^-126 are 0, which saves three instructions.
+FLEXKERN_FN float exp2_nonpositive(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+#elif defined(__CUDA_ARCH__)  // on the host, in tests
 FLEXKERN_FN float exp2_nonpositive(float x) { return exp2f(x); }
 #else
 // 2^x for x <= 0, at most 1.5 ulp off (tests/test_native.py measures it); results under 2^-125 are 0.
