@@ -29,6 +29,7 @@ from flexkern.triton_kernels.matrix import existing, groups, load_synapses, load
 from flexkern.triton_kernels.memory import ALIGNMENT
 from flexkern.triton_kernels.metaplastic import TRITON_DTYPES
 from flexkern.triton_kernels.product import (
+    HALF,
     IN,
     LARGEST,
     PRODUCTS,
@@ -303,6 +304,17 @@ def _check_batch(tensors: Sequence[Tensor], names: Sequence[str], units: Sequenc
         raise ValueError(f"weight has {tuple(weight.shape)} units; this kernel serves up to {LARGEST} a side")
 
 
+def _variant_of(
+    dtype: torch.dtype, precision: str, silent: bool, rule: int, held: bool, anchor: int, flexibility: int
+) -> str:
+    """The variant in the tuning table: what is multiplied in, and whether registers are what it is short of."""
+    computed = not {anchor, flexibility} <= {Kind.STORED, Kind.CONSTANT}
+    name = arithmetic(dtype, precision)
+    if silent:
+        return f"{name}-silent"
+    return f"{name}-procedural" if name == HALF and computed and not held and rule == SGD.value else name
+
+
 def _is_unit(free: float, source: tuple) -> bool:
     return source[0] == Kind.CONSTANT and source[6] == free
 
@@ -352,7 +364,8 @@ def linear_step_(given: Linear) -> Tensor:
     )
     target = architecture(weight.device)
     precision = precision_of(x.dtype, target)
-    variant = arithmetic(x.dtype, precision) + ("" if given.silent is None else "-silent")
+    held = given.alpha is not None
+    variant = _variant_of(x.dtype, precision, given.silent is not None, rule_of(given.rule), held, a[0], f[0])
     cut = config("linear", variant, target, bounded=aligned and aligned_rows)
     programs = triton.cdiv(rows, cut["out"]) * triton.cdiv(columns, IN.value)
     with torch.cuda.device_of(weight):
@@ -362,7 +375,7 @@ def linear_step_(given: Linear) -> Tensor:
             1.0 / len(x) if len(x) else math.nan, *theta, float(given.eta), float(given.prune),
             *rule, *a[1:], *f[1:],
             TRITON_DTYPES[weight.dtype], TRITON_DTYPES[x.dtype], precision, rule_of(given.rule),
-            state_bits(given.states), given.alpha is not None, a[0], f[0], how.value,
+            state_bits(given.states), held, a[0], f[0], how.value,
             given.hebbian and given.silent is not None, aligned,
             aligned_rows, cut["out"], cut["batch"], cut["group"], **launch_options(cut), enable_fp_fusion=False,
         )  # fmt: skip
@@ -406,10 +419,9 @@ def _variant(
         "STATES": states,
         **layer, "COINCIDENCE": how.value, "INSERTS_C": False, "ALIGNED": True, "ALIGNED_ROWS": True,
     }  # fmt: skip
-    silent = "" if how is NOBODY else "-silent"
-    return Variant(
-        f"linear-{name}", linear_kernel, constants, ("linear", arithmetic(dtype, precision) + silent)
-    )
+    kinds = layer["HELD"], layer["A_KIND"], layer["F_KIND"]
+    variant = _variant_of(dtype, precision, how is not NOBODY, rule, *kinds)
+    return Variant(f"linear-{name}", linear_kernel, constants, ("linear", variant))
 
 
 def _tiles(out: int, batch: int, warps: int, stages: int, group: int = 8, **bound: int) -> dict[str, int]:
@@ -421,10 +433,13 @@ CANDIDATES = {
         _tiles(128, 64, 8, 4),  # three steps under way, one program per multiprocessor
         _tiles(128, 32, 8, 5),  # shorter steps, more of them
         _tiles(256, 64, 16, 3),  # a quarter less traffic from L2, one program
-        # Triton 3.6 takes 181 registers where fields are procedural; told to, it keeps to 128 without a spill.
         _tiles(128, 64, 8, 3, maxnreg=128),
         _tiles(128, 64, 8, 3, group=4),
         _tiles(128, 64, 8, 3, group=16),
+    ],
+    ("linear", "half-procedural"): [
+        _tiles(128, 64, 8, 3, maxnreg=128),
+        _tiles(128, 64, 8, 4),
     ],
     ("linear", "half-silent"): [
         _tiles(128, 64, 8, 3, maxnreg=128),  # two programs; 8 bytes of stack with the rate rule

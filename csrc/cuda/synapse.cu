@@ -43,17 +43,6 @@ struct Changes {
   uint32_t converted = 0, pruned = 0;
 };
 
-// Writes weights, and states where there are some, of the synapses that bits are set for.
-template <class W, class Rule>
-__device__ __forceinline__ void write4(const StepTensor<Rule>& synapses, int64_t begin, bool whole, uint32_t bits,
-                                       const float (&w)[4], const float (&states)[Rule::kStates][4]) {
-  if constexpr (!std::is_same_v<W, float>) store_some4(synapses.master + begin, whole, bits, w);
-  store_some4(static_cast<W*>(synapses.weight) + begin, whole, bits, w);
-#pragma unroll
-  for (int k = 0; k < Rule::kStates; ++k)
-    if (synapses.states[k] != nullptr) store_some4(synapses.states[k] + begin, whole, bits, states[k]);
-}
-
 // Converts those of four silent synapses that are driven, and returns which.
 template <class W, class Rule>
 __device__ __forceinline__ uint32_t convert4(const SynapseLayer<Rule>& layer, int64_t row, int64_t column,
@@ -85,8 +74,15 @@ __device__ __forceinline__ uint32_t convert4(const SynapseLayer<Rule>& layer, in
       if ((silent >> i & 1u) && converts(coincidence[i], w[i], theta)) converted |= 1u << i;
     }
     if (layer.anchor != nullptr) store_some4(layer.anchor + begin, whole, converted, w);
-    constexpr float kZero[Rule::kStates][4] = {};
-    write4<W>(synapses, begin, whole, converted, w, kZero);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {  // one by one, as few convert
+      if ((converted >> i & 1u) == 0) continue;
+      if constexpr (!std::is_same_v<W, float>) synapses.master[begin + i] = w[i];
+      static_cast<W*>(synapses.weight)[begin + i] = narrow<W>(w[i]);
+#pragma unroll
+      for (int k = 0; k < Rule::kStates; ++k)
+        if (synapses.states[k] != nullptr) synapses.states[k][begin + i] = 0.0f;
+    }
   }
   return converted;
 }
@@ -117,7 +113,12 @@ __device__ __forceinline__ Changes pass4(const SynapseLayer<Rule>& layer, int64_
 #pragma unroll
               for (int k = 0; k < kStates; ++k) states[k][i] = 0.0f;
             }
-            write4<W>(layer.synapses, begin, whole, functional, new_w, states);
+            const StepTensor<Rule>& to = layer.synapses;
+            if constexpr (!std::is_same_v<W, float>) store_some4(to.master + begin, whole, functional, new_w);
+            store_some4(static_cast<W*>(to.weight) + begin, whole, functional, new_w);
+#pragma unroll
+            for (int k = 0; k < kStates; ++k)
+              if (to.states[k] != nullptr) store_some4(to.states[k] + begin, whole, functional, states[k]);
           });
   return changes;
 }

@@ -17,7 +17,6 @@ LIMITS = {
     **dict.fromkeys(("sm_80", "sm_87"), 163 * KB),
     **dict.fromkeys(("sm_86", "sm_89", "sm_120", "sm_121"), 99 * KB),
     **dict.fromkeys(("sm_90", "sm_100", "sm_103", "sm_110"), 227 * KB),
-    "sm_75": 64 * KB,
     "gfx950": 160 * KB,
 }
 LEAST_NVIDIA, LEAST_AMD = 99 * KB, 64 * KB  # of a GPU that is not in the table, and of most of AMD's

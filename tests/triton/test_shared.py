@@ -17,7 +17,6 @@ from helpers.compiled import Wanted, reports
 # The targets that are compiled for, and some that are not here, or not yet.
 ARCHITECTURES = [
     *map(aot.architecture_of, aot.TARGETS),
-    "sm_75",
     "sm_87",
     "sm_121",
     "sm_130",

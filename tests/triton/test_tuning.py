@@ -97,6 +97,18 @@ def test_what_is_not_known_falls_back_to_its_family() -> None:
         tuning.config("linear", "no such", "sm_90")
 
 
+def test_a_bound_on_registers_may_be_for_older_versions_of_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = TABLE["linear"]["half-procedural"]["sm_90"][0]
+    assert (row["maxnreg"], row["maxnreg_before"]) == (128, 309)
+    for version, bound in ((306, 128), (308, 128), (309, None), (400, None)):
+        monkeypatch.setattr(tuning, "_triton_version", lambda version=version: version)
+        found = tuning.config("linear", "half-procedural", "sm_90")
+        assert found.get("maxnreg") == bound
+        assert "maxnreg_before" not in found
+    monkeypatch.undo()
+    assert 306 <= tuning._triton_version() < 1000
+
+
 def test_operands_fit_in_shared_memory() -> None:
     """What is under way at once, num_stages - 1 steps of it, fits the least that a family's GPUs have."""
     limits = {"sm_80": 163, "sm_90": 227, "sm_120": 99, "gfx942": 64}
@@ -171,6 +183,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, tune: Any, triton_backend: None) -> C
             pytest.param(kernel, variant, marks=pytest.mark.slow)
             for kernel, variant in (
                 ("sgd", "mixed"), ("fill", "any"), ("synapse", "mixed"), ("linear", "half"), ("linear", "tf32"),
+                ("linear", "half-procedural"),
                 ("linear", "half-silent"), ("adapter bank", "half-64"),
             )
         ),
