@@ -123,13 +123,14 @@ __device__ __forceinline__ Changes pass4(const SynapseLayer<Rule>& layer, int64_
   return changes;
 }
 
-// Blocks for each multiprocessor. Four leave a thread 64 registers, which neither operands that wait for the silent
-// ones fit, nor a rule of three states. Three leave 80: 768 threads with 64 bytes each under way are 48 KB, for all
-// but a fifth of the time, where 26 KB are enough.
-constexpr int kBlocks = 3;
+// Blocks for each multiprocessor. Four leave a thread 64 registers, which operands that wait for the silent ones do
+// not fit. Three leave 80: 768 threads with 64 bytes each under way are 48 KB, for all but a fifth of the time,
+// where 26 KB are enough. A rule of three states has 112 bytes a thread: 57 KB in the 512 threads of two blocks.
+template <class Rule>
+constexpr int kBlocks = Rule::kStates > 1 ? 2 : 3;
 
 template <class W, class G, class Rule>
-__global__ void __launch_bounds__(kThreads, kBlocks)
+__global__ void __launch_bounds__(kThreads, kBlocks<Rule>)
     synapse_kernel(const __grid_constant__ SynapseLayer<Rule> layer, Step<Rule> step, bool is_aligned) {
   if (step.lr_pointer != nullptr) step.lr = *step.lr_pointer;
   if (step.scale_pointer != nullptr) step.scale = *step.scale_pointer;
