@@ -65,9 +65,9 @@ def test_no_kernel_spills() -> None:
     spilling = [f for f in functions if f[3]]
     assert not spilling
     # 65,536 registers per multiprocessor: 64 per thread leave half of its 2,048 threads: enough in flight.
-    # A layer's pass holds the operands of functional synapses while it decides on silent ones: 64 bytes a thread,
-    # 112 by AdamW. The 768 threads that 80 registers leave have 48 KB in flight, the 512 of 128 registers 57 KB,
-    # where 26 KB are enough (csrc/cuda/synapse.cu).
+    # A layer's pass holds the operands of functional synapses while it decides on silent ones: 64 bytes a
+    # thread, 112 by AdamW. The 768 threads that 80 registers leave have 48 KB in flight, the 512 of 128
+    # registers 57 KB, where 26 KB are enough (csrc/cuda/synapse.cu).
     for _, name, registers, _ in functions:
         layer = 128 if "AdamW" in name else 80
         assert registers <= (layer if "synapse_kernel" in name else 64), (name, registers)
