@@ -49,10 +49,12 @@ def bytes_of(kernel: str, variant: str, configuration: Mapping[str, int], archit
     c, element = configuration, ELEMENT[arithmetic]
     under_way = max(1, c["num_stages"] - 1)
     in_place = int(architecture in READ_IN_PLACE and arithmetic != "ieee")
-    if kernel == "linear":
-        return (under_way + in_place) * c["batch"] * (c["out"] + TILE_COLUMNS) * element
-    rank = int(rest.removesuffix("-unaligned"))
     through_registers = architecture.startswith("gfx") and architecture != "gfx950"
+    if kernel == "linear":
+        operands = (under_way + in_place) * c["batch"] * (c["out"] + TILE_COLUMNS) * element
+        sums = c["out"] * TILE_COLUMNS * 4 if architecture.startswith("gfx") else 0  # AMD's cross for the step
+        return max(operands, sums) + (0 if through_registers else BARRIERS)
+    rank = int(rest.removesuffix("-unaligned"))
     if kernel == "adapter bank":
         if not through_registers:  # numbers of rows are read two stages before the rows: half of the stages
             under_way = max(1, (c["num_stages"] - 1) // 2)

@@ -75,7 +75,8 @@ def test_the_count_is_a_bound_of_what_the_compiler_says() -> None:
         [
             ("adapter-tf32-256", "cuda:86"), ("adapter-backward-tf32-256", "cuda:120"),
             ("adapter-inference-tf32-512", "cuda:89"), ("adapter-parts-tf32-512", "cuda:86"),
-            ("adapter-parts-tf32-512", "hip:gfx942"),
+            ("adapter-parts-tf32-512", "hip:gfx942"), ("linear-bf16-stored", "hip:gfx942"),
+            ("linear-bf16-stored", "cuda:100"),
         ]
     )  # fmt: skip
 
