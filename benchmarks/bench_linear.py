@@ -9,13 +9,14 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from flexkern import ops
+from flexkern import Field, ops
 from flexkern.benchmarks import workloads
 from flexkern.benchmarks.bench_metaplastic import LR, SCALE, SPREAD
 from flexkern.benchmarks.case import CPU, GPU, Comparison, Peer, Setting, Work, at_most, case, faster
 from flexkern.benchmarks.ceilings import tf32
 from flexkern.benchmarks.peers import formula
 from flexkern.benchmarks.workloads import SUMS, Workload
+from flexkern.fields import Purpose
 from flexkern.measure import peak_mb
 
 GRADIENT = 2.0**-13  # of grad_out: steps that leave alpha where it is, see bench_metaplastic
@@ -211,13 +212,16 @@ def none_silent(at: Setting) -> Comparison:
 
 # ---------------------------------------------------------------------- for the tuner
 
+F, A = Field.uniform(1), Field.normal(1, std=0.02, purpose=Purpose.ANCHOR)
 
-def _tuned(dtype: torch.dtype, silent: bool) -> workloads.Maker:
+
+def _tuned(dtype: torch.dtype, silent: bool, procedural: bool) -> workloads.Maker:
     def make(device: torch.device, shape: tuple[int, int, int], seed: int) -> workloads.Made:
         batch, columns, rows = shape
         draw = workloads.drawer(device, seed)
         w, a, f = workloads.weights(draw, rows, columns)
         x, g = draw(batch, columns, dtype=dtype), draw(batch, rows, dtype=dtype)
+        anchor, flexibility = (A, F) if procedural else (a, f)
         words = post = None
         theta = 1e30
         if silent:  # a tenth, in rows of tiles here and there; none is active enough to convert
@@ -228,8 +232,9 @@ def _tuned(dtype: torch.dtype, silent: bool) -> workloads.Maker:
                 # In a check some are. Coincidences of quarters are exact: all backends convert the same ones.
                 x, post, theta = x.mul(4).round().div(4), post.mul(4).round().div(4), 0.25
         lr, changed = workloads.shown(w)
+        rest = {"lr": lr, "scale": workloads.SCALE, "threshold": theta}
         return (
-            lambda: ops.linear_step_(w, x, g, a, f, words, post, lr=lr, scale=workloads.SCALE, threshold=theta),
+            lambda: ops.linear_step_(w, x, g, anchor, flexibility, words, post, **rest),
             lambda: [changed()] if words is None else [changed(), words],
         )
 
@@ -237,12 +242,13 @@ def _tuned(dtype: torch.dtype, silent: bool) -> workloads.Maker:
 
 
 for _variant, _words, _dtype, _silent, _compiles, _place in (
-    ("half", "bf16", torch.bfloat16, False, ["linear-bf16-stored", "linear-bf16-mixed"], 1),
+    ("half", "bf16", torch.bfloat16, False, ["linear-bf16-stored"], 1),
+    ("half-procedural", "bf16, procedural", torch.bfloat16, False, ["linear-bf16-mixed"], 2),
     ("tf32", "tf32", torch.float32, False, ["linear-tf32-stored"], 9),
     ("half-silent", "bf16, a tenth silent, Hebbian", torch.bfloat16, True, ["linear-bf16-stored-hebbian"], 10),
 ):
     _what = f"linear_step_ (1024, 9216, 4096) and (256, 4096, 4096), {_words}"
-    _make = _tuned(_dtype, _silent)
+    _make = _tuned(_dtype, _silent, "procedural" in _words)
     # tf32 cuts operands off after 10 bits, which the reference does not.
     _judged = workloads.ROUNDED if _variant == "tf32" else SUMS
     workloads.register(

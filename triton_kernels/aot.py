@@ -8,6 +8,7 @@ interpreter takes the place of the compiler.
 from __future__ import annotations
 
 import argparse
+import difflib
 import json
 import os
 import re
@@ -201,9 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--target", action="append", choices=list(TARGETS), help="default: all; may be repeated"
     )
-    parser.add_argument(
-        "--variant", action="append", choices=list(all_variants()), help="default: all; may be repeated"
-    )
+    parser.add_argument("--variant", action="append", metavar="NAME", help="default: all; may be repeated")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument(
         "--shared", action="store_true", help="only shared memory, which takes a fifth of the time"
@@ -211,6 +210,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if os.environ.get("TRITON_INTERPRET") == "1":
         parser.error("TRITON_INTERPRET=1 replaces the compiler by the interpreter; unset it")
+    for name in options.variant or ():
+        if name not in all_variants():
+            near = difflib.get_close_matches(name, all_variants(), 3)
+            parser.error(f"there is no variant {name!r}; did you mean one of {near}?")
     chosen = [
         (variant, target)
         for target in options.target or TARGETS

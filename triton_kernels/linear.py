@@ -25,10 +25,11 @@ from flexkern.triton_kernels.layer import (
     source_arguments,
     threshold_arguments,
 )
-from flexkern.triton_kernels.matrix import existing, groups, load_synapses, load_units
+from flexkern.triton_kernels.linear_part import converting_of, load_silent, part_of, rate_of, step_part
 from flexkern.triton_kernels.memory import ALIGNMENT
 from flexkern.triton_kernels.metaplastic import TRITON_DTYPES
 from flexkern.triton_kernels.product import (
+    HALF,
     IN,
     LARGEST,
     PRODUCTS,
@@ -40,7 +41,6 @@ from flexkern.triton_kernels.product import (
 )
 from flexkern.triton_kernels.rules import SGD, VARIANTS, counted, rule_of, state_bits
 from flexkern.triton_kernels.synapse import LAYER_SOURCES
-from flexkern.triton_kernels.synapse_tile import activity, find_converting, load_state, load_theta, step_tile
 from flexkern.triton_kernels.update import number
 from flexkern.triton_kernels.variant import Variant
 
@@ -50,92 +50,6 @@ __all__ = ["linear_step_"]
 NOBODY = tl.constexpr(0)  # no synapse is silent
 RATE = tl.constexpr(1)
 HEBBIAN = tl.constexpr(2)
-
-
-@triton.jit
-def _tile(part, position, OUT: tl.constexpr):
-    """Part ``part`` of the tile that begins at ``position``, which is (row, column, rows, columns)."""
-    row, column, rows, columns = position
-    i = tl.arange(0, OUT // 2)
-    down = (i // 8) * 16 + i % 8 + (part % 2) * 8
-    first_column = column + (part // 2) * 32
-    row_of = row + down
-    column_of = tl.zeros((OUT // 2,), tl.int64) + first_column
-    offsets = (down * columns.to(tl.int32))[:, None]
-    return row * columns + first_column, offsets, row_of, column_of, existing(column_of, columns, row_of < rows)
-
-
-@triton.jit
-def _words(silent, tile, columns):
-    """Pointers to the words of a tile."""
-    return silent.to(tl.int64).to(tl.pointer_type(tl.uint32)) + (
-        tile[2] * ((columns + 31) // 32) + tile[3] // 32
-    )
-
-
-@triton.jit
-def _load_silent(silent, tile, columns):
-    return tl.load(_words(silent, tile, columns), mask=tile[4] != 0, other=0) & tile[4]
-
-
-@triton.jit
-def _converting(c, part, position, silent, threshold, insertion, INSERTS_C: tl.constexpr, ALIGNED: tl.constexpr,
-           OUT: tl.constexpr):  # fmt: skip
-    """The synapses of a part that convert, by its coincidence ``c``."""
-    tile = _tile(part, position, OUT)
-    anchor_address, eta = insertion
-    theta = load_theta(tile[2], tile[4] != 0, threshold)
-    return find_converting(
-        c, theta, _load_silent(silent, tile, position[3]), tile, anchor_address, eta, INSERTS_C, ALIGNED
-    )
-
-
-@triton.jit
-def _rate(pre, post, part, position, silent, ALIGNED: tl.constexpr, OUT: tl.constexpr):
-    """The coincidences of a part by the rate rule, where synapses are silent."""
-    tile = _tile(part, position, OUT)
-    was_silent = groups(_load_silent(silent, tile, position[3]), ALIGNED)
-    pre_tile = (position[1] + (part // 2) * 32, tl.zeros((OUT // 2, 1), tl.int32))
-    pre_values = activity(load_synapses(pre, pre_tile, was_silent, tl.float32, ALIGNED))
-    return activity(load_units(post, tile[2], tile[4] != 0))[:, None] * pre_values
-
-
-@triton.jit
-def _step(
-    grad,
-    converting,
-    part,
-    position,
-    state,
-    scale,
-    rule,
-    anchor,
-    flexibility,
-    prune,
-    WEIGHT_DTYPE: tl.constexpr,
-    RULE: tl.constexpr,
-    STATES: tl.constexpr,
-    HELD: tl.constexpr,
-    A_KIND: tl.constexpr,
-    F_KIND: tl.constexpr,
-    SILENT: tl.constexpr,
-    ALIGNED: tl.constexpr,
-    OUT: tl.constexpr,
-):
-    """Steps a part. Its silent synapses are read again, so that no register holds them until now."""
-    weight, master, alpha, state0, state1, state2, silent, counts = state
-    tile = _tile(part, position, OUT)
-    was_silent = tl.zeros((OUT // 2,), tl.uint32)
-    if SILENT:
-        was_silent = _load_silent(silent, tile, position[3])
-    touched = groups((tile[4] & ~was_silent) | converting, ALIGNED)
-    counts_of = counts.to(tl.int64).to(tl.pointer_type(tl.int32)) + tile[2]
-    addresses = (weight, master, alpha, state0, state1, state2, _words(silent, tile, position[3]), counts_of)
-    loaded = load_state(
-        tile, touched, addresses, anchor, flexibility, WEIGHT_DTYPE, STATES, HELD, A_KIND, F_KIND, ALIGNED
-    )
-    step_tile(tile, grad, was_silent, converting, touched, loaded, addresses, scale, rule, anchor, prune,
-              position[2], WEIGHT_DTYPE, RULE, STATES, HELD, A_KIND, SILENT, ALIGNED)  # fmt: skip
 
 
 @triton.jit(
@@ -247,20 +161,20 @@ def linear_kernel(
         if COINCIDENCE == HEBBIAN:
             some = tl.zeros((), tl.int32)
             for part in tl.range(0, 8, num_stages=1):
-                words = _load_silent(silent, _tile(part, position, OUT), columns)
+                words = load_silent(silent, part_of(part, position, OUT), columns)
                 some = tl.maximum(some, tl.max((words != 0).to(tl.int32), axis=0))
             # Without silent synapses the product has no steps, and its 0 converts nobody.
             c = product(post, pre, steps * some, batch, row, column, rows, columns, X_DTYPE, PRECISION,
                          ALIGNED_ROWS, ALIGNED, OUT, BATCH)  # fmt: skip
             c0, c1, c2, c3, c4, c5, c6, c7 = parts(c * inverse_batch)
             for part in tl.range(0, 8, num_stages=1, disable_licm=True):
-                d = _converting(c0, part, position, silent, theta, insertion, INSERTS_C, ALIGNED, OUT)
+                d = converting_of(c0, part, position, silent, theta, insertion, INSERTS_C, ALIGNED, OUT)
                 c0, c1, c2, c3, c4, c5, c6 = c1, c2, c3, c4, c5, c6, c7
                 d0, d1, d2, d3, d4, d5, d6, d7 = d1, d2, d3, d4, d5, d6, d7, d
         else:
             for part in tl.range(0, 8, num_stages=1, disable_licm=True):
-                c0 = _rate(pre, post, part, position, silent, ALIGNED, OUT)
-                d = _converting(c0, part, position, silent, theta, insertion, INSERTS_C, ALIGNED, OUT)
+                c0 = rate_of(pre, post, part, position, silent, ALIGNED, OUT)
+                d = converting_of(c0, part, position, silent, theta, insertion, INSERTS_C, ALIGNED, OUT)
                 d0, d1, d2, d3, d4, d5, d6, d7 = d1, d2, d3, d4, d5, d6, d7, d
 
     gradient = product(grad_out, x, steps, batch, row, column, rows, columns, X_DTYPE, PRECISION, ALIGNED_ROWS,
@@ -277,7 +191,7 @@ def linear_kernel(
     # code.
     g0, g1, g2, g3, g4, g5, g6, g7 = parts(gradient)
     for part in tl.range(0, 8, num_stages=1, disable_licm=True):
-        _step(g0, d0, part, position, state, step_scale, rule, anchor, flexibility, prune,
+        step_part(g0, d0, part, position, state, step_scale, rule, anchor, flexibility, prune,
               WEIGHT_DTYPE, RULE, STATES, HELD, A_KIND, F_KIND, SILENT, ALIGNED, OUT)  # fmt: skip
         g0, g1, g2, g3, g4, g5, g6 = g1, g2, g3, g4, g5, g6, g7
         d0, d1, d2, d3, d4, d5, d6 = d1, d2, d3, d4, d5, d6, d7
@@ -301,6 +215,17 @@ def _check_batch(tensors: Sequence[Tensor], names: Sequence[str], units: Sequenc
             raise ValueError(f"{name} must be on the device of weight, {weight.device}, got {tensor.device}")
     if max(units) > LARGEST:
         raise ValueError(f"weight has {tuple(weight.shape)} units; this kernel serves up to {LARGEST} a side")
+
+
+def _variant_of(
+    dtype: torch.dtype, precision: str, silent: bool, rule: int, held: bool, anchor: int, flexibility: int
+) -> str:
+    """The variant in the tuning table: what is multiplied in, and whether registers are what it is short of."""
+    computed = not {anchor, flexibility} <= {Kind.STORED, Kind.CONSTANT}
+    name = arithmetic(dtype, precision)
+    if silent:
+        return f"{name}-silent"
+    return f"{name}-procedural" if name == HALF and computed and not held and rule == SGD.value else name
 
 
 def _is_unit(free: float, source: tuple) -> bool:
@@ -352,7 +277,8 @@ def linear_step_(given: Linear) -> Tensor:
     )
     target = architecture(weight.device)
     precision = precision_of(x.dtype, target)
-    variant = arithmetic(x.dtype, precision) + ("" if given.silent is None else "-silent")
+    held = given.alpha is not None
+    variant = _variant_of(x.dtype, precision, given.silent is not None, rule_of(given.rule), held, a[0], f[0])
     cut = config("linear", variant, target, bounded=aligned and aligned_rows)
     programs = triton.cdiv(rows, cut["out"]) * triton.cdiv(columns, IN.value)
     with torch.cuda.device_of(weight):
@@ -362,7 +288,7 @@ def linear_step_(given: Linear) -> Tensor:
             1.0 / len(x) if len(x) else math.nan, *theta, float(given.eta), float(given.prune),
             *rule, *a[1:], *f[1:],
             TRITON_DTYPES[weight.dtype], TRITON_DTYPES[x.dtype], precision, rule_of(given.rule),
-            state_bits(given.states), given.alpha is not None, a[0], f[0], how.value,
+            state_bits(given.states), held, a[0], f[0], how.value,
             given.hebbian and given.silent is not None, aligned,
             aligned_rows, cut["out"], cut["batch"], cut["group"], **launch_options(cut), enable_fp_fusion=False,
         )  # fmt: skip
@@ -406,10 +332,9 @@ def _variant(
         "STATES": states,
         **layer, "COINCIDENCE": how.value, "INSERTS_C": False, "ALIGNED": True, "ALIGNED_ROWS": True,
     }  # fmt: skip
-    silent = "" if how is NOBODY else "-silent"
-    return Variant(
-        f"linear-{name}", linear_kernel, constants, ("linear", arithmetic(dtype, precision) + silent)
-    )
+    kinds = layer["HELD"], layer["A_KIND"], layer["F_KIND"]
+    variant = _variant_of(dtype, precision, how is not NOBODY, rule, *kinds)
+    return Variant(f"linear-{name}", linear_kernel, constants, ("linear", variant))
 
 
 def _tiles(out: int, batch: int, warps: int, stages: int, group: int = 8, **bound: int) -> dict[str, int]:
@@ -421,10 +346,13 @@ CANDIDATES = {
         _tiles(128, 64, 8, 4),  # three steps under way, one program per multiprocessor
         _tiles(128, 32, 8, 5),  # shorter steps, more of them
         _tiles(256, 64, 16, 3),  # a quarter less traffic from L2, one program
-        # Triton 3.6 takes 181 registers where fields are procedural; told to, it keeps to 128 without a spill.
         _tiles(128, 64, 8, 3, maxnreg=128),
         _tiles(128, 64, 8, 3, group=4),
         _tiles(128, 64, 8, 3, group=16),
+    ],
+    ("linear", "half-procedural"): [
+        _tiles(128, 64, 8, 3, maxnreg=128),
+        _tiles(128, 64, 8, 4),
     ],
     ("linear", "half-silent"): [
         _tiles(128, 64, 8, 3, maxnreg=128),  # two programs; 8 bytes of stack with the rate rule

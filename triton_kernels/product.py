@@ -9,7 +9,7 @@ import triton.language as tl
 from flexkern.triton_kernels.memory import to_float32, typed
 from flexkern.triton_kernels.target import multiplies
 
-__all__ = ["IN", "INTERPRETED", "LARGEST", "UNIT", "arithmetic", "parts", "precision_of", "product"]
+__all__ = ["HALF", "IN", "INTERPRETED", "LARGEST", "UNIT", "arithmetic", "parts", "precision_of", "product"]
 
 INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
 IN = tl.constexpr(128)  # columns of a tile: four words

@@ -19,18 +19,25 @@ inline bool aligned(const StepTensor<Rule>& tensor) {
 
 // Four elements as they lie in memory: what is widened waits for its load.
 template <class T>
-struct Four {
+struct alignas(4 * sizeof(T)) Four {
   T x[4];
 };
+
+// By intrinsics, as in store_whole: from plain loads ptxas merges both branches of read4 into four narrow ones, or
+// moves them to where they are used first.
+__device__ __forceinline__ void read_whole(const float* p, Four<float>& four) {
+  *reinterpret_cast<float4*>(four.x) = __ldca(reinterpret_cast<const float4*>(p));
+}
+template <class T>
+__device__ __forceinline__ void read_whole(const T* p, Four<T>& four) {
+  *reinterpret_cast<uint2*>(four.x) = __ldca(reinterpret_cast<const uint2*>(p));
+}
 
 template <class T>
 __device__ __forceinline__ Four<T> read4(const T* p, bool whole, int count) {
   Four<T> four;
   if (whole) {
-    struct alignas(4 * sizeof(T)) Pack {
-      Four<T> four;
-    };
-    four = reinterpret_cast<const Pack*>(p)->four;
+    read_whole(p, four);
   } else {
 #pragma unroll
     for (int i = 0; i < 4; ++i) four.x[i] = i < count ? p[i] : narrow<T>(1.0f);

@@ -43,17 +43,6 @@ struct Changes {
   uint32_t converted = 0, pruned = 0;
 };
 
-// Writes weights, and states where there are some, of the synapses that bits are set for.
-template <class W, class Rule>
-__device__ __forceinline__ void write4(const StepTensor<Rule>& synapses, int64_t begin, bool whole, uint32_t bits,
-                                       const float (&w)[4], const float (&states)[Rule::kStates][4]) {
-  if constexpr (!std::is_same_v<W, float>) store_some4(synapses.master + begin, whole, bits, w);
-  store_some4(static_cast<W*>(synapses.weight) + begin, whole, bits, w);
-#pragma unroll
-  for (int k = 0; k < Rule::kStates; ++k)
-    if (synapses.states[k] != nullptr) store_some4(synapses.states[k] + begin, whole, bits, states[k]);
-}
-
 // Converts those of four silent synapses that are driven, and returns which.
 template <class W, class Rule>
 __device__ __forceinline__ uint32_t convert4(const SynapseLayer<Rule>& layer, int64_t row, int64_t column,
@@ -85,8 +74,15 @@ __device__ __forceinline__ uint32_t convert4(const SynapseLayer<Rule>& layer, in
       if ((silent >> i & 1u) && converts(coincidence[i], w[i], theta)) converted |= 1u << i;
     }
     if (layer.anchor != nullptr) store_some4(layer.anchor + begin, whole, converted, w);
-    constexpr float kZero[Rule::kStates][4] = {};
-    write4<W>(synapses, begin, whole, converted, w, kZero);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {  // one by one, as few convert
+      if ((converted >> i & 1u) == 0) continue;
+      if constexpr (!std::is_same_v<W, float>) synapses.master[begin + i] = w[i];
+      static_cast<W*>(synapses.weight)[begin + i] = narrow<W>(w[i]);
+#pragma unroll
+      for (int k = 0; k < Rule::kStates; ++k)
+        if (synapses.states[k] != nullptr) synapses.states[k][begin + i] = 0.0f;
+    }
   }
   return converted;
 }
@@ -117,18 +113,24 @@ __device__ __forceinline__ Changes pass4(const SynapseLayer<Rule>& layer, int64_
 #pragma unroll
               for (int k = 0; k < kStates; ++k) states[k][i] = 0.0f;
             }
-            write4<W>(layer.synapses, begin, whole, functional, new_w, states);
+            const StepTensor<Rule>& to = layer.synapses;
+            if constexpr (!std::is_same_v<W, float>) store_some4(to.master + begin, whole, functional, new_w);
+            store_some4(static_cast<W*>(to.weight) + begin, whole, functional, new_w);
+#pragma unroll
+            for (int k = 0; k < kStates; ++k)
+              if (to.states[k] != nullptr) store_some4(to.states[k] + begin, whole, functional, states[k]);
           });
   return changes;
 }
 
-// Blocks for each multiprocessor. Four leave a thread 64 registers, which neither operands that wait for the silent
-// ones fit, nor a rule of three states. Three leave 80: 768 threads with 64 bytes each under way are 48 KB, for all
-// but a fifth of the time, where 26 KB are enough.
-constexpr int kBlocks = 3;
+// Blocks for each multiprocessor. Four leave a thread 64 registers, which operands that wait for the silent ones do
+// not fit. Three leave 80: 768 threads with 64 bytes each under way are 48 KB, for all but a fifth of the time,
+// where 26 KB are enough. A rule of three states has 112 bytes a thread: 57 KB in the 512 threads of two blocks.
+template <class Rule>
+constexpr int kBlocks = Rule::kStates > 1 ? 2 : 3;
 
 template <class W, class G, class Rule>
-__global__ void __launch_bounds__(kThreads, kBlocks)
+__global__ void __launch_bounds__(kThreads, kBlocks<Rule>)
     synapse_kernel(const __grid_constant__ SynapseLayer<Rule> layer, Step<Rule> step, bool is_aligned) {
   if (step.lr_pointer != nullptr) step.lr = *step.lr_pointer;
   if (step.scale_pointer != nullptr) step.scale = *step.scale_pointer;

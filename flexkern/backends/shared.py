@@ -17,7 +17,6 @@ LIMITS = {
     **dict.fromkeys(("sm_80", "sm_87"), 163 * KB),
     **dict.fromkeys(("sm_86", "sm_89", "sm_120", "sm_121"), 99 * KB),
     **dict.fromkeys(("sm_90", "sm_100", "sm_103", "sm_110"), 227 * KB),
-    "sm_75": 64 * KB,
     "gfx950": 160 * KB,
 }
 LEAST_NVIDIA, LEAST_AMD = 99 * KB, 64 * KB  # of a GPU that is not in the table, and of most of AMD's
@@ -50,10 +49,12 @@ def bytes_of(kernel: str, variant: str, configuration: Mapping[str, int], archit
     c, element = configuration, ELEMENT[arithmetic]
     under_way = max(1, c["num_stages"] - 1)
     in_place = int(architecture in READ_IN_PLACE and arithmetic != "ieee")
-    if kernel == "linear":
-        return (under_way + in_place) * c["batch"] * (c["out"] + TILE_COLUMNS) * element
-    rank = int(rest.removesuffix("-unaligned"))
     through_registers = architecture.startswith("gfx") and architecture != "gfx950"
+    if kernel == "linear":
+        operands = (under_way + in_place) * c["batch"] * (c["out"] + TILE_COLUMNS) * element
+        sums = c["out"] * TILE_COLUMNS * 4 if architecture.startswith("gfx") else 0  # AMD's cross for the step
+        return max(operands, sums) + (0 if through_registers else BARRIERS)
+    rank = int(rest.removesuffix("-unaligned"))
     if kernel == "adapter bank":
         if not through_registers:  # numbers of rows are read two stages before the rows: half of the stages
             under_way = max(1, (c["num_stages"] - 1) // 2)

@@ -140,8 +140,26 @@ def config(kernel: str, variant: str, architecture: str, *, bounded: bool = True
             rows = variants.get(f"{variant}-unaligned", rows)
         if variants is not None and architecture == "interpreter":
             rows = variants.get("interpreter", rows)
-        found = fitting(kernel, variant, _row_of(rows, architecture, f"{kernel} {variant}")[0], architecture)
+        found = _of_this_triton(_row_of(rows, architecture, f"{kernel} {variant}")[0])
+        found = fitting(kernel, variant, found, architecture)
     return found if bounded else {name: value for name, value in found.items() if name != "maxnreg"}
+
+
+def _of_this_triton(row: dict[str, int]) -> dict[str, int]:
+    """A row without a bound on registers that is for older versions of Triton only."""
+    if "maxnreg_before" not in row:
+        return row
+    older = _triton_version() < row["maxnreg_before"]
+    return {k: v for k, v in row.items() if k != "maxnreg_before" and (older or k != "maxnreg")}
+
+
+@functools.cache
+def _triton_version() -> int:
+    """306 is 3.6."""
+    import triton
+
+    major, minor = triton.__version__.split(".")[:2]
+    return 100 * int(major) + int(minor)
 
 
 def _row_of(rows: Mapping[str, _Row], architecture: str, name: str) -> _Row:

@@ -54,10 +54,11 @@ WIDE = {
     "fill": (8, 2),  # a row of the table for each value
     "pack-aligned": (1, 0),  # 16 bytes of the mask a thread
     "unpack-aligned": (0, 1),
-    # Two for pre, and no more for the gradient of linear_step_, which is a product: a part of its tile is 8
-    # elements a thread
-    "synapse-stored-fp32-rate": (10, 2),
-    "synapse-mixed-fp32-rate": (6, 2),
+    # Two for pre, and two each for the weights and the anchors that only converting synapses want, as what
+    # functional ones want is on its way before. No more for the gradient of linear_step_, which is a product: a
+    # part of its tile is 8 elements a thread
+    "synapse-stored-fp32-rate": (14, 2),
+    "synapse-mixed-fp32-rate": (8, 2),
     "linear-bf16-stored": (6, 2),  # w f a; w
     "linear-bf16-mixed": (2, 2),
 }
@@ -206,6 +207,24 @@ def test_the_command_prints_what_it_compiled() -> None:
     head, row = run(*command).splitlines()
     assert head.split()[:3] == ["variant", "target", "registers"]
     assert row.split()[:2] == ["fill", "cuda:90"]
+
+
+def test_the_command_says_which_variants_there_are_and_what_does_not_fit(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "0")  # nothing is compiled here
+    with pytest.raises(SystemExit):
+        aot.main(["--variant", "adapter-bf61"])
+    assert "no variant 'adapter-bf61'; did you mean one of ['adapter-bf16'" in capsys.readouterr().err
+    monkeypatch.setattr(aot, "shared_memory", lambda name, architecture: 65 * 1024)
+    assert aot.main(["--shared", "--variant", "adapter-bf16", "--target", "cuda:86"]) == 0
+    assert aot.main(["--shared", "--variant", "adapter-bf16", "--target", "hip:gfx90a"]) == 1
+    said = capsys.readouterr()
+    assert "66560  hip:gfx90a  adapter-bf16" in said.out
+    assert "adapter-bf16 needs 66560 bytes of shared memory of hip:gfx90a, which has 65536" in said.err
+    assert (
+        aot.main(["--shared", "--variant", "adapter-tf32", "--target", "hip:gfx90a"]) == 0
+    )  # not launched there
 
 
 def test_a_kernel_is_found_where_it_is_defined() -> None:

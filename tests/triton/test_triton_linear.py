@@ -20,11 +20,16 @@ from torch import Tensor
 
 from flexkern import Field, ops, reference
 from flexkern.backends.tuning import config
+from flexkern.ops.adapter import BACKWARD, FORWARD
 from flexkern.ops.linear import LINEAR
-from flexkern.triton_kernels import linear
+from flexkern.triton_kernels import adapter, linear
+from flexkern.triton_kernels.adapter_bank import part_kernel
+from flexkern.triton_kernels.adapter_pass import backward_kernel, forward_kernel
 from flexkern.triton_kernels.linear import HEBBIAN, NOBODY, RATE, linear_kernel
-from flexkern.triton_kernels.product import INTERPRETED
+from flexkern.triton_kernels.product import INTERPRETED, precision_of
+from flexkern.triton_kernels.target import multiplies
 from helpers.judge import Rule, same_bits
+from helpers.judge_adapter import make_case
 from helpers.triton_layer import Layer, check_layer, eighths, make_layer, step_arguments
 
 # Masked lanes hold 0 / 0 in the interpreter.
@@ -234,10 +239,37 @@ def test_float32_is_multiplied_as_torch_is_told(setting: str, expected: str) -> 
     before = matmul.fp32_precision
     try:
         matmul.fp32_precision = setting
-        assert linear._precision(torch.float32) == expected
-        assert linear._precision(torch.bfloat16) == "ieee"
+        for architecture in ("interpreter", "sm_80", "sm_86", "sm_120", "gfx942"):
+            assert precision_of(torch.float32, architecture) == expected
+            assert precision_of(torch.bfloat16, architecture) == "ieee"
+        for without in ("gfx90a", "gfx950", "gfx1100", "gfx1201"):
+            assert precision_of(torch.float32, without) == "ieee"
     finally:
         matmul.fp32_precision = before
+
+
+def test_high_precision_is_launched_as_the_gpu_can(
+    device: torch.device, launches: Callable[[Any], list], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """tf32 on a GPU without it is a compilation error, in linear_step_ and in both passes of adapters."""
+    before = torch.get_float32_matmul_precision()
+    kernels = (linear_kernel, forward_kernel, backward_kernel, part_kernel)
+    seen = [launches(kernel) for kernel in kernels]
+    case = make_case((2, 3, 8, 4, 1))
+    x, down, down_bias, up, up_bias, index, *_ = (v.to(device) if isinstance(v, Tensor) else v for v in case)
+    layer, batch = make_layer((8, 16), 9).copy(device), Batch(4, (8, 16), torch.float32, device)
+    try:
+        torch.set_float32_matmul_precision("high")
+        for architecture, expected in (("gfx90a", "ieee"), ("gfx942", "tf32"), ("sm_90", "tf32")):
+            for module in (linear, adapter):
+                monkeypatch.setattr(module, "architecture", lambda _, here=architecture: here)
+            run(layer, batch, Rule(), None)
+            _, hidden = FORWARD.on("triton")(x, down, down_bias, up, up_bias, index, None, None, 1.0, 0.0, True)
+            BACKWARD.on("triton")(x, x, hidden, down, up, index, 1.0, 0.0, True, True)
+            assert [launch[-1]["PRECISION"] for launch in seen] == [expected] * 4
+            assert expected in multiplies(architecture)
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def test_empty_layers(device: torch.device) -> None:

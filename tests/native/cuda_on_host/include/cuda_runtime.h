@@ -69,6 +69,8 @@ inline int atomicAdd(int* address, int value) {
 inline float4 __ldg(const float4* address) { return *address; }
 inline void __stwb(float4* address, float4 value) { *address = value; }
 inline void __stwb(uint2* address, uint2 value) { *address = value; }
+inline float4 __ldca(const float4* address) { return *address; }
+inline uint2 __ldca(const uint2* address) { return *address; }
 
 namespace emulator {
 
