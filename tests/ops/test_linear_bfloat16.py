@@ -34,8 +34,8 @@ OPENINGS = {
 
 
 def rounded(grad: Tensor, bound: Tensor) -> tuple[Tensor, Tensor]:
-    """What a sum within this bound may be once it is rounded to bfloat16, to nearest: 2^-9 of it away."""
-    return grad, bound + 2.0**-9 * (grad.abs() + bound)
+    """What a sum within this bound may be once it is rounded to bfloat16, to nearest: 2^-8 of it away."""
+    return grad, bound + 2.0**-8 * (grad.abs() + bound)
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
