@@ -23,6 +23,7 @@ LR, SCALE, SEED, CLASSES = 1e-4, 4e5, 0, 10
 BACKENDS = ("cuda", "triton")
 STEPS_CHECKED = 4
 SGD = "plain SGD, torch.optim.SGD(fused=True)"
+AUTOCAST = "the same plain SGD under bfloat16 autocast"
 BY_HAND = "the formula in eager PyTorch, in place and by hand"
 
 Rule = Callable[[list[Tensor]], PlainSGD | Flexible]  # makes what moves parameters
@@ -63,10 +64,10 @@ class Items:
         }  # fmt: skip
         return MetaplasticMLP((self.features,), CLASSES, **(arguments | options))
 
-    def plain(self, rule: Rule) -> PlainMLP:
+    def plain(self, rule: Rule, *, autocast: bool = False) -> PlainMLP:
         """A peer that begins where a learner begins."""
         layers = [m for m in self.learner(fused_step=False).model if isinstance(m, nn.Linear)]
-        return PlainMLP(layers, rule, seed=SEED, batch_size=self.batch)
+        return PlainMLP(layers, rule, seed=SEED, batch_size=self.batch, autocast=autocast)
 
     def learns(self, **options: Any) -> Callable[[], None]:
         """A call that teaches one learner the item, again and again."""
@@ -75,9 +76,9 @@ class Items:
         learner.learn(self.make_item(self.batch, seed=2), epochs=1)
         return partial(learner.learn, self.item, epochs=1)
 
-    def plainly(self, rule: Rule) -> Callable[[], float]:
+    def plainly(self, rule: Rule, *, autocast: bool = False) -> Callable[[], float]:
         """The same of a peer."""
-        plain, first = self.plain(rule), self.make_item(self.batch, seed=2)
+        plain, first = self.plain(rule, autocast=autocast), self.make_item(self.batch, seed=2)
         plain.learn(first.train_inputs, first.train_labels)
         return partial(plain.learn, self.item.train_inputs, self.item.train_labels)
 
@@ -101,8 +102,8 @@ class Items:
             learner.learn(item, epochs=1)
         return [p.detach() for p in learner.model.parameters()]
 
-    def _plainly_learned(self, rule: Rule) -> list[Tensor]:
-        plain = self.plain(rule)
+    def _plainly_learned(self, rule: Rule, *, autocast: bool = False) -> list[Tensor]:
+        plain = self.plain(rule, autocast=autocast)
         for item in self._checked():
             plain.learn(item.train_inputs, item.train_labels)
         return [p.detach() for p in plain.params]
@@ -149,6 +150,22 @@ class Items:
         for start, p, q in zip(before, self._learned(network="conventional"), theirs, strict=True):
             assert bool((q != start).any())
             assert float((p - q).norm()) <= _rounding(start.detach(), q, STEPS_CHECKED)
+
+    def agrees_in_bfloat16(self, *, autocast: bool) -> None:
+        """With f = 1 and rounded products the learner takes the steps of plain SGD, to a sixteenth of them.
+
+        Inputs, weights, activations and gradients are rounded to 8 bits each, in both passes of three layers.
+        """
+        learner = self.learner(network="conventional", precision="bfloat16")
+        parameters = list(learner.model.parameters())
+        ours = [learner.optimizer.exact(p).clone() for p in parameters]
+        for item in self._checked():
+            learner.learn(item, epochs=1)
+        starts = [p.detach().clone() for p in self.plain(sgd).params]
+        ends = self._plainly_learned(sgd, autocast=autocast)
+        for p, before, start, end in zip(parameters, ours, starts, ends, strict=True):
+            step, theirs = learner.optimizer.exact(p) - before, end - start
+            assert float((step - theirs).norm()) <= 2**-4 * float(theirs.norm())
 
     # ------------------------------------------------------------------ rules of peers
 
@@ -207,6 +224,23 @@ def item_step_gate(at: Setting) -> Comparison:
     return Comparison(
         f"MLP learner, {items.sizes()}{at.suffix()}", items.learns(), peers, items.work(),
         note="with f = 1 the learner's weights are those of plain SGD",
+    )  # fmt: skip
+
+
+@case("learner/bfloat16", devices=(CPU, GPU), backends=BACKENDS, budget=True)
+def item_bfloat16(at: Setting) -> Comparison:
+    items = Items(at, "step")
+    peers = [
+        Peer(SGD, items.plainly(sgd), partial(items.agrees_in_bfloat16, autocast=False), faster(3.0)),
+        Peer(
+            AUTOCAST, items.plainly(sgd, autocast=True), partial(items.agrees_in_bfloat16, autocast=True),
+            faster(1.9),
+        ),
+        Peer("the learner in float32", items.learns(), partial(items.agrees_in_bfloat16, autocast=False)),
+    ]  # fmt: skip
+    return Comparison(
+        f"MLP learner, precision='bfloat16', {items.sizes()}{at.suffix()}", items.learns(precision="bfloat16"),
+        peers, items.work(), note="bfloat16 weights, float32 masters: nothing is cast",
     )  # fmt: skip
 
 

@@ -99,6 +99,7 @@ class PlainMLP:
         layers: whose weights and biases are copied.
         rule: makes what moves the parameters, weights and biases alternating.
         seed, batch_size: they decide the batches, as the learner's do.
+        autocast: whether products are bfloat16, by torch.autocast.
     """
 
     def __init__(
@@ -108,7 +109,9 @@ class PlainMLP:
         *,
         seed: int,
         batch_size: int,
+        autocast: bool = False,
     ) -> None:
+        self._autocast = autocast
         self.params = [p.detach().clone().requires_grad_() for x in layers for p in (x.weight, x.bias)]
         self._rule = rule(self.params)
         self._seed, self._batch_size = seed, batch_size
@@ -130,7 +133,8 @@ class PlainMLP:
             for rows in torch.from_numpy(order).to(labels.device).split(self._batch_size):
                 for p in self.params:
                     p.grad = None
-                loss = functional.cross_entropy(self._logits(inputs[rows]), labels[rows])
+                with torch.autocast(labels.device.type, torch.bfloat16, enabled=self._autocast):
+                    loss = functional.cross_entropy(self._logits(inputs[rows]), labels[rows])
                 loss.backward()
                 with torch.profiler.record_function("update"):
                     self._rule.step()

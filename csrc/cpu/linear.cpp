@@ -50,14 +50,17 @@ class Scratch {
   int64_t size_ = 0;  // bytes
 };
 
-// Whether the library multiplies bfloat16 by instructions of the processor: 2.7 times as fast as float32 with
-// AVX512-BF16, 6 times with AMX. Without them it is slower than widening. Products are added up in float32; the
-// gradient is rounded once to bfloat16, as autograd's own is.
-bool multiplies_bfloat16() {
+// Whether a product of these operands is left to the library in bfloat16: where the processor has instructions for
+// it (2.7 times as fast as float32 with AVX512-BF16, 6 times with AMX; without them slower than widening), and
+// where it is large enough to gain by them. It is added up in float32, and then rounded once to bfloat16, as
+// autograd's own gradient is; smaller ones are not rounded.
+bool multiplies_bfloat16(const Tensor& x, int64_t rows) {
 #ifdef FLEXKERN_X86
+  constexpr int64_t kFewest = 1 << 22;
   static const bool has = instruction_set() == InstructionSet::kAvx512 && __builtin_cpu_supports("avx512bf16");
-  return has;
+  return has && x.scalar_type() == ScalarType::BFloat16 && x.numel() * rows >= kFewest;
 #else
+  (void)x, (void)rows;
   return false;
 #endif
 }
@@ -88,9 +91,9 @@ Tensor view(void* data, ScalarType dtype, int64_t first, int64_t rows, int64_t c
   return torch::stable::from_blob(begin, {sizes, 2}, {strides, 2}, {DeviceType::CPU, 0}, dtype);
 }
 
-// Rows [begin, end) of left^T right, which are contiguous [batch, ...], by the library; `out`, of their dtype, begins
-// with row `first`. In parts that several threads can work on: as large as can be, because the library packs the
-// operands of each anew, but small products are not worth handing over.
+// Rows [begin, end) of left^T right, which are contiguous [batch, ...], by the library; `out`, of their dtype,
+// begins with row `first`. In parts that several threads can work on: as large as can be, because the library packs
+// the operands of each anew, but small products are not worth handing over.
 void product_rows(void* out, int64_t first, const Tensor& left, const Tensor& right, int64_t begin, int64_t end) {
   constexpr int64_t kMost = 8, kOperations = 1 << 21, kMultiple = 64;
   const int64_t count = end - begin, batch = left.size(0), rows = left.size(1), columns = right.size(1);
@@ -135,7 +138,7 @@ void linear(SynapseLayer<Rule>& layer, const Step<Rule>& step, Dtype weight, con
             const Tensor& grad_out, const Tensor* post) {
   const NoGrad guard;
   const int64_t batch = x.size(0), height = block_rows(layer.rows, layer.columns);
-  const bool narrow = x.scalar_type() == ScalarType::BFloat16 && multiplies_bfloat16();
+  const bool narrow = multiplies_bfloat16(x, layer.rows);
   const Tensor inputs = narrow ? x : widen(x), errors = narrow ? grad_out : widen(grad_out);
   static thread_local Scratch grad_memory, coincidence_memory;
   void* const grad = grad_memory.of(height * layer.columns, element_size(inputs.scalar_type()));

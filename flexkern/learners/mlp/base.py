@@ -22,6 +22,7 @@ from flexkern.learners.mlp.output_gate import OUTPUT_GATES, class_gates, gated
 from flexkern.learners.mlp.rows import Rows, read, rows_of
 from flexkern.learners.progress import tell
 from flexkern.learners.scenarios import SCENARIOS
+from flexkern.ops.checks import exact_dtype
 from flexkern.optim import MetaplasticSGD
 from flexkern.plain import choice, number, sizes, whole_number
 from flexkern.streams.base import Experience
@@ -269,7 +270,7 @@ class MLPLearner(Learner):
 
     def _zeros(self) -> list[Tensor]:
         """A tensor of zeros for each parameter, float32."""
-        return [torch.zeros_like(p, dtype=torch.float32) for p in self.model.parameters()]
+        return [torch.zeros_like(p, dtype=exact_dtype(p)) for p in self.model.parameters()]
 
     def _exact(self) -> list[Tensor]:
         """The parameters, float32: of bfloat16 ones the masters. Not to be written to."""
@@ -320,8 +321,10 @@ class MLPLearner(Learner):
         return self._forward(x)
 
     def _forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.model(x.to(self._dtype))
-        return logits.float()
+        """The same, in training."""
+        if self._dtype is torch.float32:
+            return self.model(x)
+        return self.model(x.to(self._dtype)).float()
 
     def _widest(self, width: int) -> int:
         """Numbers that an answer has of each input at once, given the width of its features."""

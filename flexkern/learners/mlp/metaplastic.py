@@ -57,8 +57,9 @@ class MetaplasticMLP(MLPLearner):
 
     Args:
         input_shape, classes, widths, features, batch_size, seed, device, cuda_graph, features_cache,
-            output_gate, precision: as in :class:`flexkern.learners.mlp.base.MLPLearner`; the paper: widths (4096, 4096),
-            batch_size 1024. The seed is that of flexibility and of the choice of silent synapses, too.
+            output_gate, precision: as in :class:`flexkern.learners.mlp.base.MLPLearner`; the paper: widths
+            (4096, 4096), batch_size 1024. The seed is that of flexibility and of the choice of silent synapses,
+            too.
         network: "conventional" (f = 1), "hybrid" (f uniform on (0, 1)), "stable" (f = 0.3), or any
             ``flexibility`` that :class:`flexkern.optim.MetaplasticSGD` takes.
         lr, scale, gate, momentum: of the optimizer. The paper: lr 1e-4, scale 4e5 for streams of 10 items,

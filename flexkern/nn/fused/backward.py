@@ -42,16 +42,29 @@ class FusedLayer(Protocol):
 
 
 class FusedLinear(torch.autograd.Function):
-    """``F.linear`` whose backward pass steps the weight, by the layer's optimizer."""
+    """``F.linear`` whose backward pass steps the weight, by the layer's optimizer.
+
+    ``multiplied`` is the weight in the dtype of ``x``, or as it is. It stays as it is until backward, or the
+    weight has changed, too.
+    """
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, layer: FusedLayer, keep_post: bool
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        layer: FusedLayer,
+        keep_post: bool,
+        multiplied: Tensor,
     ) -> Tensor:
-        y = linear(x, weight, bias)
+        # Autocast would cast the weight here, and backward once more.
+        with torch.autocast(x.device.type, enabled=False):
+            low = multiplied.dtype is not weight.dtype
+            y = linear(x, multiplied, bias.to(multiplied.dtype) if low and bias is not None else bias)
         # relu(y), not y: an in-place activation after the layer would overwrite y.
         ctx.save_for_backward(x, relu(y) if keep_post else None)
-        ctx.layer, ctx.weight, ctx.version = layer, weight, weight._version
+        ctx.layer, ctx.weight, ctx.version, ctx.multiplied = layer, weight, weight._version, multiplied
         ctx.stepped, ctx.pending = False, PendingBackward()
         layer.pending.add(ctx.pending)
         ctx.bias_dtype = None if bias is None else bias.dtype
@@ -69,7 +82,7 @@ class FusedLinear(torch.autograd.Function):
         x, post = ctx.saved_tensors
         grad_x = grad_bias = None
         if ctx.needs_input_grad[0]:
-            grad_x = grad_y @ weight.to(grad_y.dtype)
+            grad_x = grad_y @ ctx.multiplied.to(grad_y.dtype)
         grad_out = grad_y.reshape(-1, weight.shape[0])
         if ctx.needs_input_grad[2]:
             grad_bias = grad_out.sum(0, dtype=ctx.bias_dtype)
@@ -83,7 +96,7 @@ class FusedLinear(torch.autograd.Function):
             with same:
                 _step(ctx.layer, weight, optimizer, [*batches, batch])
             ctx.stepped = True
-        return grad_x, None, grad_bias, None, None
+        return grad_x, None, grad_bias, None, None, None
 
 
 def _check_pass(ctx: Any) -> None:

@@ -13,9 +13,11 @@ from torch.nn.functional import linear
 from flexkern.nn.fused.backward import FusedLinear, PendingBackward
 from flexkern.plain import flag, whole_number
 
-__all__ = ["MetaplasticLinear"]
+__all__ = ["PRECISIONS", "MetaplasticLinear"]
 
-_UNSAVED = ("_optimizer", "pending")
+_UNSAVED = ("_optimizer", "pending", "_narrow")
+
+PRECISIONS = ("float32", "bfloat16")
 
 
 class MetaplasticLinear(nn.Linear):
@@ -45,6 +47,12 @@ class MetaplasticLinear(nn.Linear):
     unequal sizes the gradient is what the losses say, and coincidences of silent synapses are means over all
     samples.
 
+    **bfloat16.** Products in bfloat16 with float32 weights: inside ``torch.autocast``, or with
+    ``fuse_into_backward(..., precision="bfloat16")``, which needs no autocast and leaves the dtypes of the
+    layer's input and output as they are, also in ``eval()``. The weight is cast once per training pass, into
+    memory that the layer keeps (2 bytes per weight) and that serves both products; the step has the float32
+    weight. The gradient is rounded to bfloat16 before it, as that of autocast is.
+
     **Not possible**, and an error that says so: a weight used more than once in a graph or shared between
     layers, a parametrized weight or one with hooks, double backward, a second backward through one graph,
     gradient clipping, a GradScaler (use bfloat16), a second optimizer for the weight. DistributedDataParallel
@@ -64,6 +72,8 @@ class MetaplasticLinear(nn.Linear):
 
     fused_step: bool
     window: int
+    precision: str = "float32"  # of fused products; layers that were pickled before it was there have this one
+    _narrow: Tensor | None = None
     _optimizer: Callable[[], Any] | None
     pending: weakref.WeakSet[PendingBackward]
 
@@ -87,12 +97,14 @@ class MetaplasticLinear(nn.Linear):
     def _begin(self, fused_step: bool, window: int) -> None:
         """Sets what this class adds to nn.Linear; also for one that has just become of this class."""
         self.fused_step, self.window = fused_step, window
-        self._optimizer, self.pending = None, weakref.WeakSet()
+        self._optimizer, self.pending, self._narrow = None, weakref.WeakSet(), None
 
-    def fuse(self, optimizer: Any, window: int) -> None:
-        """From now on backward steps the weight; :func:`flexkern.optim.fuse_into_backward` calls this."""
+    def fuse(self, optimizer: Any, window: int, precision: str | None = None) -> None:
+        """From now on backward steps the weight; :func:`flexkern.optim.fuse_into_backward` calls this. Without
+        ``precision`` the layer's stays."""
         self._begin(True, checked_window(window))
         self._optimizer = weakref.ref(optimizer)
+        self.precision = self.precision if precision is None else precision
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in] to [..., out], as :func:`torch.nn.functional.linear`.
@@ -100,7 +112,31 @@ class MetaplasticLinear(nn.Linear):
         Raises:
             RuntimeError: if this forward pass cannot be followed by a fused step, and why.
         """
-        return self._fused(x, keep_post=False) if self._steps() else linear(x, self.weight, self.bias)
+        return self._fused(x, keep_post=False) if self._steps() else self._plain(x)
+
+    def _plain(self, x: Tensor) -> Tensor:
+        """The product without a step, in the precision of those with one."""
+        narrow = self._narrows(x)
+        if narrow is None:
+            return linear(x, self.weight, self.bias)
+        bias = None if self.bias is None else self.bias.to(narrow)
+        return linear(x.to(narrow), self.weight.to(narrow), bias).to(x.dtype)
+
+    def _narrows(self, x: Tensor) -> torch.dtype | None:
+        """What this input is multiplied in by ``precision``; None: in its own dtype, or that of autocast."""
+        narrows = self.fused_step and self.precision == "bfloat16" and x.dtype is torch.float32
+        return torch.bfloat16 if narrows and not torch.is_autocast_enabled(x.device.type) else None
+
+    def _narrowed(self, dtype: torch.dtype) -> Tensor:
+        """The weight in this dtype: itself, or a copy that the next call overwrites."""
+        weight = self.weight.detach()
+        if weight.dtype in (dtype, torch.float64):
+            return weight
+        kept = self._narrow
+        if kept is None or (kept.shape, kept.dtype, kept.device) != (weight.shape, dtype, weight.device):
+            # Fresh memory of this size is cleared page by page, which takes five times as long as the cast.
+            kept = self._narrow = torch.empty_like(weight, dtype=dtype)
+        return kept.copy_(weight)
 
     def _trains(self) -> bool:
         return self.training and torch.is_grad_enabled() and self.weight.requires_grad
@@ -110,9 +146,16 @@ class MetaplasticLinear(nn.Linear):
 
     def _fused(self, x: Tensor, keep_post: bool) -> Tensor:
         self._check_fused(x)
+        narrow = self._narrows(x)
+        if narrow is not None:
+            return self._apply_step(x.to(narrow), self._narrowed(narrow), keep_post).to(x.dtype)
         if torch.is_autocast_enabled(x.device.type) and x.dtype is not torch.float64:  # as autocast itself does
-            x = x.to(torch.get_autocast_dtype(x.device.type))
-        return cast(Tensor, FusedLinear.apply(x, self.weight, self.bias, self, keep_post))
+            low = torch.get_autocast_dtype(x.device.type)
+            return self._apply_step(x.to(low), self._narrowed(low), keep_post)
+        return self._apply_step(x, self.weight.detach(), keep_post)
+
+    def _apply_step(self, x: Tensor, multiplied: Tensor, keep_post: bool) -> Tensor:
+        return cast(Tensor, FusedLinear.apply(x, self.weight, self.bias, self, keep_post, multiplied))
 
     def _check_fused(self, x: Tensor) -> None:
         weight, who = self.weight, f"{type(self).__name__}({self.in_features}, {self.out_features})"
@@ -163,7 +206,8 @@ class MetaplasticLinear(nn.Linear):
 
     def extra_repr(self) -> str:
         window = f", window={self.window}" if self.window > 1 else ""
-        return f"{super().extra_repr()}, fused_step={self.fused_step}{window}"
+        precision = f", precision={self.precision!r}" if self.precision != "float32" else ""
+        return f"{super().extra_repr()}, fused_step={self.fused_step}{window}{precision}"
 
 
 def checked_window(window: object) -> int:

@@ -102,7 +102,7 @@ class Config:
     ] = (0,)
     device: Annotated[Text, Field(description="auto, cpu, cuda, cuda:1, ...")] = "auto"
     precision: Annotated[
-        Text | None, Field(description="float32 or bfloat16, for all methods; see the option")
+        Text | None, Field(description="float32 or bfloat16, for all methods on a transformer; see the option")
     ] = None
     out: Annotated[Text, Field(description="folder for results.json, picture.png and checkpoints")] = (
         "out/class_incremental"
