@@ -72,7 +72,8 @@ def linear_step_(
         x: [batch, in], the layer's input, float32, bfloat16 or float16; products are accumulated in float32.
             On a CPU that multiplies bfloat16 (AVX512-BF16, AMX), a gradient of bfloat16 operands and at least
             2**22 multiplications is rounded to bfloat16, once, before the step, as that of autograd is;
-            coincidences are not. On a GPU float32 is multiplied as torch.backends.cuda.matmul.fp32_precision says.
+            coincidences are not. On a GPU float32 is multiplied as torch.backends.cuda.matmul.fp32_precision
+            says.
         grad_out: [batch, out], dtype of ``x``.
         anchor, flexibility, alpha, lr, scale: as in :func:`flexkern.ops.synapse_step_`.
         silent: packed mask as there, updated in place; None: all synapses are functional (also those that are
