@@ -41,7 +41,7 @@ __all__ = [
     "say",
 ]
 
-_WIDEST = 400  # of a table
+_WIDEST = 200  # of a table in a file: cells of many words are broken there
 # How a command ends that was stopped, as in a shell: 128 and the number of the signal; and sysexits' "try again
 # later" where another run has the folder.
 _INTERRUPTED, _TERMINATED, _PIPE_CLOSED, _IN_USE = 130, 143, 141, 75
@@ -57,13 +57,17 @@ class Console(rich.console.Console):
         super().__init__(width=width, **options)
         self._width = width
 
-    def print(self, *objects: Any, width: int | None = None, **options: Any) -> None:
-        """In a file or a pipe a table has the width that its numbers need: nobody can widen a window there."""
-        if width is None and not self.is_terminal and "COLUMNS" not in os.environ:
+    def print(self, *objects: Any, **options: Any) -> None:
+        """In a file or a pipe a table has the width that its cells need: nobody can widen a window there."""
+        tables = [o for o in objects if isinstance(o, Table)]
+        own = self._width
+        if tables and own is None and not self.is_terminal and "COLUMNS" not in os.environ:
             free = self.options.update(max_width=_WIDEST)
-            needed = [Measurement.get(self, free, o).minimum for o in objects if isinstance(o, Table)]
-            width = max(self.width, *needed) if needed else None
-        super().print(*objects, width=width, **options)
+            self._width = max(self.width, *(Measurement.get(self, free, table).maximum for table in tables))
+        try:
+            super().print(*objects, **options)
+        finally:
+            self._width = own
 
     def on_broken_pipe(self) -> NoReturn:
         self.quiet = True
