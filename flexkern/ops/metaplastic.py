@@ -283,7 +283,7 @@ def _attempt(
     assert kind is not None
     lr, scale, states, master, nonfinite, numbers, _ = given
     rule = quick_rule(kind, numbers)
-    if rule is None:
+    if rule is None or not (are_numbers((lr, scale)) and is_word(nonfinite, QUICK_NONFINITE)):
         return None
     needed = rule.none or rule.states(states)
     updated = needed[: rule.updated]
@@ -307,8 +307,7 @@ def _attempt(
         written = [weight]
         if not rule.none or master is not None:
             written += [t for t in (*updated, master) if t is not None]
-    numbers_fit = are_numbers((lr, scale)) and is_word(nonfinite, QUICK_NONFINITE)
-    if not (numbers_fit and are_plain(written, operator, name)):
+    if not are_plain(written, operator, name):
         return None
     if takes_all:
         arguments = (*arguments, None, None, *rule.numbers, nonfinite == "skip")
