@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import pytest
@@ -14,6 +15,12 @@ from helpers.stand_in import on_a_gpu
 
 status = flexkern.backends()["cpu"]
 pytestmark = pytest.mark.skipif(not status.available, reason=status.reason)
+
+
+@pytest.fixture(autouse=True)
+def no_silent_layer() -> None:
+    """Of other tests: while there is one, each step is looked at."""
+    gc.collect()
 
 
 @pytest.mark.parametrize("case", [c for c in CASES.values() if c.kind != "wrapped"], ids=ids)
