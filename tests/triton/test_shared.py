@@ -81,10 +81,15 @@ def test_the_count_is_a_bound_of_what_the_compiler_says() -> None:
     )  # fmt: skip
 
 
+# sm_89 and sm_120 have the limit and the instructions of sm_86, sm_103 those of sm_100, gfx90a those of gfx942. Of
+# two of these the test above takes what needs most; `python -m flexkern.triton_kernels.aot --shared` takes all.
+KINDS = ("cuda:80", "cuda:86", "cuda:90", "cuda:100", "hip:gfx942")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("target", aot.TARGETS)
-def test_the_count_is_a_bound_for_every_target(target: str) -> None:
-    """At the ranks that need most, and of the products of linear_step_; the command compiles all."""
+@pytest.mark.parametrize("target", KINDS)
+def test_the_count_is_a_bound_for_every_kind_of_target(target: str) -> None:
+    """At the ranks that need most, and of the products of linear_step_."""
     known = variants_on(aot.architecture_of(target))
     ranks = ("-256", "-512", "-512-unaligned")
     wanted = [f"adapter-{kind}{x}{rank}" for kind, x, rank in itertools.product(
