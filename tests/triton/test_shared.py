@@ -81,8 +81,8 @@ def test_the_count_is_a_bound_of_what_the_compiler_says() -> None:
     )  # fmt: skip
 
 
-# sm_89 and sm_120 have the limit and the instructions of sm_86, sm_103 those of sm_100, gfx90a those of gfx942. Of
-# two of these the test above takes what needs most; `python -m flexkern.triton_kernels.aot --shared` takes all.
+# sm_89 and sm_120 have the limit and the instructions of sm_86, sm_103 those of sm_100, gfx90a those of gfx942.
+# What needs most on the first two is in the test above; the command with --shared takes everything.
 KINDS = ("cuda:80", "cuda:86", "cuda:90", "cuda:100", "hip:gfx942")
 
 
