@@ -57,7 +57,7 @@ class ModuleBank(nn.Module):
     def __init__(self, adapters: Sequence[Sequence[Adapter]]) -> None:
         super().__init__()
         self.adapters = adapters
-        self.layers = len(adapters[0])
+        self.layers, self.width = len(adapters[0]), adapters[0][0].up.out_features
         self.dtype = next(adapters[0][0].parameters()).dtype
 
     def forward(self, layer: int, x: Tensor, task: int | Tensor, residual: Tensor) -> Tensor:

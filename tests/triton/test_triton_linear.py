@@ -252,14 +252,15 @@ def test_high_precision_is_launched_as_the_gpu_can(
     device: torch.device, launches: Callable[[Any], list], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """tf32 on a GPU without it is a compilation error, in linear_step_ and in both passes of adapters."""
-    before = torch.get_float32_matmul_precision()
+    setting = torch.backends.cuda.matmul
+    before = setting.fp32_precision
     kernels = (linear_kernel, forward_kernel, backward_kernel, part_kernel)
     seen = [launches(kernel) for kernel in kernels]
     case = make_case((2, 3, 8, 4, 1))
     x, down, down_bias, up, up_bias, index, *_ = (v.to(device) if isinstance(v, Tensor) else v for v in case)
     layer, batch = make_layer((8, 16), 9).copy(device), Batch(4, (8, 16), torch.float32, device)
     try:
-        torch.set_float32_matmul_precision("high")
+        setting.fp32_precision = "tf32"
         for architecture, expected in (("gfx90a", "ieee"), ("gfx942", "tf32"), ("sm_90", "tf32")):
             for module in (linear, adapter):
                 monkeypatch.setattr(module, "architecture", lambda _, here=architecture: here)
@@ -269,7 +270,7 @@ def test_high_precision_is_launched_as_the_gpu_can(
             assert [launch[-1]["PRECISION"] for launch in seen] == [expected] * 4
             assert expected in multiplies(architecture)
     finally:
-        torch.set_float32_matmul_precision(before)
+        setting.fp32_precision = before
 
 
 def test_empty_layers(device: torch.device) -> None:
