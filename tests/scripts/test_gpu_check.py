@@ -367,7 +367,9 @@ def test_the_tests_run_on_what_was_built(check: Any, monkeypatch: Any, tmp_path:
         (check.SITE / name).mkdir(parents=True)
         (check.SITE / name / "__init__.py").write_text(text)
     monkeypatch.setattr(check.importlib.util, "find_spec", lambda name: None if "timeout" in name else name)
-    environment = check.steps(check.parse(["--only", "tests"]), 2)[0].environment
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # it is no worker of this run
+    environment = dict(check.steps(check.parse(["--only", "tests"]), 2)[0].environment)
+    environment.pop("PYTEST_XDIST_WORKER", None)
     done = subprocess.run(
         check.pytest(tmp_path / "tests.jsonl"), cwd=check.SITE, capture_output=True, text=True,
         env={**environment, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
