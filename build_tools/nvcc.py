@@ -40,7 +40,7 @@ class RefusedError(Exception):
     """What was asked for cannot be built; the message is one sentence with the cure."""
 
 
-class _UselessError(Exception):
+class UselessError(Exception):
     """Why nvcc is of no use here."""
 
 
@@ -100,9 +100,9 @@ def plan(cuda: str, archs: str, torch: Path, environment: Mapping[str, str] | No
             )
         architectures = asked or tuple(a for a in ARCHITECTURES if a in known)
         if not architectures:
-            raise _UselessError(f"nvcc {version} ({nvcc}) knows none of sm_{', sm_'.join(ARCHITECTURES)}")
+            raise UselessError(f"nvcc {version} ({nvcc}) knows none of sm_{', sm_'.join(ARCHITECTURES)}")
         _try(nvcc, architectures, environment)
-    except _UselessError as useless:
+    except UselessError as useless:
         if wanted:
             raise RefusedError(
                 f"FLEXKERN_CUDA=1, but {useless}: install CUDA >= 12.1, or set CUDA_HOME"
@@ -145,7 +145,7 @@ def find(environment: Mapping[str, str]) -> Path:
     """nvcc: CUDACXX, or under CUDA_HOME or CUDA_PATH, on PATH, or where NVIDIA's installer puts it.
 
     Raises:
-        _UselessError: if it is nowhere.
+        UselessError: if it is nowhere.
     """
     given = environment.get("CUDACXX")
     homes = [environment[name] for name in ("CUDA_HOME", "CUDA_PATH") if environment.get(name)]
@@ -153,7 +153,7 @@ def find(environment: Mapping[str, str]) -> Path:
     found = shutil.which(given or "nvcc", path=os.pathsep.join(filter(None, folders)))
     if found is None:
         where = "there is no nvcc in CUDA_HOME, on PATH or in /usr/local/cuda"
-        raise _UselessError(f"CUDACXX names {given}, which is no program" if given else where)
+        raise UselessError(f"CUDACXX names {given}, which is no program" if given else where)
     return Path(found)
 
 
@@ -162,10 +162,10 @@ def _ask(nvcc: Path) -> tuple[str, tuple[str, ...]]:
     said = _run([str(nvcc), "--version"])
     match = re.search(r"release (\d+)\.(\d+)(?:, V([\d.]+))?", said.stdout)
     if said.returncode or match is None:
-        raise _UselessError(f"{nvcc} --version does not say which CUDA it is of")
+        raise UselessError(f"{nvcc} --version does not say which CUDA it is of")
     version = match.group(3) or f"{match.group(1)}.{match.group(2)}"
     if (int(match.group(1)), int(match.group(2))) < OLDEST:
-        raise _UselessError(
+        raise UselessError(
             f"nvcc {version} ({nvcc}) is older than 12.1, before which kernels take 4 KB of arguments"
         )
     known = re.findall(r"^\s*compute_(\d+)\s*$", _run([str(nvcc), "--list-gpu-arch"]).stdout, re.MULTILINE)
@@ -184,7 +184,7 @@ def _try(nvcc: Path, architectures: Sequence[str], environment: Mapping[str, str
         lines = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
         errors = [line for line in lines if re.search("error|fatal", line, re.IGNORECASE)]
         said = next(iter(errors or lines), f"exit code {done.returncode}")
-        raise _UselessError(f"{nvcc} does not compile here ({said})")
+        raise UselessError(f"{nvcc} does not compile here ({said})")
 
 
 def _run(command: list[str]) -> subprocess.CompletedProcess[str]:

@@ -22,6 +22,10 @@ from typing import Any
 __all__ = ["digest", "main", "missing_tools"]
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "build_tools"))
+
+import nvcc as nvcc_of_build  # noqa: E402
+
 STAMP = "compiled.json"
 # All that the libraries are compiled from.
 COMPILED = ("csrc", "build_tools", "flexkern/spec", "CMakeLists.txt", "setup.py")
@@ -51,8 +55,6 @@ def main(folder: Path, architecture: str) -> int:
         print(f"no compiled kernels, only Triton's and the reference: {', '.join(lacking)} is missing")
         return 0
     nvcc = find_nvcc()
-    if nvcc is None:
-        print("no CUDA kernels, only those of the CPU and Triton's: nvcc is not on PATH or in CUDA_HOME")
     install = [
         sys.executable, "-m", "pip", "install", "--no-build-isolation", "--no-deps", "--upgrade", "--target",
         str(folder), ".",
@@ -102,10 +104,13 @@ def copy_python(folder: Path) -> None:
         shutil.copytree(ROOT / source, folder / target, ignore=ignored, dirs_exist_ok=True)
 
 
-def find_nvcc() -> str | None:
-    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
-    places = [Path(home) / "bin" / "nvcc" for home in homes if home]
-    return shutil.which("nvcc") or next((str(place) for place in places if place.exists()), None)
+def find_nvcc() -> Path | None:
+    """Where the build finds it."""
+    try:
+        return nvcc_of_build.find(os.environ)
+    except nvcc_of_build.UselessError as useless:
+        print(f"no CUDA kernels, only those of the CPU and Triton's: {useless}")
+        return None
 
 
 def missing_tools() -> list[str]:
