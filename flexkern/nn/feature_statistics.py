@@ -109,7 +109,7 @@ class FeatureStatistics(GrowingState):
         self._kept = {}
 
     def _grow(self, classes: int) -> None:
-        self._make_room(classes, self.classes, {"count": 0, "sum": 0})
+        self._make_room(classes, {"count": 0, "sum": 0})
 
     # ------------------------------------------------------------------ statistics
 

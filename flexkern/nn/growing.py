@@ -99,27 +99,26 @@ class GrowingState(nn.Module):
         assert buffer is not None
         self._buffers[name] = torch.cat([buffer, rows.to(buffer)])
 
-    def _make_room(self, classes: int, have: int, names: Mapping[str, int], **fill: int) -> None:
+    def _make_room(self, classes: int, names: Mapping[str, int], **fill: int) -> None:
         """Makes buffers longer for so many classes: all of them, or none where the memory is not there.
 
         Args:
-            classes, have: how many there are to be, and are.
+            classes: how many there are to be; where there are more, nothing happens.
             names: buffers, and the dimension that is of classes.
             fill: what new elements of a buffer are, where not 0.
 
         Raises:
             ValueError: naming the labels, if there is no memory for so many.
         """
-        new = classes - have
-        if new <= 0:
-            return
         grown = {}
         try:
             for name, dim in names.items():
                 buffer = self._buffers[name]
                 assert buffer is not None
                 shape = [*buffer.shape]
-                shape[dim] = new
+                shape[dim] = classes - shape[dim]
+                if shape[dim] <= 0:
+                    return
                 grown[name] = torch.cat([buffer, buffer.new_full(shape, fill.get(name, 0))], dim)
         except RuntimeError as error:  # of the allocator: torch has no other one on a CPU
             raise ValueError(

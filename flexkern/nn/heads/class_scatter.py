@@ -218,7 +218,7 @@ class ClassScatter(GrowingState):
 
     def _grow(self, classes: int) -> None:
         of_class = ("scatter", "freedom") if self.per_class else ()
-        self._make_room(classes, self.classes, dict.fromkeys(("count", "sum", *of_class), 0))
+        self._make_room(classes, dict.fromkeys(("count", "sum", *of_class), 0))
 
     def _check(self, h0: Tensor) -> None:
         check_features(h0, self.width)

@@ -125,7 +125,7 @@ class PrototypeClassifier(GrowingState):
 
     def _grow(self, classes: int) -> None:
         names = {"sums": 0, "counts": 0, "own_subspace": 0}
-        self._make_room(classes, self.classes, names, own_subspace=self.subspaces - 1)
+        self._make_room(classes, names, own_subspace=self.subspaces - 1)
 
     def merge(self, other: PrototypeClassifier) -> None:
         """Adds the sums of another classifier, which has seen other samples of the same tasks.

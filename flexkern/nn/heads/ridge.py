@@ -197,7 +197,7 @@ class RidgeHead(GrowingState):
         self._solved = None
 
     def _grow(self, classes: int) -> None:
-        self._make_room(classes, self.classes, {"cross": 1, "count": 0})
+        self._make_room(classes, {"cross": 1, "count": 0})
 
     # ------------------------------------------------------------------ using
 
