@@ -6,8 +6,9 @@ from collections import defaultdict
 
 from torch import nn
 
-from flexkern.nn.fused.linear import PRECISIONS, MetaplasticLinear, checked_window
+from flexkern.nn.fused.linear import MetaplasticLinear, checked_window
 from flexkern.nn.silent.linear import SilentLinear
+from flexkern.ops.choices import PRECISIONS
 from flexkern.optim.by_rule import RuleOptimizer
 from flexkern.plain import choice
 
@@ -34,8 +35,9 @@ def fuse_into_backward(
         window: number of backward passes that make one step, see :class:`flexkern.nn.MetaplasticLinear`.
         precision: "float32": products in the dtype of the layer's input, or of autocast. "bfloat16": also
             float32 inputs are multiplied in bfloat16, see there; weights and what the step computes with stay
-            float32, as do the layer's inputs and outputs. On a processor with AVX512-BF16 a layer of 4096 x
-            4096 and a batch of 256 then takes half the time; without such instructions it takes longer.
+            float32, as do the layer's inputs and outputs. On a processor with AVX512-BF16 the step of a layer
+            of 4096 x 4096 with a batch of 256, its product included, then takes half the time
+            (docs/tuning.md); without such instructions it takes longer.
 
     Returns:
         The names of the fused layers, in the model's order.

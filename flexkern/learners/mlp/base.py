@@ -17,12 +17,13 @@ from flexkern.features import FeatureCache, extract_from, fingerprint
 from flexkern.learners.base import Item, Learner
 from flexkern.learners.mlp.cuda_graph import Step, check_cuda_graph, graphed_steps
 from flexkern.learners.mlp.inputs import check_cache, check_inputs, is_finite
-from flexkern.learners.mlp.network import PRECISIONS, build
+from flexkern.learners.mlp.network import build
 from flexkern.learners.mlp.output_gate import OUTPUT_GATES, class_gates, gated
 from flexkern.learners.mlp.rows import Rows, read, rows_of
 from flexkern.learners.progress import tell
 from flexkern.learners.scenarios import SCENARIOS
 from flexkern.ops.checks import exact_dtype
+from flexkern.ops.choices import PRECISIONS
 from flexkern.optim import MetaplasticSGD
 from flexkern.plain import choice, number, sizes, whole_number
 from flexkern.streams.base import Experience
@@ -119,7 +120,7 @@ class MLPLearner(Learner):
             raise TypeError(f"features must be a torch.nn.Module or None, got {type(features).__name__}")
         self.features = None if features is None else features.to(self.device).eval()
         self.features_cache = check_cache(features_cache, self.features)
-        self._dtype = PRECISIONS[precision]
+        self._dtype: torch.dtype = getattr(torch, precision)
         self.model, self.optimizer = self._build((self._count_features(), *units, classes), lr, momentum)
         self._cuda_graph = check_cuda_graph(cuda_graph, self.device, type(self), MLPLearner)
 
@@ -274,6 +275,8 @@ class MLPLearner(Learner):
 
     def _exact(self) -> list[Tensor]:
         """The parameters, float32: of bfloat16 ones the masters. Not to be written to."""
+        if self._dtype is torch.float32:  # each step of a penalty asks, and the optimizer looks for each
+            return [p.detach() for p in self.model.parameters()]
         assert self.optimizer is not None
         return [self.optimizer.exact(p) for p in self.model.parameters()]
 

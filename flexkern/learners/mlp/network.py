@@ -14,10 +14,7 @@ from flexkern import ops
 from flexkern.fields import Field, Purpose
 from flexkern.nn import SilentLinear
 
-__all__ = ["PRECISIONS", "build", "linear_layers"]
-
-# What a network's parameters and activations are, by the name of a precision.
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+__all__ = ["build", "linear_layers"]
 
 
 def build(

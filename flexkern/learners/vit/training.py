@@ -15,13 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from flexkern.learners.progress import tell
+from flexkern.ops.choices import PRECISIONS
 from flexkern.plain import choice, number, whole_number
 from flexkern.streams.augment import as_float, random_resized_crop, test_view
 from flexkern.streams.image_source import ImageSource, batches
 
 __all__ = ["CosineHead", "Recipe", "Training", "autocast", "test_view"]
-
-PRECISIONS = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True)

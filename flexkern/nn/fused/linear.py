@@ -13,11 +13,9 @@ from torch.nn.functional import linear
 from flexkern.nn.fused.backward import FusedLinear, PendingBackward
 from flexkern.plain import flag, whole_number
 
-__all__ = ["PRECISIONS", "MetaplasticLinear"]
+__all__ = ["MetaplasticLinear"]
 
 _UNSAVED = ("_optimizer", "pending", "_narrow")
-
-PRECISIONS = ("float32", "bfloat16")
 
 
 class MetaplasticLinear(nn.Linear):
