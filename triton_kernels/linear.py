@@ -272,8 +272,8 @@ def linear_step_(given: Linear) -> Tensor:
     held = given.alpha is not None
     variant = _variant_of(x.dtype, precision, given.silent is not None, rule_of(given.rule), held, a[0], f[0])
     cut = config("linear", variant, target, bounded=aligned and aligned_rows)
-    if linear_tma.KEY in cut and linear_tma.serves(given, a, f, aligned=aligned and aligned_rows):
-        linear_tma.launch(given, a, f, rule, cut)
+    if linear_tma.KEY in cut and linear_tma.serves(given, a, f, precision, aligned=aligned and aligned_rows):
+        linear_tma.launch(given, a, f, precision, rule, cut)
         return counts
     programs = triton.cdiv(rows, cut["out"]) * triton.cdiv(columns, IN.value)
     with torch.cuda.device_of(weight):
@@ -362,5 +362,6 @@ CANDIDATES = {
         _tiles(128, 32, 8, 4),
         _tiles(128, 32, 8, 2),
         _tiles(128, 32, 8, 3, group=16),
+        linear_tma.PROPOSED_TF32,
     ],
 }

@@ -1,8 +1,8 @@
 """linear_step_ where the copy engine of sm_90 and later (TMA) moves whatever lies in memory.
 
-Beside :mod:`.linear`, which serves everything: here both operands have 16 bits and lie as TMA wants them, no
-synapse is silent, weights are float32 and the rule is SGD without momentum. A configuration of the tuning table
-with ``state_stages`` asks for this form.
+Beside :mod:`.linear`, which serves everything: here the product is one of tensor cores, all lies as TMA wants,
+no synapse is silent, nothing is drawn, weights are float32 and the rule is SGD without momentum. A
+configuration of the tuning table with ``state_stages`` asks for this form.
 """
 
 # ruff: noqa: ANN001, ANN201, ANN202, RUF100, SIM300 - device functions: Triton infers the types of arguments
@@ -22,7 +22,7 @@ from flexkern.triton_kernels.field import STORED, Source
 from flexkern.triton_kernels.linear_part import tile_at
 from flexkern.triton_kernels.memory import to_float32
 from flexkern.triton_kernels.metaplastic import TRITON_DTYPES
-from flexkern.triton_kernels.product import IN, INTERPRETED, PRODUCTS, eighth_of, eighths
+from flexkern.triton_kernels.product import IEEE, IN, INTERPRETED, PRODUCTS, arithmetic, eighth_of, eighths
 from flexkern.triton_kernels.rules import SGD, rule_of
 from flexkern.triton_kernels.synapse import LAYER_SOURCES
 from flexkern.triton_kernels.update import gate, number, step
@@ -77,6 +77,7 @@ def linear_tma_kernel(
     a_value: tl.float32,
     f_value: tl.float32,
     X_DTYPE: tl.constexpr,
+    PRECISION: tl.constexpr,
     HELD: tl.constexpr,
     A_KIND: tl.constexpr,
     F_KIND: tl.constexpr,
@@ -93,7 +94,7 @@ def linear_tma_kernel(
         left, right = grad_out.load([at, row]), x.load([at, column])
         if INTERPRETED:  # it multiplies the bits of bfloat16 as integers
             left, right = to_float32(left, X_DTYPE), to_float32(right, X_DTYPE)
-        total = tl.dot(tl.trans(left), right, total)
+        total = tl.dot(tl.trans(left), right, total, input_precision=PRECISION)
 
     numbers = (n0, n1, n2, n3, n4, n5, n6, n7)
     rate, step_scale = number(lr, lr_address), number(scale, scale_address)
@@ -119,12 +120,13 @@ def linear_tma_kernel(
 # --------------------------------------------------------------------------- the host's side
 
 
-def serves(given: Linear, a: Source, f: Source, *, aligned: bool) -> bool:
+def serves(given: Linear, a: Source, f: Source, precision: str, *, aligned: bool) -> bool:
     """Whether this form makes such a step.
 
     Args:
         given: what is stepped.
-        a, f: the sources of anchor and flexibility, of which none may be drawn.
+        a, f: the sources of anchor and flexibility.
+        precision: of a product in float32.
         aligned: whether rows of both operands, and of all that is stored of the state, begin at multiples of
             16 bytes.
     """
@@ -132,11 +134,11 @@ def serves(given: Linear, a: Source, f: Source, *, aligned: bool) -> bool:
         aligned
         and given.silent is None
         and given.weight.dtype is torch.float32
-        and given.x.dtype is not torch.float32
+        and arithmetic(given.x.dtype, precision) != IEEE
         and rule_of(given.rule) == SGD.value
         and all(state is None for state in given.states)
         and {a[0], f[0]} <= {Kind.STORED, Kind.CONSTANT}
-        and 0 < len(given.x) < 2**31
+        and 0 < len(given.x) <= 2**30  # places are counted in 32 bits
     )
 
 
@@ -146,12 +148,15 @@ def _described(tensor: Tensor, box: tuple[int, int]) -> TensorDescriptor:
     return TensorDescriptor.from_tensor(tensor, list(box))
 
 
-def launch(given: Linear, a: Source, f: Source, rule: Sequence[float | int], cut: Mapping[str, int]) -> None:
+def launch(
+    given: Linear, a: Source, f: Source, precision: str, rule: Sequence[float | int], cut: Mapping[str, int]
+) -> None:
     """Makes the step that :func:`serves` says it does: one launch, which nothing waits for.
 
     Args:
         given: what is stepped.
         a, f: the sources of anchor and flexibility.
+        precision: of a product in float32.
         rule: as :func:`.layer.rule_arguments` gives it.
         cut: the configuration.
     """
@@ -167,35 +172,41 @@ def launch(given: Linear, a: Source, f: Source, rule: Sequence[float | int], cut
             _described(given.x, (cut["batch"], IN.value)),
             _described(given.grad_out, (cut["batch"], cut["out"])), weight,
             *(weight if tensor is None else _described(tensor, state) for tensor in (first, second)),
-            len(given.x), rows, columns, *rule, a[6], f[6], TRITON_DTYPES[given.x.dtype], held, a[0], f[0],
-            cut["out"], cut["batch"], cut["group"], cut[KEY], **launch_options(cut), enable_fp_fusion=False,
+            len(given.x), rows, columns, *rule, a[6], f[6], TRITON_DTYPES[given.x.dtype], precision, held, a[0],
+            f[0], cut["out"], cut["batch"], cut["group"], cut[KEY], **launch_options(cut),
+            enable_fp_fusion=False,
         )  # fmt: skip
 
 
 # --------------------------------------------------------------------------- ahead of time, and tuning
 
 # What the tuner races. Three parts of the state, 72 KB, are on their way in the 96 KB of three steps of x and
-# grad_out; two programs of 96 registers and 96 KB are on a multiprocessor.
+# grad_out; two programs are on a multiprocessor, of 96 registers (tf32: 106).
 PROPOSED = {"out": 128, "batch": 64, "group": 8, "num_warps": 8, "num_stages": 3, KEY: 4}
+PROPOSED_TF32 = {**PROPOSED, "batch": 32}
 
 
 def _variant(x: str, sources: str) -> Variant:
-    dtype, _ = PRODUCTS[x]
+    dtype, precision = PRODUCTS[x]
     layer = dict(LAYER_SOURCES[sources])
     if sources == "held":
         layer["A_KIND"] = int(Kind.CONSTANT)
-    state = f"tensordesc<fp32[{{OUT}}, {PART.value}]>"
+    of_x, of_state = (f"tensordesc<{name}[{{}}, {{}}]>" for name in (TRITON_DTYPES[dtype], tl.float32))
+    state = of_state.format("{OUT}", PART.value)
     boxes = {
-        "x": f"tensordesc<{x}[{{BATCH}}, {IN.value}]>", "grad_out": f"tensordesc<{x}[{{BATCH}}, {{OUT}}]>",
+        "x": of_x.format("{BATCH}", IN.value), "grad_out": of_x.format("{BATCH}", "{OUT}"),
         "weight": state, "alpha_or_anchor": state, "flexibility": state,
     }  # fmt: skip
-    constants = {"X_DTYPE": TRITON_DTYPES[dtype], **layer}
-    return Variant(f"linear-tma-{x}-{sources}", linear_tma_kernel, constants, fixed=PROPOSED, descriptors=boxes)
+    constants = {"X_DTYPE": TRITON_DTYPES[dtype], "PRECISION": precision, **layer}
+    fixed = PROPOSED_TF32 if x == "tf32" else PROPOSED
+    return Variant(f"linear-tma-{x}-{sources}", linear_tma_kernel, constants, fixed=fixed, descriptors=boxes)
 
 
 # By what :mod:`.linear` calls the same step in its own form.
-FORMS = {f"{x}-{sources}": _variant(x, sources) for x, sources in (("bf16", "stored"), ("bf16", "held"))}
-FORMS["fp16-stored"] = _variant("fp16", "stored")
+FORMS = {
+    f"{x}-{sources}": _variant(x, sources)
+    for x, sources in (("bf16", "stored"), ("bf16", "held"), ("fp16", "stored"), ("tf32", "stored"))
+}
 
 
 def ahead_of_time() -> Iterator[Variant]:

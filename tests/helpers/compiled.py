@@ -80,7 +80,7 @@ LARGE = {
     "hip:gfx942": ("adapter-parts-tf32-512",),
 }  # fmt: skip
 # Of a form that is made for this target; of another target one variant is compiled
-SM_90 = ("linear-tma-bf16-held", "linear-tma-fp16-stored")
+SM_90 = ("linear-tma-bf16-held", "linear-tma-fp16-stored", "linear-tma-tf32-stored")
 # What the other targets compile to the end: their code differs little from that of one of the first four.
 OTHERS = {
     "cuda:86": ("linear-bf16-stored-hebbian",),

@@ -223,6 +223,8 @@ def step_layer(rows: int, columns: int, number: float) -> None:
     with tuning.trial("linear", "half", linear_tma.PROPOSED):
         for dtype, state in ((bf16, stored), (bf16, held), (fp16, stored)):
             linear(dtype, state, None)
+    with tuning.trial("linear", "tf32", linear_tma.PROPOSED_TF32):
+        linear(fp32, stored, None)
     LINEAR_STEPS["linear_adamw_step_"].on("triton")(
         torch.zeros(shape), torch.ones(16, columns, dtype=bf16), torch.ones(16, rows, dtype=bf16), **stored,
         silent=None, activities=[], **of_adamw, **of_all,

@@ -64,7 +64,7 @@ WIDE = {
     "linear-tma-bf16-stored": (0, 0),  # the copy engine does
 }
 # Of x and grad_out two steps ahead and one in the loop, of w f a (w alpha) three parts and one; w is stored
-TILES = {"linear-tma-bf16-stored": 19, "linear-tma-fp16-stored": 19, "linear-tma-bf16-held": 15}
+TILES = {f"linear-tma-{x}-stored": 19 for x in ("bf16", "fp16", "tf32")} | {"linear-tma-bf16-held": 15}
 # Registers that let two programs of 256 threads, or four of 128, be on a multiprocessor
 OCCUPANCY = 128
 # AdamW has up to seven operands, 224 bytes a thread at once: three programs of 128 threads have 86 KB in

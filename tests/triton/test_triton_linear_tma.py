@@ -45,7 +45,7 @@ OTHER = {name: value for name, value in TMA.items() if name != KEY}
 def tried(configuration: dict[str, int]) -> Iterator[None]:
     """Every variant has this configuration."""
     with contextlib.ExitStack() as stack:
-        for variant in ("half", "half-procedural", "half-silent", "ieee"):
+        for variant in ("half", "half-procedural", "half-silent", "tf32", "ieee"):
             stack.enter_context(tuning.trial("linear", variant, configuration))
         yield
 
@@ -62,6 +62,15 @@ def taken(launches: Callable[[Any], list]) -> Callable[[], tuple[int, int]]:
     """``taken()``: how many launches there were by tensor descriptors, and of the other form."""
     seen = launches(linear_tma_kernel), launches(linear_kernel)
     return lambda: (len(seen[0]), len(seen[1]))
+
+
+@pytest.fixture
+def tf32() -> Iterator[None]:
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "tf32"
+    yield
+    matmul.fp32_precision = before
 
 
 class Batch:
@@ -85,11 +94,12 @@ def run(layer: Layer, batch: Batch, rule: Rule = PLAIN, **changes: Any) -> ops.C
         ((8, 8), 1, torch.bfloat16),
         ((16, 40), 19, torch.float16),
         ((72, 136), 16, torch.bfloat16),  # two tiles each way, of which the second are 8 wide
+        ((24, 24), 17, torch.float32),
         ((200, 264), 33, torch.bfloat16),  # more rows of tiles than a group, in whole and in part
     ],
     ids=str,
 )
-@pytest.mark.usefixtures("forced")
+@pytest.mark.usefixtures("forced", "tf32")
 def test_against_the_judge(
     shape: tuple[int, int],
     size: int,
@@ -221,13 +231,14 @@ def test_the_other_form_is_the_default_until_a_gpu_has_raced_it(
     assert taken() == (0, 1)
 
 
-def test_the_tuner_races_it() -> None:
-    (raced,) = [c for c in CANDIDATES["linear", "half"] if KEY in c]
-    variant = all_variants()["linear-bf16-stored"]
-    assert variant.kernel is linear_kernel
-    assert variant.forms[KEY].kernel is linear_tma_kernel
-    assert not all_variants()["linear-bf16-mixed"].forms
-    assert raced == linear_tma.PROPOSED
+@pytest.mark.parametrize(("variant", "x"), [("half", "bf16"), ("tf32", "tf32")])
+def test_the_tuner_races_it(variant: str, x: str) -> None:
+    (raced,) = [c for c in CANDIDATES["linear", variant] if KEY in c]
+    assert raced == (linear_tma.PROPOSED if x == "bf16" else linear_tma.PROPOSED_TF32)
+    known = all_variants()[f"linear-{x}-stored"]
+    assert known.kernel is linear_kernel
+    assert known.forms[KEY].kernel is linear_tma_kernel
+    assert not all_variants()[f"linear-{x}-mixed"].forms
 
 
 def test_it_is_compiled_where_there_is_a_copy_engine() -> None:
