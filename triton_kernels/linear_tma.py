@@ -145,7 +145,8 @@ def serves(given: Linear, a: Source, f: Source, precision: str, *, aligned: bool
 def _described(tensor: Tensor, box: tuple[int, int]) -> TensorDescriptor:
     if INTERPRETED and tensor.dtype is torch.bfloat16:
         tensor = tensor.view(torch.uint16)
-    return TensorDescriptor.from_tensor(tensor, list(box))
+    rows, columns = tensor.shape  # not its strides: a single row may have any
+    return TensorDescriptor(tensor, [rows, columns], [columns, 1], list(box))
 
 
 def launch(

@@ -174,6 +174,20 @@ def test_nothing_around_the_weight_is_written(
     assert same_bits(weight, layer.inputs.weight)
 
 
+@pytest.mark.usefixtures("forced")
+def test_a_single_sample_may_have_any_stride(
+    device: torch.device, taken: Callable[[], tuple[int, int]]
+) -> None:
+    layer, batch = make_layer((24, 24), 5, share=0.0).copy(device), Batch(1, (24, 24), torch.bfloat16, device)
+    one, other = layer.copy(device), layer.copy(device)
+    run(one, batch)
+    batch.x, batch.grad_out = batch.x.as_strided((1, 24), (1, 1)), batch.grad_out.as_strided((1, 24), (0, 1))
+    assert batch.x.is_contiguous()
+    run(other, batch)
+    assert taken() == (2, 0)
+    assert same_bits(one.inputs.weight, other.inputs.weight)
+
+
 def _unaligned(tensor: Tensor) -> Tensor:
     return _inside(tensor, 1)[0]
 
