@@ -389,6 +389,7 @@ CANDIDATES = {
         _cut(64, 64, 4, 3),  # smaller programs, more of them
         _cut(64, 64, 4, 4),
         _cut(128, 32, 8, 5, maxnreg=128),
+        _cut(256, 64, 16, 3, maxnreg=128),  # one program of as many threads: half of the bank's bytes from L2
         _cut(128, 64, 8, 3),  # without the bound: one program where dropout takes more registers
     ],
     ("adapter backward", "half-64"): [

@@ -69,6 +69,7 @@ class Resources:
         shared: bytes of shared memory per program.
         wide_loads, wide_stores: instructions by which a thread reads or writes 16 bytes of global memory.
         wide_copies: by which it copies 16 bytes from there to shared memory, on NVIDIA (LDGSTS).
+        tile_copies: by which its copy engine moves a tile, on NVIDIA from sm_90 on (UTMALDG, UTMASTG).
         tensor_core: instructions for the units that multiply matrices: wgmma (HGMMA) and its kin.
     """
 
@@ -81,6 +82,7 @@ class Resources:
     wide_loads: int
     wide_stores: int
     wide_copies: int
+    tile_copies: int
     tensor_core: int
 
 
@@ -184,7 +186,8 @@ def resources_of(variant: Variant, target: str) -> Resources:
         stack = _find(r"\.private_segment_fixed_size:\s+(\d+)", asm)
     tensor_core = len(re.findall(r"\bHGMMA\b|\bUTC\w*MMA\b|\bHMMA\b|\bv_mfma_", asm))
     wide = _wide(asm, "load"), _wide(asm, "store"), len(re.findall(r"\bLDGSTS\.E\S*\.128\b", asm))
-    return Resources(variant.name, target, registers, spills, stack, shared, *wide, tensor_core)
+    tiles = len(re.findall(r"\bUTMA(?:LDG|STG)\b", asm))
+    return Resources(variant.name, target, registers, spills, stack, shared, *wide, tiles, tensor_core)
 
 
 def _table(reports: Sequence[Resources]) -> str:

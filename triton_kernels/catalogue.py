@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from types import ModuleType
 
 import flexkern.triton_kernels as package
-from flexkern.triton_kernels.target import multiplies
+from flexkern.triton_kernels.target import copies_tiles, multiplies
 from flexkern.triton_kernels.variant import Variant
 
 __all__ = ["CANDIDATES", "all_variants", "candidates", "variants_on"]
@@ -41,11 +41,13 @@ def all_variants() -> Mapping[str, Variant]:
 
 
 def variants_on(architecture: str) -> Mapping[str, Variant]:
-    """Those of :func:`all_variants` that are launched there: tf32 only where it can be multiplied."""
+    """Those of :func:`all_variants` that are launched there: tf32 only where it can be multiplied, and tensor
+    descriptors only where a copy engine takes them."""
     return {
         name: variant
         for name, variant in all_variants().items()
         if variant.constants.get("PRECISION", "ieee") in multiplies(architecture)
+        and (not variant.descriptors or copies_tiles(architecture))
     }
 
 

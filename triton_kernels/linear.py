@@ -15,6 +15,7 @@ from torch import Tensor
 from flexkern.backends.tuning import architecture, config, launch_options
 from flexkern.fields import Kind
 from flexkern.spec.linear import Linear
+from flexkern.triton_kernels import linear_tma
 from flexkern.triton_kernels.layer import (
     NOTHING,
     check_layer,
@@ -25,7 +26,7 @@ from flexkern.triton_kernels.layer import (
     source_arguments,
     threshold_arguments,
 )
-from flexkern.triton_kernels.linear_part import converting_of, load_silent, part_of, rate_of, step_part
+from flexkern.triton_kernels.linear_part import converting_of, load_silent, part_of, rate_of, step_part, tile_at
 from flexkern.triton_kernels.memory import ALIGNMENT
 from flexkern.triton_kernels.metaplastic import TRITON_DTYPES
 from flexkern.triton_kernels.product import (
@@ -134,16 +135,7 @@ def linear_kernel(
     # As products, so that Triton knows that what a thread reads at once begins at multiples of 16 bytes.
     rows = row_units * (UNIT if ALIGNED_ROWS else 1)
     columns = column_units * (UNIT if ALIGNED else 1)
-    # Tiles go in groups of GROUP rows of tiles, so that what is read of x and grad_out stays in the L2 cache.
-    tile_rows, tile_columns = (rows + OUT - 1) // OUT, (columns + IN - 1) // IN
-    program = tl.program_id(0).to(tl.int64)
-    group = program // (GROUP * tile_columns)
-    within = program - group * (GROUP * tile_columns)
-    height = tl.minimum(tile_rows - group * GROUP, GROUP)
-    tile_column = within // height
-    row = (group * GROUP + within - tile_column * height) * OUT
-    column = tile_column * IN
-
+    row, column = tile_at(tl.program_id(0).to(tl.int64), rows, columns, GROUP, OUT)
     position = (row, column, rows, columns)
     steps = ((batch + BATCH - 1) // BATCH).to(tl.int32)
     # One by one: Triton's loops mix up variables that hold the same value when they begin.
@@ -280,6 +272,9 @@ def linear_step_(given: Linear) -> Tensor:
     held = given.alpha is not None
     variant = _variant_of(x.dtype, precision, given.silent is not None, rule_of(given.rule), held, a[0], f[0])
     cut = config("linear", variant, target, bounded=aligned and aligned_rows)
+    if linear_tma.KEY in cut and linear_tma.serves(given, a, f, precision, aligned=aligned and aligned_rows):
+        linear_tma.launch(given, a, f, precision, rule, cut)
+        return counts
     programs = triton.cdiv(rows, cut["out"]) * triton.cdiv(columns, IN.value)
     with torch.cuda.device_of(weight):
         linear_kernel[(programs,)](
@@ -334,7 +329,8 @@ def _variant(
     }  # fmt: skip
     kinds = layer["HELD"], layer["A_KIND"], layer["F_KIND"]
     variant = _variant_of(dtype, precision, how is not NOBODY, rule, *kinds)
-    return Variant(f"linear-{name}", linear_kernel, constants, ("linear", variant))
+    forms = {linear_tma.KEY: linear_tma.FORMS[name]} if name in linear_tma.FORMS else {}
+    return Variant(f"linear-{name}", linear_kernel, constants, ("linear", variant), forms=forms)
 
 
 def _tiles(out: int, batch: int, warps: int, stages: int, group: int = 8, **bound: int) -> dict[str, int]:
@@ -349,6 +345,7 @@ CANDIDATES = {
         _tiles(128, 64, 8, 3, maxnreg=128),
         _tiles(128, 64, 8, 3, group=4),
         _tiles(128, 64, 8, 3, group=16),
+        linear_tma.PROPOSED,  # by TMA, with three parts of the state under way; see linear_tma.py
     ],
     ("linear", "half-procedural"): [
         _tiles(128, 64, 8, 3, maxnreg=128),
@@ -365,5 +362,6 @@ CANDIDATES = {
         _tiles(128, 32, 8, 4),
         _tiles(128, 32, 8, 2),
         _tiles(128, 32, 8, 3, group=16),
+        linear_tma.PROPOSED_TF32,
     ],
 }

@@ -9,9 +9,24 @@ import triton
 import triton.language as tl
 
 from flexkern.triton_kernels.matrix import existing, groups, load_synapses, load_units
+from flexkern.triton_kernels.product import IN
 from flexkern.triton_kernels.synapse_tile import activity, find_converting, load_state, load_theta, step_tile
 
-__all__ = ["converting_of", "load_silent", "part_of", "rate_of", "step_part"]
+__all__ = ["converting_of", "load_silent", "part_of", "rate_of", "step_part", "tile_at"]
+
+
+@triton.jit
+def tile_at(program, rows, columns, GROUP: tl.constexpr, OUT: tl.constexpr):
+    """Where the tile [OUT, IN] of a program begins: (row, column), as wide as ``rows``.
+
+    Tiles go in groups of GROUP rows of tiles, so that what is read of x and grad_out stays in the L2 cache.
+    """
+    tile_rows, tile_columns = (rows + OUT - 1) // OUT, (columns + IN - 1) // IN
+    group = program // (GROUP * tile_columns)
+    within = program - group * (GROUP * tile_columns)
+    height = tl.minimum(tile_rows - group * GROUP, GROUP)
+    tile_column = within // height
+    return (group * GROUP + within - tile_column * height) * OUT, tile_column * IN
 
 
 @triton.jit

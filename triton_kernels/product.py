@@ -9,7 +9,19 @@ import triton.language as tl
 from flexkern.triton_kernels.memory import to_float32, typed
 from flexkern.triton_kernels.target import multiplies
 
-__all__ = ["HALF", "IN", "INTERPRETED", "LARGEST", "UNIT", "arithmetic", "parts", "precision_of", "product"]
+__all__ = [
+    "HALF",
+    "IN",
+    "INTERPRETED",
+    "LARGEST",
+    "UNIT",
+    "arithmetic",
+    "eighth_of",
+    "eighths",
+    "parts",
+    "precision_of",
+    "product",
+]
 
 INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
 IN = tl.constexpr(128)  # columns of a tile: four words
@@ -130,6 +142,30 @@ def parts(x):
     p4, p5 = _rows(q2)
     p6, p7 = _rows(q3)
     return p0, p1, p2, p3, p4, p5, p6, p7
+
+
+@triton.jit
+def eighths(x):
+    """The eight parts of a tile [OUT, 128] that have an eighth of its columns each, [OUT, 16]."""
+    left, right = _halves(x)
+    q0, q1 = _halves(left)
+    q2, q3 = _halves(right)
+    e0, e1 = _halves(q0)
+    e2, e3 = _halves(q1)
+    e4, e5 = _halves(q2)
+    e6, e7 = _halves(q3)
+    return e0, e1, e2, e3, e4, e5, e6, e7
+
+
+@triton.jit
+def eighth_of(x, part):
+    """Part ``part`` of those of :func:`eighths`. By selection: of a loop in which the parts move up Triton does
+    not ask for the next step's loads ahead of their turn."""
+    e0, e1, e2, e3, e4, e5, e6, e7 = x
+    odd = part % 2 != 0
+    q0, q1, q2, q3 = tl.where(odd, e1, e0), tl.where(odd, e3, e2), tl.where(odd, e5, e4), tl.where(odd, e7, e6)
+    second = part % 4 >= 2
+    return tl.where(part >= 4, tl.where(second, q3, q2), tl.where(second, q1, q0))
 
 
 # Of the variants that are compiled ahead of time: what is multiplied, and how.

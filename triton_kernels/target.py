@@ -7,7 +7,7 @@ import functools
 from triton.backends.compiler import GPUTarget
 from triton.compiler import make_backend
 
-__all__ = ["multiplies", "target_of"]
+__all__ = ["copies_tiles", "multiplies", "target_of"]
 
 
 def target_of(architecture: str) -> GPUTarget:
@@ -31,3 +31,9 @@ def multiplies(architecture: str) -> frozenset[str]:
     # Fusion is said because Triton warns where it is not, and all launches here say the same.
     options = make_backend(target).parse_options({"enable_fp_fusion": False})
     return frozenset(options.allowed_dot_input_precisions)
+
+
+def copies_tiles(architecture: str) -> bool:
+    """Whether a copy engine there moves tiles that tensor descriptors name (TMA); elsewhere threads do."""
+    target = target_of(architecture)
+    return target.backend == "cuda" and target.arch >= 90

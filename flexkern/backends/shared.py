@@ -53,7 +53,10 @@ def bytes_of(kernel: str, variant: str, configuration: Mapping[str, int], archit
     if kernel == "linear":
         operands = (under_way + in_place) * c["batch"] * (c["out"] + TILE_COLUMNS) * element
         sums = c["out"] * TILE_COLUMNS * 4 if architecture.startswith("gfx") else 0  # AMD's cross for the step
-        return max(operands, sums) + (0 if through_registers else BARRIERS)
+        state = 0
+        if "state_stages" in c:  # parts of three arrays under way, and what is on its way out
+            state = (3 * (c["state_stages"] - 1) + 1) * c["out"] * TILE_COLUMNS // 8 * 4
+        return max(operands, sums, state) + (0 if through_registers else BARRIERS)
     rank = int(rest.removesuffix("-unaligned"))
     if kernel == "adapter bank":
         if not through_registers:  # numbers of rows are read two stages before the rows: half of the stages

@@ -79,6 +79,8 @@ LARGE = {
     "cuda:86": ("adapter-tf32-256", "adapter-backward-tf32-256", "adapter-parts-tf32-512"),
     "hip:gfx942": ("adapter-parts-tf32-512",),
 }  # fmt: skip
+# Of a form that is made for this target; of another target one variant is compiled
+SM_90 = ("linear-tma-bf16-held", "linear-tma-fp16-stored", "linear-tma-tf32-stored")
 # What the other targets compile to the end: their code differs little from that of one of the first four.
 OTHERS = {
     "cuda:86": ("linear-bf16-stored-hebbian",),
@@ -96,6 +98,8 @@ def to_the_end(target: str) -> list[str]:
     from flexkern.triton_kernels.catalogue import variants_on
 
     def of_all_targets(name: str) -> bool:
+        if name in SM_90:
+            return target == "cuda:90"
         adapter = ADAPTERS.fullmatch(name)
         if adapter is None or adapter[3] is None:
             return True

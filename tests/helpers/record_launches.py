@@ -14,6 +14,7 @@ from triton.compiler import make_backend
 from triton.runtime import jit
 
 from flexkern import Field
+from flexkern.backends import tuning
 from flexkern.fields import Kind
 from flexkern.ops.adapter import BACKWARD, FORWARD
 from flexkern.ops.displacement import DISPLACEMENT
@@ -25,7 +26,17 @@ from flexkern.ops.metaplastic import ADAMW, GATE, SGD
 from flexkern.ops.null import NULL
 from flexkern.ops.synapse import STEPS as SYNAPSE_STEPS
 from flexkern.ops.synapse import SYNAPSE
-from flexkern.triton_kernels import adapter, aot, displacement, field, linear, mask, metaplastic, synapse
+from flexkern.triton_kernels import (
+    adapter,
+    aot,
+    displacement,
+    field,
+    linear,
+    linear_tma,
+    mask,
+    metaplastic,
+    synapse,
+)
 from flexkern.triton_kernels.catalogue import all_variants
 from flexkern.triton_kernels.variant import Variant
 
@@ -209,6 +220,11 @@ def step_layer(rows: int, columns: int, number: float) -> None:
     linear(bf16, stored, "rate")
     linear(bf16, held, None)
     linear(bf16, stored, None, weight=bf16)
+    with tuning.trial("linear", "half", linear_tma.PROPOSED):
+        for dtype, state in ((bf16, stored), (bf16, held), (fp16, stored)):
+            linear(dtype, state, None)
+    with tuning.trial("linear", "tf32", linear_tma.PROPOSED_TF32):
+        linear(fp32, stored, None)
     LINEAR_STEPS["linear_adamw_step_"].on("triton")(
         torch.zeros(shape), torch.ones(16, columns, dtype=bf16), torch.ones(16, rows, dtype=bf16), **stored,
         silent=None, activities=[], **of_adamw, **of_all,

@@ -61,7 +61,10 @@ WIDE = {
     "synapse-mixed-fp32-rate": (8, 2),
     "linear-bf16-stored": (6, 2),  # w f a; w
     "linear-bf16-mixed": (2, 2),
+    "linear-tma-bf16-stored": (0, 0),  # the copy engine does
 }
+# Of x and grad_out two steps ahead and one in the loop, of w f a (w alpha) three parts and one; w is stored
+TILES = {f"linear-tma-{x}-stored": 19 for x in ("bf16", "fp16", "tf32")} | {"linear-tma-bf16-held": 15}
 # Registers that let two programs of 256 threads, or four of 128, be on a multiprocessor
 OCCUPANCY = 128
 # AdamW has up to seven operands, 224 bytes a thread at once: three programs of 128 threads have 86 KB in
@@ -98,6 +101,11 @@ def check_layer(kernel: dict) -> None:
         of_rule = OCCUPANCY if "adamw" not in name else 256 if name.startswith("linear") else ADAMW_OCCUPANCY
         assert kernel["registers"] <= ONE_PROGRAM.get(name, of_rule), kernel
     assert kernel["registers"] <= 256, kernel
+    if target == "cuda:90":
+        assert kernel["tile_copies"] == TILES.get(name, 0), kernel
+        if name in TILES:  # nothing else moves, and two programs are on a multiprocessor
+            assert kernel["wide_copies"] == kernel["wide_loads"] == kernel["wide_stores"] == 0, kernel
+            assert 2 * (kernel["shared"] + 1024) <= 228 * 1024, kernel
 
 
 # Of the passes through adapters for sm_90, at rank 64 and 16 bits: 16-byte loads, stores and copies to shared
@@ -168,6 +176,7 @@ QUICK = {
         "linear-bf16-stored",
         "linear-tf32-stored",
         "linear-bf16-stored-hebbian",
+        "linear-tma-bf16-stored",
         "adapter-bf16",
         "adapter-backward-bf16",
         "adapter-parts-bf16",
