@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ from flexkern.benchmarks.factors import CAUSES, split
 
 __all__ = ["goals", "heading", "headlines", "page", "row_lines", "table", "with_table"]
 
+_NUMBER = re.compile(r"[\d.]+")
 START, END = "<!-- benchmarks:", "<!-- /benchmarks -->"
 DEVICES = {"cpu": "CPU", "cuda": "GPU"}
 # The cases of README.md's table, each against the first peer that it has a goal for: what a user would do else.
@@ -163,9 +165,13 @@ def goals(run: dict[str, Any]) -> str:
         (row, p) for row in run["rows"] if row.get("budget") and "ours" in row
         for p in row["peers"] if p["goal"] is not None
     ]  # fmt: skip
-    missed = [f"{_name(row)} against {p['name']} ({_in_words(p)})" for row, p in peers if not p["met"]]
+    missed = [
+        f"{_name(row)} against {p['name']}: {_in_words(p).replace('**', '')}, where "
+        f"{_NUMBER.findall(p['goal'])[0]} was the goal"
+        for row, p in peers if not p["met"]
+    ]  # fmt: skip
     said = f"{len(peers) - len(missed)} of {len(peers)} goals are met"
-    return f"{said}; not: {'; '.join(missed)}." if missed else f"{said}."
+    return f"{said}. Not: {'; '.join(missed)}." if missed else f"{said}."
 
 
 def with_table(readme: str, runs: Mapping[str, dict[str, Any]], cases: Collection[str] = HEADLINES) -> str:

@@ -1,0 +1,57 @@
+"""Every page: its code runs as it stands, its links lead somewhere, its pictures have words."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from helpers.pages import ROOT, all_pages, blocks, broken_links, cells, run
+
+# Pages whose code needs files, frameworks or more time, with the test that runs it.
+ELSEWHERE = {
+    "docs/backbones.md": "tests/backbones/test_page.py",
+    "docs/images.md": "tests/test_images_page.py",
+    "docs/integrations.md": "tests/integrations/test_examples.py",
+    "docs/streams.md": "tests/streams/test_page.py",
+}
+PAGES = [page for page in all_pages() if blocks(page, "python") and page not in ELSEWHERE]
+NOTEBOOK = "docs/notebooks/ten_minutes.ipynb"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_code(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("sklearn")  # the digits that pages use
+    monkeypatch.chdir(tmp_path)
+    run(blocks(page, "python"), page)
+
+
+@pytest.mark.parametrize("page", ELSEWHERE)
+def test_other_code_has_its_test(page: str) -> None:
+    assert "```python" in (ROOT / ELSEWHERE[page]).read_text()
+    assert page.rpartition("/")[2] in (ROOT / ELSEWHERE[page]).read_text()
+
+
+@pytest.mark.parametrize("page", all_pages())
+def test_links(page: str) -> None:
+    assert not broken_links(page)
+
+
+@pytest.mark.parametrize("page", all_pages())
+def test_pictures_have_words(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert not re.findall(r"!\[\s*\]\(", text)
+
+
+def test_links_that_lead_nowhere_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("helpers.pages.ROOT", tmp_path)
+    (tmp_path / "a.md").write_text(
+        "# A b\n[x](no.md) [y](a.md#a-b) [z](a.md#no) [w](https://example.org/no.md)\n"
+    )
+    assert broken_links("a.md") == ["no.md", "a.md#no"]
+
+
+def test_the_notebook_is_the_page() -> None:
+    """So the test of the page's code executes it."""
+    assert cells(NOTEBOOK) == [block.rstrip("\n") for block in blocks("docs/ten_minutes.md", "python")]
