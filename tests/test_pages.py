@@ -55,3 +55,14 @@ def test_links_that_lead_nowhere_are_found(tmp_path: Path, monkeypatch: pytest.M
 def test_the_notebook_is_the_page() -> None:
     """So the test of the page's code executes it."""
     assert cells(NOTEBOOK) == [block.rstrip("\n") for block in blocks("docs/ten_minutes.md", "python")]
+
+
+def test_the_messages_of_a_failed_installation_are_those_of_the_code() -> None:
+    text = (ROOT / "docs" / "install.md").read_text(encoding="utf-8")
+    said = re.findall(r"^\| `([^`]+)` \|", text.partition("## When a build stops")[2], re.MULTILINE)
+    assert len(said) > 20
+    folders = (ROOT / "build_tools", ROOT / "flexkern" / "backends")
+    files = [*(path for folder in folders for path in folder.glob("*.py")), ROOT / "setup.py"]
+    code = "".join(path.read_text(encoding="utf-8") for path in [*files, ROOT / "flexkern" / "__init__.py"])
+    code = re.sub(r'"\s+f?"', "", code)  # a message goes over several lines
+    assert [message for message in said if message not in code] == []
