@@ -13,7 +13,7 @@ from typing import Any
 __all__ = ["ROOT", "all_pages", "blocks", "broken_links", "cells", "run"]
 
 ROOT = Path(__file__).resolve().parents[2]
-_FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)
+_FENCE = re.compile(r"^( *)```([^\n`]*)\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)
 
 
 def all_pages() -> list[str]:
@@ -23,7 +23,7 @@ def all_pages() -> list[str]:
 
 
 def blocks(page: str, language: str) -> list[str]:
-    """The code of a page in one language, block by block."""
+    """The code of a page in one language, block by block; those with a title are files of the repository."""
     text = (ROOT / page).read_text(encoding="utf-8")
     return [
         re.sub(rf"^{indent}", "", code, flags=re.MULTILINE)
