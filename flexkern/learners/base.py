@@ -17,7 +17,7 @@ from flexkern.learners.answering import Answering
 from flexkern.learners.answers import check_names, joined_names, names_of
 from flexkern.learners.kept_bytes import bytes_kept
 from flexkern.learners.progress import Progress, Watch, check_watch, watched
-from flexkern.learners.shown import representation
+from flexkern.learners.representation import representation
 from flexkern.nn.undo import Undo
 from flexkern.plain import SEEDS, whole_number
 from flexkern.streams.base import Experience

@@ -1,4 +1,4 @@
-"""The site: links that lead out of docs/, pages of the API, docstrings as Markdown, and the look at the result."""
+"""The site: links out of docs/, pages of the API, docstrings as Markdown, and the look at the result."""
 
 from __future__ import annotations
 
