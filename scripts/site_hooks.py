@@ -32,6 +32,14 @@ MODULES: dict[str, tuple[str, ...] | None] = {
         "transformers.ConsolidateCallback", "lightning.ConsolidateCallback", "avalanche.ConsolidatePlugin",
     ),
 }  # fmt: skip
+# What classes show of what they inherit; of others it stands with the class that they inherit it from.
+_OF_OPTIMIZERS = "[step, consolidate, scales, exact, add_param_group, state_dict, load_state_dict]"
+INHERITED = {
+    "flexkern.optim.Metaplastic": _OF_OPTIMIZERS,
+    "flexkern.optim.MetaplasticAdamW": _OF_OPTIMIZERS,
+    "flexkern.optim.MetaplasticSGD": _OF_OPTIMIZERS,
+    "flexkern.learners.Learner": "true",
+}
 _LINK = re.compile(r"(!?)\[([^\]]*)\]\((?!\w+:|#|/)([^)\s#]*)(#[^)\s]*)?\)")
 
 
@@ -59,7 +67,11 @@ def api_page(module: str) -> str:
     """The page of a module, in the words of mkdocstrings."""
     tree = ast.parse(source_of(module).read_text(encoding="utf-8"))
     about = (ast.get_docstring(tree) or "").partition("\n\n")[0]
-    parts = [f"# {module}", about, *(f"::: {module}.{name}" for name in public(module))]
+    parts = [f"# {module}", about]
+    for name in public(module):
+        inherited = INHERITED.get(f"{module}.{name}")
+        options = f"\n    options: {{inherited_members: {inherited}}}" if inherited else ""
+        parts.append(f"::: {module}.{name}{options}")
     return "\n\n".join(parts) + "\n"
 
 
