@@ -22,7 +22,7 @@ def notebook(page: str) -> dict[str, Any]:
     cells = []
     for number, part in enumerate(parts):
         is_code = number % 2 == 1
-        text = part.strip("\n") if is_code else re.sub(r"\]\((\w+\.md)", r"](../\1", part.strip())
+        text = part.strip("\n") if is_code else _from_there(part.strip())
         if not text:
             continue
         cell: dict[str, Any] = {
@@ -36,6 +36,12 @@ def notebook(page: str) -> dict[str, Any]:
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
     metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
     return {"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}
+
+
+def _from_there(text: str) -> str:
+    """Links of the page, from the notebook's folder; the one to itself is none."""
+    text = re.sub(r"\[([^\]]*)\]\(notebooks/[^)]*\)", r"\1", text)
+    return re.sub(r"\]\((\w+\.md)", r"](../\1", text)
 
 
 def as_text(page: str) -> str:

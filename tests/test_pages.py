@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -66,3 +68,29 @@ def test_the_messages_of_a_failed_installation_are_those_of_the_code() -> None:
     code = "".join(path.read_text(encoding="utf-8") for path in [*files, ROOT / "flexkern" / "__init__.py"])
     code = re.sub(r'"\s+f?"', "", code)  # a message goes over several lines
     assert [message for message in said if message not in code] == []
+
+
+def commands(page: str) -> list[str]:
+    """The command lines of flexkern that a page shows, in blocks and in sentences."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    lines = [line for block in (*blocks(page, "sh"), *blocks(page, "")) for line in block.splitlines()]
+    inline = re.findall(r"`(flexkern [^`]+)`", re.sub(r"\s+", " ", text))
+    said = (line.split("#")[0].strip() for line in (*lines, *inline))
+    return [line for line in said if re.match(r"flexkern (?!needs |was |is )", line)]  # which begin messages
+
+
+@pytest.mark.parametrize("page", [page for page in all_pages() if commands(page)])
+def test_commands_and_their_options_are_there(page: str) -> None:
+    typer = pytest.importorskip("typer")
+    from flexkern.cli.app import app
+
+    for line in commands(page):
+        command: Any = typer.main.get_command(app)
+        options, words = {"--help"}, shlex.split(line)[1:]
+        assert words[0] in command.commands, line
+        for word in words:
+            if word in getattr(command, "commands", {}):
+                command = command.commands[word]
+                options |= {option for p in command.params for option in (*p.opts, *p.secondary_opts)}
+            elif word.startswith("--"):
+                assert word.partition("=")[0] in options, f"{line}: {word}"
