@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import textwrap
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -33,28 +34,33 @@ CALLS = {
     "materialize": "fill_field_",
 }
 _ADAMW = """\
-m <- beta1 m + (1 - beta1) g        v <- beta2 v + (1 - beta2) g^2
-w <- w - lr alpha (m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + eps) + weight_decay w)"""
+m <- beta1 m + (1 - beta1) g
+v <- beta2 v + (1 - beta2) g^2
+d = m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + eps) + weight_decay w
+w <- w - lr alpha d"""
 _SILENT = """\
 functional:  w <- w - lr alpha g
-silent:      c = post pre (or as given); where c >= theta: w <- a (insert="init") or eta c ("hebbian")"""
+silent:      c = post pre (or as given); where c >= theta:
+             w <- a (insert="init") or eta c ("hebbian")"""
 EQUATIONS = {
-    "metaplastic_gate": "k = scale (1 - f) / f |w - a|        alpha = 1 - tanh(k)^2 = sech(k)^2",
-    "metaplastic_sgd_": "w <- w - lr alpha g,        alpha = sech(scale (1 - f) / f |w - a|)^2",
-    "gated_sgd_": "w <- w - lr alpha g,        alpha as given",
-    "metaplastic_adamw_": f"{_ADAMW},\nalpha = sech(scale (1 - f) / f |w - a|)^2",
-    "gated_adamw_": f"{_ADAMW},\nalpha as given",
-    "scale_displacement_": "w <- w0 + alpha (w - w0),        alpha = sech(scale (1 - f) / f |w0 - a|)^2",
-    "gated_displacement_": "w <- w0 + alpha (w - w0),        alpha as given",
+    "metaplastic_gate": "k = scale (1 - f) / f |w - a|\nalpha = 1 - tanh(k)^2 = sech(k)^2",
+    "metaplastic_sgd_": "w <- w - lr alpha g\nalpha = sech(scale (1 - f) / f |w - a|)^2",
+    "gated_sgd_": "w <- w - lr alpha g,  alpha as given",
+    "metaplastic_adamw_": f"{_ADAMW}\nalpha = sech(scale (1 - f) / f |w - a|)^2",
+    "gated_adamw_": f"{_ADAMW},  alpha as given",
+    "scale_displacement_": "w <- w0 + alpha (w - w0)\nalpha = sech(scale (1 - f) / f |w0 - a|)^2",
+    "gated_displacement_": "w <- w0 + alpha (w - w0),  alpha as given",
     "synapse_step_": _SILENT,
     "linear_step_": f"g = grad_out^T x, never written\n{_SILENT}",
-    "gated_adapter": "out = residual + scale (dropout(relu(x down[t] + down_bias[t])) up[t] + up_bias[t]), "
-    "t = index of the sample;\nindex -1: out = residual",
-    "prototype_logits": "logits[n, c] = sum_k openings[n, k] w[c, k] cos(features[n, k], prototypes[c, k])",
-    "complete_prototypes": "P[old, new] = softmax_over_new_classes(cos(P[old, own], P[new, own])) P[new, new]",
-    "materialize": "r = Philox4x32-10(key = seed, counter = (index / 4, stream, purpose))[index mod 4]\n"
-    "u = ((r >> 9) + 0.5) 2^-23, then the distribution's quantile function at u",
-    "flexibility_field": "f = ((r >> 9) + 0.5) 2^-23,        r as in materialize",
+    "gated_adapter": "t = index of the sample;  -1: out = residual, else\n"
+    "h = dropout(relu(x down[t] + down_bias[t]))\nout = residual + scale (h up[t] + up_bias[t])",
+    "prototype_logits": "logits[n, c] =\n  sum_k openings[n, k] w[c, k] cos(features[n, k], prototypes[c, k])",
+    "complete_prototypes": "P[old, new] = share P[new, new]\n"
+    "share = softmax over new classes of cos(P[old, own], P[new, own])",
+    "materialize": "r = Philox4x32-10(key, counter)[index mod 4]\n"
+    "key = seed,  counter = (index / 4, stream, purpose)\n"
+    "u = ((r >> 9) + 0.5) 2^-23,  then the distribution's quantile at u",
+    "flexibility_field": "f = ((r >> 9) + 0.5) 2^-23,  r as in materialize",
     "pack_mask": "bit j of words[i, k] = mask[i, 32 k + j]",
     "unpack_mask": "mask[i, 32 k + j] = bit j of words[i, k]",
 }
@@ -206,7 +212,7 @@ def _shape_of(a: Argument, names: set[str]) -> str:
 def _range(a: Argument) -> str:
     if a.low is None:
         return "a switch" if a.type == "bool" else "a number"
-    return f"a number >= {a.low:g}"
+    return "a number" if a.low < -1 else f"a number >= {a.low:g}"
 
 
 def _arguments(line: Line) -> Iterator[str]:
@@ -273,13 +279,14 @@ def _raises(line: Line) -> str:
         return f"as `{next(filter(None, referred.groups()))}`"
     entries = re.sub(r"\n {5,}", " ", found[1]).strip().splitlines()
     said = (re.sub(r"^([A-Z][\w, ]+): ", r"`\1` ", entry.strip()).rstrip(".") for entry in entries)
-    return _plain("; ".join(said)).replace(".).", ".)")
+    return _plain("; ".join(said))
 
 
 def section(line: Line) -> str:
     """All that is known of one function."""
     called = "" if line.spec is None or line.name == line.spec.name else f" It calls `{line.spec.name}`."
-    parts = [f"## {line.name}", f"{line.does[:1].upper()}{line.does[1:]}.{called}"]
+    does = line.does if line.does.startswith("w0") else f"{line.does[:1].upper()}{line.does[1:]}"
+    parts = [f"## {line.name}", f"{does}.{called}"]
     parts.append(f"```text\n{EQUATIONS[line.name]}\n```")
     parts.append(f"```text\n{_signature(line)}\n```")
     if line.spec is None or line.spec.family == "field":
@@ -291,7 +298,7 @@ def section(line: Line) -> str:
     if results := _results(line):
         facts.insert(0, f"**Returns** {results}.")
     facts += [fact for fact in (_bytes_line(line), f"**Determinism**: {_determinism(line)}.") if fact]
-    facts.append(f"**Raises** {_raises(line)}.")
+    facts.append(f"**Raises** {_raises(line)}.".replace(".).", ".)"))
     return "\n\n".join([*parts, "\n".join(f"- {fact}" for fact in facts)])
 
 
@@ -303,7 +310,7 @@ def _signature(line: Line) -> str:
             names.append("*")
         default = "" if p.default is p.empty else f"={p.default!r}"
         names.append(f"**{p.name}" if p.kind is p.VAR_KEYWORD else f"{p.name}{default}")
-    return f"flexkern.ops.{line.name}({', '.join(names)})"
+    return textwrap.fill(f"flexkern.ops.{line.name}({', '.join(names)})", 72, subsequent_indent="    ")
 
 
 def _backends(line: Line) -> str:

@@ -59,6 +59,16 @@ def test_bytes_are_counted_from_the_declarations(
     assert tables.moved(line.spec, tables.usual_calls(line)[call]) == moved
 
 
+def test_every_argument_is_described_somewhere(tables: ModuleType) -> None:
+    for line in tables.lines():
+        section, function = tables.section(line), getattr(ops, line.name)
+        described = section + (inspect.getdoc(function) or "")
+        for name, parameter in inspect.signature(function).parameters.items():
+            known = f"`{name}`" in section or f"{name}" in described.partition("Args:")[2]
+            refers = "The other arguments" in described or "all else as in" in described
+            assert known or refers or parameter.kind is parameter.VAR_KEYWORD, (line.name, name)
+
+
 def test_every_section_says_it_all(tables: ModuleType) -> None:
     for line in tables.lines():
         section = tables.section(line)
