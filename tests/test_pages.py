@@ -18,7 +18,11 @@ ELSEWHERE = {
     "docs/integrations.md": "tests/integrations/test_examples.py",
     "docs/streams.md": "tests/streams/test_page.py",
 }
-PAGES = [page for page in all_pages() if blocks(page, "python") and page not in ELSEWHERE]
+# Whose code is of several processes, which tests start by themselves: here it is compiled only.
+OF_PROCESSES = ("docs/scaling.md",)
+PAGES = [
+    page for page in all_pages() if blocks(page, "python") and page not in (*ELSEWHERE, *OF_PROCESSES)
+]  # fmt: skip
 NOTEBOOK = "docs/notebooks/ten_minutes.ipynb"
 
 
@@ -27,6 +31,12 @@ def test_code(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     pytest.importorskip("sklearn")  # the digits that pages use
     monkeypatch.chdir(tmp_path)
     run(blocks(page, "python"), page)
+
+
+@pytest.mark.parametrize("page", OF_PROCESSES)
+def test_code_of_several_processes_is_python(page: str) -> None:
+    for block in blocks(page, "python"):
+        compile(block, page, "exec")
 
 
 @pytest.mark.parametrize("page", ELSEWHERE)

@@ -64,7 +64,7 @@ def test_every_argument_is_described_somewhere(tables: ModuleType) -> None:
         section, function = tables.section(line), getattr(ops, line.name)
         described = section + (inspect.getdoc(function) or "")
         for name, parameter in inspect.signature(function).parameters.items():
-            known = f"`{name}`" in section or f"{name}" in described.partition("Args:")[2]
+            known = f"`{name}`" in section or name in described.partition("Args:")[2]
             refers = "The other arguments" in described or "all else as in" in described
             assert known or refers or parameter.kind is parameter.VAR_KEYWORD, (line.name, name)
 
