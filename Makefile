@@ -16,7 +16,7 @@ SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc build_tools 
 # What a build is told: where that changes, it is made again.
 OPTIONS := $(FLEXKERN_CUDA) $(FLEXKERN_CUDA_ARCHS) $(FLEXKERN_EXTENSION)
 
-.PHONY: always demo test lint bench fuzz asan reliability mutate gpu-check clean
+.PHONY: always demo test lint docs bench fuzz asan reliability mutate gpu-check clean
 
 demo: $(VENV)/.demo
 	$(BIN)/flexkern demo
@@ -29,6 +29,12 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 	$(BIN)/mypy
+
+# The site, into build/site. A warning is an error; so is a link that leads nowhere, and, where there is a
+# Chromium, what is too wide for a phone: see scripts/check_site.py.
+docs: $(VENV)/.dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	$(BIN)/python scripts/check_site.py build/site
 
 # Writes a results file into benchmarks/results, then the table of this page and docs/results/benchmarks from it.
 bench: $(VENV)/.test

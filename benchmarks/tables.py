@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from flexkern.benchmarks.factors import CAUSES, split
 
-__all__ = ["heading", "page", "row_lines", "table", "with_table"]
+__all__ = ["goals", "heading", "headlines", "page", "row_lines", "table", "with_table"]
 
+_NUMBER = re.compile(r"[\d.]+")
 START, END = "<!-- benchmarks:", "<!-- /benchmarks -->"
 DEVICES = {"cpu": "CPU", "cuda": "GPU"}
+# The cases of README.md's table, each against the first peer that it has a goal for: what a user would do else.
+HEADLINES = (
+    "metaplastic/step", "metaplastic/gated-step", "synapse/step", "linear/step-256-4096-4096",
+    "adapter/vit-b-10-tasks-train", "learner/item", "artsy/inference-10", "artsy/inference-50",
+)  # fmt: skip
 
 
 def heading() -> str:
@@ -75,18 +82,16 @@ def _ends(points: list[list[float]]) -> str:
     return f"{y0:.3g} at {x0:g}, {y1:.3g} at {x1:g}"
 
 
-def table(run: dict[str, Any], *, budget: bool = False) -> str:
-    """The rows of a run as a Markdown table: all, or those of the budget that have a goal."""
+def table(run: dict[str, Any]) -> str:
+    """The rows of a run as a Markdown table."""
     lines = [
         "| ours | against | measured (quartiles) | goal | of the copy | of the product | memory, MB |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in run["rows"]:
-        if "ours" not in row or (budget and not row["budget"]):
+        if "ours" not in row:
             continue
         for peer in row["peers"]:
-            if budget and peer["goal"] is None:
-                continue
             verdict = _verdict(peer).replace("NOT MET", "**not met**")
             cells = [
                 _name(row), peer["name"], _measured(row, peer, "**"), verdict,
@@ -106,19 +111,24 @@ def _memory(row: dict[str, Any], peer: dict[str, Any]) -> str:
     return "" if ours is None or theirs is None else f"{ours:.0f} / {theirs:.0f}"
 
 
-def _where(run: dict[str, Any]) -> str:
+def _machine(run: dict[str, Any]) -> str:
+    """The machine, the date and the files of a run."""
     machine = run["machine"]
     processor = machine["gpus"][0]["name"] if run["device"] == "cuda" else machine["cpu"]
     build = machine["build"]["instruction_set"] if machine["build"] else "no extension"
-    ceilings = run["ceilings"].get("huge") or run["ceilings"]["small"]
-    products = ", ".join(f"{dtype} {rate / 1e9:,.0f} GFLOP/s" for dtype, rate in ceilings["product"].items())
     files = ", ".join(f"`benchmarks/results/{name}`" for name in run["files"])
     pages = "" if run["device"] == "cuda" else "huge pages for all where nothing else is said, "
     return (
         f"{processor}, {machine['cores']} cores, {build}, torch {machine['versions']['torch']}, {pages}"
-        f"{machine['date'][:10]}, commit {machine['commit'][:7]}: {files}. "
-        f"Ceilings measured in the last of these: copy {ceilings['copy'] / 1e9:.1f} GB/s, product {products}."
+        f"{machine['date'][:10]}, commit {machine['commit'][:7]}: {files}"
     )
+
+
+def _where(run: dict[str, Any]) -> str:
+    ceilings = run["ceilings"].get("huge") or run["ceilings"]["small"]
+    products = ", ".join(f"{dtype} {rate / 1e9:,.0f} GFLOP/s" for dtype, rate in ceilings["product"].items())
+    copy = f"{ceilings['copy'] / 1e9:.1f} GB/s"
+    return f"{_machine(run)}. Ceilings measured in the last of these: copy {copy}, product {products}."
 
 
 HOW = (
@@ -130,13 +140,47 @@ HOW = (
 )
 
 
-def with_table(readme: str, runs: Mapping[str, dict[str, Any]]) -> str:
-    """``readme`` with what stands between the two marks replaced by the rows of the budget."""
+def headlines(run: dict[str, Any], cases: Collection[str]) -> str:
+    """The rows of these cases in plain words, as a Markdown table: how many times as fast, or as long."""
+    lines = ["| what | against | ours | goal |", "| --- | --- | --- | --- |"]
+    for row in run["rows"]:
+        if "ours" in row and row["case"] in cases and row.get("pages") != "small":
+            peer = next(peer for peer in row["peers"] if peer["goal"] is not None)
+            verdict = "met" if peer["met"] else "**not met**"
+            lines.append(f"| {row['title']} | {peer['name']} | {_in_words(peer)} | {verdict} |")
+    return "\n".join(lines)
+
+
+def _in_words(peer: dict[str, Any]) -> str:
+    """Above 1 either way, so that nobody has to ask which of the two was divided by which."""
+    median, low, high = peer["speedup"], peer["speedup_q1"], peer["speedup_q3"]
+    if median >= 1:
+        return f"**{median:.2f} times as fast** ({low:.2f} to {high:.2f})"
+    return f"takes **{1 / median:.2f} times as long** ({1 / high:.2f} to {1 / low:.2f})"
+
+
+def goals(run: dict[str, Any]) -> str:
+    """How many goals are met, and each that is not."""
+    peers = [
+        (row, p) for row in run["rows"] if row.get("budget") and "ours" in row
+        for p in row["peers"] if p["goal"] is not None
+    ]  # fmt: skip
+    missed = [
+        f"{_name(row)} against {p['name']}: {_in_words(p).replace('**', '')}, where "
+        f"{_NUMBER.findall(p['goal'])[0]} was the goal"
+        for row, p in peers if not p["met"]
+    ]  # fmt: skip
+    said = f"{len(peers) - len(missed)} of {len(peers)} goals are met"
+    return f"{said}. Not: {'; '.join(missed)}." if missed else f"{said}."
+
+
+def with_table(readme: str, runs: Mapping[str, dict[str, Any]], cases: Collection[str] = HEADLINES) -> str:
+    """``readme`` with what stands between the two marks replaced by the rows of these cases."""
     before, rest = readme.split(START, 1)
     mark, rest = rest.split("\n", 1)
     after = rest.split(END, 1)[1]
-    tables = [f"{table(run, budget=True)}\n\n{_where(run)}" for run in runs.values()]
-    joined = "\n\n".join([*tables, HOW])
+    tables = [f"{headlines(run, cases)}\n\n{goals(run)} {_machine(run)}." for run in runs.values()]
+    joined = "\n\n".join(tables)
     return f"{before}{START}{mark}\n{joined}\n{END}{after}"
 
 

@@ -66,6 +66,14 @@ class Evaluation(_Answered):
     def _replace(self, **changes: Any) -> Evaluation:
         return type(self)(**(self._asdict() | vars(self) | changes))
 
+    def __repr__(self) -> str:
+        each = np.asarray(self.accuracies)
+        spread = f" ({each.min():.1%} to {each.max():.1%})" if each.size > 1 else ""
+        said = (
+            f"mean accuracy {each.mean():.1%} over {each.size} experiences{spread}" if each.size else "nothing"
+        )
+        return f"<Evaluation: {said}, {len(self.confusion)} classes>"
+
     @property
     def per_class(self) -> NDArray[np.float64]:
         """float64 [classes]: the share of right answers on the test inputs of each; NaN where it has none."""
@@ -141,6 +149,12 @@ class AccuracyMatrix:
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    def __repr__(self) -> str:
+        if not self._rows:
+            return "<AccuracyMatrix: no item learned>"
+        figures = f"last {self.last:.1%}, average {self.average:.1%}, forgetting {self.forgetting:.1%}"
+        return f"<AccuracyMatrix: {len(self)} of {self._rows[0].size} items learned, {figures}>"
 
     @property
     def array(self) -> NDArray[np.float64]:

@@ -36,7 +36,7 @@ def test_what_is_installed(tmp_path: Path) -> None:
         shutil.copytree(
             ROOT / name, source / name, ignore=shutil.ignore_patterns("*.so", "__pycache__", "results")
         )
-    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "NOTICE"):
         shutil.copy(ROOT / name, source)
     (source / "benchmarks" / "test_of_benchmarks.py").touch()
     (source / "benchmarks" / "conftest.py").touch()

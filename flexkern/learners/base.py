@@ -17,6 +17,7 @@ from flexkern.learners.answering import Answering
 from flexkern.learners.answers import check_names, joined_names, names_of
 from flexkern.learners.kept_bytes import bytes_kept
 from flexkern.learners.progress import Progress, Watch, check_watch, watched
+from flexkern.learners.representation import representation
 from flexkern.nn.undo import Undo
 from flexkern.plain import SEEDS, whole_number
 from flexkern.streams.base import Experience
@@ -85,6 +86,11 @@ class Learner(Answering):
         self._frozen_name: str | None = None  # by which the frozen network is found again
         self._epochs_done = 0  # of the item that is being learned
         self._begun: dict[str, Any] | None = None  # its name, as JSON, while it is being learned
+
+    def __repr__(self) -> str:
+        if "_configuration" not in vars(self):  # where its constructor has not come to its end
+            return object.__repr__(self)
+        return representation(self, self._network_beside())
 
     # ------------------------------------------------------------------ what a method fills in
 

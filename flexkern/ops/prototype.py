@@ -111,6 +111,7 @@ def complete_prototypes(
         prototypes: floating-point [C, K, dim]; rows that are not known are not read.
         own_subspace: integers [C].
         known: bool [C, K], where prototypes are means of features; None: in subspaces up to the class's own.
+        over: ``"later"`` or ``"new"``: the classes that the sum is over.
 
     Returns:
         [C, K, dim]: known prototypes as they were, all others completed; 0 where no class can be summed over.

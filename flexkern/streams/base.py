@@ -11,6 +11,7 @@ from torch import Tensor
 
 from flexkern.plain import choice, whole_number
 from flexkern.streams.image_source import ImageSource
+from flexkern.streams.shown import classes_shown, inputs_shown
 
 __all__ = ["SCENARIOS", "Experience", "Stream"]
 
@@ -25,7 +26,7 @@ online: an experience is a few images, or a single one, of any classes, and come
 """
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Experience:
     """What a learner is shown at one time (an item, a task), and what it is tested on.
 
@@ -83,6 +84,13 @@ class Experience:
                 f"{tuple(self.train_inputs.shape[1:])} and {tuple(self.test_inputs.shape[1:])}"
             )
 
+    def __repr__(self) -> str:
+        return (
+            f"<Experience {self.number} {self.name!r}: {len(self.train_labels)} training and "
+            f"{len(self.test_labels)} test inputs of {inputs_shown(self.train_inputs)}, "
+            f"{classes_shown(self.class_names, self.train_labels)}>"
+        )
+
     @property
     def input_shape(self) -> tuple[int, ...]:
         """The shape of one input, without the batch."""
@@ -126,6 +134,15 @@ class Stream(Sequence[Experience]):
         self.experiences = tuple(experiences)
         self.classes = classes
         self.scenario = choice(scenario, "scenario", SCENARIOS)
+
+    def __repr__(self) -> str:
+        train, test = (sum(len(of) for of in all_of) for all_of in zip(
+            *((e.train_labels, e.test_labels) for e in self.experiences), strict=True
+        ))  # fmt: skip
+        return (
+            f"<{type(self).__name__} of {len(self)} experiences, {self.scenario}, {self.classes} classes: "
+            f"{train} training and {test} test inputs of {inputs_shown(self.experiences[0].train_inputs)}>"
+        )
 
     def with_experiences(self, experiences: Sequence[Experience]) -> Stream:
         """The same kind of stream of as many experiences, with other inputs: of features, for example."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from flexkern.streams.archives import Archive
+from flexkern.streams.shown import inputs_shown
 
 __all__ = ["Digits", "bundled_digits", "mnist"]
 
@@ -19,6 +20,9 @@ class Digits(NamedTuple):
 
     images: Tensor
     labels: Tensor
+
+    def __repr__(self) -> str:
+        return f"<Digits: {len(self.labels)} of {inputs_shown(self.images)}>"
 
 
 def bundled_digits() -> Digits:

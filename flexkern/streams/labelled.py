@@ -17,6 +17,7 @@ from flexkern.streams.archives import MOST_BYTES
 from flexkern.streams.augment import as_bytes, as_float, center_crop, resize
 from flexkern.streams.image_source import ImageSource, ahead
 from flexkern.streams.pictures import WHITE, check_bytes, colour
+from flexkern.streams.shown import classes_shown, inputs_shown
 
 __all__ = ["MOST_CLASSES", "Images", "Reading", "Skipped", "resized", "settle", "split"]
 
@@ -63,6 +64,11 @@ class Images(_Labelled):
         made = super().__new__(cls, images, labels, names)
         made.skipped = tuple(skipped)
         return made
+
+    def __repr__(self) -> str:
+        skipped = f", {len(self.skipped)} files left out" if self.skipped else ""
+        what = f"{len(self.labels)} of {inputs_shown(self.images)}"
+        return f"<Images: {what}, {classes_shown(self.names, self.labels)}{skipped}>"
 
     def _replace(self, /, **changes: Any) -> Images:
         return Images(**(self._asdict() | {"skipped": self.skipped} | changes))

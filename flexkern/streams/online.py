@@ -80,6 +80,9 @@ class OnlineStream(Stream):
         self.batch_size, self.of, self._orders = batch_size, of, tuple(orders)
         self._names = self.class_names if any(e.class_names for e in self) else []
 
+    def __repr__(self) -> str:
+        return f"{super().__repr__()[:-1]}, of {self.of}, {self.batch_size} at a time>"
+
     def with_experiences(self, experiences: Sequence[Experience]) -> OnlineStream:
         """The same parts of the same experiences, with other inputs: of features, for example.
 
@@ -129,6 +132,9 @@ class Parts(Sequence[Experience]):
 
     def __len__(self) -> int:
         return len(self._which)
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} parts of {self._experience!r}, {self._batch_size} at a time>"
 
     @overload
     def __getitem__(self, index: int) -> Experience: ...

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from flexkern.plain import flag
 from flexkern.streams.base import Experience, Stream
+from flexkern.streams.shown import inputs_shown
 
 __all__ = ["TwoDigitItems", "compose", "two_digit_items", "two_digit_stream", "wrong_labels"]
 
@@ -86,6 +87,10 @@ class TwoDigitItems:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def __repr__(self) -> str:
+        own = f"{len(self.train[0])} own training and {len(self.tests[0])} test inputs"
+        return f"<TwoDigitItems: {len(self)} items, each with {own} of {inputs_shown(self.train[0])}>"
 
     def map(self, function: Callable[[Tensor], Tensor]) -> TwoDigitItems:
         """The same items with ``function(inputs)`` in place of inputs, for example their features."""

@@ -104,24 +104,43 @@ def test_what_is_not_a_results_file_is_said(tmp_path: Path, text: str) -> None:
 
 def test_the_table_of_the_readme(tmp_path: Path) -> None:
     path = record.write(made_run(), tmp_path)
-    text = tables.with_table(README, record.newest(tmp_path))
-    assert text.startswith("Before.\n<!-- benchmarks: by a command -->\n| ours | against |")
+    cases = ("made/up", "made/more")
+    text = tables.with_table(README, record.newest(tmp_path), cases)
+    assert text.startswith("Before.\n<!-- benchmarks: by a command -->\n| what | against | ours |")
     assert text.endswith("\n<!-- /benchmarks -->\nAfter.\n")
     assert "old table" not in text
+    # Of each case one row; of one on small pages none.
     rows = [line for line in text.splitlines() if line.startswith("| ours, 10")]
+    assert rows == ["| ours, 10 of 10 | a slow one | **2.00 times as fast** (2.00 to 3.00) | met |"]
+    assert (
+        "1 of 2 goals are met. Not: ours, 10 of 10 against a quick one: 3.00 times as fast (3.00 to 3.00)"
+        in text
+    )
+    for part in ("A Processor", "2 cores", "avx2", "torch 9.9", "2026-01-02", "commit 0123456", path.name):
+        assert part in text, part
+    # Written over itself it stays as it is.
+    assert tables.with_table(text, record.newest(tmp_path), cases) == text
+
+
+def test_a_row_of_the_page_has_shares_and_memory() -> None:
+    rows = tables.table({"rows": made_run()["rows"][:1]}).splitlines()[2:]
     # 1000 bytes in 1 us are a quarter of 4 GB/s; no product, no share of it. Ours needs 22 MB, the peer 69.
-    assert rows == [
+    assert rows[:2] == [
         f"| ours, 10 of 10 | {what} | 25% |  | {memory} |"
         for what, memory in (
             ("a slow one | speed-up **2.00** (2.00 to 3.00) | speed-up at least 2, met", "22 / 69"),
             ("a quick one | time **0.33** (0.33 to 0.33) | time at most 0.25, **not met**", ""),
         )
     ]
-    for part in ("A Processor", "2 cores", "avx2", "torch 9.9", "2026-01-02", "commit 0123456", path.name):
-        assert part in text, part
-    assert "copy 4.0 GB/s, product float32 123,457 GFLOP/s" in text
-    # Written over itself it stays as it is.
-    assert tables.with_table(text, record.newest(tmp_path)) == text
+
+
+def test_no_number_of_the_readme_is_inverted() -> None:
+    """A step that takes 1.43 times as long is not 0.70 of anything."""
+    slower = {"name": "SGD", "goal": "time at most 1.8", "met": True}
+    row = {"case": "a", "title": "a step", "ours": {}, "peers": [{**slower, "speedup": 0.7, "speedup_q1": 0.5,
+                                                                  "speedup_q3": 0.8}]}  # fmt: skip
+    line = tables.headlines({"rows": [row]}, ("a",)).splitlines()[2]
+    assert line == "| a step | SGD | takes **1.43 times as long** (1.25 to 2.00) | met |"
 
 
 def test_the_page_has_all_rows_and_what_is_missing(tmp_path: Path) -> None:
@@ -132,6 +151,7 @@ def test_the_page_has_all_rows_and_what_is_missing(tmp_path: Path) -> None:
     assert cpu.count("| ours, 10 of 10 |") == cpu.count("| ours, 10 of 10, small pages |") == 3
     assert gpu.count("| ours, 10 of 10 |") == 6  # a GPU's case has no pages to speak of
     assert "a yardstick" in cpu
+    assert "copy 4.0 GB/s, product float32 123,457 GFLOP/s" in cpu
     assert "made/skipped: skipped: peft is not installed" in cpu
     assert "A GPU, 2 cores" in gpu
 
