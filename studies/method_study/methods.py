@@ -52,6 +52,11 @@ class Method:
         """Whether adapters take part that are trained once for all such methods."""
         return self.gate is not None or self.first_session != "none"
 
+    @property
+    def trains_all(self) -> bool:
+        """Whether all of the network is trained."""
+        return self.epochs != "epochs"
+
 
 def _lda(layers: int) -> Method:
     title = f"LDA, {layers} layer{'s' if layers > 1 else ''}"
@@ -115,7 +120,7 @@ def learner_options(method: Method, setting: Setting) -> dict[str, Any]:
     if method.learner in ("artsy", "ease", "artsy-best") or method.first_session != "none":
         recipe = setting.recipe
         options |= {"rank": setting.rank, "adapter_scale": setting.adapter_scale}
-    elif method.epochs == "epochs":
+    elif not method.trains_all:
         return options  # nothing is trained
     else:
         recipe = setting.whole_network(getattr(setting, method.epochs))

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from flexkern.learners import Recipe
 
-__all__ = ["PAPER", "REDUCED", "Setting"]
+__all__ = ["PAPER", "REDUCED", "Setting", "key_for", "setting_for"]
+
+_WHOLE_NETWORK = ("finetune_epochs", "joint_epochs", "finetune_lr")
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,17 @@ REDUCED: Mapping[str, Setting] = {
     "digits": Setting(10, 10, 40, 20, **_WRITTEN),  # type: ignore[arg-type]
 }
 """Little data and short training, with larger steps than EASE's, which hardly move an adapter in so few."""
+
+
+def setting_for(setting: Mapping[str, Any], whole_network: bool) -> dict[str, Any]:
+    """Of a setting's fields, those that matter; some do only where all of the network is trained."""
+    return {k: v for k, v in setting.items() if whole_network or k not in _WHOLE_NETWORK}
+
+
+def key_for(key: Mapping[str, Any], whole_network: bool) -> dict[str, Any]:
+    """Of what a kept result depends on, what matters."""
+    return {**key, "setting": setting_for(key["setting"], whole_network)}
+
 
 _EASE = {"rank": 64, "adapter_scale": 0.1, "epochs": 20, "lr": 0.025, "precision": "float32"}
 
