@@ -22,8 +22,8 @@ class Head:
     Args:
         kind: "prototype" (the paper's, on all subspaces), "simplecil" (prototypes of what is read),
             "ridge" (RanPAC), "sample ridge" (the same of more columns than samples,
-            :class:`studies.sample_ridge.SampleRidge`), "lda", or "experts" (:class:`flexkern.nn.ExpertHead` on a
-            ridge gate's scores).
+            :class:`studies.sample_ridge.SampleRidge`), "lda", or "experts" (on a ridge gate's scores,
+            :class:`flexkern.nn.ExpertHead`).
         width: of a subspace.
         reads: numbers that a gate, "simplecil", "ridge" and "lda" read of an image.
         gate: options of :class:`flexkern.nn.SynapseGate`; None: no gate, and E0 alone.

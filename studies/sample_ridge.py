@@ -1,8 +1,7 @@
 """RanPAC's head of more columns than samples, worked out among the samples.
 
-:class:`flexkern.nn.RidgeHead` keeps sums of columns by columns, as a learner must that keeps no data. A study has all
-features, and of N samples and D columns the same weights follow from N x N products: for 1,000 samples and 10,000
-columns a second in place of minutes.
+:class:`flexkern.nn.RidgeHead` keeps sums of columns by columns, as a learner must that keeps no data. A study has
+all features, and of N samples and D columns the same weights follow from N x N products.
 """
 
 from __future__ import annotations
