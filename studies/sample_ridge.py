@@ -1,7 +1,7 @@
 """RanPAC's head of more columns than samples, worked out among the samples.
 
-:class:`flexkern.nn.RidgeHead` keeps sums of columns by columns, as a learner must that keeps no data. A study has
-all features, and of N samples and D columns the same weights follow from N x N products.
+:class:`flexkern.nn.RidgeHead` keeps sums of columns by columns, as a learner must that keeps no data. A
+study has all features, and of N samples and D columns the same weights follow from N x N products.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ __all__ = ["SampleRidge"]
 class SampleRidge(torch.nn.Module):
     """Answers as ``RidgeHead(width, features=features, seed=seed)`` does, with the ridge by eigenvalues.
 
-    ``phi (G + r I)^-1 C = phi Phi^T (K + r I)^-1 Y`` with ``K = Phi Phi^T``, whose eigenvalues are those of G but
-    for zeros.
+    ``phi (G + r I)^-1 C = phi Phi^T (K + r I)^-1 Y`` with ``K = Phi Phi^T``, whose eigenvalues are those of G
+    but for zeros.
 
     Args:
         width, features, seed, device: as there.

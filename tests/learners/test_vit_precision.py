@@ -42,8 +42,8 @@ def moved(learner: Any) -> Tensor:
 @pytest.mark.parametrize("name", TRAINED)
 def test_training_in_bfloat16_goes_where_training_in_float32_goes(name: str, caller: bool) -> None:
     plain, rounded = trained(name, "float32"), trained(name, "bfloat16", caller)
-    # 8 bits in each product, a few dozen steps: the directions differ by some percent. Steps taken with weights that
-    # are those of the first step go elsewhere: 0.80 here.
+    # 8 bits in each product, a few dozen steps: the directions differ by some percent. Steps taken with weights
+    # that are those of the first step go elsewhere: 0.80 here.
     cosine = torch.cosine_similarity(moved(plain), moved(rounded), dim=0)
     assert cosine > 0.95, float(cosine)
     item = stream()[0]

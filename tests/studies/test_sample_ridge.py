@@ -20,7 +20,7 @@ def test_it_answers_as_ridge_head(features: int) -> None:
         head.update(part, y)
         ours.update(part, y)
         asked = torch.randn((40, 12), generator=g)
-        # Both solve in float64 with the same ridge; RidgeHead projects in float32, its weights are float32: some
-        # 2^-24 of the sum of |phi| |W|, which is under 100.
+        # Both solve in float64 with the same ridge; RidgeHead projects in float32, its weights are float32:
+        # some 2^-24 of the sum of |phi| |W|, which is under 100.
         torch.testing.assert_close(ours.logits(asked), head.logits(asked), rtol=0, atol=1e-5)
     assert ours.bytes == sum(x.numel() * x.element_size() for x in head.state_dict().values())
