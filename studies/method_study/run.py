@@ -87,7 +87,7 @@ def grown(before: Mapping[str, Any] | None, now: dict[str, Any]) -> dict[str, An
     kept = [u for u in before["units"] if _name(u) not in made]
     for stream in {u["stream"] for u in kept}:
         have, had = (json.loads(json.dumps(r["setting"][stream])) for r in (now, before))
-        whole_network = any(METHODS[u["method"]].trains_all for u in kept if u["stream"] == stream)
+        whole_network = any(METHODS[u["method"]].whole_network for u in kept if u["stream"] == stream)
         if setting_for(have, whole_network) != setting_for(had, whole_network):
             raise ValueError(
                 f"--out: its results of {stream!r} were made with another setting; name another folder"

@@ -100,8 +100,8 @@ def unit(bench: Bench, method: Method, *, again: bool = False) -> dict[str, Any]
     """
     path = bench.kept / f"{method.name}.json" if bench.kept else None
     if path is not None and path.exists() and not again:
-        found = json.loads(path.read_text())
-        if key_for(found["key"], method.trains_all) == key_for(bench.key, method.trains_all):
+        found, whole = json.loads(path.read_text()), bool(method.whole_network)
+        if key_for(found["key"], whole) == key_for(bench.key, whole):
             return found
     began = time.perf_counter()
     result = from_learner(bench, method) if method.head is None else from_features(bench, method)
