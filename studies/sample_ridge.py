@@ -6,17 +6,19 @@ study has all features, and of N samples and D columns the same weights follow f
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-from flexkern.nn.heads.cross_validation import best_ridge
+from flexkern.nn.heads.cross_validation import ridges_of, signs_for_trace, valley
 from flexkern.nn.heads.ridge import random_projection
 
 __all__ = ["SampleRidge"]
 
 
 class SampleRidge(torch.nn.Module):
-    """Answers as ``RidgeHead(width, features=features, seed=seed)`` does, with the ridge by eigenvalues.
+    """Answers as ``RidgeHead(width, features=features, seed=seed)`` does.
 
     ``phi (G + r I)^-1 C = phi Phi^T (K + r I)^-1 Y`` with ``K = Phi Phi^T``, whose eigenvalues are those of G
     but for zeros.
@@ -55,15 +57,26 @@ class SampleRidge(torch.nn.Module):
         return torch.relu(h0.double() @ self._projection)
 
     def _solve(self) -> Tensor:
-        samples, columns = self._phi.shape
-        values, vectors = torch.linalg.eigh(self._phi @ self._phi.T)
-        values = values.clamp(min=0)
-        targets = vectors.T @ torch.nn.functional.one_hot(self._labels).double()
-        # As eigenvalues of G: without the samples' surplus, or with the columns' zeros.
-        some = min(samples, columns)
-        of_columns = values.new_zeros(columns)
-        of_columns[-some:] = values[-some:]
-        z = targets.new_zeros(columns, targets.shape[1])
-        z[-some:] = values[-some:, None].sqrt() * targets[-some:]
-        ridge = best_ridge(of_columns, z, samples, float(samples))
-        return self._phi.T @ (vectors @ (targets / (values + ridge)[:, None]))
+        kernel = self._phi @ self._phi.T
+        targets = torch.nn.functional.one_hot(self._labels).double()
+        probes, traces = signs_for_trace(kernel)
+        asked = torch.cat([targets, probes], 1)
+        solved: dict[float, Tensor] = {}
+
+        def score(ridge: float) -> float:
+            """Generalised cross-validation, where the fit leaves half of the samples free."""
+            damped = kernel.clone()
+            damped.diagonal().add_(ridge)
+            factor, info = torch.linalg.cholesky_ex(damped)
+            if int(info):
+                return math.inf  # too small for what rounding left of K
+            answers = torch.cholesky_solve(asked, factor)
+            solved[ridge] = answers[:, : targets.shape[1]]
+            # Eigenvalues k of K: a fit leaves ridge / (k + ridge) of what lies in their direction.
+            free = ridge * traces * float((probes * answers[:, targets.shape[1] :]).sum())
+            return (
+                math.inf if free < len(kernel) / 2 else float((ridge * solved[ridge]).square().sum()) / free**2
+            )
+
+        ridge = valley(ridges_of(kernel.trace() / self.features).tolist(), score)
+        return self._phi.T @ solved[ridge]
