@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from flexkern.nn import ExpertHead, LDAHead, PrototypeClassifier, RidgeHead, SynapseGate
+from studies.sample_ridge import SampleRidge
 
 __all__ = ["KINDS", "Head"]
 
-KINDS = ("prototype", "simplecil", "ridge", "lda", "experts")
+KINDS = ("prototype", "simplecil", "ridge", "sample ridge", "lda", "experts")
 
 
 class Head:
@@ -20,7 +21,9 @@ class Head:
 
     Args:
         kind: "prototype" (the paper's, on all subspaces), "simplecil" (prototypes of what is read),
-            "ridge" (RanPAC), "lda", or "experts" (:class:`flexkern.nn.ExpertHead` on a ridge gate's scores).
+            "ridge" (RanPAC), "sample ridge" (the same of more columns than samples,
+            :class:`studies.sample_ridge.SampleRidge`), "lda", or "experts" (on a ridge gate's scores,
+            :class:`flexkern.nn.ExpertHead`).
         width: of a subspace.
         reads: numbers that a gate, "simplecil", "ridge" and "lda" read of an image.
         gate: options of :class:`flexkern.nn.SynapseGate`; None: no gate, and E0 alone.
@@ -52,6 +55,8 @@ class Head:
             self.head.add_subspace()
         elif kind == "ridge":
             self.head = RidgeHead(reads, **given, seed=seed, device=device)
+        elif kind == "sample ridge":
+            self.head = SampleRidge(reads, **given, seed=seed, device=device)
         elif kind == "lda":
             self.head = LDAHead(reads, **given, device=device)
         elif kind == "experts":

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from flexkern.learners import LDA, ArtsyViT, checkpoint
 from flexkern.streams import Stream
-from studies.method_study.settings import Setting
+from studies.method_study.settings import Setting, key_for
 
 __all__ = ["LAYERS", "Spaces", "Tokens", "adapter_spaces", "frozen_tokens"]
 
@@ -159,7 +159,7 @@ def adapter_spaces(
 def _kept(path: Path | None, key: dict[str, Any], make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
     if path is not None and path.exists():
         tensors, record = checkpoint.read(path)
-        if record.get("key") == key:
+        if key_for(record["key"], False) == key_for(key, False):
             return tensors
     tensors = make()
     if path is not None:

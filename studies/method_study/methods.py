@@ -29,7 +29,7 @@ class Method:
         mean: whether it reads the mean of the patches' tokens, too (with ``layers=0``).
         first_session: as of :class:`flexkern.learners.RanPAC`: whether it reads what the first task's adapter
             makes of an image, or both that and what the backbone pools.
-        epochs: the setting's field that says how long the learner trains.
+        whole_network: "finetune" or "joint", the setting's recipe for all of the network; "": it is frozen.
         at_once: all tasks are learned as one.
         remark: for tables.
     """
@@ -44,7 +44,7 @@ class Method:
     layers: int = 0
     mean: bool = False
     first_session: str = "none"
-    epochs: str = "epochs"
+    whole_network: str = ""
     at_once: bool = False
 
     @property
@@ -94,8 +94,8 @@ METHODS: Mapping[str, Method] = {
             "experts", "ridge and experts (the former `best()`)", "artsy",
             {"head": "experts", "evidence": "class+mean", "gate": _TWO_OPEN}, "experts", _TWO_OPEN, mean=True,
         ),
-        Method("finetune", "fine-tuning", "finetune", epochs="finetune_epochs"),
-        Method("joint", "all tasks at once (not continual)", "joint", epochs="joint_epochs", at_once=True),
+        Method("finetune", "fine-tuning", "finetune", whole_network="finetune"),
+        Method("joint", "all tasks at once (not continual)", "joint", whole_network="joint", at_once=True),
         _artsy("oracle", "oracle gate (is told the task)", {"gate": "oracle"}),
         Method(
             "oracle-last-3", "oracle gate, adapters in the last three blocks", "artsy",
@@ -115,8 +115,8 @@ def learner_options(method: Method, setting: Setting) -> dict[str, Any]:
     if method.learner in ("artsy", "ease", "artsy-best") or method.first_session != "none":
         recipe = setting.recipe
         options |= {"rank": setting.rank, "adapter_scale": setting.adapter_scale}
-    elif method.epochs == "epochs":
+    elif not method.whole_network:
         return options  # nothing is trained
     else:
-        recipe = setting.whole_network(getattr(setting, method.epochs))
+        recipe = setting.whole_network(method.whole_network)
     return options | {"epochs": recipe.epochs, "lr": recipe.lr, "crop": recipe.crop, "flip": recipe.flip}

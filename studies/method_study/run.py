@@ -26,7 +26,7 @@ from flexkern.files import write_json
 from flexkern.plain import nearest
 from studies.method_study.methods import DEFAULT, METHODS
 from studies.method_study.page import fill
-from studies.method_study.settings import PAPER, REDUCED, Setting
+from studies.method_study.settings import PAPER, REDUCED, Setting, setting_for
 from studies.method_study.streams import STREAMS
 from studies.method_study.summary import summarise
 from studies.method_study.units import Bench, unit
@@ -87,7 +87,8 @@ def grown(before: Mapping[str, Any] | None, now: dict[str, Any]) -> dict[str, An
     kept = [u for u in before["units"] if _name(u) not in made]
     for stream in {u["stream"] for u in kept}:
         have, had = (json.loads(json.dumps(r["setting"][stream])) for r in (now, before))
-        if have != had:
+        whole_network = any(METHODS[u["method"]].whole_network for u in kept if u["stream"] == stream)
+        if setting_for(have, whole_network) != setting_for(had, whole_network):
             raise ValueError(
                 f"--out: its results of {stream!r} were made with another setting; name another folder"
             )

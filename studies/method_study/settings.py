@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from flexkern.learners import Recipe
 
-__all__ = ["PAPER", "REDUCED", "Setting"]
+__all__ = ["PAPER", "REDUCED", "Setting", "key_for", "setting_for"]
+
+_WHOLE_NETWORK = ("finetune_epochs", "joint_epochs", "finetune_lr", "joint_lr")
 
 
 @dataclass(frozen=True)
@@ -19,7 +22,7 @@ class Setting:
         train_per_class, test_per_class: images; None: all.
         first_class: of CIFAR-100.
         rank, adapter_scale, epochs, lr: of adapters and their training.
-        finetune_epochs, joint_epochs, finetune_lr: where all of the network is trained.
+        finetune_epochs, joint_epochs, finetune_lr, joint_lr: where all of the network is trained.
         crop, flip: of training images.
         precision: of all passes through the network.
     """
@@ -36,6 +39,7 @@ class Setting:
     finetune_epochs: int = 3
     joint_epochs: int = 8
     finetune_lr: float = 0.003
+    joint_lr: float = 0.01
     crop: tuple[float, float] = (0.35, 1.0)
     flip: float = 0.5
     precision: str = "bfloat16"
@@ -45,9 +49,10 @@ class Setting:
         """How adapters are trained."""
         return Recipe(epochs=self.epochs, lr=self.lr, crop=self.crop, flip=self.flip, precision=self.precision)
 
-    def whole_network(self, epochs: int) -> Recipe:
-        """How all of the network is trained."""
-        return replace(self.recipe, epochs=epochs, lr=self.finetune_lr)
+    def whole_network(self, kind: str) -> Recipe:
+        """How all of the network is trained, for "finetune" or "joint"."""
+        epochs, lr = (getattr(self, f"{kind}_{what}") for what in ("epochs", "lr"))
+        return replace(self.recipe, epochs=epochs, lr=lr)
 
 
 # Mirrored or cut in half, a character or a number is another one.
@@ -62,7 +67,18 @@ REDUCED: Mapping[str, Setting] = {
 }
 """Little data and short training, with larger steps than EASE's, which hardly move an adapter in so few."""
 
-_EASE = {"rank": 64, "adapter_scale": 0.1, "epochs": 20, "lr": 0.025, "precision": "float32"}
+
+def setting_for(setting: Mapping[str, Any], whole_network: bool) -> dict[str, Any]:
+    """Of a setting's fields, those that matter; some do only where all of the network is trained."""
+    return {k: v for k, v in setting.items() if whole_network or k not in _WHOLE_NETWORK}
+
+
+def key_for(key: Mapping[str, Any], whole_network: bool) -> dict[str, Any]:
+    """Of what a kept result depends on, what matters."""
+    return {**key, "setting": setting_for(key["setting"], whole_network)}
+
+
+_EASE = {"rank": 64, "adapter_scale": 0.1, "epochs": 20, "lr": 0.025, "joint_lr": 0.003, "precision": "float32"}
 
 PAPER: Mapping[str, Setting] = {
     "cifar100": Setting(100, 10, None, None, 0, **_EASE, crop=(0.05, 1.0), joint_epochs=20, finetune_epochs=20),  # type: ignore[arg-type]

@@ -8,10 +8,14 @@ from typing import Any
 from flexkern.runs.statistics import holm, paired, t_test
 from studies.method_study.streams import STREAMS
 
-__all__ = ["CONTROL", "OURS", "RIVALS", "summarise"]
+__all__ = ["CONTROL", "RIVALS", "summarise"]
 
-OURS = ("best", "lda-6")
-RIVALS = ("ranpac-2000", "ease", "artsy", "simplecil", "lda-6")
+_FIELD = ("ranpac-2000", "ease", "artsy", "simplecil")
+RIVALS = {
+    "best": (*_FIELD, "lda-6", "ranpac-10000", "ranpac-2000-first", "finetune", "joint"),
+    "lda-6": _FIELD,
+}
+"""By the method that they are compared with."""
 CONTROL = "oracle's control"
 # Compared where the task is told: ours, the rival, and what it is called.
 TOLD = (("oracle", "simplecil", CONTROL), ("oracle-last-3", "oracle", "oracle"))
@@ -38,9 +42,9 @@ def summarise(units: Sequence[dict[str, Any]]) -> dict[str, Any]:
     tests = []
     for stream, backbone in dict.fromkeys((s, b) for s, b, _ in by):
         here = {m: of for (s, b, m), of in by.items() if (s, b) == (stream, backbone)}
-        for ours in OURS:
-            for rival in RIVALS:
-                if ours in here and rival in here and ours != rival:
+        for ours, rivals in RIVALS.items():
+            for rival in rivals:
+                if ours in here and rival in here:
                     pair = _difference(here[ours], here[rival], "last")
                     tests.append({"stream": stream, "backbone": backbone, "ours": ours, "rival": rival, **pair})
         if STREAMS[stream].again:

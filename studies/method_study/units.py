@@ -25,8 +25,9 @@ from studies.gate_bounds import as_one_task
 from studies.heads import Head
 from studies.method_study.features import Spaces, Tokens, adapter_spaces, frozen_tokens
 from studies.method_study.methods import Method, learner_options
-from studies.method_study.settings import Setting
+from studies.method_study.settings import Setting, key_for
 from studies.method_study.streams import STREAMS
+from studies.sample_ridge import SampleRidge
 
 __all__ = ["Bench", "from_features", "from_learner", "unit"]
 
@@ -99,8 +100,8 @@ def unit(bench: Bench, method: Method, *, again: bool = False) -> dict[str, Any]
     """
     path = bench.kept / f"{method.name}.json" if bench.kept else None
     if path is not None and path.exists() and not again:
-        found = json.loads(path.read_text())
-        if found["key"] == bench.key:
+        found, whole = json.loads(path.read_text()), bool(method.whole_network)
+        if key_for(found["key"], whole) == key_for(bench.key, whole):
             return found
     began = time.perf_counter()
     result = from_learner(bench, method) if method.head is None else from_features(bench, method)
@@ -128,8 +129,11 @@ def from_features(bench: Bench, method: Method) -> dict[str, Any]:
         first = 0 if method.first_session == "both" else 1
         train, test = ([x[:, first:2].flatten(1) for x in part] for part in (spaces_train, spaces_test))
     device = bench.device
+    kind = method.head or ""
+    if kind == "ridge" and method.head_options["features"] > sum(map(len, train)):
+        kind = "sample ridge"  # the same answers, sooner
     head = Head(
-        method.head or "", tokens.width, train[0].shape[1], gate=method.gate, options=method.head_options,
+        kind, tokens.width, train[0].shape[1], gate=method.gate, options=method.head_options,
         seed=bench.seed, device=device,
     )  # fmt: skip
     scores = Scores(stream)
@@ -179,7 +183,9 @@ def _adapter_bytes(bench: Bench, method: Method) -> int:
 
 
 def size_of(part: torch.nn.Module) -> int:
-    """Bytes of a module's state."""
+    """Bytes of the state that a learner with this part keeps."""
+    if isinstance(part, SampleRidge):
+        return part.bytes
     return sum(x.numel() * x.element_size() for x in part.state_dict().values())
 
 

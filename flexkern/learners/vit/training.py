@@ -68,8 +68,14 @@ class Recipe:
 
 
 def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
-    """The context in which the network computes."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16")
+    """The context in which the network computes.
+
+    It does not keep rounded weights. torch drops those that it keeps where the outermost context ends: inside
+    of another one (a learner's own, or the caller's round the whole training) they would be those of the first
+    step.
+    """
+    low = recipe.precision == "bfloat16"
+    return torch.autocast(device.type, torch.bfloat16, enabled=low, cache_enabled=False)
 
 
 # Who trains has torch's generator for itself, for an epoch, so that learners in several threads have the bits

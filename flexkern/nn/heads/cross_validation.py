@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from flexkern.nn.growing import seeded
 
-__all__ = ["best_ridge", "best_ridge_by_factors", "plain_best_ridge", "ridges_of"]
+__all__ = [
+    "best_ridge",
+    "best_ridge_by_factors",
+    "plain_best_ridge",
+    "ridges_of",
+    "signs_for_trace",
+    "valley",
+]
 
 # A ridge whose fit uses more than this share of the samples up is not taken. With more columns than samples the
 # score is 0 / 0 where every sample is fitted, and near there it follows the noise.
@@ -64,22 +72,35 @@ def best_ridge_by_factors(gram: Tensor, cross: Tensor, samples: int, total: floa
         cross: products of columns and targets, [D, C].
         samples, total: as there.
     """
-    columns = len(gram)
     ridges = ridges_of(gram.diagonal().double().mean()).tolist()
-    if columns <= _EXACT_COLUMNS:
-        probes = torch.eye(columns, dtype=gram.dtype, device=gram.device)
-        traces = 1.0
-    else:
-        generator = seeded(torch.device("cpu"), columns)
-        signs = torch.randint(0, 2, (columns, _SIGNS), generator=generator, device="cpu") * 2 - 1
-        probes, traces = signs.to(gram), 1 / _SIGNS
+    probes, traces = signs_for_trace(gram)
     cross = cross.to(gram.dtype)
     asked = torch.cat([cross, probes], 1)
+    classes = cross.shape[1]
+    return valley(ridges, lambda ridge: _score(gram, asked, classes, ridge, traces, samples, total))
+
+
+def signs_for_trace(matrix: Tensor) -> tuple[Tensor, float]:
+    """Columns z, and the factor by which the sum of all ``z^T M^-1 z`` is the trace of M^-1, or estimates it.
+
+    Args:
+        matrix: M, [D, D]; only its size, dtype and device count.
+    """
+    columns = len(matrix)
+    if columns <= _EXACT_COLUMNS:
+        return torch.eye(columns, dtype=matrix.dtype, device=matrix.device), 1.0
+    generator = seeded(torch.device("cpu"), columns)
+    signs = torch.randint(0, 2, (columns, _SIGNS), generator=generator, device="cpu") * 2 - 1
+    return signs.to(matrix), 1 / _SIGNS
+
+
+def valley(ridges: Sequence[float], score_of: Callable[[float], float]) -> float:
+    """The ridge of least score, which falls to its minimum and rises again; few are looked at, from above."""
     scores: dict[int, float] = {}
 
     def score(place: int) -> float:
         if place not in scores:
-            scores[place] = _score(gram, asked, cross.shape[1], ridges[place], traces, samples, total)
+            scores[place] = score_of(ridges[place])
         return scores[place]
 
     best = last = len(ridges) - 1

@@ -16,7 +16,7 @@ from flexkern.nn.not_learned import NotLearnedError
 from flexkern.nn.task_scores import class_sums
 from flexkern.plain import flag, number, whole_number
 
-__all__ = ["RidgeHead", "checked_ridge"]
+__all__ = ["RidgeHead", "checked_ridge", "random_projection"]
 
 _NOTHING = "the features are all 0 (or not finite); there is nothing to fit"
 _EIGENVALUES_UP_TO = 4096  # columns; of 10,000 they would take many minutes
@@ -111,12 +111,8 @@ class RidgeHead(GrowingState):
             return h0
         projection = self._projection
         if projection is None:
-            # Drawn on the CPU: the same numbers on every device.
-            generator = seeded(torch.device("cpu"), self.seed, self.width, self.features)
-            draw = torch.randn(
-                (self.width, self.features), generator=generator, dtype=torch.float32, device="cpu"
-            )
-            self._projection = projection = draw.to(self.gram.device)
+            drawn = random_projection(self.width, self.features, self.seed)
+            self._projection = projection = drawn.to(self.gram.device)
         return torch.relu(h0 @ projection.to(h0.dtype))
 
     @torch.no_grad()
@@ -364,6 +360,12 @@ class RidgeHead(GrowingState):
             f"width={self.width}, features={self.features}, seed={self.seed}, ridge={self.ridge!r}, "
             f"intercept={self.intercept}, balanced={self.balanced}, classes={self.classes}"
         )
+
+
+def random_projection(width: int, features: int, seed: int) -> Tensor:
+    """R, float32 [width, features], drawn on the CPU: the same numbers on every device."""
+    generator = seeded(torch.device("cpu"), seed, width, features)
+    return torch.randn((width, features), generator=generator, dtype=torch.float32, device="cpu")
 
 
 class _Solved(NamedTuple):
