@@ -136,8 +136,11 @@ class RuleOptimizer(MetaplasticOptimizer):
     def _checked_step(self, param_groups: list[dict[str, Any]]) -> None:
         self.check_settings()
         slots = [self.slots_of(group) for group in param_groups]
+        self.check_sharded()
         for group in param_groups:
             check_grads(group, self)
+            if group["nonfinite"] == "raise":
+                self.check_finite(group)
         self._check_reset(slot for of_group in slots for slot in of_group)
         if not self.state and all_zero(param_groups):
             # So torch.distributed.checkpoint asks which state there will be. It is no step.

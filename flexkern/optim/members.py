@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from flexkern.optim import flexibilities, group_options
+from flexkern.optim.partition import Partition
 from flexkern.optim.scale import FirstItem
 from flexkern.optim.slot import Slot
 from flexkern.spec.argument import shown
@@ -27,6 +28,7 @@ class OptimizerOfSlots(Optimizer):
     _slots: dict[Tensor, Slot]
     _looked_at: dict[int, list[Any]]  # the settings of each group, by its identity, when they were last checked
     _names: dict[Tensor, str]  # of a model's parameters, where it was given
+    _partition: Partition | None  # where other processes have the rest of the parameters
 
     def check_group(self, group: dict[str, Any]) -> None:
         """Checks the options and parameters of a group; makes plain numbers of its numbers.
@@ -97,7 +99,9 @@ class OptimizerOfSlots(Optimizer):
         return [(self._names[p], p) if isinstance(p, Tensor) else p for p in params]
 
     def _new_slots(self, group: dict[str, Any], params: list[Tensor], names: list[str] | None) -> list[Slot]:
-        if names is None or len(names) != len(params):
+        if (names is None or len(names) != len(params)) and self._partition is not None:
+            streams = self._partition.places(params)
+        elif names is None or len(names) != len(params):
             positions = [
                 slot.stream for slot in self._slots.values() if not flexibilities.is_named(slot.stream)
             ]
@@ -105,9 +109,14 @@ class OptimizerOfSlots(Optimizer):
             streams = list(range(first, first + len(params)))
         else:
             streams = [flexibilities.stream_of_name(name) for name in names]
-        f = flexibilities.flexibilities_of(group, params, streams)
-        anchors = flexibilities.anchors_of(group, params)
+        places = self._places(params)
+        f = flexibilities.flexibilities_of(group, params, streams, places)
+        anchors = flexibilities.anchors_of(group, params, places)
         return [Slot(*of_one) for of_one in zip(params, streams, f, anchors, strict=True)]
+
+    def _places(self, params: list[Tensor]) -> list[int]:
+        """Of the parameters of a group, their positions in it."""
+        return list(range(len(params))) if self._partition is None else self._partition.places_in_group(params)
 
     def slots_of(self, group: dict[str, Any]) -> list[Slot]:
         """The slots of a group's parameters, in its order; one that was added to the list, or whose settings
@@ -157,9 +166,11 @@ class OptimizerOfSlots(Optimizer):
         fs: list[Any] = [slot.flexibility for slot in slots]
         anchors: list[Any] = [slot.anchor for slot in slots]
         if not flexibilities.is_each(group["flexibility"]):
-            fs = flexibilities.flexibilities_of(group, params, [slot.stream for slot in slots])
+            fs = flexibilities.flexibilities_of(
+                group, params, [slot.stream for slot in slots], self._places(params)
+            )
         if not flexibilities.is_each(group["anchor"]):
-            anchors = flexibilities.anchors_of(group, params)
+            anchors = flexibilities.anchors_of(group, params, self._places(params))
         now = settings_of(group)
         changed = [
             of_one for of_one in zip(slots, fs, anchors, strict=True) if not _same(of_one[0].settings, now)
