@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from flexkern.optim import flexibilities, group_options
 from flexkern.optim.partition import Partition
 from flexkern.optim.scale import FirstItem
+from flexkern.optim.sharded import is_sharded
 from flexkern.optim.slot import Slot
 from flexkern.spec.argument import shown
 
@@ -140,6 +141,8 @@ class OptimizerOfSlots(Optimizer):
         new = [p for p in dict.fromkeys(group["params"]) if p not in self._slots]
         known = [self._slots[p] for p in group["params"] if p in self._slots]
         group_options.check_parameters(new)
+        if not known and self._take_over(new, group):
+            return
         given = dict(group)
         for name, of_known in (
             ("flexibility", [slot.flexibility for slot in known]),
@@ -159,6 +162,22 @@ class OptimizerOfSlots(Optimizer):
         for slot in self._new_slots(given, new, names):
             slot.settings = settings_of(group)
             self._slots[slot.param] = slot
+
+    def _take_over(self, new: list[Tensor], group: dict[str, Any]) -> bool:
+        """Whether these are the parameters that the group had before a framework sharded them, and put the
+        sharded ones into its list (accelerate); then they are what those were."""
+        listed = {p for group in self.param_groups for p in group["params"]}
+        gone = [p for p in self._slots if p not in listed and p not in self.state][: len(new)]
+        if [p.shape for p in gone] != [p.shape for p in new] or not all(
+            is_sharded(p) and not is_sharded(q) for p, q in zip(new, gone, strict=True)
+        ):
+            return False
+        for p, q in zip(new, gone, strict=True):
+            before = self._slots.pop(q)
+            slot = Slot(p, before.stream, before.flexibility, before.anchor)
+            slot.settings = before.settings
+            self._slots[p] = slot
+        return True
 
     def _change(self, group: dict[str, Any], slots: list[Slot]) -> None:
         """Settings of the group were changed by hand: they hold from now on."""
