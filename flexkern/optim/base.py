@@ -59,7 +59,7 @@ class MetaplasticOptimizer(OptimizerOfSlots):
         sharded.check_not_flattened(self._parameters())
 
     def _begin(self) -> None:
-        self._looked_at, self._has_gradients = {}, False
+        self._looked_at, self._was_without = {}, False
         self._partition = None
         self._no_effect = NoEffect(type(self).__name__)
         weakref.finalize(self, self._no_effect.end)
@@ -206,10 +206,9 @@ class MetaplasticOptimizer(OptimizerOfSlots):
         """
         params = self._parameters()
         sharded.check_not_flattened(params)
-        if self._has_gradients or any(p.grad is not None for p in params):
-            self._has_gradients = True
-        elif params and torch.distributed.is_available() and torch.distributed.is_initialized():
-            self._has_gradients = True  # it is said once
+        lone = self._was_without or not params or any(p.grad is not None for p in params)
+        if not lone and torch.distributed.is_available() and torch.distributed.is_initialized():
+            self._was_without = True  # it is said once
             warnings.warn(
                 f"{type(self).__name__}.step() found no gradient at all. FullyShardedDataParallel, fully_shard "
                 "and parallelize_module give the model other parameters: make the optimizer after them",

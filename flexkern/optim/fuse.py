@@ -59,12 +59,9 @@ def fuse_into_backward(
     window = checked_window(window)
     precision = choice(precision, "precision", PRECISIONS)
     owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    layers = {
-        name: module
-        for name, module in model.named_modules()
-        if type(module) in _CLASSES and id(module.weight) in owned
-    }
-    if any(is_sharded(layer.weight) for layer in layers.values()):
+    linear = {name: module for name, module in model.named_modules() if type(module) in _CLASSES}
+    layers = {name: module for name, module in linear.items() if id(module.weight) in owned}
+    if any(is_sharded(layer.weight) for layer in (layers or linear).values()):
         raise ValueError(NOT_ALONE.format("model: a weight is a DTensor (fully_shard, parallelize_module)"))
     if not layers:
         raise ValueError(

@@ -33,20 +33,12 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return ranks.answers(tmp_path_factory)[1]
 
 
-def of_case(found: list[dict[str, Any]], name: str) -> list[Any]:
-    """What each process of a case answered."""
-    mine = [of[name] for of in found if name in of]
-    for one in mine:
-        assert not (isinstance(one, dict) and "error" in one), one["error"]
-    return mine
-
-
 @pytest.mark.parametrize(("way", "count", "kind", "option"), RUNS)
 def test_training_is_that_of_one_process(
     found: list[dict[str, Any]], way: str, count: int, kind: str, option: str
 ) -> None:
     expected = judge(kind, option)
-    answers = of_case(found, f"{way}, {count}, {kind}, {option}")
+    answers = ranks.of_case(found, f"{way}, {count}, {kind}, {option}")
     assert len(answers) == count
     for answer in answers:
         assert same_bits(answer["weights"], answers[0]["weights"])  # of all processes
@@ -62,7 +54,7 @@ def test_training_is_that_of_one_process(
     ("way", "count"), [(way, count) for way, of_way in WAYS.items() for count in of_way.counts]
 )
 def test_fields_are_those_of_the_whole_to_the_bit(found: list[dict[str, Any]], way: str, count: int) -> None:
-    for answer in of_case(found, f"fields, {way}, {count}"):
+    for answer in ranks.of_case(found, f"fields, {way}, {count}"):
         for part, field in answer:
             assert part.shape == field.shape
             assert torch.equal(part, field)
