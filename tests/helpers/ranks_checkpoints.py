@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from helpers.optimizers import MAKERS
+from helpers.optimizers import KINDS, MAKERS
 from helpers.ranks import GROUPS, Here, case
 from helpers.ranks_optimizers import LAST, WAYS, learn, make, network, whole
 
@@ -35,6 +36,11 @@ LOADS = [
 
 def _flat(before: int) -> StateDictOptions:
     return StateDictOptions(flatten_optimizer_state_dict=before > 2)
+
+
+def _by_rows(kind: str, here: Here) -> tuple[Any, Any]:
+    model = WAYS["FSDP2"].apply(network(OPTION[kind]), here)
+    return model, make(kind, OPTION[kind], model)
 
 
 def _spread(kind: str, here: Here) -> tuple[Any, Any]:
@@ -90,17 +96,18 @@ for kind_, before_, after_ in LOADS:
 
 
 def _full(here: Here, kind: str) -> list[list[Tensor]]:
-    """The whole state in one process, on its way to one without torch.distributed and back."""
+    """The whole state on each process, as for one without torch.distributed; from it and back. (torch itself
+    cannot distribute a whole tensor to parts that were cut twice and differ in size.)"""
     whole_state = StateDictOptions(full_state_dict=True)
-    model, optimizer = _spread(kind, here)
+    model, optimizer = _by_rows(kind, here)
     learn(model, optimizer, 0, STOPS[kind])
     weights = get_model_state_dict(model, options=whole_state)
     state = get_optimizer_state_dict(model, optimizer, options=whole_state)
     learn(model, optimizer, STOPS[kind], LAST)
 
-    back, again = _spread(kind, here)
-    set_model_state_dict(back, weights, options=whole_state)
-    set_optimizer_state_dict(back, again, state, options=whole_state)
+    back, again = _by_rows(kind, here)
+    set_model_state_dict(back, copy.deepcopy(weights), options=whole_state)  # torch writes to what it is given
+    set_optimizer_state_dict(back, again, copy.deepcopy(state), options=whole_state)
     learn(back, again, STOPS[kind], LAST)
 
     alone = network(OPTION[kind])
@@ -137,7 +144,7 @@ def _own(here: Here, kind: str) -> list[list[Tensor]]:
     return found
 
 
-for kind_ in MAKERS:
+for kind_ in KINDS:
     case(f"its own state, {kind_}", 2)(lambda here, kind=kind_: _own(here, kind))
 
 

@@ -28,11 +28,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    return ranks.answers(tmp_path_factory)[1]
-
-
 @pytest.mark.parametrize(("way", "count", "kind", "option"), RUNS)
 def test_training_is_that_of_one_process(
     found: list[dict[str, Any]], way: str, count: int, kind: str, option: str

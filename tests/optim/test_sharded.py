@@ -29,17 +29,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return ranks.answers(tmp_path_factory)[0]
-
-
-@pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """Of two processes."""
-    return ranks.answers(tmp_path_factory)[1][:2]
-
-
 @kinds
 @options
 @pytest.mark.parametrize("way", ranks_by_name.WAYS)
@@ -76,8 +65,9 @@ def test_one_optimizer_for_each_parameter(kind: str, name: str) -> None:
 @options
 @pytest.mark.filterwarnings("ignore::UserWarning:torch.distributed")
 def test_a_sharded_checkpoint_goes_on_in_one_process(
-    found: list[dict[str, Any]], folder: Path, kind: str, name: str
+    launched: tuple[Path, list[dict[str, Any]]], kind: str, name: str
 ) -> None:
+    folder, found = launched
     expected = ranks.of_case(found, f"FSDP2-{kind}-{name}")[0]["weights"]
     model = mlp()
     with torch.no_grad():
