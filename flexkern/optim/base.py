@@ -269,8 +269,10 @@ class MetaplasticOptimizer(OptimizerOfSlots):
         flexible = [group for group, slot in slots if slot.is_flexible(group)]
         if not flexible:
             # Of a partition the others may have those that are.
-            if self._partition is None and watch.steps == 1 and any(
-                isinstance(s.flexibility, Tensor) or s.flexibility != 1.0 for _, s in slots
+            if (
+                self._partition is None
+                and watch.steps == 1
+                and any(isinstance(s.flexibility, Tensor) or s.flexibility != 1.0 for _, s in slots)
             ):
                 watch.nothing_is_flexible()
             watch.is_settled = True

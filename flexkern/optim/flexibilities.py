@@ -141,9 +141,7 @@ def flexibilities_of(
     ]
 
 
-def anchors_of(
-    group: dict[str, Any], params: Sequence[Tensor], places: Sequence[int]
-) -> list[Field | None]:
+def anchors_of(group: dict[str, Any], params: Sequence[Tensor], places: Sequence[int]) -> list[Field | None]:
     """The field that each parameter began from, as the group's setting says; None: a copy will be stored.
     ``places`` has the parameters' positions in the group.
 

@@ -7,6 +7,7 @@ with any number of them.
 from __future__ import annotations
 
 import sys
+import types
 import weakref
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -87,7 +88,7 @@ def partition_being_made() -> Partition | None:
     module = sys.modules.get("torch.distributed.optim.zero_redundancy_optimizer")
     if module is None:
         return None
-    frame = sys._getframe(1)
+    frame: types.FrameType | None = sys._getframe(1)
     while frame is not None:
         # It passes its share of the parameters on, and nothing by which one could tell that it is a share.
         if frame.f_code.co_name == "_init_local_optimizer":

@@ -89,9 +89,7 @@ def field_here(p: Tensor, source: Any) -> Any:
         return source
     rows, others = place[0], place[1:]
     width = math.prod(p.shape[1:])
-    if isinstance(rows, range) and all(
-        of == range(size) for of, size in zip(others, p.shape[1:], strict=True)
-    ):
+    if isinstance(rows, range) and all(of == range(size) for of, size in zip(others, p.shape[1:], strict=True)):
         return source.shard(rows.start * width)
     parts = [torch.empty((0, *map(len, others)), device=here(p).device)]
     most = max(_DRAWN_AT_ONCE // max(width, 1), 1)

@@ -22,12 +22,18 @@ import torch.multiprocessing as mp
 from filelock import FileLock
 from torch.distributed.device_mesh import DeviceMesh
 
-__all__ = ["CASES", "GROUPS", "Here", "WORLD", "answers", "case", "marks", "of_case"]
+__all__ = ["CASES", "GROUPS", "WORLD", "Here", "answers", "case", "marks", "of_case"]
 
 WORLD = 4
 PATIENCE = 60  # seconds, after which who waits for a process that has raised gives up
 GROUPS = (1, 2, 3, 4)
-MODULES = ("helpers.ranks_by_name", "helpers.ranks_optimizers", "helpers.ranks_wrappers", "helpers.ranks_checkpoints")
+MODULES = (
+    "helpers.ranks_by_name",
+    "helpers.ranks_optimizers",
+    "helpers.ranks_zero",
+    "helpers.ranks_wrappers",
+    "helpers.ranks_checkpoints",
+)
 CASES: dict[str, tuple[int, Callable[[Here], Any]]] = {}
 marks = [
     pytest.mark.slow,
@@ -66,7 +72,11 @@ def _rank(rank: int, folder: str, only: str) -> None:
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=WORLD, timeout=timedelta(seconds=PATIENCE)
+        "gloo",
+        init_method=f"file://{folder}/store",
+        rank=rank,
+        world_size=WORLD,
+        timeout=timedelta(seconds=PATIENCE),
     )
     for module in MODULES:
         importlib.import_module(module)

@@ -92,7 +92,13 @@ def zero_redundancy(kind: str, options: dict[str, Any], here: Here, folder: str)
     model = mlp()
     wrapped = nn.parallel.DistributedDataParallel(model, process_group=here.group)
     optimizer = ZeroRedundancyOptimizer(
-        model.parameters(), KINDS[kind], process_group=here.group, lr=LR, seed=3, model=model, **MORE[kind],
+        model.parameters(),
+        KINDS[kind],
+        process_group=here.group,
+        lr=LR,
+        seed=3,
+        model=model,
+        **MORE[kind],
         **options,
     )
     learn(wrapped, optimizer.step, optimizer.optim.consolidate, 0, LAST)

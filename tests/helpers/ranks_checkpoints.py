@@ -147,5 +147,3 @@ def _own(here: Here, kind: str) -> list[list[Tensor]]:
 
 for kind_ in KINDS:
     case(f"its own state, {kind_}", 2)(lambda here, kind=kind_: _own(here, kind))
-
-

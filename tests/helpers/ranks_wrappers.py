@@ -1,7 +1,8 @@
-"""What wrappers of torch.distributed do to an optimizer: shares of the parameters, flat vectors, NaN in one part."""
+"""What wrappers of torch.distributed do to an optimizer: flat vectors, a NaN that one process alone sees."""
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -9,100 +10,19 @@ from typing import Any
 import torch
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy, fully_shard
+from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.parallel import parallelize_module
 
-from flexkern import Field
+from flexkern import Field, ops
 from flexkern.optim import Metaplastic, MetaplasticAdamW, MetaplasticSGD, fuse_into_backward
 from helpers.nets import mlp
 from helpers.optimizers import KINDS, MAKERS
-from helpers.ranks import GROUPS, Here, case
-from helpers.ranks_optimizers import DATA, ITEM, LAST, LR, learn
+from helpers.ranks import Here, case
+from helpers.ranks_optimizers import DATA, ITEM, LAST, LR, PLAN, learn, whole
 
-__all__ = ["FLATTENED", "FUSED", "NONFINITE", "ZERO", "zero_alone"]
-
-# ------------------------------------------------------------------ ZeroRedundancyOptimizer
-
-ZERO: dict[str, dict[str, Any]] = {
-    "positions": {"scale": 20.0},
-    "model=": {"scale": 20.0, "gate": "step"},
-    "auto": {"scale": "auto"},
-    "Field": {"scale": 20.0, "flexibility": Field.uniform(5, 7)},
-}
-STOP = 6  # in the middle of the second item
-
-
-def _wrapped(params: Any, **options: Any) -> Any:
-    return MAKERS["wrapped"](params, **options)
-
-
-def zero_alone(kind: str, option: str) -> dict[str, Any]:
-    model = mlp()
-    model_too = {"model": model} if option == "model=" else {}
-    optimizer = MAKERS[kind](model.parameters(), lr=LR, seed=3, **model_too, **ZERO[option])
-    learn(model, optimizer)
-    return {
-        "weights": [p.detach() for p in model.parameters()],
-        "scales": optimizer.scales(),
-        "fields": [optimizer.state[p]["flexibility"] for p in model.parameters()],
-    }
-
-
-def zero(here: Here, kind: str, option: str) -> dict[str, Any]:
-    """Trains, saves in the middle, and goes on; also in a second optimizer, from what was saved."""
-    model = mlp()
-    wrapped = nn.parallel.DistributedDataParallel(model, process_group=here.group)
-
-    def make() -> Any:
-        model_too = {"model": model} if option == "model=" else {}
-        constructor: Any = _wrapped if kind == "wrapped" else KINDS[kind]
-        return ZeroRedundancyOptimizer(
-            model.parameters(), constructor, process_group=here.group, lr=LR, seed=3, **model_too, **ZERO[option]
-        )
-
-    optimizer = make()
-    shares = (here.count, here.rank)
-    learn(wrapped, optimizer, 0, STOP, shares, optimizer.optim.consolidate)
-    optimizer.consolidate_state_dict(0)
-    if here.rank == 0:
-        saved = optimizer.state_dict(), model.state_dict()
-        torch.save(saved, f"{here.folder}/zero-{kind}-{option}-{here.count}.pt")
-    learn(wrapped, optimizer, STOP, LAST, shares, optimizer.optim.consolidate)
-    state = optimizer.optim.state
-    return {
-        "weights": [p.detach().clone() for p in model.parameters()],
-        "scales": optimizer.optim.scales(),
-        "fields": {i: state[p]["flexibility"] for i, p in enumerate(model.parameters()) if p in state},
-    }
-
-
-def zero_goes_on(here: Here, kind: str, option: str, before: int) -> list[torch.Tensor]:
-    """From what another number of processes saved."""
-    model = mlp()
-    wrapped = nn.parallel.DistributedDataParallel(model, process_group=here.group)
-    model_too = {"model": model} if option == "model=" else {}
-    optimizer = ZeroRedundancyOptimizer(
-        model.parameters(), KINDS[kind], process_group=here.group, lr=LR, seed=3, **model_too, **ZERO[option]
-    )
-    saved, weights = torch.load(f"{here.folder}/zero-{kind}-{option}-{before}.pt", weights_only=False)
-    model.load_state_dict(weights)
-    optimizer.load_state_dict(saved)
-    learn(wrapped, optimizer, STOP, LAST, (here.count, here.rank), optimizer.optim.consolidate)
-    return [p.detach().clone() for p in model.parameters()]
-
-
-for count_ in GROUPS:
-    for kind_ in MAKERS:
-        for option_ in ZERO:
-            if kind_ == "SGD" or option_ == "auto":
-                case(f"ZeRO, {count_}, {kind_}, {option_}", count_)(
-                    lambda here, kind=kind_, option=option_: zero(here, kind, option)
-                )
-for before_, after_ in ((1, 3), (4, 2), (2, 1), (3, 4)):
-    for kind_, option_ in (("SGD", "positions"), ("SGD", "auto"), ("AdamW", "auto")):
-        case(f"ZeRO from {before_} to {after_}, {kind_}, {option_}", after_)(
-            lambda here, kind=kind_, option=option_, before=before_: zero_goes_on(here, kind, option, before)
-        )
+__all__ = ["FLATTENED", "FUSED", "NONFINITE"]
 
 # ------------------------------------------------------------------ what one process alone sees
 
@@ -135,10 +55,9 @@ def nan_on_one(here: Here, kind: str, way: str, nonfinite: str) -> dict[str, Any
         placements = [Shard(0) if way == "FSDP2" else Shard(1)]
         params = [nn.Parameter(distribute_tensor(weight, here.mesh, placements))]
         params[0].grad = distribute_tensor(grad, here.mesh, placements)
-        optimizer = MAKERS[kind](params, lr=LR, scale=20.0, nonfinite=nonfinite)
+        optimizer = MAKERS[kind](params, lr=LR, scale=20.0, nonfinite=nonfinite, gate="step")
     refused = _refused(optimizer.step)
-    whole = [p.detach().full_tensor() if isinstance(p, DTensor) else p.detach() for p in params]
-    return {"refused": refused, "moved": [(p - weight).abs() for p in whole]}
+    return {"refused": refused, "moved": [(whole(p) - weight).abs() for p in params]}
 
 
 for kind_ in MAKERS:
@@ -154,8 +73,6 @@ for kind_ in MAKERS:
 
 @case("anchor differs in one part", 3)
 def anchor_differs(here: Here) -> list[str]:
-    from flexkern import ops
-
     field = Field.normal(1, 2, std=0.3)
     weight = ops.materialize(field, (7, 5))
     answers = []
@@ -180,7 +97,7 @@ def other_gradients(here: Here) -> dict[str, list[torch.Tensor]]:
             (Shard(0), summand, Partial()),
             (Shard(1), torch.full((7, 5), 3.0), Replicate()),
         ):
-            p: Any = nn.Parameter(distribute_tensor(weight, here.mesh, [placement]))
+            p: Any = nn.Parameter(distribute_tensor(weight.clone(), here.mesh, [placement]))
             optimizer = maker([p], lr=LR, scale=20.0, gate="step")
             for _ in range(2):
                 p.grad = DTensor.from_local(part, here.mesh, [of_grad], run_check=False)
@@ -210,7 +127,7 @@ def mixed(here: Here) -> list[torch.Tensor]:
     fully_shard(model[0], mesh=here.mesh)
     optimizer = MetaplasticSGD(model.named_parameters(), LR, scale="auto", momentum=0.9, seed=3)
     learn(model, optimizer)
-    return [p.detach().full_tensor() if isinstance(p, DTensor) else p.detach() for p in model.parameters()]
+    return list(map(whole, model.parameters()))
 
 
 # ------------------------------------------------------------------ flat vectors
@@ -249,8 +166,9 @@ def flattened_after(here: Here, kind: str, views: bool) -> dict[str, Any]:
 FLATTENED = [(kind, views) for kind in MAKERS for views in (False, True)]
 for kind_, views_ in FLATTENED:
     case(f"FSDP1, {kind_}, {views_}", 2)(
-        lambda here, kind=kind_, views=views_: flattened_before(here, kind, views)
-        | flattened_after(here, kind, views)
+        lambda here, kind=kind_, views=views_: (
+            flattened_before(here, kind, views) | flattened_after(here, kind, views)
+        )
     )
 
 
@@ -313,10 +231,6 @@ FUSED: dict[str, Callable[[Any, Any, Any], str]] = {
 
 
 def fused(here: Here, order: str) -> dict[str, Any]:
-    from torch.distributed.tensor.parallel import parallelize_module
-
-    from helpers.ranks_optimizers import PLAN
-
     def ddp(model: Any) -> Any:
         return nn.parallel.DistributedDataParallel(model, process_group=here.group)
 
@@ -369,26 +283,19 @@ def clipped(here: Here) -> dict[str, list[torch.Tensor]]:
                 x, y = (part.chunk(shares)[mine] for part in DATA[step + i])
                 if way == "FSDP2":
                     model.set_requires_gradient_sync(i == 1)
-                    loss = nn.functional.cross_entropy(model(x), y) / 2
-                    loss.backward()
-                elif way == "DDP" and i == 0:
-                    with model.no_sync():
-                        (nn.functional.cross_entropy(model(x), y) / 2).backward()
-                else:
+                with model.no_sync() if way == "DDP" and i == 0 else contextlib.nullcontext():
                     (nn.functional.cross_entropy(model(x), y) / 2).backward()
             nn.utils.clip_grad_norm_(model.parameters(), 0.5)
             optimizer.step()
             if step % ITEM == ITEM - 2:
                 optimizer.consolidate()
-        found[way] = [p.detach().full_tensor() if isinstance(p, DTensor) else p.detach() for p in model.parameters()]
+        found[way] = list(map(whole, model.parameters()))
     return found
 
 
 @case("a scaler", 2)
 def scaled(here: Here) -> dict[str, Any]:
     """Both scalers of gradients: an infinite gradient on one process skips the step on all."""
-    from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
-
     found = {}
     for name, scaler in (
         ("sharded", ShardedGradScaler(device="cpu", process_group=here.group, init_scale=4.0)),
@@ -406,7 +313,7 @@ def scaled(here: Here) -> dict[str, Any]:
                 grad._local_tensor[0, 0] = torch.inf
             scaler.step(optimizer)
             scaler.update()
-        found[name] = [p.detach().full_tensor() for p in model.parameters()]
+        found[name] = list(map(whole, model.parameters()))
     return found
 
 
@@ -423,7 +330,7 @@ def from_meta(here: Here) -> list[torch.Tensor]:
         for name, p in model.named_parameters():
             p.copy_(distribute_tensor(values[name], here.mesh, p.placements))
     learn(model, optimizer)
-    return [p.detach().full_tensor() for p in model.parameters()]
+    return list(map(whole, model.parameters()))
 
 
 @case("exchanged by a framework", 2)
@@ -433,12 +340,13 @@ def exchanged(here: Here) -> dict[str, Any]:
     for kind, maker in MAKERS.items():
         model = mlp()
         optimizer = maker(model.parameters(), lr=LR, scale="auto", seed=3)
+        listed = optimizer.param_groups[0]["params"]
+        listed[:] = [torch.empty(1) for _ in listed]  # so that the whole parameters can go
         fully_shard(model, mesh=here.mesh)
-        for group in optimizer.param_groups:
-            group["params"] = list(model.parameters())
+        optimizer.param_groups[0]["params"] = list(model.parameters())
         learn(model, optimizer)
         fields = [optimizer.state[p]["flexibility"] for p in model.parameters()]
-        found[kind] = {"weights": [p.detach().full_tensor() for p in model.parameters()], "fields": fields}
+        found[kind] = {"weights": list(map(whole, model.parameters())), "fields": fields}
     return found
 
 
@@ -458,9 +366,7 @@ def taken_over(here: Here) -> dict[str, list[torch.Tensor]]:
             learn(model, before, 0, 3)
             optimizer = kind.from_optimizer(before, scale=20.0, seed=3)
             learn(model, optimizer, 3, LAST)
-            found[f"{kind.__name__}, {way}"] = [
-                p.detach().full_tensor() if isinstance(p, DTensor) else p.detach() for p in model.parameters()
-            ]
+            found[f"{kind.__name__}, {way}"] = list(map(whole, model.parameters()))
     return found
 
 
@@ -475,9 +381,5 @@ def others(here: Here) -> dict[str, list[torch.Tensor]]:
             plain = getattr(torch.optim, name)(model.named_parameters(), lr=0.01)
             optimizer = Metaplastic(plain, scale="auto", seed=3)
             learn(model, optimizer)
-            found[f"{name}, {way}"] = [
-                p.detach().full_tensor() if isinstance(p, DTensor) else p.detach() for p in model.parameters()
-            ]
+            found[f"{name}, {way}"] = list(map(whole, model.parameters()))
     return found
-
-

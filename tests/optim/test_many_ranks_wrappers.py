@@ -1,4 +1,4 @@
-"""Wrappers of torch.distributed around an optimizer: it does the same as in one process, or says why it cannot."""
+"""Wrappers of torch.distributed around an optimizer: it does as in one process, or says why it cannot."""
 
 from __future__ import annotations
 
@@ -11,20 +11,14 @@ import torch
 from helpers import ranks
 from helpers.nets import mlp
 from helpers.optimizers import KINDS, MAKERS
-from helpers.ranks_optimizers import alone
-from helpers.ranks_wrappers import FLATTENED, FUSED, NONFINITE, ZERO, zero_alone
+from helpers.ranks_optimizers import DATA, LR, learn
+from helpers.ranks_wrappers import FLATTENED, FUSED, NONFINITE
+from helpers.ranks_zero import GOES_ON, PARTITIONED, zero_alone
 
 pytestmark = ranks.marks
-judge, judge_of_zero = functools.cache(alone), functools.cache(zero_alone)
+judge_of_zero = functools.cache(zero_alone)
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 LOOSE = {"rtol": 1e-4, "atol": 1e-4}  # AdamW divides small gradients by their own size
-PARTITIONED = [
-    (count, kind, option)
-    for count in ranks.GROUPS
-    for kind in MAKERS
-    for option in ZERO
-    if kind == "SGD" or option == "auto"
-]
 
 
 def assert_close(left: list[torch.Tensor], right: list[torch.Tensor], **close: float) -> None:
@@ -48,13 +42,12 @@ def test_a_partition_of_the_parameters_trains_as_all_of_them(
     assert [fields[i] for i in range(len(fields))] == expected["fields"]
 
 
-@pytest.mark.parametrize(("before", "after"), [(1, 3), (4, 2), (2, 1), (3, 4)])
-@pytest.mark.parametrize(("kind", "option"), [("SGD", "positions"), ("SGD", "auto"), ("AdamW", "auto")])
+@pytest.mark.parametrize(("kind", "before", "after"), GOES_ON)
 def test_what_a_partition_saved_another_goes_on_with(
-    found: list[dict[str, Any]], kind: str, option: str, before: int, after: int
+    found: list[dict[str, Any]], kind: str, before: int, after: int
 ) -> None:
-    for weights in ranks.of_case(found, f"ZeRO from {before} to {after}, {kind}, {option}"):
-        assert_close(weights, judge_of_zero(kind, option)["weights"], **LOOSE)
+    for weights in ranks.of_case(found, f"ZeRO from {before} to {after}, {kind}"):
+        assert_close(weights, judge_of_zero(kind, "auto")["weights"], **LOOSE)
 
 
 @pytest.mark.parametrize("nonfinite", ["raise", "skip"])
@@ -108,14 +101,12 @@ def test_flattened_parameters_are_refused(found: list[dict[str, Any]], kind: str
         assert "fully_shard" in answer["refused"]
         for after in ("after 0", "after 3"):
             # Where its vector is another parameter, the optimizer's own have no gradient.
-            said = "ValueError: params: Fully" if views else "found no gradient at all. FullyShardedDataParallel"
+            said = "ValueError: params: Fully" if views else "found no gradient at all. FullySharded"
             assert said in answer[after]
 
 
 def test_a_flat_vector_that_is_not_sharded(found: list[dict[str, Any]]) -> None:
     model = mlp()
-    from helpers.ranks_optimizers import LR, learn
-
     optimizer = KINDS["SGD"](model.named_parameters(), lr=LR, scale=20.0, seed=3)
     learn(model, optimizer)
     for answer in ranks.of_case(found, "FSDP1 that does not shard"):
@@ -148,8 +139,6 @@ def test_clipped_and_accumulated_gradients(found: list[dict[str, Any]]) -> None:
 
 def test_a_scaler_skips_on_all_processes(found: list[dict[str, Any]]) -> None:
     model = mlp()
-    from helpers.ranks_optimizers import DATA, LR
-
     optimizer = KINDS["SGD"](model.named_parameters(), lr=LR, scale=20.0, seed=3)
     for step in (0, 1, 3):
         x, y = DATA[step]
@@ -164,8 +153,6 @@ def test_a_scaler_skips_on_all_processes(found: list[dict[str, Any]]) -> None:
 @pytest.mark.parametrize("name", ["mixed", "made on the meta device"])
 def test_networks_of_other_kinds(found: list[dict[str, Any]], name: str) -> None:
     model = mlp()
-    from helpers.ranks_optimizers import LR, learn
-
     optimizer = KINDS["SGD"](model.named_parameters(), lr=LR, scale="auto", momentum=0.9, seed=3)
     learn(model, optimizer)
     for answer in ranks.of_case(found, name):
