@@ -155,7 +155,7 @@ def _cut(size: int, cuts: tuple[tuple[int, int, int], ...]) -> _Positions:
         mine = [_chunk(_chunk(positions, split, i), count, at) for i in range(split)]
         joined = tuple(itertools.chain.from_iterable(mine))
         positions = range(joined[0], joined[-1] + 1) if joined and len(_runs(joined)) == 1 else joined
-    return range(0) if not positions else positions
+    return positions or range(0)
 
 
 def _chunk(positions: _Positions, count: int, at: int) -> _Positions:

@@ -1,7 +1,7 @@
 """Four processes, started once, in which tests of torch.distributed run their cases one after the other.
 
-A module registers a case by ``@case(name, count)``: a function that the first ``count`` processes call, each with
-a :class:`Here`, and whose answers a test gets from :func:`answers`. ``MODULES`` lists them.
+A module registers a case by ``@case(name, count)``: a function that the first ``count`` processes call, each
+with a :class:`Here`, and whose answers a test gets from :func:`answers`. ``MODULES`` lists these modules.
 """
 
 from __future__ import annotations
@@ -27,13 +27,7 @@ __all__ = ["CASES", "GROUPS", "WORLD", "Here", "answers", "case", "marks", "of_c
 WORLD = 4
 PATIENCE = 60  # seconds, after which who waits for a process that has raised gives up
 GROUPS = (1, 2, 3, 4)
-MODULES = (
-    "helpers.ranks_by_name",
-    "helpers.ranks_optimizers",
-    "helpers.ranks_zero",
-    "helpers.ranks_wrappers",
-    "helpers.ranks_checkpoints",
-)
+MODULES = ("by_name", "optimizers", "zero", "wrappers", "checkpoints")
 CASES: dict[str, tuple[int, Callable[[Here], Any]]] = {}
 marks = [
     pytest.mark.slow,
@@ -79,7 +73,7 @@ def _rank(rank: int, folder: str, only: str) -> None:
         timeout=timedelta(seconds=PATIENCE),
     )
     for module in MODULES:
-        importlib.import_module(module)
+        importlib.import_module(f"helpers.ranks_{module}")
     meshes = {count: DeviceMesh("cpu", list(range(count))) for count in GROUPS}
     square = DeviceMesh("cpu", [[0, 1], [2, 3]], mesh_dim_names=("dp", "tp"))
     found: dict[str, Any] = {}

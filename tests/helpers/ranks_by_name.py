@@ -1,4 +1,4 @@
-"""Two processes that train one network on the same batches, so that weights are those of one process to the bit."""
+"""Two processes that train one network on the same batches: their weights are those of one to the bit."""
 
 from __future__ import annotations
 

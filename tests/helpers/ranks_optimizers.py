@@ -208,7 +208,7 @@ for way_, count_, kind_, option_ in RUNS:
 
 
 def drawn(here: Here, way: Way) -> list[tuple[Tensor, Tensor]]:
-    """Of each weight the part that is here, of values that were drawn before it was spread, and of the field."""
+    """Of each weight the part that is here, of values drawn before it was spread, and of the field itself."""
     model = network("item")
     fields = {name: Field.uniform(SEED, stream_of_name(name)) for name, _ in model.named_parameters()}
     with torch.no_grad():

@@ -17,9 +17,9 @@ __all__ = ["NOT_ALONE", "MetaplasticLinear"]
 
 # What a fused step says where several processes or devices train a weight together.
 NOT_ALONE = (
-    "{}: others have gradients for the same weights, to be reduced before the step, and a fused step forms none, "
-    "so that the copies of the network would drift apart. Leave fuse_into_backward out: optimizer.step() takes the "
-    "same step; or train in one process"
+    "{}: others have gradients for the same weights, to be reduced before the step, and a fused step forms "
+    "none, so that the copies of the network would drift apart. Leave fuse_into_backward out: "
+    "optimizer.step() takes the same step; or train in one process"
 )
 
 _UNSAVED = ("_optimizer", "pending", "_narrow")
@@ -61,8 +61,9 @@ class MetaplasticLinear(nn.Linear):
     **Not possible**, and an error that says so: a weight used more than once in a graph or shared between
     layers, a parametrized weight or one with hooks, double backward, a second backward through one graph,
     gradient clipping, a GradScaler (use bfloat16), a second optimizer for the weight; training by several
-    processes (DistributedDataParallel, fully_shard, tensor parallelism), which have no gradient to reduce. ``clip_grad_norm_`` with an infinite ``max_norm`` clips
-    nothing, and tells the norm of the gradients that exist: of biases, norms, and layers that are not fused.
+    processes (DistributedDataParallel, fully_shard, tensor parallelism), which has no gradient to reduce.
+    ``clip_grad_norm_`` with an infinite ``max_norm`` clips nothing, and tells the norm of the gradients that
+    exist: of biases, norms, and layers that are not fused.
 
     Args:
         in_features, out_features, bias, device, dtype: as in :class:`torch.nn.Linear`.
@@ -173,8 +174,8 @@ class MetaplasticLinear(nn.Linear):
         if not weight.is_leaf:
             raise RuntimeError(
                 f"{who}: its weight is computed (parametrized, weight or spectral norm, or a part of what "
-                "DataParallel or FullyShardedDataParallel has), so a step of it would be lost; set fused_step = "
-                "False on the layer, or remove the parametrization"
+                "DataParallel or FullyShardedDataParallel has), so a step of it would be lost; set "
+                "fused_step = False on the layer, or remove the parametrization"
             )
         if weight._backward_hooks or getattr(weight, "_post_accumulate_grad_hooks", None):
             raise RuntimeError(
@@ -185,8 +186,8 @@ class MetaplasticLinear(nn.Linear):
             raise RuntimeError(
                 f"{who}: the optimizer that it was fused with does not own its weight (any more); call "
                 "flexkern.optim.fuse_into_backward(model, optimizer) with the optimizer that does. After "
-                "fully_shard, parallelize_module or FullyShardedDataParallel none does: leave fuse_into_backward "
-                "out there, or set fused_step = False on the layer"
+                "fully_shard, parallelize_module or FullyShardedDataParallel none does: leave "
+                "fuse_into_backward out there, or set fused_step = False on the layer"
             )
         device = x.device.type
         if torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) is torch.float16:
