@@ -1,4 +1,4 @@
-"""A field of a weight that is spread over any number of processes: one after the other, without starting any."""
+"""The field of a weight that is spread over any number of processes: one after the other, without starting any."""
 
 from __future__ import annotations
 
@@ -64,16 +64,18 @@ def test_rows_and_columns(rows: int, count: int) -> None:
 
 @pytest.mark.parametrize("style", [ColwiseParallel, RowwiseParallel])
 @pytest.mark.parametrize(
-    ("rows", "shape"), itertools.product([1, 5, 6, 7, 9], [(2, 2), (3, 2), (2, 3)]), ids=str
+    ("rows", "shape"), [*itertools.product([1, 5, 6, 7, 9], [(2, 2), (3, 2), (2, 3)])], ids=str
 )
 def test_tensor_parallel_inside_of_fully_shard(rows: int, shape: tuple[int, int], style: type) -> None:
     """What fully_shard cuts is cut before; with parts of unequal size not where DTensor's placements say, read
     from left to right."""
     elements = 0
-    for _ in each_rank(shape[0] * shape[1]):
-        mesh = init_device_mesh("cpu", shape, mesh_dim_names=("dp", "tp"))
-        model = parallelize_module(layer(rows, 5), mesh["tp"], style(), src_data_rank=None)
-        fully_shard(model, mesh=mesh["dp"])
+    for rank in each_rank(shape[0] * shape[1]):
+        # Of equal meshes torch keeps the first, with the place that this process had in it.
+        dp, tp = f"dp of {rank}", f"tp of {rank}"
+        mesh = init_device_mesh("cpu", shape, mesh_dim_names=(dp, tp))
+        model = parallelize_module(layer(rows, 5), mesh[tp], style(), src_data_rank=None)
+        fully_shard(model, mesh=mesh[dp])
         elements += assert_same_part(model.weight)
     assert elements == rows * 5
 
