@@ -74,8 +74,10 @@ class RuleOptimizer(MetaplasticOptimizer):
 
         Raises:
             TypeError: if a gradient is sparse or of a dtype that does not fit its parameter.
-            ValueError: if a weight does not hold the values of the Field that was given as its anchor.
-            FloatingPointError: if a gradient is not finite and ``nonfinite="raise"``.
+            ValueError: if a weight does not hold the values of the Field that was given as its anchor, or
+                FullyShardedDataParallel has flattened the parameters.
+            FloatingPointError: if a gradient is not finite and ``nonfinite="raise"``; on all processes that
+                share its parameter.
             RuntimeError: if a weight with a fused step is in the middle of its window, or had its step before.
 
         No weight has been changed when one of these is raised.

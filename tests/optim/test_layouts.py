@@ -1,4 +1,4 @@
-"""The field of a weight that is spread over any number of processes: one after the other, without starting any."""
+"""The field of a weight that is spread over any number of processes: each in turn, without starting any."""
 
 from __future__ import annotations
 
