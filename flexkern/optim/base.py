@@ -15,12 +15,15 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from flexkern.nn.fused.stepped_grad import SteppedGrad
 from flexkern.nn.silent.layer_of_weight import silent_synapses
+from flexkern.ops import checks
 from flexkern.ops.checks import exact_dtype
-from flexkern.optim import flexibilities, group_options, plain_state
+from flexkern.optim import agreement, flexibilities, group_options, plain_state, sharded
 from flexkern.optim.group_options import scale_in_force
 from flexkern.optim.members import OptimizerOfSlots, settings_of
 from flexkern.optim.no_effect import LONG, NoEffect
+from flexkern.optim.partition import Measured, partition_being_made
 from flexkern.optim.scale import FirstItem, auto_scale
 from flexkern.optim.slot import Slot, is_unmeasured
 from flexkern.spec.argument import shown
@@ -49,12 +52,15 @@ class MetaplasticOptimizer(OptimizerOfSlots):
             {} if model is None else {p: name for name, p in model.named_parameters()}
         )
         self._begin()
+        self._partition = partition_being_made()
         if not isinstance(params, (Tensor, Iterable)) or isinstance(params, (str, dict)):
             raise TypeError(f"params must be parameters, named parameters or groups, got {shown(params)}")
         super().__init__(params, defaults)
+        sharded.check_not_flattened(self._parameters())
 
     def _begin(self) -> None:
-        self._looked_at = {}
+        self._looked_at, self._was_without = {}, False
+        self._partition = None
         self._no_effect = NoEffect(type(self).__name__)
         weakref.finalize(self, self._no_effect.end)
 
@@ -74,26 +80,32 @@ class MetaplasticOptimizer(OptimizerOfSlots):
         """An item ends: alpha is taken anew from the weights as they stand, at the next step.
 
         With ``scale="auto"`` the first call measures the scale (and waits for the device). A group of which no
-        flexible weight has had a step yet goes on waiting for its first item.
+        flexible weight has had a step yet goes on waiting for its first item. Of weights that are spread over
+        processes (DTensor, ZeroRedundancyOptimizer) the scale is that of the whole network, so all of them have
+        to call this.
 
         Raises:
             RuntimeError: with ``scale="auto"`` if there is nothing to measure: no step has been taken, or the
                 weights are still where they started. Nothing has been changed then.
         """
         slots = [self.slots_of(group) for group in self.param_groups]
-        waiting = [
-            (group, of) for group, of in zip(self.param_groups, slots, strict=True) if is_unmeasured(group, of)
-        ]
-        if waiting and not any(state.get("items") and "anchor" in state for state in self.state.values()):
+        measured = [self._measured(group, of) for group, of in zip(self.param_groups, slots, strict=True)]
+        begun = any(state.get("items") and "anchor" in state for state in self.state.values())
+        if self._partition is not None:
+            measured, begun = self._partition.agreed(measured, begun)
+        if any(of_group.waits for of_group in measured) and not begun:
             raise RuntimeError(
                 "scale='auto' is measured over the first item, but no flexible weight has had a step yet; call "
                 "consolidate() after the first item's steps, or give scale a number"
             )
-        measured = [self._measure_scale(group, of) for group, of in waiting]
-        for (group, _), scale in zip(waiting, measured, strict=True):
-            group["measured_scale"] = scale
-            if scale:
-                group["first_item"] = tuple(FirstItem())
+        for of_group in measured:
+            if of_group.error:
+                raise RuntimeError(of_group.error)
+        for group, of_group in zip(self.param_groups, measured, strict=True):
+            if of_group.scale:
+                group |= {"measured_scale": of_group.scale, "first_item": tuple(FirstItem())}
+        if self._partition is not None:
+            self._partition.tell(self.param_groups, ("measured_scale", "first_item"))
         for group, of in zip(self.param_groups, slots, strict=True):
             for slot in of:
                 state = self.state.get(slot.param, {})
@@ -152,20 +164,24 @@ class MetaplasticOptimizer(OptimizerOfSlots):
             watch = before if watch.steps == 1 and moved == 0.0 else watch.look(moved)
         group["first_item"] = tuple(watch)
 
-    def _measure_scale(self, group: dict[str, Any], slots: list[Slot]) -> float:
-        """0.0 where no flexible weight has had a step yet."""
+    def _measured(self, group: dict[str, Any], slots: list[Slot]) -> Measured:
+        """What ``scale="auto"`` comes to, where the group waits for it and a flexible weight has had a step."""
+        if not is_unmeasured(group, slots):
+            return Measured()
         watch = FirstItem(*group["first_item"])
         begun = [s for s in slots if s.can_be_watched(group) and self.state.get(s.param, {}).get("items")]
         if not begun:
-            return 0.0
+            return Measured(waits=True)
         watched = next((slot for slot in begun if slot.stream == watch.watched), begun[-1])
         scale = auto_scale(watch, watched.displacement(self.state[watched.param]))
+        error = ""
         if not (math.isfinite(scale) and scale > 0):
-            raise RuntimeError(
+            error = (
                 f"scale='auto' cannot be measured, it came out as {scale}: in the first item the weights have "
                 "not moved, or not to finite values; look at lr and the gradients, or give scale a number"
             )
-        return scale
+        place = 0 if self._partition is None else self._partition.places([watched.param])[0]
+        return Measured(place, scale, error, waits=True)
 
     # ------------------------------------------------------------------ around a step
 
@@ -178,6 +194,47 @@ class MetaplasticOptimizer(OptimizerOfSlots):
             raise TypeError(f"closure must be a function that evaluates the loss, got {shown(closure)}")
         with torch.enable_grad():
             return closure()
+
+    def _parameters(self) -> list[Tensor]:
+        return [p for group in self.param_groups for p in group["params"]]
+
+    def check_sharded(self) -> None:
+        """Before a step: that no wrapper which came after this optimizer has taken its parameters away.
+
+        Raises:
+            ValueError: if FullyShardedDataParallel has flattened them.
+        """
+        params = self._parameters()
+        sharded.check_not_flattened(params)
+        lone = self._was_without or not params or any(p.grad is not None for p in params)
+        if not lone and torch.distributed.is_available() and torch.distributed.is_initialized():
+            self._was_without = True  # it is said once
+            warnings.warn(
+                f"{type(self).__name__}.step() found no gradient at all. FullyShardedDataParallel, fully_shard "
+                "and parallelize_module give the model other parameters: make the optimizer after them",
+                stacklevel=4,
+            )
+
+    def check_finite(self, group: dict[str, Any]) -> None:
+        """For ``nonfinite="raise"``: all gradients of a group are finite, also where other processes have them.
+
+        Raises:
+            FloatingPointError: if one is not; in each process that shares the parameters.
+        """
+        params = [p for p in group["params"] if p.grad is not None and not isinstance(p.grad, SteppedGrad)]
+        error = None
+        try:
+            checks.check_finite([sharded.here(p.grad) for p in params])
+        except FloatingPointError as found:
+            error = found
+        bad = agreement.anywhere(error is not None, params)
+        if self._partition is not None:
+            bad = self._partition.anywhere(bad)
+        if bad:
+            raise error or FloatingPointError(
+                "a gradient has infinite or NaN elements in the part that another process has, and "
+                "nonfinite='raise'; nothing was changed"
+            )
 
     def _check_reset(self, slots: Iterable[Slot]) -> None:
         """Parameters whose state was taken away begin anew: their anchors are taken from the weights as they
@@ -211,8 +268,11 @@ class MetaplasticOptimizer(OptimizerOfSlots):
         slots = [(group, slot) for group in self.param_groups for slot in self.slots_of(group)]
         flexible = [group for group, slot in slots if slot.is_flexible(group)]
         if not flexible:
-            if watch.steps == 1 and any(
-                isinstance(s.flexibility, Tensor) or s.flexibility != 1.0 for _, s in slots
+            # Of a partition the others may have those that are.
+            if (
+                self._partition is None
+                and watch.steps == 1
+                and any(isinstance(s.flexibility, Tensor) or s.flexibility != 1.0 for _, s in slots)
             ):
                 watch.nothing_is_flexible()
             watch.is_settled = True

@@ -74,8 +74,10 @@ class RuleOptimizer(MetaplasticOptimizer):
 
         Raises:
             TypeError: if a gradient is sparse or of a dtype that does not fit its parameter.
-            ValueError: if a weight does not hold the values of the Field that was given as its anchor.
-            FloatingPointError: if a gradient is not finite and ``nonfinite="raise"``.
+            ValueError: if a weight does not hold the values of the Field that was given as its anchor, or
+                FullyShardedDataParallel has flattened the parameters.
+            FloatingPointError: if a gradient is not finite and ``nonfinite="raise"``; on all processes that
+                share its parameter.
             RuntimeError: if a weight with a fused step is in the middle of its window, or had its step before.
 
         No weight has been changed when one of these is raised.
@@ -136,8 +138,11 @@ class RuleOptimizer(MetaplasticOptimizer):
     def _checked_step(self, param_groups: list[dict[str, Any]]) -> None:
         self.check_settings()
         slots = [self.slots_of(group) for group in param_groups]
+        self.check_sharded()
         for group in param_groups:
             check_grads(group, self)
+            if group["nonfinite"] == "raise":
+                self.check_finite(group)
         self._check_reset(slot for of_group in slots for slot in of_group)
         if not self.state and all_zero(param_groups):
             # So torch.distributed.checkpoint asks which state there will be. It is no step.

@@ -75,9 +75,9 @@ def _for_each(value: Sequence[Any], name: str, params: Sequence[Tensor]) -> list
     return list(value)
 
 
-def _streams(field: Field, count: int) -> list[Field]:
+def _streams(field: Field, places: Sequence[int]) -> list[Field]:
     """A field for each parameter: each has its own stream, or all would get the same values."""
-    return [replace(field, stream=field.stream + i) for i in range(count)]
+    return [replace(field, stream=field.stream + i) for i in places]
 
 
 def _checked(value: object, name: str, p: Tensor, moves_freely: bool) -> Flexibility:
@@ -107,9 +107,10 @@ def _checked(value: object, name: str, p: Tensor, moves_freely: bool) -> Flexibi
 
 
 def flexibilities_of(
-    group: dict[str, Any], params: Sequence[Tensor], streams: Sequence[int]
+    group: dict[str, Any], params: Sequence[Tensor], streams: Sequence[int], places: Sequence[int]
 ) -> list[Flexibility]:
-    """The flexibility of each parameter, as the group's setting says; ``streams`` has theirs.
+    """The flexibility of each parameter, as the group's setting says; ``streams`` has theirs, and ``places``
+    their positions in the group.
 
     Raises:
         TypeError, ValueError: naming what does not fit.
@@ -124,7 +125,7 @@ def flexibilities_of(
             )
         values = [DISTRIBUTIONS[value](group["seed"], stream) for stream in streams]
     elif isinstance(value, Field):
-        values = list(_streams(value, len(params)))
+        values = list(_streams(value, places))
     elif isinstance(value, (list, tuple)):
         values = _for_each(value, "flexibility", params)
     elif isinstance(value, Tensor) and len(params) != 1:
@@ -140,8 +141,9 @@ def flexibilities_of(
     ]
 
 
-def anchors_of(group: dict[str, Any], params: Sequence[Tensor]) -> list[Field | None]:
+def anchors_of(group: dict[str, Any], params: Sequence[Tensor], places: Sequence[int]) -> list[Field | None]:
     """The field that each parameter began from, as the group's setting says; None: a copy will be stored.
+    ``places`` has the parameters' positions in the group.
 
     Raises:
         TypeError, ValueError: naming what does not fit.
@@ -150,7 +152,7 @@ def anchors_of(group: dict[str, Any], params: Sequence[Tensor]) -> list[Field | 
     if isinstance(value, (list, tuple)):
         anchors = _for_each(value, "anchor", params)
     elif isinstance(value, Field):
-        anchors = list(_streams(value, len(params)))
+        anchors = list(_streams(value, places))
     else:
         anchors = [value] * len(params)
     for i, anchor in enumerate(anchors):

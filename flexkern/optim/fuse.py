@@ -6,10 +6,11 @@ from collections import defaultdict
 
 from torch import nn
 
-from flexkern.nn.fused.linear import MetaplasticLinear, checked_window
+from flexkern.nn.fused.linear import NOT_ALONE, MetaplasticLinear, checked_window
 from flexkern.nn.silent.linear import SilentLinear
 from flexkern.ops.choices import PRECISIONS
 from flexkern.optim.by_rule import RuleOptimizer
+from flexkern.optim.sharded import is_sharded
 from flexkern.plain import choice
 
 __all__ = ["fuse_into_backward"]
@@ -44,8 +45,8 @@ def fuse_into_backward(
 
     Raises:
         TypeError: if an argument is of a wrong type.
-        ValueError: if there is no such precision, no layer to fuse, or a weight to be fused is shared by
-            several modules. Nothing has been changed then.
+        ValueError: if there is no such precision, no layer to fuse, a weight to be fused is shared by several
+            modules, or several processes or devices train it together. Nothing has been changed then.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
@@ -54,14 +55,14 @@ def fuse_into_backward(
             "optimizer must be a flexkern.optim.MetaplasticSGD or MetaplasticAdamW, got "
             f"{type(optimizer).__name__}; others need gradients"
         )
+    _check_alone(model)
     window = checked_window(window)
     precision = choice(precision, "precision", PRECISIONS)
     owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    layers = {
-        name: module
-        for name, module in model.named_modules()
-        if type(module) in _CLASSES and id(module.weight) in owned
-    }
+    linear = {name: module for name, module in model.named_modules() if type(module) in _CLASSES}
+    layers = {name: module for name, module in linear.items() if id(module.weight) in owned}
+    if any(is_sharded(layer.weight) for layer in (layers or linear).values()):
+        raise ValueError(NOT_ALONE.format("model: a weight is a DTensor (fully_shard, parallelize_module)"))
     if not layers:
         raise ValueError(
             "model: it has no nn.Linear, MetaplasticLinear or SilentLinear whose weight this optimizer owns"
@@ -84,3 +85,15 @@ def fuse_into_backward(
         layer.fuse(optimizer, window, precision)
         optimizer.remember_fused(layer, window)
     return list(layers)
+
+
+def _check_alone(model: nn.Module) -> None:
+    """Raises ValueError if other processes or devices have gradients for the same weights."""
+    for module in model.modules():
+        kind = type(module).__name__
+        sharing = isinstance(module, nn.parallel.DistributedDataParallel) or (
+            isinstance(module, nn.DataParallel) and len(module.device_ids) > 1
+        )
+        # By its name: FSDP1 takes a second to import, and who uses it has imported it.
+        if sharing or any(base.__name__ == "FullyShardedDataParallel" for base in type(module).__mro__):
+            raise ValueError(NOT_ALONE.format(f"model: it is, or has in it, a {kind}"))

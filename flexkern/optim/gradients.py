@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from flexkern.nn.fused.stepped_grad import SteppedGrad
-from flexkern.ops import checks
+from flexkern.optim.sharded import check_gradient
 
 __all__ = ["all_zero", "check_grads"]
 
@@ -37,10 +37,8 @@ def check_grads(group: dict[str, Any], optimizer: object) -> None:
 
     Raises:
         RuntimeError: if one stands for a fused step that does not go with this step.
-        TypeError: if one is sparse or of a dtype that does not fit its parameter.
-        FloatingPointError: if one is not finite and the group says ``nonfinite="raise"``.
+        TypeError: if one is sparse, or of a dtype or a sharding that does not fit its parameter.
     """
-    grads = []
     for i, p in enumerate(group["params"]):
         if p.grad is None:
             continue
@@ -57,9 +55,7 @@ def check_grads(group: dict[str, Any], optimizer: object) -> None:
             raise TypeError(
                 f"gradient of parameter {i} of its group must be {p.dtype} or torch.float32, got {p.grad.dtype}"
             )
-        grads.append(p.grad)
-    if group["nonfinite"] == "raise":
-        checks.check_finite(grads)
+        check_gradient(p, i)
 
 
 def all_zero(param_groups: list[dict[str, Any]]) -> bool:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from flexkern.ops import checks
 from flexkern.ops.choices import NONFINITE
+from flexkern.optim.sharded import check_laid_out
 from flexkern.spec import Rule
 from flexkern.spec.argument import LARGEST_NUMBER, shown
 
@@ -164,6 +165,7 @@ def check_parameters(params: list[Tensor]) -> None:
                 f"params[{i}] must be a dense float32, bfloat16, float16 or float64 tensor, got {p.dtype}, "
                 f"{p.layout}"
             )
+        check_laid_out(p, f"params[{i}]")
         checks.check_writable(p, f"params[{i}]")
 
 

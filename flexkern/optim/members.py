@@ -10,7 +10,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from flexkern.optim import flexibilities, group_options
+from flexkern.optim.partition import Partition
 from flexkern.optim.scale import FirstItem
+from flexkern.optim.sharded import is_sharded
 from flexkern.optim.slot import Slot
 from flexkern.spec.argument import shown
 
@@ -27,6 +29,7 @@ class OptimizerOfSlots(Optimizer):
     _slots: dict[Tensor, Slot]
     _looked_at: dict[int, list[Any]]  # the settings of each group, by its identity, when they were last checked
     _names: dict[Tensor, str]  # of a model's parameters, where it was given
+    _partition: Partition | None  # where other processes have the rest of the parameters
 
     def check_group(self, group: dict[str, Any]) -> None:
         """Checks the options and parameters of a group; makes plain numbers of its numbers.
@@ -97,7 +100,9 @@ class OptimizerOfSlots(Optimizer):
         return [(self._names[p], p) if isinstance(p, Tensor) else p for p in params]
 
     def _new_slots(self, group: dict[str, Any], params: list[Tensor], names: list[str] | None) -> list[Slot]:
-        if names is None or len(names) != len(params):
+        if (names is None or len(names) != len(params)) and self._partition is not None:
+            streams = self._partition.places(params)
+        elif names is None or len(names) != len(params):
             positions = [
                 slot.stream for slot in self._slots.values() if not flexibilities.is_named(slot.stream)
             ]
@@ -105,9 +110,14 @@ class OptimizerOfSlots(Optimizer):
             streams = list(range(first, first + len(params)))
         else:
             streams = [flexibilities.stream_of_name(name) for name in names]
-        f = flexibilities.flexibilities_of(group, params, streams)
-        anchors = flexibilities.anchors_of(group, params)
+        places = self._places(params)
+        f = flexibilities.flexibilities_of(group, params, streams, places)
+        anchors = flexibilities.anchors_of(group, params, places)
         return [Slot(*of_one) for of_one in zip(params, streams, f, anchors, strict=True)]
+
+    def _places(self, params: list[Tensor]) -> list[int]:
+        """Of the parameters of a group, their positions in it."""
+        return list(range(len(params))) if self._partition is None else self._partition.places_in_group(params)
 
     def slots_of(self, group: dict[str, Any]) -> list[Slot]:
         """The slots of a group's parameters, in its order; one that was added to the list, or whose settings
@@ -131,6 +141,8 @@ class OptimizerOfSlots(Optimizer):
         new = [p for p in dict.fromkeys(group["params"]) if p not in self._slots]
         known = [self._slots[p] for p in group["params"] if p in self._slots]
         group_options.check_parameters(new)
+        if not known and self._take_over(new, group):
+            return
         given = dict(group)
         for name, of_known in (
             ("flexibility", [slot.flexibility for slot in known]),
@@ -151,15 +163,33 @@ class OptimizerOfSlots(Optimizer):
             slot.settings = settings_of(group)
             self._slots[slot.param] = slot
 
+    def _take_over(self, new: list[Tensor], group: dict[str, Any]) -> bool:
+        """Whether these are the parameters that the group had before a framework sharded them, and put the
+        sharded ones into its list (accelerate); then they are what those were."""
+        listed = {p for group in self.param_groups for p in group["params"]}
+        gone = [p for p in self._slots if p not in listed and p not in self.state][: len(new)]
+        if [p.shape for p in gone] != [p.shape for p in new] or not all(
+            is_sharded(p) and not is_sharded(q) for p, q in zip(new, gone, strict=True)
+        ):
+            return False
+        for p, q in zip(new, gone, strict=True):
+            before = self._slots.pop(q)
+            slot = Slot(p, before.stream, before.flexibility, before.anchor)
+            slot.settings = before.settings
+            self._slots[p] = slot
+        return True
+
     def _change(self, group: dict[str, Any], slots: list[Slot]) -> None:
         """Settings of the group were changed by hand: they hold from now on."""
         params = [slot.param for slot in slots]
         fs: list[Any] = [slot.flexibility for slot in slots]
         anchors: list[Any] = [slot.anchor for slot in slots]
         if not flexibilities.is_each(group["flexibility"]):
-            fs = flexibilities.flexibilities_of(group, params, [slot.stream for slot in slots])
+            fs = flexibilities.flexibilities_of(
+                group, params, [slot.stream for slot in slots], self._places(params)
+            )
         if not flexibilities.is_each(group["anchor"]):
-            anchors = flexibilities.anchors_of(group, params)
+            anchors = flexibilities.anchors_of(group, params, self._places(params))
         now = settings_of(group)
         changed = [
             of_one for of_one in zip(slots, fs, anchors, strict=True) if not _same(of_one[0].settings, now)

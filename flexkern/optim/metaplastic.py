@@ -13,7 +13,6 @@ from torch.optim import Optimizer
 
 from flexkern import ops
 from flexkern.fields import Field
-from flexkern.ops import checks
 from flexkern.ops.checks import LOW_PRECISION
 from flexkern.optim import plain_state, sharded
 from flexkern.optim.base import MetaplasticOptimizer
@@ -163,9 +162,13 @@ class Metaplastic(MetaplasticOptimizer):
         self.check_settings()
         slots = [self.slots_of(group) for group in self.param_groups]
         is_template = not self.state and all_zero(self.param_groups)
+        self.check_sharded()
         for group in self.param_groups:
+            for i, p in enumerate(group["params"]):
+                if p.grad is not None:
+                    sharded.check_gradient(p, i)
             if group["nonfinite"] == "raise":
-                checks.check_finite([p.grad for p in group["params"] if p.grad is not None])
+                self.check_finite(group)
         self._check_reset(slot for of_group in slots for slot in of_group if slot.param.grad is not None)
         gated = [
             one for group, of in zip(self.param_groups, slots, strict=True) for one in self._gated(group, of)

@@ -58,7 +58,7 @@ class _Call:
 class Plan:
     """The next step of a group of parameters, by compiled kernels."""
 
-    __slots__ = ("calls", "dtypes", "lr_at", "params", "settings", "states", "values")
+    __slots__ = ("calls", "dtypes", "lr_at", "params", "settings", "shapes", "states", "values")
 
     def __init__(self, group: dict[str, Any], calls: list[_Call], states: dict[Tensor, dict[str, Any]]) -> None:
         self.params: list[Tensor] = list(group["params"])
@@ -69,6 +69,8 @@ class Plan:
         self.states = states
         self.values = list(chain.from_iterable(map(dict.values, states.values())))
         self.calls = calls
+        # Only where no tensor of the state goes with a weight, which the operator would compare with it.
+        self.shapes: list[torch.Size] | None = None
 
     def gradients(self, group: dict[str, Any], states: dict[Tensor, dict[str, Any]]) -> list[Tensor] | None:
         """The gradients of the next step; None if it must be looked at."""
@@ -88,6 +90,7 @@ class Plan:
             or not tries_compiled()
             or not all(call.is_served() for call in self.calls)
             or any_silent()
+            or (self.shapes is not None and [p.shape for p in params] != self.shapes)
         ):
             return None
         grads = [p.grad for p in params]
@@ -149,7 +152,10 @@ def make_plan(
     calls = [_call(operator, rule, group, batch, position, states) for batch in batches.values()]
     if any(call is None for call in calls):
         return None
-    return Plan(group, [call for call in calls if call is not None], states)
+    plan = Plan(group, [call for call in calls if call is not None], states)
+    if any(kind == "free" and slot.is_flexible(group) for slot, kind, _ in members):
+        plan.shapes = [p.shape for p in params]
+    return plan
 
 
 def _drawn(source: Any, p: Tensor) -> Any:

@@ -56,8 +56,9 @@ class MetaplasticSGD(RuleOptimizer):
         flexibility: f in [0, 1], fixed for life. "uniform" (the hybrid network), "biased_high" or "biased_low"
             (the paper's supplement): procedural, drawn from ``seed`` and the parameter's stream and never
             stored. The stream comes from the parameter's name, where ``params`` are named or ``model`` is
-            given (the same in DistributedDataParallel, fully_shard, ZeroRedundancyOptimizer, or with one
-            optimizer per parameter), else from its position among all parameters that were added. A number
+            given (the same in DistributedDataParallel, fully_shard, tensor parallelism, or with one optimizer
+            per parameter), else from its position among all parameters that were added (in a
+            ZeroRedundancyOptimizer: among those of all processes). A number
             for all (1: conventional, 0.3: the paper's stable network). A :class:`flexkern.Field`: as it is
             for a group of one parameter, else with its stream plus the parameter's position in the group. A
             tensor, for a group of one parameter. Or a list with a number, a Field or a tensor for each
@@ -75,7 +76,8 @@ class MetaplasticSGD(RuleOptimizer):
             a :class:`flexkern.nn.SilentLinear` has its layer's field, while it still holds its values.
         flexible_vectors: also parameters of fewer than two dimensions are flexible.
         nonfinite: what a NaN or infinite gradient does: "skip" leaves the synapses that it would spoil as they
-            are, "raise" raises before any weight changes (waits for the device), "propagate" lets it through.
+            are, "raise" raises before any weight changes, on all processes that share the weights (waits for
+            the device), "propagate" lets it through.
         alpha_dtype: how ``gate="item"`` keeps alpha. torch.bfloat16 takes two bytes per weight less and, on the
             CPU, a seventh off the step's time; each step is off by at most 2**-8 of itself. It is kept so by
             float32, bfloat16 and float16 weights on the CPU that have no silent synapses; others keep float32.
@@ -97,9 +99,12 @@ class MetaplasticSGD(RuleOptimizer):
     are then; flexibilities stay. An optimizer that cannot be more than plain SGD warns once: no parameter is
     flexible; or 1,000 steps, or its end, came without a call of consolidate() although its gate needs one.
 
+    Parameters may be DTensors (fully_shard, tensor parallelism; docs/integrations.md, Optimizers on several
+    processes): each process steps its part, and state is sharded likewise.
+
     Raises:
         TypeError, ValueError: at construction and in :meth:`add_param_group`, naming the argument; nothing
-            has been changed then.
+            has been changed then. So for parameters that FullyShardedDataParallel has flattened.
     """
 
     rule = SgdRule

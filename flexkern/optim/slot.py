@@ -12,7 +12,7 @@ from flexkern.fields import Field
 from flexkern.nn.silent.layer_of_weight import SilentSynapses, silent_synapses
 from flexkern.ops.checks import LOW_PRECISION, exact_dtype
 from flexkern.ops.layers import LayerGate
-from flexkern.optim import sharded
+from flexkern.optim import agreement, sharded
 from flexkern.optim.flexibilities import Flexibility, field_of, is_never_zero, plain
 from flexkern.optim.group_options import is_auto, scale_in_force
 from flexkern.spec import RULES
@@ -176,7 +176,8 @@ class Slot:
         anchor = self._materialized(self._field_here(field))
         silent = self._silent()
         initial = anchor if silent is None else anchor.masked_fill(silent, 0.0)
-        holds = torch.equal(initial.to(p.dtype), p)
+        differs = not torch.equal(initial.to(p.dtype), p)
+        holds = not agreement.anywhere(differs, [self.param])
         if self.anchor is not None and not holds:
             raise ValueError(
                 f"anchor: the parameter of shape {tuple(self.param.shape)} does not hold the values of "
@@ -277,7 +278,7 @@ class Slot:
         moved = (self._resting(state) - self._materialized(self.anchor_here(state))).abs()
         silent = self._silent()
         if silent is None:
-            return sharded.mean(self.param, moved)
+            return agreement.mean(self.param, moved)
         return moved.sum().item() / max(silent.numel() - int(silent.sum()), 1)
 
 

@@ -1,166 +1,115 @@
-"""Two processes that train one network by torch.distributed, in each of the ways that torch has for it."""
+"""Four processes, started once, in which tests of torch.distributed run their cases one after the other.
+
+A module registers a case by ``@case(name, count)``: a function that the first ``count`` processes call, each
+with a :class:`Here`, and whose answers a test gets from :func:`answers`. ``MODULES`` lists these modules.
+"""
 
 from __future__ import annotations
 
+import importlib
 import os
-import warnings
+import re
+import traceback
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import pytest
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 import torch.multiprocessing as mp
-from torch import nn
-from torch.distributed.checkpoint.state_dict import get_state_dict
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
-from torch.distributed.optim import ZeroRedundancyOptimizer
+from filelock import FileLock
+from torch.distributed.device_mesh import DeviceMesh
 
-from helpers.nets import batches, mlp
-from helpers.optimizers import KINDS
+__all__ = ["CASES", "GROUPS", "WORLD", "Here", "answers", "case", "marks", "of_case"]
 
-__all__ = ["ITEM", "LAST", "OPTIONS", "STOP", "WAYS", "learn", "run", "whole"]
-
-WORLD = 2
-ITEM, STOP, LAST = 4, 6, 10
-DATA = batches(LAST)
-OPTIONS: dict[str, dict[str, Any]] = {
-    "item": {"scale": 20.0},
-    "step": {"scale": 20.0, "gate": "step"},
-    "auto": {"scale": "auto"},
-}
-LR = 0.05
-MORE: dict[str, dict[str, Any]] = {"SGD": {"momentum": 0.5}, "AdamW": {}}
+WORLD = 4
+PATIENCE = 60  # seconds, after which who waits for a process that has raised gives up
+GROUPS = (1, 2, 3, 4)
+MODULES = ("by_name", "optimizers", "zero", "wrappers", "checkpoints")
+CASES: dict[str, tuple[int, Callable[[Here], Any]]] = {}
+marks = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo"),
+]
 
 
-def learn(model: nn.Module, steps: Callable[[], Any], ends: Callable[[], Any], first: int, last: int) -> None:
-    """All processes see the same batch: the mean of their gradients is the gradient, to the bit."""
-    for step in range(first, last):
-        x, y = DATA[step]
-        model.zero_grad()
-        nn.functional.cross_entropy(model(x), y).backward()
-        steps()
-        if step % ITEM == ITEM - 1:
-            ends()
+class Here(NamedTuple):
+    """One of the processes of a case.
+
+    mesh: of all of them.
+    square: of four as 2 x 2, "dp" and "tp"; of others None.
+    folder: which they share.
+    """
+
+    rank: int
+    count: int
+    group: Any
+    mesh: DeviceMesh
+    square: DeviceMesh | None
+    folder: str
 
 
-def whole(tensor: Any) -> torch.Tensor:
-    tensor = tensor.detach()
-    return (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).clone()
+def case(name: str, count: int) -> Callable[[Callable[[Here], Any]], Callable[[Here], Any]]:
+    """Registers a case for the first ``count`` processes."""
+
+    def register(function: Callable[[Here], Any]) -> Callable[[Here], Any]:
+        assert name not in CASES, name
+        CASES[name] = (count, function)
+        return function
+
+    return register
 
 
-def _found(model: nn.Module, optimizers: list[Any]) -> dict[str, Any]:
-    flexibilities = [(tuple(p.shape), o.state[p]["flexibility"]) for o in optimizers for p in o.state]
-    return {
-        "weights": [whole(p) for p in model.parameters()],
-        "scales": [scale for o in optimizers for scale in o.scales()],
-        "flexibilities": flexibilities,
-    }
-
-
-def alone(kind: str, options: dict[str, Any], folder: str = "") -> dict[str, Any]:
-    """One process without any wrapper."""
-    model = mlp()
-    optimizer = KINDS[kind](model.named_parameters(), lr=LR, seed=3, **MORE[kind], **options)
-    learn(model, optimizer.step, optimizer.consolidate, 0, LAST)
-    return _found(model, [optimizer])
-
-
-def data_parallel(kind: str, options: dict[str, Any], folder: str) -> dict[str, Any]:
-    wrapped = nn.parallel.DistributedDataParallel(mlp())
-    optimizer = KINDS[kind](wrapped.named_parameters(), lr=LR, seed=3, **MORE[kind], **options)
-    learn(wrapped, optimizer.step, optimizer.consolidate, 0, LAST)
-    return _found(wrapped, [optimizer])
-
-
-def data_parallel_by_model(kind: str, options: dict[str, Any], folder: str) -> dict[str, Any]:
-    wrapped = nn.parallel.DistributedDataParallel(mlp())
-    optimizer = KINDS[kind](wrapped.parameters(), lr=LR, seed=3, model=wrapped, **MORE[kind], **options)
-    learn(wrapped, optimizer.step, optimizer.consolidate, 0, LAST)
-    return _found(wrapped, [optimizer])
-
-
-def fully_sharded(kind: str, options: dict[str, Any], folder: str) -> dict[str, Any]:
-    model = mlp()
-    mesh = init_device_mesh("cpu", (WORLD,))
-    for layer in (model[0], model[2], model):
-        fully_shard(layer, mesh=mesh)
-    optimizer = KINDS[kind](model.named_parameters(), lr=LR, seed=3, **MORE[kind], **options)
-    learn(model, optimizer.step, optimizer.consolidate, 0, STOP)
-    saved = dict(zip(("model", "optimizer"), get_state_dict(model, optimizer), strict=True))
-    dcp.save(saved, checkpoint_id=folder)
-    learn(model, optimizer.step, optimizer.consolidate, STOP, LAST)
-    return _found(model, [optimizer])
-
-
-def zero_redundancy(kind: str, options: dict[str, Any], folder: str) -> dict[str, Any]:
-    model = mlp()
-    wrapped = nn.parallel.DistributedDataParallel(model)
-    optimizer = ZeroRedundancyOptimizer(
-        model.parameters(), KINDS[kind], lr=LR, seed=3, model=model, **MORE[kind], **options
-    )
-    learn(wrapped, optimizer.step, optimizer.optim.consolidate, 0, LAST)
-    return _found(model, [optimizer.optim])
-
-
-def one_for_each(kind: str, options: dict[str, Any], folder: str = "") -> dict[str, Any]:
-    """An optimizer for each parameter, which steps as soon as its gradient is there."""
-    model = mlp()
-    optimizers = [
-        KINDS[kind]([(name, p)], lr=LR, seed=3, **MORE[kind], **options) for name, p in model.named_parameters()
-    ]
-    of = {id(o.param_groups[0]["params"][0]): o for o in optimizers}
-
-    def step(p: torch.Tensor) -> None:
-        of[id(p)].step()
-        p.grad = None
-
-    for p in model.parameters():
-        p.register_post_accumulate_grad_hook(step)
-    learn(model, lambda: None, lambda: [o.consolidate() for o in optimizers], 0, LAST)
-    return _found(model, optimizers)
-
-
-def flattened(kind: str, options: dict[str, Any], folder: str) -> dict[str, Any]:
-    """FSDP1 makes one vector of all weights."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        model = FullyShardedDataParallel(mlp(), device_id=torch.device("cpu"))
-        optimizer = KINDS[kind](model.parameters(), lr=LR, **options)
-        learn(model, optimizer.step, lambda: None, 0, LAST)
-    return {"warnings": [str(w.message) for w in caught if "flexible" in str(w.message)]}
-
-
-WAYS: dict[str, Callable[..., dict[str, Any]]] = {
-    "DDP": data_parallel,
-    "DDP, model=": data_parallel_by_model,
-    "FSDP2": fully_sharded,
-    "ZeRO": zero_redundancy,
-}
-
-
-def _rank(rank: int, folder: str) -> None:
+def _rank(rank: int, folder: str, only: str) -> None:
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=WORLD)
-    try:
-        found = {
-            (way, kind, name): function(kind, options, f"{folder}/{way}-{kind}-{name}")
-            for way, function in WAYS.items()
-            for kind in KINDS
-            for name, options in OPTIONS.items()
-            if not (way == "ZeRO" and name == "auto")  # each process would measure its own parameters' scale
-        }
-        found["flattened"] = flattened("SGD", OPTIONS["item"], folder)
-        torch.save(found, f"{folder}/rank{rank}.pt")
-        dist.barrier()
-    finally:
-        dist.destroy_process_group()
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/store",
+        rank=rank,
+        world_size=WORLD,
+        timeout=timedelta(seconds=PATIENCE),
+    )
+    for module in MODULES:
+        importlib.import_module(f"helpers.ranks_{module}")
+    meshes = {count: DeviceMesh("cpu", list(range(count))) for count in GROUPS}
+    square = DeviceMesh("cpu", [[0, 1], [2, 3]], mesh_dim_names=("dp", "tp"))
+    found: dict[str, Any] = {}
+    for name, (count, function) in CASES.items():
+        if not re.search(only, name):
+            continue
+        mesh = meshes[count]
+        torch.manual_seed(0)
+        try:
+            dist.barrier()  # some cases read what others wrote
+            if rank < count:
+                mine = square if count == WORLD else None
+                found[name] = function(Here(rank, count, mesh.get_group(), mesh, mine, folder))
+        except Exception:  # which is the answer of this case; others may wait for ever for what was not sent
+            found[name] = {"error": traceback.format_exc()}
+            break
+    torch.save(found, f"{folder}/rank{rank}.pt")
+    dist.destroy_process_group()
 
 
-def run(folder: Path) -> list[dict[Any, Any]]:
-    """What each process found."""
-    mp.spawn(_rank, args=(str(folder),), nprocs=WORLD)
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(WORLD)]
+def answers(factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
+    """The folder of the cases, and what each process answered; all modules and workers share one launch."""
+    folder = factory.getbasetemp()
+    folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "ranks"
+    folder.mkdir(exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "done").exists():
+            mp.spawn(_rank, args=(str(folder), os.environ.get("RANKS_ONLY", "")), nprocs=WORLD)
+            (folder / "done").touch()
+    return folder, [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(WORLD)]
+
+
+def of_case(found: list[dict[str, Any]], name: str) -> list[Any]:
+    """What each process of a case answered; it fails where one raised."""
+    mine = [of[name] for of in found if name in of]
+    for one in mine:
+        assert not (isinstance(one, dict) and "error" in one), one["error"]
+    assert mine, "a case before this one has failed"
+    return mine

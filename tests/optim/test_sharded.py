@@ -8,20 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
-from helpers import ranks
+from helpers import ranks, ranks_by_name
 from helpers.nets import mlp
 from helpers.optimizers import KINDS, same_bits
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo"),
-]
+pytestmark = ranks.marks
 kinds = pytest.mark.parametrize("kind", KINDS)
-options = pytest.mark.parametrize("name", ranks.OPTIONS)
+options = pytest.mark.parametrize("name", ranks_by_name.OPTIONS)
 
 
 @pytest.fixture(autouse=True)
@@ -33,24 +29,12 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("ranks")
-
-
-@pytest.fixture(scope="module")
-def found(folder: Path) -> list[dict[Any, Any]]:
-    return ranks.run(folder)
-
-
 @kinds
 @options
-@pytest.mark.parametrize("way", ranks.WAYS)
-def test_the_same_training(found: list[dict[Any, Any]], way: str, kind: str, name: str) -> None:
-    if (way, name) == ("ZeRO", "auto"):
-        pytest.skip("each process would measure the scale of its own parameters")
-    judge = ranks.alone(kind, ranks.OPTIONS[name])
-    both = [of[way, kind, name] for of in found]
+@pytest.mark.parametrize("way", ranks_by_name.WAYS)
+def test_the_same_training(found: list[dict[str, Any]], way: str, kind: str, name: str) -> None:
+    judge = ranks_by_name.alone(kind, ranks_by_name.OPTIONS[name])
+    both = ranks.of_case(found, f"{way}-{kind}-{name}")
     assert same_bits(both[0]["weights"], both[1]["weights"])
     if way != "ZeRO":  # there each process has its own parameters only
         assert all(of["flexibilities"] == judge["flexibilities"] for of in both)
@@ -71,8 +55,8 @@ def test_the_same_training(found: list[dict[Any, Any]], way: str, kind: str, nam
 @kinds
 @pytest.mark.parametrize("name", ["item", "step"])
 def test_one_optimizer_for_each_parameter(kind: str, name: str) -> None:
-    options = ranks.OPTIONS[name]
-    judge, each = ranks.alone(kind, options), ranks.one_for_each(kind, options)
+    options = ranks_by_name.OPTIONS[name]
+    judge, each = ranks_by_name.alone(kind, options), ranks_by_name.one_for_each(kind, options)
     assert each["flexibilities"] == judge["flexibilities"]
     assert same_bits(each["weights"], judge["weights"])
 
@@ -81,25 +65,19 @@ def test_one_optimizer_for_each_parameter(kind: str, name: str) -> None:
 @options
 @pytest.mark.filterwarnings("ignore::UserWarning:torch.distributed")
 def test_a_sharded_checkpoint_goes_on_in_one_process(
-    found: list[dict[Any, Any]], folder: Path, kind: str, name: str
+    launched: tuple[Path, list[dict[str, Any]]], kind: str, name: str
 ) -> None:
-    expected = found[0]["FSDP2", kind, name]["weights"]
+    folder, found = launched
+    expected = ranks.of_case(found, f"FSDP2-{kind}-{name}")[0]["weights"]
     model = mlp()
     with torch.no_grad():
         for p in model.parameters():
             p.mul_(-3.0)
     optimizer = KINDS[kind](model.named_parameters(), lr=1.0, scale=1.0)
-    given = ranks.MORE[kind] | ranks.OPTIONS[name]
+    given = ranks_by_name.MORE[kind] | ranks_by_name.OPTIONS[name]
     optimizer.param_groups[0].update(given)  # which state there is depends on them
     saved = dict(zip(("model", "optimizer"), get_state_dict(model, optimizer), strict=True))
     dcp.load(saved, checkpoint_id=folder / f"FSDP2-{kind}-{name}", no_dist=True)
     set_state_dict(model, optimizer, model_state_dict=saved["model"], optim_state_dict=saved["optimizer"])
-    ranks.learn(model, optimizer.step, optimizer.consolidate, ranks.STOP, ranks.LAST)
+    ranks_by_name.learn(model, optimizer.step, optimizer.consolidate, ranks_by_name.STOP, ranks_by_name.LAST)
     assert same_bits([p.detach() for p in model.parameters()], expected)
-
-
-def test_flattened_weights_are_noticed_once(found: list[dict[Any, Any]]) -> None:
-    for of in found:
-        assert len(of["flattened"]["warnings"]) == 1
-        assert "no flexible parameter" in of["flattened"]["warnings"][0]
-        assert "fully_shard" in of["flattened"]["warnings"][0]

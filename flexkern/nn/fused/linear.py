@@ -13,7 +13,14 @@ from torch.nn.functional import linear
 from flexkern.nn.fused.backward import FusedLinear, PendingBackward
 from flexkern.plain import flag, whole_number
 
-__all__ = ["MetaplasticLinear"]
+__all__ = ["NOT_ALONE", "MetaplasticLinear"]
+
+# What a fused step says where several processes or devices train a weight together.
+NOT_ALONE = (
+    "{}: others have gradients for the same weights, to be reduced before the step, and a fused step forms "
+    "none, so that the copies of the network would drift apart. Leave fuse_into_backward out: "
+    "optimizer.step() takes the same step; or train in one process"
+)
 
 _UNSAVED = ("_optimizer", "pending", "_narrow")
 
@@ -53,9 +60,10 @@ class MetaplasticLinear(nn.Linear):
 
     **Not possible**, and an error that says so: a weight used more than once in a graph or shared between
     layers, a parametrized weight or one with hooks, double backward, a second backward through one graph,
-    gradient clipping, a GradScaler (use bfloat16), a second optimizer for the weight. DistributedDataParallel
-    has no gradient to reduce and does not work with it. ``clip_grad_norm_`` with an infinite ``max_norm`` clips
-    nothing, and tells the norm of the gradients that exist: of biases, norms, and layers that are not fused.
+    gradient clipping, a GradScaler (use bfloat16), a second optimizer for the weight; training by several
+    processes (DistributedDataParallel, fully_shard, tensor parallelism), which has no gradient to reduce.
+    ``clip_grad_norm_`` with an infinite ``max_norm`` clips nothing, and tells the norm of the gradients that
+    exist: of biases, norms, and layers that are not fused.
 
     Args:
         in_features, out_features, bias, device, dtype: as in :class:`torch.nn.Linear`.
@@ -161,10 +169,13 @@ class MetaplasticLinear(nn.Linear):
             raise RuntimeError(f"{who}: a fused step cannot be compiled; it runs between compiled parts")
         if torch._C._are_functorch_transforms_active():
             raise RuntimeError(f"{who}: torch.func transforms cannot go through a fused step; use eval()")
+        if nn.parallel.DistributedDataParallel._active_ddp_module is not None:
+            raise RuntimeError(NOT_ALONE.format(f"{who} with fused_step inside DistributedDataParallel"))
         if not weight.is_leaf:
             raise RuntimeError(
-                f"{who}: its weight is computed (parametrized, weight or spectral norm), so a step of it would "
-                "be lost; set fused_step = False on the layer, or remove the parametrization"
+                f"{who}: its weight is computed (parametrized, weight or spectral norm, or a part of what "
+                "DataParallel or FullyShardedDataParallel has), so a step of it would be lost; set "
+                "fused_step = False on the layer, or remove the parametrization"
             )
         if weight._backward_hooks or getattr(weight, "_post_accumulate_grad_hooks", None):
             raise RuntimeError(
@@ -174,7 +185,9 @@ class MetaplasticLinear(nn.Linear):
         if not self.stepping_optimizer().owns(weight):
             raise RuntimeError(
                 f"{who}: the optimizer that it was fused with does not own its weight (any more); call "
-                "flexkern.optim.fuse_into_backward(model, optimizer) with the optimizer that does"
+                "flexkern.optim.fuse_into_backward(model, optimizer) with the optimizer that does. After "
+                "fully_shard, parallelize_module or FullyShardedDataParallel none does: leave "
+                "fuse_into_backward out there, or set fused_step = False on the layer"
             )
         device = x.device.type
         if torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) is torch.float16:
