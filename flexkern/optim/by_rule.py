@@ -14,6 +14,7 @@ from torch import Tensor
 from flexkern import ops
 from flexkern.nn.fused.stepped_grad import SteppedGrad
 from flexkern.nn.silent.layer_of_weight import SilentSynapses
+from flexkern.nn.silent.recorded import share
 from flexkern.ops import checks, linear, metaplastic, synapse
 from flexkern.ops.layers import LayerGate
 from flexkern.ops.operator import Operator
@@ -146,6 +147,9 @@ class RuleOptimizer(MetaplasticOptimizer):
             return
         # All that can refuse comes before the first weight changes.
         work = [self._batches(group, of_group) for group, of_group in zip(param_groups, slots, strict=True)]
+        # Under way while other parameters step.
+        stepped_slots = [slot for batches in work for batch in batches for slot in batch.slots]
+        share(s for s in (slot.synapses for slot in stepped_slots) if s is not None and s.may_convert())
         for group, of_group, batches in zip(param_groups, slots, work, strict=True):
             for batch in batches:
                 self._step_batch(group, batch)
