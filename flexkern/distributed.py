@@ -18,12 +18,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 __all__ = [
-    "Sums", "agree", "alone", "barrier", "gathered", "group_of", "is_lead", "part", "rank", "start_sum", "sum_",
-    "within", "world_size",
+    "Sums", "agree", "alone", "as_lead_has", "barrier", "first_row", "gathered", "group_of", "is_lead", "part",
+    "rank", "rows_from", "start_sum", "sum_", "within", "world_size",
 ]  # fmt: skip
 
 _DEFAULT: Any = object()
 _GROUP: ContextVar[Any] = ContextVar("flexkern_process_group", default=_DEFAULT)
+_FIRST_ROW: ContextVar[int] = ContextVar("flexkern_first_row", default=0)
 
 
 def group_of(given: Any = None) -> Any:
@@ -84,6 +85,22 @@ def part(count: int) -> slice:
     """This process's share of ``count`` rows: the shares follow each other, and differ by one at most."""
     n, r = world_size(), rank()
     return slice(count * r // n, count * (r + 1) // n)
+
+
+@contextmanager
+def rows_from(first: int) -> Iterator[None]:
+    """In this block samples are those from number ``first`` on of a batch that several processes share: dropout
+    draws for each what it would draw for it in the whole batch."""
+    token = _FIRST_ROW.set(first)
+    try:
+        yield
+    finally:
+        _FIRST_ROW.reset(token)
+
+
+def first_row() -> int:
+    """The number of a batch's first sample here, in the whole batch; see :func:`rows_from`."""
+    return _FIRST_ROW.get()
 
 
 class Sums(NamedTuple):
@@ -154,6 +171,15 @@ def gathered(rows: Tensor, group: Any = None) -> Tensor:
     found = [torch.empty_like(padded) for _ in range(n)]
     dist.all_gather(found, padded, group=group)
     return torch.cat([of_one[:size] for of_one, size in zip(found, sizes, strict=True)]).to(rows.dtype)
+
+
+def as_lead_has(tensors: Sequence[Tensor]) -> None:
+    """Gives all processes, in place, the tensors that the first one has; they have the same shapes there."""
+    group = group_of()
+    if group is None:
+        return
+    for tensor in tensors:
+        dist.broadcast(tensor, group=group, group_src=0)
 
 
 def agree(what: str, facts: dict[str, Any]) -> None:

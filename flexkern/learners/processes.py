@@ -9,7 +9,7 @@ import json
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,10 @@ from torch import Tensor, nn
 from flexkern.distributed import agree, gathered, part, sum_, world_size
 from flexkern.streams.base import Experience
 
-__all__ = ["add_gradients", "agree_on_evaluating", "agree_on_learning", "joined", "own_rows", "tested_here"]
+__all__ = [
+    "Share", "add_gradients", "agree_on_evaluating", "agree_on_learning", "joined", "own_rows", "own_share",
+    "share_of", "tested_here",
+]  # fmt: skip
 
 
 def agree_on_learning(learner: Any, experience: Experience, epochs: int) -> None:
@@ -85,16 +88,43 @@ def add_gradients(parameters: Iterable[nn.Parameter]) -> None:
     sum_([p.grad for p in trained if p.grad is not None])
 
 
+def own_share(inputs: Any, labels: Tensor) -> tuple[Any, Tensor]:
+    """This process's share of inputs, a tensor or a source, and of their labels."""
+    if world_size() == 1:
+        return inputs, labels
+    here = part(len(labels))
+    rows: Any = here if isinstance(inputs, Tensor) else torch.arange(here.start, here.stop)
+    return inputs[rows], labels[here]
+
+
 def tested_here(experience: Experience) -> Experience:
     """The experience with this process's share of its test inputs."""
     if world_size() == 1:
         return experience
-    labels = experience.test_labels
-    here = part(len(labels))
-    rows: Any = here
-    if not isinstance(experience.test_inputs, Tensor):
-        rows = torch.arange(here.start, here.stop)
-    return replace(experience, test_inputs=experience.test_inputs[rows], test_labels=labels[here])
+    inputs, labels = own_share(experience.test_inputs, experience.test_labels)
+    return replace(experience, test_inputs=inputs, test_labels=labels)
+
+
+class Share(NamedTuple):
+    """This process's share of a batch.
+
+    rows: that it computes on; the batch's first one where its share is empty, so that it draws as many random
+        numbers as the others.
+    first: the place of the first of them in the batch.
+    weight: of their losses' sum in the batch's mean: 0 where the share is empty.
+    """
+
+    rows: Tensor
+    first: int
+    weight: float
+
+
+def share_of(batch: Tensor) -> Share:
+    """This process's share of a batch, given its rows."""
+    here = part(len(batch))
+    if here.start == here.stop:
+        return Share(batch[:1], 0, 0.0)
+    return Share(batch[here], here.start, 1 / len(batch))
 
 
 def joined(parts: Sequence[Tensor], nothing: Tensor) -> list[Tensor]:

@@ -15,11 +15,13 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-__all__ = ["needs_gloo", "run_cases"]
+__all__ = ["FOLDER", "needs_gloo", "run_cases"]
 
 needs_gloo = pytest.mark.skipif(
     not dist.is_available() or not dist.is_gloo_available(), reason="needs torch.distributed with gloo"
 )
+FOLDER = Path()
+"""Of the processes that run now, for what their cases write."""
 _SECONDS = 60  # that a process waits for the others: one that failed is told of within that time
 
 
@@ -28,6 +30,8 @@ class Failed(str):
 
 
 def _process(rank: int, world: int, module: str, names: Sequence[str], folder: str) -> None:
+    global FOLDER
+    FOLDER = Path(folder)
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     dist.init_process_group(
@@ -52,7 +56,8 @@ def run_cases(module: str, names: Sequence[str], world: int, folder: Path) -> li
 
     A case that raised, and those after it, raise here when they are asked for.
     """
-    mp.set_forkserver_preload(["torch", "flexkern"])  # imported once for all processes
+    # Imported once for all processes; optimizers import the second one at their first step.
+    mp.set_forkserver_preload(["torch", "torch._dynamo", "flexkern.learners"])
     mp.start_processes(
         _process, (world, module, list(names), str(folder)), nprocs=world, start_method="forkserver"
     )
