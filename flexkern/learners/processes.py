@@ -78,14 +78,9 @@ def own_rows(rows: Tensor) -> Tensor:
 
 
 def add_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Adds the gradients of all processes; that of one whose share was empty counts as 0."""
-    if world_size() == 1:
-        return
-    trained = [p for p in parameters if p.requires_grad]
-    for p in trained:
-        if p.grad is None:
-            p.grad = torch.zeros_like(p)
-    sum_([p.grad for p in trained if p.grad is not None])
+    """Adds the gradients of all processes. Those without one, which no share reaches, stay without."""
+    if world_size() > 1:
+        sum_([p.grad for p in parameters if p.grad is not None])
 
 
 def own_share(inputs: Any, labels: Tensor) -> tuple[Any, Tensor]:
