@@ -24,8 +24,8 @@ from flexkern.runs.demo import run as run_demo
 from flexkern.runs.folder import claim
 from flexkern.runs.incremental.config import find_config, read_config
 from flexkern.runs.incremental.run import RESULTS
-from flexkern.runs.processes import refuse_several
 from flexkern.runs.start import check_files
+from flexkern.runs.torchrun import refuse_several
 
 app = typer.Typer(
     help="Networks that learn one thing after the other and do not forget.",

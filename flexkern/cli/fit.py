@@ -14,7 +14,7 @@ from rich.table import Table
 
 from flexkern.cli.terminal import console, counting_bar, explained, say
 from flexkern.files import check_writable, write_json
-from flexkern.runs.processes import first
+from flexkern.runs.torchrun import first
 
 __all__ = ["fit"]
 

@@ -16,8 +16,8 @@ from flexkern.runs.metaplasticity.figures import EXPERIMENTS
 from flexkern.runs.metaplasticity.protocol import protocol_for
 from flexkern.runs.metaplasticity.runner import run
 from flexkern.runs.metaplasticity.schedule import Experiment
-from flexkern.runs.processes import refuse_several
 from flexkern.runs.start import check_files
+from flexkern.runs.torchrun import refuse_several
 
 __all__ = ["add_to"]
 

@@ -18,8 +18,8 @@ from flexkern.runs.incremental.config import shipped as shipped_configurations
 from flexkern.runs.incremental.config.file_schema import file_schema
 from flexkern.runs.incremental.config.method_options import family_of
 from flexkern.runs.incremental.journal import checkpoint_path
-from flexkern.runs.processes import first
 from flexkern.runs.start import check_files
+from flexkern.runs.torchrun import first
 
 app = typer.Typer(help="Runs an experiment.", no_args_is_help=True)
 

@@ -26,8 +26,8 @@ from rich.progress import (
 from rich.table import Table
 
 from flexkern.runs.folder import FolderInUseError
-from flexkern.runs.processes import said, where
 from flexkern.runs.start import path_given
+from flexkern.runs.torchrun import said, where
 
 __all__ = [
     "ACCEPTS",

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from flexkern.files import check_writable
-from flexkern.runs.processes import local_device
+from flexkern.runs.torchrun import local_device
 
 __all__ = ["check_files", "path_given", "usable_device"]
 

@@ -27,8 +27,8 @@ from flexkern.runs.fitting.fit_config import BEST_METHOD, FitConfig, read_size
 from flexkern.runs.fitting.tasks import at_a_time, read_tasks
 from flexkern.runs.folder import claim_file
 from flexkern.runs.incremental.journal import differences
-from flexkern.runs.processes import lead_only, processes
 from flexkern.runs.start import path_given, usable_device
+from flexkern.runs.torchrun import lead_only, processes
 from flexkern.streams.base import Experience
 from flexkern.streams.by_tasks import by_tasks, numbers_of
 from flexkern.streams.image_source import identity_of

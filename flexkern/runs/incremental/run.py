@@ -24,9 +24,9 @@ from flexkern.runs.incremental.journal import Journal
 from flexkern.runs.incremental.making import Learners, Making
 from flexkern.runs.incremental.measures import Measures
 from flexkern.runs.incremental.summary import number, summarise
-from flexkern.runs.processes import alike, lead_only, processes
 from flexkern.runs.provenance import decides_bits
 from flexkern.runs.start import usable_device
+from flexkern.runs.torchrun import alike, lead_only, processes
 from flexkern.streams import OnlineStream, Stream
 from flexkern.streams.online import Parts
 
