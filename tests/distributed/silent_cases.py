@@ -186,6 +186,19 @@ def fused() -> str:
     return message(lambda: model(batch(0)[0]))
 
 
+def sharded() -> str:
+    """By fully_shard, whose optimizer has parameters that no forward pass sees."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    model = network(threshold=0.02)
+    fully_shard(model, mesh=init_device_mesh("cpu", (world_size(),)))
+    stepping = by_sgd(model)
+    x, y = batch(0)
+    nn.functional.cross_entropy(model(x), y).backward()
+    return message(stepping.step)
+
+
 def joined() -> str:
     wrapped = nn.parallel.DistributedDataParallel(network())
 
@@ -237,5 +250,5 @@ ON_FOUR = [
     *(name for name in TRAINED if "split" in name or "adaptive, prune 0.01" in name),
     "by hand, one is empty",
 ]
-REFUSED = {"other seeds": other_seeds, "fused": fused, "joined": joined}
+REFUSED = {"other seeds": other_seeds, "fused": fused, "joined": joined, "sharded": sharded}
 CASES: dict[str, Callable[[], Any]] = {**TRAINED, "alone": trained_alone, "halves": in_halves, **REFUSED}
