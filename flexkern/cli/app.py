@@ -25,6 +25,7 @@ from flexkern.runs.folder import claim
 from flexkern.runs.incremental.config import find_config, read_config
 from flexkern.runs.incremental.run import RESULTS
 from flexkern.runs.start import check_files
+from flexkern.runs.torchrun import refuse_several
 
 app = typer.Typer(
     help="Networks that learn one thing after the other and do not forget.",
@@ -91,6 +92,8 @@ def demo(
         lr=lr,
         scale=_scale(scale),
     )
+    with explained("flexkern demo"):
+        refuse_several("flexkern demo")
     with explained("flexkern demo"), claim(out):
         refuse_others(out)
         check_files(out, "results.json", "memory.png", "awakening.png")

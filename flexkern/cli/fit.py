@@ -14,6 +14,7 @@ from rich.table import Table
 
 from flexkern.cli.terminal import console, counting_bar, explained, say
 from flexkern.files import check_writable, write_json
+from flexkern.runs.torchrun import first
 
 __all__ = ["fit"]
 
@@ -112,6 +113,7 @@ def fit(
             size=size, image_size=image_size, normalize=normalize, test_share=test_share, seed=seed,
             broken=broken, background=colour, device=device, workers=workers,
         )  # fmt: skip
+        json_file = json_file if first() else None
         if json_file is not None:
             check_writable(json_file, folders=True)  # now, and not after the training
         record = _show(config, restart=restart)

@@ -17,6 +17,7 @@ from flexkern.runs.metaplasticity.protocol import protocol_for
 from flexkern.runs.metaplasticity.runner import run
 from flexkern.runs.metaplasticity.schedule import Experiment
 from flexkern.runs.start import check_files
+from flexkern.runs.torchrun import refuse_several
 
 __all__ = ["add_to"]
 
@@ -88,6 +89,7 @@ def _command(experiment: type[Any]) -> Callable[..., None]:
         running = {name: given.pop(name) for name in _RUNNING}
         options = {name: given.pop(name) for name in own}
         with explained(experiment.command(), stopped="stopped; the same command goes on where it was"):
+            refuse_several(experiment.command())
             chosen = {k: _value(k, v, own[k].default) for k, v in options.items() if v is not None}
             show(experiment(**chosen), given, **running)
 

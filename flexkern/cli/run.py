@@ -19,6 +19,7 @@ from flexkern.runs.incremental.config.file_schema import file_schema
 from flexkern.runs.incremental.config.method_options import family_of
 from flexkern.runs.incremental.journal import checkpoint_path
 from flexkern.runs.start import check_files
+from flexkern.runs.torchrun import first
 
 app = typer.Typer(help="Runs an experiment.", no_args_is_help=True)
 
@@ -107,7 +108,8 @@ def show(
     from flexkern.runs.incremental import pictures, tables
     from flexkern.runs.incremental.run import RESULTS, Event, run
 
-    check_files(config.folder, *RESULTS)
+    if first():
+        check_files(config.folder, *RESULTS)
     with counting_bar() as bar:
         whole = bar.add_task("reading images", total=None)
         task = bar.add_task("", total=None, visible=False)
@@ -142,6 +144,8 @@ def show(
             observe=observe,
         )
         bar.update(task, visible=False)
+    if not first():
+        return results
     folder = config.folder
     pictures.draw(results, folder / "picture.png")
     console.print(tables.method_table(config, results))

@@ -27,6 +27,7 @@ from rich.table import Table
 
 from flexkern.runs.folder import FolderInUseError
 from flexkern.runs.start import path_given
+from flexkern.runs.torchrun import said, where
 
 __all__ = [
     "ACCEPTS",
@@ -115,7 +116,7 @@ def counting_bar() -> Progress:
 def progress_bar(*columns: ProgressColumn) -> Progress:
     """A bar with its description before it; nothing where there is no terminal: see :func:`say`."""
     bar = TextColumn("{task.description}"), BarColumn()
-    return Progress(*bar, *columns, console=console, disable=not console.is_terminal)
+    return Progress(*bar, *columns, console=console, disable=console.quiet or not console.is_terminal)
 
 
 def say(what: str) -> None:
@@ -138,7 +139,7 @@ def explained(command: str, *, stopped: str | None = None) -> Iterator[None]:
             to others.
     """
     try:
-        with _terminable(stopped is not None):
+        with _terminable(stopped is not None), _only_the_first_speaks():
             yield
     except FolderInUseError as error:
         _refuse(command, str(error))
@@ -160,13 +161,26 @@ def explained(command: str, *, stopped: str | None = None) -> Iterator[None]:
         raise typer.Exit(code) from None
 
 
+@contextmanager
+def _only_the_first_speaks() -> Iterator[None]:
+    """Of the processes that ``torchrun`` has started, one tells of progress and results."""
+    quiet = console.quiet
+    console.quiet = quiet or os.environ.get("RANK", "0") != "0"
+    try:
+        yield
+    finally:
+        console.quiet = quiet
+
+
 def _refuse(command: str, why: str) -> None:
-    """One line, in a pipe too: a terminal wraps it by itself."""
-    errors.print(f"{command}: {why}", style="red", markup=False, highlight=False, soft_wrap=True)
+    """One line, in a pipe too: a terminal wraps it by itself. Of several processes it says which one."""
+    errors.print(f"{command}{where()}: {why}", style="red", markup=False, highlight=False, soft_wrap=True)
 
 
 def _words(error: Exception) -> str:
     """Without the number of a system's error, which says nothing to who reads it."""
+    if said() > 1 and "onnection" in str(error):  # gloo's and NCCL's words for it
+        return f"another process has ended; given again, the same command goes on from the last epoch ({error})"
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{error.strerror}: {os.fspath(error.filename)!r}"
     return str(error)

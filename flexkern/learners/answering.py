@@ -16,6 +16,7 @@ from torch import Tensor
 from flexkern.learners.answers import Answer, answers
 from flexkern.learners.given import are_pictures, pictures_given
 from flexkern.learners.judged import Judged
+from flexkern.learners.processes import agree_on_evaluating, tested_here
 from flexkern.learners.progress import Watch, check_watch, tell, watched
 from flexkern.metrics import Evaluation
 from flexkern.nn.gates.checks import check_true_task
@@ -231,6 +232,9 @@ class Answering(ABC):
         ``report`` then has what else is worth telling: ``seconds_per_image`` (of one input), and what the
         method counts.
 
+        On several processes (docs/scaling.md) all call it with the same stream; each answers about its share of
+        the test inputs, and all have the whole evaluation.
+
         Args:
             stream: at least one experience, each with at least one test input: without one it has no accuracy.
             top: among how many of the likeliest classes an answer of ``top_accuracies`` is right, from 1 on.
@@ -240,19 +244,23 @@ class Answering(ABC):
         Raises:
             TypeError, ValueError: naming the experience that has no test inputs or does not fit.
             NotLearnedError: as :meth:`logits`.
+            RuntimeError: if processes that evaluate together do not have the same learner and stream.
         """
         top = whole_number(top, "top")
         self._check_stream(stream)
         check_watch(watch)
+        agree_on_evaluating(self, stream)
         start, inputs = time.perf_counter(), 0
         shares: list[tuple[float, float, float]] = []
         classes, total = self._count_classes(stream), sum(len(e.test_labels) for e in stream)
         confusion = np.zeros((classes, classes), dtype=np.int64)
         with torch.no_grad(), self._counting() as report:
             for experience in stream:
-                judged = Judged(experience.test_labels, top)
+                judged, here = Judged(experience.test_labels, top), tested_here(experience)
                 with watched(watch, item=self.items_learned, before=inputs, total=total):
-                    self._test(experience, judged)
+                    if len(here.test_labels):
+                        self._test(here, judged)
+                judged.join(self.device)
                 shares.append(judged.shares())
                 confusion += judged.confusion(classes)
                 inputs += len(experience.test_labels)

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 
 import flexkern.version
+from flexkern.distributed import is_lead
 from flexkern.files import check_writable
 from flexkern.learners import checkpoint, restore, schema
 from flexkern.learners.answering import Answering
 from flexkern.learners.answers import check_names, joined_names, names_of
 from flexkern.learners.kept_bytes import bytes_kept
+from flexkern.learners.processes import agree_on_learning
 from flexkern.learners.progress import Progress, Watch, check_watch, watched
 from flexkern.learners.representation import representation
 from flexkern.nn.undo import Undo
@@ -114,6 +116,13 @@ class Learner(Answering):
     def _modules(self) -> nn.Module:
         """All modules that learning changes; their state loads into a fresh learner that has resumed."""
 
+    def _why_alone(self) -> str | None:
+        """Why this learner cannot learn on several processes, and what to do; None: it can.
+
+        One that can takes its share of each batch, adds gradients, and lets all have all features.
+        """
+        return "its method does not say how several processes would learn one thing; use one process"
+
     def _written_at_end(self) -> nn.Module:
         """The modules into whose tensors an item's end writes: they are copied while it runs.
 
@@ -204,6 +213,10 @@ class Learner(Answering):
         stay, and the same call again begins that epoch anew from there: a sound learner, but not that of a run
         without the stop. Load the last checkpoint for that one.
 
+        **Several processes** (docs/scaling.md) all call it with the same experience: each takes its share of
+        each batch, and all have the learner that a single process has, up to rounding. ``progress`` and
+        ``watch`` are called on all of them.
+
         Args:
             experience: a learner with a multi-layer perceptron takes inputs of its shape, floating-point and
                 finite, or uint8, with any labels among the classes of the stream; one with a vision transformer
@@ -220,7 +233,8 @@ class Learner(Answering):
             TypeError, ValueError: if the experience does not fit (sizes, values, too few inputs for what the
                 method makes of them), a class has another class's name, or another one was begun and not ended.
                 Nothing has been changed then.
-            RuntimeError: inside of ``torch.inference_mode()``, where nothing can be learned.
+            RuntimeError: inside of ``torch.inference_mode()``, where nothing can be learned; if processes that
+                learn together do not have the same learner and experience, or the method cannot do it.
         """
         _check_kind(experience)
         if progress is not None and not callable(progress):
@@ -230,6 +244,7 @@ class Learner(Answering):
         _refuse_inference_mode()
         self._check(experience)
         check_names(self._names, self._names_of(experience), "experience")
+        agree_on_learning(self, experience, epochs)
         # An autocast of the caller's would change the bits; a method that has one says so in its options.
         with torch.autocast(self.device.type, enabled=False):
             self._learn(experience, epochs, progress, watch)
@@ -335,7 +350,8 @@ class Learner(Answering):
 
         The file appears whole or not at all (:func:`flexkern.files.replace_file`). It holds tensors, JSON, and
         sums of both; reading it executes nothing. Of a backbone that was given by its name, or as a folder, it
-        has that name, or where the folder is.
+        has that name, or where the folder is. Of several processes that learn together the first one writes,
+        and the others do nothing: all of them may call it, and any number of processes may load it.
 
         Args:
             path: of the file.
@@ -345,6 +361,8 @@ class Learner(Answering):
         Raises:
             OSError: naming the path, if it cannot be written.
         """
+        if not is_lead():
+            return
         check_writable(path)
         state, optimizer = self._modules().state_dict(), self._optimizer()
         tensors = {f"model.{name}": value for name, value in state.items() if isinstance(value, Tensor)}

@@ -1,4 +1,4 @@
-"""Logits held against the true labels, batch by batch."""
+"""Logits held against the true labels, batch by batch; on several processes each has its share of them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from flexkern.distributed import part as share_of
+from flexkern.learners.processes import joined
 from flexkern.metrics import confusion_matrix
 
 __all__ = ["Judged"]
@@ -27,7 +29,7 @@ class Judged:
     def __init__(self, labels: Tensor, top: int) -> None:
         self.labels, self.top = labels, top
         self._own = labels.unique()
-        self._done = 0
+        self._done = share_of(len(labels)).start
         self._answers: list[Tensor] = []
         self._right_among_own: list[Tensor] = []
         self._among_top: list[Tensor] = []
@@ -41,6 +43,13 @@ class Judged:
             self._right_among_own.append(self._answered_among_own(part) == truth)
             self._among_top.append(_place(part, truth) < self.top)
 
+    def join(self, device: torch.device) -> None:
+        """All logits were given, of each process's share of the inputs: now each process has all of them."""
+        flags = torch.zeros(0, dtype=torch.bool, device=device)
+        self._answers = joined(self._answers, flags.long())
+        self._right_among_own = joined(self._right_among_own, flags)
+        self._among_top = joined(self._among_top, flags)
+
     def _answered_among_own(self, logits: Tensor) -> Tensor:
         own = self._own[self._own < logits.shape[1]].to(logits.device)
         if not len(own):
@@ -50,7 +59,7 @@ class Judged:
 
     def shares(self) -> tuple[float, float, float]:
         """Of right answers; of right ones among the classes that the labels have; among the ``top``."""
-        found = (self._found() == self._truth(), *map(_joined, (self._right_among_own, self._among_top)))
+        found = (self._found() == self._truth(), *map(_array, (self._right_among_own, self._among_top)))
         accuracy, masked, among_top = (float(right.mean()) for right in found)
         return accuracy, masked, among_top
 
@@ -62,10 +71,10 @@ class Judged:
         return self.labels.numpy(force=True)
 
     def _found(self) -> NDArray[np.int64]:
-        return _joined(self._answers)
+        return _array(self._answers)
 
 
-def _joined(parts: list[Tensor]) -> NDArray[Any]:
+def _array(parts: list[Tensor]) -> NDArray[Any]:
     return torch.cat(parts).numpy(force=True)
 
 

@@ -16,6 +16,7 @@ from flexkern.nn.not_learned import NotLearnedError
 from flexkern.nn.silent.adaptive_threshold import AdaptiveThreshold
 from flexkern.nn.silent.insertion import Insertion
 from flexkern.nn.silent.linear import SilentLinear
+from flexkern.nn.together import learning_together
 
 __all__ = [
     "AdaptedModel",
@@ -36,4 +37,5 @@ __all__ = [
     "SilentLinear",
     "SynapseGate",
     "attach_adapters",
+    "learning_together",
 ]

@@ -52,6 +52,7 @@ class FeatureStatistics(GrowingState):
     count: Tensor
     sum: Tensor
     outer: Tensor
+    adds_up = ("count", "sum", "outer")
     _SIZES: ClassVar = {"count": ("C",), "sum": ("C", "width"), "outer": ("width", "width")}
 
     def __init__(

@@ -9,6 +9,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from flexkern.distributed import sum_
+
 __all__ = ["GrowingState", "check_features", "check_finite", "check_labels", "seeded"]
 
 
@@ -22,6 +24,16 @@ class GrowingState(nn.Module):
 
     _SIZES: ClassVar[dict[str, tuple[str, ...]]] = {}
     """Sizes of the buffers of a state: numbers, names of attributes, or a capital for one that several have."""
+
+    adds_up: ClassVar[tuple[str, ...]] = ()
+    """The buffers that are sums over samples: :func:`flexkern.nn.learning_together` adds them up."""
+
+    def _grow(self, classes: int) -> None:
+        """Makes room for so many classes."""
+
+    def _add_up(self, group: Any) -> None:
+        """Adds the sums of all processes of a group, which have learned apart; all know all classes."""
+        sum_([buffer for name in self.adds_up if (buffer := self._buffers[name]) is not None], group)
 
     def _check_state(self, state: dict[str, Tensor]) -> None:
         """Raises ValueError if these buffers, by name, cannot be the state of this object."""

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from flexkern import ops
 from flexkern.nn.fused.stepped_grad import SteppedGrad
-from flexkern.nn.silent.layer_of_weight import SilentSynapses
+from flexkern.nn.silent.layer_of_weight import SilentSynapses, any_silent
+from flexkern.nn.silent.recorded import share
 from flexkern.ops import checks, linear, metaplastic, synapse
 from flexkern.ops.layers import LayerGate
 from flexkern.ops.operator import Operator
@@ -151,6 +152,9 @@ class RuleOptimizer(MetaplasticOptimizer):
             return
         # All that can refuse comes before the first weight changes.
         work = [self._batches(group, of_group) for group, of_group in zip(param_groups, slots, strict=True)]
+        if any_silent():  # what they have recorded is added up while other parameters step
+            synapses = [slot.synapses for batches in work for batch in batches for slot in batch.slots]
+            share(s for s in synapses if s is not None and s.may_convert())
         for group, of_group, batches in zip(param_groups, slots, work, strict=True):
             for batch in batches:
                 self._step_batch(group, batch)

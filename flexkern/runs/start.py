@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from flexkern.files import check_writable
+from flexkern.runs.torchrun import local_device
 
 __all__ = ["check_files", "path_given", "usable_device"]
 
@@ -43,11 +44,13 @@ def usable_device(name: str, *, auto: bool = False) -> torch.device:
 
     Args:
         name: as torch has it.
-        auto: whether "auto" is one too: the GPU, where there is one.
+        auto: whether "auto" is one too: the GPU, where there is one. Of the processes that ``torchrun`` has
+            started each has its own, by "auto" and "cuda".
 
     Raises:
         ValueError: if there is none of that name, or torch finds it not.
     """
+    name = local_device(name)
     if auto and name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     allowed = "auto, cpu, cuda" if auto else "cpu, cuda"

@@ -74,6 +74,7 @@ def random_resized_crop(
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
     flip: float = 0.5,
     generator: Generator | None = None,
+    within: tuple[int, int] | None = None,
 ) -> Tensor:
     """A random box of each image, resized to ``size`` x ``size``, and mirrored with probability ``flip``.
 
@@ -88,6 +89,8 @@ def random_resized_crop(
         flip: probability of mirroring left to right; 0 for images whose sides have a meaning, as digits have.
         generator: of the random numbers, on the CPU, so that every device takes the same boxes. Default:
             torch's global one.
+        within: (first, count): the images are those from number ``first`` on of a batch of ``count``, and get
+            the boxes that they would get there; None: they are the batch.
 
     Returns:
         float [n, channels, size, size], on the device of ``images``.
@@ -104,10 +107,14 @@ def random_resized_crop(
         raise ValueError(f"ratio must be a range of positive numbers, got {ratio}")
     if not 0 <= flip <= 1:
         raise ValueError(f"flip must be a probability in [0, 1], got {flip}")
-    if not len(images):
-        return images.new_empty((0, images.shape[1], size, size))
     n, _, height, width = images.shape
-    area, shape, x, y, mirrored = torch.rand((5, n), generator=generator, dtype=torch.float32)
+    first, count = (0, n) if within is None else within
+    if not 0 <= first <= first + n <= count:
+        raise ValueError(f"within must be (first, count) of a batch that has these {n} images, got {within}")
+    drawn = torch.rand((5, count), generator=generator, dtype=torch.float32) if count else torch.zeros((5, 0))
+    if not n:
+        return images.new_empty((0, images.shape[1], size, size))
+    area, shape, x, y, mirrored = drawn[:, first : first + n]
     area = scale[0] + area * (scale[1] - scale[0])
     shape = torch.exp(math.log(ratio[0]) + shape * math.log(ratio[1] / ratio[0])) * (height / width)
     box_width, box_height = (area * shape).sqrt().clamp(max=1), (area / shape).sqrt().clamp(max=1)

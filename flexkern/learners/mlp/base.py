@@ -13,16 +13,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from flexkern.distributed import sum_, world_size
 from flexkern.features import FeatureCache, extract_from, fingerprint
 from flexkern.learners.base import Item, Learner
 from flexkern.learners.mlp.cuda_graph import Step, check_cuda_graph, graphed_steps
-from flexkern.learners.mlp.inputs import check_cache, check_inputs, is_finite
+from flexkern.learners.mlp.extracting import features_together
+from flexkern.learners.mlp.inputs import check_cache, check_inputs, grey, is_finite, size_of_pictures
 from flexkern.learners.mlp.network import build
 from flexkern.learners.mlp.output_gate import OUTPUT_GATES, class_gates, gated
 from flexkern.learners.mlp.rows import Rows, read, rows_of
+from flexkern.learners.processes import add_gradients, own_rows
 from flexkern.learners.progress import tell
 from flexkern.learners.scenarios import SCENARIOS
-from flexkern.ops.checks import exact_dtype
 from flexkern.ops.choices import PRECISIONS
 from flexkern.optim import MetaplasticSGD
 from flexkern.plain import choice, number, sizes, whole_number
@@ -178,6 +180,11 @@ class MLPLearner(Learner):
         What it does is undone if it or what follows raises: see ``_written_at_end``.
         """
 
+    def _why_alone(self) -> str | None:
+        if self._cuda_graph:
+            return "a CUDA graph would have to hold the sums over them; pass cuda_graph=False"
+        return None
+
     # ------------------------------------------------------------------ learning
 
     def _check(self, experience: Experience) -> None:
@@ -240,21 +247,38 @@ class MLPLearner(Learner):
 
     def _epoch(self, inputs: Tensor | Rows, labels: Tensor, order: Tensor, take_step: Step) -> float:
         total = torch.zeros((), dtype=torch.float32, device=self.device)
-        rows = order.split(self.batch_size)
-        with contextlib.closing(read(inputs, rows)) as taken:  # whatever raises, no process goes on decoding
+        rows, together = order.split(self.batch_size), world_size() > 1
+        # Of several processes each reads its share of a batch only, unless a method makes another batch of it.
+        shares = together and type(self)._batch is MLPLearner._batch
+        wanted = [own_rows(batch) for batch in rows] if shares else rows
+        with contextlib.closing(read(inputs, wanted)) as taken:  # whatever raises, nothing goes on decoding
             for step, (batch, x) in enumerate(zip(rows, taken, strict=True)):
-                x, y = self._batch(x, labels[batch], step)
-                total += take_step(x, y) * len(batch)
+                if shares:
+                    loss = take_step(x, labels[own_rows(batch)], count=len(batch))
+                else:
+                    x, y = self._batch(x, labels[batch], step)
+                    own = {"count": len(y)} if together else {}
+                    loss = take_step(own_rows(x), own_rows(y), **own)
+                total += loss * len(batch)
                 tell("training", min((step + 1) * self.batch_size, len(labels)), len(labels))
+        sum_([total])
         return total.item() / len(labels)
 
-    def _take_step(self, x: Tensor, y: Tensor, gates: Tensor | None = None) -> Tensor:
-        """One step of training on a batch; the mean loss before it. Nothing in it waits for the device."""
+    def _take_step(self, x: Tensor, y: Tensor, gates: Tensor | None = None, count: int | None = None) -> Tensor:
+        """One step of training on a batch; the mean loss before it. Nothing in it waits for the device.
+
+        ``count``: of several processes each has some of so many inputs, and its share of the mean.
+        """
         assert self.optimizer is not None
         self.optimizer.zero_grad()
         logits = self._forward(x)
-        loss = nn.functional.cross_entropy(logits if gates is None else gated(logits, gates), y)
+        logits = logits if gates is None else gated(logits, gates)
+        if count is None:
+            loss = nn.functional.cross_entropy(logits, y)
+        else:
+            loss = nn.functional.cross_entropy(logits, y, reduction="sum") / count
         loss.backward()
+        add_gradients(self.model.parameters())
         self._before_step()
         self.optimizer.step()
         self._after_step()
@@ -268,21 +292,6 @@ class MLPLearner(Learner):
     def _rng(self, what: int, epoch: int = 0, step: int = 0) -> np.random.Generator:
         """Of another random choice: these, seed and item decide it."""
         return np.random.default_rng([self.seed, self.items_learned, epoch, step, what])
-
-    def _zeros(self) -> list[Tensor]:
-        """A tensor of zeros for each parameter, float32."""
-        return [torch.zeros_like(p, dtype=exact_dtype(p)) for p in self.model.parameters()]
-
-    def _exact(self) -> list[Tensor]:
-        """The parameters, float32: of bfloat16 ones the masters. Not to be written to."""
-        if self._dtype is torch.float32:  # each step of a penalty asks, and the optimizer looks for each
-            return [p.detach() for p in self.model.parameters()]
-        assert self.optimizer is not None
-        return [self.optimizer.exact(p) for p in self.model.parameters()]
-
-    def _copies(self) -> list[Tensor]:
-        """The parameters as they are, float32."""
-        return [p.clone() for p in self._exact()]
 
     # ------------------------------------------------------------------ answering
 
@@ -358,25 +367,18 @@ class MLPLearner(Learner):
         return self.classes
 
     def _size_of_pictures(self) -> int | None:
-        """That of the inputs, where they are square images of one or three channels, taken as bytes."""
-        *channels, height, width = (0, *self.input_shape)[-3:]
-        if len(self.input_shape) not in (2, 3) or height != width or channels[0] not in (0, 1, 3):
-            return None
-        if self.items_learned and self.decoded_size is None:
+        size = size_of_pictures(self.input_shape)
+        if size is not None and self.items_learned and self.decoded_size is None:
             raise TypeError(
                 f"x must be a tensor: {type(self).__name__} learned floating-point inputs, and files and "
                 "pictures are bytes, 0 ... 255"
             )
-        return width
+        return size
 
     def _of_pictures(self, pictures: ImageSource) -> Any:
         if self.input_shape[0] == 3 and len(self.input_shape) == 3:
             return pictures.tensor()
-        red, green, blue = pictures.tensor().to(torch.int32).unbind(1)
-        grey = (
-            red * 299 + green * 587 + blue * 114 + 500
-        ) // 1000  # brightness, as Pillow takes it (ITU-R 601)
-        return grey.to(torch.uint8).view(-1, *self.input_shape)
+        return grey(pictures.tensor()).view(-1, *self.input_shape)
 
     def _ended(self, experience: Experience) -> None:
         super()._ended(experience)
@@ -409,9 +411,8 @@ class MLPLearner(Learner):
                 tell("taking in" if training else "answering", done, total)
 
         cache = self.features_cache if kept else None
-        return extract_from(
-            self.features, inputs, device=self.device, cache=cache, name=name, progress=progress
-        )
+        take = features_together if training else extract_from
+        return take(self.features, inputs, device=self.device, cache=cache, name=name, progress=progress)
 
     # ------------------------------------------------------------------ files
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flexkern.distributed import part
 from flexkern.learners.mlp.base import MLPLearner
 from flexkern.learners.mlp.rows import Rows, read
 from flexkern.learners.progress import tell
@@ -16,6 +17,7 @@ from flexkern.learners.registry import register_method
 from flexkern.nn.feature_statistics import checked_shrinkage
 from flexkern.nn.heads.discriminant import PRIORS, SHRINKAGES, LDAHead
 from flexkern.nn.heads.ridge import RidgeHead, checked_ridge
+from flexkern.nn.together import learning_together
 from flexkern.plain import choice, flag, whole_number
 from flexkern.streams.base import Experience
 from flexkern.streams.image_source import ImageSource
@@ -54,14 +56,16 @@ class ClosedFormMLP(MLPLearner):
         return sum(buffer.numel() for buffer in self.head.buffers())
 
     def _after_item(self, inputs: Tensor | Rows, labels: Tensor) -> None:
-        parts = [slice(i, i + RidgeHead.rows_at_once) for i in range(0, len(labels), RidgeHead.rows_at_once)]
-        with closing(read(inputs, parts)) as taken:
-            for part, x in zip(parts, taken, strict=True):
+        # Of several processes each takes its share in, and the sums are added.
+        each, here = RidgeHead.rows_at_once, part(len(labels))
+        parts = [slice(i, min(i + each, here.stop)) for i in range(here.start, here.stop, each)]
+        with learning_together(self.head), closing(read(inputs, parts)) as taken:
+            for rows, x in zip(parts, taken, strict=True):
                 try:
-                    self.head.update(x, labels[part])
+                    self.head.update(x, labels[rows])
                 except ValueError as error:
                     raise ValueError(f"experience: its features cannot be learned: {error}") from error
-                tell("taking in", part.start + len(x), len(labels))
+                tell("taking in", rows.stop, len(labels))
         self.head.check_solvable()  # what gives no answers is not learned
 
     def _answer(self, x: Tensor) -> Tensor:

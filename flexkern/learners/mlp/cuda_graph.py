@@ -24,8 +24,9 @@ __all__ = [
     "graphed_steps",
 ]
 
-# A step takes inputs [n, features] and labels int64 [n], and returns the mean loss, a scalar tensor.
-Step = Callable[[Tensor, Tensor], Tensor]
+# A step takes inputs [n, features] and labels int64 [n] (and, of several processes, how many inputs all have
+# together), and returns the mean loss, a scalar tensor.
+Step = Callable[..., Tensor]
 # Steps that run without a graph before one is recorded. The first of an item makes tensors that stay (alpha,
 # momentum) and compiles kernels, neither of which can be recorded; the second finds all as it will be.
 WARM_UP = 2

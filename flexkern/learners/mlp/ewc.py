@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flexkern.distributed import rank, sum_, world_size
 from flexkern.learners.mlp.fisher import diagonal_fisher
 from flexkern.learners.mlp.penalty import QuadraticPenalty
 from flexkern.learners.mlp.rows import Rows, read
@@ -72,11 +73,14 @@ class EWC(QuadraticPenalty):
         # Drawn on the CPU, so that one seed gives the same numbers on every device.
         draws = torch.from_numpy(rng.random(count)).to(self.device)
         fisher = self._zeros()
-        parts = chosen.split(self.batch_size)
-        for x, u in zip(read(inputs, parts), draws.split(self.batch_size), strict=True):
+        # Of several processes each takes every n-th batch.
+        mine = slice(rank(), None, world_size())
+        parts, of_parts = chosen.split(self.batch_size)[mine], draws.split(self.batch_size)[mine]
+        for x, u in zip(read(inputs, parts), of_parts, strict=True):
             part = diagonal_fisher(self.model, x, u)
             for total, mean in zip(fisher, part, strict=True):
                 total.add_(mean, alpha=len(x) / count)
+        sum_(fisher)
         decay = self._configuration["decay"]
         self._importance = [decay * old + new for old, new in zip(self._importance, fisher, strict=True)]
         self._anchors = self._copies()

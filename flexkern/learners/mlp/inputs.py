@@ -13,7 +13,7 @@ from flexkern.features import FeatureCache
 from flexkern.spec.argument import shown
 from flexkern.streams.image_source import ImageSource
 
-__all__ = ["check_cache", "check_inputs", "is_finite"]
+__all__ = ["check_cache", "check_inputs", "grey", "is_finite", "size_of_pictures"]
 
 _LARGEST = torch.finfo(torch.float32).max
 
@@ -69,3 +69,17 @@ def check_cache(cache: Any, features: nn.Module | None) -> FeatureCache | None:
     if features is None:
         raise ValueError("features_cache must be None without features: there is nothing to keep")
     return cache if isinstance(cache, FeatureCache) else FeatureCache(cache)
+
+
+def size_of_pictures(input_shape: Sequence[int]) -> int | None:
+    """That of the inputs, where they are square images of one or three channels, taken as bytes."""
+    *channels, height, width = (0, *input_shape)[-3:]
+    if len(input_shape) not in (2, 3) or height != width or channels[0] not in (0, 1, 3):
+        return None
+    return width
+
+
+def grey(pictures: Tensor) -> Tensor:
+    """uint8 [n, 3, h, w] to uint8 [n, h, w]: brightness, as Pillow takes it (ITU-R 601)."""
+    red, green, blue = pictures.to(torch.int32).unbind(1)
+    return ((red * 299 + green * 587 + blue * 114 + 500) // 1000).to(torch.uint8)

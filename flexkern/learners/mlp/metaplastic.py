@@ -151,6 +151,11 @@ class MetaplasticMLP(MLPLearner):
             fuse_into_backward(model, optimizer)
         return model, optimizer
 
+    def _why_alone(self) -> str | None:
+        if self._fused_step:
+            return "a fused step has no gradient that could be added up; pass fused_step=False"
+        return super()._why_alone()
+
     def _end(self, inputs: Tensor | Rows, labels: Tensor) -> None:
         if len(labels) < FEW and self.optimizer.measures_scale():
             steps = max(FirstItem(*group["first_item"]).steps for group in self.optimizer.param_groups)

@@ -68,6 +68,21 @@ class QuadraticPenalty(MLPLearner):
             # A new tensor: SI reads the gradient without the penalty after the step.
             p.grad = torch.addcmul(p.grad, stiffness, exact - anchor).to(p.dtype)
 
+    def _zeros(self) -> list[Tensor]:
+        """A tensor of zeros for each parameter, float32."""
+        return [torch.zeros_like(p, dtype=exact_dtype(p)) for p in self.model.parameters()]
+
+    def _exact(self) -> list[Tensor]:
+        """The parameters, float32: of bfloat16 ones the masters. Not to be written to."""
+        if self._dtype is torch.float32:  # each step of a penalty asks, and the optimizer looks for each
+            return [p.detach() for p in self.model.parameters()]
+        assert self.optimizer is not None
+        return [self.optimizer.exact(p) for p in self.model.parameters()]
+
+    def _copies(self) -> list[Tensor]:
+        """The parameters as they are, float32."""
+        return [p.clone() for p in self._exact()]
+
     def _extra_state(self) -> dict[str, Tensor]:
         return numbered("anchor", self._anchors) | numbered("importance", self._importance)
 

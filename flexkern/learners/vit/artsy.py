@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from flexkern.distributed import as_lead_has, gathered
+from flexkern.learners.processes import own_share
 from flexkern.learners.registry import register_method
 from flexkern.learners.vit.adapters import adapter_logits, adapter_options, with_adapters
 from flexkern.learners.vit.base import check_same
@@ -30,6 +32,7 @@ from flexkern.nn.heads.prototype import PrototypeClassifier
 from flexkern.nn.heads.selected import LAYERS
 from flexkern.nn.records import record_of
 from flexkern.nn.task_scores import group_logsumexp, group_max
+from flexkern.nn.together import learning_together
 from flexkern.ops.choices import REWEIGHTINGS
 from flexkern.plain import SEEDS, choice, number, whole_number
 from flexkern.streams.base import Experience
@@ -263,29 +266,34 @@ class ArtsyViT(TaskRows):
             self.prototypes.add_subspace()
         # Prototypes are taken in all subspaces; a sum needs the new one only.
         first = 0 if self.combine == "concat" else -1
-        h0 = torch.empty((len(images), self.gate.width), dtype=torch.float32, device=self.device)
+        own_images, own_labels = own_share(images, labels)
+        h0 = torch.empty((len(own_images), self.gate.width), dtype=torch.float32, device=self.device)
         done = 0
-        for x, y in self._test_batches(images, labels):
-            trunk = self._run_trunk(x)
-            h = self._base(trunk)
-            every = h.new_zeros((len(x), self.bank.tasks))
-            every[:, first:] = 1
-            batch = self._spaces(trunk, self._feature(h), every)
-            h0[done : done + len(x)] = h
-            done += len(x)
-            self.prototypes.update(batch, y)
-        self.gate.learn(h0, labels.to(self.device))
+        with learning_together(self.prototypes):
+            for x, y in self._test_batches(own_images, own_labels):
+                trunk = self._run_trunk(x)
+                h = self._base(trunk)
+                every = h.new_zeros((len(x), self.bank.tasks))
+                every[:, first:] = 1
+                batch = self._spaces(trunk, self._feature(h), every)
+                h0[done : done + len(x)] = h
+                done += len(x)
+                self.prototypes.update(batch, y)
+        self.gate.learn(gathered(h0), labels.to(self.device))
+        as_lead_has(list(self.gate.buffers()))
 
     def _finish_experts(self, experts: ExpertHead, images: Any, labels: Tensor) -> None:
         labels, done = labels.to(self.device), 0
-        h0 = torch.empty((len(images), self.gate.width), dtype=torch.float32, device=self.device)
-        own = h0.new_empty((len(images), self.width))
-        for x, _ in self._test_batches(images, labels):
+        own_images, own_labels = own_share(images, labels)
+        h0 = torch.empty((len(own_images), self.gate.width), dtype=torch.float32, device=self.device)
+        own = h0.new_empty((len(own_images), self.width))
+        for x, _ in self._test_batches(own_images, own_labels):
             trunk = self._run_trunk(x)
             rows = slice(done, done + len(x))
             h0[rows] = self._base(trunk)
             own[rows] = self._run(self.adapted.features, trunk, self.bank.tasks - 1)
             done += len(x)
+        h0, own = gathered(h0), gathered(own)
         self.gate.learn(h0, labels)
         given: dict[str, Any] = {}
         if self._holdout:
@@ -293,6 +301,8 @@ class ArtsyViT(TaskRows):
             scores = self.gate.left_out_scores(h0[held_out], labels[held_out])
             given = {"held_out": held_out, "scores": scores}
         experts.learn(self._feature(h0), own, labels, **given)
+        # What all computed from the same features differs by roundings, and not where it decides.
+        as_lead_has([*self.gate.buffers(), *experts.buffers()])
         if not float(experts.strength[-1]):
             self.bank.remove_last()
 
@@ -400,7 +410,7 @@ class ArtsyViT(TaskRows):
         report |= self._report_of(counted)
 
     def _report_of(self, counted: list[Seen]) -> dict[str, float]:
-        self.gate_report, report = report_of(counted, self.tasks_learned, self._adapted_share)
+        self.gate_report, report = report_of(counted, self.tasks_learned, self._adapted_share, self.device)
         report["keeps_data"] = float(self.gate.keeps_data)
         return report | ({"adapters_kept": float(sum(self.adapters_kept))} if self._holdout else {})
 

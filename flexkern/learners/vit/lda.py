@@ -9,11 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from flexkern.distributed import gathered, part
+from flexkern.learners.processes import own_share
 from flexkern.learners.registry import register_method
 from flexkern.learners.vit.sums import RunningSums
 from flexkern.nn.feature_statistics import checked_shrinkage
 from flexkern.nn.heads.discriminant import PRIORS
 from flexkern.nn.heads.selected import JUDGED, LAYERS, RULES, SelectedLDA
+from flexkern.nn.together import learning_together
 from flexkern.plain import choice, whole_number
 
 __all__ = ["LDA"]
@@ -70,22 +73,25 @@ class LDA(RunningSums):
         return self._read(self._parts.tokens, images, self.layers)
 
     def _finish(self, images: Tensor, labels: Tensor) -> None:
-        batches = self._test_batches(images, labels)
         if self._few:
+            batches = self._test_batches(images, labels)
             return self._take_late([self._tokens(x) for x, _ in batches], labels)
         rng = np.random.default_rng([self.seed, self.items_learned])
         chosen = np.sort(rng.choice(len(images), min(JUDGED, len(images)), replace=False))
-        judged: list[tuple[Tensor, Tensor]] = []
-        done = 0
-        for x, y in batches:
-            tokens = self._tokens(x)
-            self.head.update(tokens, y)
-            first, end = np.searchsorted(chosen, (done, done + len(x)))
-            rows = torch.from_numpy(chosen[first:end] - done).to(tokens.device)
-            judged.append((tokens[rows], y[rows]))
-            done += len(x)
+        judged = torch.zeros((0, self.head.width), dtype=torch.float32, device=self.device)
+        tokens_judged, of_judged = [judged], [torch.zeros(0, dtype=torch.int64, device=self.device)]
+        done = part(len(images)).start
+        with learning_together(self.head):
+            for x, y in self._test_batches(*own_share(images, labels)):
+                tokens = self._tokens(x)
+                self.head.update(tokens, y)
+                first, end = np.searchsorted(chosen, (done, done + len(x)))
+                rows = torch.from_numpy(chosen[first:end] - done).to(tokens.device)
+                tokens_judged.append(tokens[rows])
+                of_judged.append(y[rows])
+                done += len(x)
         self.head.check_solvable()  # what gives no answers is not learned
-        return self.head.judge(*(torch.cat(part) for part in zip(*judged, strict=True)))
+        return self.head.judge(*(gathered(torch.cat(each)) for each in (tokens_judged, of_judged)))
 
     def _logits(self, images: Tensor, task: Tensor | None) -> Tensor:
         return self.head.logits(self._tokens(images))

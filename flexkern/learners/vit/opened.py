@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flexkern.learners.processes import joined
 from flexkern.nn.gates.quality import gate_quality
 
 __all__ = ["Seen", "report_of"]
@@ -16,15 +17,22 @@ Seen = tuple[Tensor, Tensor, Tensor]
 """Of some images the evidence and the openings, [n, tasks] each, and the true tasks, [n]."""
 
 
-def report_of(counted: Sequence[Seen], tasks: int, share: float) -> tuple[dict[str, Any], dict[str, float]]:
+def report_of(
+    counted: Sequence[Seen], tasks: int, share: float, device: torch.device
+) -> tuple[dict[str, Any], dict[str, float]]:
     """The quality of the gates (:func:`flexkern.nn.gates.quality.gate_quality`), and plain numbers.
 
     Args:
-        counted: of all images.
+        counted: of all images; of several processes each has those of its share.
         tasks: learned.
         share: of the network's blocks, that an open synapse runs once more.
+        device: where they lie.
     """
-    evidence, openings, task = (torch.cat(parts) for parts in zip(*counted, strict=True))
+    nothing = torch.zeros((0, tasks), dtype=torch.float32, device=device)
+    of_each = (nothing, nothing, torch.zeros(0, dtype=torch.int64, device=device))
+    evidence, openings, task = (
+        torch.cat(joined([seen[i] for seen in counted], of_each[i])) for i in range(len(of_each))
+    )
     known = task < tasks  # a stream may have tasks that are still to come
     quality = gate_quality(evidence[known], openings[known], task[known])
     per_sample = float((openings > 0).sum(1).double().mean())

@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flexkern.learners.processes import own_share
 from flexkern.learners.registry import register_method
 from flexkern.learners.vit.sums import RunningSums
 from flexkern.nn.heads.ridge import RidgeHead, checked_ridge
+from flexkern.nn.together import learning_together
 from flexkern.plain import flag, whole_number
 
 __all__ = ["RanPAC"]
@@ -59,18 +61,20 @@ class RanPAC(RunningSums):
             return self._take_late([self._read(self._parts.features, x) for x, _ in batches], labels)
         # So many at a time, however large a pass is: the bits of one update, and memory does not grow with the
         # task.
+        images, labels = own_share(images, labels)
         most = self.head.rows_at_once
         h0 = torch.empty((min(most, len(images)), self.head.width), dtype=torch.float32, device=self.device)
         done = have = 0
-        for x, _ in self._test_batches(images, labels):
-            features = self._read(self._parts.features, x)
-            while len(features):
-                part, features = features[: most - have], features[most - have :]
-                h0[have : have + len(part)] = part
-                have += len(part)
-                if have == most or done + have == len(images):
-                    self.head.update(h0[:have], labels[done : done + have].to(self.device))
-                    done, have = done + have, 0
+        with learning_together(self.head):
+            for x, _ in self._test_batches(images, labels):
+                features = self._read(self._parts.features, x)
+                while len(features):
+                    part, features = features[: most - have], features[most - have :]
+                    h0[have : have + len(part)] = part
+                    have += len(part)
+                    if have == most or done + have == len(images):
+                        self.head.update(h0[:have], labels[done : done + have].to(self.device))
+                        done, have = done + have, 0
         return self.head.check_solvable()  # what gives no answers is not learned
 
     def _logits(self, images: Tensor, task: Tensor | None) -> Tensor:

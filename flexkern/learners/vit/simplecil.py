@@ -7,10 +7,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from flexkern.learners.processes import own_share
 from flexkern.learners.registry import register_method
 from flexkern.learners.scenarios import SCENARIOS
 from flexkern.learners.vit.first_session import FirstSession
 from flexkern.nn.heads.prototype import PrototypeClassifier
+from flexkern.nn.together import learning_together
 
 __all__ = ["SimpleCIL"]
 
@@ -36,8 +38,9 @@ class SimpleCIL(FirstSession):
         self.prototypes.add_subspace()
 
     def _finish(self, images: Any, labels: Tensor) -> None:
-        for x, y in self._test_batches(images, labels):
-            self.prototypes.update(self._read(self._parts.features, x).unsqueeze(1), y)
+        with learning_together(self.prototypes):
+            for x, y in self._test_batches(*own_share(images, labels)):
+                self.prototypes.update(self._read(self._parts.features, x).unsqueeze(1), y)
 
     def _logits(self, images: Tensor, task: Tensor | None) -> Tensor:
         return self.prototypes.logits(self._read(self._parts.features, images).unsqueeze(1))

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from flexkern.distributed import rows_from, sum_, world_size
+from flexkern.learners.processes import add_gradients, share_of
 from flexkern.learners.progress import tell
 from flexkern.ops.choices import PRECISIONS
 from flexkern.plain import choice, number, whole_number
@@ -159,24 +161,34 @@ class Training:
         total = torch.zeros((), dtype=torch.float32, device=self.device)
         devices = [self.device] if self.device.type == "cuda" else []
         # Dropout draws from torch's generator: leave the user's as it is. All threads have the same one.
-        done, parts = 0, order.split(recipe.batch_size)
+        done, parts, together = 0, order.split(recipe.batch_size), world_size() > 1
+        shares = [share_of(rows) for rows in parts]  # of several processes each takes its share of a batch
         with (
             _one_at_a_time,
             torch.random.fork_rng(devices),
-            closing(batches(images, parts, pin=bool(devices))) as given,
+            closing(batches(images, [share.rows for share in shares], pin=bool(devices))) as given,
         ):
             torch.manual_seed(seed)
-            for rows, of_batch in zip(parts, given, strict=True):
+            for share, rows, of_batch in zip(shares, parts, given, strict=True):
                 x = as_float(of_batch.to(self.device, non_blocking=True))
-                x = random_resized_crop(x, self.size, scale=recipe.crop, flip=recipe.flip, generator=generator)
-                with autocast(recipe, self.device):
+                x = random_resized_crop(
+                    x, self.size, scale=recipe.crop, flip=recipe.flip, generator=generator,
+                    within=(share.first, len(rows)),
+                )  # fmt: skip
+                with autocast(recipe, self.device), rows_from(share.first):
                     logits = self.logits(x)
-                loss = functional.cross_entropy(logits.float(), labels[rows].to(self.device))
+                truth = labels[share.rows].to(self.device)
+                if together:
+                    loss = functional.cross_entropy(logits.float(), truth, reduction="sum") * share.weight
+                else:
+                    loss = functional.cross_entropy(logits.float(), truth)
                 self.optimizer.zero_grad()
                 loss.backward()
+                add_gradients(p for group in self.optimizer.param_groups for p in group["params"])
                 self.optimizer.step()
                 total += loss.detach() * len(rows)
                 done += len(rows)
                 tell("training", done, len(order), devices)
+        sum_([total])
         self.epochs_done += 1
         return total.item() / len(labels)

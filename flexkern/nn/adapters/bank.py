@@ -12,6 +12,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from flexkern.distributed import first_row
+from flexkern.nn.adapters.shared_dropout import adapted_from
 from flexkern.ops import gated_adapter
 from flexkern.plain import number, whole_number
 
@@ -241,6 +243,9 @@ class AdapterBank(nn.Module):
             index = task
         down, down_bias, up, up_bias = stacks
         p = self.dropout if self.training else 0.0
+        if p and first_row() and isinstance(task, int):
+            one = [stack[0] for stack in stacks]
+            return adapted_from(first_row(), x, *one, scale=self.scale, residual=residual, dropout_p=p)
         return gated_adapter(
             x, down, down_bias, up, up_bias, index, scale=self.scale, residual=residual, dropout_p=p
         )

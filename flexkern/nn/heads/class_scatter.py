@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from flexkern.distributed import sum_
 from flexkern.nn.growing import GrowingState, check_features, check_finite, check_labels
 from flexkern.nn.heads.scatter import add_products, centred, row_sums
 from flexkern.plain import flag, whole_number
@@ -36,6 +37,7 @@ class ClassScatter(GrowingState):
     sum: Tensor
     scatter: Tensor
     freedom: Tensor
+    adds_up = ("count", "sum", "scatter", "freedom")
     _SIZES: ClassVar = {
         "count": ("C",), "sum": ("C", "width"), "scatter": ("G", "width", "width"), "freedom": ("G",)
     }  # fmt: skip
@@ -168,6 +170,25 @@ class ClassScatter(GrowingState):
         self.sum[: other.classes] += other.sum.to(self.sum)
         self.count[: other.classes] += m
         self._changed()
+
+    @torch.no_grad()
+    def _add_up(self, group: Any) -> None:
+        n, sums = self.count.clone(), self.sum.clone()
+        mine = (n > 0).nonzero().squeeze(1)
+        holders = (n > 0).to(n)
+        sum_([self.count, self.sum, holders], group)
+        # Each process's scatter is around its own means: what is between these and the means of all.
+        apart = sums[mine] / n[mine, None] - self.sum[mine] / self.count[mine, None]
+        rows = apart.mul_(n[mine, None].double().sqrt()).to(self.scatter.dtype)
+        if self.per_class:
+            for label, row in zip(mine.tolist(), rows.split(1), strict=False):
+                add_products(self.scatter[label], row)
+        else:
+            add_products(self.scatter[0], rows)
+        sum_([self.scatter], group)
+        sum_([self.freedom], group)
+        several = (holders - 1).clamp_(min=0)
+        self.freedom += several if self.per_class else several.sum()
 
     @torch.no_grad()
     def forget(self, label: int, h0: Tensor | None = None) -> None:

@@ -51,6 +51,7 @@ class PrototypeClassifier(GrowingState):
     sums: Tensor
     counts: Tensor
     own_subspace: Tensor
+    adds_up = ("sums", "counts")
     _SIZES: ClassVar = {"sums": ("C", "K", "dim"), "counts": ("C", "K"), "own_subspace": ("C",)}
 
     def __init__(

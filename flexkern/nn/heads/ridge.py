@@ -67,6 +67,7 @@ class RidgeHead(GrowingState):
     cross: Tensor
     count: Tensor
     sum: Tensor | None
+    adds_up = ("gram", "cross", "count", "sum")
     _SIZES: ClassVar = {"gram": ("D", "D"), "cross": ("D", "C"), "count": ("C",), "sum": ("D",)}
 
     def __init__(

@@ -71,8 +71,29 @@ def forget(weight: Tensor) -> None:
 
 
 def silent_synapses(weight: Tensor) -> SilentSynapses | None:
-    """The layer that has silent synapses in ``weight``, or None."""
+    """The layer that has silent synapses in ``weight``, or None.
+
+    Raises:
+        RuntimeError: if the weight of such a layer is sharded, a DTensor.
+    """
     if not _layers.data:  # most programs have no such layer, and their optimizers ask at every step
         return None
     known = _layers.get(weight)
-    return None if known is None else known()
+    if known is None:
+        if hasattr(weight, "device_mesh"):
+            _refuse_sharded(weight)
+        return None
+    return known()
+
+
+def _refuse_sharded(weight: Tensor) -> None:
+    """A forward pass has the gathered weight, and the optimizer a shard of it, that belongs to no layer: silent
+    synapses would stay silent for ever, and nobody would say so."""
+    for known in list(_layers.values()):
+        layer: Any = known()
+        if layer is not None and layer.weight is weight:
+            raise RuntimeError(
+                f"{type(layer).__name__} with a sharded weight {tuple(weight.shape)} (fully_shard, tensor "
+                "parallelism): its synapses convert by whole weights only. Leave the layer out of "
+                "fully_shard(..., ignored_params=...), or train by DistributedDataParallel"
+            )

@@ -5,6 +5,7 @@ See docs/design.md, Silent and functional synapses.
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -20,19 +21,17 @@ from flexkern.nn.silent.adaptive_threshold import AdaptiveThreshold
 from flexkern.nn.silent.insertion import Insertion
 from flexkern.nn.silent.layer_of_weight import forget, register
 from flexkern.nn.silent.mask import MaskGradient, check_silent, silent_mask
+from flexkern.nn.silent.recorded import Recorder
 from flexkern.nn.silent.state import LastSeen, decode, encode, mended
 from flexkern.ops.checks import exact_dtype
 from flexkern.plain import whole_number
-from flexkern.reference import activity
 
 __all__ = ["SilentLinear"]
 
-# Buffers that keep the weight's exact dtype when the layer is cast.
-_EXACT = ("threshold", "_pre", "_post", "_samples", "_coincidence")
 _INTEGERS = ("silent", "silent_count", "changes")
 
 
-class SilentLinear(MetaplasticLinear):
+class SilentLinear(Recorder, MetaplasticLinear):
     """A linear layer of which a share of synapses is silent: a reserve for what is still to be learned.
 
     A silent synapse has a weight of exactly 0, so the forward pass is a plain dense product. Its gradient is 0
@@ -49,6 +48,15 @@ class SilentLinear(MetaplasticLinear):
     before any activation that follows (post). It is averaged over all samples, in all leading dimensions, of
     all training forward passes since the last step, so that accumulating gradients over micro-batches gives
     what one large batch gives, up to rounding.
+
+    **Several processes** (DistributedDataParallel, or any training by which all processes take the same step):
+    what they have recorded is added up before synapses convert, in one small all-reduce for all layers of an
+    optimizer, so that a synapse converts by the mean over all processes' samples, on all processes or on none.
+    An optimizer's ``step()`` and :meth:`convert` are calls of all processes then; forward and backward passes
+    send nothing, so that one process may evaluate by itself. A process without a sample counts for nothing.
+    With ``rule="hebbian"`` the sum is as large as a gradient. Not possible, and an error that says so: a fused
+    step, and DistributedDataParallel's ``join()`` unless it ends training early. A process that trains such a
+    layer by itself does so inside of :func:`flexkern.distributed.alone`.
 
     Initial weights and the choice of silent synapses are procedural, from ``seed`` and ``stream``: as long as
     the functional weights are what they began as when the optimizer first steps, no anchor is stored.
@@ -89,10 +97,6 @@ class SilentLinear(MetaplasticLinear):
     threshold: Tensor
     silent_count: Tensor
     changes: Tensor
-    _pre: Tensor
-    _post: Tensor
-    _samples: Tensor
-    _coincidence: Tensor | None
 
     def __init__(
         self,
@@ -109,6 +113,7 @@ class SilentLinear(MetaplasticLinear):
         init: Field | None = None,
         fused_step: bool = False,
         window: int = 1,
+        process_group: Any = None,
         **insertion_fields: Any,
     ) -> None:
         how = record_of(Insertion, insertion, insertion_fields, name="insertion", of=SilentLinear)
@@ -128,6 +133,7 @@ class SilentLinear(MetaplasticLinear):
         self.init = default if init is None else init
         self.rule, self.insert, self.eta, self.prune = how.rule, how.insert, float(how.eta), float(how.prune)
         self.adaptive = how.threshold if isinstance(how.threshold, AdaptiveThreshold) else None
+        self.process_group = process_group
         self.conversions: list[int] = []
         self._last_seen = LastSeen()
         device, exact = self.weight.device, exact_dtype(self.weight)
@@ -138,11 +144,7 @@ class SilentLinear(MetaplasticLinear):
         # Of each unit: silent synapses now; synapses converted, and pruned, in this item.
         self.register_buffer("silent_count", mask.sum(1).to(device))
         self.register_buffer("changes", torch.zeros((2, out_features), dtype=torch.int64, device=device))
-        # What was recorded since the last step: sums over samples, and how many there were.
-        self.register_buffer("_pre", torch.zeros(in_features, dtype=exact, device=device), persistent=False)
-        self.register_buffer("_post", torch.zeros(out_features, dtype=exact, device=device), persistent=False)
-        self.register_buffer("_samples", torch.zeros((), dtype=exact, device=device), persistent=False)
-        self.register_buffer("_coincidence", None, persistent=False)
+        self._begin_records(device, exact)
         self._some_silent = bool(mask.any())
         self._draw(default)
         register(self.weight, self)
@@ -209,6 +211,8 @@ class SilentLinear(MetaplasticLinear):
             if not self._last_seen.unchanged(self._words):
                 self._mend()
         may_convert = self.may_convert()
+        if may_convert and not torch.compiler.is_compiling():
+            self.check_group()
         if self.fused_step:
             return self._fused(x, keep_post=may_convert)
         if not may_convert:
@@ -216,20 +220,6 @@ class SilentLinear(MetaplasticLinear):
         y = linear(x, MaskGradient.apply(self.weight, self._words), self.bias)
         self._record(x.detach(), y.detach())
         return y
-
-    @torch.no_grad()
-    def _record(self, x: Tensor, y: Tensor) -> None:
-        exact = exact_dtype(self.weight)
-        pre = activity(x).reshape(-1, self.in_features)
-        post = activity(y).reshape(-1, self.out_features)
-        self._samples += len(pre)
-        if self.rule == "rate":
-            self._pre += pre.sum(0, dtype=exact)
-            self._post += post.sum(0, dtype=exact)
-            return
-        if self._coincidence is None:
-            self._coincidence = self.weight.new_zeros(self.weight.shape, dtype=exact)
-        self._coincidence.addmm_(post.to(exact).T, pre.to(exact))
 
     # ------------------------------------------------------------------ for the optimizer
 
@@ -244,15 +234,6 @@ class SilentLinear(MetaplasticLinear):
         """How synapses convert: threshold, insert, eta and prune, as the operators take them."""
         return {"threshold": self.threshold, "insert": self.insert, "eta": self.eta, "prune": self.prune}
 
-    def recorded(self) -> dict[str, Tensor]:
-        """Means since the last step: pre [in] and post [out], or coincidence [out, in].
-
-        Without a sample pre and post are NaN, which converts nothing.
-        """
-        if self._coincidence is not None:
-            return {"coincidence": self._coincidence / self._samples}
-        return {"pre": self._pre / self._samples, "post": self._post / self._samples}
-
     @torch.no_grad()
     def passed(self, conversions: ops.Conversions) -> None:
         """A pass over the synapses did this: counts it, adapts the thresholds, and begins to record anew."""
@@ -262,17 +243,6 @@ class SilentLinear(MetaplasticLinear):
         self.silent_count += conversions.pruned - conversions.converted
         self._last_seen.note(self._words, self.weight)  # the pass has kept them in step
         self._forget()
-
-    def _forget(self) -> None:
-        device, exact = self.weight.device, exact_dtype(self.weight)
-        for name in ("_pre", "_post", "_samples"):
-            recorded = self._buffers[name]
-            assert recorded is not None
-            if (recorded.device, recorded.dtype) == (device, exact):
-                recorded.zero_()
-            else:  # of a layer whose weight was assigned, from another device
-                self._buffers[name] = torch.zeros_like(recorded, device=device, dtype=exact)
-        self._coincidence = None
 
     def end_item(self) -> None:
         """An item ends: its conversions are appended to ``conversions``. Waits for the device.
@@ -289,7 +259,8 @@ class SilentLinear(MetaplasticLinear):
     def convert(self) -> ops.Conversions:
         """Converts (and prunes) as a step of MetaplasticSGD does, with what was recorded since the last time.
 
-        For other optimizers: call it after their ``step()``. Weights that are functional do not change.
+        For other optimizers: call it after their ``step()``, on all processes. Weights that are functional do
+        not change.
 
         Returns:
             :class:`flexkern.ops.Conversions`.
@@ -349,6 +320,7 @@ class SilentLinear(MetaplasticLinear):
         if isinstance(state, Tensor) and state.is_meta:
             return
         init, self.conversions = decode(state)
+        self._same_field = False
         self.init = self.init if init is None else init
 
     def _save_to_state_dict(self, *args: Any) -> None:
@@ -377,23 +349,31 @@ class SilentLinear(MetaplasticLinear):
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()
         state["_last_seen"] = LastSeen()  # weak references cannot be pickled, and a copy's tensors are its own
-        return state
+        # A sum that is under way belongs to this layer, and a group of processes to this process.
+        return state | {"total": None, "process_group": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__({"_last_seen": LastSeen(), **state})  # earlier versions had none
+        self._take_old_records()
         register(self.weight, self)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> SilentLinear:
+        copied = self.__class__.__new__(self.__class__)
+        memo[id(self)] = copied
+        copied.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        copied.process_group = self.process_group
+        return copied
+
     def _apply(self, fn: Any, recurse: bool = True) -> SilentLinear:
-        kept = {name: self._buffers[name] for name in _EXACT}
+        threshold = self.threshold
         forget(self.weight)
         self._last_seen = LastSeen()
         super()._apply(fn, recurse)
         # .to(bfloat16) is meant for weights: thresholds and sums stay as exact as a master.
-        for name, value in kept.items():
-            moved = self._buffers[name]
-            if value is not None and moved is not None:
-                source = moved if value.is_meta else value
-                self._buffers[name] = source.to(moved.device, exact_dtype(self.weight))
+        source = self.threshold if threshold.is_meta else threshold
+        device = self.threshold.device
+        self.threshold = source.to(device, exact_dtype(self.weight))
+        self._move_records(device)
         register(self.weight, self)
         return self
 

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from flexkern.distributed import is_lead
 from flexkern.files import check_writable
 from flexkern.learners import checkpoint, load_learner, make_learner
 from flexkern.measure import Measure
@@ -27,6 +28,7 @@ from flexkern.runs.fitting.tasks import at_a_time, read_tasks
 from flexkern.runs.folder import claim_file
 from flexkern.runs.incremental.journal import differences
 from flexkern.runs.start import path_given, usable_device
+from flexkern.runs.torchrun import lead_only, processes
 from flexkern.streams.base import Experience
 from flexkern.streams.by_tasks import by_tasks, numbers_of
 from flexkern.streams.image_source import identity_of
@@ -83,13 +85,21 @@ def fit(config: FitConfig, *, restart: bool = False, observe: Observer = lambda 
             else.
         OSError: if a file is missing or cannot be written; nothing has been learned then.
         FolderInUseError: if another fit writes to ``out``.
+
+    On several processes (``torchrun``) each takes its share, and the first one writes.
     """
     config.check()
+    with processes():
+        return _fit(config, restart=restart, observe=observe)
+
+
+def _fit(config: FitConfig, *, restart: bool, observe: Observer) -> dict[str, Any]:
     named = None if config.tasks is None else read_tasks(config.tasks)
     device = usable_device(config.device, auto=True)
     out = path_given(config.out, "out")
-    check_writable(out)
-    with claim_file(out):
+    if is_lead():
+        check_writable(out)
+    with lead_only(claim_file, out):
         wanted = _wanted(config)
         record = None if restart or not out.exists() else _begun(out, wanted)
         learner = _learner(config, out if record else config.start, device)

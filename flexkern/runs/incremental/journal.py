@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from flexkern.distributed import barrier, is_lead
 from flexkern.files import write_json
 from flexkern.runs.incremental.config import Config
 from flexkern.runs.provenance import refuse_another
@@ -79,7 +80,8 @@ class Journal:
 
     def begin(self) -> None:
         """The run can begin: what it is to discard is removed now, and not if it was refused."""
-        for pattern in self._leftovers:
+        barrier()  # of several processes all have read what is there
+        for pattern in self._leftovers if is_lead() else ():
             for path in self.folder.glob(pattern):
                 path.unlink()
 
@@ -121,7 +123,8 @@ class Journal:
 
     def write(self) -> None:
         """Puts the results in place in one step: who reads them finds the old file or the new one."""
-        write_json(self.path, self.results)
+        if is_lead():
+            write_json(self.path, self.results)
 
 
 def checkpoint_path(folder: Path, methods: Sequence[str], method: str, seed: int) -> Path:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from flexkern.distributed import is_lead, world_size
 from flexkern.learners import METHODS, load_learner, make_learner
 from flexkern.measure import Measure
 from flexkern.runs.folder import claim
@@ -25,6 +26,7 @@ from flexkern.runs.incremental.measures import Measures
 from flexkern.runs.incremental.summary import number, summarise
 from flexkern.runs.provenance import decides_bits
 from flexkern.runs.start import usable_device
+from flexkern.runs.torchrun import alike, lead_only, processes
 from flexkern.streams import OnlineStream, Stream
 from flexkern.streams.online import Parts
 
@@ -91,14 +93,27 @@ def run(
         FileNotFoundError: if there are no images, or no backbone, where they should be.
         FolderInUseError, OSError: if another run has ``config.out``, or nothing can be written there; nothing
             has been read then.
+
+    On several processes (``torchrun``) each takes its share, and the first one writes.
     """
-    learners = learners or _shipped_learners()
+    with processes():
+        return _run(config, restart, keep, accept_other_environment, observe, learners or _shipped_learners())
+
+
+def _run(
+    config: Config,
+    restart: bool,
+    keep: bool,
+    accept_other_environment: bool,
+    observe: Callable[[Event], None],
+    learners: Learners,
+) -> dict[str, Any]:
     device = usable_device(config.device, auto=True)
-    config = config.override(device=str(device))  # so that a run does not go on where another device is found
+    config = config.override(device=_name(device))  # so that a run does not go on where another device is found
     making = Making(config, device, learners)
     making.check_names()
     check_place(config.data)
-    with claim(config.folder, "checkpoints"):
+    with lead_only(claim, config.folder, "checkpoints"):
         return _run_all(
             config,
             device,
@@ -108,6 +123,11 @@ def run(
             keep=keep,
             observe=observe,
         )
+
+
+def _name(device: torch.device) -> str:
+    """Of several processes each has a GPU of its own, and none is the run's."""
+    return device.type if world_size() > 1 else str(device)
 
 
 def _run_all(
@@ -124,7 +144,7 @@ def _run_all(
     # are read, and not after hours.
     making.check_options()
     journal = Journal(
-        config, decides_bits(device), restart=restart, accept_other_environment=accept_other_environment
+        config, alike(decides_bits(device)), restart=restart, accept_other_environment=accept_other_environment
     )
     train, test = load_images(config.data)
     stream = make_stream(config, train, test, config.seeds[0])
@@ -143,11 +163,12 @@ def _run_all(
         for method in config.methods:
             one = _Run(method, seed, device, stream, fingerprint, journal, making, observe)
             one.go()
-            if not keep:
+            if not keep and is_lead():
                 one.checkpoint.unlink(missing_ok=True)
             journal.results["summary"] = summarise(journal.results)
             journal.write()
-    making.forget_features()
+    if is_lead():
+        making.forget_features()
     journal.results["finished"] = True
     journal.write()
     return journal.results

@@ -195,3 +195,23 @@ def test_parameters_that_are_swapped(swapping: None) -> None:
     weight = layer.weight
     assert layer.to(torch.bfloat16).weight is weight
     assert_trains(layer.float())
+
+
+def test_a_layer_that_was_pickled_when_its_records_were_buffers() -> None:
+    layer = SilentLinear(3, 2, silent=0.5)
+    layer(torch.ones(4, 3))
+    state = layer.__getstate__()
+    state["_buffers"] = {
+        **state["_buffers"],
+        **{name: state.pop(name) for name in ("_pre", "_post", "_samples")},
+    }
+    state["_buffers"]["_coincidence"] = state.pop("_coincidence")
+    for name in ("process_group", "total"):
+        state.pop(name)
+    old = SilentLinear.__new__(SilentLinear)
+    old.__setstate__(state)
+    assert old.recorded().keys() == {"pre", "post"}
+    assert all(torch.equal(value, layer.recorded()[name]) for name, value in old.recorded().items())
+    assert {name for name, _ in old.named_buffers()} == {"silent", "threshold", "silent_count", "changes"}
+    old.to(torch.float64)
+    assert old.convert().converted.shape == (2,)

@@ -1,0 +1,105 @@
+"""Silent synapses on several processes: all convert the same ones, which are those of one process."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from distributed import silent_cases
+from helpers.groups import needs_gloo, run_cases
+
+pytestmark = needs_gloo
+WORLDS = (2, 4)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """As the processes have: a product's bits may depend on the number of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    names = [name for name in silent_cases.CASES if name != "halves"]
+    return run_cases("distributed.silent_cases", names, 2, tmp_path_factory.mktemp("two"))
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    names = [*silent_cases.ON_FOUR, "halves"]
+    return run_cases("distributed.silent_cases", names, 4, tmp_path_factory.mktemp("four"))
+
+
+def same(a: Any, b: Any) -> bool:
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, (list, dict)):
+        keys = a if isinstance(a, dict) else range(len(a))
+        return len(a) == len(b) and all(same(a[k], b[k]) for k in keys)
+    return a == b
+
+
+@functools.cache
+def judged(name: str) -> dict[str, Any]:
+    return silent_cases.TRAINED[name]()
+
+
+@pytest.mark.parametrize("name", silent_cases.TRAINED)
+def test_two_processes_have_what_one_has(two: list[dict[str, Any]], name: str) -> None:
+    check(two, name)
+
+
+@pytest.mark.parametrize("name", silent_cases.ON_FOUR)
+def test_four_processes_have_what_one_has(four: list[dict[str, Any]], name: str) -> None:
+    check(four, name)
+
+
+def check(found: list[dict[str, Any]], name: str) -> None:
+    judge, states = judged(name), [of_one[name] for of_one in found]
+    assert all(same(state, states[0]) for state in states[1:])  # to the bit
+    for key in ("masks", "counts", "conversions"):
+        assert same(states[0][key], judge[key])
+    assert same(states[0].get("history"), judge.get("history"))  # after each step
+    before = silent_cases.network().state_dict()["0.silent_count"]
+    assert not torch.equal(judge["counts"][0], before)  # something was converted
+    for key in ("weights", "thresholds"):
+        rtol = 0.02 if name == "bfloat16" else 2e-4  # roundings of 200 steps
+        for here, there in zip(states[0][key], judge[key], strict=True):
+            torch.testing.assert_close(here, there, rtol=rtol, atol=rtol / 20)
+
+
+def test_who_is_alone_waits_for_nobody(two: list[dict[str, Any]]) -> None:
+    judge = silent_cases.trained_alone()
+    assert all(same(of_one["alone"], judge) for of_one in two[1:])
+    assert not same(two[0]["alone"], judge)
+
+
+def test_groups_of_processes(four: list[dict[str, Any]]) -> None:
+    halves = [of_one["halves"] for of_one in four]
+    assert same(halves[0][0], halves[1][0])
+    assert same(halves[2][0], halves[3][0])
+    for together, judge in halves:
+        assert same(together["masks"], judge["masks"])
+    assert not same(halves[0][0]["masks"], halves[2][0]["masks"])
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("other seeds", "different fields.*same seed, stream and init"),
+        ("fused", "fused_step on several processes.*fused_step = False"),
+        ("sharded", "SilentLinear with a sharded weight.*DistributedDataParallel"),
+        ("joined", r"join\(\).*throw_on_early_termination"),
+    ],
+)
+def test_refused(two: list[dict[str, Any]], name: str, words: str) -> None:
+    for of_one in two:
+        assert re.search(words, of_one[name], re.DOTALL)
