@@ -95,7 +95,8 @@ def operators() -> str:
         "//\n"
         "// Of each operator: a struct of its arguments, in which a list that is not given is empty, and\n"
         "// unpack::name<body>, which the dispatcher calls with the arguments one by one, and which calls body with the\n"  # noqa: E501
-        "// struct. FLEXKERN_<FAMILY>_STEPS(X) is X(struct, operator) for the step of each rule.\n"
+        "// struct; unpack::directly_name is the same for a call past the dispatcher (direct.h).\n"
+        "// FLEXKERN_<FAMILY>_STEPS(X) is X(struct, operator) for the step of each rule.\n"
         "#pragma once\n\n"
         '#include "bindings/arguments.h"\n'
         '#include "flexkern/rules.h"\n\n'
@@ -199,11 +200,17 @@ def _unpack(s: Spec, arguments: Sequence[Argument], name: str) -> str:
     returns = _RETURNS.get(s.returns) or f"std::tuple<{', '.join(re.findall('Tensor', s.returns))}>"
     parameters = ", ".join(f"{_TYPES[a.type][2 if a.optional else 1]} {a.name}" for a in arguments)
     members = ", ".join(_member(a, b) for a, b in zip(arguments, s.arguments, strict=True))
+    types = [_TYPES[a.type][2 if a.optional else 1] for a in arguments]
+    taken = ", ".join(f"direct::Taken<{t}>::of(passed[{i}])" for i, t in enumerate(types))
+    call = f"{name}<kBody>({taken})"
+    directly = f"{call};\n  return 0;" if returns == "void" else f"return direct::keep(results, {call});"
     return (
         f"template <auto kBody>\n{returns} {name}({parameters}) {{\n"
         f"  const {s.record.__name__} given{{{members}}};\n"
         f"  given.check_storage();\n#ifdef FLEXKERN_FOR_CUDA\n  given.check_devices();\n#endif\n"
         f"  return kBody(given);\n}}\n"
+        f"template <auto kBody>\nsize_t directly_{name}(const flexkern::direct::Passed* passed, "
+        f"[[maybe_unused]] void** results) {{\n  {directly}\n}}\n"
     )
 
 

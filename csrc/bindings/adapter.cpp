@@ -79,8 +79,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(const AdapterBackwar
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(flexkern, FLEXKERN_DEVICE, m) {
-  m.impl("gated_adapter", TORCH_BOX(&unpack::gated_adapter<forward>));
-  m.impl("gated_adapter_backward", TORCH_BOX(&unpack::gated_adapter_backward<backward>));
+  FLEXKERN_OPERATOR(m, gated_adapter, forward);
+  FLEXKERN_OPERATOR(m, gated_adapter_backward, backward);
 }
 
 }  // namespace flexkern::bindings

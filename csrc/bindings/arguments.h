@@ -13,7 +13,20 @@
 #include <vector>
 
 #include "cpu/check.h"
+#include "direct.h"
 #include "flexkern/update.h"
+
+// Registers a body as the kernel of an operator, or of its overload of one tensor; in the CPU library for direct
+// calls, too.
+#ifdef FLEXKERN_FOR_CUDA
+#define FLEXKERN_REGISTER(m, name, unpacking, ...) m.impl(name, TORCH_BOX(&unpack::unpacking<__VA_ARGS__>))
+#else
+#define FLEXKERN_REGISTER(m, name, unpacking, ...)          \
+  m.impl(name, TORCH_BOX(&unpack::unpacking<__VA_ARGS__>)); \
+  direct::add(name, &unpack::directly_##unpacking<__VA_ARGS__>)
+#endif
+#define FLEXKERN_OPERATOR(m, op, ...) FLEXKERN_REGISTER(m, #op, op, __VA_ARGS__)
+#define FLEXKERN_OVERLOAD(m, op, ...) FLEXKERN_REGISTER(m, #op ".one", op##_one, __VA_ARGS__)
 
 namespace flexkern::bindings {
 
@@ -154,6 +167,77 @@ std::vector<T> listed(std::optional<std::vector<T>>& list) {
   return list.has_value() ? std::move(*list) : std::vector<T>{};
 }
 inline Tensors listed(std::optional<Tensor>& tensor) { return tensor.has_value() ? Tensors{*tensor} : Tensors{}; }
+
+namespace direct {
+
+// An argument of a direct call, as the dispatcher would pass it. A tensor's handle is taken over.
+template <class T>
+struct Taken;
+template <>
+struct Taken<double> {
+  static double of(const flexkern::direct::Passed& passed) { return passed.number; }
+};
+template <>
+struct Taken<int64_t> {
+  static int64_t of(const flexkern::direct::Passed& passed) { return passed.integer; }
+};
+template <>
+struct Taken<bool> {
+  static bool of(const flexkern::direct::Passed& passed) { return passed.integer != 0; }
+};
+template <>
+struct Taken<Tensor> {
+  static Tensor of(const flexkern::direct::Passed& passed) {
+    return Tensor(static_cast<AtenTensorHandle>(passed.handles[0]));
+  }
+};
+template <>
+struct Taken<Tensors> {
+  static Tensors of(const flexkern::direct::Passed& passed) {
+    Tensors tensors;
+    tensors.reserve(passed.count);
+    for (size_t i = 0; i < passed.count; ++i)
+      tensors.emplace_back(static_cast<AtenTensorHandle>(passed.handles[i]));
+    return tensors;
+  }
+};
+template <>
+struct Taken<std::vector<int64_t>> {
+  static std::vector<int64_t> of(const flexkern::direct::Passed& passed) {
+    return {passed.integers, passed.integers + passed.count};
+  }
+};
+template <>
+struct Taken<std::vector<double>> {
+  static std::vector<double> of(const flexkern::direct::Passed& passed) {
+    return {passed.numbers, passed.numbers + passed.count};
+  }
+};
+template <class T>
+struct Taken<std::optional<T>> {
+  static std::optional<T> of(const flexkern::direct::Passed& passed) {
+    return passed.given ? std::optional<T>(Taken<T>::of(passed)) : std::nullopt;
+  }
+};
+
+// The results of a direct call, for the caller.
+inline size_t keep(void** results, const Tensor& tensor) {
+  AtenTensorHandle handle = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_new_tensor_handle(tensor.get(), &handle));
+  results[0] = handle;
+  return 1;
+}
+template <class... Each>
+size_t keep(void** results, const std::tuple<Each...>& tensors) {
+  static_assert(sizeof...(Each) <= flexkern::direct::kMostResults);
+  size_t count = 0;
+  std::apply([&](const Each&... each) { ((count += keep(results + count, each)), ...); }, tensors);
+  return count;
+}
+
+void add(const char* name, flexkern::direct::Function function);
+
+}  // namespace direct
 
 // The values of a tensor.
 template <class T>

@@ -19,8 +19,10 @@ from torch import Tensor
 
 from flexkern.backends import BackendError, choose, prefers_compiled_cpu, requested
 from flexkern.ops import checks
+from flexkern.ops.direct import directly
 from flexkern.ops.ordinary import check_real, negative_kernel
 from flexkern.spec import SPECS, Arguments, Spec
+from flexkern.spec.argument import single
 
 __all__ = [
     "Attempt",
@@ -54,7 +56,7 @@ _REFUSAL = re.compile(
 )
 
 
-# A call of a compiled operator that may be made before the checks: the dispatcher entry, its arguments, and the
+# A call of a compiled operator that may be made before the checks: what to call, its arguments, and the
 # tensors that it updates. (A plain tuple: one with names takes 0.3 microseconds to make.)
 Attempt = tuple[Any, tuple[Any, ...], Sequence[Tensor]]
 
@@ -146,8 +148,8 @@ class Operator:
 
     Attributes:
         spec: the declaration.
-        compiled: the dispatcher entry of the compiled kernels.
-        compiled_one: that of the overload of one tensor, where the declaration has one. Only the compiled
+        compiled: what calls the compiled kernels, past the dispatcher where it can (flexkern/ops/direct.py).
+        compiled_one: the same for the overload of one tensor, where the declaration has one. Only the compiled
             libraries have it: it needs no fake kernel, as nothing that traces comes there. (A list of one costs
             0.5 microseconds more than a tensor, and a step has four.)
     """
@@ -168,11 +170,14 @@ class Operator:
                 _library.impl(full_name, _from_call(spec, at_the_door), "CompositeExplicitAutograd")
             fake = _from_call(spec, _fake)
             torch.library.register_fake(f"flexkern::{full_name}", fake, lib=_library)
-        self.compiled = self._calls.pop("")
-        self.compiled_one = self._define(f"{name}.one", spec.schema_of_one) if spec.one else None
+        self._calls["cpu"] = self._calls["cuda"] = entry = self._calls.pop("")
+        self.compiled = directly(name, spec.arguments, entry)
+        self.compiled_one = None
+        if spec.one:
+            entry_of_one = self._define(f"{name}.one", spec.schema_of_one)
+            self.compiled_one = directly(f"{name}.one", [single(a) for a in spec.arguments], entry_of_one)
         # By what is asked for, the number of a GPU and the public name: whether the CUDA kernels serve there.
         self._on_gpus: dict[tuple[str, int, str | None], bool] = {}
-        self._calls["cpu"] = self._calls["cuda"] = self.compiled
 
     def _define(self, name: str, schema: str) -> Any:
         _library.define(name + schema)

@@ -219,14 +219,24 @@ def _raw() -> dict[str, Callable[[], Call]]:
         def make_one(make: Any = make, operator: Any = operator) -> Call:
             _, values = make()
             tensors = {a.name for a in operator.spec.arguments if a.type == "Tensor[]"}
-            return operator.compiled_one, {k: v[0] if v and k in tensors else v for k, v in values.items()}
+            one = {k: v[0] if v and k in tensors else v for k, v in values.items()}
+            return _by_position(operator.compiled_one), one
+
+        def make_direct(make: Any = make, operator: Any = operator) -> Call:
+            return _by_position(operator.compiled), make()[1]
 
         for backend in ("cpu", "reference", "triton"):
             if operator.spec.has_no_kernel(backend) is None:
                 calls[f"raw {name} {backend}"] = lambda make=make, backend=backend: make(backend=backend)
+        calls[f"raw {name} direct"] = make_direct
         if operator.compiled_one is not None:
             calls[f"raw {name} one"] = make_one
     return calls
+
+
+def _by_position(call: Callable[..., Any]) -> Callable[..., Any]:
+    """Past the dispatcher a call has no names."""
+    return lambda **given: call(*given.values())
 
 
 def _places(arguments: dict[str, Any]) -> Iterator[tuple[str, int | None]]:
@@ -267,7 +277,7 @@ def _is_blind(call: Callable[..., Any], name: str) -> bool:
     """torch's dispatcher does not look into lists that may be missing, and a compiled operator cannot see that
     a view is negative: public functions look themselves."""
     schema = getattr(call, "_schema", None)
-    if schema is None or call not in [operator.compiled for operator in OPERATORS.values()]:
+    if schema is None or call not in [operator.on("cpu") for operator in OPERATORS.values()]:
         return False
     return next(a for a in schema.arguments if a.name == name).type.kind() == "OptionalType"
 
