@@ -1,12 +1,15 @@
-// _core.direct: a function of Python that calls an operator past the dispatcher (direct.h), or the dispatcher,
-// where anything is unusual: other types than a schema's own, a subclass of Tensor, a mode that looks at calls. It
-// needs no torch: what it asks of torch are functions of Python that it is given.
+// _core.direct: a function of Python that calls an operator past the dispatcher (direct.h). Where anything is
+// unusual it does nothing and returns NotImplemented: other types than a schema's own, a subclass of Tensor, a
+// negative view, an inference tensor that would be written, a mode that looks at calls. It needs no torch: what it
+// asks of torch are functions of Python that it is given.
 #include "core_direct.h"
 
+#include <algorithm>
 #include <array>
 #include <exception>
 #include <new>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "direct.h"
@@ -15,33 +18,39 @@ namespace flexkern::direct {
 
 namespace {
 
-// What an operator's arguments are, in the order of its schema: T a tensor, L a list of tensors, I integers,
-// N numbers, i an integer, n a number, b a bool; and whether each may be None.
+// One argument as its schema has it.
+struct Declared {
+  char type;  // T a tensor, L a list of tensors, I integers, N numbers, i an integer, n a number, b a bool
+  bool optional;
+  bool written;
+  std::vector<size_t> if_given;  // written only where these arguments are given, and not false
+};
+
 struct Call {
   Function function;
-  std::string types;
-  std::vector<bool> optional;
+  std::vector<Declared> arguments;
   py::tuple defaults;  // of the last ones
-  py::object fallback;
 };
 
 // Of torch; set once and never freed.
 struct Torch {
-  PyObject *tensor, *parameter, *is_neg, *to_handles, *from_handle, *from_handles;
+  PyObject *tensor, *parameter, *is_neg, *is_inference, *increment_version, *to_handles, *from_handle,
+      *from_handles;
   std::vector<PyObject*> modes;  // functions, each of which says whether a mode is on that looks at calls
 };
 Torch torch;
 
-bool is_usual() {
+// Whether the result of a question is false; an exception says no.
+bool is_false(PyObject* result) {
+  const bool no = result != nullptr && PyObject_IsTrue(result) == 0;
+  Py_XDECREF(result);
+  if (PyErr_Occurred() != nullptr) PyErr_Clear();
+  return no;
+}
+
+bool no_mode_is_on() {
   for (PyObject* mode : torch.modes) {
-    PyObject* result = PyObject_CallNoArgs(mode);
-    if (result == nullptr) {
-      PyErr_Clear();
-      return false;
-    }
-    const int is_on = PyObject_IsTrue(result);
-    Py_DECREF(result);
-    if (is_on != 0) return false;
+    if (!is_false(PyObject_CallNoArgs(mode))) return false;
   }
   return true;
 }
@@ -51,31 +60,57 @@ class Arguments {
  public:
   // False, with no error set: they are unusual.
   bool read(const Call& call, PyObject* const* given, size_t count) {
-    const size_t all = call.types.size(), defaults = call.defaults.size();
+    const size_t all = call.arguments.size(), defaults = call.defaults.size();
     if (count > all || all - count > defaults) return false;
     for (size_t i = 0; i < all; ++i) {
       PyObject* value = i < count ? given[i] : PyTuple_GET_ITEM(call.defaults.ptr(), i + defaults - all);
-      Passed& passed = passed_[i];
+      const Declared& declared = call.arguments[i];
       if (value == Py_None) {
-        if (!call.optional[i]) return false;
+        if (!declared.optional) return false;
         continue;
       }
-      passed.given = true;
-      if (!read_one(passed, call.types[i], value)) return false;
+      passed_[i].given = true;
+      if (!read_one(passed_[i], declared, value)) return false;
     }
-    return to_handles(call.types);
+    return to_handles(call.arguments);
   }
-
-  // A negative view has the opposite of what its memory holds, and the dispatcher does not look for them in lists
-  // that may be missing.
-  bool has_negative() const { return negative_; }
 
   const Passed* passed() const { return passed_.data(); }
 
+  // Tells autograd what was written; false: an error is set.
+  bool increment_versions(const Call& call) const {
+    PyObject* written = PyList_New(0);
+    if (written == nullptr) return false;
+    size_t next = 0;
+    bool ok = true;
+    for (size_t i = 0; i < call.arguments.size(); ++i) {
+      const Declared& declared = call.arguments[i];
+      if (!passed_[i].given || (declared.type != 'T' && declared.type != 'L')) continue;
+      const size_t end = next + passed_[i].count;
+      if (!is_written(call, declared)) next = end;
+      for (; next < end; ++next) ok = ok && PyList_Append(written, tensors_[next]) == 0;
+    }
+    if (ok && PyList_GET_SIZE(written) > 0) {
+      PyObject* none = PyObject_CallOneArg(torch.increment_version, written);
+      ok = none != nullptr;
+      Py_XDECREF(none);
+    }
+    Py_DECREF(written);
+    return ok;
+  }
+
  private:
-  bool read_one(Passed& passed, char type, PyObject* value) {
-    switch (type) {
-      case 'T': passed.count = 1; return add(value);
+  bool is_written(const Call& call, const Declared& declared) const {
+    if (!declared.written) return false;
+    for (const size_t i : declared.if_given) {
+      if (!passed_[i].given || (call.arguments[i].type == 'b' && passed_[i].integer == 0)) return false;
+    }
+    return true;
+  }
+
+  bool read_one(Passed& passed, const Declared& declared, PyObject* value) {
+    switch (declared.type) {
+      case 'T': passed.count = 1; return add(value, declared.written);
       case 'b': passed.integer = value == Py_True; return PyBool_Check(value);
       case 'n': return number(value, &passed.number);
       case 'i': return integer(value, &passed.integer);
@@ -85,27 +120,20 @@ class Arguments {
     if (!is_list && !PyTuple_CheckExact(value)) return false;
     PyObject** items = is_list ? reinterpret_cast<PyListObject*>(value)->ob_item
                                : reinterpret_cast<PyTupleObject*>(value)->ob_item;
-    passed.count = static_cast<size_t>(Py_SIZE(value));
-    if (type == 'L') {
-      for (size_t i = 0; i < passed.count; ++i) {
-        if (!add(items[i])) return false;
-      }
-      return true;
+    const size_t count = passed.count = static_cast<size_t>(Py_SIZE(value));
+    if (declared.type == 'L') {
+      return std::all_of(items, items + count, [&](PyObject* item) { return add(item, declared.written); });
     }
-    if (type == 'I') {
-      integers_.resize(passed.count);  // an operator has one such list
+    if (declared.type == 'I') {  // an operator has one such list
+      integers_.resize(count);
       passed.integers = integers_.data();
-      for (size_t i = 0; i < passed.count; ++i) {
-        if (!integer(items[i], &integers_[i])) return false;
-      }
-      return true;
+      return std::all_of(items, items + count,
+                         [&, next = integers_.data()](PyObject* item) mutable { return integer(item, next++); });
     }
-    numbers_.resize(passed.count);
+    numbers_.resize(count);
     passed.numbers = numbers_.data();
-    for (size_t i = 0; i < passed.count; ++i) {
-      if (!number(items[i], &numbers_[i])) return false;
-    }
-    return true;
+    return std::all_of(items, items + count,
+                       [&, next = numbers_.data()](PyObject* item) mutable { return number(item, next++); });
   }
 
   static bool number(PyObject* value, double* to) {
@@ -130,31 +158,26 @@ class Arguments {
     return true;
   }
 
-  // An ordinary tensor.
-  bool add(PyObject* value) {
+  bool add(PyObject* value, bool written) {
     PyObject* type = reinterpret_cast<PyObject*>(Py_TYPE(value));
     if (type != torch.tensor && type != torch.parameter) return false;
-    PyObject* negative = PyObject_CallOneArg(torch.is_neg, value);
-    if (negative == nullptr) {
-      PyErr_Clear();
-      return false;
-    }
-    Py_DECREF(negative);
-    negative_ = negative_ || negative == Py_True;
+    // A negative view has the opposite of what its memory holds.
+    if (!is_false(PyObject_CallOneArg(torch.is_neg, value))) return false;
+    if (written && !is_false(PyObject_CallOneArg(torch.is_inference, value))) return false;
     tensors_.push_back(value);
-    return !negative_;
+    return true;
   }
 
-  bool to_handles(const std::string& types) {
+  bool to_handles(const std::vector<Declared>& arguments) {
     if (tensors_.empty()) return true;
     PyObject* list = PyList_New(static_cast<Py_ssize_t>(tensors_.size()));
     if (list == nullptr) return !failed();
+    kept_ = py::reinterpret_steal<py::object>(list);  // while other threads run, which may empty a list
     for (size_t i = 0; i < tensors_.size(); ++i) {
       Py_INCREF(tensors_[i]);
       PyList_SET_ITEM(list, static_cast<Py_ssize_t>(i), tensors_[i]);
     }
     PyObject* capsules = PyObject_CallOneArg(torch.to_handles, list);
-    Py_DECREF(list);
     if (capsules == nullptr) return !failed();
     handles_.resize(tensors_.size());
     for (size_t i = 0; i < handles_.size(); ++i) {
@@ -162,16 +185,16 @@ class Arguments {
     }
     Py_DECREF(capsules);
     void** next = handles_.data();
-    for (size_t i = 0; i < types.size(); ++i) {
-      if (!passed_[i].given || (types[i] != 'T' && types[i] != 'L')) continue;
+    for (size_t i = 0; i < arguments.size(); ++i) {
+      if (!passed_[i].given || (arguments[i].type != 'T' && arguments[i].type != 'L')) continue;
       passed_[i].handles = next;
       next += passed_[i].count;
     }
     return true;
   }
 
-  bool negative_ = false;
   std::array<Passed, kMostArguments> passed_{};
+  py::object kept_;
   std::vector<PyObject*> tensors_;
   std::vector<void*> handles_;
   std::vector<int64_t> integers_;
@@ -213,57 +236,51 @@ PyObject* run(const Call& call, const Arguments& arguments) {
     why = error.what();
   }
   PyEval_RestoreThread(state);
+  if (end == kDone && !arguments.increment_versions(call)) return nullptr;
   if (end == kDone) return to_python(results.data(), count);
   if (end == kNoMemory) return PyErr_NoMemory();
   PyErr_SetString(PyExc_RuntimeError, why.c_str());
   return nullptr;
 }
 
-PyObject* call_of_python(PyObject* self, PyObject* const* given, Py_ssize_t count, PyObject* names) {
+PyObject* call_of_python(PyObject* self, PyObject* const* given, Py_ssize_t count) {
   const Call& call = *static_cast<const Call*>(PyCapsule_GetPointer(self, nullptr));
-  if (names == nullptr && is_usual()) {
-    Arguments arguments;
-    if (arguments.read(call, given, static_cast<size_t>(count))) return run(call, arguments);
-    if (arguments.has_negative()) {
-      PyErr_SetString(PyExc_RuntimeError, "flexkern refuses: an argument is a negative view; pass a .clone()");
-      return nullptr;
-    }
-  }
-  return PyObject_Vectorcall(call.fallback.ptr(), given, static_cast<size_t>(count), names);
+  Arguments arguments;
+  if (no_mode_is_on() && arguments.read(call, given, static_cast<size_t>(count))) return run(call, arguments);
+  Py_RETURN_NOTIMPLEMENTED;
 }
 
 PyMethodDef method = {"direct", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&call_of_python)),
-                      METH_FASTCALL | METH_KEYWORDS, "An operator, past the dispatcher where nothing is unusual."};
+                      METH_FASTCALL, "An operator, past the dispatcher; NotImplemented where anything is unusual."};
 
-py::object make(uintptr_t function, const std::string& types, std::vector<bool> optional, py::tuple defaults,
-                py::object fallback) {
-  if (types.size() > kMostArguments || types.size() != optional.size() || defaults.size() > types.size())
-    throw py::value_error("an operator of " + std::to_string(types.size()) +
-                          " arguments cannot be called directly");
-  Call* call = new Call{reinterpret_cast<Function>(function), types, std::move(optional), std::move(defaults),
-                        std::move(fallback)};
+using Row = std::tuple<char, bool, bool, std::vector<size_t>>;
+
+py::object make(uintptr_t function, const std::vector<Row>& rows, py::tuple defaults) {
+  if (rows.size() > kMostArguments || defaults.size() > rows.size())
+    throw py::value_error("an operator of " + std::to_string(rows.size()) + " arguments cannot be called directly");
+  auto* call = new Call{reinterpret_cast<Function>(function), {}, std::move(defaults)};
+  for (const auto& [type, optional, written, if_given] : rows)
+    call->arguments.push_back({type, optional, written, if_given});
   const py::capsule self(call, [](void* kept) { delete static_cast<Call*>(kept); });
   return py::reinterpret_steal<py::object>(PyCFunction_NewEx(&method, self.ptr(), nullptr));
 }
 
-void know(py::object tensor, py::object parameter, py::object is_neg, py::object to_handles, py::object from_handle,
-          py::object from_handles, const std::vector<py::object>& modes) {
-  torch = {tensor.release().ptr(),
-           parameter.release().ptr(),
-           is_neg.release().ptr(),
-           to_handles.release().ptr(),
-           from_handle.release().ptr(),
-           from_handles.release().ptr(),
-           {}};
-  for (const py::object& mode : modes) torch.modes.push_back(mode.inc_ref().ptr());
+void know(const py::object& tensor, const py::object& parameter, const py::object& is_neg,
+          const py::object& is_inference, const py::object& increment_version, const py::object& to_handles,
+          const py::object& from_handle, const py::object& from_handles, const std::vector<py::object>& modes) {
+  const auto kept = [](const py::object& object) { return object.inc_ref().ptr(); };
+  torch = {kept(tensor),       kept(parameter),         kept(is_neg),
+           kept(is_inference), kept(increment_version), kept(to_handles),
+           kept(from_handle),  kept(from_handles),      {}};
+  for (const py::object& mode : modes) torch.modes.push_back(kept(mode));
 }
 
 }  // namespace
 
 void define(py::module_& module) {
   module.def("know_torch", &know, "What direct calls need of torch: see flexkern/ops/direct.py.");
-  module.def("direct", &make, py::arg("function"), py::arg("types"), py::arg("optional"), py::arg("defaults"),
-             py::arg("fallback"), "An operator as a function that calls it past the dispatcher, where it can.");
+  module.def("direct", &make, py::arg("function"), py::arg("arguments"), py::arg("defaults"),
+             "An operator as a function that calls it past the dispatcher.");
 }
 
 }  // namespace flexkern::direct

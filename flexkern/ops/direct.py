@@ -2,7 +2,7 @@
 
 What the dispatcher does with a call is to look at modes (of tracing, profiling, torch.func), at subclasses of
 Tensor and at negative views, and to find the device. Where none of these is there and all tensors are on the CPU,
-the same body, with all its checks, is called by the module _core itself (csrc/bindings/direct.h).
+the module _core calls the same body, with all its checks (csrc/bindings/direct.h).
 """
 
 from __future__ import annotations
@@ -49,6 +49,8 @@ def _connect() -> tuple[Any, Any] | None:
             Tensor,
             torch.nn.Parameter,
             Tensor.is_neg,
+            Tensor.is_inference,
+            torch.autograd.graph.increment_version,
             handles.unsafe_alloc_void_ptrs_from_tensors,
             handles.alloc_tensor_by_stealing_from_void_ptr,
             handles.alloc_tensors_by_stealing_from_void_ptrs,
@@ -62,20 +64,29 @@ def _connect() -> tuple[Any, Any] | None:
 _connection = _connect()
 
 
-def directly(name: str, arguments: Sequence[Argument], call: Any) -> Any:
-    """A function that calls a compiled operator directly where nothing is unusual, else through ``call``.
+def directly(name: str, arguments: Sequence[Argument]) -> Callable[..., Any] | None:
+    """A function that calls a compiled operator of the CPU by position, and tells autograd what it wrote. It
+    returns NotImplemented, with nothing done, where anything is unusual: a number or a tensor of another type than
+    the schema's own (True is no number), a negative view, an inference tensor that would be written, or a mode that
+    looks at calls.
 
     Args:
-        name: of the operator, or of its overload, in the CPU library.
+        name: of the operator, or of its overload.
         arguments: as declared.
-        call: its dispatcher entry; returned itself where the library has no such operator.
+
+    Returns:
+        The function; None where there is none.
     """
     if _connection is None:
-        return call
+        return None
     core, library = _connection
     function = library.flexkern_direct(name.encode())
     if function is None:
-        return call
-    types = "".join(_TYPES[a.type] for a in arguments)
-    defaults = tuple(a.default for a in arguments if not a.required)
-    return core.direct(function, types, [a.optional for a in arguments], defaults, call)
+        return None
+    place = {a.name: i for i, a in enumerate(arguments)}
+    rows = []
+    for a in arguments:
+        if_given = [] if isinstance(a.written, bool) else [place[n] for n in a.written]
+        rows.append((_TYPES[a.type], a.optional, bool(a.written), if_given))
+    made: Callable[..., Any] = core.direct(function, rows, tuple(a.default for a in arguments if not a.required))
+    return made

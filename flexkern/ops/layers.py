@@ -222,27 +222,18 @@ def attempt_layer(
     rule = quick_rule(operator.spec.rule, numbers)
     if rule is None:
         return None
-    insert, eta, prune = (
-        (insertion.get("insert", "init"), insertion.get("eta", 1.0), insertion.get("prune", 0.0))
-        if insertion
-        else ("init", 1.0, 0.0)
-    )
+    insert, eta, prune = "init", 1.0, 0.0
+    if insertion:
+        insert, eta, prune = (insertion.get(*of) for of in (("insert", insert), ("eta", eta), ("prune", prune)))
     if alpha is not None:
         scale, flexibility = 0.0, 1.0
-    hebbian = silent is not None and is_word(insert, ("hebbian",))
+    if not (is_word(insert, INSERTS) and is_word(nonfinite, QUICK_NONFINITE)):
+        return None
+    hebbian = insert == "hebbian" and silent is not None
     needed = rule.none or rule.states(states)
     exact = None if master is None or getattr(weight, "dtype", None) is torch.float32 else master
-    updated = needed[: rule.updated]
-    written = [t for t in (weight, silent, *updated, exact, anchor if hebbian else None) if t is not None]
-    if not (
-        are_plain(written, operator)
-        and are_numbers((lr, scale, threshold, eta, prune))
-        and is_word(insert, INSERTS)
-        and is_word(nonfinite, QUICK_NONFINITE)
-    ):
-        return None
     sources = quick_sources(anchor, flexibility)
-    if sources is None or not (activities is None or all(map(is_tensor, activities))):
+    if sources is None:
         return None
     a, f, rows, floats = sources
     arguments = (*inputs, a, f, silent, activities, threshold, lr, scale)
@@ -252,4 +243,14 @@ def attempt_layer(
         arguments = (*arguments, alpha, rows, floats, *needed, exact)
     if takes_all:
         arguments = (*arguments, None, None, None, hebbian, eta, prune, *rule.numbers, nonfinite == "skip")
+    if operator.goes_direct(weight):
+        return operator.direct, arguments, ()
+    updated = needed[: rule.updated]
+    written = [t for t in (weight, silent, *updated, exact, anchor if hebbian else None) if t is not None]
+    if not (
+        are_plain(written, operator)
+        and are_numbers((lr, scale, threshold, eta, prune))
+        and (activities is None or all(map(is_tensor, activities)))
+    ):
+        return None
     return operator.compiled, arguments, written

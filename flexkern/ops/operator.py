@@ -56,8 +56,9 @@ _REFUSAL = re.compile(
 )
 
 
-# A call of a compiled operator that may be made before the checks: what to call, its arguments, and the
-# tensors that it updates. (A plain tuple: one with names takes 0.3 microseconds to make.)
+# A call of a compiled operator that may be made before the checks: the dispatcher entry, its arguments, and the
+# tensors that it updates; or the direct call, its arguments, and nothing. (A plain tuple: one with names takes 0.3
+# microseconds to make.)
 Attempt = tuple[Any, tuple[Any, ...], Sequence[Tensor]]
 
 
@@ -148,10 +149,11 @@ class Operator:
 
     Attributes:
         spec: the declaration.
-        compiled: what calls the compiled kernels, past the dispatcher where it can (flexkern/ops/direct.py).
-        compiled_one: the same for the overload of one tensor, where the declaration has one. Only the compiled
+        compiled: the dispatcher entry of the compiled kernels.
+        compiled_one: that of the overload of one tensor, where the declaration has one. Only the compiled
             libraries have it: it needs no fake kernel, as nothing that traces comes there. (A list of one costs
             0.5 microseconds more than a tensor, and a step has four.)
+        direct, direct_one: the same past the dispatcher (flexkern/ops/direct.py); None where that cannot be.
     """
 
     def __init__(self, name: str) -> None:
@@ -170,14 +172,13 @@ class Operator:
                 _library.impl(full_name, _from_call(spec, at_the_door), "CompositeExplicitAutograd")
             fake = _from_call(spec, _fake)
             torch.library.register_fake(f"flexkern::{full_name}", fake, lib=_library)
-        self._calls["cpu"] = self._calls["cuda"] = entry = self._calls.pop("")
-        self.compiled = directly(name, spec.arguments, entry)
-        self.compiled_one = None
-        if spec.one:
-            entry_of_one = self._define(f"{name}.one", spec.schema_of_one)
-            self.compiled_one = directly(f"{name}.one", [single(a) for a in spec.arguments], entry_of_one)
+        self.compiled = self._calls.pop("")
+        self.compiled_one = self._define(f"{name}.one", spec.schema_of_one) if spec.one else None
+        self.direct = directly(name, spec.arguments)
+        self.direct_one = directly(f"{name}.one", [single(a) for a in spec.arguments]) if spec.one else None
         # By what is asked for, the number of a GPU and the public name: whether the CUDA kernels serve there.
         self._on_gpus: dict[tuple[str, int, str | None], bool] = {}
+        self._calls["cpu"] = self._calls["cuda"] = self.compiled
 
     def _define(self, name: str, schema: str) -> Any:
         _library.define(name + schema)
@@ -212,8 +213,14 @@ class Operator:
             else:
                 if written:
                     torch.autograd.graph.increment_version(written)
-                return result
+                if result is not NotImplemented:
+                    return result
         return checked(*given)
+
+    def goes_direct(self, first: Any) -> bool:
+        """Whether an attempt may be ``direct`` or ``direct_one``, which look at the types of all that is passed,
+        where this is the first tensor."""
+        return self.direct is not None and type(first) in _TENSORS and first.is_cpu and prefers_compiled_cpu()
 
     def serves(self, like: Tensor, name: str | None = None) -> bool:
         """Whether :meth:`choose` takes the compiled kernels of the device of this tensor, for what they can do.
