@@ -7,6 +7,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <array>
+#include <iterator>
 #include <optional>
 #include <tuple>
 #include <utility>
@@ -15,6 +16,7 @@
 #include "cpu/check.h"
 #include "direct.h"
 #include "flexkern/update.h"
+#include "tensor.h"
 
 // Registers a body as the kernel of an operator, or of its overload of one tensor; in the CPU library for direct
 // calls, too.
@@ -32,8 +34,6 @@ namespace flexkern::bindings {
 
 using torch::headeronly::DeviceType;
 using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using Tensors = std::vector<Tensor>;
 
 // Numbers for each source in the operators' `sources` and `parameters`; flexkern.fields has the same.
 constexpr int64_t kSourceInts = 5;
@@ -156,17 +156,31 @@ class MemoryCheck {
   std::vector<Extent> extents_;
 };
 
+// A tensor, or one that may be missing.
+inline Tensor taken(Stable& tensor) { return std::move(tensor); }
+inline std::optional<Tensor> taken(std::optional<Stable>& tensor) {
+  std::optional<Tensor> result;
+  if (tensor.has_value()) result.emplace(std::move(*tensor));
+  return result;
+}
+
 // A list that may be missing, as one that may be empty; one tensor as a list of one.
 template <class T>
 std::vector<T> listed(std::vector<T>& list) {
   return std::move(list);
 }
-inline Tensors listed(Tensor& tensor) { return {tensor}; }
 template <class T>
 std::vector<T> listed(std::optional<std::vector<T>>& list) {
   return list.has_value() ? std::move(*list) : std::vector<T>{};
 }
-inline Tensors listed(std::optional<Tensor>& tensor) { return tensor.has_value() ? Tensors{*tensor} : Tensors{}; }
+inline Tensors listed(std::vector<Stable>& list) {
+  return Tensors(std::make_move_iterator(list.begin()), std::make_move_iterator(list.end()));
+}
+inline Tensors listed(std::optional<std::vector<Stable>>& list) {
+  return list.has_value() ? listed(*list) : Tensors{};
+}
+inline Tensors listed(Stable& tensor) { return {std::move(tensor)}; }
+inline Tensors listed(std::optional<Stable>& tensor) { return tensor.has_value() ? listed(*tensor) : Tensors{}; }
 
 namespace direct {
 
@@ -186,15 +200,15 @@ struct Taken<bool> {
   static bool of(const flexkern::direct::Passed& passed) { return passed.integer != 0; }
 };
 template <>
-struct Taken<Tensor> {
-  static Tensor of(const flexkern::direct::Passed& passed) {
-    return Tensor(static_cast<AtenTensorHandle>(passed.handles[0]));
+struct Taken<Stable> {
+  static Stable of(const flexkern::direct::Passed& passed) {
+    return Stable(static_cast<AtenTensorHandle>(passed.handles[0]));
   }
 };
 template <>
-struct Taken<Tensors> {
-  static Tensors of(const flexkern::direct::Passed& passed) {
-    Tensors tensors;
+struct Taken<std::vector<Stable>> {
+  static std::vector<Stable> of(const flexkern::direct::Passed& passed) {
+    std::vector<Stable> tensors;
     tensors.reserve(passed.count);
     for (size_t i = 0; i < passed.count; ++i)
       tensors.emplace_back(static_cast<AtenTensorHandle>(passed.handles[i]));
@@ -221,7 +235,7 @@ struct Taken<std::optional<T>> {
 };
 
 // The results of a direct call, for the caller.
-inline size_t keep(void** results, const Tensor& tensor) {
+inline size_t keep(void** results, const Stable& tensor) {
   AtenTensorHandle handle = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_new_tensor_handle(tensor.get(), &handle));
   results[0] = handle;

@@ -37,6 +37,7 @@ struct Torch {
   PyObject *tensor, *parameter, *is_neg, *is_inference, *increment_version, *to_handles, *from_handle,
       *from_handles;
   std::vector<PyObject*> modes;  // functions, each of which says whether a mode is on that looks at calls
+  Elements elements;
 };
 Torch torch;
 
@@ -76,6 +77,7 @@ class Arguments {
   }
 
   const Passed* passed() const { return passed_.data(); }
+  int64_t elements() const { return torch.elements(handles_.data(), handles_.size()); }
 
   // Tells autograd what was written; false: an error is set.
   bool increment_versions(const Call& call) const {
@@ -226,7 +228,10 @@ PyObject* run(const Call& call, const Arguments& arguments) {
   size_t count = 0;
   std::string why;
   enum { kDone, kNoMemory, kRefused } end = kDone;
-  PyThreadState* state = PyEval_SaveThread();
+  // Other threads of Python may run meanwhile, where it is worth while: to let them takes 0.5 microseconds, as
+  // torch takes the lock again for each tensor that is let go.
+  constexpr int64_t kSmall = 1 << 14;
+  PyThreadState* state = arguments.elements() > kSmall ? PyEval_SaveThread() : nullptr;
   try {
     count = call.function(arguments.passed(), results.data());
   } catch (const std::bad_alloc&) {
@@ -235,7 +240,7 @@ PyObject* run(const Call& call, const Arguments& arguments) {
     end = kRefused;
     why = error.what();
   }
-  PyEval_RestoreThread(state);
+  if (state != nullptr) PyEval_RestoreThread(state);
   if (end == kDone && !arguments.increment_versions(call)) return nullptr;
   if (end == kDone) return to_python(results.data(), count);
   if (end == kNoMemory) return PyErr_NoMemory();
@@ -267,11 +272,19 @@ py::object make(uintptr_t function, const std::vector<Row>& rows, py::tuple defa
 
 void know(const py::object& tensor, const py::object& parameter, const py::object& is_neg,
           const py::object& is_inference, const py::object& increment_version, const py::object& to_handles,
-          const py::object& from_handle, const py::object& from_handles, const std::vector<py::object>& modes) {
+          const py::object& from_handle, const py::object& from_handles, const std::vector<py::object>& modes,
+          uintptr_t elements) {
   const auto kept = [](const py::object& object) { return object.inc_ref().ptr(); };
-  torch = {kept(tensor),       kept(parameter),         kept(is_neg),
-           kept(is_inference), kept(increment_version), kept(to_handles),
-           kept(from_handle),  kept(from_handles),      {}};
+  torch = {kept(tensor),
+           kept(parameter),
+           kept(is_neg),
+           kept(is_inference),
+           kept(increment_version),
+           kept(to_handles),
+           kept(from_handle),
+           kept(from_handles),
+           {},
+           reinterpret_cast<Elements>(elements)};
   for (const py::object& mode : modes) torch.modes.push_back(kept(mode));
 }
 

@@ -24,6 +24,17 @@ void add(const char* name, flexkern::direct::Function function) { entries().push
 
 }  // namespace flexkern::bindings::direct
 
+extern "C" __attribute__((visibility("default"))) int64_t flexkern_elements(void* const* handles, size_t count) {
+  int64_t all = 0;
+  for (size_t i = 0; i < count; ++i) {
+    int64_t elements = 0;
+    if (aoti_torch_get_numel(static_cast<AtenTensorHandle>(handles[i]), &elements) != AOTI_TORCH_SUCCESS)
+      return INT64_MAX;
+    all += elements;
+  }
+  return all;
+}
+
 // Null: there is none of this name.
 extern "C" __attribute__((visibility("default"))) void* flexkern_direct(const char* name) {
   for (const auto& entry : flexkern::bindings::direct::entries()) {

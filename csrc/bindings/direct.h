@@ -27,4 +27,7 @@ constexpr size_t kMostResults = 8;
 // Writes the handles of the results, which the caller owns, and returns how many there are.
 using Function = size_t (*)(const Passed* arguments, void** results);
 
+// How many elements these tensors have together; of one without sizes, as if it were large.
+using Elements = int64_t (*)(void* const* handles, size_t count);
+
 }  // namespace flexkern::direct

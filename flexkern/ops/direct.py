@@ -50,11 +50,12 @@ def _connect() -> tuple[Any, Any] | None:
             torch.nn.Parameter,
             Tensor.is_neg,
             Tensor.is_inference,
-            torch.autograd.graph.increment_version,
+            getattr(torch._C, "_increment_version", torch.autograd.graph.increment_version),
             handles.unsafe_alloc_void_ptrs_from_tensors,
             handles.alloc_tensor_by_stealing_from_void_ptr,
             handles.alloc_tensors_by_stealing_from_void_ptrs,
             _modes(),
+            ctypes.cast(library.flexkern_elements, ctypes.c_void_p).value,
         )
     except (ImportError, OSError, AttributeError):
         return None
