@@ -206,8 +206,8 @@ def _unpack(s: Spec, arguments: Sequence[Argument], name: str) -> str:
     parameters = ", ".join(f"{kind} {a.name}" for kind, a in zip(types, arguments, strict=True))
     members = ", ".join(_member(a, b) for a, b in zip(arguments, s.arguments, strict=True))
     taken = ", ".join(f"direct::Taken<{t}>::of(passed[{i}])" for i, t in enumerate(types))
-    call = f"{name}<kBody>({taken})"
-    directly = f"{call};\n  return 0;" if returns == "void" else f"return direct::keep(results, {call});"
+    call, keep = f"{name}<kBody>({taken})", "keep_rows" if s.by_rows else "keep"
+    directly = f"{call};\n  return 0;" if returns == "void" else f"return direct::{keep}(results, {call});"
     return (
         f"template <auto kBody>\n{returns} {name}({parameters}) {{\n"
         f"  const {s.record.__name__} given{{{members}}};\n"

@@ -241,6 +241,16 @@ inline size_t keep(void** results, const Stable& tensor) {
   results[0] = handle;
   return 1;
 }
+// The rows of a contiguous matrix [2, n]: to take a tensor apart later takes Python 1.5 microseconds.
+inline size_t keep_rows(void** results, const Tensor& matrix) {
+  const int64_t size = matrix.size(1), step = 1;
+  for (int64_t i = 0; i < 2; ++i) {
+    AtenTensorHandle handle = nullptr;
+    TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(matrix.get(), 1, &size, &step, i * size, &handle));
+    results[i] = handle;
+  }
+  return 2;
+}
 template <class... Each>
 size_t keep(void** results, const std::tuple<Each...>& tensors) {
   static_assert(sizeof...(Each) <= flexkern::direct::kMostResults);

@@ -197,9 +197,11 @@ def layer_arguments(
     )  # type: ignore[call-arg] # the record of this operator, as its declaration says
 
 
-def conversions_of(counts: Tensor | Conversions) -> Conversions:
-    """The result of an operator by name; one that has been named stays."""
-    return counts if isinstance(counts, Conversions) else Conversions._make(counts.unbind())
+def conversions_of(counts: Tensor | tuple[Tensor, Tensor] | Conversions) -> Conversions:
+    """The result of an operator, or of its direct call, by name; one that has been named stays."""
+    if isinstance(counts, Conversions):
+        return counts
+    return Conversions._make(counts.unbind() if isinstance(counts, Tensor) else counts)
 
 
 # ------------------------------------------------------------------ before the checks

@@ -2,8 +2,9 @@
 
 docs/design.md, Artsy.
 
-Both are a few library products, whatever the number of classes and tasks, and differentiable. What they compute
-is written out as loops in :mod:`flexkern.reference.prototype`.
+Both are a few library products, whatever the number of classes and tasks, and differentiable; the logits of a small
+head on the CPU are one call, where no derivative is wanted. What they compute is written out as loops in
+:mod:`flexkern.reference.prototype`.
 """
 
 from __future__ import annotations
@@ -15,10 +16,17 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from flexkern.backends import prefers_compiled_cpu
 from flexkern.ops import checks
 from flexkern.ops.choices import COMPLETIONS, REWEIGHTINGS
+from flexkern.ops.direct import directly
+from flexkern.ops.operator import is_refusal, is_word, tries_compiled
+from flexkern.spec.prototype import LOGITS
 
 __all__ = ["complete_prototypes", "prototype_logits"]
+
+_DIRECT = directly("prototype_logits", LOGITS)
+_SMALL = 1 << 14  # multiplications that take one core less than the library takes to be called a dozen times
 
 
 def prototype_logits(
@@ -58,6 +66,10 @@ def prototype_logits(
     Raises:
         TypeError, ValueError: naming the argument. (An ``own_subspace`` that is none is seen on the CPU only.)
     """
+    if _DIRECT is not None and tries_compiled() and prefers_compiled_cpu():
+        logits = _attempt(features, prototypes, own_subspace, weight, reweighting, base, base_weight, openings)
+        if logits is not None:
+            return logits
     _check_prototypes(prototypes, own_subspace)
     subspaces, dim = prototypes.shape[1:]
     _check_floating(features, "features")
@@ -80,8 +92,7 @@ def prototype_logits(
             )
         _check_device(openings, "openings", prototypes)
 
-    others = subspaces - int(base) - 1
-    rest = weight / max(others, 1) if reweighting == "code" else weight
+    rest = _weight_of_others(weight, reweighting, subspaces, base)
     with torch.autocast(features.device.type, enabled=False):
         dtype = torch.float64 if features.dtype is torch.float64 else torch.float32
         weights = torch.full(prototypes.shape[:2], rest, dtype=dtype, device=features.device)
@@ -93,6 +104,41 @@ def prototype_logits(
             x = x * openings.to(dtype)[..., None]
         p = normalize(prototypes.to(dtype), dim=-1) * weights[..., None]
         return x.flatten(1) @ p.flatten(1).T
+
+
+def _weight_of_others(weight: float, reweighting: str, subspaces: int, base: bool) -> float:
+    return weight / max(subspaces - int(base) - 1, 1) if reweighting == "code" else weight
+
+
+def _attempt(
+    features: Any,
+    prototypes: Any,
+    own_subspace: Any,
+    weight: Any,
+    reweighting: Any,
+    base: Any,
+    base_weight: Any,
+    openings: Any,
+) -> Tensor | None:
+    """The logits of a small head on the CPU that are not differentiated, by one call; None if the checks must look
+    first, or if it is another head."""
+    if type(features) is not Tensor or type(prototypes) not in (Tensor, torch.nn.Parameter):
+        return None
+    if not features.is_cpu or features.dim() != 3 or features.numel() * len(prototypes) > _SMALL:
+        return None
+    if torch.is_grad_enabled() and any(getattr(t, "requires_grad", False) for t in (features, prototypes, openings)):
+        return None
+    if not (type(weight) in (int, float) and type(base) is bool and is_word(reweighting, REWEIGHTINGS)):
+        return None
+    rest = _weight_of_others(weight, reweighting, features.shape[1], base)
+    assert _DIRECT is not None
+    try:
+        logits = _DIRECT(features, prototypes, own_subspace, openings, rest, base_weight, base)
+    except (RuntimeError, OverflowError) as error:
+        if not is_refusal(error):
+            raise
+        return None
+    return None if logits is NotImplemented else logits
 
 
 def complete_prototypes(
