@@ -32,13 +32,14 @@ struct Strided {
 // out [rows, columns] = alpha a b, out in rows of `out_row` elements; added up in one order, whatever the shape.
 inline void tiny_product(float* out, int64_t out_row, int64_t rows, int64_t columns, int64_t depth,
                          const Strided& a, const Strided& b, float alpha = 1.0f) {
-  for (int64_t i = 0; i < rows; ++i) {
-    for (int64_t j = 0; j < columns; ++j) {
-      float sum = 0;
-      for (int64_t k = 0; k < depth; ++k)
-        sum += a.data[i * a.row + k * a.column] * b.data[k * b.row + j * b.column];
-      out[i * out_row + j] = alpha * sum;
+  for (int64_t i = 0; i < rows; ++i, out += out_row) {
+    std::fill_n(out, columns, 0.0f);
+    for (int64_t k = 0; k < depth; ++k) {
+      const float factor = a.data[i * a.row + k * a.column];
+      const float* values = b.data + k * b.row;
+      for (int64_t j = 0; j < columns; ++j) out[j] += factor * values[j * b.column];
     }
+    for (int64_t j = 0; j < columns; ++j) out[j] *= alpha;
   }
 }
 

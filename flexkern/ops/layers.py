@@ -44,7 +44,10 @@ class Conversions(NamedTuple):
 
 
 class LayerGate(NamedTuple):
-    """Where alpha comes from, of one layer or of lists, as it was given: alpha itself, or a flexibility."""
+    """Where alpha comes from, of one layer or of lists, as it was given: alpha itself, or a flexibility.
+
+    It travels as a plain tuple until the checks need its names, as Options do.
+    """
 
     anchor: Any
     flexibility: Any
@@ -210,7 +213,7 @@ def conversions_of(counts: Tensor | tuple[Tensor, Tensor] | Conversions) -> Conv
 def attempt_layer(
     operator: Operator,
     inputs: tuple[Any, ...],
-    gate: LayerGate,
+    gate: tuple[Any, Any, Any],
     silent: Any,
     activities: tuple[Any, ...] | None,
     threshold: Any,

@@ -219,8 +219,14 @@ class Operator:
 
     def goes_direct(self, first: Any) -> bool:
         """Whether an attempt may be ``direct`` or ``direct_one``, which look at the types of all that is passed,
-        where this is the first tensor."""
-        return self.direct is not None and type(first) in _TENSORS and first.is_cpu and prefers_compiled_cpu()
+        where this is the first tensor. (float64 is the reference's.)"""
+        return (
+            self.direct is not None
+            and type(first) in _TENSORS
+            and first.is_cpu
+            and first.dtype is not torch.float64
+            and prefers_compiled_cpu()
+        )
 
     def serves(self, like: Tensor, name: str | None = None) -> bool:
         """Whether :meth:`choose` takes the compiled kernels of the device of this tensor, for what they can do.

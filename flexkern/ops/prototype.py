@@ -26,6 +26,7 @@ from flexkern.spec.prototype import LOGITS
 __all__ = ["complete_prototypes", "prototype_logits"]
 
 _DIRECT = directly("prototype_logits", LOGITS)
+_TENSORS = (Tensor, torch.nn.Parameter)
 _SMALL = 1 << 14  # multiplications that take one core less than the library takes to be called a dozen times
 
 
@@ -66,8 +67,10 @@ def prototype_logits(
     Raises:
         TypeError, ValueError: naming the argument. (An ``own_subspace`` that is none is seen on the CPU only.)
     """
-    if _DIRECT is not None and tries_compiled() and prefers_compiled_cpu():
-        logits = _attempt(features, prototypes, own_subspace, weight, reweighting, base, base_weight, openings)
+    if type(weight) in (int, float) and type(base) is bool and is_word(reweighting, REWEIGHTINGS):
+        logits = _small_logits(
+            features, prototypes, own_subspace, openings, weight, reweighting == "code", base, base_weight
+        )
         if logits is not None:
             return logits
     _check_prototypes(prototypes, own_subspace)
@@ -92,7 +95,13 @@ def prototype_logits(
             )
         _check_device(openings, "openings", prototypes)
 
-    rest = _weight_of_others(weight, reweighting, subspaces, base)
+    if features.dtype is not torch.float64:  # the same, whatever dtype and layout are
+        f, p, o = (_as_float32(t) for t in (features, prototypes, openings))
+        own = own_subspace.contiguous()
+        logits = _small_logits(f, p, own, o, weight, reweighting == "code", base, base_weight)
+        if logits is not None:
+            return logits
+    rest = _weight_of_others(weight, reweighting == "code", subspaces, base)
     with torch.autocast(features.device.type, enabled=False):
         dtype = torch.float64 if features.dtype is torch.float64 else torch.float32
         weights = torch.full(prototypes.shape[:2], rest, dtype=dtype, device=features.device)
@@ -106,32 +115,37 @@ def prototype_logits(
         return x.flatten(1) @ p.flatten(1).T
 
 
-def _weight_of_others(weight: float, reweighting: str, subspaces: int, base: bool) -> float:
-    return weight / max(subspaces - int(base) - 1, 1) if reweighting == "code" else weight
+def _weight_of_others(weight: float, per_task: bool, subspaces: int, base: bool) -> float:
+    return weight / max(subspaces - int(base) - 1, 1) if per_task else weight
 
 
-def _attempt(
+def _as_float32(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.to(torch.float32).contiguous()
+
+
+def _small_logits(
     features: Any,
     prototypes: Any,
     own_subspace: Any,
-    weight: Any,
-    reweighting: Any,
-    base: Any,
-    base_weight: Any,
     openings: Any,
+    weight: float,
+    per_task: bool,
+    base: bool,
+    base_weight: Any,
 ) -> Tensor | None:
-    """The logits of a small head on the CPU that are not differentiated, by one call; None if the checks must look
-    first, or if it is another head."""
-    if type(features) is not Tensor or type(prototypes) not in (Tensor, torch.nn.Parameter):
+    """The logits of a small head on the CPU that are not differentiated, by one call, which looks at its arguments;
+    None if it does not take them, or if it is another head."""
+    if _DIRECT is None or not tries_compiled() or not prefers_compiled_cpu():
         return None
-    if not features.is_cpu or features.dim() != 3 or features.numel() * len(prototypes) > _SMALL:
+    if type(features) is not Tensor or type(prototypes) not in _TENSORS or not features.is_cpu:
         return None
-    if torch.is_grad_enabled() and any(getattr(t, "requires_grad", False) for t in (features, prototypes, openings)):
+    if features.dim() != 3 or prototypes.dim() != 3 or features.numel() * prototypes.size(0) > _SMALL:
         return None
-    if not (type(weight) in (int, float) and type(base) is bool and is_word(reweighting, REWEIGHTINGS)):
+    if torch.is_grad_enabled() and (
+        features.requires_grad or prototypes.requires_grad or getattr(openings, "requires_grad", False)
+    ):
         return None
-    rest = _weight_of_others(weight, reweighting, features.shape[1], base)
-    assert _DIRECT is not None
+    rest = _weight_of_others(weight, per_task, features.size(1), base)
     try:
         logits = _DIRECT(features, prototypes, own_subspace, openings, rest, base_weight, base)
     except (RuntimeError, OverflowError) as error:
