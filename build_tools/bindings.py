@@ -37,7 +37,11 @@ _SCALARS = {
     "int64": "Long", "bool": "Bool",
 }  # fmt: skip
 # And to a struct's member, where it is another one: tensor.h has a class for what is given.
-_MEMBERS = {"Stable": "Tensor", "std::optional<Stable>": "std::optional<Tensor>", "std::vector<Stable>": "Tensors"}
+_MEMBERS = {
+    "Stable": "Tensor",
+    "std::optional<Stable>": "std::optional<Tensor>",
+    "std::vector<Stable>": "Tensors",
+}
 _RETURNS = {"()": "void", "Tensor": "Stable"}
 
 

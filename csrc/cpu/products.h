@@ -37,7 +37,11 @@ inline void tiny_product(float* out, int64_t out_row, int64_t rows, int64_t colu
     for (int64_t k = 0; k < depth; ++k) {
       const float factor = a.data[i * a.row + k * a.column];
       const float* values = b.data + k * b.row;
-      for (int64_t j = 0; j < columns; ++j) out[j] += factor * values[j * b.column];
+      if (b.column == 1) {
+        for (int64_t j = 0; j < columns; ++j) out[j] += factor * values[j];
+      } else {
+        for (int64_t j = 0; j < columns; ++j) out[j] += factor * values[j * b.column];
+      }
     }
     for (int64_t j = 0; j < columns; ++j) out[j] *= alpha;
   }

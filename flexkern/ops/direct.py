@@ -1,8 +1,8 @@
 """Calls of compiled operators on the CPU past torch's dispatcher, which takes 2 to 4 microseconds of each.
 
-What the dispatcher does with a call is to look at modes (of tracing, profiling, torch.func), at subclasses of
-Tensor and at negative views, and to find the device. Where none of these is there and all tensors are on the CPU,
-the module _core calls the same body, with all its checks (csrc/bindings/direct.h).
+What the dispatcher does with a call is to look at modes (of tracing, profiling, torch.func), at subclasses
+of Tensor and at negative views, and to find the device. Where none of these is there and all tensors are on the
+CPU, the module _core calls the same body, with all its checks (csrc/bindings/direct.h).
 """
 
 from __future__ import annotations
@@ -66,10 +66,11 @@ _connection = _connect()
 
 
 def directly(name: str, arguments: Sequence[Argument]) -> Callable[..., Any] | None:
-    """A function that calls a compiled operator of the CPU by position, and tells autograd what it wrote. It
-    returns NotImplemented, with nothing done, where anything is unusual: a number or a tensor of another type than
-    the schema's own (True is no number), a negative view, an inference tensor that would be written, or a mode that
-    looks at calls.
+    """A function that calls a compiled operator of the CPU by position, and tells autograd what it wrote.
+
+    It returns NotImplemented, with nothing done, where anything is unusual: a number or a tensor of another type
+    than the schema's own (True is no number), a negative view, an inference tensor that would be written, or a
+    mode that looks at calls.
 
     Args:
         name: of the operator, or of its overload.
@@ -89,5 +90,7 @@ def directly(name: str, arguments: Sequence[Argument]) -> Callable[..., Any] | N
     for a in arguments:
         if_given = [] if isinstance(a.written, bool) else [place[n] for n in a.written]
         rows.append((_TYPES[a.type], a.optional, bool(a.written), if_given))
-    made: Callable[..., Any] = core.direct(function, rows, tuple(a.default for a in arguments if not a.required))
+    made: Callable[..., Any] = core.direct(
+        function, rows, tuple(a.default for a in arguments if not a.required)
+    )
     return made

@@ -227,12 +227,16 @@ def attempt_layer(
     rule = quick_rule(operator.spec.rule, numbers)
     if rule is None:
         return None
-    insert, eta, prune = "init", 1.0, 0.0
+    insert: Any = "init"
+    eta: Any = 1.0
+    prune: Any = 0.0
     if insertion:
         insert, eta, prune = (insertion.get(*of) for of in (("insert", insert), ("eta", eta), ("prune", prune)))
+        if not is_word(insert, INSERTS):
+            return None
     if alpha is not None:
         scale, flexibility = 0.0, 1.0
-    if not (is_word(insert, INSERTS) and is_word(nonfinite, QUICK_NONFINITE)):
+    if not is_word(nonfinite, QUICK_NONFINITE):
         return None
     hebbian = insert == "hebbian" and silent is not None
     needed = rule.none or rule.states(states)

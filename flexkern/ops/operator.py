@@ -57,8 +57,8 @@ _REFUSAL = re.compile(
 
 
 # A call of a compiled operator that may be made before the checks: the dispatcher entry, its arguments, and the
-# tensors that it updates; or the direct call, its arguments, and nothing. (A plain tuple: one with names takes 0.3
-# microseconds to make.)
+# tensors that it updates; or the direct call, its arguments, and nothing. (A plain tuple: one with names takes
+# 0.3 microseconds to make.)
 Attempt = tuple[Any, tuple[Any, ...], Sequence[Tensor]]
 
 
@@ -218,8 +218,8 @@ class Operator:
         return checked(*given)
 
     def goes_direct(self, first: Any) -> bool:
-        """Whether an attempt may be ``direct`` or ``direct_one``, which look at the types of all that is passed,
-        where this is the first tensor. (float64 is the reference's.)"""
+        """Whether an attempt may be ``direct`` or ``direct_one``, which look at the types of all that is passed;
+        this is the first tensor. (float64 is the reference's.)"""
         return (
             self.direct is not None
             and type(first) in _TENSORS

@@ -2,8 +2,8 @@
 
 docs/design.md, Artsy.
 
-Both are a few library products, whatever the number of classes and tasks, and differentiable; the logits of a small
-head on the CPU are one call, where no derivative is wanted. What they compute is written out as loops in
+Both are a few library products, whatever the number of classes and tasks, and differentiable; the logits of a
+small head on the CPU are one call, where no derivative is wanted. What they compute is written out as loops in
 :mod:`flexkern.reference.prototype`.
 """
 
@@ -133,8 +133,8 @@ def _small_logits(
     base: bool,
     base_weight: Any,
 ) -> Tensor | None:
-    """The logits of a small head on the CPU that are not differentiated, by one call, which looks at its arguments;
-    None if it does not take them, or if it is another head."""
+    """The logits of a small head on the CPU that are not differentiated, by one call, which looks at its
+    arguments; None if it does not take them, or if it is another head."""
     if _DIRECT is None or not tries_compiled() or not prefers_compiled_cpu():
         return None
     if type(features) is not Tensor or type(prototypes) not in _TENSORS or not features.is_cpu:
