@@ -218,8 +218,8 @@ class Operator:
         return checked(*given)
 
     def goes_direct(self, first: Any) -> bool:
-        """Whether an attempt may be ``direct`` or ``direct_one``, which look at the types of all that is passed;
-        this is the first tensor. (float64 is the reference's.)"""
+        """Whether an attempt may be ``direct`` or ``direct_one``, which look at the types of all that is
+        passed, by the first tensor. (float64 is the reference's.)"""
         return (
             self.direct is not None
             and type(first) in _TENSORS
