@@ -68,9 +68,9 @@ _connection = _connect()
 def directly(name: str, arguments: Sequence[Argument]) -> Callable[..., Any] | None:
     """A function that calls a compiled operator of the CPU by position, and tells autograd what it wrote.
 
-    It returns NotImplemented, with nothing done, where anything is unusual: a number or a tensor of another type
-    than the schema's own (True is no number), a negative view, an inference tensor that would be written, or a
-    mode that looks at calls.
+    It returns NotImplemented, with nothing done, where anything is unusual: a number or a tensor of another
+    type than the schema's own (True is no number), a negative view, an inference tensor that would be written,
+    or a mode that looks at calls.
 
     Args:
         name: of the operator, or of its overload.

@@ -174,7 +174,7 @@ class Operator:
             torch.library.register_fake(f"flexkern::{full_name}", fake, lib=_library)
         self.compiled = self._calls.pop("")
         self.compiled_one = self._define(f"{name}.one", spec.schema_of_one) if spec.one else None
-        self.direct = directly(name, spec.arguments)
+        self.direct: Any = directly(name, spec.arguments)
         self.direct_one = directly(f"{name}.one", [single(a) for a in spec.arguments]) if spec.one else None
         # By what is asked for, the number of a GPU and the public name: whether the CUDA kernels serve there.
         self._on_gpus: dict[tuple[str, int, str | None], bool] = {}
