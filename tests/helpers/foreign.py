@@ -219,24 +219,33 @@ def _raw() -> dict[str, Callable[[], Call]]:
         def make_one(make: Any = make, operator: Any = operator) -> Call:
             _, values = make()
             tensors = {a.name for a in operator.spec.arguments if a.type == "Tensor[]"}
-            one = {k: v[0] if v and k in tensors else v for k, v in values.items()}
-            return _by_position(operator.compiled_one), one
+            return operator.compiled_one, {k: v[0] if v and k in tensors else v for k, v in values.items()}
 
-        def make_direct(make: Any = make, operator: Any = operator) -> Call:
-            return _by_position(operator.compiled), make()[1]
+        def directly(make: Any, call: Any) -> Callable[[], Call]:
+            return lambda: (_by_position(call), make()[1])
 
         for backend in ("cpu", "reference", "triton"):
             if operator.spec.has_no_kernel(backend) is None:
                 calls[f"raw {name} {backend}"] = lambda make=make, backend=backend: make(backend=backend)
-        calls[f"raw {name} direct"] = make_direct
+        if operator.direct is not None:
+            calls[f"raw {name} direct"] = directly(make, operator.direct)
         if operator.compiled_one is not None:
             calls[f"raw {name} one"] = make_one
+            if operator.direct_one is not None:
+                calls[f"raw {name} direct one"] = directly(make_one, operator.direct_one)
     return calls
 
 
 def _by_position(call: Callable[..., Any]) -> Callable[..., Any]:
-    """Past the dispatcher a call has no names."""
-    return lambda **given: call(*given.values())
+    """Past the dispatcher a call has no names, and what is unusual is left to it."""
+
+    def run(**given: Any) -> Any:
+        result = call(*given.values())
+        if result is NotImplemented:
+            raise TypeError("unusual")
+        return result
+
+    return run
 
 
 def _places(arguments: dict[str, Any]) -> Iterator[tuple[str, int | None]]:
