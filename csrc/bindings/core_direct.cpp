@@ -34,8 +34,7 @@ struct Call {
 
 // Of torch; set once and never freed.
 struct Torch {
-  PyObject *tensor, *parameter, *is_neg, *is_inference, *increment_version, *to_handles, *from_handle,
-      *from_handles;
+  PyObject *tensor, *parameter, *is_neg, *is_inference, *increment_version, *to_handles, *from_handles;
   std::vector<PyObject*> modes;  // functions, each of which says whether a mode is on that looks at calls
   Elements elements;
 };
@@ -213,10 +212,9 @@ PyObject* to_python(void* const* results, size_t count) {
   }
   if (capsules == nullptr) return nullptr;
   PyObject* result = nullptr;
-  if (count == 1) {
-    result = PyObject_CallOneArg(torch.from_handle, PyTuple_GET_ITEM(capsules, 0));
-  } else if (PyObject* list = PyObject_CallOneArg(torch.from_handles, capsules)) {
-    result = PyList_AsTuple(list);
+  // (Torch's function for a single one copies it, and does not let the handle go.)
+  if (PyObject* list = PyObject_CallOneArg(torch.from_handles, capsules)) {
+    result = count == 1 ? Py_NewRef(PyList_GET_ITEM(list, 0)) : PyList_AsTuple(list);
     Py_DECREF(list);
   }
   Py_DECREF(capsules);
@@ -272,8 +270,7 @@ py::object make(uintptr_t function, const std::vector<Row>& rows, py::tuple defa
 
 void know(const py::object& tensor, const py::object& parameter, const py::object& is_neg,
           const py::object& is_inference, const py::object& increment_version, const py::object& to_handles,
-          const py::object& from_handle, const py::object& from_handles, const std::vector<py::object>& modes,
-          uintptr_t elements) {
+          const py::object& from_handles, const std::vector<py::object>& modes, uintptr_t elements) {
   const auto kept = [](const py::object& object) { return object.inc_ref().ptr(); };
   torch = {kept(tensor),
            kept(parameter),
@@ -281,7 +278,6 @@ void know(const py::object& tensor, const py::object& parameter, const py::objec
            kept(is_inference),
            kept(increment_version),
            kept(to_handles),
-           kept(from_handle),
            kept(from_handles),
            {},
            reinterpret_cast<Elements>(elements)};

@@ -52,7 +52,6 @@ def _connect() -> tuple[Any, Any] | None:
             Tensor.is_inference,
             getattr(torch._C, "_increment_version", torch.autograd.graph.increment_version),
             handles.unsafe_alloc_void_ptrs_from_tensors,
-            handles.alloc_tensor_by_stealing_from_void_ptr,
             handles.alloc_tensors_by_stealing_from_void_ptrs,
             _modes(),
             ctypes.cast(library.flexkern_elements, ctypes.c_void_p).value,

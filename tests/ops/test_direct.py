@@ -187,3 +187,14 @@ def test_small_logits_are_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prototype, "normalize", fail)
     monkeypatch.setattr(prototype, "_check_prototypes", fail)
     ops.prototype_logits(torch.ones(4, 2, 8), torch.ones(3, 2, 8), torch.tensor([0, 1, 1]))
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_call_keeps_hold_of_nothing(name: str) -> None:
+    """Neither of what it was given nor of its result: a tensor that something else holds cannot be swapped."""
+    call, arguments = CALLS[name]
+    given = arguments()
+    before = [t._use_count() for t in tensors(given)]
+    result = call(**given)
+    assert [t._use_count() for t in tensors(given)] == before
+    assert all(t._use_count() == before_one for t, before_one in zip(tensors(result), [1] * 9, strict=False))
