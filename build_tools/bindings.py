@@ -22,21 +22,27 @@ from spec.argument import single  # noqa: E402
 from spec.kinds import Kind  # noqa: E402
 
 LINE = 112
-# Schema type to: a struct's member, a parameter that must be given, one that may be missing.
+# Schema type to: a parameter that must be given, one that may be missing.
 _TYPES = {
-    "Tensor": ("Tensor", "Tensor", "std::optional<Tensor>"),
-    "Tensor[]": ("Tensors", "Tensors", "std::optional<Tensors>"),
-    "int[]": ("std::vector<int64_t>", "std::vector<int64_t>", "std::optional<std::vector<int64_t>>"),
-    "float[]": ("std::vector<double>", "std::vector<double>", "std::optional<std::vector<double>>"),
-    "int": ("int64_t", "int64_t", "int64_t"),
-    "float": ("double", "double", "double"),
-    "bool": ("bool", "bool", "bool"),
+    "Tensor": ("Stable", "std::optional<Stable>"),
+    "Tensor[]": ("std::vector<Stable>", "std::optional<std::vector<Stable>>"),
+    "int[]": ("std::vector<int64_t>", "std::optional<std::vector<int64_t>>"),
+    "float[]": ("std::vector<double>", "std::optional<std::vector<double>>"),
+    "int": ("int64_t", "int64_t"),
+    "float": ("double", "double"),
+    "bool": ("bool", "bool"),
 }
 _SCALARS = {
     "float32": "Float", "float64": "Double", "bfloat16": "BFloat16", "float16": "Half", "int32": "Int",
     "int64": "Long", "bool": "Bool",
 }  # fmt: skip
-_RETURNS = {"()": "void", "Tensor": "Tensor"}
+# And to a struct's member, where it is another one: tensor.h has a class for what is given.
+_MEMBERS = {
+    "Stable": "Tensor",
+    "std::optional<Stable>": "std::optional<Tensor>",
+    "std::vector<Stable>": "Tensors",
+}
+_RETURNS = {"()": "void", "Tensor": "Stable"}
 
 
 def main(folder: Path) -> None:
@@ -95,7 +101,8 @@ def operators() -> str:
         "//\n"
         "// Of each operator: a struct of its arguments, in which a list that is not given is empty, and\n"
         "// unpack::name<body>, which the dispatcher calls with the arguments one by one, and which calls body with the\n"  # noqa: E501
-        "// struct. FLEXKERN_<FAMILY>_STEPS(X) is X(struct, operator) for the step of each rule.\n"
+        "// struct; unpack::directly_name is the same for a call past the dispatcher (direct.h).\n"
+        "// FLEXKERN_<FAMILY>_STEPS(X) is X(struct, operator) for the step of each rule.\n"
         "#pragma once\n\n"
         '#include "bindings/arguments.h"\n'
         '#include "flexkern/rules.h"\n\n'
@@ -123,7 +130,8 @@ def _struct(s: Spec) -> str:
     if s.rule is not None:
         lines.append(f"  using Rule = {s.rule.NAME};")
         lines.append(f"  static constexpr bool kCountsSteps = {str(s.rule.COUNTS_STEPS).lower()};")
-    lines += [f"  {_TYPES[a.type][1 if not _may_miss(a) else 2]} {a.name};" for a in s.arguments]
+    types = [(a.name, _TYPES[a.type][_may_miss(a)]) for a in s.arguments]
+    lines += [f"  {_MEMBERS.get(kind, kind)} {name};" for name, kind in types]
     if s.rule is not None:
         member = (
             "Tensors"
@@ -196,14 +204,21 @@ def _memory(s: Spec) -> Iterable[str]:
 
 
 def _unpack(s: Spec, arguments: Sequence[Argument], name: str) -> str:
-    returns = _RETURNS.get(s.returns) or f"std::tuple<{', '.join(re.findall('Tensor', s.returns))}>"
-    parameters = ", ".join(f"{_TYPES[a.type][2 if a.optional else 1]} {a.name}" for a in arguments)
+    each = ", ".join("Stable" for _ in re.findall("Tensor", s.returns))
+    returns = _RETURNS.get(s.returns) or f"std::tuple<{each}>"
+    types = [_TYPES[a.type][a.optional] for a in arguments]
+    parameters = ", ".join(f"{kind} {a.name}" for kind, a in zip(types, arguments, strict=True))
     members = ", ".join(_member(a, b) for a, b in zip(arguments, s.arguments, strict=True))
+    taken = ", ".join(f"direct::Taken<{t}>::of(passed[{i}])" for i, t in enumerate(types))
+    call, keep = f"{name}<kBody>({taken})", "keep_rows" if s.by_rows else "keep"
+    directly = f"{call};\n  return 0;" if returns == "void" else f"return direct::{keep}(results, {call});"
     return (
         f"template <auto kBody>\n{returns} {name}({parameters}) {{\n"
         f"  const {s.record.__name__} given{{{members}}};\n"
         f"  given.check_storage();\n#ifdef FLEXKERN_FOR_CUDA\n  given.check_devices();\n#endif\n"
         f"  return kBody(given);\n}}\n"
+        f"template <auto kBody>\nsize_t directly_{name}(const flexkern::direct::Passed* passed, "
+        f"[[maybe_unused]] void** results) {{\n  {directly}\n}}\n"
     )
 
 
@@ -211,7 +226,7 @@ def _member(passed: Argument, kept: Argument) -> str:
     return (
         f"listed({passed.name})"
         if kept.is_list
-        else f"std::move({passed.name})"
+        else f"taken({passed.name})"
         if kept.holds_tensors
         else passed.name
     )

@@ -1,7 +1,9 @@
 // The gated adapter: checks and unpacking.
 #include "cpu/adapter.h"
 
+#include <algorithm>
 #include <cmath>
+#include <initializer_list>
 
 #include "device.h"
 #include "flexkern/operators.h"
@@ -10,14 +12,13 @@ namespace flexkern::bindings {
 
 namespace {
 
-void check_tensor(const Tensor& tensor, const char* name, const Tensor& x, std::vector<int64_t> shape) {
+void check_tensor(const Tensor& tensor, const char* name, const Tensor& x, std::initializer_list<int64_t> shape) {
   FLEXKERN_CHECK(tensor.defined(), name, " is missing");
   FLEXKERN_CHECK(tensor.device().type() == kDevice, name, " must be ", kOnDevice);
   FLEXKERN_CHECK(tensor.is_contiguous(), name, " must be contiguous");
   FLEXKERN_CHECK(tensor.scalar_type() == x.scalar_type(), name, " must have the dtype of x");
-  bool fits = tensor.dim() == static_cast<int64_t>(shape.size());
-  for (size_t i = 0; fits && i < shape.size(); ++i) fits = tensor.size(i) == shape[i];
-  FLEXKERN_CHECK(fits, name, " has the wrong shape");
+  const auto sizes = tensor.sizes();
+  FLEXKERN_CHECK(std::equal(sizes.begin(), sizes.end(), shape.begin(), shape.end()), name, " has the wrong shape");
 }
 
 // What forward and backward have in common.
@@ -79,8 +80,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(const AdapterBackwar
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(flexkern, FLEXKERN_DEVICE, m) {
-  m.impl("gated_adapter", TORCH_BOX(&unpack::gated_adapter<forward>));
-  m.impl("gated_adapter_backward", TORCH_BOX(&unpack::gated_adapter_backward<backward>));
+  FLEXKERN_OPERATOR(m, gated_adapter, forward);
+  FLEXKERN_OPERATOR(m, gated_adapter_backward, backward);
 }
 
 }  // namespace flexkern::bindings

@@ -1,4 +1,5 @@
-// flexkern._core: build information, and procedural fields as NumPy arrays without torch.
+// flexkern._core: build information, procedural fields as NumPy arrays without torch, and direct calls of
+// operators.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -6,6 +7,7 @@
 #include <vector>
 
 #include "build_info.h"
+#include "core_direct.h"
 #include "cpu/dispatch.h"
 #include "flexkern/field.h"
 
@@ -66,6 +68,7 @@ static py::dict kinds() {
 PYBIND11_MODULE(_core, module) {
   module.doc() = "Build information of flexkern, and its procedural fields as NumPy arrays (no torch needed).";
   module.def("build_info", &build_info, "Compilers, GPU architectures, and the CPU instruction set in use.");
+  direct::define(module);
   module.def("kinds", &kinds, "The numbers of flexkern.fields.Kind as the kernels know them.");
   module.def("field", &field, py::arg("shape"), py::arg("kind"), py::arg("seed"), py::arg("stream"),
              py::arg("offset"), py::arg("purpose"), py::arg("p0"), py::arg("p1"),

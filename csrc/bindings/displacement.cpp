@@ -110,8 +110,8 @@ void scale_displacement(const ScaleDisplacement& given) {
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(flexkern, FLEXKERN_DEVICE, m) {
-  m.impl("scale_displacement_", TORCH_BOX(&unpack::scale_displacement_<scale_displacement>));
-  m.impl("scale_displacement_.one", TORCH_BOX(&unpack::scale_displacement__one<scale_displacement>));
+  FLEXKERN_OPERATOR(m, scale_displacement_, scale_displacement);
+  FLEXKERN_OVERLOAD(m, scale_displacement_, scale_displacement);
 }
 
 }  // namespace flexkern::bindings

@@ -31,8 +31,6 @@ void fill(const Fill& given) {
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(flexkern, FLEXKERN_DEVICE, m) {
-  m.impl("fill_field_", TORCH_BOX(&unpack::fill_field_<fill>));
-}
+STABLE_TORCH_LIBRARY_IMPL(flexkern, FLEXKERN_DEVICE, m) { FLEXKERN_OPERATOR(m, fill_field_, fill); }
 
 }  // namespace flexkern::bindings

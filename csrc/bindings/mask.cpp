@@ -57,8 +57,8 @@ Tensor unpack_words(const Unpack& given) {
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(flexkern, FLEXKERN_DEVICE, m) {
-  m.impl("pack_mask", TORCH_BOX(&unpack::pack_mask<pack>));
-  m.impl("unpack_mask", TORCH_BOX(&unpack::unpack_mask<unpack_words>));
+  FLEXKERN_OPERATOR(m, pack_mask, pack);
+  FLEXKERN_OPERATOR(m, unpack_mask, unpack_words);
 }
 
 }  // namespace flexkern::bindings

@@ -143,10 +143,10 @@ Tensor gate(const MetaplasticGate& given) {
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(flexkern, FLEXKERN_DEVICE, m) {
-  m.impl("metaplastic_gate", TORCH_BOX(&unpack::metaplastic_gate<gate>));
-#define FLEXKERN_STEP(Given, op) m.impl(#op, TORCH_BOX(&unpack::op<step<Given>>));
+  FLEXKERN_OPERATOR(m, metaplastic_gate, gate);
+#define FLEXKERN_STEP(Given, op) FLEXKERN_OPERATOR(m, op, step<Given>);
   FLEXKERN_METAPLASTIC_STEPS(FLEXKERN_STEP)
-#define FLEXKERN_ONE(Given, op) m.impl(#op ".one", TORCH_BOX(&unpack::op##_one<step<Given>>));
+#define FLEXKERN_ONE(Given, op) FLEXKERN_OVERLOAD(m, op, step<Given>);
   FLEXKERN_METAPLASTIC_STEPS(FLEXKERN_ONE)
 }
 

@@ -35,6 +35,6 @@ Tensor null_of(const Null& given) {
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(flexkern, FLEXKERN_DEVICE, m) { m.impl("null", TORCH_BOX(&unpack::null<null_of>)); }
+STABLE_TORCH_LIBRARY_IMPL(flexkern, FLEXKERN_DEVICE, m) { FLEXKERN_OPERATOR(m, null, null_of); }
 
 }  // namespace flexkern::bindings

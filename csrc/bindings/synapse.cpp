@@ -35,7 +35,7 @@ Tensor step(const Given& given) {
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(flexkern, FLEXKERN_DEVICE, m) {
-#define FLEXKERN_STEP(Given, op) m.impl(#op, TORCH_BOX(&unpack::op<step<Given>>));
+#define FLEXKERN_STEP(Given, op) FLEXKERN_OPERATOR(m, op, step<Given>);
   FLEXKERN_SYNAPSE_STEPS(FLEXKERN_STEP)
 }
 

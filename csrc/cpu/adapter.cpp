@@ -93,6 +93,10 @@ struct Matrix {
   Matrix some_columns(int64_t first, int64_t count) const {
     return {data + first * element_size, rows, count, type, element_size, stride};
   }
+  Strided strided() const {
+    const auto* values = reinterpret_cast<const float*>(data);
+    return {values, transposed ? 1 : stride, transposed ? stride : 1};
+  }
   Tensor tensor() const {
     const int64_t sizes[] = {rows, columns};
     const int64_t strides[] = {transposed ? 1 : stride, transposed ? stride : 1};
@@ -123,6 +127,11 @@ void* row_of_task(const Tensor& bank, int64_t task) { return matrix(bank).row(ta
 
 // out = alpha a b, by the library.
 void product(const Matrix& out, const Matrix& a, const Matrix& b, double alpha = 1.0) {
+  if (out.type == ScalarType::Float && is_tiny(out.rows, out.columns, a.columns)) {
+    tiny_product(reinterpret_cast<float*>(out.data), out.stride, out.rows, out.columns, a.columns, a.strided(),
+                 b.strided(), static_cast<float>(alpha));
+    return;
+  }
   const Tensor result = out.tensor(), left = a.tensor(), right = b.tensor();
   TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(result.get(), result.get(), left.get(), right.get(), 0.0, alpha));
 }

@@ -100,6 +100,12 @@ void product_rows(void* out, int64_t first, const Tensor& left, const Tensor& ri
   const int64_t parts = std::min(count * columns * batch / kOperations, kMost);
   const int64_t width = part_size(columns, parts, kMultiple);
   const ScalarType dtype = left.scalar_type();
+  if (dtype == ScalarType::Float && is_tiny(count, columns, batch)) {
+    const auto *l = static_cast<const float*>(left.data_ptr()), *r = static_cast<const float*>(right.data_ptr());
+    float* rows_out = static_cast<float*>(out) + (begin - first) * columns;
+    tiny_product(rows_out, columns, count, columns, batch, {l + begin, 1, rows}, {r, columns, 1});
+    return;
+  }
   const Tensor some = view(left.data_ptr(), dtype, begin, count, batch, 1, rows);
   for_each_product((columns + width - 1) / width, [&](int64_t i) {
     const int64_t from = i * width, wide = std::min(width, columns - from);

@@ -239,11 +239,13 @@ def gated_adapter(
     """
     floats: tuple[Any, ...] = (x, down, down_bias, up, up_bias, residual)
     attempt = None
-    quick = tries_compiled() and are_plain((x,), FORWARD) and are_numbers((scale, dropout_p))
-    if quick and dropout_p == 0 and seed is None:
+    if tries_compiled() and seed is None and type(dropout_p) in (int, float) and dropout_p == 0:
+        direct = FORWARD.goes_direct(x)
         gradients = torch.is_grad_enabled() and any(getattr(t, "requires_grad", False) for t in floats)
-        if not (gradients or torch.is_autocast_enabled("cpu")):
-            attempt = FORWARD.compiled, (*floats[:5], index, residual, None, scale, 0.0, False), ()
+        quick = direct or (are_plain((x,), FORWARD) and are_numbers((scale,)))
+        if quick and not (gradients or torch.is_autocast_enabled("cpu")):
+            call = FORWARD.direct if direct else FORWARD.compiled
+            attempt = call, (x, down, down_bias, up, up_bias, index, residual, None, scale, 0.0, False), ()
     return FORWARD(attempt, _checked, *floats, index, scale, dropout_p, seed)[0]
 
 

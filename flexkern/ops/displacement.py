@@ -97,23 +97,28 @@ def _attempt(
     """The call of a compiled operator, after tries_compiled; ``sources`` and ``alpha`` are as it takes them."""
     several = type(weight) is list
     first = weight[0] if several and weight else weight
+    direct = DISPLACEMENT.goes_direct(first)
     if master is not None and getattr(first, "dtype", None) is torch.float32:
         master = None
     a, f, rows, floats = sources
     if several:
         if not weight or not all(v is None or type(v) is list for v in (before, a, f, alpha, master)):
             return None  # a Tensor would pass for a list of its rows, and of no weights nothing is looked at
-        if alpha is not None and not all(map(is_tensor, alpha)):
-            return None
         written = [*weight, *(master or ())]
     else:
         written = [weight] if master is None else [weight, master]
-    numbers_fit = are_numbers((scale,)) and is_word(nonfinite, QUICK_NONFINITE)
-    if not (numbers_fit and are_plain(written, DISPLACEMENT, name)):
+    if not is_word(nonfinite, QUICK_NONFINITE):
         return None
+    if not direct:
+        if several and alpha is not None and not all(map(is_tensor, alpha)):
+            return None
+        if not (are_numbers((scale,)) and are_plain(written, DISPLACEMENT, name)):
+            return None
     arguments: tuple[Any, ...] = (weight, before, a, f, scale, alpha, rows, floats, master)
     if nonfinite != "skip":
         arguments = (*arguments, None, False)
+    if direct:
+        return DISPLACEMENT.direct if several else DISPLACEMENT.direct_one, arguments, ()
     return DISPLACEMENT.compiled if several else DISPLACEMENT.compiled_one, arguments, written
 
 

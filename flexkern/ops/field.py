@@ -53,6 +53,8 @@ def _attempt(field: Any, shape: Any, device: Any) -> Attempt | None:
         out = torch.empty(shape, dtype=torch.float32, device=device)
     except (RuntimeError, TypeError, ValueError, AssertionError):  # the checks say what is wrong
         return None
+    if FILL.goes_direct(out):
+        return FILL.direct, (out, *field.row), ()
     return (FILL.compiled, (out, *field.row), ()) if is_plain(out, FILL, "materialize") else None
 
 

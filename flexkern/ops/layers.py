@@ -44,7 +44,10 @@ class Conversions(NamedTuple):
 
 
 class LayerGate(NamedTuple):
-    """Where alpha comes from, of one layer or of lists, as it was given: alpha itself, or a flexibility."""
+    """Where alpha comes from, of one layer or of lists, as it was given: alpha itself, or a flexibility.
+
+    It travels as a plain tuple until the checks need its names, as Options do.
+    """
 
     anchor: Any
     flexibility: Any
@@ -197,9 +200,11 @@ def layer_arguments(
     )  # type: ignore[call-arg] # the record of this operator, as its declaration says
 
 
-def conversions_of(counts: Tensor | Conversions) -> Conversions:
-    """The result of an operator by name; one that has been named stays."""
-    return counts if isinstance(counts, Conversions) else Conversions._make(counts.unbind())
+def conversions_of(counts: Tensor | tuple[Tensor, Tensor] | Conversions) -> Conversions:
+    """The result of an operator, or of its direct call, by name; one that has been named stays."""
+    if isinstance(counts, Conversions):
+        return counts
+    return Conversions._make(counts.unbind() if isinstance(counts, Tensor) else counts)
 
 
 # ------------------------------------------------------------------ before the checks
@@ -208,7 +213,7 @@ def conversions_of(counts: Tensor | Conversions) -> Conversions:
 def attempt_layer(
     operator: Operator,
     inputs: tuple[Any, ...],
-    gate: LayerGate,
+    gate: tuple[Any, Any, Any],
     silent: Any,
     activities: tuple[Any, ...] | None,
     threshold: Any,
@@ -222,27 +227,22 @@ def attempt_layer(
     rule = quick_rule(operator.spec.rule, numbers)
     if rule is None:
         return None
-    insert, eta, prune = (
-        (insertion.get("insert", "init"), insertion.get("eta", 1.0), insertion.get("prune", 0.0))
-        if insertion
-        else ("init", 1.0, 0.0)
-    )
+    insert: Any = "init"
+    eta: Any = 1.0
+    prune: Any = 0.0
+    if insertion:
+        insert, eta, prune = (insertion.get(*of) for of in (("insert", insert), ("eta", eta), ("prune", prune)))
+        if not is_word(insert, INSERTS):
+            return None
     if alpha is not None:
         scale, flexibility = 0.0, 1.0
-    hebbian = silent is not None and is_word(insert, ("hebbian",))
+    if not is_word(nonfinite, QUICK_NONFINITE):
+        return None
+    hebbian = insert == "hebbian" and silent is not None
     needed = rule.none or rule.states(states)
     exact = None if master is None or getattr(weight, "dtype", None) is torch.float32 else master
-    updated = needed[: rule.updated]
-    written = [t for t in (weight, silent, *updated, exact, anchor if hebbian else None) if t is not None]
-    if not (
-        are_plain(written, operator)
-        and are_numbers((lr, scale, threshold, eta, prune))
-        and is_word(insert, INSERTS)
-        and is_word(nonfinite, QUICK_NONFINITE)
-    ):
-        return None
     sources = quick_sources(anchor, flexibility)
-    if sources is None or not (activities is None or all(map(is_tensor, activities))):
+    if sources is None:
         return None
     a, f, rows, floats = sources
     arguments = (*inputs, a, f, silent, activities, threshold, lr, scale)
@@ -252,4 +252,14 @@ def attempt_layer(
         arguments = (*arguments, alpha, rows, floats, *needed, exact)
     if takes_all:
         arguments = (*arguments, None, None, None, hebbian, eta, prune, *rule.numbers, nonfinite == "skip")
+    if operator.goes_direct(weight):
+        return operator.direct, arguments, ()
+    updated = needed[: rule.updated]
+    written = [t for t in (weight, silent, *updated, exact, anchor if hebbian else None) if t is not None]
+    if not (
+        are_plain(written, operator)
+        and are_numbers((lr, scale, threshold, eta, prune))
+        and (activities is None or all(map(is_tensor, activities)))
+    ):
+        return None
     return operator.compiled, arguments, written

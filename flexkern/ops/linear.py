@@ -97,7 +97,7 @@ def linear_step_(
     """
     insertion, numbers = split_options(options)
     given = (lr, scale, {"momentum_buffer": momentum_buffer}, master, nonfinite, numbers, insertion)
-    gate = LayerGate(anchor, flexibility, alpha)
+    gate = anchor, flexibility, alpha
     return linear_step_by_rule(LINEAR, weight, x, grad_out, gate, silent, post, rule, threshold, given)
 
 
@@ -106,7 +106,7 @@ def linear_step_by_rule(
     weight: Tensor,
     x: Tensor,
     grad_out: Tensor,
-    gate: LayerGate,
+    gate: tuple[Any, Any, Any],
     silent: Tensor | None,
     post: Tensor | None,
     rule: str,
@@ -128,14 +128,14 @@ def _checked(
     weight: Tensor,
     x: Tensor,
     grad_out: Tensor,
-    gate: LayerGate,
+    gate: tuple[Any, Any, Any],
     silent: Tensor | None,
     post: Tensor | None,
     rule: str,
     threshold: float | Tensor,
     given: Given,
 ) -> Conversions:
-    name, options = operator.spec.name, Options(*given)
+    name, options, gated = operator.spec.name, Options(*given), LayerGate(*gate)
     step_rule = rule_of(operator, options, name)
     insertion = of_options(InsertionRule, options.insertion, name)
     checks.check_matches(weight, "weight", weight, checks.FLOAT_DTYPES)
@@ -144,9 +144,9 @@ def _checked(
     check_rule(weight, step_rule, options)
     checked_states, masters = states_and_master(options, [weight], step_rule)
     if silent is not None:
-        check_silent(silent, weight, gate.anchor, threshold, insertion)
+        check_silent(silent, weight, gated.anchor, threshold, insertion)
     writes_anchor = silent is not None and insertion.insert == "hebbian"
-    sources = make_sources(weight, *gate, options.scale, writes_anchor)
+    sources = make_sources(weight, *gated, options.scale, writes_anchor)
     out, units_in = weight.shape
     _check_batch(x, "x", weight, None, units_in)
     _check_batch(grad_out, "grad_out", weight, x, out)
@@ -163,7 +163,7 @@ def _checked(
         checks.check_finite([grad_out], "grad_out")
     x, grad_out, *activities = checks.contiguous([x, grad_out, *activities])
     layer = layer_arguments(
-        operator, {"weight": weight, "x": x, "grad_out": grad_out}, sources, gate.alpha, silent, activities,
+        operator, {"weight": weight, "x": x, "grad_out": grad_out}, sources, gated.alpha, silent, activities,
         threshold, {name: values[0] if values else None for name, values in checked_states.items()},
         masters[0] if masters else None, insertion, step_rule, options,
     )  # fmt: skip

@@ -32,8 +32,11 @@ def pack_mask(mask: Tensor) -> Tensor:
         TypeError, ValueError: if ``mask`` is not a bool matrix.
     """
     attempt: Attempt | None = None
-    if tries_compiled() and is_plain(mask, PACK):
-        attempt = PACK.compiled, (mask,), ()
+    if tries_compiled():
+        if PACK.goes_direct(mask):
+            attempt = PACK.direct, (mask,), ()
+        elif is_plain(mask, PACK):
+            attempt = PACK.compiled, (mask,), ()
     return PACK(attempt, _checked_pack, mask)
 
 
@@ -59,8 +62,11 @@ def unpack_mask(words: Tensor, columns: int) -> Tensor:
         TypeError, ValueError: if ``words`` is not such a matrix.
     """
     attempt: Attempt | None = None
-    if tries_compiled() and type(columns) is int and is_plain(words, UNPACK):
-        attempt = UNPACK.compiled, (words, columns), ()
+    if tries_compiled():
+        if UNPACK.goes_direct(words):
+            attempt = UNPACK.direct, (words, columns), ()
+        elif type(columns) is int and is_plain(words, UNPACK):
+            attempt = UNPACK.compiled, (words, columns), ()
     return UNPACK(attempt, _checked_unpack, words, columns)
 
 

@@ -66,10 +66,12 @@ def metaplastic_gate(
     (roundings counted in tests/helpers/judge.py), and within twice that on a GPU; alpha under 2**-123 may be 0.
     """
     attempt = None
-    if tries_compiled() and are_plain((weight,), GATE) and are_numbers((scale,)):
+    if tries_compiled():
+        direct = GATE.goes_direct(weight)
         quick = quick_sources(anchor, flexibility)
-        if quick is not None:
-            attempt = GATE.compiled, (weight, *quick[:2], scale, *quick[2:]), ()
+        if quick is not None and (direct or (are_plain((weight,), GATE) and are_numbers((scale,)))):
+            a, f, rows, numbers = quick
+            attempt = GATE.direct if direct else GATE.compiled, (weight, a, f, scale, rows, numbers), ()
     return GATE(attempt, _checked_gate, weight, anchor, flexibility, scale)
 
 
@@ -279,15 +281,16 @@ def _attempt(
 ) -> Attempt | None:
     """The step of a compiled operator, after tries_compiled; ``sources`` and ``alpha`` are as it takes them."""
     several = type(weight) is list
+    if several and not weight:
+        return None  # nothing would be looked at
     kind = operator.spec.rule
     assert kind is not None
     lr, scale, states, master, nonfinite, numbers, _ = given
     rule = quick_rule(kind, numbers)
-    if rule is None or not (are_numbers((lr, scale)) and is_word(nonfinite, QUICK_NONFINITE)):
+    if rule is None or not is_word(nonfinite, QUICK_NONFINITE):
         return None
     needed = rule.none or rule.states(states)
-    updated = needed[: rule.updated]
-    first = weight[0] if several and weight else weight
+    first = weight[0] if several else weight
     if master is not None and getattr(first, "dtype", None) is torch.float32:
         master = None
     a, f, rows, floats = sources
@@ -296,21 +299,24 @@ def _attempt(
     # What is passed costs time, also if it is None.
     if takes_all or not rule.none or not (alpha is None and rows is None and master is None):
         arguments = (*arguments, alpha, rows, floats, *needed, master)
+    if takes_all:
+        arguments = (*arguments, None, None, *rule.numbers, nonfinite == "skip")
+    if operator.goes_direct(first):
+        return operator.direct if several else operator.direct_one, arguments, ()
+    if not are_numbers((lr, scale)):
+        return None
+    updated = needed[: rule.updated]
     if several:
-        if not weight or not all(v is None or type(v) is list for v in (grad, a, f, alpha, *needed, master)):
-            return None  # a Tensor would pass for a list of its rows, and of no weights nothing is looked at
+        if not all(v is None or type(v) is list for v in (grad, a, f, alpha, *needed, master)):
+            return None  # a Tensor would pass for a list of its rows
         read = (alpha, *needed[rule.updated :])
         if not all(is_tensor(t) for values in read if values is not None for t in values):
             return None
         written = [*weight, *(t for state in (*updated, master) if state is not None for t in state)]
     else:
-        written = [weight]
-        if not rule.none or master is not None:
-            written += [t for t in (*updated, master) if t is not None]
+        written = [weight, *(t for t in (*updated, master) if t is not None)]
     if not are_plain(written, operator, name):
         return None
-    if takes_all:
-        arguments = (*arguments, None, None, *rule.numbers, nonfinite == "skip")
     return operator.compiled if several else operator.compiled_one, arguments, written
 
 

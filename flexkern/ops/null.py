@@ -27,8 +27,11 @@ def null(x: Tensor, factor: float) -> Tensor:
         TypeError, ValueError: naming the argument.
     """
     attempt = None
-    if tries_compiled() and are_plain((x,), NULL) and are_numbers((factor,)):
-        attempt = NULL.compiled, (x, factor), ()
+    if tries_compiled():
+        if NULL.goes_direct(x):
+            attempt = NULL.direct, (x, factor), ()
+        elif are_plain((x,), NULL) and are_numbers((factor,)):
+            attempt = NULL.compiled, (x, factor), ()
     return NULL(attempt, _checked, x, factor)
 
 

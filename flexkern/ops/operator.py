@@ -19,8 +19,10 @@ from torch import Tensor
 
 from flexkern.backends import BackendError, choose, prefers_compiled_cpu, requested
 from flexkern.ops import checks
+from flexkern.ops.direct import directly
 from flexkern.ops.ordinary import check_real, negative_kernel
 from flexkern.spec import SPECS, Arguments, Spec
+from flexkern.spec.argument import single
 
 __all__ = [
     "Attempt",
@@ -55,7 +57,8 @@ _REFUSAL = re.compile(
 
 
 # A call of a compiled operator that may be made before the checks: the dispatcher entry, its arguments, and the
-# tensors that it updates. (A plain tuple: one with names takes 0.3 microseconds to make.)
+# tensors that it updates; or the direct call, its arguments, and nothing. (A plain tuple: one with names takes
+# 0.3 microseconds to make.)
 Attempt = tuple[Any, tuple[Any, ...], Sequence[Tensor]]
 
 
@@ -150,6 +153,7 @@ class Operator:
         compiled_one: that of the overload of one tensor, where the declaration has one. Only the compiled
             libraries have it: it needs no fake kernel, as nothing that traces comes there. (A list of one costs
             0.5 microseconds more than a tensor, and a step has four.)
+        direct, direct_one: the same past the dispatcher (flexkern/ops/direct.py); None where that cannot be.
     """
 
     def __init__(self, name: str) -> None:
@@ -170,6 +174,8 @@ class Operator:
             torch.library.register_fake(f"flexkern::{full_name}", fake, lib=_library)
         self.compiled = self._calls.pop("")
         self.compiled_one = self._define(f"{name}.one", spec.schema_of_one) if spec.one else None
+        self.direct: Any = directly(name, spec.arguments)
+        self.direct_one = directly(f"{name}.one", [single(a) for a in spec.arguments]) if spec.one else None
         # By what is asked for, the number of a GPU and the public name: whether the CUDA kernels serve there.
         self._on_gpus: dict[tuple[str, int, str | None], bool] = {}
         self._calls["cpu"] = self._calls["cuda"] = self.compiled
@@ -207,8 +213,20 @@ class Operator:
             else:
                 if written:
                     torch.autograd.graph.increment_version(written)
-                return result
+                if result is not NotImplemented:
+                    return result
         return checked(*given)
+
+    def goes_direct(self, first: Any) -> bool:
+        """Whether an attempt may be ``direct`` or ``direct_one``, which look at the types of all that is
+        passed, by the first tensor. (float64 is the reference's.)"""
+        return (
+            self.direct is not None
+            and type(first) in _TENSORS
+            and first.is_cpu
+            and first.dtype is not torch.float64
+            and prefers_compiled_cpu()
+        )
 
     def serves(self, like: Tensor, name: str | None = None) -> bool:
         """Whether :meth:`choose` takes the compiled kernels of the device of this tensor, for what they can do.

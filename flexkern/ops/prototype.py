@@ -2,8 +2,9 @@
 
 docs/design.md, Artsy.
 
-Both are a few library products, whatever the number of classes and tasks, and differentiable. What they compute
-is written out as loops in :mod:`flexkern.reference.prototype`.
+Both are a few library products, whatever the number of classes and tasks, and differentiable; the logits of a
+small head on the CPU are one call, where no derivative is wanted. What they compute is written out as loops in
+:mod:`flexkern.reference.prototype`.
 """
 
 from __future__ import annotations
@@ -15,10 +16,18 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from flexkern.backends import prefers_compiled_cpu
 from flexkern.ops import checks
 from flexkern.ops.choices import COMPLETIONS, REWEIGHTINGS
+from flexkern.ops.direct import directly
+from flexkern.ops.operator import is_refusal, is_word, tries_compiled
+from flexkern.spec.prototype import LOGITS
 
 __all__ = ["complete_prototypes", "prototype_logits"]
+
+_DIRECT = directly("prototype_logits", LOGITS)
+_TENSORS = (Tensor, torch.nn.Parameter)
+_SMALL = 1 << 14  # multiplications that take one core less than the library takes to be called a dozen times
 
 
 def prototype_logits(
@@ -58,6 +67,12 @@ def prototype_logits(
     Raises:
         TypeError, ValueError: naming the argument. (An ``own_subspace`` that is none is seen on the CPU only.)
     """
+    if type(weight) in (int, float) and type(base) is bool and is_word(reweighting, REWEIGHTINGS):
+        logits = _small_logits(
+            features, prototypes, own_subspace, openings, weight, reweighting == "code", base, base_weight
+        )
+        if logits is not None:
+            return logits
     _check_prototypes(prototypes, own_subspace)
     subspaces, dim = prototypes.shape[1:]
     _check_floating(features, "features")
@@ -80,8 +95,13 @@ def prototype_logits(
             )
         _check_device(openings, "openings", prototypes)
 
-    others = subspaces - int(base) - 1
-    rest = weight / max(others, 1) if reweighting == "code" else weight
+    if features.dtype is not torch.float64:  # the same, whatever dtype and layout are
+        f, p, o = (_as_float32(t) for t in (features, prototypes, openings))
+        own = own_subspace.contiguous()
+        logits = _small_logits(f, p, own, o, weight, reweighting == "code", base, base_weight)
+        if logits is not None:
+            return logits
+    rest = _weight_of_others(weight, reweighting == "code", subspaces, base)
     with torch.autocast(features.device.type, enabled=False):
         dtype = torch.float64 if features.dtype is torch.float64 else torch.float32
         weights = torch.full(prototypes.shape[:2], rest, dtype=dtype, device=features.device)
@@ -93,6 +113,46 @@ def prototype_logits(
             x = x * openings.to(dtype)[..., None]
         p = normalize(prototypes.to(dtype), dim=-1) * weights[..., None]
         return x.flatten(1) @ p.flatten(1).T
+
+
+def _weight_of_others(weight: float, per_task: bool, subspaces: int, base: bool) -> float:
+    return weight / max(subspaces - int(base) - 1, 1) if per_task else weight
+
+
+def _as_float32(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.to(torch.float32).contiguous()
+
+
+def _small_logits(
+    features: Any,
+    prototypes: Any,
+    own_subspace: Any,
+    openings: Any,
+    weight: float,
+    per_task: bool,
+    base: bool,
+    base_weight: Any,
+) -> Tensor | None:
+    """The logits of a small head on the CPU that are not differentiated, by one call, which looks at its
+    arguments; None if it does not take them, or if it is another head."""
+    if _DIRECT is None or not tries_compiled() or not prefers_compiled_cpu():
+        return None
+    if type(features) is not Tensor or type(prototypes) not in _TENSORS or not features.is_cpu:
+        return None
+    if features.dim() != 3 or prototypes.dim() != 3 or features.numel() * prototypes.size(0) > _SMALL:
+        return None
+    if torch.is_grad_enabled() and (
+        features.requires_grad or prototypes.requires_grad or getattr(openings, "requires_grad", False)
+    ):
+        return None
+    rest = _weight_of_others(weight, per_task, features.size(1), base)
+    try:
+        logits = _DIRECT(features, prototypes, own_subspace, openings, rest, base_weight, base)
+    except (RuntimeError, OverflowError) as error:
+        if not is_refusal(error):
+            raise
+        return None
+    return None if logits is NotImplemented else logits
 
 
 def complete_prototypes(

@@ -96,7 +96,7 @@ def synapse_step_(
     """
     insertion, rule = split_options(options)
     given = (lr, scale, {"momentum_buffer": momentum_buffer}, master, nonfinite, rule, insertion)
-    gate = LayerGate(anchor, flexibility, alpha)
+    gate = anchor, flexibility, alpha
     return synapse_step_by_rule(SYNAPSE, weight, grad, gate, silent, pre, post, coincidence, threshold, given)
 
 
@@ -104,7 +104,7 @@ def synapse_step_by_rule(
     operator: Operator,
     weight: Any,
     grad: Any,
-    gate: LayerGate,
+    gate: tuple[Any, Any, Any],
     silent: Any,
     pre: Any,
     post: Any,
@@ -127,7 +127,7 @@ def _checked(
     operator: Operator,
     weight: Any,
     grad: Any,
-    gate: LayerGate,
+    gate: tuple[Any, Any, Any],
     silent: Any,
     pre: Any,
     post: Any,
@@ -135,7 +135,7 @@ def _checked(
     threshold: Any,
     given: Given,
 ) -> Conversions | list[Conversions]:
-    name, options = operator.spec.name, Options(*given)
+    name, options, gated = operator.spec.name, Options(*given), LayerGate(*gate)
     rule = rule_of(operator, options, name)
     insertion = of_options(InsertionRule, options.insertion, name)
     weights, grads = check_step(weight, grad, options, rule)
@@ -148,7 +148,7 @@ def _checked(
         shared = several and (value is None or isinstance(value, (int, float)))
         return [value] * len(weights) if shared else checks.as_list(value, name, len(weights))
 
-    of_layers = {**gate._asdict(), "silent": silent, "pre": pre, "post": post, "coincidence": coincidence,
+    of_layers = {**gated._asdict(), "silent": silent, "pre": pre, "post": post, "coincidence": coincidence,
              "threshold": threshold}  # fmt: skip
     columns = {name: column(value, name) for name, value in of_layers.items()}
     checked_states, masters = states_and_master(options, weights, rule)

@@ -50,6 +50,14 @@ class _Call:
         self.arguments, self.which, self.written = arguments, which, written
         self.counts: list[Tensor] = []
 
+    def run(self) -> None:
+        """Past the dispatcher where that can be."""
+        operator = self.operator
+        if operator.goes_direct(self.written[0]) and operator.direct(*self.arguments) is not NotImplemented:
+            return
+        operator.compiled(*self.arguments)
+        torch.autograd.graph.increment_version(self.written)
+
     def is_served(self) -> bool:
         """Whether the compiled kernels are still those to take."""
         return self.operator.serves(self.written[0], self.name)
@@ -111,7 +119,7 @@ class Plan:
             if call.counts:
                 torch._foreach_add_(call.counts, 1.0)
             try:
-                call.operator.compiled(*arguments)
+                call.run()
             except RuntimeError as error:
                 if call.counts:
                     torch._foreach_sub_(call.counts, 1.0)
@@ -120,7 +128,6 @@ class Plan:
                 return False
             finally:
                 arguments[1] = None  # gradients may be freed
-            torch.autograd.graph.increment_version(call.written)
         return True
 
 

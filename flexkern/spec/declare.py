@@ -24,7 +24,12 @@ _Record = TypeVar("_Record", bound=type)
 
 
 def operator_of_each_rule(
-    rules: Iterable[type[Rule]], *, returns: str, one: bool = False, lacks: dict[str, str] | None = None
+    rules: Iterable[type[Rule]],
+    *,
+    returns: str,
+    one: bool = False,
+    lacks: dict[str, str] | None = None,
+    by_rows: bool = False,
 ) -> Callable[[_Record], _Record]:
     """Declares the operators of a family that exist for each rule: decorates the class of what they share.
 
@@ -36,7 +41,8 @@ def operator_of_each_rule(
         for rule in rules:
             own = type(f"{rule.NAME}{declared.__name__}", (declared,), {"__doc__": declared.__doc__})
             own.__module__ = declared.__module__
-            operator(rule.operator(family), returns=returns, one=one, lacks=lacks, rule=rule)(own)
+            name = rule.operator(family)
+            operator(name, returns=returns, one=one, lacks=lacks, rule=rule, by_rows=by_rows)(own)
         return declared
 
     return declare
@@ -50,6 +56,7 @@ def operator(
     recorded: bool = False,
     lacks: dict[str, str] | None = None,
     rule: type[Rule] | None = None,
+    by_rows: bool = False,
 ) -> Callable[[_Record], _Record]:
     """Declares an operator: decorates the class of its arguments, whose docstring begins with what it does.
 
@@ -75,7 +82,9 @@ def operator(
         family = declared.__module__.rpartition(".")[2]
         does = (declared.__doc__ or "").partition("\n")[0]
         arguments = tuple(argument_of(f) for f in fields(record))
-        record.spec = Spec(name, family, arguments, returns, one, recorded, lacks or {}, rule, does, record)
+        record.spec = Spec(
+            name, family, arguments, returns, one, recorded, lacks or {}, rule, does, record, by_rows
+        )
         SPECS[name] = record.spec
         return record
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 ON_TENSOR_CORES = {"cuda": "on a GPU it runs on tensor cores through Triton"}
 
 
-@operator_of_each_rule(RULES, returns="Tensor", lacks=ON_TENSOR_CORES)
+@operator_of_each_rule(RULES, returns="Tensor", by_rows=True, lacks=ON_TENSOR_CORES)
 class Linear(Layer):
     """the pass of synapse_step_ inside the product that makes the gradient, which is never written to memory
 

@@ -35,6 +35,7 @@ class Spec:
         rule: the rule of a step; None where the operator is no step.
         does: one line for people.
         record: the class of the arguments by name.
+        by_rows: whether a direct call returns the two rows of its result in place of it.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Spec:
     rule: type[Rule] | None
     does: str
     record: Any
+    by_rows: bool = False
 
     @property
     def schema(self) -> str:

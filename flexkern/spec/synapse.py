@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-@operator_of_each_rule(RULES, returns="Tensor")
+@operator_of_each_rule(RULES, returns="Tensor", by_rows=True)
 class Synapse(Layer):
     """one pass over a layer: functional synapses step, silent ones at their threshold become functional
 

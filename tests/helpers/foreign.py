@@ -221,12 +221,31 @@ def _raw() -> dict[str, Callable[[], Call]]:
             tensors = {a.name for a in operator.spec.arguments if a.type == "Tensor[]"}
             return operator.compiled_one, {k: v[0] if v and k in tensors else v for k, v in values.items()}
 
+        def directly(make: Any, call: Any) -> Callable[[], Call]:
+            return lambda: (_by_position(call), make()[1])
+
         for backend in ("cpu", "reference", "triton"):
             if operator.spec.has_no_kernel(backend) is None:
                 calls[f"raw {name} {backend}"] = lambda make=make, backend=backend: make(backend=backend)
+        if operator.direct is not None:
+            calls[f"raw {name} direct"] = directly(make, operator.direct)
         if operator.compiled_one is not None:
             calls[f"raw {name} one"] = make_one
+            if operator.direct_one is not None:
+                calls[f"raw {name} direct one"] = directly(make_one, operator.direct_one)
     return calls
+
+
+def _by_position(call: Callable[..., Any]) -> Callable[..., Any]:
+    """Past the dispatcher a call has no names, and what is unusual is left to it."""
+
+    def run(**given: Any) -> Any:
+        result = call(*given.values())
+        if result is NotImplemented:
+            raise TypeError("unusual")
+        return result
+
+    return run
 
 
 def _places(arguments: dict[str, Any]) -> Iterator[tuple[str, int | None]]:
@@ -267,7 +286,7 @@ def _is_blind(call: Callable[..., Any], name: str) -> bool:
     """torch's dispatcher does not look into lists that may be missing, and a compiled operator cannot see that
     a view is negative: public functions look themselves."""
     schema = getattr(call, "_schema", None)
-    if schema is None or call not in [operator.compiled for operator in OPERATORS.values()]:
+    if schema is None or call not in [operator.on("cpu") for operator in OPERATORS.values()]:
         return False
     return next(a for a in schema.arguments if a.name == name).type.kind() == "OptionalType"
 

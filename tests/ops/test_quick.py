@@ -128,6 +128,12 @@ QUICK: dict[str, tuple[Callable[..., Any], Callable[[], Arguments]]] = {
 def slowly(monkeypatch: pytest.MonkeyPatch) -> None:
     """From here on all goes through the checks."""
     monkeypatch.setattr(operator.Operator, "serves", lambda *_: False)
+    by_the_dispatcher(monkeypatch)
+
+
+def by_the_dispatcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From here on no call goes past it."""
+    monkeypatch.setattr(operator.Operator, "goes_direct", lambda *_: False)
 
 
 def tensors_of(value: Any) -> list[Tensor]:
@@ -158,6 +164,8 @@ def test_ordinary_calls_go_through_no_check(name: str, place: str, monkeypatch: 
         monkeypatch.setattr(module, function, fail)
     if place == "cpu" or call not in WITHOUT_CUDA:
         call(**arguments())
+        by_the_dispatcher(monkeypatch)
+        call(**arguments())
         slowly(monkeypatch)
     with pytest.raises(AssertionError, match="a check in Python"):
         call(**arguments())
@@ -167,14 +175,15 @@ def test_ordinary_calls_go_through_no_check(name: str, place: str, monkeypatch: 
 def test_the_same_bits_and_versions(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     call, arguments = QUICK[name]
     sides = []
-    for _ in range(2):
+    for then in (by_the_dispatcher, slowly, slowly):
         given = arguments()
         result = call(**given)
         sides.append((tensors_of(given), tensors_of(result)))
-        slowly(monkeypatch)
-    (given, results), (given_slowly, results_slowly) = sides
-    assert [t._version for t in given] == [t._version for t in given_slowly]
-    assert all(map(same_bits, [*given, *results], [*given_slowly, *results_slowly]))
+        then(monkeypatch)
+    given, results = sides[0]
+    for other, other_results in sides[1:]:
+        assert [t._version for t in given] == [t._version for t in other]
+        assert all(map(same_bits, [*given, *results], [*other, *other_results]))
 
 
 @pytest.mark.parametrize("name", [n for n in QUICK if n not in ("field", "flexibility", "pack", "unpack")])
@@ -270,6 +279,7 @@ def test_float64_and_other_backends_do_not_come_here(backend: str, monkeypatch: 
     def fail(*_: object) -> None:
         raise AssertionError("the compiled operator")
 
+    monkeypatch.setattr(metaplastic.SGD, "direct_one", fail)
     monkeypatch.setattr(metaplastic.SGD, "compiled_one", fail)
     with flexkern.use_backend(backend):
         ops.metaplastic_sgd_(**step_arguments(torch.float64))

@@ -227,7 +227,8 @@ def test_a_fault_of_the_compiled_operator_is_not_hidden(
     def fault(*_: object) -> None:
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
-    monkeypatch.setattr(metaplastic.SGD, "compiled_one", fault)
+    for name in ("direct_one", "compiled_one"):
+        monkeypatch.setattr(metaplastic.SGD, name, fault)
     with flexkern.use_backend("auto"), pytest.raises(RuntimeError, match="mat1 and mat2"):
         ops.metaplastic_sgd_(**arguments)
     assert (arguments["weight"] == 1).all()
@@ -240,7 +241,8 @@ def test_a_refusal_leads_to_the_checks(arguments: dict[str, Any], monkeypatch: p
     def refuse(*_: object) -> None:
         raise RuntimeError("step, metaplastic.cpp:1, flexkern refuses: grad must be contiguous")
 
-    monkeypatch.setattr(metaplastic.SGD, "compiled_one", refuse)
+    for name in ("direct_one", "compiled_one"):
+        monkeypatch.setattr(metaplastic.SGD, name, refuse)
     with flexkern.use_backend("auto"):
         ops.metaplastic_sgd_(**arguments)  # the checks find nothing, and the step is taken after all
     assert (arguments["weight"] < 1).all()
