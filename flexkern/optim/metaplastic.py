@@ -60,8 +60,9 @@ class Metaplastic(MetaplasticOptimizer):
             looks at all gradients before the step (waits for the device), "propagate" lets it through. What the
             optimizer's own state makes of such a gradient is its own matter.
 
-    In the first item alpha is 1 and nothing is copied. From then on a copy of the flexible weights is kept,
-    4 bytes per float32 weight. A low-precision weight gets a float32 master, to which its steps are added.
+    In the first item alpha is 1, and with ``nonfinite="raise"`` or "propagate" nothing is copied. From then on,
+    and with "skip" from the beginning, a copy of the weights is kept, 4 bytes per float32 weight. A
+    low-precision weight gets a float32 master, to which its steps are added.
 
     State: that of the optimizer, and for each flexible parameter what MetaplasticSGD has. :meth:`state_dict`
     has both.
@@ -174,7 +175,8 @@ class Metaplastic(MetaplasticOptimizer):
             one for group, of in zip(self.param_groups, slots, strict=True) for one in self._gated(group, of)
         ]
         scaled = [one for one in gated if one.kind != "free"]
-        before = self._copied(scaled)
+        guarded = [one for one in gated if one.kind == "free" and one.group["nonfinite"] == "skip"]
+        before = self._copied([*scaled, *guarded])
         self.optimizer.step()
         for one in gated:
             # Not earlier: optimizers make their own state where there is none at all.
@@ -184,6 +186,9 @@ class Metaplastic(MetaplasticOptimizer):
             return
         for batch in _batches(scaled).values():
             _scale(batch, [before[one.slot] for one in batch])
+        for one in guarded:
+            p = sharded.here(one.slot.param.detach())
+            torch.where(p.isfinite(), p, before[one.slot], out=p)
         for group, of_group in zip(self.param_groups, slots, strict=True):
             stepped = [one.slot for one in gated if one.group is group]
             self._has_stepped(group, stepped)
