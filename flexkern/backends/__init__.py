@@ -29,6 +29,7 @@ __all__ = [
     "Status",
     "backends",
     "choose",
+    "installed",
     "prefers_compiled_cpu",
     "requested",
     "requested_in_block",
@@ -174,6 +175,11 @@ def _status(name: str) -> Status:
     if len(lacking) == len(devices):
         return Status(False, next(iter(lacking.values())) if len(set(lacking.values())) == 1 else whys)
     return Status(True, f"{status.reason}; {whys}")
+
+
+def installed(name: str) -> bool:
+    """Whether a backend is installed; no GPU is asked, so that modules may look when they are imported."""
+    return _STATUS[name].available
 
 
 def backends() -> dict[str, Status]:

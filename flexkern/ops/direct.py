@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flexkern.backends import LIBRARY_DIR, backends
+from flexkern.backends import LIBRARY_DIR, installed
 from flexkern.spec import Argument
 
 __all__ = ["directly"]
@@ -37,7 +37,7 @@ def _modes() -> list[Callable[[], Any]]:
 
 def _connect() -> tuple[Any, Any] | None:
     """The module _core and the CPU library; None where a call cannot pass the dispatcher."""
-    if not backends()["cpu"].available:
+    if not installed("cpu"):
         return None
     try:
         core: Any = importlib.import_module("flexkern._core")

@@ -145,7 +145,10 @@ def _small_logits(
         features.requires_grad or prototypes.requires_grad or getattr(openings, "requires_grad", False)
     ):
         return None
-    rest = _weight_of_others(weight, per_task, features.size(1), base)
+    try:
+        rest = _weight_of_others(weight, per_task, features.size(1), base)
+    except OverflowError:
+        return None  # the checks say which number is too large
     try:
         logits = _DIRECT(features, prototypes, own_subspace, openings, rest, base_weight, base)
     except (RuntimeError, OverflowError) as error:

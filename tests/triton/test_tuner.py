@@ -215,7 +215,7 @@ def test_candidates_are_compiled_for_any_gpu(
 
     def resources(name: str, target: str, configuration: Mapping[str, int]) -> Any:
         compiled_for.append(target)
-        return aot.Resources(name, target, 32, 0, 0, 0, 0, 0, 0, 0)
+        return aot.Resources(name, target, 32, 0, 0, 0, 0, 0, 0, 0, 0)
 
     class Here:
         def submit(self, call: Callable[..., Any], *arguments: Any) -> Future:
