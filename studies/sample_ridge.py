@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from flexkern.nn.heads.cross_validation import ridges_of, signs_for_trace, valley
+from flexkern.nn.heads.cross_validation import MOST_USED, ridges_of, signs_for_trace, valley
 from flexkern.nn.heads.ridge import random_projection
 
 __all__ = ["SampleRidge"]
@@ -64,7 +64,7 @@ class SampleRidge(torch.nn.Module):
         solved: dict[float, Tensor] = {}
 
         def score(ridge: float) -> float:
-            """Generalised cross-validation, where the fit leaves half of the samples free."""
+            """Generalised cross-validation, where the fit leaves enough samples free."""
             damped = kernel.clone()
             damped.diagonal().add_(ridge)
             factor, info = torch.linalg.cholesky_ex(damped)
@@ -74,9 +74,9 @@ class SampleRidge(torch.nn.Module):
             solved[ridge] = answers[:, : targets.shape[1]]
             # Eigenvalues k of K: a fit leaves ridge / (k + ridge) of what lies in their direction.
             free = ridge * traces * float((probes * answers[:, targets.shape[1] :]).sum())
-            return (
-                math.inf if free < len(kernel) / 2 else float((ridge * solved[ridge]).square().sum()) / free**2
-            )
+            if free < (1 - MOST_USED) * len(kernel):
+                return math.inf
+            return float((ridge * solved[ridge]).square().sum()) / free**2
 
         ridge = valley(ridges_of(kernel.trace() / self.features).tolist(), score)
         return self._phi.T @ solved[ridge]

@@ -9,6 +9,7 @@ else they would wait for each other. Tests of several threads ask for them.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import pytest
 
@@ -21,6 +22,18 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+def _in_one_thread() -> Iterator[None]:
+    """Small tensors only wait for a second thread, and a sum has other last bits on several."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+one_thread = pytest.fixture(_in_one_thread, name="one_thread")
+one_thread_in_module = pytest.fixture(_in_one_thread, scope="module", name="one_thread_in_module")
 
 
 @pytest.hookimpl(trylast=True)  # of the tests that are left by -m and -k

@@ -120,6 +120,15 @@ def _halves(x):
 
 
 @triton.jit
+def _quarters(x):
+    """The four parts of a matrix that have a quarter of its columns each."""
+    left, right = _halves(x)
+    q0, q1 = _halves(left)
+    q2, q3 = _halves(right)
+    return q0, q1, q2, q3
+
+
+@triton.jit
 def _rows(x):
     """The first and the second eight of each sixteen rows of a matrix."""
     ROWS: tl.constexpr = x.shape[0] // 2
@@ -134,9 +143,7 @@ def parts(x):
     They are cut where a thread's registers in the layout of the tensor cores can be cut, so nothing moves. The
     state of a part takes half of the registers that a part of all rows would.
     """
-    left, right = _halves(x)
-    q0, q1 = _halves(left)
-    q2, q3 = _halves(right)
+    q0, q1, q2, q3 = _quarters(x)
     p0, p1 = _rows(q0)
     p2, p3 = _rows(q1)
     p4, p5 = _rows(q2)
@@ -147,9 +154,7 @@ def parts(x):
 @triton.jit
 def eighths(x):
     """The eight parts of a tile [OUT, 128] that have an eighth of its columns each, [OUT, 16]."""
-    left, right = _halves(x)
-    q0, q1 = _halves(left)
-    q2, q3 = _halves(right)
+    q0, q1, q2, q3 = _quarters(x)
     e0, e1 = _halves(q0)
     e2, e3 = _halves(q1)
     e4, e5 = _halves(q2)

@@ -27,7 +27,7 @@ from rich.table import Table
 
 from flexkern.runs.folder import FolderInUseError
 from flexkern.runs.start import path_given
-from flexkern.runs.torchrun import said, where
+from flexkern.runs.torchrun import first, said, where
 
 __all__ = [
     "ACCEPTS",
@@ -165,7 +165,7 @@ def explained(command: str, *, stopped: str | None = None) -> Iterator[None]:
 def _only_the_first_speaks() -> Iterator[None]:
     """Of the processes that ``torchrun`` has started, one tells of progress and results."""
     quiet = console.quiet
-    console.quiet = quiet or os.environ.get("RANK", "0") != "0"
+    console.quiet = quiet or not first()
     try:
         yield
     finally:

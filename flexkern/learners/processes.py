@@ -72,9 +72,12 @@ def _sum_of(labels: Tensor) -> int:
     return zlib.crc32(labels.to("cpu", torch.int64).contiguous().numpy().tobytes())
 
 
-def own_rows(rows: Tensor) -> Tensor:
-    """This process's share of a batch's rows."""
-    return rows if world_size() == 1 else rows[part(len(rows))]
+def own_rows(rows: Any) -> Any:
+    """This process's share of the rows of a tensor, or of the images of a source."""
+    if world_size() == 1:
+        return rows
+    here = part(len(rows))
+    return rows[here] if isinstance(rows, Tensor) else rows[torch.arange(here.start, here.stop)]
 
 
 def add_gradients(parameters: Iterable[nn.Parameter]) -> None:
@@ -85,11 +88,7 @@ def add_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
 def own_share(inputs: Any, labels: Tensor) -> tuple[Any, Tensor]:
     """This process's share of inputs, a tensor or a source, and of their labels."""
-    if world_size() == 1:
-        return inputs, labels
-    here = part(len(labels))
-    rows: Any = here if isinstance(inputs, Tensor) else torch.arange(here.start, here.stop)
-    return inputs[rows], labels[here]
+    return own_rows(inputs), own_rows(labels)
 
 
 def tested_here(experience: Experience) -> Experience:

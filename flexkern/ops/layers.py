@@ -231,7 +231,8 @@ def attempt_layer(
     eta: Any = 1.0
     prune: Any = 0.0
     if insertion:
-        insert, eta, prune = (insertion.get(*of) for of in (("insert", insert), ("eta", eta), ("prune", prune)))
+        insert, eta = insertion.get("insert", insert), insertion.get("eta", eta)
+        prune = insertion.get("prune", prune)
         if not is_word(insert, INSERTS):
             return None
     if alpha is not None:

@@ -63,12 +63,8 @@ def processes() -> Iterator[None]:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, timeout=_TIMEOUT)
-    try:
-        yield
-    except BaseException:
-        raise  # the others may wait for this process: no farewell, which would wait for them
-    else:
-        dist.destroy_process_group()
+    yield
+    dist.destroy_process_group()  # not if something was raised: the others may wait for this process
 
 
 def lead_only(claim: Callable[..., Any], *arguments: Any) -> Any:

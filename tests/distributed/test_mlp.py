@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +12,7 @@ import torch
 from distributed import mlp_cases
 from helpers.groups import needs_gloo, run_cases
 
-pytestmark = [needs_gloo]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = [needs_gloo, pytest.mark.usefixtures("one_thread_in_module")]  # as the processes have
 
 
 @pytest.fixture(scope="module")

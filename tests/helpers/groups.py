@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-__all__ = ["FOLDER", "needs_gloo", "run_cases"]
+__all__ = ["FOLDER", "join", "needs_gloo", "run_cases"]
 
 needs_gloo = pytest.mark.skipif(
     not dist.is_available() or not dist.is_gloo_available(), reason="needs torch.distributed with gloo"
@@ -29,15 +29,20 @@ class Failed(str):
     """What a process says of a case that raised there."""
 
 
-def _process(rank: int, world: int, module: str, names: Sequence[str], folder: str) -> None:
-    global FOLDER
-    FOLDER = Path(folder)
+def join(rank: int, world: int, store: str) -> None:
+    """Makes this process, of one thread, number ``rank`` of a group that meets at the file ``store``."""
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/store{world}", rank=rank, world_size=world,
+        "gloo", init_method=f"file://{store}", rank=rank, world_size=world,
         timeout=datetime.timedelta(seconds=_SECONDS),
     )  # fmt: skip
+
+
+def _process(rank: int, world: int, module: str, names: Sequence[str], folder: str) -> None:
+    global FOLDER
+    FOLDER = Path(folder)
+    join(rank, world, f"{folder}/store{world}")
     cases, found = importlib.import_module(module).CASES, {}
     for name in names:
         try:

@@ -11,7 +11,6 @@ import os
 import re
 import traceback
 from collections.abc import Callable
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,17 +21,15 @@ import torch.multiprocessing as mp
 from filelock import FileLock
 from torch.distributed.device_mesh import DeviceMesh
 
+from helpers.groups import join, needs_gloo
+
 __all__ = ["CASES", "GROUPS", "WORLD", "Here", "answers", "case", "marks", "of_case"]
 
 WORLD = 4
-PATIENCE = 60  # seconds, after which who waits for a process that has raised gives up
 GROUPS = (1, 2, 3, 4)
 MODULES = ("by_name", "optimizers", "zero", "wrappers", "checkpoints")
 CASES: dict[str, tuple[int, Callable[[Here], Any]]] = {}
-marks = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo"),
-]
+marks = [pytest.mark.slow, needs_gloo]
 
 
 class Here(NamedTuple):
@@ -63,15 +60,7 @@ def case(name: str, count: int) -> Callable[[Callable[[Here], Any]], Callable[[H
 
 
 def _rank(rank: int, folder: str, only: str) -> None:
-    torch.set_num_threads(1)
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/store",
-        rank=rank,
-        world_size=WORLD,
-        timeout=timedelta(seconds=PATIENCE),
-    )
+    join(rank, WORLD, f"{folder}/store")
     for module in MODULES:
         importlib.import_module(f"helpers.ranks_{module}")
     meshes = {count: DeviceMesh("cpu", list(range(count))) for count in GROUPS}

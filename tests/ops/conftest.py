@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-import torch
 
 import flexkern
 from helpers.interpreter import quicken
@@ -21,12 +20,3 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
         pytest.skip(f"{request.param}: {status.reason}")
     with flexkern.use_backend(request.param):
         yield request.param
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Small tensors only wait for a second thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)

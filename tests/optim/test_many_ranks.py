@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,19 +12,10 @@ from helpers import ranks
 from helpers.optimizers import same_bits
 from helpers.ranks_optimizers import RUNS, WAYS, alone
 
-pytestmark = ranks.marks
+pytestmark = [*ranks.marks, pytest.mark.usefixtures("one_thread")]  # as the processes have
 judge = functools.cache(alone)
 # Gradients are summed in other orders. AdamW divides a small one by its own size, and the gate passes it on.
 CLOSE = {"SGD": 1e-5, "wrapped": 1e-5, "AdamW": 1e-4}
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """As the processes have."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(("way", "count", "kind", "option"), RUNS)

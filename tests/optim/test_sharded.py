@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +14,9 @@ from helpers import ranks, ranks_by_name
 from helpers.nets import mlp
 from helpers.optimizers import KINDS, same_bits
 
-pytestmark = ranks.marks
+pytestmark = [*ranks.marks, pytest.mark.usefixtures("one_thread")]  # as the processes have
 kinds = pytest.mark.parametrize("kind", KINDS)
 options = pytest.mark.parametrize("name", ranks_by_name.OPTIONS)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """As the two processes have: a product's bits may depend on the number of threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @kinds

@@ -6,7 +6,7 @@ import copy
 import json
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,8 @@ ALONE = 1e-5  # of the largest logit: how far an image alone may be from the sam
 
 
 @pytest.fixture(autouse=True)
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def threads(one_thread: None) -> None:
+    """One."""
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flexkern.distributed import barrier, gathered, is_lead, part, world_size
+from flexkern.distributed import barrier, gathered, is_lead, world_size
 from flexkern.features import FeatureCache, extract_from
+from flexkern.learners.processes import own_rows
 from flexkern.streams.image_source import ImageSource
 
 __all__ = ["features_together"]
@@ -35,6 +36,4 @@ def features_together(
         found = extract_from(module, inputs, **options) if is_lead() else None
         barrier()
         return extract_from(module, inputs, **options) if found is None else found
-    here = part(len(inputs))
-    rows: Any = here if isinstance(inputs, Tensor) else torch.arange(here.start, here.stop)
-    return gathered(extract_from(module, inputs[rows], **options))
+    return gathered(extract_from(module, own_rows(inputs), **options))

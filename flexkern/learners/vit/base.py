@@ -23,7 +23,7 @@ from flexkern.backbones.trial import tried_parts
 from flexkern.learners import schema
 from flexkern.learners.answers import names_of
 from flexkern.learners.base import Item, Learner
-from flexkern.learners.processes import joined, own_share
+from flexkern.learners.processes import joined, own_rows
 from flexkern.learners.progress import tell, unwatched
 from flexkern.learners.scenarios import FEW
 from flexkern.learners.vit.classes import begun_by, known_classes, new_classes, places
@@ -213,7 +213,7 @@ class ViTLearner(Learner):
 
         Args:
             images: as the experience has them, a tensor or a :class:`flexkern.streams.ImageSource`;
-                :meth:`_test_batches` reads both, and :func:`own_share` is what one of several processes reads.
+                :meth:`_test_batches` reads both, and ``own_share`` is what one of several processes reads.
         """
 
     @abstractmethod
@@ -297,9 +297,8 @@ class ViTLearner(Learner):
         labels = experience.train_labels[rows.to(experience.train_labels.device)]
         task = torch.full_like(labels, self.items_learned - 1)
         with torch.no_grad(), unwatched():
-            here, _ = own_share(rows, labels)
             nothing = torch.zeros((0, self.classes_seen), dtype=torch.float32, device=self.device)
-            each = self._each(experience.train_inputs[here], own_share(task, labels)[0], lambda z: z)
+            each = self._each(experience.train_inputs[own_rows(rows)], own_rows(task), lambda z: z)
             logits = torch.cat(joined(each, nothing))
         found = fit_log_temperature(logits, labels)
         if found is not None:

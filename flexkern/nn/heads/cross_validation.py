@@ -11,6 +11,7 @@ from torch import Tensor
 from flexkern.nn.growing import seeded
 
 __all__ = [
+    "MOST_USED",
     "best_ridge",
     "best_ridge_by_factors",
     "plain_best_ridge",
@@ -21,7 +22,7 @@ __all__ = [
 
 # A ridge whose fit uses more than this share of the samples up is not taken. With more columns than samples the
 # score is 0 / 0 where every sample is fitted, and near there it follows the noise.
-_MOST_USED = 0.5
+MOST_USED = 0.5
 # Up to so many columns a trace is exact; from there on it is the mean over so many random vectors of signs.
 _EXACT_COLUMNS, _SIGNS = 512, 64
 _STEP = 4  # of the first look: two powers of ten
@@ -55,7 +56,7 @@ def best_ridge(values: Tensor, z: Tensor, samples: int, total: float) -> Tensor:
     free = unreached + left.sum(1)
     score = (beyond + (fitted * left * left).sum(1)) / free.square()
     # The largest ridge leaves nearly all samples free: there is always one.
-    score = score.masked_fill(free < (1 - _MOST_USED) * samples, torch.inf)
+    score = score.masked_fill(free < (1 - MOST_USED) * samples, torch.inf)
     return ridges[score.argmin()]
 
 
@@ -128,7 +129,7 @@ def _score(
     products = (asked * solved).sum(0, dtype=torch.float64)
     # n - tr H, of the columns' inverse: H has the eigenvalues 1 - ridge / (v + ridge).
     free = samples - len(gram) + ridge * traces * float(products[targets:].sum())
-    if free < (1 - _MOST_USED) * samples:
+    if free < (1 - MOST_USED) * samples:
         return math.inf
     weights = solved[:, :targets]
     rest = total - float(products[:targets].sum()) - ridge * float(weights.square().sum(dtype=torch.float64))
