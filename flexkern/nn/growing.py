@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
@@ -12,6 +13,10 @@ from torch import Tensor, nn
 from flexkern.distributed import sum_
 
 __all__ = ["GrowingState", "check_features", "check_finite", "check_labels", "seeded"]
+
+
+# What torch's allocators say; on a CPU it is no exception of its own.
+_NO_MEMORY = re.compile("allocate|out of memory|overflowed")
 
 
 class GrowingState(nn.Module):
@@ -122,23 +127,28 @@ class GrowingState(nn.Module):
         Raises:
             ValueError: naming the labels, if there is no memory for so many.
         """
-        grown = {}
+        wanted = []
+        for name, dim in names.items():
+            buffer = self._buffers[name]
+            assert buffer is not None
+            shape = [*buffer.shape]
+            shape[dim] = classes - shape[dim]
+            if shape[dim] <= 0:
+                return
+            wanted.append((name, dim, buffer, shape))
         try:
-            for name, dim in names.items():
-                buffer = self._buffers[name]
-                assert buffer is not None
-                shape = [*buffer.shape]
-                shape[dim] = classes - shape[dim]
-                if shape[dim] <= 0:
-                    return
-                grown[name] = torch.cat([buffer, buffer.new_full(shape, fill.get(name, 0))], dim)
-        except RuntimeError as error:  # of the allocator: torch has no other one on a CPU
+            grown = {
+                name: torch.cat([old, old.new_full(more, fill.get(name, 0))], dim)
+                for name, dim, old, more in wanted
+            }
+        except RuntimeError as error:
+            if not _NO_MEMORY.search(str(error)):
+                raise
             raise ValueError(
                 f"labels must be numbers of classes, counted from 0; the largest is {classes - 1}, and there "
                 f"is no memory for {classes} classes"
             ) from error
-        for name, buffer in grown.items():
-            self._buffers[name] = buffer
+        self._buffers.update(grown)
 
 
 def check_features(h0: object, width: int, name: str = "h0") -> None:
