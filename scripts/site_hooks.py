@@ -79,7 +79,18 @@ def made_pages() -> Iterator[tuple[str, str]]:
     """Path in the site and text of each page that is not in docs/."""
     for module in MODULES:
         yield f"api/{module.rpartition('.')[2]}.md", api_page(module)
-    yield "changelog.md", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    yield "changelog.md", seen_from_docs((ROOT / "CHANGELOG.md").read_text(encoding="utf-8"))
+
+
+def seen_from_docs(text: str) -> str:
+    """The Markdown of a page at the root, its links as a page in docs/ has them."""
+
+    def mend(found: re.Match[str]) -> str:
+        picture, words, target, anchor = found.groups()
+        path = posixpath.relpath(target, "docs") if target else ""
+        return f"{picture}[{words}]({path}{anchor or ''})"
+
+    return _LINK.sub(mend, text)
 
 
 def without_links_out(text: str, page: str, repository: str) -> str:

@@ -46,6 +46,14 @@ def test_links_out_of_the_site(hooks: ModuleType, link: str, without: str, withi
     assert hooks.without_links_out(link, "reliability.md", "https://r/") == within
 
 
+def test_links_of_a_page_at_the_root(hooks: ModuleType) -> None:
+    text = "[a](docs/scaling.md#figures), [b](README.md), [c](https://example.org), [d](#here), ![e](docs/e.png)"
+    want = "[a](scaling.md#figures), [b](../README.md), [c](https://example.org), [d](#here), ![e](e.png)"
+    assert hooks.seen_from_docs(text) == want
+    pages = dict(hooks.made_pages())
+    assert "](docs/" not in pages["changelog.md"]
+
+
 def test_a_link_to_nothing_is_refused(hooks: ModuleType) -> None:
     with pytest.raises(FileNotFoundError, match=r"docs/a\.md links to \.\./nothing"):
         hooks.without_links_out("[a](../nothing)", "a.md", "")
