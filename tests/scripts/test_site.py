@@ -47,7 +47,9 @@ def test_links_out_of_the_site(hooks: ModuleType, link: str, without: str, withi
 
 
 def test_links_of_a_page_at_the_root(hooks: ModuleType) -> None:
-    text = "[a](docs/scaling.md#figures), [b](README.md), [c](https://example.org), [d](#here), ![e](docs/e.png)"
+    text = (
+        "[a](docs/scaling.md#figures), [b](README.md), [c](https://example.org), [d](#here), ![e](docs/e.png)"
+    )
     want = "[a](scaling.md#figures), [b](../README.md), [c](https://example.org), [d](#here), ![e](e.png)"
     assert hooks.seen_from_docs(text) == want
     pages = dict(hooks.made_pages())
