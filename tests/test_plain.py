@@ -332,7 +332,11 @@ def test_what_was_meant(backbone: Any) -> None:
         (lambda: L.MetaplasticMLP(5, 3), TypeError, "input_shape must be the shape of one input, got 5"),
         (lambda: L.MetaplasticMLP((5.0,), 3), TypeError, r"input_shape\[0\] must be a whole number, got 5.0"),
         (lambda: L.MetaplasticMLP((0,), 3), ValueError, r"input_shape\[0\] must be at least 1, got 0"),
-        (lambda: L.MetaplasticMLP((5,), 3, widths=4), TypeError, "widths must be the units of two hidden"),
+        (
+            lambda: L.MetaplasticMLP((5,), 3, widths=4),
+            TypeError,
+            "widths must be the units of each hidden layer",
+        ),
         (lambda: L.MetaplasticMLP((5,), 3, widths=("4", 4)), TypeError, r"widths\[0\] must be a whole number"),
         (lambda: L.MetaplasticMLP((5,), 3, features=len), TypeError, "features must be a torch.nn.Module"),
         (lambda: L.EWC((5,), 3, seed=2**64), ValueError, "seed must be at most 18446744073709551615"),

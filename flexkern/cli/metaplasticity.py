@@ -37,6 +37,7 @@ _COMMON: dict[str, tuple[type, str]] = {
     "scale": (str, "How fast synapses get stiff: a number, or 'auto'. Default: the release's 4e5 (over 10 "
                    "items: 2e5) with SqueezeNet, else 'auto'. The release has AlexNet in SqueezeNet's place."),
     "device": (str, "cpu, cuda, cuda:1, ... Default: cpu."),
+    "precision": (str, "Of the networks: float32 (the default) or bfloat16."),
 }  # fmt: skip
 _RUNNING: dict[str, Any] = {
     "jobs": Annotated[int | None, typer.Option(min=1, help="Networks trained at once. Default: one per core.")],

@@ -62,7 +62,7 @@ class MetaplasticAdamW(RuleOptimizer):
         params: Iterable[Any],
         lr: float | Tensor = 1e-3,
         *,
-        scale: float | Tensor | str,
+        scale: float | Tensor | str = "auto",
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
@@ -126,7 +126,7 @@ class MetaplasticAdamW(RuleOptimizer):
         Args:
             optimizer: the one to take over; it is not changed, and must not step any more.
             schedulers: those of :mod:`torch.optim.lr_scheduler` that drive it; from now on they drive this one.
-            options: ``scale``, which is needed, and any others of this class but those that AdamW has.
+            options: ``scale`` and any others of this class but those that AdamW has.
 
         Raises:
             TypeError: if it is not a torch.optim.AdamW.

@@ -77,7 +77,7 @@ class Metaplastic(MetaplasticOptimizer):
         self,
         optimizer: Optimizer,
         *,
-        scale: float | Tensor | str,
+        scale: float | Tensor | str = "auto",
         flexibility: str | Flexibility | list[Flexibility] = "uniform",
         seed: int = 0,
         gate: str = "item",

@@ -52,7 +52,8 @@ class MetaplasticSGD(RuleOptimizer):
             measured over the first item, in which alpha is 1 with either gate, by
             :func:`flexkern.optim.scale.auto_scale`; the first consolidate() sets it. The best scale is
             within a factor of two of it in most streams that were tried, and up to five times larger in some:
-            which ones, and what that costs, is said there.
+            which ones, and what that costs, is said there. The default, since a number fits only the
+            network, the learning rate and the data that it was found for.
         flexibility: f in [0, 1], fixed for life. "uniform" (the hybrid network), "biased_high" or "biased_low"
             (the paper's supplement): procedural, drawn from ``seed`` and the parameter's stream and never
             stored. The stream comes from the parameter's name, where ``params`` are named or ``model`` is
@@ -114,7 +115,7 @@ class MetaplasticSGD(RuleOptimizer):
         params: Iterable[Any],
         lr: float | Tensor,
         *,
-        scale: float | Tensor | str,
+        scale: float | Tensor | str = "auto",
         flexibility: str | Flexibility | list[Flexibility] = "uniform",
         seed: int = 0,
         gate: str = "item",
@@ -165,7 +166,7 @@ class MetaplasticSGD(RuleOptimizer):
         Args:
             optimizer: the one to take over; it is not changed, and must not step any more.
             schedulers: those of :mod:`torch.optim.lr_scheduler` that drive it; from now on they drive this one.
-            options: ``scale``, which is needed, and any others of this class but those that SGD has.
+            options: ``scale`` and any others of this class but those that SGD has.
 
         Raises:
             TypeError: if it is not a torch.optim.SGD.

@@ -376,7 +376,7 @@ def test_random_convolutions_refuse_what_they_cannot_take() -> None:
     [
         ({"network": "plastic"}, "network must be one of .*'plastic'"),
         ({"network": 1.5}, "flexibility"),
-        ({"widths": (8,)}, "widths must be the units of two hidden layers"),
+        ({"widths": (), "silent_fraction": 0.5}, r"silent_fraction=0\.5.* no hidden layer"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"scale": -1.0}, "scale"),
         ({"lr": -1.0}, "lr"),

@@ -53,6 +53,26 @@ def test_resumes_to_the_bit_after_each_item_and_each_epoch(
         assert resumed._configuration == straight._configuration
 
 
+@pytest.mark.parametrize(("kind", "options"), [*ALL[::2], (MetaplasticMLP, {"silent_fraction": 0.3})])
+@pytest.mark.parametrize("widths", [(), (12,), (12, 10, 8)], ids=str)
+def test_any_number_of_hidden_layers(
+    kind: type, options: dict, widths: tuple[int, ...], stream: Stream, tmp_path: Path
+) -> None:
+    if "silent_fraction" in options and not widths:
+        return  # refused: tests/learners/test_metaplastic.py
+    net = make(kind, **options, widths=widths)
+    layers = [layer for layer in net.model if isinstance(layer, nn.Linear)]
+    assert [layer.out_features for layer in layers] == [*widths, stream.classes]
+    for item in stream:
+        net.learn(item, epochs=1)
+    net.save(tmp_path / "net.safetensors")
+    again = load_mlp(tmp_path / "net.safetensors")
+    x, fresh = stream[-1].test_inputs, make(kind, **options, widths=widths)
+    assert torch.equal(again.logits(x), net.logits(x))
+    for layer, first in zip(layers, (m for m in fresh.model if isinstance(m, nn.Linear)), strict=True):
+        assert not torch.equal(layer.weight, first.weight)  # each one has learned
+
+
 @pytest.mark.parametrize(("kind", "options"), ALL)
 def test_an_exception_out_of_progress_changes_nothing(
     kind: type[MetaplasticMLP], options: dict, stream: Stream

@@ -40,7 +40,7 @@ _ANSWERED_BYTES = 1 << 28
 
 
 class MLPLearner(Learner):
-    """Three linear layers on frozen features, trained item after item by SGD; no method against forgetting.
+    """Linear layers on frozen features, trained item after item by SGD; no method against forgetting.
 
     Linear, ReLU, linear, ReLU, linear; Glorot-normal weights, zero bias, no dropout, plain cross-entropy over
     all classes of the stream. Methods differ in the optimizer (:meth:`_build`) or in what they add to a step or
@@ -49,7 +49,7 @@ class MLPLearner(Learner):
     Args:
         input_shape: of one input, for example ``stream.input_shape``.
         classes: how many there are in the whole stream.
-        widths: units of the two hidden layers.
+        widths: units of each hidden layer; any number of layers, none too. The paper has two.
         features: a frozen module from inputs to features, moved to ``device``, or None: inputs are features,
             finite floating-point numbers or uint8, and are taken as they are (in float32, a batch at a time;
             images of a source are decoded for each batch, anew in each epoch). It is run once over an item's
@@ -94,7 +94,7 @@ class MLPLearner(Learner):
         input_shape: Sequence[int],
         classes: int,
         *,
-        widths: tuple[int, int] = (512, 512),
+        widths: Sequence[int] = (512, 512),
         features: nn.Module | None = None,
         lr: float = 1e-2,
         momentum: float = 0.0,
@@ -109,7 +109,7 @@ class MLPLearner(Learner):
         self.input_shape = sizes(input_shape, "input_shape", what="shape of one input")
         self.classes = classes = whole_number(classes, "classes")
         self.batch_size = whole_number(batch_size, "batch_size")
-        units = sizes(widths, "widths", count=2, what="units of two hidden layers")
+        units = sizes(widths, "widths", what="units of each hidden layer, a list")
         lr, momentum = number(lr, "lr", 0), number(momentum, "momentum", 0)
         self.output_gate = output_gate = choice(output_gate, "output_gate", OUTPUT_GATES)
         configuration: dict[str, Any] = {

@@ -36,7 +36,7 @@ _RESERVE = tuple(field.name for field in fields(Reserve))
 
 @register_method("metaplastic")
 class MetaplasticMLP(MLPLearner):
-    """Three linear layers on frozen features, trained item after item by flexible synapses.
+    """Linear layers on frozen features, trained item after item by flexible synapses.
 
     Linear, ReLU, linear, ReLU, linear; Glorot-normal weights, zero bias, no dropout, plain cross-entropy over
     all classes of the stream, as in the paper. Each item is learned with the alpha that the weights had when it
@@ -50,7 +50,7 @@ class MetaplasticMLP(MLPLearner):
             learner.learn(item)
             print(learner.evaluate(stream).accuracies)
 
-    With ``silent_fraction`` the two hidden layers have a reserve: synapses that are silent until the activity
+    With ``silent_fraction`` the hidden layers have a reserve: synapses that are silent until the activity
     of their units passes a threshold; then they begin at their initial weight
     (:class:`flexkern.nn.SilentLinear`). On two-digit items that helps late items at the cost of early ones; the
     cost is least with ``insert="hebbian", eta=1e-3``. See ``docs/results/silent_reserve``.
@@ -84,7 +84,7 @@ class MetaplasticMLP(MLPLearner):
         input_shape: Sequence[int],
         classes: int,
         *,
-        widths: tuple[int, int] = (512, 512),
+        widths: Sequence[int] = (512, 512),
         features: nn.Module | None = None,
         network: str | float | Tensor | np.ndarray | Field = "hybrid",
         lr: float = 1e-2,
@@ -132,7 +132,13 @@ class MetaplasticMLP(MLPLearner):
         }
 
     def _build(self, sizes: Sequence[int], lr: float, momentum: float) -> tuple[nn.Sequential, MetaplasticSGD]:
-        model, initial = build(sizes, self.seed, self.device, self._reserve.layer_options(), self._dtype)
+        reserve = self._reserve.layer_options()
+        if reserve is not None and len(sizes) == 2:
+            raise ValueError(
+                f"silent_fraction={self._reserve.silent_fraction}, prune={self._reserve.prune}: with "
+                "widths=() there is no hidden layer to have silent synapses; give widths, or leave both out"
+            )
+        model, initial = build(sizes, self.seed, self.device, reserve, self._dtype)
         # Where each step takes anchors anew, a CPU reads them in a third of the time that drawing normal values
         # takes.
         stores_anchors = self._gate == "step" and self.device.type == "cpu"

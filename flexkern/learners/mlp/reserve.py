@@ -46,7 +46,7 @@ class Reserve:
             raise ValueError(f"silent_fraction must be a share of synapses in [0, 1], got {fraction}")
         plain = {"silent_fraction": fraction}
         if not isinstance(self.threshold, AdaptiveThreshold):
-            # A tensor with an entry for each unit would have to fit both hidden layers.
+            # A tensor with an entry for each unit would have to fit all hidden layers.
             if isinstance(self.threshold, float) and not self.threshold >= 0:
                 raise ValueError(f"threshold must be >= 0, got {self.threshold}")
             plain["threshold"] = number(self.threshold, "threshold", 0, kind="a number or an AdaptiveThreshold")

@@ -7,6 +7,8 @@ import os
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from flexkern.ops.choices import PRECISIONS
+from flexkern.plain import choice
 from flexkern.runs.start import path_given
 
 __all__ = ["RELEASE", "RELEASE_SCALES", "Network", "Protocol", "protocol_for"]
@@ -36,6 +38,7 @@ class Protocol:
     seeds, first_seed: how many times everything is done; a seed decides items, their order, features where
         they are random, initial weights and flexibility.
     device: where to compute.
+    precision: of the networks, :class:`flexkern.learners.mlp.base.MLPLearner`'s.
     as_released: as the authors' code does it where these experiments do it otherwise: how items are put
         together (:class:`flexkern.streams.TwoDigitItems`), and what an experiment says of itself.
 
@@ -56,6 +59,7 @@ class Protocol:
     seeds: int = 3
     first_seed: int = 0
     device: str = "cpu"
+    precision: str = "float32"
     as_released: bool = False
 
     def __post_init__(self) -> None:
@@ -70,6 +74,7 @@ class Protocol:
             raise ValueError(f"lr must be a finite number > 0, got {self.lr}")
         if self.scale != "auto" and (isinstance(self.scale, str) or not self.scale > 0):
             raise ValueError(f"scale must be a number > 0 or 'auto', got {self.scale!r}")
+        choice(self.precision, "precision", PRECISIONS)
         for name, known in (("data", DIGITS), ("features", RANDOM)):
             value = getattr(self, name)
             if value != known and not os.path.exists(value):
@@ -83,11 +88,12 @@ class Protocol:
     def asdict(self) -> dict[str, Any]:
         """For JSON; paths by their names only, so that a folder can move.
 
-        ``as_released`` is there only where it holds, as it was not when there was no such setting.
+        Settings that came later are there only where they are not what had held before.
         """
         values = asdict(self)
-        if not self.as_released:
-            del values["as_released"]
+        for name in ("precision", "as_released"):
+            if values[name] == getattr(Protocol, name):
+                del values[name]
         return values | {name: os.path.basename(values[name]) for name in ("data", "features")}
 
 

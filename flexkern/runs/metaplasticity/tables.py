@@ -78,8 +78,12 @@ def setting(results: dict[str, Any]) -> str:
     return (
         f"{seeds}, {source(results)}{how}, {c['items']} items, {c['train_per_item']} + {c['test_per_item']} "
         f"images {of}, {c['epochs']} epochs, batch {c['batch_size']}, lr {c['lr']:g}, scale {scale}, width "
-        f"{c['width']}; {results['seconds']:.0f} seconds of one core"
+        f"{c['width']}{_in(c.get('precision'))}; {results['seconds']:.0f} seconds of one core"
     )
+
+
+def _in(precision: str | None) -> str:
+    return f", in {precision}" if precision else ""
 
 
 # --------------------------------------------------------------------------- one for each experiment

@@ -186,7 +186,7 @@ def make_learner(
         options |= {"network": flexibility(network.flexibility, sizes, seed, p.device), "scale": p.scale}
     return MLP_METHODS[network.method](
         input_shape, classes, widths=(width, width), lr=p.lr, batch_size=p.batch_size, seed=seed,
-        device=p.device, **options,
+        device=p.device, precision=p.precision, **options,
     )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from flexkern.learners import MetaplasticMLP
@@ -28,7 +29,7 @@ from flexkern.runs.metaplasticity.protocol import Network, protocol_for
 from flexkern.runs.metaplasticity.rivals import Rivals
 from flexkern.runs.metaplasticity.runner import run, units
 from flexkern.runs.metaplasticity.serial_position import SerialPosition
-from flexkern.runs.metaplasticity.unit import Unit
+from flexkern.runs.metaplasticity.unit import Unit, make_learner
 from flexkern.streams import TwoDigitItems
 from helpers.memory_tiny import TINY
 from studies import scale_study
@@ -182,6 +183,19 @@ def test_a_record_ahead_of_its_checkpoint_is_cut_back(
                 unit.run()
         assert len(unit.record()["parts"][part]["items"]) == stopped_at
         assert unit.run() | {"seconds": 0} == whole | {"seconds": 0}
+
+
+def test_networks_have_the_precision_that_the_protocol_names() -> None:
+    low = protocol_for(**TINY, precision="bfloat16")
+    for name, method in (("hybrid", "metaplastic"), ("EWC", "ewc"), ("ridge", "ridge")):
+        (built,) = {p.dtype for p in make_learner(Network(method), low, (8,), 4, 0).model.parameters()} or {
+            None
+        }
+        assert built in (torch.bfloat16, None), name
+    assert low.asdict()["precision"] == "bfloat16"
+    assert "precision" not in protocol_for(**TINY).asdict()  # nor in the results of before it could be chosen
+    with pytest.raises(ValueError, match=r"precision must be one of .*'half'"):
+        protocol_for(**TINY, precision="half")
 
 
 def test_a_unit_that_was_done_before_counts_as_done(tmp_path: Path, cache: Path) -> None:
