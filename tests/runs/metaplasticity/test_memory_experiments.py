@@ -302,7 +302,7 @@ def test_the_command_runs_shows_and_resumes(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_ctrl_c_stops_all_processes_and_the_command_goes_on(tmp_path: Path) -> None:
-    tiny = TINY | {"seeds": 3, "train_per_item": 300, "batch_size": 20, "epochs": 5}
+    tiny = TINY | {"seeds": 2, "train_per_item": 150, "batch_size": 20, "epochs": 5}
     command = [sys.executable, "-m", "flexkern", "run", "hebb-repetition", "--passes=3", "--jobs=2"]
     command += [f"--{k.replace('_', '-')}={v}" for k, v in tiny.items()]
     out = tmp_path / "stopped"
@@ -322,7 +322,7 @@ def test_ctrl_c_stops_all_processes_and_the_command_goes_on(tmp_path: Path) -> N
     assert process.returncode == 130
     assert b"the same command goes on where it was" in said
     done = len(list((out / "units").glob("*.json")))
-    assert 0 < done < 9
+    assert 0 < done < 6
     results = {}
     for folder in (out, tmp_path / "whole"):
         subprocess.run([*command, f"--out={folder}"], check=True, capture_output=True)
