@@ -26,6 +26,7 @@ from rich.progress import (
 from rich.table import Table
 
 from flexkern.runs.folder import FolderInUseError
+from flexkern.runs.seeds import read_seeds
 from flexkern.runs.start import path_given
 from flexkern.runs.torchrun import first, said, where
 
@@ -37,9 +38,11 @@ __all__ = [
     "errors",
     "explained",
     "folder_option",
+    "given_seeds",
     "progress_bar",
     "reader_gone",
     "say",
+    "seeds_option",
 ]
 
 _WIDEST = 200  # of a table in a file: cells of many words are broken there
@@ -103,6 +106,25 @@ def _folder(text: str | Path) -> Path:
 def folder_option(help: str) -> Any:
     """An option that is a folder: ``~`` is a home, and nothing at all is refused."""
     return typer.Option(help=help, parser=_folder, metavar="PATH")
+
+
+def seeds_option(default: str) -> Any:
+    """``--seeds``, which means the same in every command: see :func:`given_seeds`."""
+    return typer.Option(
+        help="Which ones: numbers and ranges, as 0,1,2 or 0-4; 3 is seed 3 alone. Those that the folder does "
+        f"not have are added to those that it has. Default: {default}.",
+        metavar="SEEDS",
+    )
+
+
+def given_seeds(text: str | None) -> tuple[int, ...] | None:
+    """What somebody gave with ``--seeds``; None if nothing."""
+    if text is None:
+        return None
+    try:
+        return read_seeds(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--seeds") from None
 
 
 ACCEPTS = "Go on with a run begun with other versions, threads or processor: not to the same bits."

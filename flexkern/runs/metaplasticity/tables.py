@@ -9,6 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from flexkern.runs.metaplasticity.protocol import DIGITS, RANDOM
+from flexkern.runs.seeds import as_list, said_seeds
 from flexkern.runs.statistics import holm
 
 __all__ = ["ROWS", "Rows", "claims_table", "percent", "rows", "setting", "source", "table"]
@@ -73,13 +74,19 @@ def setting(results: dict[str, Any]) -> str:
     c = results["configuration"]
     scale = c["scale"] if isinstance(c["scale"], str) else f"{c['scale']:g}"
     of = "per class" if "first_class" in c["options"] else "per item"
-    seeds = f"{c['seeds']} seed{'s' if c['seeds'] > 1 else ''} from {c['first_seed']}"
+    seeds = _seeds(as_list(c)["seeds"])
     how = ", put together as the release does it" if c.get("as_released") else ""
     return (
         f"{seeds}, {source(results)}{how}, {c['items']} items, {c['train_per_item']} + {c['test_per_item']} "
         f"images {of}, {c['epochs']} epochs, batch {c['batch_size']}, lr {c['lr']:g}, scale {scale}, width "
         f"{c['width']}; {results['seconds']:.0f} seconds of one core"
     )
+
+
+def _seeds(seeds: list[int]) -> str:
+    count = f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
+    in_a_row = seeds == list(range(seeds[0], seeds[0] + len(seeds)))
+    return f"{count} from {seeds[0]}" if in_a_row else f"{count}, {said_seeds(seeds)}"
 
 
 # --------------------------------------------------------------------------- one for each experiment
