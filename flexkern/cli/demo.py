@@ -85,9 +85,12 @@ def demo(
             check_files(out / "artsy", *RESULTS)
         with counting_bar() as bar:
             task = bar.add_task("features", total=config.steps(known))
+            if known is not None:
+                there = said_seeds(known["configuration"]["seeds"])
+                console.print(f"{out} has seeds {there} already; --restart discards them", markup=False)
 
             def tell(done: str) -> None:
-                bar.update(task, advance=1, description=f"{done:<40}")
+                bar.update(task, advance=1, description=done)
                 say(done)
 
             results = run_demo(config, tell, known=known)
@@ -121,9 +124,8 @@ def _table(results: dict[str, Any]) -> Table:
     summary, configuration = results["summary"], results["configuration"]
     items, seeds = configuration["items"], len(configuration["seeds"])
     table = Table(
-        title=f"Accuracy after {items} items",
-        caption=f"mean ± standard deviation of {seeds} seed{'s' if seeds > 1 else ''}; chance is "
-        f"{results['chance']:.1%}; {results['seconds']:.0f} s",
+        title=f"Accuracy after {items} items: mean ± standard deviation of {seeds} "
+        f"seed{'s' if seeds > 1 else ''}; chance is {results['chance']:.1%}; {results['seconds']:.0f} s",
     )
     table.add_column("item, in order")
     for name in summary:

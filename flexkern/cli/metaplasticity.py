@@ -150,9 +150,13 @@ def show(
     with progress_bar(TaskProgressColumn(), TimeElapsedColumn()) as bar:
         task = bar.add_task("starting", total=None)
 
+        before = ""
+
         def observe(share: float, what: str) -> None:
-            bar.update(task, completed=share, total=1.0, description=f"{what:<50}")
-            say(f"{share:4.0%} {what}")
+            nonlocal before
+            bar.update(task, completed=share, total=1.0, description=what)
+            say(f"{share:4.0%} {what}", seldom=what == before)  # parts of the same work
+            before = what
 
         results = run(
             experiment,

@@ -134,11 +134,16 @@ def show(
         check_files(config.folder, *RESULTS)
     shown = config  # and all that the folder has beside it, as soon as that is known
     with counting_bar() as bar:
-        whole = bar.add_task("reading images", total=None)
+        whole = bar.add_task("making the methods", total=None)
+        say("making the methods")
         task = bar.add_task("", total=None, visible=False)
 
         def observe(event: Event) -> None:
             nonlocal shown
+            if event.kind == "reading":
+                bar.update(whole, description="reading images")
+                say("reading images")
+                return
             if event.kind == "images":
                 assert event.config is not None
                 shown = event.config
@@ -152,6 +157,7 @@ def show(
             if event.kind in ("epoch", "part"):
                 what = name if math.isnan(event.loss) else f"{name}, loss {event.loss:.3f}"
                 bar.update(task, total=event.epochs, completed=event.epoch, description=what, visible=True)
+                say(f"{what}, {event.kind} {event.epoch} of {event.epochs}", seldom=True)
             elif event.kind == "task":
                 now = event.record["tasks"][-1]
                 what = f"{name}: {now['seen']:.1%}, average {now['average']:.1%}"

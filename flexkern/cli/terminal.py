@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +24,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
+from rich.table import Column, Table
 
 from flexkern.runs.folder import FolderInUseError
 from flexkern.runs.seeds import read_seeds
@@ -45,6 +46,8 @@ __all__ = [
     "seeds_option",
 ]
 
+_BAR = 16  # of a bar, in characters
+_SILENT = 60.0  # seconds without a line of progress
 _WIDEST = 200  # of a table in a file: cells of many words are broken there
 # How a command ends that was stopped, as in a shell: 128 and the number of the signal; and sysexits' "try again
 # later" where another run has the folder.
@@ -136,15 +139,32 @@ def counting_bar() -> Progress:
 
 
 def progress_bar(*columns: ProgressColumn) -> Progress:
-    """A bar with its description before it; nothing where there is no terminal: see :func:`say`."""
-    bar = TextColumn("{task.description}"), BarColumn()
-    return Progress(*bar, *columns, console=console, disable=console.quiet or not console.is_terminal)
+    """A bar with its description before it; nothing where there is no terminal: see :func:`say`.
+
+    Where all do not fit, the description is cut, and not the counts and times.
+    """
+    what = TextColumn(
+        "{task.description}", markup=False, table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")
+    )
+    silent = console.quiet or not console.is_terminal
+    return Progress(what, BarColumn(bar_width=_BAR), *columns, console=console, disable=silent, expand=True)
 
 
-def say(what: str) -> None:
-    """A line of progress where there is no terminal, and so no bar: in a log, or a pipe."""
-    if not console.is_terminal:
-        console.print(what.rstrip(), markup=False, highlight=False, soft_wrap=True)
+_said = time.monotonic()  # when the last line was
+
+
+def say(what: str, *, seldom: bool = False) -> None:
+    """A line of progress where there is no terminal, and so no bar: in a log, or a pipe.
+
+    Args:
+        what: it says.
+        seldom: only if nothing has been said for a minute: of steps that may be many and short.
+    """
+    global _said
+    if console.is_terminal or (seldom and time.monotonic() - _said < _SILENT):
+        return
+    _said = time.monotonic()
+    console.print(what.rstrip(), markup=False, highlight=False, soft_wrap=True)
 
 
 class _Terminated(BaseException):

@@ -249,7 +249,7 @@ def read_known(out: Path, config: DemoConfig, *, restart: bool = False) -> dict[
             f"out: {str(out)!r} holds another demo ({'; '.join(changed)}), of seeds "
             f"{said_seeds(before['seeds'])}. Give another folder with --out, or discard it with --restart"
         )
-    return known
+    return known | {"configuration": as_list(known["configuration"])}
 
 
 def write(results: dict[str, Any], out: Path) -> tuple[Path, Path, Path]:

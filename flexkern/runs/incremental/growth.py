@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from flexkern.runs.incremental.config import Config, MethodConfig, Paper
 from flexkern.runs.seeds import said_seeds, united
 
-__all__ = ["Growth", "differences", "grow", "whole_config"]
+__all__ = ["Growth", "differences", "grow"]
 
 # May change between two calls of one run: where things lie, not what they are.
 _FREE = ("out", "data.path", "data.in_memory")
@@ -55,13 +55,6 @@ def grow(known: Mapping[str, Any], config: Config) -> Growth:
         (added if longer else differs).append(phrase)
     methods = (*_methods(known, config), *new_methods)
     return Growth(dataclasses.replace(config, seeds=seeds, methods=methods), added, differs)  # type: ignore[type-var]
-
-
-def whole_config(config: Config, results: Mapping[str, Any]) -> Config:
-    """The configuration of all that results have, as the run that wrote them had it."""
-    known = results["configuration"]
-    changes = {"seeds": tuple(known["seeds"]), "methods": _methods(known, config)}
-    return dataclasses.replace(config, **changes)  # type: ignore[type-var]
 
 
 def _methods(known: Mapping[str, Any], config: Config) -> tuple[MethodConfig, ...]:

@@ -40,8 +40,8 @@ _PARTS = 100  # of an online stream, after which the learner is saved
 class Event(NamedTuple):
     """What has just happened.
 
-    kind: "images" (read), "epoch", "part" (of an experience of an online stream), "task" (learned and tested)
-        or "run" (a method has ended its stream).
+    kind: "reading" (images are read from now on), "images" (they are), "epoch", "part" (of an experience of an
+        online stream), "task" (learned and tested) or "run" (a method has ended its stream).
     method, seed: of the run; the method's label.
     task: its number, from 0; tasks: how many there are.
     epoch, epochs, loss: as the learner says them; of an online stream the part, and how many there are.
@@ -157,6 +157,7 @@ def _run_all(
         making.check_names()
         making.check_options()
     config = journal.config
+    observe(Event("reading"))
     train, test = load_images(config.data)
     stream = make_stream(config, train, test, config.seeds[0])
     left_out = len(train.skipped) + len(test.skipped)
