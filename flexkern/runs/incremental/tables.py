@@ -30,10 +30,11 @@ def task_table(run: dict[str, Any]) -> Table:
         title_justify="left",
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
+        show_edge=False,
     )
     # Short heads and no frame: it fits a terminal of 80 columns.
     columns = ["task", "cls", "acc", "avg", "forgot", *(["open"] if gated else [])]
-    for column in (*columns, "learn s", "test s", "MiB", "keeps"):
+    for column in (*columns, "learn", "test", "MiB", "keeps"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("each task", overflow="fold")
     for t in tasks:
@@ -59,7 +60,7 @@ def task_table(run: dict[str, Any]) -> Table:
 def _each(accuracies: Sequence[float | None]) -> str:
     """Of each task, the first and the last ones where they are many: all are in results.json."""
     shown = ["-" if a is None else f"{100 * a:.0f}" for a in accuracies]
-    return " ".join(shown if len(shown) <= 6 else [*shown[:2], "..", *shown[-3:]])
+    return " ".join(shown if len(shown) <= 5 else [shown[0], "..", *shown[-3:]])
 
 
 class _Column(NamedTuple):
