@@ -16,7 +16,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
 )
 for _name, _later in {
-    "demo": Later("demo", "demo"),
+    "demo": Later("demo_command", "demo"),
     "info": Later("info", "info"),
     "fit": Later("fit", "fit"),
     "predict": Later("predict", "predict"),

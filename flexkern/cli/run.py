@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from flexkern.cli import metaplasticity
+from flexkern.cli.dry_run import show_plan
 from flexkern.cli.terminal import (
     ACCEPTS,
     console,
@@ -29,7 +30,7 @@ from flexkern.runs.incremental.config.method_options import family_of
 from flexkern.runs.incremental.journal import checkpoint_path
 from flexkern.runs.metaplasticity.figures import EXPERIMENTS
 from flexkern.runs.start import check_files
-from flexkern.runs.torchrun import first
+from flexkern.runs.torchrun import first, refuse_several
 
 app = typer.Typer(no_args_is_help=True, invoke_without_command=True)
 
@@ -83,6 +84,9 @@ def class_incremental(
         bool, typer.Option("--all", help="Show a second table: plasticity, transfer, told tasks, top 5, ...")
     ] = False,
     accept_other_environment: Annotated[bool, typer.Option("--accept-other-environment", help=ACCEPTS)] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done and about how long, and write nothing.")
+    ] = False,
 ) -> None:
     """Learns a data set some classes at a time, by several methods, and compares them.
 
@@ -107,8 +111,13 @@ def class_incremental(
     changes["seeds"] = given_seeds(seeds)
     command = "flexkern run class-incremental"
     with explained(command, stopped="stopped; the same command goes on from the last epoch"):
+        wanted = read_config(find_config(config)).override(**changes)
+        if dry_run:
+            refuse_several(f"{command} --dry-run")
+            show_plan(wanted, restart=restart, accept_other_environment=accept_other_environment)
+            return
         show(
-            read_config(find_config(config)).override(**changes),
+            wanted,
             restart=restart,
             keep=keep,
             every=every,

@@ -14,7 +14,7 @@ pytest.importorskip("typer")
 from typer.testing import CliRunner
 
 import flexkern
-from flexkern.cli import bench, check, demo, fit, info, predict, run
+from flexkern.cli import bench, check, demo_command, fit, info, predict, run
 from flexkern.cli.app import app
 
 
@@ -51,8 +51,8 @@ def test_a_command_has_all_of_the_package() -> None:
 def test_the_help_says_what_the_commands_say() -> None:
     whole = said("--help")[1].replace(" │ │ ", " ")
     for name, module, function in (
-        ("demo", demo, "demo"), ("info", info, "info"), ("fit", fit, "fit"), ("predict", predict, "predict"),
-        ("run", run, "_run"), ("bench", bench, "bench"), ("check", check, "_check"),
+        ("demo", demo_command, "demo"), ("info", info, "info"), ("fit", fit, "fit"),
+        ("predict", predict, "predict"), ("run", run, "_run"), ("bench", bench, "bench"), ("check", check, "_check"),
     ):  # fmt: skip
         first = " ".join(inspect.getdoc(getattr(module, function)).partition("\n\n")[0].split())
         assert f"{name} {first}" in whole
