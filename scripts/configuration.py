@@ -130,6 +130,9 @@ for each class.
 | --- | --- |
 {shipped}
 
+`flexkern run class-incremental FILE --dry-run` says what would be done, what the folder has of it, and about
+how long the rest will take, from a piece that it measures; it writes nothing.
+
 ## A run that grows
 
 The folder of a run (`out`) keeps what it has, and the same command with more adds to it. What has ended is not

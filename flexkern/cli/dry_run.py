@@ -65,8 +65,8 @@ def _tasks(tasks: list[Any]) -> Table:
 def _methods(methods: list[Any]) -> Table:
     table = _table(
         "what is left; epochs: where a method trains; time: measured on some images of the first task, the "
-        "rest in proportion to its images, so without what grows with the tasks; network: its weights, counted, "
-        "without gradients and activations",
+        "rest in proportion to its images, so without what grows with the tasks; network: its weights, "
+        "counted, without gradients and activations",
         "method", "epochs", "tasks left", "network, MiB", "time",
     )  # fmt: skip
     for m in methods:

@@ -52,7 +52,8 @@ def test_the_help_says_what_the_commands_say() -> None:
     whole = said("--help")[1].replace(" │ │ ", " ")
     for name, module, function in (
         ("demo", demo_command, "demo"), ("info", info, "info"), ("fit", fit, "fit"),
-        ("predict", predict, "predict"), ("run", run, "_run"), ("bench", bench, "bench"), ("check", check, "_check"),
+        ("predict", predict, "predict"), ("run", run, "_run"), ("bench", bench, "bench"),
+        ("check", check, "_check"),
     ):  # fmt: skip
         first = " ".join(inspect.getdoc(getattr(module, function)).partition("\n\n")[0].split())
         assert f"{name} {first}" in whole

@@ -268,7 +268,7 @@ def test_every_experiment_is_a_command_with_its_own_options() -> None:
 
 
 def test_the_command_runs_shows_and_resumes(tmp_path: Path) -> None:
-    tiny = [f"--{k.replace('_', '-')}={v}" for k, v in TINY.items()]
+    tiny = [f"--{k.replace('_', '-')}={v}" for k, v in (TINY | {"seeds": "0-1"}).items()]
     out = tmp_path / "out"
     arguments = (*tiny, "--lengths=3,4", "--scales=100,1e4", f"--out={out}", "--jobs=1")
     first = _invoke_study(*arguments)
