@@ -23,7 +23,7 @@ OPTIONS := $(FLEXKERN_CUDA) $(FLEXKERN_CUDA_ARCHS) $(FLEXKERN_EXTENSION)
 .PHONY: always demo test lint docs bench fuzz asan reliability mutate gpu-check clean
 
 demo: $(VENV)/.demo
-	$(BIN)/flexkern demo
+	$(BIN)/flexkern demo --restart
 
 test: $(VENV)/.test
 	$(BIN)/pytest -n $(PROCESSES) --dist worksteal -m "$(SELECT)"

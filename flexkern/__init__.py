@@ -10,10 +10,13 @@ if _find_spec("flexkern.triton_kernels") is None:
         name="flexkern",
     )
 
-from flexkern import features, learners, metrics, nn, ops, optim, streams
-from flexkern.backends import BackendError, backends, use_backend
-from flexkern.fields import Field, Purpose
+from flexkern.beginning import waits as _waits
 from flexkern.version import __version__
+
+if not _waits():
+    from flexkern import features, learners, metrics, nn, ops, optim, streams
+    from flexkern.backends import BackendError, backends, use_backend
+    from flexkern.fields import Field, Purpose
 
 __all__ = [
     "BackendError",

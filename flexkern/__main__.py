@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
+import io
+import os
 import sys
 
 # What the extras bring; the package itself works without.
@@ -9,8 +12,23 @@ _CLI = ("typer", "rich", "click", "pydantic", "matplotlib", "sklearn", "safetens
 _EXTRA = dict.fromkeys(_CLI, "cli") | dict.fromkeys(("transformers", "PIL"), "vit")
 
 
+_PLAIN = {"±": "+-", "…": "...", "→": "->"}
+
+
+def _plain(error: UnicodeError) -> tuple[str, int]:
+    """What is written where the terminal's encoding (ASCII, for one) lacks a character: no reason to end."""
+    assert isinstance(error, UnicodeEncodeError)
+    lacking = error.object[error.start : error.end]
+    return "".join(_PLAIN.get(character, "?") for character in lacking), error.end
+
+
 def main() -> None:
     """Runs the command line, or says what to install for it."""
+    os.environ["MPLBACKEND"] = "agg"  # pictures go to files: another one may not even be there
+    codecs.register_error("plain", _plain)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="plain")
     try:
         from flexkern.cli.app import app
 

@@ -130,6 +130,28 @@ for each class.
 | --- | --- |
 {shipped}
 
+`flexkern run class-incremental FILE --dry-run` says what would be done, what the folder has of it, and about
+how long the rest will take, from a piece that it measures; it writes nothing.
+
+## A run that grows
+
+The folder of a run (`out`) keeps what it has, and the same command with more adds to it. What has ended is not
+learned again, what was stopped goes on, and the results are those of one run that had it all at once, to the
+bit:
+
+- **seeds**: `flexkern run class-incremental FILE --seeds 0,1` after `--seeds 0` learns seed 1. They are numbers
+  and ranges, `0,1,2` or `0-4`, here and in `flexkern demo` and the experiments of `flexkern run`, whose folders
+  grow by seeds too; `--seeds 3` is seed 3 alone, beside those that the folder has.
+- **methods**: one more `[[methods]]` in the file. What the folder has comes first in its tables.
+- **tasks**, at the end of the stream: `stream.order`, `data.domains` or `stream.experiences` with more in it,
+  where the tasks that were learned stay the same ones (of `data.classes` the seed makes another order). Their
+  learners must have been kept, by `--keep`. Perceptrons have an output for each class of their stream: for them
+  the classes must stay the same, as with domains.
+
+If anything else differs, nothing is done: the setting is named, and what the folder holds. Then give another
+`--out`, or `--restart`, which discards what is there. While a command works in a folder, a second one is
+refused, and told which process has it.
+
 ## The whole file
 
 {whole}

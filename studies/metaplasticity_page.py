@@ -26,6 +26,7 @@ from flexkern.runs.metaplasticity.figures import EXPERIMENTS
 from flexkern.runs.metaplasticity.protocol import RANDOM, Protocol, protocol_for
 from flexkern.runs.metaplasticity.rivals import Rivals
 from flexkern.runs.metaplasticity.runner import read
+from flexkern.runs.seeds import as_list, said_seeds
 from flexkern.runs.statistics import holm
 from studies.scale_study import ScaleStudy
 from studies.scale_tables import register
@@ -77,7 +78,7 @@ def refresh(page: str, folder: Path) -> list[Path]:
 
 def summary(results: dict[str, Any]) -> dict[str, Any]:
     """What today's code makes of the runs of an experiment, as its JSON has it."""
-    c = results["configuration"]
+    c = as_list(results["configuration"])
     options = {k: tuple(v) if isinstance(v, list) else v for k, v in c["options"].items()}
     own = {f.name: c[f.name] for f in dataclasses.fields(Protocol) if f.name in c}
     # Data and weights are not read for this, and need not be there.
@@ -189,11 +190,14 @@ def _counts(checks: list[dict[str, Any]]) -> str:
 
 def _command(name: str, results: dict[str, Any]) -> str:
     """The command that gives these results: what differs from its defaults."""
-    c, kind = results["configuration"], SHOWN[results["experiment"]]
+    c, kind = as_list(results["configuration"]), SHOWN[results["experiment"]]
     random = c["features"] == RANDOM
     usual = protocol_for(items=c["items"], features=RANDOM if random else os.devnull)
     given = {key: value for key, value in c.items() if key not in ("options", "device")}
+    given["seeds"] = tuple(given["seeds"])
     given = {key: value for key, value in given.items() if value != getattr(usual, key)}
+    if "seeds" in given:
+        given["seeds"] = said_seeds(given["seeds"])
     for field in dataclasses.fields(kind):
         value = c["options"][field.name]
         several = isinstance(value, list)

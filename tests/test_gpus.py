@@ -383,9 +383,9 @@ def test_a_library_of_which_nothing_is_known(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_info_shows_why(machine: Machine, capsys: pytest.CaptureFixture) -> None:
-    app = pytest.importorskip("flexkern.cli.app", reason="the command line is not installed")
+    command = pytest.importorskip("flexkern.cli.info", reason="the command line is not installed")
     machine(T4, H100, P100, triton="Triton does not start ([/bin] and [Errno 2])")  # which is no markup
-    app.info()
+    command.info()
     shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "GPU: A GPU, sm_75, 16 GiB" in shown
     assert "NVIDIA driver for CUDA 13.0" in shown

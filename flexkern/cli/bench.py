@@ -22,7 +22,7 @@ from flexkern.files import check_writable
 
 __all__ = ["app"]
 
-app = typer.Typer(help="Measures flexkern against its peers.", invoke_without_command=True)
+app = typer.Typer(invoke_without_command=True)
 console = Console(soft_wrap=True, highlight=False)
 errors = Console(stderr=True, highlight=False)
 

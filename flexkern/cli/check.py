@@ -12,7 +12,7 @@ from rich.table import Table
 from flexkern.backbones.facts import RANK, BackboneFacts, backbone_facts
 from flexkern.cli.terminal import console, explained
 
-app = typer.Typer(help="Says whether something can be used, and what it is.", no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True)
 
 
 @app.callback()

@@ -142,11 +142,13 @@ def _show(config: Any, *, restart: bool) -> dict[str, Any]:
                     bar.reset(images)
                 what = f"{name}, {event.doing}" if event.doing != "looking" else "looking at the images"
                 bar.update(images, total=event.total, completed=event.done, description=what, visible=True)
+                say(f"{what}: image {event.done} of {event.total}", seldom=True)
             elif event.kind == "epoch":
                 if event.epoch == 1:
                     bar.reset(epochs)
                 what = f"{name}, loss {event.loss:.3f}"
                 bar.update(epochs, total=event.epochs, completed=event.epoch, description=what, visible=True)
+                say(f"{what}, epoch {event.epoch} of {event.epochs}", seldom=True)
             else:
                 now = event.record["tasks"][-1]
                 bar.update(whole, advance=1)

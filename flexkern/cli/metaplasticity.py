@@ -11,7 +11,16 @@ from typing import Annotated, Any
 import typer
 from rich.progress import TaskProgressColumn, TimeElapsedColumn
 
-from flexkern.cli.terminal import ACCEPTS, console, explained, folder_option, progress_bar, say
+from flexkern.cli.terminal import (
+    ACCEPTS,
+    console,
+    explained,
+    folder_option,
+    given_seeds,
+    progress_bar,
+    say,
+    seeds_option,
+)
 from flexkern.runs.metaplasticity.figures import EXPERIMENTS
 from flexkern.runs.metaplasticity.protocol import protocol_for
 from flexkern.runs.metaplasticity.runner import run
@@ -26,8 +35,6 @@ _COMMON: dict[str, tuple[type, str]] = {
     "data": (str, "'digits' (scikit-learn's, the default) or an MNIST archive (.npz)."),
     "features": (str, "'random' convolutions (the default) or SqueezeNet's weights (.npz)."),
     "items": (int, "Of the stream. Default: 10."),
-    "seeds": (int, "How many times everything is done. Default: 3."),
-    "first_seed": (int, "The runs have this seed and those after it. Default: 0."),
     "width": (int, "Units of each hidden layer. Default: the release's 4096 with SqueezeNet, else 256."),
     "train_per_item": (int, "Images of an item. Default: 2000."),
     "test_per_item": (int, "Test images of an item. Default: 1000."),
@@ -76,6 +83,7 @@ def _command(experiment: type[Any]) -> Callable[..., None]:
     annotations: dict[str, Any] = {}
     for name, (type_, text) in _COMMON.items():
         annotations[name] = Annotated[type_ | None, typer.Option(help=text)]  # type: ignore[valid-type]
+    annotations["seeds"] = Annotated[str | None, seeds_option("0-2")]
     annotations["as_released"] = _AS_RELEASED
     for name, field in own.items():
         default: Any = field.default
@@ -91,6 +99,7 @@ def _command(experiment: type[Any]) -> Callable[..., None]:
         options = {name: given.pop(name) for name in own}
         with explained(experiment.command(), stopped="stopped; the same command goes on where it was"):
             refuse_several(experiment.command())
+            given["seeds"] = given_seeds(given["seeds"])
             chosen = {k: _value(k, v, own[k].default) for k, v in options.items() if v is not None}
             show(experiment(**chosen), given, **running)
 
@@ -142,9 +151,13 @@ def show(
     with progress_bar(TaskProgressColumn(), TimeElapsedColumn()) as bar:
         task = bar.add_task("starting", total=None)
 
+        before = ""
+
         def observe(share: float, what: str) -> None:
-            bar.update(task, completed=share, total=1.0, description=f"{what:<50}")
-            say(f"{share:4.0%} {what}")
+            nonlocal before
+            bar.update(task, completed=share, total=1.0, description=what)
+            say(f"{share:4.0%} {what}", seldom=what == before)  # parts of the same work
+            before = what
 
         results = run(
             experiment,

@@ -12,30 +12,54 @@ from typing import Annotated, Any
 import typer
 
 from flexkern.cli import metaplasticity
-from flexkern.cli.terminal import ACCEPTS, console, counting_bar, explained, folder_option, say
+from flexkern.cli.dry_run import show_plan
+from flexkern.cli.terminal import (
+    ACCEPTS,
+    console,
+    counting_bar,
+    explained,
+    folder_option,
+    given_seeds,
+    say,
+    seeds_option,
+)
 from flexkern.runs.incremental.config import Config, find_config, read_config
 from flexkern.runs.incremental.config import shipped as shipped_configurations
 from flexkern.runs.incremental.config.file_schema import file_schema
 from flexkern.runs.incremental.config.method_options import family_of
 from flexkern.runs.incremental.journal import checkpoint_path
+from flexkern.runs.metaplasticity.figures import EXPERIMENTS
 from flexkern.runs.start import check_files
-from flexkern.runs.torchrun import first
+from flexkern.runs.torchrun import first, refuse_several
 
-app = typer.Typer(help="Runs an experiment.", no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True, invoke_without_command=True)
 
 
 @app.callback()
-def _run() -> None:
+def _run(
+    listed: Annotated[
+        bool, typer.Option("--list", help="Show all experiments and shipped configurations, and end.")
+    ] = False,
+) -> None:
     """Runs an experiment: class-incremental learning, or a figure of the metaplasticity paper."""
+    if not listed:
+        return
+    console.print("experiments of the metaplasticity paper, each a command:", highlight=False)
+    _lines({f"flexkern run {name}": kind.title for name, kind in EXPERIMENTS.items()})
+    console.print("\nconfigurations, for flexkern run class-incremental NAME:", highlight=False)
+    _lines(_titles())
+    raise typer.Exit
 
 
-def _seeds(text: str | None) -> tuple[int, ...] | None:
-    if text is None:
-        return None
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise typer.BadParameter(f"must be numbers with commas between them, got {text!r}") from None
+def _titles() -> dict[str, str]:
+    """What each shipped configuration is."""
+    return {name: read_config(path).title for name, path in shipped_configurations().items()}
+
+
+def _lines(titles: dict[str, str]) -> None:
+    width = max(map(len, titles)) + 2
+    for name, title in titles.items():
+        console.print(f"{name:<{width}}{title}", highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command("class-incremental")
@@ -49,7 +73,7 @@ def class_incremental(
     ] = False,
     data: Annotated[str | None, typer.Option(help="Archive or folder of the images.")] = None,
     backbone: Annotated[str | None, typer.Option(help="'small', a folder, or a name on the hub.")] = None,
-    seeds: Annotated[str | None, typer.Option(help="For example 0,1,2.")] = None,
+    seeds: Annotated[str | None, seeds_option("those of the file")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = None,
     out: Annotated[Path | None, folder_option("Folder for results.json, picture.png, checkpoints.")] = None,
     restart: Annotated[bool, typer.Option("--restart", help="Discard what the folder holds.")] = False,
@@ -60,14 +84,16 @@ def class_incremental(
         bool, typer.Option("--all", help="Show a second table: plasticity, transfer, told tasks, top 5, ...")
     ] = False,
     accept_other_environment: Annotated[bool, typer.Option("--accept-other-environment", help=ACCEPTS)] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done and about how long, and write nothing.")
+    ] = False,
 ) -> None:
     """Learns a data set some classes at a time, by several methods, and compares them.
 
     A run that was stopped goes on where it was when the same command is given again.
     """
     if shipped:
-        for name, path in shipped_configurations().items():
-            console.print(f"{name:<24}{read_config(path).title}", highlight=False, markup=False)
+        _lines(_titles())
         return
     if schema:
         typer.echo(json.dumps(file_schema(), indent=1))
@@ -82,11 +108,16 @@ def class_incremental(
         "device": device,
         "out": None if out is None else str(out),
     }
-    changes["seeds"] = _seeds(seeds)
+    changes["seeds"] = given_seeds(seeds)
     command = "flexkern run class-incremental"
     with explained(command, stopped="stopped; the same command goes on from the last epoch"):
+        wanted = read_config(find_config(config)).override(**changes)
+        if dry_run:
+            refuse_several(f"{command} --dry-run")
+            show_plan(wanted, restart=restart, accept_other_environment=accept_other_environment)
+            return
         show(
-            read_config(find_config(config)).override(**changes),
+            wanted,
             restart=restart,
             keep=keep,
             every=every,
@@ -110,29 +141,40 @@ def show(
 
     if first():
         check_files(config.folder, *RESULTS)
+    shown = config  # and all that the folder has beside it, as soon as that is known
     with counting_bar() as bar:
-        whole = bar.add_task("reading images", total=None)
+        whole = bar.add_task("making the methods", total=None)
+        say("making the methods")
         task = bar.add_task("", total=None, visible=False)
 
         def observe(event: Event) -> None:
+            nonlocal shown
+            if event.kind == "reading":
+                bar.update(whole, description="reading images")
+                say("reading images")
+                return
             if event.kind == "images":
-                bar.update(
-                    whole, total=event.tasks * len(config.methods) * len(config.seeds), description="tasks"
-                )
+                assert event.config is not None
+                shown = event.config
+                if event.added:
+                    console.print(f"added to {config.folder}: {', '.join(event.added)}", markup=False)
+                total = event.tasks * len(shown.methods) * len(shown.seeds)
+                bar.update(whole, total=total, description="tasks")
                 return
             assert event.record is not None
             name = f"{event.method}, seed {event.seed}, task {event.task + 1} of {event.tasks}"
             if event.kind in ("epoch", "part"):
                 what = name if math.isnan(event.loss) else f"{name}, loss {event.loss:.3f}"
                 bar.update(task, total=event.epochs, completed=event.epoch, description=what, visible=True)
+                say(f"{what}, {event.kind} {event.epoch} of {event.epochs}", seldom=True)
             elif event.kind == "task":
                 now = event.record["tasks"][-1]
                 what = f"{name}: {now['seen']:.1%}, average {now['average']:.1%}"
                 bar.update(whole, advance=1, description=what)
                 say(what)
             else:
-                place = [m.name for m in config.methods].index(event.method)
-                place += len(config.methods) * config.seeds.index(event.seed)
+                place = [m.name for m in shown.methods].index(event.method)
+                place += len(shown.methods) * shown.seeds.index(event.seed)
                 bar.update(whole, completed=(place + 1) * event.tasks)  # tasks of an earlier call count too
                 console.print(tables.task_table(event.record))
 
@@ -148,14 +190,14 @@ def show(
         return results
     folder = config.folder
     pictures.draw(results, folder / "picture.png")
-    console.print(tables.method_table(config, results))
+    console.print(tables.method_table(shown, results))
     if every:
-        console.print(tables.measures_table(config, results))
-    for note in tables.notes(config, results):
+        console.print(tables.measures_table(shown, results))
+    for note in tables.notes(shown, results):
         console.print(note, markup=False, highlight=False)
     for path in (folder / "results.json", folder / "picture.png"):
         console.print(f"wrote {path}", markup=False)
-    for line in _kept(config) if keep else ():
+    for line in _kept(shown) if keep else ():
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     return results
 

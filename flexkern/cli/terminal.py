@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,9 +24,10 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
+from rich.table import Column, Table
 
 from flexkern.runs.folder import FolderInUseError
+from flexkern.runs.seeds import read_seeds
 from flexkern.runs.start import path_given
 from flexkern.runs.torchrun import first, said, where
 
@@ -37,11 +39,15 @@ __all__ = [
     "errors",
     "explained",
     "folder_option",
+    "given_seeds",
     "progress_bar",
     "reader_gone",
     "say",
+    "seeds_option",
 ]
 
+_BAR = 16  # of a bar, in characters
+_SILENT = 60.0  # seconds without a line of progress
 _WIDEST = 200  # of a table in a file: cells of many words are broken there
 # How a command ends that was stopped, as in a shell: 128 and the number of the signal; and sysexits' "try again
 # later" where another run has the folder.
@@ -105,6 +111,25 @@ def folder_option(help: str) -> Any:
     return typer.Option(help=help, parser=_folder, metavar="PATH")
 
 
+def seeds_option(default: str) -> Any:
+    """``--seeds``, which means the same in every command: see :func:`given_seeds`."""
+    return typer.Option(
+        help="Which ones: numbers and ranges, as 0,1,2 or 0-4; 3 is seed 3 alone. Those that the folder does "
+        f"not have are added to those that it has. Default: {default}.",
+        metavar="SEEDS",
+    )
+
+
+def given_seeds(text: str | None) -> tuple[int, ...] | None:
+    """What somebody gave with ``--seeds``; None if nothing."""
+    if text is None:
+        return None
+    try:
+        return read_seeds(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--seeds") from None
+
+
 ACCEPTS = "Go on with a run begun with other versions, threads or processor: not to the same bits."
 
 
@@ -114,15 +139,32 @@ def counting_bar() -> Progress:
 
 
 def progress_bar(*columns: ProgressColumn) -> Progress:
-    """A bar with its description before it; nothing where there is no terminal: see :func:`say`."""
-    bar = TextColumn("{task.description}"), BarColumn()
-    return Progress(*bar, *columns, console=console, disable=console.quiet or not console.is_terminal)
+    """A bar with its description before it; nothing where there is no terminal: see :func:`say`.
+
+    Where all do not fit, the description is cut, and not the counts and times.
+    """
+    what = TextColumn(
+        "{task.description}", markup=False, table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")
+    )
+    silent = console.quiet or not console.is_terminal
+    return Progress(what, BarColumn(bar_width=_BAR), *columns, console=console, disable=silent, expand=True)
 
 
-def say(what: str) -> None:
-    """A line of progress where there is no terminal, and so no bar: in a log, or a pipe."""
-    if not console.is_terminal:
-        console.print(what.rstrip(), markup=False, highlight=False, soft_wrap=True)
+_said = time.monotonic()  # when the last line was
+
+
+def say(what: str, *, seldom: bool = False) -> None:
+    """A line of progress where there is no terminal, and so no bar: in a log, or a pipe.
+
+    Args:
+        what: it says.
+        seldom: only if nothing has been said for a minute: of steps that may be many and short.
+    """
+    global _said
+    if console.is_terminal or (seldom and time.monotonic() - _said < _SILENT):
+        return
+    _said = time.monotonic()
+    console.print(what.rstrip(), markup=False, highlight=False, soft_wrap=True)
 
 
 class _Terminated(BaseException):

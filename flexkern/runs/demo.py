@@ -10,7 +10,7 @@ import json
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,26 +24,27 @@ from flexkern.files import write_json
 from flexkern.learners import MetaplasticMLP
 from flexkern.metrics import AccuracyMatrix, memorised
 from flexkern.runs import awakening
+from flexkern.runs.seeds import as_list, checked, said_seeds, united
 from flexkern.streams import Stream, bundled_digits, two_digit_stream
 from flexkern.streams.digits import Digits
 
-__all__ = ["NETWORKS", "DemoConfig", "digit_features", "refuse_others", "run", "write"]
+__all__ = ["NETWORKS", "DemoConfig", "digit_features", "read_known", "run", "write"]
 
 _EXPERIMENT = "two-digit items, bundled digits, frozen random convolutions"  # in its results
+_LARGEST_SEED = 2**32 - 1  # NumPy's RandomState takes no larger one
 
 NETWORKS = ("conventional", "hybrid", "stable")
 
 
 @dataclass(frozen=True)
 class DemoConfig:
-    """Sizes of the demo. A run with seed ``first_seed + i`` has its own items, their order, and networks.
+    """Sizes of the demo. A run of each seed has its own items, their order, and networks.
 
     Raises:
         ValueError: naming the argument. (Items, epochs and the like are checked where they are used.)
     """
 
-    seeds: int = 5
-    first_seed: int = 0
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     items: int = 10
     epochs: int = 2
     train_per_item: int = 500
@@ -56,31 +57,38 @@ class DemoConfig:
     scale: float | str = "auto"
 
     def __post_init__(self) -> None:
-        if self.seeds < 1:
-            raise ValueError(f"seeds must be at least 1, got {self.seeds}")
+        object.__setattr__(self, "seeds", checked(self.seeds, most=_LARGEST_SEED))
 
-    @property
-    def steps(self) -> int:
+    def steps(self, known: dict[str, Any] | None = None) -> int:
         """How often :func:`run` reports progress."""
+        new = [seed for seed in self.seeds if known is None or seed not in {r["seed"] for r in known["runs"]}]
         # And once more through the first seed's stream, with a reserve.
-        return self.seeds * (1 + len(NETWORKS) * self.items) + self.items
+        return len(new) * (1 + len(NETWORKS) * self.items) + (self.items if known is None else 0)
 
 
-def run(config: DemoConfig, progress: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
+def run(
+    config: DemoConfig,
+    progress: Callable[[str], None] = lambda _: None,
+    *,
+    known: dict[str, Any] | None = None,
+) -> dict[str, Any]:
     """Trains all networks on all seeds, and one with a reserve of silent synapses on the first.
 
     Args:
         config: the sizes.
-        progress: called ``config.steps`` times with what was just done.
+        progress: called ``config.steps(known)`` times with what was just done.
+        known: of :func:`read_known`: results of other seeds, which stay, and come first.
 
     Returns:
         What :func:`write` writes: plain lists and numbers.
     """
     start = time.perf_counter()
     digits = bundled_digits()
-    runs: list[dict[str, Any]] = []
-    alive: dict[str, Any] = {}
-    for seed in range(config.first_seed, config.first_seed + config.seeds):
+    runs: list[dict[str, Any]] = [] if known is None else list(known["runs"])
+    alive: dict[str, Any] = {} if known is None else known["awakening"]
+    if known is not None:
+        config = replace(config, seeds=united([r["seed"] for r in runs], config.seeds))
+    for seed in config.seeds[len(runs) :]:
         features = digit_features(digits, config, seed)
         progress(f"seed {seed}: features")
         networks = {name: _learn(name, features, config, seed, progress) for name in NETWORKS}
@@ -91,10 +99,10 @@ def run(config: DemoConfig, progress: Callable[[str], None] = lambda _: None) ->
     return {
         "experiment": _EXPERIMENT,
         "source": "arXiv 2407.07133",
-        "configuration": asdict(config),
+        "configuration": _configuration(config),
         "chance": 1 / config.items,
         "versions": _versions(),
-        "seconds": round(time.perf_counter() - start, 1),
+        "seconds": round(time.perf_counter() - start + (0 if known is None else known["seconds"]), 1),
         "summary": {name: _summary([r["networks"][name] for r in runs]) for name in NETWORKS},
         "awakening": alive,
         "runs": runs,
@@ -207,20 +215,41 @@ def _versions() -> dict[str, str]:
     }
 
 
-def refuse_others(out: Path) -> None:
-    """Another command's results are not written over.
+def _configuration(config: DemoConfig) -> dict[str, Any]:
+    return asdict(config) | {"seeds": list(config.seeds)}
+
+
+def read_known(out: Path, config: DemoConfig, *, restart: bool = False) -> dict[str, Any] | None:
+    """Results of the same demo that ``out`` holds, to which seeds can be added; None if there are none, or they
+    are to be discarded.
 
     Raises:
-        ValueError: if ``out`` holds such results.
+        ValueError: if ``out`` holds results of something else, or of other settings or versions.
     """
+    known: Any
     try:
         known = json.loads((out / "results.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return
+        return None
     except (ValueError, RecursionError):
         known = None
     if not isinstance(known, dict) or known.get("experiment") != _EXPERIMENT:
         raise ValueError(f"out: {str(out)!r} holds results of something else; give another folder with --out")
+    if restart:
+        return None
+    before = as_list(known["configuration"]) | known["versions"]
+    now = _configuration(config) | _versions()
+    changed = [
+        f"{key} was {before.get(key)!r}, is {now.get(key)!r}"
+        for key in before | now
+        if key != "seeds" and before.get(key) != now.get(key)
+    ]
+    if changed:
+        raise ValueError(
+            f"out: {str(out)!r} holds another demo ({'; '.join(changed)}), of seeds "
+            f"{said_seeds(before['seeds'])}. Give another folder with --out, or discard it with --restart"
+        )
+    return known | {"configuration": as_list(known["configuration"])}
 
 
 def write(results: dict[str, Any], out: Path) -> tuple[Path, Path, Path]:

@@ -12,6 +12,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from flexkern.files import save_figure
 from flexkern.runs.drawing import GREY, LINE_STYLES, PANEL_TITLE, curves, frame, name_ends
+from flexkern.runs.seeds import as_list
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,7 +32,7 @@ def draw_memory(results: dict[str, Any], path: Path) -> None:
         path: of the PNG.
     """
     configuration, summary = results["configuration"], results["summary"]
-    items, seeds = configuration["items"], configuration["seeds"]
+    items, seeds = configuration["items"], len(as_list(configuration)["seeds"])
     x = np.arange(1, items + 1)
     figure = Figure(figsize=(12.8, 5.9), dpi=150)
     left, right = figure.subplots(1, 2)

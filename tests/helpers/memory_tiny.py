@@ -6,5 +6,5 @@ from typing import Any
 
 TINY: dict[str, Any] = {
     "items": 4, "train_per_item": 30, "test_per_item": 20, "epochs": 2, "batch_size": 20, "width": 12,
-    "seeds": 2,
+    "seeds": (0, 1),
 }  # fmt: skip

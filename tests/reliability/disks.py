@@ -33,7 +33,7 @@ method = "global"
 lr = 0.3
 """
 SERIAL = [
-    "run", "serial-position", "--items=3", "--longer=0", "--seeds=1", "--width=8", "--train-per-item=40",
+    "run", "serial-position", "--items=3", "--longer=0", "--seeds=0", "--width=8", "--train-per-item=40",
     "--test-per-item=20", "--epochs=1", "--jobs=1",
 ]  # fmt: skip
 

@@ -250,7 +250,7 @@ method = "ranpac"
 features = 16
 """
 METAPLASTICITY = (
-    "--items=3", "--longer=4", "--seeds=1", "--width=16", "--train-per-item=40", "--test-per-item=20",
+    "--items=3", "--longer=4", "--seeds=0", "--width=16", "--train-per-item=40", "--test-per-item=20",
     "--epochs=2", "--batch-size=20", "--jobs=1",
 )  # fmt: skip
 

@@ -129,10 +129,12 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert f"{100 * results['summary']['Mine']['last']['mean']:.2f}" in result.output
     assert (tmp_path / "out" / "picture.png").stat().st_size > 10_000
     assert invoke(*options).exit_code == 0  # nothing left to do
-    refused = invoke(*options[:-1], "3")
-    assert refused.exit_code == 1
-    assert "seeds was [1, 2], is [3]" in " ".join(refused.output.split())
+    more = invoke(*options[:-1], "3")
+    assert more.exit_code == 0
+    assert f"added to {tmp_path / 'out'}: seed 3" in "".join(more.output.splitlines())
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["configuration"]["seeds"] == [1, 2, 3]
     assert invoke(*options[:-1], "3", "--restart").exit_code == 0
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["configuration"]["seeds"] == [3]
 
 
 @pytest.mark.parametrize(
@@ -140,7 +142,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ([], 2, "name a TOML file"),
         (["digit"], 1, "no configuration at 'digit'; did you mean 'digits'?"),
-        (["digits", "--seeds", "1;2"], 2, "must be numbers with commas"),
+        (["digits", "--seeds", "1;2"], 2, "must be numbers and ranges"),
         (["digits", "--data", "x.npz"], 1, "the digits are bundled"),
     ],
 )

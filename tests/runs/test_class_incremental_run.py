@@ -101,7 +101,7 @@ def test_one_seed_has_no_spread(tmp_path: Path) -> None:
     results = run(configuration(tmp_path), learners=LEARNERS)
     assert results["summary"]["All rows"]["last"]["std"] == 0
     assert json.loads((tmp_path / "results.json").read_text()) == results
-    assert not list((tmp_path / "checkpoints").iterdir())
+    assert not (tmp_path / "checkpoints").exists()
 
 
 def test_kept_learners_can_be_loaded(tmp_path: Path) -> None:
@@ -127,13 +127,14 @@ def test_what_happens_is_told(tmp_path: Path) -> None:
     run(configuration(tmp_path), learners=LEARNERS, observe=events.append)
     kinds = [e.kind for e in events]
     assert kinds == [
+        "reading",
         "images",
         *(["epoch"] * EPOCHS + ["task"]) * 3,
         "run",
         *(["epoch"] * EPOCHS + ["task"]) * 3,
         "run",
     ]
-    assert [(e.task, e.epoch, e.epochs) for e in events[1:6]] == [
+    assert [(e.task, e.epoch, e.epochs) for e in events[2:7]] == [
         (0, 1, EPOCHS), (0, 2, EPOCHS), (0, 3, EPOCHS), (0, 0, 0), (1, 1, EPOCHS)
     ]  # fmt: skip
 
@@ -219,7 +220,7 @@ def test_a_finished_run_trains_nothing_more(tmp_path: Path) -> None:
     events: list[Event] = []
     again = run(configuration(tmp_path), learners=LEARNERS._replace(load=refuse), observe=events.append)
     assert again == first
-    assert [e.kind for e in events] == ["images", "run", "run"]
+    assert [e.kind for e in events] == ["reading", "images", "run", "run"]
 
 
 def test_another_configuration_in_the_same_folder_is_refused(tmp_path: Path) -> None:
@@ -229,7 +230,7 @@ def test_another_configuration_in_the_same_folder_is_refused(tmp_path: Path) -> 
         run(changed, learners=LEARNERS)
     methods = configuration(tmp_path).methods
     faster = (dataclasses.replace(methods[0], options={"lr": 0.4}), methods[1])
-    with pytest.raises(ValueError, match=r"methods.0.options.lr was 0.3, is 0.4"):
+    with pytest.raises(ValueError, match=r"method 'Local rows': options.lr was 0.3, is 0.4"):
         run(configuration(tmp_path, methods=faster), learners=LEARNERS)
     assert json.loads((tmp_path / "results.json").read_text()) == first
     results = run(changed, learners=LEARNERS, restart=True)

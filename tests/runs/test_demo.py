@@ -19,10 +19,11 @@ pytest.importorskip("matplotlib")
 typer_testing = pytest.importorskip("typer.testing")
 
 from flexkern.runs import drawing as plots  # noqa: E402 - after the checks that it can be imported
-from flexkern.runs.demo import NETWORKS, DemoConfig, run, write  # noqa: E402
+from flexkern.runs.demo import NETWORKS, DemoConfig, read_known, run, write  # noqa: E402
+from flexkern.runs.seeds import as_list  # noqa: E402
 
 TINY = DemoConfig(
-    seeds=2, items=4, epochs=1, train_per_item=30, test_per_item=20, width=16, channels=4, grid=4, lr=0.05
+    seeds=(0, 1), items=4, epochs=1, train_per_item=30, test_per_item=20, width=16, channels=4, grid=4, lr=0.05
 )
 
 
@@ -32,7 +33,7 @@ def tiny() -> dict[str, Any]:
 
 
 def test_the_hybrid_network_remembers_what_the_conventional_one_forgets() -> None:
-    results = run(DemoConfig(seeds=2, items=8, train_per_item=300, first_seed=20))
+    results = run(DemoConfig(seeds=(20, 21), items=8, train_per_item=300))
     for one in results["runs"]:
         networks = one["networks"]
         # Over the seeds of docs/results/demo/results.json the smallest advantage is 0.26.
@@ -60,7 +61,7 @@ def test_results_hold_matrices_and_their_summary(tiny: dict[str, Any]) -> None:
         for r in tiny["runs"]:
             held = r["networks"][name]["memorised"]
             assert all(0 <= count <= learned for learned, count in enumerate(held, start=1))
-    assert tiny["configuration"] == dataclasses.asdict(TINY)
+    assert tiny["configuration"] == dataclasses.asdict(TINY) | {"seeds": [0, 1]}
     assert {"flexkern", "torch", "numpy", "python", "backends"} <= set(tiny["versions"])
 
 
@@ -68,10 +69,27 @@ def test_one_seed_gives_the_same_results_and_reports_each_step(tiny: dict[str, A
     done: list[str] = []
     again = run(TINY, done.append)
     assert again["runs"] == tiny["runs"]
-    assert len(done) == TINY.steps
-    one = run(dataclasses.replace(TINY, seeds=1, first_seed=1))
+    assert len(done) == TINY.steps()
+    one = run(dataclasses.replace(TINY, seeds=(1,)))
     assert one["runs"][0] == tiny["runs"][1]
     assert one["summary"]["hybrid"]["last"]["std"] == 0
+
+
+def test_seeds_are_added_to_the_bits_of_one_go(tiny: dict[str, Any], tmp_path: Path) -> None:
+    first = dataclasses.replace(TINY, seeds=(0,))
+    write(run(first), tmp_path)
+    added, done = dataclasses.replace(TINY, seeds=(1,)), list[str]()
+    known = read_known(tmp_path, added)
+    grown = run(added, done.append, known=known)
+    assert len(done) == added.steps(known)
+    assert all("seed 1" in line for line in done)
+    assert grown | {"seconds": 0} == tiny | {"seconds": 0}
+    with pytest.raises(ValueError, match=r"width was 16, is 8\), of seeds 0\. .*--out.*--restart"):
+        read_known(tmp_path, dataclasses.replace(added, width=8))
+    assert read_known(tmp_path, dataclasses.replace(added, width=8), restart=True) is None
+    (tmp_path / "results.json").write_text('{"experiment": "rivals"}')
+    with pytest.raises(ValueError, match="holds results of something else"):
+        read_known(tmp_path, added, restart=True)
 
 
 def test_json_and_picture(tiny: dict[str, Any], tmp_path: Path) -> None:
@@ -111,7 +129,7 @@ def check_awakening(results: dict[str, Any]) -> None:
 def test_a_layer_comes_alive(tiny: dict[str, Any]) -> None:
     check_awakening(tiny)
     # Enough passes for the thresholds to come down to what drives the synapses.
-    results = run(dataclasses.replace(TINY, seeds=1, epochs=3, train_per_item=150, width=32, channels=8))
+    results = run(dataclasses.replace(TINY, seeds=(0,), epochs=3, train_per_item=150, width=32, channels=8))
     check_awakening(results)
     shares = results["awakening"]["functional"]
     assert all(end > begin + 0.02 for begin, end in zip(shares[0], shares[-1], strict=True))
@@ -121,7 +139,7 @@ def test_the_published_demo_shows_a_layer_coming_alive() -> None:
     folder = Path(__file__).parents[2] / "docs" / "results" / "demo"
     results = json.loads((folder / "results.json").read_text())
     check_awakening(results)
-    assert results["configuration"] == dataclasses.asdict(DemoConfig())
+    assert as_list(results["configuration"]) == dataclasses.asdict(DemoConfig()) | {"seeds": [0, 1, 2, 3, 4]}
     assert (folder / "awakening.png").stat().st_size > 10_000
 
 
@@ -150,7 +168,7 @@ def invoke(*arguments: str) -> Any:
 
 
 def test_the_command_prints_a_table_and_writes_files(tmp_path: Path) -> None:
-    options = ["--seeds", "1", "--items", "3", "--epochs", "1", "--train-per-item", "30", "--width", "16"]
+    options = ["--seeds", "0", "--items", "3", "--epochs", "1", "--train-per-item", "30", "--width", "16"]
     result = invoke(*options, "--no-artsy", "--out", str(tmp_path))
     assert result.exit_code == 0, result.output
     assert not (tmp_path / "artsy").exists()
@@ -167,7 +185,7 @@ def test_the_command_prints_a_table_and_writes_files(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_command_shows_artsy(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
-    options = ["--seeds", "1", "--items", "3", "--epochs", "1", "--train-per-item", "30", "--width", "16"]
+    options = ["--seeds", "0", "--items", "3", "--epochs", "1", "--train-per-item", "30", "--width", "16"]
     result = invoke(*options, "--out", str(tmp_path))
     assert result.exit_code == 0, result.output
     summary = json.loads((tmp_path / "artsy" / "results.json").read_text())["summary"]

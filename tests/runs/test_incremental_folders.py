@@ -19,7 +19,7 @@ from flexkern.runs.incremental import data as reading
 from flexkern.runs.incremental import tables
 from flexkern.runs.incremental.config import DataConfig, StreamConfig
 from flexkern.runs.incremental.data import digest, load_images, make_stream
-from flexkern.runs.incremental.journal import differences
+from flexkern.runs.incremental.growth import differences
 from flexkern.runs.incremental.run import run
 from flexkern.streams import ImageSource
 from flexkern.streams.file_source import FileSource

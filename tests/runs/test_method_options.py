@@ -17,7 +17,7 @@ from flexkern.runs.incremental.config.file_schema import file_model, file_schema
 from flexkern.runs.incremental.config.method_options import method_model, options_of
 from flexkern.runs.incremental.config.sentences import said
 from flexkern.runs.incremental.config.toml_files import _toml
-from flexkern.runs.incremental.journal import differences
+from flexkern.runs.incremental.growth import differences
 
 RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
 

@@ -92,7 +92,7 @@ def test_an_experiment(name: str, options: str, message: str, here: Path) -> Non
         ("split-cifar100", "data must be the path of the archive of CIFAR-100 (.npz)"),
         ("split-cifar100", "give it with --data PATH"),
         ("split-cifar100 --items 7 --data other.npz", "items must divide the 50 classes of the stream, got 7"),
-        ("rivals --seeds 2", "seeds must be at least 3"),
+        ("rivals --seeds 0-1", "seeds must be at least 3 of them"),
         ("rivals --ewc -1", "EWC, strength -1: strength must be in [0, 1e+30], got -1"),
         ("rivals --si nan", "SI, strength nan: strength must be "),
         ("rivals --memory 0", "replay of 0: memory must be at least 1, got 0"),

@@ -26,7 +26,7 @@ from flexkern.runs.fitting.data import check_decodes, classes_in, in_memory, ope
 from flexkern.runs.fitting.fit_config import BEST_METHOD, FitConfig, read_size
 from flexkern.runs.fitting.tasks import at_a_time, read_tasks
 from flexkern.runs.folder import claim_file
-from flexkern.runs.incremental.journal import differences
+from flexkern.runs.incremental.growth import differences
 from flexkern.runs.start import path_given, usable_device
 from flexkern.runs.torchrun import lead_only, processes
 from flexkern.streams.base import Experience

@@ -30,7 +30,7 @@ from flexkern.streams.domain_folders import CORE50_SESSIONS, DOMAINNET
 from flexkern.streams.domains import digits_split
 from flexkern.streams.labelled import Skipped, resized
 
-__all__ = ["Domains", "check_place", "digest", "load_images", "make_stream"]
+__all__ = ["Domains", "check_place", "digest", "digests", "load_images", "make_stream"]
 
 # Bytes of images that are kept in memory where nothing is said. Not what this machine has: images in memory are
 # known by their pixels and others by their files, and a run may go on elsewhere.
@@ -183,12 +183,18 @@ def _stream_of_classes(config: Config, train: Images, test: Images, seed: int) -
 
 
 def digest(stream: Stream) -> str:
-    """A fingerprint of all images and labels: a run that goes on must see the same.
+    """A fingerprint of all images and labels: a run that goes on must see the same."""
+    return digests(stream)[-1]
+
+
+def digests(stream: Stream) -> list[str]:
+    """Fingerprints of the first task, of the first two, and so on: a stream that has become longer begins with
+    what it was.
 
     Images that are decoded when they are needed are known by what their source says of each without decoding it
     (path, bytes, time), those in memory by their pixels.
     """
-    blake = hashlib.blake2b(digest_size=16)
+    blake, found = hashlib.blake2b(digest_size=16), []
     for experience in stream:
         parts = (
             experience.train_inputs,
@@ -204,7 +210,8 @@ def digest(stream: Stream) -> str:
                 continue
             blake.update(f"{tuple(part.shape)}".encode())
             blake.update(part.contiguous().numpy().data)
-    return blake.hexdigest()
+        found.append(blake.hexdigest())
+    return found
 
 
 def _of_folder(config: DataConfig, path: Path) -> tuple[Images, Images]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -12,13 +13,13 @@ from typing import Any
 from flexkern.distributed import barrier, is_lead
 from flexkern.files import write_json
 from flexkern.runs.incremental.config import Config
+from flexkern.runs.incremental.growth import grow
 from flexkern.runs.provenance import refuse_another
+from flexkern.runs.seeds import said_seeds
 
-__all__ = ["Journal", "checkpoint_path", "differences"]
+__all__ = ["Journal", "checkpoint_path"]
 
 _FORMAT = 1
-# May change between two calls of one run: where things lie, not what they are.
-_FREE = ("out", "data.path", "data.in_memory")
 _OWN = ("results.json", "picture.png", "checkpoints/*.safetensors")  # what --restart removes
 _TEMPORARY = (".results*.tmp", "checkpoints/.*.tmp")
 
@@ -27,11 +28,16 @@ class Journal:
     """``results.json`` in the folder ``config.out``.
 
     Args:
-        config: the run. What a folder already holds must be of the same configuration, but for paths.
+        config: the run. What a folder already holds must be of the same configuration, but for paths, seeds,
+            methods, and tasks at the end of the stream: it grows by these.
         environment: of :func:`flexkern.runs.provenance.decides_bits`. ``environments`` of the results has all
             that the folder was worked on in, and ``environments`` of a run the places of its own in that list.
         restart: discard what the folder holds, when the run begins (:meth:`begin`).
         accept_other_environment: go on with what was begun in another one.
+
+    Attributes:
+        config: all that the folder has, or will have.
+        added: what of it is new, a phrase each; nothing where the folder held no run.
 
     Raises:
         ValueError: if the folder holds another run, a file that is not one of ours, or a run that was begun in
@@ -50,33 +56,41 @@ class Journal:
         self.path = self.folder / "results.json"
         # A process that was killed while it wrote leaves its temporary file.
         self._leftovers = (*_TEMPORARY, *(_OWN if restart else ()))
-        configuration = config.asdict()
-        self.results: dict[str, Any] = (None if restart else self._read()) or {
+        self.config, self.added = config, list[str]()
+        known = None if restart else self._read()
+        if known is not None:
+            self.config, self.added, differs = grow(known["configuration"], config)
+            if differs:
+                raise ValueError(
+                    f"out: {os.fspath(self.folder)!r} holds a run of another configuration "
+                    f"({'; '.join(differs)}): {_said(known)}. Give another folder with --out, or discard that "
+                    "run with --restart"
+                )
+        self.results: dict[str, Any] = known or {
             "experiment": "class-incremental",
             "format": _FORMAT,
-            "configuration": configuration,
+            "configuration": {},
             "environments": [],
             "finished": False,
             "summary": {},
             "runs": [],
         }
-        changed = differences(self.results["configuration"], configuration)
-        if changed:
-            raise ValueError(
-                f"out: {os.fspath(self.folder)!r} holds a run of another configuration ({'; '.join(changed)}). "
-                "Give another folder with --out, or discard that run with --restart"
-            )
-        self.results["configuration"] = configuration
+        self.results["configuration"] = self.config.asdict()
+        self._new = environment
+        self._accept = accept_other_environment
         for run in self.results["runs"]:
-            if not _is_going_on(run):
-                continue
-            environments = [self.results["environments"][i] for i in run.get("environments", ())]
-            what = f"{run['method']!r}, seed {run['seed']}, a run"
-            begun = environments[-1] if environments else None
-            refuse_another(begun, environment, self.folder, accept=accept_other_environment, what=what)
+            if _is_going_on(run):
+                self.check_environment(run)
         if environment not in self.results["environments"]:
             self.results["environments"].append(environment)
         self._environment = self.results["environments"].index(environment)
+
+    def check_environment(self, run: dict[str, Any]) -> None:
+        """Raises ValueError if the run was begun in another environment, and is not to go on in this one."""
+        environments = [self.results["environments"][i] for i in run.get("environments", ())]
+        what = f"{run['method']!r}, seed {run['seed']}, a run"
+        begun = environments[-1] if environments else None
+        refuse_another(begun, self._new, self.folder, accept=self._accept, what=what)
 
     def begin(self) -> None:
         """The run can begin: what it is to discard is removed now, and not if it was refused."""
@@ -105,8 +119,12 @@ class Journal:
         for run in self.results["runs"]:
             if run["method"] == method and run["seed"] == seed:
                 return run
-        self.results["runs"].append({"method": method, "seed": seed, "tasks": []})
-        return self.results["runs"][-1]
+        new: dict[str, Any] = {"method": method, "seed": seed, "tasks": []}
+        self.results["runs"].append(new)
+        names, seeds = [m.name for m in self.config.methods], self.config.seeds
+        # As they would be, had all been learned in one go: means over them are the same to the bit.
+        self.results["runs"].sort(key=lambda run: (seeds.index(run["seed"]), names.index(run["method"])))
+        return new
 
     def note_environment(self, run: dict[str, Any]) -> None:
         """A run begins, or goes on, here and now."""
@@ -115,11 +133,15 @@ class Journal:
             places.append(self._environment)
 
     def checkpoint(self, method: str, seed: int) -> Path:
-        """Where the learner of that run is saved; the folder exists then."""
-        names = [m["name"] for m in self.results["configuration"]["methods"]]
-        path = checkpoint_path(self.folder, names, method, seed)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path
+        """Where the learner of that run is saved."""
+        return checkpoint_path(self.folder, [m.name for m in self.config.methods], method, seed)
+
+    def end(self) -> None:
+        """All has been learned."""
+        self.results["finished"] = True
+        self.write()
+        with contextlib.suppress(OSError):  # there is none, or learners were kept
+            (self.folder / "checkpoints").rmdir()
 
     def write(self) -> None:
         """Puts the results in place in one step: who reads them finds the old file or the new one."""
@@ -140,24 +162,8 @@ def _is_going_on(run: dict[str, Any]) -> bool:
     return (tasks > 0 or "learning" in run) and tasks < len(run.get("experiences", ()))
 
 
-def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """What is not the same in two configurations, one phrase per key."""
-    before, now = _flat(old), _flat(new)
-    return [
-        f"{key} was {json.dumps(before.get(key))}, is {json.dumps(now.get(key))}"
-        for key in sorted(before.keys() | now.keys())
-        if key not in _FREE and before.get(key) != now.get(key)
-    ]
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested tables and lists of tables as one table with dotted keys."""
-    if isinstance(value, dict):
-        items = [(str(k), v) for k, v in value.items()]
-    elif isinstance(value, list) and any(isinstance(v, dict) for v in value):
-        items = [(str(i), v) for i, v in enumerate(value)]
-    else:
-        return {prefix: value}
-    return {
-        k: v for name, part in items for k, v in _flat(part, f"{prefix}.{name}" if prefix else name).items()
-    }
+def _said(results: dict[str, Any]) -> str:
+    """What a folder holds."""
+    known = results["configuration"]
+    methods = ", ".join(repr(m["name"]) for m in known["methods"])
+    return f"{methods}, seeds {said_seeds(known['seeds'])}{'' if results['finished'] else ', not ended'}"

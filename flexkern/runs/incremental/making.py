@@ -71,7 +71,7 @@ class Making:
             self.make(method, self.config.seeds[0])
 
     def _check_name(self, method: MethodConfig) -> None:
-        if not self._is_perceptron(method) and (
+        if not self.is_perceptron(method) and (
             method.family == "mlp" or method.method not in self.learners.methods
         ):
             families = {"vit": self.learners.methods, "mlp": tuple(MLP_METHODS)}
@@ -81,7 +81,7 @@ class Making:
                 f"methods: {method.name!r} has method {method.method!r}; allowed are {allowed}"
                 f"{nearest(method.method, known)}"
             )
-        shipped = self.learners.make is make_learner or self._is_perceptron(method)
+        shipped = self.learners.make is make_learner or self.is_perceptron(method)
         mistake = mistake_in(method) if shipped else None
         if mistake is not None:
             raise ValueError(f"methods: {method.name!r} ({method.method}): {mistake.sentence}")
@@ -107,13 +107,14 @@ class Making:
 
     def _takes(self, method: MethodConfig) -> tuple[str, ...] | None:
         """The scenarios of a method; None where nobody says it."""
-        if self._is_perceptron(method):
+        if self.is_perceptron(method):
             return MLP_METHODS[method.method].takes
         if self.learners.make is not make_learner:
             return None
         return METHODS[method.method].takes
 
-    def _is_perceptron(self, method: MethodConfig) -> bool:
+    def is_perceptron(self, method: MethodConfig) -> bool:
+        """Whether the method learns with a perceptron, and not with a transformer."""
         if method.family is None and method.method in self.learners.methods:
             return False
         return family_of(method) == "mlp"
@@ -127,7 +128,7 @@ class Making:
             ValueError: naming the method and the option.
         """
         try:
-            if self._is_perceptron(method):
+            if self.is_perceptron(method):
                 return self._perceptron(method, seed, stream)
             precision = {} if self.config.precision is None else {"precision": self.config.precision}
             return self.learners.make(
@@ -155,13 +156,13 @@ class Making:
         Raises:
             OSError, ValueError: as :func:`flexkern.learners.load_learner`.
         """
-        if self._is_perceptron(method):
+        if self.is_perceptron(method):
             return load_learner(path, device=self.device, **self._given(method))
         return self.learners.load(path, backbone=self.config.network, device=self.device)
 
     def epochs(self, method: MethodConfig) -> int | None:
         """Of each experience; None: as the learner has it."""
-        if not self._is_perceptron(method) or "epochs" not in method.options:
+        if not self.is_perceptron(method) or "epochs" not in method.options:
             return None
         return whole_number(method.options["epochs"], "epochs")
 

@@ -19,7 +19,7 @@ from flexkern.learners import METHODS, load_learner, make_learner
 from flexkern.measure import Measure
 from flexkern.runs.folder import claim
 from flexkern.runs.incremental.config import Config, MethodConfig
-from flexkern.runs.incremental.data import check_place, digest, load_images, make_stream
+from flexkern.runs.incremental.data import check_place, digests, load_images, make_stream
 from flexkern.runs.incremental.journal import Journal
 from flexkern.runs.incremental.making import Learners, Making
 from flexkern.runs.incremental.measures import Measures
@@ -40,12 +40,13 @@ _PARTS = 100  # of an online stream, after which the learner is saved
 class Event(NamedTuple):
     """What has just happened.
 
-    kind: "images" (read), "epoch", "part" (of an experience of an online stream), "task" (learned and tested)
-        or "run" (a method has ended its stream).
+    kind: "reading" (images are read from now on), "images" (they are), "epoch", "part" (of an experience of an
+        online stream), "task" (learned and tested) or "run" (a method has ended its stream).
     method, seed: of the run; the method's label.
     task: its number, from 0; tasks: how many there are.
     epoch, epochs, loss: as the learner says them; of an online stream the part, and how many there are.
     record: of the whole run so far, as in the JSON.
+    config, added: of "images": all that the folder will have, and what of it is new to it, a phrase each.
     """
 
     kind: str
@@ -57,6 +58,8 @@ class Event(NamedTuple):
     epochs: int = 0
     loss: float = math.nan
     record: dict[str, Any] | None = None
+    config: Config | None = None
+    added: tuple[str, ...] = ()
 
 
 def _shipped_learners() -> Learners:
@@ -73,6 +76,9 @@ def run(
     learners: Learners | None = None,
 ) -> dict[str, Any]:
     """Runs, or goes on with, every method on every seed.
+
+    A folder grows: seeds and methods that it does not have are added to those that it has, and tasks to the end
+    of its stream, where that begins as it did and the learners were kept.
 
     Args:
         config: the run.
@@ -146,31 +152,40 @@ def _run_all(
     journal = Journal(
         config, alike(decides_bits(device)), restart=restart, accept_other_environment=accept_other_environment
     )
+    if journal.config.methods != config.methods:  # the folder has others too
+        making = Making(journal.config, device, making.learners)
+        making.check_names()
+        making.check_options()
+    config = journal.config
+    observe(Event("reading"))
     train, test = load_images(config.data)
     stream = make_stream(config, train, test, config.seeds[0])
     left_out = len(train.skipped) + len(test.skipped)
     fixed = config.stream.seed != "run"
     if fixed:
         del train, test  # the stream has its own copy of the images that take part
+    fingerprints = digests(stream)
+    for record in journal.results["runs"]:
+        if not fixed:
+            fingerprints = digests(stream := make_stream(config, train, test, record["seed"]))
+        method = next(m for m in config.methods if m.name == record["method"])
+        _Run(method, record["seed"], device, stream, fingerprints, journal, making, observe).check()
     journal.begin()
     if left_out:
         journal.results["left_out"] = left_out
-    observe(Event("images", tasks=len(stream)))
+    observe(Event("images", tasks=len(stream), config=config, added=tuple(journal.added)))
     for seed in config.seeds:
         if not fixed:
-            stream = make_stream(config, train, test, seed)
-        fingerprint = digest(stream)
+            fingerprints = digests(stream := make_stream(config, train, test, seed))
         for method in config.methods:
-            one = _Run(method, seed, device, stream, fingerprint, journal, making, observe)
+            one = _Run(method, seed, device, stream, fingerprints, journal, making, observe)
             one.go()
-            if not keep and is_lead():
-                one.checkpoint.unlink(missing_ok=True)
+            one.end(keep=keep)
             journal.results["summary"] = summarise(journal.results)
             journal.write()
     if is_lead():
         making.forget_features()
-    journal.results["finished"] = True
-    journal.write()
+    journal.end()
     return journal.results
 
 
@@ -183,7 +198,7 @@ class _Run:
         seed: int,
         device: torch.device,
         stream: Stream,
-        fingerprint: str,
+        fingerprints: list[str],
         journal: Journal,
         making: Making,
         observe: Callable[[Event], None],
@@ -191,26 +206,79 @@ class _Run:
         self.method, self.seed, self.device = method, seed, device
         self.stream, self.journal, self.making, self.observe = stream, journal, making, observe
         self.measures = Measures(stream)
+        self.fingerprints = fingerprints
         self.record = journal.run(method.name, seed)
         self.checkpoint = journal.checkpoint(method.name, seed)
-        known = self.record.setdefault("data", fingerprint)
-        if known != fingerprint:
-            raise ValueError(
-                f"data: the images are not those that {journal.path} was begun with. Give the same images, "
-                "another folder with --out, or discard that run with --restart"
-            )
-        self.record["experiences"] = stream.names
         # Items that a learner has learned when each experience begins, and at the end.
         self.begins = [0]
         for i in range(len(stream)):
             parts = len(stream.parts(i)) if isinstance(stream, OnlineStream) else 1
             self.begins.append(self.begins[-1] + parts)
 
+    def check(self) -> None:
+        """Whether what was learned before can go on with this stream; nothing is changed.
+
+        Raises:
+            ValueError: saying why not.
+        """
+        before = len(self.record.get("experiences", self.stream))
+        anew = "or give another folder with --out, or discard that run with --restart"
+        known = self.record.get("data")
+        if known is None:
+            return
+        if before > len(self.stream) or known != self.fingerprints[before - 1]:
+            raise ValueError(
+                f"data: the images are not those that {self.journal.path} was begun with"
+                f"{_because(self.journal.added, before)}. Give the same images, {anew}"
+            )
+        learned = len(self.record["tasks"])
+        if before == len(self.stream) or not (learned or "learning" in self.record):
+            return
+        where = f"{self.method.name!r}, seed {self.seed}"
+        if self.making.is_perceptron(self.method) and self.measures.classes(before - 1) < self.stream.classes:
+            raise ValueError(
+                f"methods: {where}, was made with an output for each class of its stream, and cannot learn "
+                f"tasks of more classes. Leave them out, {anew}"
+            )
+        if learned == before and not self.checkpoint.exists():
+            raise ValueError(
+                f"out: {where}, has learned its {before} tasks and was not kept (--keep), so it cannot go on "
+                f"to {len(self.stream)}. Leave the new tasks out, {anew}"
+            )
+        self.journal.check_environment(self.record)
+
+    def _grow(self) -> None:
+        """The stream of the run is this one; it may have been a shorter one."""
+        before = len(self.record.get("experiences", self.stream))
+        self.record |= {"data": self.fingerprints[-1], "experiences": self.stream.names}
+        last = self.record["tasks"][before - 1 :]
+        if before == len(self.stream) or not last or self.measures.next_domain(before - 1) is None:
+            return
+        # The last task has a next one now, which it is to be tested on: it is tested again.
+        (task,) = last
+        self.record["tasks"].remove(task)
+        cost = task["cost"]
+        self.record["learning"] = {
+            "losses": {str(i + 1): loss for i, loss in enumerate(task["losses"])},
+            "seconds": cost["learn_seconds"],
+            "resumed": cost["resumed"],
+            "mib": cost["learn_mib"],
+        }
+
+    def end(self, *, keep: bool) -> None:
+        """The learner has learned all: it is kept if it is to be, or was when this run ended."""
+        if keep and self.checkpoint.exists():
+            self.record["kept"] = True
+        elif not self.record.get("kept") and is_lead():
+            self.checkpoint.unlink(missing_ok=True)
+
     def go(self) -> None:
         """Learns and tests what has not been learned and tested yet."""
+        self._grow()
         done = len(self.record["tasks"])
         if done < len(self.stream):
             learner = self._learner(done)
+            self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
             self.journal.note_environment(self.record)
             for task in range(done, len(self.stream)):
                 if _learned(learner) < self.begins[task + 1]:
@@ -328,6 +396,14 @@ class _Run:
 
     def _event(self, kind: str, task: int) -> Event:
         return Event(kind, self.method.name, self.seed, task, len(self.stream), record=self.record)
+
+
+def _because(added: list[str], tasks: int) -> str:
+    """Which settings may have made other tasks of those that were learned."""
+    changed = [phrase for phrase in added if " was " in phrase]
+    if not changed:
+        return ""
+    return f" ({'; '.join(changed)}: tasks 1 to {tasks} are other ones with that, or their images are)"
 
 
 def _learned(learner: Any) -> int:

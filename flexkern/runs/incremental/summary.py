@@ -33,12 +33,10 @@ def summarise(results: dict[str, Any]) -> dict[str, Any]:
         lists, ``classes``, ``seen`` and what the method reports (``open_rate`` and so on).
     """
     summary: dict[str, Any] = {}
+    # While a folder's stream becomes longer, runs that are not there yet have fewer tasks.
+    tasks = max((len(r["experiences"]) for r in results["runs"] if "experiences" in r), default=0)
     for method in [m["name"] for m in results["configuration"]["methods"]]:
-        ended = [
-            r["tasks"]
-            for r in results["runs"]
-            if r["method"] == method and len(r["tasks"]) == len(r["experiences"])
-        ]
+        ended = [r["tasks"] for r in results["runs"] if r["method"] == method and len(r["tasks"]) == tasks]
         if not ended:
             continue
         reported = sorted(set.intersection(*(set(t["report"]) for tasks in ended for t in tasks)))

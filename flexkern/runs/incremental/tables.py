@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from flexkern.runs.incremental.config import Config
 
@@ -29,10 +30,11 @@ def task_table(run: dict[str, Any]) -> Table:
         title_justify="left",
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
+        show_edge=False,
     )
     # Short heads and no frame: it fits a terminal of 80 columns.
     columns = ["task", "cls", "acc", "avg", "forgot", *(["open"] if gated else [])]
-    for column in (*columns, "learn s", "test s", "MiB", "keeps"):
+    for column in (*columns, "learn", "test", "MiB", "keeps"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("each task", overflow="fold")
     for t in tasks:
@@ -50,9 +52,15 @@ def task_table(run: dict[str, Any]) -> Table:
             f"{cost['predict_seconds']:.1f}",
             f"{max(peaks):.0f}" if peaks else "-",
             _mebibytes(t.get("memory_bytes")),
-            " ".join("-" if a is None else f"{100 * a:.0f}" for a in t["accuracies"]),
+            _each(t["accuracies"]),
         )
     return table
+
+
+def _each(accuracies: Sequence[float | None]) -> str:
+    """Of each task, the first and the last ones where they are many: all are in results.json."""
+    shown = ["-" if a is None else f"{100 * a:.0f}" for a in accuracies]
+    return " ".join(shown if len(shown) <= 5 else [shown[0], "..", *shown[-3:]])
 
 
 class _Column(NamedTuple):
@@ -129,14 +137,12 @@ def measures_table(config: Config, results: dict[str, Any]) -> Table:
     return table
 
 
-def _table(title: str, columns: Sequence[_Column], caption: str) -> Table:
+def _table(title: str, columns: Sequence[_Column], legend: str) -> Table:
     table = Table(
-        title=escape(title),
+        title=Text.assemble(title, "\n", (legend, "dim")),  # before the numbers, which it says how to read
         title_justify="left",
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
-        caption=caption,
-        caption_justify="left",
     )
     table.add_column("method", no_wrap=True)
     for column in columns:

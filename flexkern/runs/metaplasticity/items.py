@@ -68,7 +68,7 @@ def check_items(protocol: Protocol, *, items: int) -> None:
         items=items,
         train_per_item=protocol.train_per_item,
         test_per_item=protocol.test_per_item,
-        seed=protocol.first_seed,
+        seed=protocol.seeds[0],
         as_released=protocol.as_released,
     )
     if protocol.features != RANDOM:

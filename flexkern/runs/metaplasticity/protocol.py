@@ -9,6 +9,7 @@ from typing import Any
 
 from flexkern.ops.choices import PRECISIONS
 from flexkern.plain import choice
+from flexkern.runs.seeds import checked
 from flexkern.runs.start import path_given
 
 __all__ = ["RELEASE", "RELEASE_SCALES", "Network", "Protocol", "protocol_for"]
@@ -18,6 +19,7 @@ DIGITS, RANDOM = "digits", "random"
 # are the defaults with SqueezeNet's, of 18,432, which that code does not have.
 RELEASE: dict[str, Any] = {"width": 4096, "lr": 1e-4}
 RELEASE_SCALES = {10: 4e5, 30: 2e5}
+_LARGEST_SEED = 2**32 - 1  # NumPy's RandomState takes no larger one
 # A learning rate and a scale mean something only with the features that they were found for. These are for
 # random convolutions, whose features have mean square 1, and for a width that suits two processor cores.
 OF_RANDOM: dict[str, Any] = {"width": 256, "lr": 0.02, "scale": "auto"}
@@ -35,8 +37,8 @@ class Protocol:
     epochs, batch_size, lr: of training; plain SGD.
     scale: how fast synapses get stiff, or "auto"; alpha is taken once per item.
     width: units of each of the two hidden layers.
-    seeds, first_seed: how many times everything is done; a seed decides items, their order, features where
-        they are random, initial weights and flexibility.
+    seeds: with each of them everything is done once; a seed decides items, their order, features where they are
+        random, initial weights and flexibility.
     device: where to compute.
     precision: of the networks, :class:`flexkern.learners.mlp.base.MLPLearner`'s.
     as_released: as the authors' code does it where these experiments do it otherwise: how items are put
@@ -56,20 +58,18 @@ class Protocol:
     lr: float = 1e-4
     scale: float | str = 4e5
     width: int = 4096
-    seeds: int = 3
-    first_seed: int = 0
+    seeds: tuple[int, ...] = (0, 1, 2)
     device: str = "cpu"
     precision: str = "float32"
     as_released: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("train_per_item", "test_per_item", "epochs", "batch_size", "width", "seeds"):
+        object.__setattr__(self, "seeds", checked(self.seeds, most=_LARGEST_SEED))
+        for name in ("train_per_item", "test_per_item", "epochs", "batch_size", "width"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not 3 <= self.items <= 45:
             raise ValueError(f"items must be in [3, 45], got {self.items}")
-        if self.first_seed < 0:
-            raise ValueError(f"first_seed must not be negative, got {self.first_seed}")
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise ValueError(f"lr must be a finite number > 0, got {self.lr}")
         if self.scale != "auto" and (isinstance(self.scale, str) or not self.scale > 0):
@@ -79,11 +79,6 @@ class Protocol:
             value = getattr(self, name)
             if value != known and not os.path.exists(value):
                 raise ValueError(f"{name} must be {known!r} or the path of an archive; there is no {value!r}")
-
-    @property
-    def seed_list(self) -> range:
-        """The seeds, in order."""
-        return range(self.first_seed, self.first_seed + self.seeds)
 
     def asdict(self) -> dict[str, Any]:
         """For JSON; paths by their names only, so that a folder can move.

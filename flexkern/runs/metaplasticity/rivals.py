@@ -14,6 +14,7 @@ from flexkern.runs.metaplasticity.protocol import Network, Protocol
 from flexkern.runs.metaplasticity.records import accuracy, by_network
 from flexkern.runs.metaplasticity.schedule import Experiment
 from flexkern.runs.metaplasticity.serial_position import memory_measures
+from flexkern.runs.seeds import said_seeds
 
 __all__ = ["Rivals"]
 
@@ -54,10 +55,10 @@ class Rivals(Experiment):
     title: ClassVar[str] = "Other ways not to forget, on the same stream"
 
     def items(self, protocol: Protocol) -> int:
-        if protocol.seeds < self.pilot + 1:
+        if len(protocol.seeds) < self.pilot + 1:
             raise ValueError(
-                f"seeds must be at least {self.pilot + 1}: strengths are chosen on the first {self.pilot}, the "
-                f"others are reported; got {protocol.seeds}"
+                f"seeds must be at least {self.pilot + 1} of them: strengths are chosen on the first "
+                f"{self.pilot}, the others are reported; got {said_seeds(protocol.seeds)}"
             )
         return protocol.items
 
@@ -84,11 +85,11 @@ class Rivals(Experiment):
 
     def count(self, protocol: Protocol) -> int:
         dropped = sum(len(names) - 1 for names in self._candidates(protocol).values())
-        return super().count(protocol) - dropped * (protocol.seeds - self.pilot)
+        return super().count(protocol) - dropped * (len(protocol.seeds) - self.pilot)
 
     def wanted(self, network: str, seed: int, records: Sequence[dict[str, Any]], protocol: Protocol) -> bool:
         for names in self._candidates(protocol).values():
-            if network in names and seed not in protocol.seed_list[: self.pilot]:
+            if network in names and seed not in protocol.seeds[: self.pilot]:
                 on_pilot = self._on_pilot(records, protocol)
                 whole = all(len(on_pilot.get(n, ())) == self.pilot for n in names)
                 return whole and network == _best(names, on_pilot)
@@ -98,11 +99,11 @@ class Rivals(Experiment):
         self, records: Sequence[dict[str, Any]], protocol: Protocol
     ) -> dict[str, NDArray[np.float64]]:
         """Average accuracy of each network on the seeds on which strengths are chosen."""
-        pilot = set(protocol.seed_list[: self.pilot])
+        pilot = set(protocol.seeds[: self.pilot])
         return {n: _average(of) for n, of in by_network([r for r in records if r["seed"] in pilot]).items()}
 
     def summarise(self, records: Sequence[dict[str, Any]], protocol: Protocol) -> dict[str, Any]:
-        reported, on_pilot = set(protocol.seed_list[self.pilot :]), self._on_pilot(records, protocol)
+        reported, on_pilot = set(protocol.seeds[self.pilot :]), self._on_pilot(records, protocol)
         of = by_network([r for r in records if r["seed"] in reported])
         candidates = self._candidates(protocol)
         chosen = {tuned: _best(names, on_pilot) for tuned, names in candidates.items()}

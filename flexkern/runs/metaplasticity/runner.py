@@ -25,12 +25,13 @@ from flexkern.runs.metaplasticity.protocol import Protocol
 from flexkern.runs.metaplasticity.schedule import Experiment
 from flexkern.runs.metaplasticity.unit import Unit, make_learner
 from flexkern.runs.provenance import decides_bits, refuse_another
+from flexkern.runs.seeds import as_list, said_seeds, united
 from flexkern.runs.start import check_files, usable_device
 
 __all__ = ["check", "default_jobs", "read", "run", "units"]
 
 _FORMAT = 1
-_FREE = ("seeds", "first_seed", "device")  # may change between two calls that fill the same folder
+_FREE = ("seeds", "device")  # may change between two calls that fill the same folder
 # In a worker: its way to the parent, and what lets one worker at a time write there.
 _news: Any = None
 _turn: Any = None
@@ -41,7 +42,7 @@ def units(experiment: Experiment, protocol: Protocol, out: Path, cache: Path) ->
     return [
         Unit(experiment, network.protocol(protocol), name, network, seed, out / "units", cache)
         for name, network in experiment.networks(protocol).items()
-        for seed in protocol.seed_list
+        for seed in protocol.seeds
     ]
 
 
@@ -64,7 +65,7 @@ def run(
     accept_other_environment: bool = False,
     observe: Callable[[float, str], None] = lambda *_: None,
 ) -> dict[str, Any]:
-    """Runs, or goes on with, an experiment.
+    """Runs, or goes on with, an experiment. Seeds that ``out`` does not have are added to those that it has.
 
     Each network is trained in one process on one thread. On a CPU that is faster than one after the other on
     all cores, and than all as one batched network (``benchmarks/bench_seeds.py``), and the bits do not depend
@@ -72,7 +73,7 @@ def run(
 
     Args:
         experiment: which.
-        protocol: its settings.
+        protocol: its settings. Results are over the seeds that ``out`` has and these.
         out: folder for ``results.json``, and for the units while they are not done.
         cache: folder for features. Default: ``features`` beside ``out``.
         jobs: networks that are trained at a time. Default: :func:`default_jobs`.
@@ -92,7 +93,9 @@ def run(
             read then.
     """
     cache = out.parent / "features" if cache is None else cache
-    check(experiment, protocol)
+    known = None if restart else read(out / "results.json")
+    same = known is not None and known["experiment"] == experiment.name  # others are refused below
+    check(experiment, grown(protocol, known) if known is not None and same else protocol)
     check_files(cache, "features.safetensors")
     with claim(out, "units"):
         return _run(
@@ -118,7 +121,7 @@ def check(experiment: Experiment, protocol: Protocol) -> None:
     for name, network in experiment.networks(protocol).items():
         tiny = replace(network.protocol(protocol), width=1, device="cpu")
         try:
-            make_learner(network, tiny, (1,), experiment.classes(protocol), protocol.first_seed)
+            make_learner(network, tiny, (1,), experiment.classes(protocol), protocol.seeds[0])
         except (TypeError, ValueError) as error:
             raise ValueError(f"{name}: {error}") from error
 
@@ -138,10 +141,11 @@ def _run(
     if restart:
         for old in (path, *(out / "units").glob("*")):
             old.unlink(missing_ok=True)
-    configuration = _plain({"options": asdict(experiment), **protocol.asdict()})  # type: ignore[call-overload]
     known = read(path)
     if known is not None:
-        _check_same(known, experiment.name, configuration, out)
+        _check_same(known, experiment.name, _configuration(experiment, protocol), out)
+        protocol = grown(protocol, known)
+    configuration = _configuration(experiment, protocol)
     for old in (out / "units").glob(".*.tmp"):  # of a process that was killed while it wrote
         old.unlink()
     results: dict[str, Any] = {
@@ -151,7 +155,7 @@ def _run(
         "configuration": configuration,
         "finished": False,
     }
-    write_json(path, results if known is None else known | {"finished": False})
+    write_json(path, results if known is None else known | {"configuration": configuration, "finished": False})
     todo = units(experiment, protocol, out, cache)
     kept = {(r["network"], r["seed"]): r for r in (known or {}).get("runs", [])}
 
@@ -173,8 +177,11 @@ def _run(
                 kept[record["network"], record["seed"]] = record
             left = wanted()
     except Exception:  # a stop by the user is none: that run goes on
-        if known is None and not any(unit.path.exists() for unit in todo):
-            path.unlink()  # nothing was learned: the folder stays free
+        if not any(unit.path.exists() for unit in todo):  # nothing was learned
+            if known is None:
+                path.unlink()  # the folder stays free
+            else:
+                write_json(path, known)
         raise
     records = [kept[u.name, u.seed] for u in todo if (u.name, u.seed) in kept]
     results |= {
@@ -209,17 +216,34 @@ def read(path: Path) -> dict[str, Any] | None:
     raise ValueError(f"out: {path} is not of this version of flexkern run; give another folder, or --restart")
 
 
+def grown(protocol: Protocol, known: dict[str, Any]) -> Protocol:
+    """The protocol with the seeds of results that there are, which come first, and its own."""
+    return replace(protocol, seeds=united(as_list(known["configuration"])["seeds"], protocol.seeds))
+
+
+def _configuration(experiment: Experiment, protocol: Protocol) -> dict[str, Any]:
+    return _plain({"options": asdict(experiment), **protocol.asdict()})  # type: ignore[call-overload]
+
+
 def _check_same(known: dict[str, Any], name: str, configuration: dict[str, Any], out: Path) -> None:
-    before, now = (
-        {k: v for k, v in c.items() if k not in _FREE} for c in (known["configuration"], configuration)
-    )
-    changed = [f"{k} was {before.get(k)}, is {now.get(k)}" for k in now | before if before.get(k) != now.get(k)]
     if known["experiment"] != name:
-        changed.insert(0, f"it is of {known['experiment']}")
+        changed = [f"it is of {known['experiment']}"]
+    else:
+        before, now = (
+            {k: v for k, v in (c | c["options"]).items() if k not in (*_FREE, "options")}
+            for c in (as_list(known["configuration"]), configuration)
+        )
+        changed = [
+            f"{k} was {json.dumps(before.get(k))}, is {json.dumps(now.get(k))}"
+            for k in now | before
+            if before.get(k) != now.get(k)
+        ]
     if changed:
+        seeds = said_seeds(as_list(known["configuration"])["seeds"])
+        ended = "" if known.get("finished", True) else ", which has not ended"
         raise ValueError(
-            f"out: {out} holds another run ({'; '.join(changed)}). Give another folder with --out, or discard "
-            "that run with --restart"
+            f"out: {os.fspath(out)!r} holds another run ({'; '.join(changed)}), of seeds {seeds}{ended}. Give "
+            "another folder with --out, or discard that run with --restart"
         )
 
 

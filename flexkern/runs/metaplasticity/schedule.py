@@ -96,7 +96,7 @@ class Experiment:
 
     def count(self, protocol: settings.Protocol) -> int:
         """How many times a network is trained on a seed, in all."""
-        return len(self.networks(protocol)) * protocol.seeds
+        return len(self.networks(protocol)) * len(protocol.seeds)
 
     def wanted(
         self, network: str, seed: int, records: Sequence[dict[str, Any]], protocol: settings.Protocol

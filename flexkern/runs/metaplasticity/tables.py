@@ -7,13 +7,16 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
+from rich.text import Text
 
 from flexkern.runs.metaplasticity.protocol import DIGITS, RANDOM
+from flexkern.runs.seeds import as_list, said_seeds
 from flexkern.runs.statistics import holm
 
 __all__ = ["ROWS", "Rows", "claims_table", "percent", "rows", "setting", "source", "table"]
 
 Rows = tuple[list[str], list[list[str]]]
+_COLUMNS = 80  # of a terminal, where nobody widens it
 
 
 def rows(results: dict[str, Any]) -> Rows:
@@ -22,27 +25,45 @@ def rows(results: dict[str, Any]) -> Rows:
 
 
 def table(results: dict[str, Any]) -> Table:
-    """The same for a terminal."""
+    """The same for a terminal; networks beside each other where that is what fits 80 columns."""
     heads, cells = rows(results)
-    shown = Table(
-        title=results["title"], title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0),
-        caption=f"accuracies in percent, mean ± standard deviation; {setting(results)}", caption_justify="left",
-    )  # fmt: skip
-    shown.add_column(heads[0])
+    turned = [list(column) for column in zip(heads, *cells, strict=True)]
+    if _width(heads, cells) > _COLUMNS and _width(turned[0], turned[1:]) <= _COLUMNS:
+        heads, cells = turned[0], turned[1:]
+    legend = f"accuracies in percent, mean ± standard deviation; {setting(results)}"
+    shown = _table(results["title"], legend)
+    shown.add_column(heads[0], overflow="fold")
     for head in heads[1:]:
-        shown.add_column(head, justify="right")
+        shown.add_column(_broken(head), justify="right", no_wrap=True)
     for line in cells:
         shown.add_row(*line)
     return shown
 
 
+def _table(title: str, legend: str) -> Table:
+    words = Text.assemble(title, "\n", (legend, "dim"))  # before the numbers, which it says how to read
+    return Table(title=words, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+
+
+def _broken(head: str) -> str:
+    """A word on each line, as cells are narrower than heads."""
+    return head.replace(" ", "\n")
+
+
+def _width(heads: list[str], cells: list[list[str]]) -> int:
+    """What a table needs so that no number is broken."""
+    columns = list(zip(*cells, strict=True))
+    words = [[head] if i == 0 else head.split() for i, head in enumerate(heads)]
+    return sum(max(map(len, (*of, *column))) + 1 for of, column in zip(words, columns, strict=True)) + 1
+
+
 def claims_table(results: dict[str, Any]) -> Table:
     """The paper's claims, each with its checks and its verdict."""
-    shown = Table(
-        title="Claims", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), caption_justify="left",
-        caption="mean over seeds and its 95 % confidence interval (Student's t). A check is met where the "
+    shown = _table(
+        "Claims",
+        "mean over seeds and its 95 % confidence interval (Student's t). A check is met where the "
         "interval lies above 0. p: of the paired t-test, and by Holm's correction for all these checks.",
-    )  # fmt: skip
+    )
     shown.add_column("claim, and what it takes", overflow="fold")
     for head in ("mean", "95 %", "p", "Holm", "found"):
         shown.add_column(head, justify="right", no_wrap=True)
@@ -73,7 +94,7 @@ def setting(results: dict[str, Any]) -> str:
     c = results["configuration"]
     scale = c["scale"] if isinstance(c["scale"], str) else f"{c['scale']:g}"
     of = "per class" if "first_class" in c["options"] else "per item"
-    seeds = f"{c['seeds']} seed{'s' if c['seeds'] > 1 else ''} from {c['first_seed']}"
+    seeds = _seeds(as_list(c)["seeds"])
     how = ", put together as the release does it" if c.get("as_released") else ""
     return (
         f"{seeds}, {source(results)}{how}, {c['items']} items, {c['train_per_item']} + {c['test_per_item']} "
@@ -84,6 +105,12 @@ def setting(results: dict[str, Any]) -> str:
 
 def _in(precision: str | None) -> str:
     return f", in {precision}" if precision else ""
+
+
+def _seeds(seeds: list[int]) -> str:
+    count = f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
+    in_a_row = seeds == list(range(seeds[0], seeds[0] + len(seeds)))
+    return f"{count} from {seeds[0]}" if in_a_row else f"{count}, {said_seeds(seeds)}"
 
 
 # --------------------------------------------------------------------------- one for each experiment

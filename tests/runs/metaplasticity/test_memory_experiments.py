@@ -223,21 +223,23 @@ def test_jobs_do_not_change_a_bit(tmp_path: Path, cache: Path) -> None:
 def test_a_finished_folder_is_read_and_more_seeds_are_added(tmp_path: Path, cache: Path) -> None:
     experiment, said = HebbRepetition(passes=2), []
 
-    def go(seeds: int, **options: Any) -> dict[str, Any]:
+    def go(seeds: tuple[int, ...], **options: Any) -> dict[str, Any]:
         said.clear()
         return run(
             experiment, protocol_for(**TINY | {"seeds": seeds}), out=tmp_path, cache=cache, jobs=1,
             observe=lambda _, what: said.append(what), **options,
         )  # fmt: skip
 
-    two = go(2)
-    assert go(2) == two
+    two = go((0, 1))
+    assert go((0, 1)) == two
     assert not said
-    three = go(3)
+    three = go((2,))
     assert three["runs"] != two["runs"]
     assert all("seed 2" in what for what in said)
     assert [r for r in three["runs"] if r["seed"] < 2] == two["runs"]
-    go(2, restart=True)
+    assert three == go((0, 1, 2))
+    assert not said
+    go((0, 1), restart=True)
     assert said
 
 
@@ -245,7 +247,7 @@ def test_another_run_is_not_overwritten(tmp_path: Path, cache: Path) -> None:
     run(HebbRepetition(passes=2), protocol_for(**TINY), out=tmp_path, cache=cache, jobs=1)
     before = (tmp_path / "results.json").read_bytes()
     for experiment, changes, message in (
-        (HebbRepetition(passes=3), {}, r"options was .*'passes': 2.*is .*3"),
+        (HebbRepetition(passes=3), {}, "passes was 2, is 3.*, of seeds 0,1"),
         (HebbRepetition(passes=2), {"width": 13}, "width was 12, is 13"),
         (LearningFrequency(), {}, "it is of hebb-repetition"),
     ):
@@ -280,7 +282,7 @@ def test_every_experiment_is_a_command_with_its_own_options() -> None:
 
 
 def test_the_command_runs_shows_and_resumes(tmp_path: Path) -> None:
-    tiny = [f"--{k.replace('_', '-')}={v}" for k, v in TINY.items()]
+    tiny = [f"--{k.replace('_', '-')}={v}" for k, v in (TINY | {"seeds": "0-1"}).items()]
     out = tmp_path / "out"
     arguments = (*tiny, "--lengths=3,4", "--scales=100,1e4", f"--out={out}", "--jobs=1")
     first = _invoke_study(*arguments)
@@ -302,7 +304,7 @@ def test_the_command_runs_shows_and_resumes(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_ctrl_c_stops_all_processes_and_the_command_goes_on(tmp_path: Path) -> None:
-    tiny = TINY | {"seeds": 2, "train_per_item": 150, "batch_size": 20, "epochs": 5}
+    tiny = TINY | {"seeds": "0,1", "train_per_item": 150, "batch_size": 20, "epochs": 5}
     command = [sys.executable, "-m", "flexkern", "run", "hebb-repetition", "--passes=3", "--jobs=2"]
     command += [f"--{k.replace('_', '-')}={v}" for k, v in tiny.items()]
     out = tmp_path / "stopped"

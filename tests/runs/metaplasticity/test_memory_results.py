@@ -168,7 +168,7 @@ def test_frequency_and_recency_are_kept_apart() -> None:
 def test_rivals_are_tuned_on_seeds_that_are_not_reported() -> None:
     rivals, protocol = (
         Rivals(pilot=1, scales=(1.0, 2.0), ewc=(1.0, 10.0), si=(1.0,)),
-        protocol_for(items=3, seeds=3),
+        protocol_for(items=3, seeds=(0, 1, 2)),
     )
     names = rivals.networks(protocol)
     # Strength 1 is best on the pilot's seed, strength 10 on the others.
@@ -201,7 +201,10 @@ def test_rivals_are_tuned_on_seeds_that_are_not_reported() -> None:
 
 
 def test_rivals_are_put_to_the_test_against_each_other() -> None:
-    rivals, protocol = Rivals(pilot=1, scales=(1.0,), ewc=(1.0,), si=(1.0,)), protocol_for(items=3, seeds=4)
+    rivals, protocol = (
+        Rivals(pilot=1, scales=(1.0,), ewc=(1.0,), si=(1.0,)),
+        protocol_for(items=3, seeds=range(4)),
+    )
     level = {
         "plain SGD": 0.1, "hybrid": 0.3, "hybrid, tuned, scale 1": 0.4, "joint": 0.6, "ridge head": 0.9,
         "LDA head": 0.55, "plain SGD, class-gated error": 0.5, "hybrid, class-gated error": 0.4,

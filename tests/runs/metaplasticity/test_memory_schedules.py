@@ -55,7 +55,7 @@ def test_defaults_are_the_releases_where_features_are(tmp_path: Path) -> None:
         ({"lr": float("nan")}, "lr must be a finite number > 0"),
         ({"scale": -1.0}, "scale must be a number > 0 or 'auto', got -1.0"),
         ({"data": "nowhere.npz"}, "data must be 'digits' or the path of an archive; there is no 'nowhere.npz'"),
-        ({"first_seed": -1}, "first_seed must not be negative"),
+        ({"seeds": (-1,)}, "seeds must be at least 0"),
     ],
 )
 def test_settings_are_checked(given: dict[str, Any], message: str) -> None:
@@ -163,7 +163,7 @@ def test_options_are_checked() -> None:
     with pytest.raises(ValueError, match="items must be at most 40"):
         Poisoning().items(protocol_for(items=41))
     with pytest.raises(ValueError, match="seeds must be at least 3"):
-        Rivals(pilot=2).items(protocol_for(seeds=2))
+        Rivals(pilot=2).items(protocol_for(seeds=(0, 1)))
 
 
 def test_other_networks_change_the_protocol() -> None:

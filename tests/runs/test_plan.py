@@ -1,0 +1,77 @@
+"""``flexkern run class-incremental --dry-run``: what would be done, and nothing of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("typer")
+pytest.importorskip("sklearn")
+
+from typer.testing import CliRunner
+
+from flexkern.cli.app import app
+from flexkern.cli.dry_run import said_time
+from flexkern.runs.incremental.config import MethodConfig, StreamConfig
+from flexkern.runs.incremental.plan import plan
+from flexkern.runs.incremental.run import run
+from helpers.incremental import configuration
+
+RIDGE = MethodConfig("Ridge", "ridge", {"features": "pixels"})
+EWC = MethodConfig("EWC", "ewc", {"features": "pixels", "widths": [8, 8], "epochs": 40})
+
+
+def test_a_plan_counts_measures_and_writes_nothing(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    config = configuration(out, methods=(RIDGE, EWC), stream=StreamConfig(increment=4))
+    first = plan(config)
+    assert not list(tmp_path.iterdir())
+    assert first.tasks == [(4, 80, 40), (4, 80, 40), (2, 40, 20)]
+    assert first.images_mib == pytest.approx(300 * 3 * 8 * 8 / 2**20)
+    assert [(m.name, m.epochs, m.tasks) for m in first.methods][1] == ("EWC", 40, 3)
+    assert all(m.seconds is not None and m.seconds > 0 for m in first.methods)
+    weights = 3 * 64 * 8 + 8 * 8 + 8 * 10 + 8 + 8 + 10
+    assert first.methods[1].parameters_mib >= 4 * weights / 2**20
+    run(configuration(out, methods=(RIDGE,), stream=StreamConfig(increment=4)))
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    then = plan(configuration(out, methods=(RIDGE, EWC), stream=StreamConfig(increment=4), seeds=(0, 1)))
+    assert then.added == ["seed 1", "method 'EWC'"]
+    assert [m.tasks for m in then.methods] == [3, 6]
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+    with pytest.raises(ValueError, match=r"stream.increment was 4, is 5.*--restart"):
+        plan(configuration(out, methods=(RIDGE,), stream=StreamConfig(increment=5)))
+
+
+TOML = """
+[data]
+kind = "digits"
+train_per_class = 5
+test_per_class = 2
+[stream]
+increment = 5
+[[methods]]
+name = "Ridge"
+method = "ridge"
+features = "pixels"
+"""
+
+
+def test_the_command(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(TOML)
+    given = ["run", "class-incremental", str(tmp_path / "mine.toml"), "--dry-run", "--device", "cpu"]
+    result = CliRunner().invoke(app, [*given, "--seeds", "0-2", "--out", str(tmp_path / "out")])
+    assert result.exit_code == 0, result.output
+    text = " ".join(result.output.split())
+    for part in (
+        "2 tasks, 1 methods, seeds 0-2, on cpu",
+        "images: 50 to learn, 20 to test",
+        "nothing was written",
+    ):
+        assert part in text
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.toml"]
+
+
+def test_times_are_said_as_well_as_they_are_known() -> None:
+    said = [said_time(s) for s in (0.123, 45.6, 119.0, 130.0, 7300.0, 3600 * 30.0, 86400 * 3.0)]
+    assert said == ["0.12 s", "46 s", "119 s", "2.2 min", "2 h", "30 h", "3 d"]
