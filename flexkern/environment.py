@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.metadata
 import platform
 from typing import Any
 
 import torch
 
-from flexkern.backends import backends, choose, gpus, requested
+from flexkern.backends import backends, built, choose, gpus, requested
+from flexkern.ops import direct
 from flexkern.spec import SPECS, Spec
 from flexkern.version import __version__
 
@@ -26,11 +26,10 @@ def _version(package: str) -> str | None:
 
 
 def _build() -> dict[str, str] | None:
-    try:
-        core = importlib.import_module("flexkern._core")
-    except ImportError:
+    info = built.build_info()
+    if info is None:
         return None
-    return core.build_info()
+    return info | {"instruction_set": built.instruction_set(), "direct_calls": direct.lacks() or "yes"}
 
 
 def _gpus() -> list[dict[str, str]]:
@@ -64,7 +63,8 @@ def environment() -> dict[str, Any]:
 
     Returns:
         ``versions``; ``build``, the compilers, GPU architectures and CPU instruction set of the compiled
-        extension, or None without it; ``driver``, the CUDA that the NVIDIA driver serves, or None; ``gpus``;
+        extension, and whether calls on the CPU go past torch's dispatcher (``direct_calls``: "yes", or why
+        not), or None without it; ``driver``, the CUDA that the NVIDIA driver serves, or None; ``gpus``;
         ``requested``, the backend asked for; ``backends``, for each whether it is available and why;
         ``operators``, the backend that serves each on the CPU ("cpu"), on the first GPU ("cuda"), and on each
         that is of another kind than those before it ("cuda:1" and so on); ``lacking``, for each of them the

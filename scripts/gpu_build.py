@@ -116,7 +116,7 @@ def find_nvcc() -> Path | None:
 def missing_tools() -> list[str]:
     """What a build needs beside nvcc, and is not here."""
     lacking = [name for name in ("cmake", "ninja") if shutil.which(name) is None]
-    lacking += [name for name in ("pip", "setuptools", "pybind11") if importlib.util.find_spec(name) is None]
+    lacking += [name for name in ("pip", "setuptools") if importlib.util.find_spec(name) is None]
     if not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
         lacking.append("a C++ compiler")
     return lacking

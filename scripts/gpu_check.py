@@ -13,7 +13,7 @@ Its steps, the most valuable first, so that whatever ends it early costs the lea
 Each step has its share of --budget-seconds; what it leaves goes to those after it. At its end it is
 interrupted, so that it says what it has found, and then killed. After each step gpu_check.json has all that was
 found so far, and what was cut; gpu_check.log is what the steps said. Works from a bare checkout without a
-network: it takes the torch, Triton, pytest, cmake, ninja, pybind11 and nvcc that are installed, and says what
+network: it takes the torch, Triton, pytest, cmake, ninja and nvcc that are installed, and says what
 is left out where one is missing. To take what the tuner found, put tuned.toml in place of
 flexkern/backends/tuning.toml.
 

@@ -127,21 +127,17 @@ class Build:
         if missing := [tool for tool in ("cmake", "ninja") if shutil.which(tool) is None]:
             raise SystemExit(f"mutations of C++ need {' and '.join(missing)}")
         self.folder = folder
-        pybind = folder.with_name("pybind11")
-        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(pybind), "pybind11>=2.13"]
-        subprocess.run(pip, check=True)
-        self.environment = {**os.environ, "PYTHONPATH": str(pybind)}
         torch = importlib.util.find_spec("torch")
         assert torch is not None
         assert torch.origin is not None
         configure = ["cmake", f"-S{tree}", f"-B{folder}", "-GNinja", "-DFLEXKERN_CUDA=OFF"]
         configure += [f"-DFLEXKERN_TORCH_DIR={Path(torch.origin).parent}"]
         configure += [f"-DPython_EXECUTABLE={sys.executable}", f"-DCMAKE_INSTALL_PREFIX={tree / 'flexkern'}"]
-        subprocess.run(configure, env=self.environment, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(configure, check=True, stdout=subprocess.DEVNULL)
 
     def run(self) -> bool:
         build = ["cmake", "--build", str(self.folder), "--target", "install"]
-        done = subprocess.run(build, env=self.environment, capture_output=True, text=True)
+        done = subprocess.run(build, capture_output=True, text=True)
         if done.returncode:
             print(done.stdout[-3000:])
         return done.returncode == 0

@@ -133,10 +133,11 @@ def timed(name: str) -> Iterator[None]:
 
 
 def with_tools() -> dict[str, str]:
-    """The environment of a build, with what pip would install for one: pybind11, and what is missing else."""
+    """The environment of a build, with what pip would install for one: what is missing here."""
     folder = BUILD / "tools"
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--upgrade", "--target", str(folder)]
-    subprocess.run([*pip, *get_requires_for_build_wheel()], check=True)
+    if needed := get_requires_for_build_wheel():
+        subprocess.run([*pip, *needed], check=True)
     path = os.pathsep.join((str(folder / "bin"), os.environ["PATH"]))
     return {**os.environ, "PATH": path, "PYTHONPATH": str(folder)}
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from flexkern.backends import LIBRARY_DIR
+from flexkern.backends.built import LIBRARY_DIR, build_info
 from flexkern.spec import RULES
 
 LIBRARY = LIBRARY_DIR / "libflexkern_cuda.so"
@@ -31,11 +31,8 @@ def _cuobjdump() -> str | None:
 
 
 def _why_none() -> str:
-    try:
-        from flexkern import _core
-    except ImportError:
-        return "flexkern was installed without its compiled extension"
-    return _core.build_info()["cuda_compiler"]
+    info = build_info()
+    return "flexkern was installed without its compiled extension" if info is None else info["cuda_compiler"]
 
 
 @pytest.mark.skipif(os.environ.get("FLEXKERN_CUDA") != "1", reason="FLEXKERN_CUDA=1 did not ask for them")
@@ -68,10 +65,8 @@ def _functions(report: str) -> Iterator[tuple[str, str, int, int]]:
 
 
 def test_no_kernel_spills() -> None:
-    from flexkern import _core
-
     functions = list(_functions(_dump("-res-usage")))
-    built = {f"sm_{a}" for a in _core.build_info()["cuda_architectures"].split(";")}
+    built = {f"sm_{a}" for a in build_info()["cuda_architectures"].split(";")}
     assert {architecture for architecture, *_ in functions} == built
     # Of each rule the step (five dtype pairs, three table sizes) and synapses (five pairs); displacement (three
     # dtypes, three table sizes), gate, field, pack, unpack, template.

@@ -362,21 +362,21 @@ def test_a_build_without_cuda_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path:
     info = {"cuda_compiler": "none: nvcc 11.8 (/usr/bin/nvcc) is older than 12.1", "cuda_architectures": ""}
     monkeypatch.setattr(torch.version, "cuda", "12.6")
     monkeypatch.setattr(module, "LIBRARY_DIR", tmp_path)
-    monkeypatch.setattr(module, "_build_info", lambda: info)
+    monkeypatch.setattr(module, "build_info", lambda: info)
     status, made = module._cuda_installed()
     assert made is None
     assert status.reason.startswith(
         "flexkern was built without CUDA kernels (nvcc 11.8 (/usr/bin/nvcc) is older than 12.1); to build "
         "them, reinstall with `FLEXKERN_CUDA=1 pip install "
     )
-    monkeypatch.setattr(module, "_build_info", lambda: None)
+    monkeypatch.setattr(module, "build_info", lambda: None)
     assert "without its compiled extension" in module._cuda_installed()[0].reason
 
 
 def test_a_library_of_which_nothing_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.version, "cuda", "12.6")
     monkeypatch.setattr(module, "_load_library", lambda name: Status(True, "there"))
-    monkeypatch.setattr(module, "_build_info", lambda: None)
+    monkeypatch.setattr(module, "build_info", lambda: None)
     status, made = module._cuda_installed()
     assert (status.available, made) == (False, None)
     assert "does not say for which GPUs libflexkern_cuda.so was built" in status.reason

@@ -9,7 +9,7 @@
 #include <exception>
 #include <new>
 #include <string>
-#include <tuple>
+#include <utility>
 #include <vector>
 
 #include "direct.h"
@@ -17,6 +17,10 @@
 namespace flexkern::direct {
 
 namespace {
+
+using python::guarded;
+using python::must;
+using python::Owned;
 
 // One argument as its schema has it.
 struct Declared {
@@ -29,7 +33,8 @@ struct Declared {
 struct Call {
   Function function;
   std::vector<Declared> arguments;
-  py::tuple defaults;  // of the last ones
+  Owned defaults;  // of the last ones, a tuple
+  size_t defaulted;
 };
 
 // Of torch; set once and never freed.
@@ -39,6 +44,8 @@ struct Torch {
   Elements elements;
 };
 Torch torch;
+
+PyObject* at(PyObject* tuple, size_t i) { return PyTuple_GetItem(tuple, static_cast<Py_ssize_t>(i)); }
 
 // Whether the result of a question is false; an exception says no.
 bool is_false(PyObject* result) {
@@ -60,10 +67,10 @@ class Arguments {
  public:
   // False, with no error set: they are unusual.
   bool read(const Call& call, PyObject* const* given, size_t count) {
-    const size_t all = call.arguments.size(), defaults = call.defaults.size();
+    const size_t all = call.arguments.size(), defaults = call.defaulted;
     if (count > all || all - count > defaults) return false;
     for (size_t i = 0; i < all; ++i) {
-      PyObject* value = i < count ? given[i] : PyTuple_GET_ITEM(call.defaults.ptr(), i + defaults - all);
+      PyObject* value = i < count ? given[i] : at(call.defaults.get(), i + defaults - all);
       const Declared& declared = call.arguments[i];
       if (value == Py_None) {
         if (!declared.optional) return false;
@@ -91,8 +98,8 @@ class Arguments {
       if (!is_written(call, declared)) next = end;
       for (; next < end; ++next) ok = ok && PyList_Append(written, tensors_[next]) == 0;
     }
-    if (ok && PyList_GET_SIZE(written) > 0) {
-      PyObject* none = PyObject_CallOneArg(torch.increment_version, written);
+    if (ok && PyList_Size(written) > 0) {
+      PyObject* none = python::call(torch.increment_version, written);
       ok = none != nullptr;
       Py_XDECREF(none);
     }
@@ -119,27 +126,30 @@ class Arguments {
     }
     const bool is_list = PyList_CheckExact(value);
     if (!is_list && !PyTuple_CheckExact(value)) return false;
-    PyObject** items = is_list ? reinterpret_cast<PyListObject*>(value)->ob_item
-                               : reinterpret_cast<PyTupleObject*>(value)->ob_item;
-    const size_t count = passed.count = static_cast<size_t>(Py_SIZE(value));
-    if (declared.type == 'L') {
-      return std::all_of(items, items + count, [&](PyObject* item) { return add(item, declared.written); });
-    }
+    const auto each = [&](const auto& read_item) {
+      for (size_t i = 0; i < passed.count; ++i) {
+        // (A list may have become shorter, by what was called for the items before.)
+        PyObject* item = is_list ? PyList_GetItem(value, static_cast<Py_ssize_t>(i)) : at(value, i);
+        if (item == nullptr) return !failed();
+        if (!read_item(item, i)) return false;
+      }
+      return true;
+    };
+    passed.count = static_cast<size_t>(is_list ? PyList_Size(value) : PyTuple_Size(value));
+    if (declared.type == 'L') return each([&](PyObject* item, size_t) { return add(item, declared.written); });
     if (declared.type == 'I') {  // an operator has one such list
-      integers_.resize(count);
+      integers_.resize(passed.count);
       passed.integers = integers_.data();
-      return std::all_of(items, items + count,
-                         [&, next = integers_.data()](PyObject* item) mutable { return integer(item, next++); });
+      return each([&](PyObject* item, size_t i) { return integer(item, &integers_[i]); });
     }
-    numbers_.resize(count);
+    numbers_.resize(passed.count);
     passed.numbers = numbers_.data();
-    return std::all_of(items, items + count,
-                       [&, next = numbers_.data()](PyObject* item) mutable { return number(item, next++); });
+    return each([&](PyObject* item, size_t i) { return number(item, &numbers_[i]); });
   }
 
   static bool number(PyObject* value, double* to) {
     if (PyFloat_CheckExact(value)) {
-      *to = PyFloat_AS_DOUBLE(value);
+      *to = PyFloat_AsDouble(value);
       return true;
     }
     if (!PyLong_CheckExact(value)) return false;
@@ -163,8 +173,8 @@ class Arguments {
     PyObject* type = reinterpret_cast<PyObject*>(Py_TYPE(value));
     if (type != torch.tensor && type != torch.parameter) return false;
     // A negative view has the opposite of what its memory holds.
-    if (!is_false(PyObject_CallOneArg(torch.is_neg, value))) return false;
-    if (written && !is_false(PyObject_CallOneArg(torch.is_inference, value))) return false;
+    if (!is_false(python::call(torch.is_neg, value))) return false;
+    if (written && !is_false(python::call(torch.is_inference, value))) return false;
     tensors_.push_back(value);
     return true;
   }
@@ -173,16 +183,16 @@ class Arguments {
     if (tensors_.empty()) return true;
     PyObject* list = PyList_New(static_cast<Py_ssize_t>(tensors_.size()));
     if (list == nullptr) return !failed();
-    kept_ = py::reinterpret_steal<py::object>(list);  // while other threads run, which may empty a list
+    kept_.reset(list);  // while other threads run, which may empty a list
     for (size_t i = 0; i < tensors_.size(); ++i) {
       Py_INCREF(tensors_[i]);
-      PyList_SET_ITEM(list, static_cast<Py_ssize_t>(i), tensors_[i]);
+      PyList_SetItem(list, static_cast<Py_ssize_t>(i), tensors_[i]);
     }
-    PyObject* capsules = PyObject_CallOneArg(torch.to_handles, list);
+    PyObject* capsules = python::call(torch.to_handles, list);
     if (capsules == nullptr) return !failed();
     handles_.resize(tensors_.size());
     for (size_t i = 0; i < handles_.size(); ++i) {
-      handles_[i] = PyCapsule_GetPointer(PyList_GET_ITEM(capsules, static_cast<Py_ssize_t>(i)), nullptr);
+      handles_[i] = PyCapsule_GetPointer(PyList_GetItem(capsules, static_cast<Py_ssize_t>(i)), nullptr);
     }
     Py_DECREF(capsules);
     void** next = handles_.data();
@@ -195,7 +205,7 @@ class Arguments {
   }
 
   std::array<Passed, kMostArguments> passed_{};
-  py::object kept_;
+  Owned kept_;
   std::vector<PyObject*> tensors_;
   std::vector<void*> handles_;
   std::vector<int64_t> integers_;
@@ -208,13 +218,13 @@ PyObject* to_python(void* const* results, size_t count) {
   for (size_t i = 0; i < count && capsules != nullptr; ++i) {
     PyObject* capsule = PyCapsule_New(results[i], nullptr, nullptr);
     if (capsule == nullptr) Py_CLEAR(capsules);
-    if (capsule != nullptr) PyTuple_SET_ITEM(capsules, static_cast<Py_ssize_t>(i), capsule);
+    if (capsule != nullptr) PyTuple_SetItem(capsules, static_cast<Py_ssize_t>(i), capsule);
   }
   if (capsules == nullptr) return nullptr;
   PyObject* result = nullptr;
   // (Torch's function for a single one copies it, and does not let the handle go.)
-  if (PyObject* list = PyObject_CallOneArg(torch.from_handles, capsules)) {
-    result = count == 1 ? Py_NewRef(PyList_GET_ITEM(list, 0)) : PyList_AsTuple(list);
+  if (PyObject* list = python::call(torch.from_handles, capsules)) {
+    result = count == 1 ? Py_NewRef(PyList_GetItem(list, 0)) : PyList_AsTuple(list);
     Py_DECREF(list);
   }
   Py_DECREF(capsules);
@@ -253,43 +263,67 @@ PyObject* call_of_python(PyObject* self, PyObject* const* given, Py_ssize_t coun
   Py_RETURN_NOTIMPLEMENTED;
 }
 
-PyMethodDef method = {"direct", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&call_of_python)),
-                      METH_FASTCALL, "An operator, past the dispatcher; NotImplemented where anything is unusual."};
+PyMethodDef method = {"direct", python::as_method(&call_of_python), METH_FASTCALL,
+                      "An operator, past the dispatcher; NotImplemented where anything is unusual."};
 
-using Row = std::tuple<char, bool, bool, std::vector<size_t>>;
+void drop_call(PyObject* capsule) { delete static_cast<Call*>(PyCapsule_GetPointer(capsule, nullptr)); }
 
-py::object make(uintptr_t function, const std::vector<Row>& rows, py::tuple defaults) {
-  if (rows.size() > kMostArguments || defaults.size() > rows.size())
-    throw py::value_error("an operator of " + std::to_string(rows.size()) + " arguments cannot be called directly");
-  auto* call = new Call{reinterpret_cast<Function>(function), {}, std::move(defaults)};
-  for (const auto& [type, optional, written, if_given] : rows)
-    call->arguments.push_back({type, optional, written, if_given});
-  const py::capsule self(call, [](void* kept) { delete static_cast<Call*>(kept); });
-  return py::reinterpret_steal<py::object>(PyCFunction_NewEx(&method, self.ptr(), nullptr));
-}
-
-void know(const py::object& tensor, const py::object& parameter, const py::object& is_neg,
-          const py::object& is_inference, const py::object& increment_version, const py::object& to_handles,
-          const py::object& from_handles, const std::vector<py::object>& modes, uintptr_t elements) {
-  const auto kept = [](const py::object& object) { return object.inc_ref().ptr(); };
-  torch = {kept(tensor),
-           kept(parameter),
-           kept(is_neg),
-           kept(is_inference),
-           kept(increment_version),
-           kept(to_handles),
-           kept(from_handles),
-           {},
-           reinterpret_cast<Elements>(elements)};
-  for (const py::object& mode : modes) torch.modes.push_back(kept(mode));
+// (type, optional, written, places of the arguments with which it is written)
+Declared declared_by(PyObject* row) {
+  const char* type = nullptr;
+  int optional = 0, written = 0;
+  PyObject* places = nullptr;
+  if (PyArg_ParseTuple(row, "sppO", &type, &optional, &written, &places) == 0) throw python::RaisedError();
+  Declared declared{type[0], optional != 0, written != 0, {}};
+  const Py_ssize_t count = PyList_Size(places);
+  for (Py_ssize_t i = 0; i < count; ++i) declared.if_given.push_back(PyLong_AsSize_t(PyList_GetItem(places, i)));
+  if (PyErr_Occurred() != nullptr) throw python::RaisedError();
+  return declared;
 }
 
 }  // namespace
 
-void define(py::module_& module) {
-  module.def("know_torch", &know, "What direct calls need of torch: see flexkern/ops/direct.py.");
-  module.def("direct", &make, py::arg("function"), py::arg("arguments"), py::arg("defaults"),
-             "An operator as a function that calls it past the dispatcher.");
+PyObject* make(PyObject*, PyObject* arguments) {
+  return guarded([&]() -> PyObject* {
+    unsigned long long function = 0;
+    PyObject *rows = nullptr, *defaults = nullptr;
+    if (PyArg_ParseTuple(arguments, "KOO", &function, &rows, &defaults) == 0) return nullptr;
+    const Py_ssize_t count = PyList_Size(rows), defaulted = PyTuple_Size(defaults);
+    if (count < 0 || defaulted < 0) return nullptr;
+    if (static_cast<size_t>(count) > kMostArguments || defaulted > count)
+      throw std::invalid_argument("an operator of " + std::to_string(count) +
+                                  " arguments cannot be called directly");
+    auto call = std::make_unique<Call>();
+    call->function = reinterpret_cast<Function>(static_cast<uintptr_t>(function));
+    for (Py_ssize_t i = 0; i < count; ++i) call->arguments.push_back(declared_by(PyList_GetItem(rows, i)));
+    call->defaults.reset(Py_NewRef(defaults));
+    call->defaulted = static_cast<size_t>(defaulted);
+    const Owned self(must(PyCapsule_New(call.get(), nullptr, &drop_call)));
+    call.release();
+    return PyCFunction_NewEx(&method, self.get(), nullptr);
+  });
+}
+
+PyObject* know_torch(PyObject*, PyObject* arguments) {
+  return guarded([&]() -> PyObject* {
+    Torch known{};
+    PyObject* modes = nullptr;
+    unsigned long long elements = 0;
+    if (PyArg_ParseTuple(arguments, "OOOOOOOOK", &known.tensor, &known.parameter, &known.is_neg,
+                         &known.is_inference, &known.increment_version, &known.to_handles, &known.from_handles,
+                         &modes, &elements) == 0)
+      return nullptr;
+    known.elements = reinterpret_cast<Elements>(static_cast<uintptr_t>(elements));
+    const Py_ssize_t count = PyList_Size(modes);
+    if (count < 0) return nullptr;
+    for (Py_ssize_t i = 0; i < count; ++i) known.modes.push_back(PyList_GetItem(modes, i));
+    for (PyObject* kept : {known.tensor, known.parameter, known.is_neg, known.is_inference, known.increment_version,
+                           known.to_handles, known.from_handles})
+      Py_INCREF(kept);
+    for (PyObject* kept : known.modes) Py_INCREF(kept);
+    torch = std::move(known);
+    Py_RETURN_NONE;
+  });
 }
 
 }  // namespace flexkern::direct

@@ -1,13 +1,11 @@
 // The part of the module _core that calls operators.
 #pragma once
 
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
-
-namespace py = pybind11;
+#include "python.h"
 
 namespace flexkern::direct {
 
-void define(py::module_& module);
+PyObject* know_torch(PyObject* module, PyObject* arguments);
+PyObject* make(PyObject* module, PyObject* arguments);
 
 }  // namespace flexkern::direct

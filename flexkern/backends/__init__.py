@@ -10,19 +10,18 @@ by :func:`backends`.
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import os
 import threading
 from collections.abc import Callable
 from contextvars import ContextVar
-from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
 
 import torch
 
 from flexkern.backends import gpus, tuning
+from flexkern.backends.built import LIBRARY_DIR, REINSTALL, build_info
 
 __all__ = [
     "BackendError",
@@ -36,9 +35,7 @@ __all__ = [
     "use_backend",
 ]
 
-LIBRARY_DIR = Path(__file__).resolve().parent.parent / "lib"
 NAMES = ("reference", "cpu", "cuda", "triton")
-_REINSTALL = "pip install --no-cache-dir --force-reinstall --no-deps flexkern`"
 
 
 class BackendError(RuntimeError):
@@ -55,29 +52,20 @@ class Status(NamedTuple):
 # ------------------------------------------------------------------ what is installed
 
 
-def _build_info() -> dict[str, str] | None:
-    """What the extension says of how it was built; None where it is not there."""
-    try:
-        info: dict[str, str] = importlib.import_module("flexkern._core").build_info()
-    except ImportError:
-        return None
-    return info
-
-
 def _load_library(name: str) -> Status:
     path = LIBRARY_DIR / f"libflexkern_{name}.so"
     if not path.exists():
-        info = _build_info() if name == "cuda" else None
+        info = build_info() if name == "cuda" else None
         if info is not None:
             why = info["cuda_compiler"].removeprefix("none: ")
-            cure = f"to build them, reinstall with `FLEXKERN_CUDA=1 {_REINSTALL}"
+            cure = f"to build them, reinstall with `FLEXKERN_CUDA=1 {REINSTALL}"
             return Status(False, f"flexkern was built without CUDA kernels ({why}); {cure}")
         why = "flexkern was installed without its compiled extension; install a C++17 compiler"
-        return Status(False, f"{why}, then reinstall with `{_REINSTALL}")
+        return Status(False, f"{why}, then reinstall with `{REINSTALL}")
     try:
         torch.ops.load_library(str(path))
     except OSError as error:
-        return Status(False, f"{path.name} does not load: {error}; reinstall with `{_REINSTALL}")
+        return Status(False, f"{path.name} does not load: {error}; reinstall with `{REINSTALL}")
     return Status(True, str(path))
 
 
@@ -88,11 +76,11 @@ def _cuda_installed() -> tuple[Status, gpus.Built | None]:
     status = _load_library("cuda")
     if not status.available:
         return status, None
-    info = _build_info()
+    info = build_info()
     made = None if info is None else gpus.built(info)
     if made is None:
-        why = "flexkern._core does not say for which GPUs libflexkern_cuda.so was built"
-        return Status(False, f"{why}; reinstall with `{_REINSTALL}"), None
+        why = "libflexkern_cpu.so does not say for which GPUs libflexkern_cuda.so was built"
+        return Status(False, f"{why}; reinstall with `{REINSTALL}"), None
     return status, made
 
 

@@ -41,6 +41,12 @@ def info(
             markup=False,
             highlight=False,
         )
+        if build["direct_calls"] != "yes":
+            console.print(
+                f"calls on the CPU go through torch's dispatcher, which takes longer: {build['direct_calls']}",
+                markup=False,
+                highlight=False,
+            )
     if here["driver"] is not None:
         console.print(f"NVIDIA driver for CUDA {here['driver']}", highlight=False)
     for gpu in here["gpus"]:

@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flexkern.backends import LIBRARY_DIR, installed
+from flexkern.backends import installed
+from flexkern.backends.built import REINSTALL, library
 from flexkern.spec import Argument
 
-__all__ = ["directly"]
+__all__ = ["directly", "lacks"]
 
 # What csrc/bindings/core_direct.cpp calls the types of a schema.
 _TYPES = {"Tensor": "T", "Tensor[]": "L", "int[]": "I", "float[]": "N", "int": "i", "float": "n", "bool": "b"}
@@ -35,14 +36,17 @@ def _modes() -> list[Callable[[], Any]]:
     ]
 
 
-def _connect() -> tuple[Any, Any] | None:
-    """The module _core and the CPU library; None where a call cannot pass the dispatcher."""
-    if not installed("cpu"):
-        return None
+def _connect() -> tuple[Any, Any] | str:
+    """The module _core and the CPU library, or why a call cannot pass the dispatcher."""
+    cpu = library()
+    if cpu is None or not installed("cpu"):
+        return "flexkern's CPU library is not there"
     try:
         core: Any = importlib.import_module("flexkern._core")
-        library = ctypes.CDLL(str(LIBRARY_DIR / "libflexkern_cpu.so"))
-        library.flexkern_direct.argtypes, library.flexkern_direct.restype = [ctypes.c_char_p], ctypes.c_void_p
+    except ImportError as error:
+        return f"flexkern._core does not load ({error}); reinstall with `{REINSTALL}"
+    try:
+        cpu.flexkern_direct.argtypes, cpu.flexkern_direct.restype = [ctypes.c_char_p], ctypes.c_void_p
         # How torch's own compiled models get at tensors: not public, so another torch may lack them.
         handles: Any = torch._C._aoti  # type: ignore[attr-defined]
         core.know_torch(
@@ -54,14 +58,19 @@ def _connect() -> tuple[Any, Any] | None:
             handles.unsafe_alloc_void_ptrs_from_tensors,
             handles.alloc_tensors_by_stealing_from_void_ptrs,
             _modes(),
-            ctypes.cast(library.flexkern_elements, ctypes.c_void_p).value,
+            ctypes.cast(cpu.flexkern_elements, ctypes.c_void_p).value,
         )
-    except (ImportError, OSError, AttributeError):
-        return None
-    return core, library
+    except AttributeError as error:
+        return f"torch {torch.__version__} or the CPU library is another than is known ({error})"
+    return core, cpu
 
 
 _connection = _connect()
+
+
+def lacks() -> str | None:
+    """None where calls on the CPU pass the dispatcher; else why not: each call is 1 to 3 us slower then."""
+    return _connection if isinstance(_connection, str) else None
 
 
 def directly(name: str, arguments: Sequence[Argument]) -> Callable[..., Any] | None:
@@ -78,10 +87,10 @@ def directly(name: str, arguments: Sequence[Argument]) -> Callable[..., Any] | N
     Returns:
         The function; None where there is none.
     """
-    if _connection is None:
+    if isinstance(_connection, str):
         return None
-    core, library = _connection
-    function = library.flexkern_direct(name.encode())
+    core, cpu = _connection
+    function = cpu.flexkern_direct(name.encode())
     if function is None:
         return None
     place = {a.name: i for i, a in enumerate(arguments)}

@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 
 FOLDER = Path(__file__).resolve().parent.parent.parent / "build_tools"
-NAMES = ("needs", "nvcc", "target_torch")
+NAMES = ("needs", "nvcc", "old_libraries", "target_torch")
 
 
 @pytest.fixture(scope="module")

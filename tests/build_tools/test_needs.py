@@ -121,11 +121,10 @@ def test_tools_that_are_not_there(needs: ModuleType, tmp_path: Path, monkeypatch
     """As with --no-build-isolation in a bare environment."""
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(needs.sys, "executable", str(tmp_path / "python"))
-    monkeypatch.setattr(needs.importlib.util, "find_spec", lambda name: None)
     why = needs.tools_lack()
     assert why == (
-        "flexkern's build lacks cmake>=3.24, ninja>=1.10, pybind11>=2.13: `pip install 'cmake>=3.24' "
-        f"'ninja>=1.10' 'pybind11>=2.13'`, or leave out --no-build-isolation; {PLAIN}"
+        "flexkern's build lacks cmake>=3.24, ninja>=1.10: `pip install 'cmake>=3.24' 'ninja>=1.10'`, or "
+        f"leave out --no-build-isolation; {PLAIN}"
     )
 
 
@@ -137,13 +136,9 @@ def test_tools_of_an_environment_that_is_not_activated(
     program(tmp_path / "bin" / "ninja", "exit 0")
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(needs.sys, "executable", str(tmp_path / "bin" / "python"))
-    monkeypatch.setattr(needs.importlib.util, "find_spec", lambda name: object())
-    monkeypatch.setattr(needs.importlib.metadata, "version", lambda name: "2.13.0")
     assert needs.tools_lack() is None
     program(tmp_path / "bin" / "cmake", "echo cmake version 3.22.1")
     assert "lacks cmake>=3.24:" in needs.tools_lack()
-    monkeypatch.setattr(needs.importlib.metadata, "version", lambda name: "2.9.2")
-    assert "lacks cmake>=3.24, pybind11>=2.13:" in needs.tools_lack()
 
 
 # ------------------------------------------------------------------ all

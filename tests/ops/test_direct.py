@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,9 +16,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import flexkern
 from flexkern import Field, ops
-from flexkern.ops import metaplastic, prototype
+from flexkern.ops import direct, metaplastic, prototype
 from helpers.arguments import linear_arguments, step_arguments, synapse_arguments
 from helpers.calls import OPERATORS
+from helpers.children import run_python
 from helpers.judge import same_bits
 
 status = flexkern.backends()["cpu"]
@@ -198,3 +202,44 @@ def test_a_call_keeps_hold_of_nothing(name: str) -> None:
     result = call(**given)
     assert [t._use_count() for t in tensors(given)] == before
     assert all(t._use_count() == before_one for t, before_one in zip(tensors(result), [1] * 9, strict=False))
+
+
+TRAIN = """
+import torch
+import flexkern
+from flexkern import ops, optim
+flexkern.use_backend("cpu")
+torch.manual_seed(0)
+net = torch.nn.Linear(5, 3)
+step = optim.MetaplasticSGD(net.parameters(), lr=0.1, scale=2.0, gate="step")
+for _ in range(2):
+    net(torch.ones(4, 5)).sum().backward()
+    step.step()
+layer = linear_arguments()
+alpha = ops.metaplastic_gate(net.weight.detach(), torch.zeros(3, 5), 0.5, 3.0)
+ops.linear_step_(**layer)
+field = ops.flexibility_field((9,), seed=3)
+print(*(x.tolist() for x in (net.weight, alpha, layer["weight"], field)))
+"""
+
+
+def test_without_the_module_all_calls_go_through_the_dispatcher() -> None:
+    """With the same results; and `flexkern info` says it."""
+    without = (
+        "import sys\nsys.modules['flexkern._core'] = None\nfrom helpers.arguments import linear_arguments\n"
+        f"{TRAIN}\nfrom flexkern.ops import direct\nassert direct.directly('fill_field_', ()) is None\n"
+        "from flexkern.__main__ import main\nsys.argv = ['flexkern', 'info']\nmain()"
+    )
+    child = run_python(without, path=Path(__file__).parent.parent)
+    assert child.returncode == 0, child.stderr
+    numbers, _, said = child.stdout.partition("\n")
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), flexkern.use_backend("cpu"):
+        exec(TRAIN, {"linear_arguments": linear_arguments})
+    assert numbers == out.getvalue().strip()
+    said = " ".join(said.split())
+    assert (
+        "calls on the CPU go through torch's dispatcher, 1 to 3 us each: flexkern._core does not load (" in said
+    )
+    assert "reinstall with `pip install" in said
+    assert direct.lacks() is None
