@@ -213,7 +213,7 @@ class SilentLinear(Recorder, MetaplasticLinear):
         may_convert = self.may_convert()
         if may_convert and not torch.compiler.is_compiling():
             self.check_group()
-        if self.fused_step:
+        if self._steps():
             return self._fused(x, keep_post=may_convert)
         if not may_convert:
             return linear(x, self.weight, self.bias)
