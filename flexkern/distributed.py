@@ -24,6 +24,8 @@ __all__ = [
 
 _DEFAULT: Any = object()
 _GROUP: ContextVar[Any] = ContextVar("flexkern_process_group", default=_DEFAULT)
+# Its name since torch 2.13 or so, and before.
+_ALL_GATHER: Any = getattr(dist, "all_gather_single", getattr(dist, "all_gather_into_tensor", None))
 _FIRST_ROW: ContextVar[int] = ContextVar("flexkern_first_row", default=0)
 
 
@@ -189,7 +191,7 @@ def start_gather(tensors: Sequence[Tensor], group: Any = None) -> Rows:
         return Rows([t[None] for t in tensors], [own], [])
     n = dist.get_world_size(group)
     counts = torch.zeros(n, dtype=torch.int64, device=tensors[0].device)
-    dist.all_gather_into_tensor(counts, counts.new_tensor([own]), group=group)
+    _ALL_GATHER(counts, counts.new_tensor([own]), group=group)
     sizes = counts.tolist()
     most, works, found = max(sizes), [], []
     for tensor in tensors:
@@ -200,7 +202,7 @@ def start_gather(tensors: Sequence[Tensor], group: Any = None) -> Rows:
         if sent.numel():
             # As bytes: gloo has no bool and no bfloat16.
             bytes_here, bytes_of_all = (t.view(-1).view(torch.uint8) for t in (sent, of_all))
-            works.append(dist.all_gather_into_tensor(bytes_of_all, bytes_here, group=group, async_op=True))
+            works.append(_ALL_GATHER(bytes_of_all, bytes_here, group=group, async_op=True))
         found.append(of_all)
     return Rows(found, sizes, works)
 
