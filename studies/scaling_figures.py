@@ -99,7 +99,7 @@ def _seconds(machine: Machine, near: int, nodes: int, inside: float, between: fl
 def _row(machine: Machine, network: Network, way: str, gpus: int) -> dict[str, Any]:
     rows, rate, weights = network.samples, machine.flops * machine.of_flops, network.weights
     forward = sum(2 * rows * n * m / rate for n, m in network.layers)
-    held = _LOW * rows * sum(network.widths)  # the inputs of all layers
+    held: float = _LOW * rows * sum(network.widths)  # the inputs of all layers
     took = [_of_layer(machine, network, way, gpus, *layer) for layer in network.layers]
     sent, waited = (sum(of_layer[i] for of_layer in took) for i in (0, 1))
     last = took[0][1]  # the first layer's message is the last one: nothing is left to compute meanwhile

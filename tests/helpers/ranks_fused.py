@@ -1,4 +1,5 @@
-"""Steps inside of backward by several processes, each with what all have for them, under DDP."""
+"""Steps that are taken otherwise, on several processes: inside of backward, with what all have for them, under
+DDP; and compiled."""
 
 from __future__ import annotations
 
@@ -8,10 +9,12 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 
 from flexkern.nn.fused.stepped_grad import SteppedGrad
 from flexkern.optim import MetaplasticSGD, fuse_into_backward
 from helpers.nets import mlp
+from helpers.optimizers import MAKERS
 from helpers.ranks import Here, case
 from helpers.ranks_optimizers import DATA, ITEM, LAST, LR, make, trained
 
@@ -129,3 +132,25 @@ def refused(here: Here) -> dict[str, str]:
         "inside": _said(inside),
         "no group": _said(no_group),
     }
+
+
+@case("compiled, sharded", 2)
+def compiled(here: Here) -> dict[str, list[Any]]:
+    """For each optimizer: trained as it is, and by a compiled step."""
+    found: dict[str, list[Any]] = {}
+    for kind in MAKERS:
+        for of in (lambda step: step, lambda step: torch.compile(step, backend="eager")):
+            model = mlp()
+            for layer in (model[0], model[2], model):
+                fully_shard(layer, mesh=here.mesh)
+            optimizer = make(kind, "auto", model)
+            step = of(optimizer.step)
+            for number in range(ITEM + 2):
+                x, y = (part.chunk(2)[here.rank] for part in DATA[number])
+                optimizer.zero_grad()
+                nn.functional.cross_entropy(model(x), y).backward()
+                step()
+                if number == ITEM - 1:
+                    optimizer.consolidate()
+            found.setdefault(kind, []).append(trained(model, optimizer))
+    return found

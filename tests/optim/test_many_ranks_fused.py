@@ -1,4 +1,4 @@
-"""The step inside of backward under DistributedDataParallel: that of optimizer.step(), on all alike."""
+"""Steps that are taken otherwise on several processes, inside of backward or compiled, are those of step()."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from helpers import ranks
+from helpers.optimizers import MAKERS
 from helpers.ranks_fused import GATHERED
 
 pytestmark = ranks.marks
@@ -46,3 +47,11 @@ def test_the_step_in_backward_is_that_after_it(
 def test_what_would_drift_or_wait_is_refused(found: list[dict[str, Any]], name: str, words: str) -> None:
     for answer in ranks.of_case(found, "gathered, refused"):
         assert re.search(words, answer[name], re.DOTALL), answer[name]
+
+
+def test_a_compiled_step_of_sharded_weights_is_taken_outside(found: list[dict[str, Any]]) -> None:
+    for answer in ranks.of_case(found, "compiled, sharded"):
+        assert list(answer) == list(MAKERS)
+        for plain, compiled in answer.values():
+            assert all(map(torch.equal, plain["weights"], compiled["weights"]))
+            assert plain["scales"] == compiled["scales"]
