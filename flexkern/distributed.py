@@ -19,11 +19,13 @@ from torch import Tensor
 
 __all__ = [
     "Sums", "agree", "alone", "as_lead_has", "barrier", "first_row", "gathered", "group_of", "is_lead", "part",
-    "rank", "rows_from", "start_sum", "sum_", "within", "world_size",
+    "rank", "rows_from", "start_gather", "start_sum", "sum_", "within", "world_size",
 ]  # fmt: skip
 
 _DEFAULT: Any = object()
 _GROUP: ContextVar[Any] = ContextVar("flexkern_process_group", default=_DEFAULT)
+# Its name since torch 2.13 or so, and before.
+_ALL_GATHER: Any = getattr(dist, "all_gather_single", getattr(dist, "all_gather_into_tensor", None))
 _FIRST_ROW: ContextVar[int] = ContextVar("flexkern_first_row", default=0)
 
 
@@ -154,23 +156,61 @@ def sum_(tensors: Sequence[Tensor], group: Any = None) -> None:
             tensor.copy_(total)
 
 
+class Rows(NamedTuple):
+    """The rows of all processes, which are under way.
+
+    found: of each tensor [processes, most rows, ...]; sizes: how many of them each process has.
+    works: what to wait for.
+    """
+
+    found: list[Tensor]
+    sizes: list[int]
+    works: list[Any]
+
+    def wait(self) -> list[Tensor]:
+        """Of each tensor the rows of all processes, one process's behind the other's, [all rows, ...]."""
+        for work in self.works:
+            work.wait()
+        if len(set(self.sizes)) <= 1:
+            return [of_all.flatten(0, 1) for of_all in self.found]
+        return [
+            torch.cat([part[:size] for part, size in zip(of_all, self.sizes, strict=True)])
+            for of_all in self.found
+        ]
+
+
+def start_gather(tensors: Sequence[Tensor], group: Any = None) -> Rows:
+    """Begins to gather the rows of tensors from all processes; waits until all have said how many they have.
+
+    Args:
+        tensors: [rows, ...], of one number of rows, which may be another on each process; on one device.
+        group: as :func:`group_of` takes it.
+    """
+    group, own = group_of(group), len(tensors[0])
+    if group is None:
+        return Rows([t[None] for t in tensors], [own], [])
+    n = dist.get_world_size(group)
+    counts = torch.zeros(n, dtype=torch.int64, device=tensors[0].device)
+    _ALL_GATHER(counts, counts.new_tensor([own]), group=group)
+    sizes = counts.tolist()
+    most, works, found = max(sizes), [], []
+    for tensor in tensors:
+        sent = tensor.contiguous()
+        if own < most:
+            sent = torch.cat([sent, sent.new_zeros((most - own, *sent.shape[1:]))])
+        of_all = sent.new_empty((n, *sent.shape))
+        if sent.numel():
+            # As bytes: gloo has no bool and no bfloat16.
+            bytes_here, bytes_of_all = (t.view(-1).view(torch.uint8) for t in (sent, of_all))
+            works.append(_ALL_GATHER(bytes_of_all, bytes_here, group=group, async_op=True))
+        found.append(of_all)
+    return Rows(found, sizes, works)
+
+
 def gathered(rows: Tensor, group: Any = None) -> Tensor:
     """The rows of all processes, one process's behind the other's, [all rows, ...]; each has any number."""
     group = group_of(group)
-    if group is None:
-        return rows
-    n = dist.get_world_size(group)
-    counts = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(n)]
-    dist.all_gather(counts, counts[0].new_tensor([len(rows)]), group=group)
-    sizes = [int(count) for count in counts]
-    sent = rows.view(torch.uint8) if rows.dtype is torch.bool else rows
-    padded = sent.new_zeros((max(sizes), *sent.shape[1:]))
-    padded[: len(sent)] = sent
-    if not padded.numel():
-        return rows.new_zeros((sum(sizes), *rows.shape[1:]))
-    found = [torch.empty_like(padded) for _ in range(n)]
-    dist.all_gather(found, padded, group=group)
-    return torch.cat([of_one[:size] for of_one, size in zip(found, sizes, strict=True)]).to(rows.dtype)
+    return rows if group is None else start_gather([rows], group).wait()[0]
 
 
 def as_lead_has(tensors: Sequence[Tensor]) -> None:

@@ -198,6 +198,10 @@ class MetaplasticOptimizer(OptimizerOfSlots):
     def _parameters(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]
 
+    def must_be_eager(self) -> bool:
+        """Whether a step is being compiled that has to be taken outside of what is compiled."""
+        return torch.compiler.is_compiling() and any(map(sharded.is_sharded, self._parameters()))
+
     def check_sharded(self) -> None:
         """Before a step: that no wrapper which came after this optimizer has taken its parameters away.
 

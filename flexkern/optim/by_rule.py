@@ -83,6 +83,11 @@ class RuleOptimizer(MetaplasticOptimizer):
 
         No weight has been changed when one of these is raised.
         """
+        if self.must_be_eager():
+            return sharded.eagerly(self._take_step, closure)
+        return self._take_step(closure)
+
+    def _take_step(self, closure: Callable[[], Any] | None) -> Any:
         loss = self.evaluate(closure)
         if not self._step_as_before():
             self._checked_step(self.param_groups)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from typing import Any
 
+import torch
 from torch import nn
 
+from flexkern.distributed import agree, as_lead_has, within
 from flexkern.nn.fused.linear import NOT_ALONE, MetaplasticLinear, checked_window
 from flexkern.nn.silent.linear import SilentLinear
 from flexkern.ops.choices import PRECISIONS
@@ -20,7 +23,12 @@ _CLASSES = (nn.Linear, MetaplasticLinear, SilentLinear)
 
 
 def fuse_into_backward(
-    model: nn.Module, optimizer: RuleOptimizer, *, window: int = 1, precision: str = "float32"
+    model: nn.Module,
+    optimizer: RuleOptimizer,
+    *,
+    window: int = 1,
+    precision: str = "float32",
+    process_group: Any = None,
 ) -> list[str]:
     """Lets backward step the weights of the model's linear layers, so that their gradients never exist.
 
@@ -39,6 +47,13 @@ def fuse_into_backward(
             float32, as do the layer's inputs and outputs. On a processor with AVX512-BF16 the step of a layer
             of 4096 x 4096 with a batch of 256, its product included, then takes half the time
             (docs/tuning.md); without such instructions it takes longer.
+        process_group: of the processes that train the model together by DistributedDataParallel, as
+            ``torch.distributed.group.WORLD``; None: this process trains it alone. Each step is then taken, on
+            all of them, with the inputs and output gradients of all, which are gathered in the backward pass:
+            their product is the mean of all gradients, and it is formed by none. Call this on all processes,
+            before ``model`` itself is wrapped: the wrapper leaves these weights alone, and here they get the
+            values that the first process has. All processes have to use each layer once in each backward pass.
+            docs/scaling.md says what that is worth.
 
     Returns:
         The names of the fused layers, in the model's order.
@@ -46,7 +61,9 @@ def fuse_into_backward(
     Raises:
         TypeError: if an argument is of a wrong type.
         ValueError: if there is no such precision, no layer to fuse, a weight to be fused is shared by several
-            modules, or several processes or devices train it together. Nothing has been changed then.
+            modules, or several devices, or processes beside those of ``process_group``, train it together.
+            Nothing has been changed then.
+        RuntimeError: if the processes would fuse different layers. Nothing has been changed then.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
@@ -78,13 +95,51 @@ def fuse_into_backward(
                 "its uses; a fused step would take only one of them. Untie them, or leave this optimizer's "
                 "step() as it is"
             )
+    processes = _checked_group(process_group)
+    if processes is not None:
+        _give_to(processes, model, layers, window, precision)
     for layer in layers.values():
         if type(layer) is nn.Linear:
             layer.__class__ = MetaplasticLinear
         assert isinstance(layer, MetaplasticLinear)
-        layer.fuse(optimizer, window, precision)
+        layer.fuse(optimizer, window, precision, processes)
         optimizer.remember_fused(layer, window)
     return list(layers)
+
+
+def _checked_group(given: object) -> Any:
+    """The group, which may be of one process, or None. TypeError, ValueError if it is none."""
+    if given is None:
+        return None
+    if not torch.distributed.is_available() or not isinstance(given, torch.distributed.ProcessGroup):
+        raise TypeError(
+            "process_group must be a torch.distributed.ProcessGroup (torch.distributed.group.WORLD after "
+            f"init_process_group) or None, got {type(given).__name__}"
+        )
+    if torch.distributed.get_rank(given) < 0:
+        raise ValueError("process_group: this process is not one of it")
+    return given
+
+
+def _give_to(group: Any, model: nn.Module, layers: dict[str, Any], window: int, precision: str) -> None:
+    """Layers that a group of processes is to step together: sees that it has the same ones, gives them the
+    weights of its first process, and has DistributedDataParallel leave them alone."""
+    facts: dict[str, Any] = {"layers": list(layers), "window": window, "precision": precision}
+    for name, layer in layers.items():
+        facts |= {
+            f"shape of {name}.weight": tuple(layer.weight.shape),
+            f"dtype of {name}.weight": layer.weight.dtype,
+        }
+        if isinstance(layer, SilentLinear):
+            facts[f"initial field of {name}"] = layer.init.source()
+    with within(group):
+        agree("fuse_into_backward", facts)
+        as_lead_has([layer.weight.detach() for layer in layers.values()])
+    # Of a model that is a layer itself the wrapper has two names for the weight.
+    weights = {called for name in layers for called in (f"{name}.weight", f"{name}.weight".lstrip("."))}
+    ignored: Any = getattr(model, "_ddp_params_and_buffers_to_ignore", ())
+    wrapper: Any = nn.parallel.DistributedDataParallel
+    wrapper._set_params_and_buffers_to_ignore_for_model(model, sorted({*ignored, *weights}))
 
 
 def _check_alone(model: nn.Module) -> None:

@@ -149,6 +149,11 @@ class Metaplastic(MetaplasticOptimizer):
 
         No weight has been changed when one of these is raised.
         """
+        if self.must_be_eager():
+            return sharded.eagerly(self._take_step, closure)
+        return self._take_step(closure)
+
+    def _take_step(self, closure: Callable[[], Any] | None) -> Any:
         loss = self.evaluate(closure)
         with torch.no_grad():
             self._step()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ __all__ = [
     "check_gradient",
     "check_laid_out",
     "check_not_flattened",
+    "eagerly",
     "field_here",
     "here",
     "is_sharded",
@@ -37,6 +38,13 @@ _Positions = range | tuple[int, ...]
 def is_sharded(value: object) -> bool:
     """Whether it is a DTensor."""
     return hasattr(value, "_local_tensor")  # without importing torch.distributed, which takes long
+
+
+@torch._disable_dynamo  # type: ignore[untyped-decorator]
+def eagerly(call: Callable[..., Any], *arguments: Any) -> Any:
+    """The call, also where the caller is being compiled: torch.compile cannot look into a DTensor's parts, and
+    fails within itself."""
+    return call(*arguments)
 
 
 def here(tensor: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from flexkern.streams import Experience, Stream, bundled_digits
 from helpers import groups
 from helpers.tiny_vit import Decoded
 
+LR = 0.05
 CLASSES, EACH, BATCH, EPOCHS = 6, 23, 14, 2  # batches that no number of processes divides
 OPTIONS: dict[str, dict[str, Any]] = {
     "ridge": {"random_features": 24},
@@ -66,7 +67,7 @@ def stream(kind: str = "floats") -> Stream:
 
 
 def make(method: str, kind: str = "floats", **options: Any) -> Any:
-    common = {"widths": (24, 16), "lr": 0.05, "batch_size": BATCH, "seed": 3}
+    common = {"widths": (24, 16), "lr": LR, "batch_size": BATCH, "seed": 3}
     return MLP_METHODS[method](
         stream(kind).input_shape, CLASSES, **(common | OPTIONS.get(method, {}) | options)
     )

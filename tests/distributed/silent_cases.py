@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from flexkern import ops
 from flexkern.distributed import alone, rank, world_size
 from flexkern.nn import AdaptiveThreshold, SilentLinear
-from flexkern.optim import MetaplasticAdamW, MetaplasticSGD
+from flexkern.optim import MetaplasticAdamW, MetaplasticSGD, fuse_into_backward
 
 BATCH, LONG, SHORT = 12, 200, 12
 THRESHOLDS: dict[str, Any] = {"fixed": 0.02, "adaptive": AdaptiveThreshold(target=0.01, gain=5.0, start=0.5)}
@@ -78,12 +78,17 @@ def train(
     optimizer: Callable[[nn.Module], Any] = by_sgd,
     pieces: int = 1,
     change: Callable[[nn.Module], nn.Module] = lambda model: model,
+    fuse: bool = False,
     **options: Any,
 ) -> dict[str, Any]:
-    """State after so many steps; with ``pieces`` each batch comes in so many micro-batches."""
+    """State after so many steps; with ``pieces`` each batch comes in so many micro-batches, and with
+    ``fuse`` layers step in the backward pass."""
     model = change(network(**options))
-    wrapped: nn.Module = nn.parallel.DistributedDataParallel(model) if world_size() > 1 else model
     stepping, masks = optimizer(model), []
+    if fuse:
+        group = dist.group.WORLD if world_size() > 1 else None
+        fuse_into_backward(model, stepping, window=pieces, process_group=group)
+    wrapped: nn.Module = nn.parallel.DistributedDataParallel(model) if world_size() > 1 else model
     for step in range(steps):
         x, y = batch(step)
         own = rows_of(split)
@@ -176,12 +181,16 @@ def message(of: Callable[[], Any]) -> str:
     return ""
 
 
+def other_seeds_fused() -> str:
+    return message(partial(train, seed=4 + rank(), fuse=True))
+
+
 def other_seeds() -> str:
     """Masks and weights are those of the first process, and the field that weights are drawn from is not."""
     return message(partial(train, seed=4 + rank()))
 
 
-def fused() -> str:
+def fused_alone() -> str:
     model = network(fused_step=True)
     return message(lambda: model(batch(0)[0]))
 
@@ -238,6 +247,11 @@ TRAINED: dict[str, Callable[[], dict[str, Any]]] = {
     "AdamW": partial(train, optimizer=by_adamw, threshold=0.02),
     "micro-batches": partial(train, pieces=3, threshold=0.02),
     "micro-batches, hebbian": partial(train, pieces=3, threshold=0.02, rule="hebbian"),
+    "fused": partial(train, fuse=True, threshold=0.02),
+    "fused, hebbian, one is empty": partial(
+        train, fuse=True, split="one is empty", threshold=THRESHOLDS["adaptive"], rule="hebbian"
+    ),
+    "fused, micro-batches": partial(train, fuse=True, pieces=3, threshold=0.02),
     "bfloat16": partial(train, threshold=0.02, dtype=torch.bfloat16),
     "by hand": partial(by_hand, threshold=0.02),
     "by hand, one is empty": partial(by_hand, split="one is empty", threshold=0.02, rule="hebbian"),
@@ -250,5 +264,11 @@ ON_FOUR = [
     *(name for name in TRAINED if "split" in name or "adaptive, prune 0.01" in name),
     "by hand, one is empty",
 ]
-REFUSED = {"other seeds": other_seeds, "fused": fused, "joined": joined, "sharded": sharded}
+REFUSED = {
+    "other seeds": other_seeds,
+    "other seeds, fused": other_seeds_fused,
+    "fused alone": fused_alone,
+    "joined": joined,
+    "sharded": sharded,
+}
 CASES: dict[str, Callable[[], Any]] = {**TRAINED, "alone": trained_alone, "halves": in_halves, **REFUSED}

@@ -85,7 +85,8 @@ def test_groups_of_processes(four: list[dict[str, Any]]) -> None:
     ("name", "words"),
     [
         ("other seeds", "different fields.*same seed, stream and init"),
-        ("fused", "fused_step on several processes.*fused_step = False"),
+        ("other seeds, fused", "initial field of 0 is"),
+        ("fused alone", "fused_step on several processes.*fused_step = False"),
         ("sharded", "SilentLinear with a sharded weight.*DistributedDataParallel"),
         ("joined", r"join\(\).*throw_on_early_termination"),
     ],

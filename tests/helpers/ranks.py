@@ -27,7 +27,7 @@ __all__ = ["CASES", "GROUPS", "WORLD", "Here", "answers", "case", "marks", "of_c
 
 WORLD = 4
 GROUPS = (1, 2, 3, 4)
-MODULES = ("by_name", "optimizers", "zero", "wrappers", "checkpoints")
+MODULES = ("by_name", "optimizers", "zero", "wrappers", "fused", "checkpoints")
 CASES: dict[str, tuple[int, Callable[[Here], Any]]] = {}
 marks = [pytest.mark.slow, needs_gloo]
 

@@ -239,7 +239,8 @@ def test_without_the_module_all_calls_go_through_the_dispatcher() -> None:
     assert numbers == out.getvalue().strip()
     said = " ".join(said.split())
     assert (
-        "calls on the CPU go through torch's dispatcher, 1 to 3 us each: flexkern._core does not load (" in said
+        "calls on the CPU go through torch's dispatcher, which takes longer: flexkern._core does not load ("
+        in said
     )
     assert "reinstall with `pip install" in said
     assert direct.lacks() is None

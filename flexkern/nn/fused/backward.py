@@ -15,6 +15,7 @@ from torch.autograd.graph import Node
 from torch.nn.functional import linear, relu
 
 from flexkern.backends import requested_in_block, use_backend
+from flexkern.distributed import Rows, start_gather
 from flexkern.nn.fused.stepped_grad import MicroBatch, SteppedGrad
 
 __all__ = ["FusedLayer", "FusedLinear", "PendingBackward"]
@@ -29,12 +30,14 @@ class FusedLayer(Protocol):
 
     in_features, out_features: of its weight [out, in].
     window: how many backward passes make one step.
+    processes: the group that steps the weight together, each with what all have; None: this process alone.
     pending: of each graph through the layer that has had no backward pass yet.
     """
 
     in_features: int
     out_features: int
     window: int
+    processes: Any
     pending: weakref.WeakSet[PendingBackward]
 
     def stepping_optimizer(self) -> Any:
@@ -80,21 +83,23 @@ class FusedLinear(torch.autograd.Function):
         batches, optimizer = _check_step(ctx) if steps else ([], None)
 
         x, post = ctx.saved_tensors
+        grad_out = grad_y.reshape(-1, weight.shape[0])
+        if steps:
+            post = None if post is None else post.reshape(-1, weight.shape[0])
+            batches = [*batches, MicroBatch(x.reshape(-1, weight.shape[1]), grad_out, post)]
+        coming = _start_gather(ctx.layer, batches)  # which the next product does not wait for
         grad_x = grad_bias = None
         if ctx.needs_input_grad[0]:
             grad_x = grad_y @ ctx.multiplied.to(grad_y.dtype)
-        grad_out = grad_y.reshape(-1, weight.shape[0])
         if ctx.needs_input_grad[2]:
             grad_bias = grad_out.sum(0, dtype=ctx.bias_dtype)
         if steps or not torch._C._autograd._get_current_graph_task_keep_graph():
             ctx.pending = None  # no other backward pass may follow
         if steps:
-            post = None if post is None else post.reshape(-1, weight.shape[0])
-            batch = MicroBatch(x.reshape(-1, weight.shape[1]), grad_out, post)
             # A backward pass on a GPU runs in a thread of autograd's, which is outside of any block.
             same = contextlib.nullcontext() if ctx.backend is None else use_backend(ctx.backend)
             with same:
-                _step(ctx.layer, weight, optimizer, [*batches, batch])
+                _step(ctx.layer, weight, optimizer, batches, coming)
             ctx.stepped = True
         return grad_x, None, grad_bias, None, None, None
 
@@ -170,15 +175,34 @@ def _check_step(ctx: Any) -> tuple[list[MicroBatch], Any]:
     return batches, optimizer
 
 
-def _step(layer: FusedLayer, weight: Tensor, optimizer: Any, batches: list[MicroBatch]) -> None:
+def _joined(batches: list[MicroBatch]) -> MicroBatch:
+    if len(batches) == 1:
+        return batches[0]
+    x, grad_out = torch.cat([b.x for b in batches]), torch.cat([b.grad_out for b in batches])
+    posts = [b.post for b in batches if b.post is not None]
+    return MicroBatch(x, grad_out, torch.cat(posts) if posts else None)
+
+
+def _start_gather(layer: FusedLayer, batches: list[MicroBatch]) -> Rows | None:
+    """Where a window is complete: begins to gather what all processes have for the step. None: nothing is sent.
+
+    As in DistributedDataParallel the gradient is the mean of those of all processes.
+    """
+    if layer.processes is None or len(batches) < layer.window:
+        return None
+    x, grad_out, post = _joined(batches)
+    grad_out = grad_out / torch.distributed.get_world_size(layer.processes)
+    return start_gather([x, grad_out] if post is None else [x, grad_out, post], layer.processes)
+
+
+def _step(
+    layer: FusedLayer, weight: Tensor, optimizer: Any, batches: list[MicroBatch], coming: Rows | None
+) -> None:
     if len(batches) < layer.window:
         weight.grad = SteppedGrad(weight, optimizer, layer.window, batches)
         return
-    x, grad_out, post = batches[0]
-    if len(batches) > 1:
-        x, grad_out = torch.cat([b.x for b in batches]), torch.cat([b.grad_out for b in batches])
-        post = None if post is None else torch.cat([b.post for b in batches if b.post is not None])
-    optimizer.step_in_backward(weight, x, grad_out, post)
+    x, grad_out, *post = _joined(batches) if coming is None else coming.wait()
+    optimizer.step_in_backward(weight, x, grad_out, *post)
     weight.grad = SteppedGrad(weight, optimizer, layer.window, [])
 
 

@@ -19,10 +19,11 @@ __all__ = ["NOT_ALONE", "MetaplasticLinear"]
 NOT_ALONE = (
     "{}: others have gradients for the same weights, to be reduced before the step, and a fused step forms "
     "none, so that the copies of the network would drift apart. Leave fuse_into_backward out: "
-    "optimizer.step() takes the same step; or train in one process"
+    "optimizer.step() takes the same step; or train in one process. Under DistributedDataParallel, "
+    "fuse_into_backward(model, optimizer, process_group=...) with the very module that is wrapped, before it is"
 )
 
-_UNSAVED = ("_optimizer", "pending", "_narrow")
+_UNSAVED = ("_optimizer", "pending", "_narrow", "processes", "_wrapper")
 
 
 class MetaplasticLinear(nn.Linear):
@@ -60,8 +61,10 @@ class MetaplasticLinear(nn.Linear):
 
     **Not possible**, and an error that says so: a weight used more than once in a graph or shared between
     layers, a parametrized weight or one with hooks, double backward, a second backward through one graph,
-    gradient clipping, a GradScaler (use bfloat16), a second optimizer for the weight; training by several
-    processes (DistributedDataParallel, fully_shard, tensor parallelism), which has no gradient to reduce.
+    gradient clipping, a GradScaler (use bfloat16), a second optimizer for the weight; parts of a weight
+    (fully_shard, tensor parallelism). Several processes that have the whole weight
+    (DistributedDataParallel) step it with what all have: ``process_group`` of
+    :func:`flexkern.optim.fuse_into_backward`.
     ``clip_grad_norm_`` with an infinite ``max_norm`` clips nothing, and tells the norm of the gradients that
     exist: of biases, norms, and layers that are not fused.
 
@@ -82,6 +85,8 @@ class MetaplasticLinear(nn.Linear):
     _narrow: Tensor | None = None
     _optimizer: Callable[[], Any] | None
     pending: weakref.WeakSet[PendingBackward]
+    processes: Any = None
+    _wrapper: Callable[[], Any] | None = None
 
     def __init__(
         self,
@@ -104,12 +109,13 @@ class MetaplasticLinear(nn.Linear):
         """Sets what this class adds to nn.Linear; also for one that has just become of this class."""
         self.fused_step, self.window = fused_step, window
         self._optimizer, self.pending, self._narrow = None, weakref.WeakSet(), None
+        self.processes = self._wrapper = None
 
-    def fuse(self, optimizer: Any, window: int, precision: str | None = None) -> None:
+    def fuse(self, optimizer: Any, window: int, precision: str | None = None, processes: Any = None) -> None:
         """From now on backward steps the weight; :func:`flexkern.optim.fuse_into_backward` calls this. Without
-        ``precision`` the layer's stays."""
+        ``precision`` the layer's stays. ``processes``: the group that steps it together."""
         self._begin(True, checked_window(window))
-        self._optimizer = weakref.ref(optimizer)
+        self._optimizer, self.processes = weakref.ref(optimizer), processes
         self.precision = self.precision if precision is None else precision
 
     def forward(self, x: Tensor) -> Tensor:
@@ -148,7 +154,15 @@ class MetaplasticLinear(nn.Linear):
         return self.training and torch.is_grad_enabled() and self.weight.requires_grad
 
     def _steps(self) -> bool:
-        return self.fused_step and self._trains()
+        trains = self._trains()
+        if trains and self.processes is not None and not self.fused_step:
+            raise RuntimeError(
+                f"{type(self).__name__}({self.in_features}, {self.out_features}): its weight was fused for "
+                "several processes, and DistributedDataParallel was told to leave its gradient alone, so that "
+                "without fused_step nobody would reduce it; make the model and its wrapper anew without "
+                "fuse_into_backward"
+            )
+        return trains and self.fused_step
 
     def _fused(self, x: Tensor, keep_post: bool) -> Tensor:
         self._check_fused(x)
@@ -169,8 +183,7 @@ class MetaplasticLinear(nn.Linear):
             raise RuntimeError(f"{who}: a fused step cannot be compiled; it runs between compiled parts")
         if torch._C._are_functorch_transforms_active():
             raise RuntimeError(f"{who}: torch.func transforms cannot go through a fused step; use eval()")
-        if nn.parallel.DistributedDataParallel._active_ddp_module is not None:
-            raise RuntimeError(NOT_ALONE.format(f"{who} with fused_step inside DistributedDataParallel"))
+        self._check_wrapper(who)
         if not weight.is_leaf:
             raise RuntimeError(
                 f"{who}: its weight is computed (parametrized, weight or spectral norm, or a part of what "
@@ -194,6 +207,29 @@ class MetaplasticLinear(nn.Linear):
             raise RuntimeError(
                 f"{who}: fused_step under float16 autocast: float16 gradients need a GradScaler, which would "
                 "have to look at gradients before the step; use torch.autocast(..., dtype=torch.bfloat16)"
+            )
+
+    def _check_wrapper(self, who: str) -> None:
+        """Inside of DistributedDataParallel: that it leaves this weight to the fused step, and that all
+        processes come to that step. RuntimeError if not."""
+        wrapper: Any = nn.parallel.DistributedDataParallel._active_ddp_module
+        if wrapper is None:
+            return
+        if self._wrapper is None or self._wrapper() is not wrapper:  # what does not change is looked at once
+            if self.processes is None or any(p is self.weight for p in wrapper._module_parameters):
+                raise RuntimeError(NOT_ALONE.format(f"{who} with fused_step inside DistributedDataParallel"))
+            if wrapper.find_unused_parameters:
+                raise RuntimeError(
+                    f"{who} with fused_step inside DistributedDataParallel(find_unused_parameters=True): a "
+                    "process that does not use the layer would leave the others waiting for its part of the "
+                    "step; pass find_unused_parameters=False if all use it, or leave fuse_into_backward out"
+                )
+            self._wrapper = weakref.ref(wrapper)
+        if wrapper._join_config.enable:
+            raise RuntimeError(
+                f"{who} with fused_step inside of DistributedDataParallel.join(): a process that has run out "
+                "of data would leave the others waiting for its part of the step; give all processes as many "
+                "batches, of any size, or leave fuse_into_backward out"
             )
 
     def stepping_optimizer(self) -> Any:

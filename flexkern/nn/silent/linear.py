@@ -54,9 +54,10 @@ class SilentLinear(Recorder, MetaplasticLinear):
     optimizer, so that a synapse converts by the mean over all processes' samples, on all processes or on none.
     An optimizer's ``step()`` and :meth:`convert` are calls of all processes then; forward and backward passes
     send nothing, so that one process may evaluate by itself. A process without a sample counts for nothing.
-    With ``rule="hebbian"`` the sum is as large as a gradient. Not possible, and an error that says so: a fused
-    step, and DistributedDataParallel's ``join()`` unless it ends training early. A process that trains such a
-    layer by itself does so inside of :func:`flexkern.distributed.alone`.
+    With ``rule="hebbian"`` the sum is as large as a gradient. A fused step needs the ``process_group`` of
+    :func:`flexkern.optim.fuse_into_backward`. Not possible, and an error that says so:
+    DistributedDataParallel's ``join()`` unless it ends training early. A process that trains such a layer by
+    itself does so inside of :func:`flexkern.distributed.alone`.
 
     Initial weights and the choice of silent synapses are procedural, from ``seed`` and ``stream``: as long as
     the functional weights are what they began as when the optimizer first steps, no anchor is stored.
@@ -213,7 +214,7 @@ class SilentLinear(Recorder, MetaplasticLinear):
         may_convert = self.may_convert()
         if may_convert and not torch.compiler.is_compiling():
             self.check_group()
-        if self.fused_step:
+        if self._steps():
             return self._fused(x, keep_post=may_convert)
         if not may_convert:
             return linear(x, self.weight, self.bias)

@@ -33,6 +33,7 @@ class Recorder(nn.Module):
     out_features: int
     weight: Tensor
     fused_step: bool
+    processes: Any
     init: Field
     rule: str
     process_group: Any = None  # also of layers that were pickled before they knew of groups
@@ -97,9 +98,12 @@ class Recorder(nn.Module):
             return
         who = f"{type(self).__name__}({self.in_features}, {self.out_features})"
         if self.fused_step:
+            if self.processes is not None:
+                return  # the step has the samples of all
             raise RuntimeError(
                 f"{who} with fused_step on several processes: each would step and convert by its own samples; "
-                "set fused_step = False on the layer, or train inside of flexkern.distributed.alone()"
+                "give fuse_into_backward the process_group, set fused_step = False on the layer, or train "
+                "inside of flexkern.distributed.alone()"
             )
         wrapper: Any = nn.parallel.DistributedDataParallel
         joined = getattr(wrapper._get_active_ddp_module(), "_join_config", None)
