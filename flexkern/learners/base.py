@@ -75,6 +75,10 @@ class Learner(Answering):
     is drawn from its seed, say). :meth:`load` lets no larger one be made than that, or four times what the
     whole file holds."""
 
+    told_anew: ClassVar[tuple[str, ...]] = ()
+    """Options that :meth:`load` takes, too, in place of the checkpoint's: where things lie. What is learned and
+    answered does not depend on them."""
+
     def __init__(self, *, seed: int, device: torch.device | str, configuration: dict[str, Any]) -> None:
         _refuse_inference_mode()
         self.seed = whole_number(seed, "seed", least=0, most=SEEDS - 1)
@@ -402,7 +406,7 @@ class Learner(Answering):
                 the learner was made with, if it had one, ``features_cache`` and ``cuda_graph`` (the bits are
                 the same with and without); for a vision transformer ``backbone`` (default: the name or the
                 folder that the learner was made with, else "small"; what has a name on the hub is fetched from
-                there).
+                there). Of options that the file does hold it takes those of :attr:`told_anew`.
 
         All is looked at before anything is made from it: sums, the record's fields, and sizes. A file of an
         earlier version carries no sum, which a warning says.

@@ -62,6 +62,8 @@ def _restored(cls: Any, path: str | os.PathLike[str], device: torch.device | str
     configuration = record["configuration"]
     with checkpoint.naming(path):
         schema.check_configuration(cls, configuration)
+    anew = {name: given[name] for name in cls.told_anew if name in given}
+    given = {name: value for name, value in given.items() if name not in anew}
     # A device that is not there is no fault of the file, nor is a network that was given.
     made_on = torch.empty(0, device=device).device
     name = record.get("frozen_name")
@@ -71,8 +73,9 @@ def _restored(cls: Any, path: str | os.PathLike[str], device: torch.device | str
     # What a constructor draws from torch's generator is written over, and the generator is the caller's.
     with torch.random.fork_rng([made_on] if made_on.type == "cuda" else []), Budget(most):
         with _fitting(path, "configuration", configuration):
-            learner = cls(**cls._arguments(configuration), device=device, **networks)
-        learner._configuration = configuration
+            learner = cls(**(cls._arguments(configuration) | anew), device=device, **networks)
+        if not anew:
+            learner._configuration = configuration
         learner._frozen_name = cls._name_of_frozen(given) or name
         with _fitting(path, "progress"):
             learner._resume(record["progress"])

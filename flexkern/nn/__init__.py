@@ -3,6 +3,7 @@ transformers."""
 
 from flexkern.nn.adapters.adapted_model import AdaptedModel, AdapterPoint, Parts, attach_adapters
 from flexkern.nn.adapters.bank import AdapterBank
+from flexkern.nn.adapters.paged_bank import PagedAdapterBank
 from flexkern.nn.feature_statistics import FeatureStatistics
 from flexkern.nn.fused.linear import MetaplasticLinear
 from flexkern.nn.gates.options import GateOptions
@@ -30,6 +31,7 @@ __all__ = [
     "LDAHead",
     "MetaplasticLinear",
     "NotLearnedError",
+    "PagedAdapterBank",
     "Parts",
     "PrototypeClassifier",
     "RidgeHead",

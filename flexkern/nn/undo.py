@@ -28,7 +28,8 @@ class Undo:
     block runs, so that only what is written belongs into ``written``.
 
     Args:
-        objects: modules count without their children.
+        objects: modules count without their children. One that says of itself that it is ``settled`` is left
+            out: nothing changes it, and of a thousand the looks alone would take a second.
         containers: dictionaries, lists or sets that are not themselves attributes of these.
         written: of ``objects``, those whose tensors the block writes into.
         last: a tensor that the block writes into by one operation, its last step: once that is done, so is the
@@ -46,6 +47,8 @@ class Undo:
         self._grad = torch.is_grad_enabled()  # an interrupt can keep a torch.no_grad() from ending
         self._saved: list[tuple[Any, Any]] = [(value, _shallow(value)) for value in containers]
         for one in objects:
+            if getattr(one, "settled", False):
+                continue
             attributes = vars(one)
             self._saved += [(v, _shallow(v)) for v in attributes.values() if type(v) in _CONTAINERS]
             self._saved.append((attributes, dict(attributes)))

@@ -9,11 +9,15 @@ from torch import Tensor, nn
 
 from flexkern.backbones.parts import Parts
 from flexkern.learners.vit.training import CosineHead
+from flexkern.nn.adapters import homes
 from flexkern.nn.adapters.adapted_model import AdaptedModel, attach_adapters
 from flexkern.nn.adapters.bank import AdapterBank
-from flexkern.plain import number, whole_number
+from flexkern.nn.adapters.paged_bank import PagedAdapterBank
+from flexkern.plain import choice, number, whole_number
 
-__all__ = ["adapter_logits", "adapter_options", "with_adapters"]
+__all__ = ["OFFLOADS", "adapter_logits", "adapter_options", "offload_options", "with_adapters"]
+
+OFFLOADS = ("none", *homes.OFFLOADS)
 
 
 def adapter_options(rank: int, adapter_scale: float, dropout: float, blocks: int | None) -> dict[str, Any]:
@@ -24,6 +28,14 @@ def adapter_options(rank: int, adapter_scale: float, dropout: float, blocks: int
         "dropout": number(dropout, "dropout", 0, 1, below=True),
         "blocks": None if blocks is None else whole_number(blocks, "blocks"),
     }
+
+
+def offload_options(offload: str, resident_tasks: int) -> dict[str, Any]:
+    """Where a learner has its adapters, as plain values; empty where that is what it always was, so that its
+    checkpoints are, too. TypeError or ValueError naming the argument."""
+    choice(offload, "offload", OFFLOADS)
+    resident_tasks = whole_number(resident_tasks, "resident_tasks")
+    return {} if offload == "none" else {"offload": offload, "resident_tasks": resident_tasks}
 
 
 def with_adapters(
@@ -38,7 +50,7 @@ def with_adapters(
 
     Args:
         network, parts, width: the backbone, in parts, and its tokens' width.
-        options: of :func:`adapter_options`.
+        options: of :func:`adapter_options`, and of :func:`offload_options`.
         device: of the adapters.
         capacity: tasks that there is room for at first.
 
@@ -48,10 +60,14 @@ def with_adapters(
     blocks = len(parts.points)
     if options["blocks"] is not None:
         blocks = whole_number(options["blocks"], "blocks", most=blocks)
-    bank = AdapterBank(
-        blocks, width, options["rank"], scale=options["adapter_scale"], dropout=options["dropout"],
-        capacity=capacity, dtype=torch.float32, device=device,
-    )  # fmt: skip
+    given = {"scale": options["adapter_scale"], "dropout": options["dropout"]}
+    given |= {"dtype": torch.float32, "device": device}
+    bank: AdapterBank
+    if "offload" in options:
+        given |= {"offload": options["offload"], "resident_tasks": options["resident_tasks"]}
+        bank = PagedAdapterBank(blocks, width, options["rank"], **given)
+    else:
+        bank = AdapterBank(blocks, width, options["rank"], capacity=capacity, **given)
     return attach_adapters(network, bank, parts, blocks=blocks).eval()
 
 

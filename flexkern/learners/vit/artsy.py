@@ -17,7 +17,12 @@ from torch.nn import functional
 from flexkern.distributed import as_lead_has, gathered
 from flexkern.learners.processes import own_share
 from flexkern.learners.registry import register_method
-from flexkern.learners.vit.adapters import adapter_logits, adapter_options, with_adapters
+from flexkern.learners.vit.adapters import (
+    adapter_logits,
+    adapter_options,
+    offload_options,
+    with_adapters,
+)
 from flexkern.learners.vit.base import check_same
 from flexkern.learners.vit.held_out import held_out_of
 from flexkern.learners.vit.images import check_images
@@ -90,12 +95,19 @@ class ArtsyViT(TaskRows):
             is EASE, "oracle" opens the true task, which it is told. Where no synapse opens for an image, E0
             alone answers. What a task needs of images and classes is
             :meth:`flexkern.nn.SynapseGate.check_labels`.
+        offload: where the adapters of all tasks lie: "none": on the device; "cpu": in the host's memory;
+            "disk": in a temporary file (:class:`flexkern.nn.PagedAdapterBank`). So the device holds a few,
+            however many tasks there are. Answers are the same to the bit, and so are checkpoints' tensors;
+            ``load(path, offload=...)`` takes another one.
+        resident_tasks: for how many tasks the device has room then, beside the one that is learned.
         images_per_pass, image_size, normalize, calibration_images, seed, device: as in
             :class:`flexkern.learners.vit.base.ViTLearner`.
 
     Raises:
         ValueError: if an option is outside its range.
     """
+
+    told_anew = ("offload", "resident_tasks")
 
     def __init__(
         self,
@@ -115,6 +127,8 @@ class ArtsyViT(TaskRows):
         layers: int | None = 1,
         holdout: float = 0.0,
         gate: Annotated[Mapping[str, Any], GateOptions] | None = None,
+        offload: str = "none",
+        resident_tasks: int = 8,
         seed: int = 0,
         **common: Any,
     ) -> None:
@@ -145,7 +159,7 @@ class ArtsyViT(TaskRows):
             "alpha": number(alpha, "alpha"), "reweighting": choice(reweighting, "reweighting", REWEIGHTINGS),
             "base_weight": number(base_weight, "base_weight", 0), "head": head, "evidence": evidence,
             "gate": {name: getattr(for_gate, name) for name in given},
-            "layers": layers, "holdout": holdout,
+            "layers": layers, "holdout": holdout, **offload_options(offload, resident_tasks),
         }  # fmt: skip
         super().__init__(backbone, recipe=recipe, seed=seed, **options, **common)
         parts = self._known_parts(self.backbone)
@@ -334,10 +348,12 @@ class ArtsyViT(TaskRows):
         """
         slots = self._slots() if self.experts is not None else torch.arange(openings.shape[1])
         task, image = openings.T.nonzero(as_tuple=True)  # sorted by task, as the kernel likes it
+        adapters = slots.to(task)[task].to(torch.int32)
+        # Of all passes before the first one: where the host asks the device for them, it waits.
+        each = [self.bank.grouped(some) for some in adapters.split(self.images_per_pass) if len(some)]
         parts = [
-            self._run(self.adapted.features, trunk, slots.to(t)[t].to(torch.int32), i)
-            for t, i in zip(task.split(self.images_per_pass), image.split(self.images_per_pass), strict=True)
-            if len(t)  # no synapse is open
+            self._run(self.adapted.features, trunk, some, rows)
+            for some, rows in zip(each, image.split(self.images_per_pass), strict=False)  # none: all are closed
         ]
         opened = torch.cat(parts) if parts else h0.new_zeros((0, self.width))
         if self.combine == "sum":

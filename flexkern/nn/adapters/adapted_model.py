@@ -16,6 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from flexkern.backbones.families import FAMILIES, parts_of
 from flexkern.backbones.parts import AdapterPoint, Parts, run_block
 from flexkern.nn.adapters.bank import AdapterBank
+from flexkern.nn.adapters.groups import TaskGroups
 from flexkern.nn.adapters.passes import Pass, PassLog, running, running_in
 from flexkern.plain import whole_number
 
@@ -139,7 +140,7 @@ class AdaptedModel(nn.Module):
         _remove(self._hooks)
 
     @contextmanager
-    def tasks(self, task: int | Tensor | None) -> Iterator[None]:
+    def tasks(self, task: int | Tensor | TaskGroups | None) -> Iterator[None]:
         """In this block the model runs with the adapters of a task.
 
         Args:
@@ -149,7 +150,8 @@ class AdaptedModel(nn.Module):
             yield
 
     @contextmanager
-    def _pass(self, task: int | Tensor | None, *, reads: bool) -> Iterator[Pass]:
+    def _pass(self, task: int | Tensor | TaskGroups | None, *, reads: bool) -> Iterator[Pass]:
+        task = self.bank.grouped(task)
         compiling = torch.compiler.is_compiling()
         graph_task, start = (-1, 0) if compiling else (torch._C._current_graph_task_id(), _next_node())
         current = Pass(self, task, reads, running.get(), graph_task)
@@ -206,7 +208,7 @@ class AdaptedModel(nn.Module):
     def features(
         self,
         trunk: Trunk,
-        task: int | Tensor | None = None,
+        task: int | Tensor | TaskGroups | None = None,
         sample: Tensor | None = None,
         *,
         mean: bool = False,
@@ -216,8 +218,8 @@ class AdaptedModel(nn.Module):
 
         Args:
             trunk: of N images.
-            task: of all pairs, or integers [P], the task of each (-1 for none; sorted is faster); None: no
-                adapters.
+            task: of all pairs, or integers [P], the task of each (-1 for none; sorted is faster), also as
+                :meth:`AdapterBank.grouped` of the bank has them; None: no adapters.
             sample: integers [P], the image of each pair; None: pair p is image p.
             mean: append the mean of the patches' tokens.
             layers: of how many blocks, the last ones, as in :meth:`flexkern.backbones.parts.Parts.tokens`.
@@ -241,6 +243,9 @@ class AdaptedModel(nn.Module):
         count = len(trunk.x) if sample is None else len(sample)
         if isinstance(task, Tensor) and tuple(task.shape) != (count,):
             raise ValueError(f"task must have one entry for each of {count} pairs, got {list(task.shape)}")
+        task = self.bank.grouped(task)
+        if isinstance(task, TaskGroups) and len(task) != count:
+            raise ValueError(f"task must have one entry for each of {count} pairs, got {len(task)}")
         if torch.is_grad_enabled():
             return self._piece(parts, trunk, task, sample, slice(0, count), mean, layers)
         pieces = _pieces(count, trunk.x)
@@ -250,7 +255,7 @@ class AdaptedModel(nn.Module):
         self,
         parts: Parts,
         trunk: Trunk,
-        task: int | Tensor | None,
+        task: int | Tensor | TaskGroups | None,
         sample: Tensor | None,
         rows: slice,
         mean: bool,
@@ -258,8 +263,10 @@ class AdaptedModel(nn.Module):
     ) -> Tensor:
         """The ``rows`` of what :meth:`features` returns."""
         x, tokens, earlier = (p[rows] if sample is None else p.index_select(0, sample[rows]) for p in trunk)
-        if isinstance(task, Tensor):
+        if isinstance(task, (Tensor, TaskGroups)):
             task = task[rows]
+        if x.is_cuda:
+            self.bank.prefetch(task)
         arguments = parts.block_arguments(tokens)
         if task is not None:
             tokens = _adapted(self.bank, 0, x, task, tokens)
@@ -339,7 +346,7 @@ class _Adder(_Hook):
         return tokens if alone else (tokens, *output[1:])
 
 
-def _adapted(bank: AdapterBank, layer: int, read: Tensor, task: int | Tensor, tokens: Tensor) -> Tensor:
+def _adapted(bank: AdapterBank, layer: int, read: Tensor, task: Any, tokens: Tensor) -> Tensor:
     """``tokens`` plus the adapters' output, in the dtype that the network computes in.
 
     Adapters of a network in bfloat16 or float16 are float32, as all that is trained, and so is the sum.

@@ -35,11 +35,26 @@ class _Rows(torch.autograd.Function):
         return None, None, *(grads[0][row] for row in ctx.rows)
 
 
-class _Task(nn.Module):
-    """One task's rows: parameters ``{name}_{layer}``, each a view into the bank's stacks."""
+class Task(nn.Module):
+    """One task's rows: parameters ``{name}_{layer}``, each a view into memory that the bank has for more."""
 
     def row(self, name: str, layer: int) -> nn.Parameter:
         return getattr(self, f"{name}_{layer}")
+
+    @property
+    def settled(self) -> bool:
+        """Whether it is frozen: see :class:`flexkern.nn.undo.Undo`."""
+        return not any(row is not None and row.requires_grad for row in self._parameters.values())
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy of the bank makes frozen rows anew. Pickled as they are, each would be written with the memory
+        # of all tasks that it is a view into. Others may be an optimizer's: they stay what they are.
+        state = self.__dict__.copy()
+        state["_parameters"] = {
+            name: row if row is not None and row.requires_grad else None
+            for name, row in self._parameters.items()
+        }
+        return state
 
     def _load_from_state_dict(
         self,
@@ -153,24 +168,33 @@ class AdapterBank(nn.Module):
         Kaiming-uniform with a = sqrt(5), drawn from ``generator`` (of the CPU), as in EASE.
         """
         task = self.tasks
-        if task == self.capacity:
-            self._grow(2 * task)
-        else:
-            self._tie()  # the last one to grow may have been interrupted here
+        self._make_room()
         self.freeze()
         bound = 1 / math.sqrt(self.width)
-        rows = _Task()
-        for layer, stacks in enumerate(self._stacks):
+        rows = Task()
+        for layer in range(self.layers):
             # On the CPU and in float32, whatever the defaults are: the same numbers everywhere.
             draw = torch.rand((self.width, self.rank), generator=generator, dtype=torch.float32, device="cpu")
             draw = draw * (2 * bound) - bound
-            stacks["down"][task].copy_(draw)
+            room = self._room(layer)
+            room["down"].copy_(draw)
             for name in TENSORS[1:]:
-                stacks[name][task].zero_()  # to_empty() may have left anything in rows that no task had
+                room[name].zero_()  # to_empty() may have left anything in rows that no task had
             for name in TENSORS:
-                rows.register_parameter(f"{name}_{layer}", nn.Parameter(stacks[name][task]))
+                rows.register_parameter(f"{name}_{layer}", nn.Parameter(room[name]))
         self.rows.append(rows)
         return task
+
+    def _make_room(self) -> None:
+        """For one more task."""
+        if self.tasks == self.capacity:
+            self._grow(2 * self.tasks)
+        else:
+            self._tie()  # the last one to grow may have been interrupted here
+
+    def _room(self, layer: int) -> dict[str, Tensor]:
+        """Where the values of one more task go."""
+        return {name: stack[self.tasks] for name, stack in self._stacks[layer].items()}
 
     def remove_last(self) -> None:
         """Takes the last task's adapters out again; their rows are the next task's.
@@ -187,11 +211,12 @@ class AdapterBank(nn.Module):
         return list(self.rows[task].parameters())
 
     def freeze(self) -> None:
-        """No adapter is trained any more."""
+        """No adapter is trained any more; their gradients are given up, which take as much memory."""
         for rows in self.rows:  # not requires_grad_ of them all, which takes ten times as long with many tasks
             for row in rows._parameters.values():
                 if row is not None and row.requires_grad:
                     row.requires_grad_(False)
+                    row.grad = None
 
     def _grow(self, capacity: int) -> None:
         grown = []
@@ -207,7 +232,10 @@ class AdapterBank(nn.Module):
         for task in range(self.tasks):
             for layer, stacks in enumerate(self._stacks):
                 for name in TENSORS:
-                    row, values = self._row(task, name, layer), stacks[name][task]
+                    row, values = self.rows[task]._parameters[f"{name}_{layer}"], stacks[name][task]
+                    if row is None:  # frozen, of a bank that was copied
+                        row = nn.Parameter(values, requires_grad=False)
+                        self.rows[task].register_parameter(f"{name}_{layer}", row)
                     grad, row.grad = row.grad, None
                     if torch._has_compatible_shallow_copy_type(row, values):
                         row.data = values
@@ -218,7 +246,7 @@ class AdapterBank(nn.Module):
                         row.grad = grad if fn is None else fn(grad)
 
     def _row(self, task: int, name: str, layer: int) -> nn.Parameter:
-        return cast(_Task, self.rows[task]).row(name, layer)
+        return cast(Task, self.rows[task]).row(name, layer)
 
     # ------------------------------------------------------------------ computing
 
@@ -236,7 +264,7 @@ class AdapterBank(nn.Module):
             [S, L, width]. Gradients reach ``x``, ``residual`` and the trainable rows.
         """
         if isinstance(task, int):
-            stacks: list[Tensor] = [self._row(task, name, layer).unsqueeze(0) for name in TENSORS]
+            stacks: list[Tensor] = [self._one(task, name, layer).unsqueeze(0) for name in TENSORS]
             index = torch.zeros(len(x), dtype=torch.int32, device=x.device)
         else:
             stacks = [self._stack(name, layer) for name in TENSORS]
@@ -249,6 +277,17 @@ class AdapterBank(nn.Module):
         return gated_adapter(
             x, down, down_bias, up, up_bias, index, scale=self.scale, residual=residual, dropout_p=p
         )
+
+    def grouped(self, task: Any) -> Any:
+        """The tasks of some samples as :meth:`forward` takes them at the least cost, at all layers."""
+        return task
+
+    def prefetch(self, task: Any) -> None:
+        """Begins to bring to the device what samples of these tasks need, as :meth:`grouped` has them."""
+
+    def _one(self, task: int, name: str, layer: int) -> Tensor:
+        """A row where the bank computes."""
+        return self._row(task, name, layer)
 
     def _stack(self, name: str, layer: int) -> Tensor:
         stack = self._stacks[layer][name][: self.tasks]
@@ -284,12 +323,14 @@ class AdapterBank(nn.Module):
             self.add_task()
         if local_metadata.get("assign_to_params_buffers", False) and saved:
             # The state's dtype and device are taken over; its tensors are copied into the stacks.
-            like = next(iter(saved.values()))
-            for stacks in self._stacks:
-                for name, stack in stacks.items():
-                    stacks[name] = torch.zeros_like(stack, dtype=like.dtype, device=like.device)
-            self._tie()
+            self._take_over(next(iter(saved.values())))
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
+
+    def _take_over(self, like: Tensor) -> None:
+        for stacks in self._stacks:
+            for name, stack in stacks.items():
+                stacks[name] = torch.zeros_like(stack, dtype=like.dtype, device=like.device)
+        self._tie()
 
     def extra_repr(self) -> str:
         return (

@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from flexkern.nn.adapters.groups import TaskGroups
+
 __all__ = ["Pass", "PassLog", "running", "running_in"]
 
 _MOST = 4096  # forward passes of one model that may wait for their backward passes
@@ -34,7 +36,7 @@ class Pass:
     """
 
     owner: Any
-    task: int | Tensor | None
+    task: int | Tensor | TaskGroups | None
     reads: bool
     outer: Pass | None = None
     graph_task: int = -1
@@ -47,7 +49,7 @@ running: ContextVar[Pass | None] = ContextVar("flexkern_running_pass", default=N
 class _Ended(NamedTuple):
     start: int
     end: int
-    task: int | Tensor | None
+    task: int | Tensor | TaskGroups | None
 
 
 @dataclass(eq=False)
@@ -59,7 +61,7 @@ class PassLog:
     # Read by norms that run again, for each thread: a pass that ends in another one must not clear it.
     again: dict[int, dict[int, Tensor]] = field(default_factory=dict)
 
-    def add(self, start: int, end: int, task: int | Tensor | None) -> None:
+    def add(self, start: int, end: int, task: int | Tensor | TaskGroups | None) -> None:
         """A pass made the nodes from ``start`` up to and without ``end``."""
         self.again.pop(threading.get_ident(), None)
         if start == end:
@@ -68,7 +70,7 @@ class PassLog:
         if len(self.passes) > _MOST:
             del self.passes[0]
 
-    def find(self, node: int) -> tuple[bool, int | Tensor | None]:
+    def find(self, node: int) -> tuple[bool, int | Tensor | TaskGroups | None]:
         """Whether a pass made this node, and the pass's task. Of nested passes it is the innermost."""
         passes = self.passes[: bisect.bisect(self.passes, node, key=_start)]
         for known in reversed(passes):
