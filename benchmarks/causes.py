@@ -60,6 +60,13 @@ class ModuleBank(nn.Module):
         self.layers, self.width = len(adapters[0]), adapters[0][0].up.out_features
         self.dtype = next(adapters[0][0].parameters()).dtype
 
+    def grouped(self, task: int | Tensor) -> int | Tensor:
+        """As an adapter bank has it; here nothing is prepared."""
+        return task
+
+    def prefetch(self, task: int | Tensor) -> None:
+        """Nothing: all modules are where they compute."""
+
     def forward(self, layer: int, x: Tensor, task: int | Tensor, residual: Tensor) -> Tensor:
         """One task's, or a loop over the runs of tasks of a sorted batch."""
         if isinstance(task, int):

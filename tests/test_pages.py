@@ -97,11 +97,14 @@ def test_commands_and_their_options_are_there(page: str) -> None:
 
     for line in commands(page):
         command: Any = typer.main.get_command(app)
-        options, words = {"--help"}, shlex.split(line)[1:]
-        assert words[0] in command.commands, line
+        options, words = (
+            {"--help", *(option for p in command.params for option in p.opts)},
+            shlex.split(line)[1:],
+        )
+        assert words[0] in {*command.commands, *options}, line
         for word in words:
             if word in getattr(command, "commands", {}):
-                command = command.commands[word]
+                _, command, _ = command.resolve_command(typer.Context(command), [word])  # imported when called
                 options |= {option for p in command.params for option in (*p.opts, *p.secondary_opts)}
             elif word.startswith("--"):
                 assert word.partition("=")[0] in options, f"{line}: {word}"

@@ -83,6 +83,10 @@ CLASSES |= {
         lambda **o: nn.AdapterBank(**({"layers": 2, "width": 4, "rank": 2} | o)),
         {"layers": 2, "width": 4, "rank": 2, "capacity": 3}, {"scale": 0.5, "dropout": 0.5},
     ),
+    "PagedAdapterBank": (
+        lambda **o: nn.PagedAdapterBank(**({"layers": 2, "width": 4, "rank": 2} | o)),
+        {"layers": 2, "width": 4, "rank": 2, "resident_tasks": 3}, {"scale": 0.5, "dropout": 0.5},
+    ),
     "AdaptiveThreshold": (
         nn.AdaptiveThreshold, {}, {"target": 0.5, "gain": 0.5, "low": 0.5, "high": 4.0, "start": 2.0}
     ),

@@ -157,7 +157,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
         (LDAMLP, {"shrinkage": 1.5}, "shrinkage must be"),
         (LDAMLP, {"priors": "count"}, "priors must be .*'counts'"),
         (LDAMLP, {"lr": -1}, "lr must be"),
-        (LDAMLP, {"widths": (3,)}, "widths must be"),
+        (LDAMLP, {"widths": 3}, "widths must be"),
     ):
         with pytest.raises((TypeError, ValueError), match=message):
             kind((SIZE,), CLASSES, **options)  # type: ignore[arg-type]

@@ -297,7 +297,7 @@ def test_a_name_of_both_families_is_the_transformers_unless_said(tiny: str, tmp_
         ("metaplastik", {}, None, "has method 'metaplastik'; allowed are .*did you mean 'metaplastic'"),
         ("lda", {}, "xyz", "family must be one of vit, mlp or None|family must be"),
         ("si", {"strenght": 1.0}, None, r"has no option 'strenght' \(did you mean strength\?\)"),
-        ("si", {"widths": [8]}, None, "widths must be a list of 2 whole numbers"),
+        ("si", {"widths": 8}, None, "widths must be a list of whole numbers"),
         ("si", {"widths": [0, 8]}, None, r"'M' \(si\): widths\[0\] must be at least 1"),
         ("si", {"lr": -1.0}, None, r"'M' \(si\): lr must be"),
         ("si", {"epochs": 0}, None, r"'M' \(si\): epochs must be at least 1"),

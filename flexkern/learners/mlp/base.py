@@ -94,7 +94,7 @@ class MLPLearner(Learner):
         input_shape: Sequence[int],
         classes: int,
         *,
-        widths: Sequence[int] = (512, 512),
+        widths: tuple[int, ...] = (512, 512),
         features: nn.Module | None = None,
         lr: float = 1e-2,
         momentum: float = 0.0,

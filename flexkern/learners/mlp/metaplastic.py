@@ -84,7 +84,7 @@ class MetaplasticMLP(MLPLearner):
         input_shape: Sequence[int],
         classes: int,
         *,
-        widths: Sequence[int] = (512, 512),
+        widths: tuple[int, ...] = (512, 512),
         features: nn.Module | None = None,
         network: str | float | Tensor | np.ndarray | Field = "hybrid",
         lr: float = 1e-2,

@@ -24,7 +24,7 @@ from flexkern.learners.vit.adapters import (
     with_adapters,
 )
 from flexkern.learners.vit.base import check_same
-from flexkern.learners.vit.held_out import held_out_of
+from flexkern.learners.vit.held_out import check_head, held_out_of
 from flexkern.learners.vit.images import check_images
 from flexkern.learners.vit.opened import Seen, report_of
 from flexkern.learners.vit.task_rows import TaskRows
@@ -140,18 +140,9 @@ class ArtsyViT(TaskRows):
             raise TypeError(f"gate must be a mapping of options, such as {{'gate': 'mlp'}}, got {gate!r}")
         given = dict(gate or {})
         for_gate = record_of(GateOptions, None, given, name="gate", of=SynapseGate)
-        if head == "experts" and (combine != "concat" or for_gate.gate not in ("ridge", "lda")):
-            raise ValueError(
-                'head="experts" needs combine="concat" and the scores of a ridge or lda gate: pass '
-                'gate={"gate": "lda", ...}'
-            )
         layers = None if layers is None else whole_number(layers, "layers")
         holdout = number(holdout, "holdout", 0, 1, below=True)
-        if holdout and (head != "experts" or for_gate.gate != "lda"):
-            raise ValueError(
-                'holdout is for head="experts" and gate={"gate": "lda", ...}, whose scores of what was learned '
-                f"leave it out; got head={head!r}, gate={for_gate.gate!r}"
-            )
+        check_head(head, combine, for_gate.gate, holdout)
         if "layers" in given:
             raise ValueError("gate.layers is set by the learner's own layers; leave it out")
         options: dict[str, Any] = {
