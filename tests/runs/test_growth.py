@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
+from flexkern.runs.incremental import run as run_module
 from flexkern.runs.incremental.config import Config, DataConfig, MethodConfig, StreamConfig
+from flexkern.runs.incremental.data import make_stream
 from flexkern.runs.incremental.run import Event, run
 from helpers.incremental import LEARNERS, configuration, numbers
 
@@ -46,6 +48,21 @@ def test_seeds_and_methods_are_added_to_the_bits_of_one_go(tmp_path: Path) -> No
     assert not (folder / "checkpoints").exists()
     again, learned, added = trained(configuration(folder, methods=(ALL,), seeds=(2,)))
     assert (again, learned, added) == (grown, set(), [])
+
+
+def test_a_seeds_stream_is_made_once_for_all_methods(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is put together of all images, and looked at whole: to see that it is the same, and to learn it."""
+    config = configuration(tmp_path, stream=StreamConfig(increment=2, seed="run"), seeds=(0, 1))
+    first = go(config)
+    made: list[int] = []
+
+    def counted(*given: Any) -> Any:
+        made.append(given[-1])
+        return make_stream(*given)
+
+    monkeypatch.setattr(run_module, "make_stream", counted)
+    assert go(config) == first
+    assert made == [0, 1, 0, 1]
 
 
 def test_a_run_that_was_stopped_ends_while_its_folder_grows(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ goes on from there.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -159,15 +160,22 @@ def _run_all(
     config = journal.config
     observe(Event("reading"))
     train, test = load_images(config.data)
-    stream = make_stream(config, train, test, config.seeds[0])
     left_out = len(train.skipped) + len(test.skipped)
     fixed = config.stream.seed != "run"
+
+    @functools.lru_cache(maxsize=1)  # runs lie seed by seed
+    def made(seed: int) -> tuple[Stream, list[str]]:
+        stream = make_stream(config, train, test, seed)
+        return stream, digests(stream)
+
+    def of_seed(seed: int) -> tuple[Stream, list[str]]:
+        return made(config.seeds[0] if fixed else seed)
+
+    stream, _ = of_seed(config.seeds[0])
     if fixed:
         del train, test  # the stream has its own copy of the images that take part
-    fingerprints = digests(stream)
     for record in journal.results["runs"]:
-        if not fixed:
-            fingerprints = digests(stream := make_stream(config, train, test, record["seed"]))
+        stream, fingerprints = of_seed(record["seed"])
         method = next(m for m in config.methods if m.name == record["method"])
         _Run(method, record["seed"], device, stream, fingerprints, journal, making, observe).check()
     journal.begin()
@@ -175,8 +183,7 @@ def _run_all(
         journal.results["left_out"] = left_out
     observe(Event("images", tasks=len(stream), config=config, added=tuple(journal.added)))
     for seed in config.seeds:
-        if not fixed:
-            fingerprints = digests(stream := make_stream(config, train, test, seed))
+        stream, fingerprints = of_seed(seed)
         for method in config.methods:
             one = _Run(method, seed, device, stream, fingerprints, journal, making, observe)
             one.go()
