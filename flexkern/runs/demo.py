@@ -24,14 +24,13 @@ from flexkern.files import write_json
 from flexkern.learners import MetaplasticMLP
 from flexkern.metrics import AccuracyMatrix, memorised
 from flexkern.runs import awakening
-from flexkern.runs.seeds import as_list, checked, said_seeds, united
+from flexkern.runs.seeds import LARGEST_OF_NUMPY, as_list, checked, said_seeds, united
 from flexkern.streams import Stream, bundled_digits, two_digit_stream
 from flexkern.streams.digits import Digits
 
 __all__ = ["NETWORKS", "DemoConfig", "digit_features", "read_known", "run", "write"]
 
 _EXPERIMENT = "two-digit items, bundled digits, frozen random convolutions"  # in its results
-_LARGEST_SEED = 2**32 - 1  # NumPy's RandomState takes no larger one
 
 NETWORKS = ("conventional", "hybrid", "stable")
 
@@ -57,7 +56,7 @@ class DemoConfig:
     scale: float | str = "auto"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "seeds", checked(self.seeds, most=_LARGEST_SEED))
+        object.__setattr__(self, "seeds", checked(self.seeds, most=LARGEST_OF_NUMPY))
 
     def steps(self, known: dict[str, Any] | None = None) -> int:
         """How often :func:`run` reports progress."""

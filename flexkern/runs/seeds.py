@@ -8,10 +8,12 @@ from typing import Any
 
 from flexkern.plain import whole_number
 
-__all__ = ["LARGEST", "as_list", "checked", "read_seeds", "said_seeds", "united"]
+__all__ = ["LARGEST", "LARGEST_OF_NUMPY", "as_list", "checked", "read_seeds", "said_seeds", "united"]
 
 LARGEST = 2**53 - 1
 """What learners take: they make 64 bits of it."""
+LARGEST_OF_NUMPY = 2**32 - 1
+"""What NumPy's RandomState takes."""
 _MOST = 10_000  # in one command
 
 

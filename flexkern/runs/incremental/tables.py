@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
-from rich.text import Text
 
 from flexkern.runs.incremental.config import Config
+from flexkern.runs.tables import table_of
 
 __all__ = ["measures_table", "method_table", "notes", "task_table"]
 
@@ -138,12 +138,7 @@ def measures_table(config: Config, results: dict[str, Any]) -> Table:
 
 
 def _table(title: str, columns: Sequence[_Column], legend: str) -> Table:
-    table = Table(
-        title=Text.assemble(title, "\n", (legend, "dim")),  # before the numbers, which it says how to read
-        title_justify="left",
-        box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-    )
+    table = table_of(title, legend)
     table.add_column("method", no_wrap=True)
     for column in columns:
         table.add_column(column.head, justify="right", no_wrap=True)

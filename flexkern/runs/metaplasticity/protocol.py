@@ -9,7 +9,7 @@ from typing import Any
 
 from flexkern.ops.choices import PRECISIONS
 from flexkern.plain import choice
-from flexkern.runs.seeds import checked
+from flexkern.runs.seeds import LARGEST_OF_NUMPY, checked
 from flexkern.runs.start import path_given
 
 __all__ = ["RELEASE", "RELEASE_SCALES", "Network", "Protocol", "protocol_for"]
@@ -19,7 +19,6 @@ DIGITS, RANDOM = "digits", "random"
 # are the defaults with SqueezeNet's, of 18,432, which that code does not have.
 RELEASE: dict[str, Any] = {"width": 4096, "lr": 1e-4}
 RELEASE_SCALES = {10: 4e5, 30: 2e5}
-_LARGEST_SEED = 2**32 - 1  # NumPy's RandomState takes no larger one
 # A learning rate and a scale mean something only with the features that they were found for. These are for
 # random convolutions, whose features have mean square 1, and for a width that suits two processor cores.
 OF_RANDOM: dict[str, Any] = {"width": 256, "lr": 0.02, "scale": "auto"}
@@ -64,7 +63,7 @@ class Protocol:
     as_released: bool = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "seeds", checked(self.seeds, most=_LARGEST_SEED))
+        object.__setattr__(self, "seeds", checked(self.seeds, most=LARGEST_OF_NUMPY))
         for name in ("train_per_item", "test_per_item", "epochs", "batch_size", "width"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
-from rich.text import Text
 
 from flexkern.runs.metaplasticity.protocol import DIGITS, RANDOM
 from flexkern.runs.seeds import as_list, said_seeds
 from flexkern.runs.statistics import holm
+from flexkern.runs.tables import table_of
 
 __all__ = ["ROWS", "Rows", "claims_table", "percent", "rows", "setting", "source", "table"]
 
@@ -31,18 +30,13 @@ def table(results: dict[str, Any]) -> Table:
     if _width(heads, cells) > _COLUMNS and _width(turned[0], turned[1:]) <= _COLUMNS:
         heads, cells = turned[0], turned[1:]
     legend = f"accuracies in percent, mean ± standard deviation; {setting(results)}"
-    shown = _table(results["title"], legend)
+    shown = table_of(results["title"], legend)
     shown.add_column(heads[0], overflow="fold")
     for head in heads[1:]:
         shown.add_column(_broken(head), justify="right", no_wrap=True)
     for line in cells:
         shown.add_row(*line)
     return shown
-
-
-def _table(title: str, legend: str) -> Table:
-    words = Text.assemble(title, "\n", (legend, "dim"))  # before the numbers, which it says how to read
-    return Table(title=words, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
 
 
 def _broken(head: str) -> str:
@@ -59,7 +53,7 @@ def _width(heads: list[str], cells: list[list[str]]) -> int:
 
 def claims_table(results: dict[str, Any]) -> Table:
     """The paper's claims, each with its checks and its verdict."""
-    shown = _table(
+    shown = table_of(
         "Claims",
         "mean over seeds and its 95 % confidence interval (Student's t). A check is met where the "
         "interval lies above 0. p: of the paired t-test, and by Holm's correction for all these checks.",
