@@ -156,7 +156,7 @@ def sum_(tensors: Sequence[Tensor], group: Any = None) -> None:
             tensor.copy_(total)
 
 
-class Rows(NamedTuple):
+class GatheredRows(NamedTuple):
     """The rows of all processes, which are under way.
 
     found: of each tensor [processes, most rows, ...]; sizes: how many of them each process has.
@@ -179,7 +179,7 @@ class Rows(NamedTuple):
         ]
 
 
-def start_gather(tensors: Sequence[Tensor], group: Any = None) -> Rows:
+def start_gather(tensors: Sequence[Tensor], group: Any = None) -> GatheredRows:
     """Begins to gather the rows of tensors from all processes; waits until all have said how many they have.
 
     Args:
@@ -188,7 +188,7 @@ def start_gather(tensors: Sequence[Tensor], group: Any = None) -> Rows:
     """
     group, own = group_of(group), len(tensors[0])
     if group is None:
-        return Rows([t[None] for t in tensors], [own], [])
+        return GatheredRows([t[None] for t in tensors], [own], [])
     n = dist.get_world_size(group)
     counts = torch.zeros(n, dtype=torch.int64, device=tensors[0].device)
     _ALL_GATHER(counts, counts.new_tensor([own]), group=group)
@@ -204,7 +204,7 @@ def start_gather(tensors: Sequence[Tensor], group: Any = None) -> Rows:
             bytes_here, bytes_of_all = (t.view(-1).view(torch.uint8) for t in (sent, of_all))
             works.append(_ALL_GATHER(bytes_of_all, bytes_here, group=group, async_op=True))
         found.append(of_all)
-    return Rows(found, sizes, works)
+    return GatheredRows(found, sizes, works)
 
 
 def gathered(rows: Tensor, group: Any = None) -> Tensor:

@@ -69,7 +69,7 @@ _connection = _connect()
 
 
 def lacks() -> str | None:
-    """None where calls on the CPU pass the dispatcher; else why not: each call is 1 to 3 us slower then."""
+    """None where calls on the CPU pass the dispatcher; else why not: each call takes longer then."""
     return _connection if isinstance(_connection, str) else None
 
 

@@ -42,7 +42,7 @@ _ANSWERED_BYTES = 1 << 28
 class MLPLearner(Learner):
     """Linear layers on frozen features, trained item after item by SGD; no method against forgetting.
 
-    Linear, ReLU, linear, ReLU, linear; Glorot-normal weights, zero bias, no dropout, plain cross-entropy over
+    ReLU between them; Glorot-normal weights, zero bias, no dropout, plain cross-entropy over
     all classes of the stream. Methods differ in the optimizer (:meth:`_build`) or in what they add to a step or
     to an item (the hooks below). So all of them have the same initial weights and the same order of inputs.
 

@@ -38,7 +38,7 @@ _RESERVE = tuple(field.name for field in fields(Reserve))
 class MetaplasticMLP(MLPLearner):
     """Linear layers on frozen features, trained item after item by flexible synapses.
 
-    Linear, ReLU, linear, ReLU, linear; Glorot-normal weights, zero bias, no dropout, plain cross-entropy over
+    ReLU between them; Glorot-normal weights, zero bias, no dropout, plain cross-entropy over
     all classes of the stream, as in the paper. Each item is learned with the alpha that the weights had when it
     began; when it ends, the synapses are consolidated: the next item finds them as stiff as this one left them.
     The initial weights are procedural, so the optimizer needs no copy of them as anchors (on a CPU it keeps one

@@ -15,7 +15,7 @@ from torch.autograd.graph import Node
 from torch.nn.functional import linear, relu
 
 from flexkern.backends import requested_in_block, use_backend
-from flexkern.distributed import Rows, start_gather
+from flexkern.distributed import GatheredRows, start_gather
 from flexkern.nn.fused.stepped_grad import MicroBatch, SteppedGrad
 
 __all__ = ["FusedLayer", "FusedLinear", "PendingBackward"]
@@ -183,7 +183,7 @@ def _joined(batches: list[MicroBatch]) -> MicroBatch:
     return MicroBatch(x, grad_out, torch.cat(posts) if posts else None)
 
 
-def _start_gather(layer: FusedLayer, batches: list[MicroBatch]) -> Rows | None:
+def _start_gather(layer: FusedLayer, batches: list[MicroBatch]) -> GatheredRows | None:
     """Where a window is complete: begins to gather what all processes have for the step. None: nothing is sent.
 
     As in DistributedDataParallel the gradient is the mean of those of all processes.
@@ -196,7 +196,7 @@ def _start_gather(layer: FusedLayer, batches: list[MicroBatch]) -> Rows | None:
 
 
 def _step(
-    layer: FusedLayer, weight: Tensor, optimizer: Any, batches: list[MicroBatch], coming: Rows | None
+    layer: FusedLayer, weight: Tensor, optimizer: Any, batches: list[MicroBatch], coming: GatheredRows | None
 ) -> None:
     if len(batches) < layer.window:
         weight.grad = SteppedGrad(weight, optimizer, layer.window, batches)
