@@ -29,28 +29,31 @@ class Epochs:
         at: full size: the small transformer and 192 images on a CPU; ViT-B/16 in bf16 and 480 on a GPU. Batches
             of 48, as in EASE.
         half: adapters are in the last half of the blocks.
+        augment: whether images are cropped and flipped; what comes before the first adapter is kept if not.
 
     Raises:
         Skip: if transformers is not installed.
     """
 
-    def __init__(self, at: Setting, *, half: bool = False) -> None:
-        self.at, self.half = at, half
+    def __init__(self, at: Setting, *, half: bool = False, augment: bool = True) -> None:
+        self.at, self.half, self.augment = at, half, augment
         on_gpu = at.device == GPU and not at.quick
         self.size = "vit-b16" if on_gpu else "small"
         self.recipe = Recipe(
-            precision="bfloat16" if on_gpu else "float32", batch_size=at.size(48, 4), epochs=20
-        )
+            precision="bfloat16" if on_gpu else "float32", batch_size=at.size(48, 4), epochs=20,
+            augment=augment,
+        )  # fmt: skip
         pixels = backbone(self.size, CPU).config.image_size
         generator = torch.Generator().manual_seed(1)
-        count = at.size(480 if on_gpu else 192, 8)
+        count = at.size(480 if on_gpu else 192 if augment else 48, 8)  # of 20 epochs a batch is enough
         self.images = torch.randint(0, 256, (count, 3, pixels, pixels), dtype=torch.uint8, generator=generator)
         self.labels = torch.randint(CLASSES, (count,), generator=generator)
 
     def title(self) -> str:
         name = "ViT-B/16, bf16" if self.size == "vit-b16" else "small ViT"
+        what, how = ("an epoch", "with") if self.augment else (f"{self.recipe.epochs} epochs", "without")
         return (
-            f"Artsy training, an epoch of a task's adapters and head with augmentation, "
+            f"Artsy training, {what} of a task's adapters and head {how} augmentation, "
             f"{HALF if self.half else ''}{name}, {len(self.labels)} images, "
             f"batch {self.recipe.batch_size}{self.at.suffix()}"
         )
@@ -88,6 +91,7 @@ class Epochs:
         if adapters is not None:
             adapters(ease)
         options = asdict(learner.recipe) | {"size": learner.image_size, "seed": [SEED, 0]}
+        del options["token_cache"]
         return EaseTraining(ease, CosineHead(learner._head.weight), **options)
 
     def again(self, training: Training | EaseTraining) -> Callable[[], float]:
@@ -96,6 +100,16 @@ class Epochs:
         def run() -> float:
             training.epochs_done = 0
             return training.epoch(self.images, self.labels)
+
+        return run
+
+    def task(self, begin: Callable[[], Training | EaseTraining]) -> Callable[[], float]:
+        """All epochs of a training, which ``begin`` gives; what ours keeps between them is made in the first."""
+
+        def run() -> float:
+            training = begin()
+            training.epochs_done = 0
+            return [training.epoch(self.images, self.labels) for _ in range(self.recipe.epochs)][-1]
 
         return run
 
@@ -110,7 +124,9 @@ class Epochs:
         # Attention's two products cost twice as much backward as forward; what comes before the first adapter
         # has no backward pass.
         backward = (adapted - 1) * (block + 4 * tokens * tokens * d) + (2 * adapted - 1) * adapter
-        an_image = embedding + depth * block + adapted * adapter + backward
+        trunk = embedding + (depth - adapted) * block
+        every = adapted * (block + adapter) + backward
+        an_image = trunk + every if self.augment else trunk + self.recipe.epochs * every
         return Work(0, len(self.labels) * an_image, self.recipe.precision)
 
     def agrees(self, adapters: Callable[[Ease], None] | None = None) -> None:
@@ -182,4 +198,21 @@ def training_half(at: Setting) -> Comparison:
         ],
         epochs.work(),
         note="without what comes after: gates, prototypes",
+    )
+
+
+@case("artsy/training-half-kept", devices=(CPU, GPU), backends=("triton",), budget=True)
+def training_half_kept(at: Setting) -> Comparison:
+    epochs, every = (Epochs(at, half=half, augment=False) for half in (True, False))
+    learner = epochs.learner()
+    whole, part = every.plain(every.learner()), epochs.plain(learner)
+    return Comparison(
+        epochs.title(),
+        epochs.task(lambda: epochs.training(learner)),  # a new one each time, which has kept nothing yet
+        [
+            Peer("EASE's, in all blocks", every.task(lambda: whole), "it trains more", faster(2)),
+            Peer("EASE's, in the same blocks", epochs.task(lambda: part), epochs.agrees),
+        ],
+        epochs.work(),
+        note="without what comes after: gates, prototypes; the tokens before the first adapter are kept",
     )

@@ -40,6 +40,7 @@ class EaseTraining:
         ease: the frozen network with its adapters.
         head: of the task's classes.
         lr, momentum, weight_decay, batch_size, epochs, crop, flip: EASE's recipe; ``epochs`` of the cosine.
+        augment: whether images are cropped and flipped; they must have ``size`` pixels if not.
         precision: "float32", or "bfloat16" for mixed precision.
         size: pixels of the images that the network takes.
         seed: what decides order, crops and dropout of each epoch.
@@ -57,6 +58,7 @@ class EaseTraining:
         epochs: int,
         crop: tuple[float, float],
         flip: float,
+        augment: bool,
         precision: str,
         size: int,
         seed: Sequence[int],
@@ -68,7 +70,7 @@ class EaseTraining:
             self.params, lr, momentum=momentum, weight_decay=weight_decay, fused=True
         )
         self._lr, self._batch_size, self._epochs = lr, batch_size, epochs
-        self._crop, self._flip, self._size = crop, flip, size
+        self._crop, self._flip, self._size, self._augment = crop, flip, size, augment
         self._mixed, self._seed = precision == "bfloat16", list(seed)
         self.epochs_done = 0
 
@@ -83,7 +85,8 @@ class EaseTraining:
         total = torch.zeros((), device=device)
         for rows in order.split(self._batch_size):
             x = as_float(images[rows].to(device))
-            x = random_resized_crop(x, self._size, scale=self._crop, flip=self._flip, generator=generator)
+            if self._augment:
+                x = random_resized_crop(x, self._size, scale=self._crop, flip=self._flip, generator=generator)
             with torch.autocast(device.type, torch.bfloat16, enabled=self._mixed):
                 logits = self.head(self.ease.features(x, self._task))
             loss = functional.cross_entropy(logits.float(), labels[rows].to(device))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from flexkern.backbones.parts import Parts
 from flexkern.learners.vit.training import CosineHead
 from flexkern.nn.adapters import homes
-from flexkern.nn.adapters.adapted_model import AdaptedModel, attach_adapters
+from flexkern.nn.adapters.adapted_model import AdaptedModel, Trunk, attach_adapters
 from flexkern.nn.adapters.bank import AdapterBank
 from flexkern.nn.adapters.paged_bank import PagedAdapterBank
 from flexkern.plain import choice, number, whole_number
@@ -71,13 +71,13 @@ def with_adapters(
     return attach_adapters(network, bank, parts, blocks=blocks).eval()
 
 
-def adapter_logits(adapted: AdaptedModel, head: CosineHead, task: int, images: Tensor) -> Tensor:
+def adapter_logits(adapted: AdaptedModel, head: CosineHead, task: int, trunk: Trunk) -> Tensor:
     """What a task's head makes of images with the task's adapter, whose dropout is on meanwhile.
 
     Not longer than a forward pass: whoever asks in between, as one who watches may, gets no dropout.
     """
     adapted.bank.train()
     try:
-        return head(adapted.features(adapted.trunk(images), task))
+        return head(adapted.features(trunk, task))
     finally:
         adapted.bank.eval()

@@ -225,11 +225,14 @@ class ArtsyViT(TaskRows):
         seed = [self.seed, self.tasks_learned]
         # A method and no closure: it can be pickled, and a copy of the learner trains the copy.
         logits = self._training_logits
-        return Training(parameters, logits, self.recipe, size=self.image_size, seed=seed, device=self.device)
+        return Training(
+            parameters, logits, self.recipe, size=self.image_size, seed=seed, device=self.device,
+            trunk=self.adapted.trunk,
+        )  # fmt: skip
 
-    def _training_logits(self, x: Tensor) -> Tensor:
+    def _training_logits(self, trunk: Trunk) -> Tensor:
         assert self._head is not None
-        return adapter_logits(self.adapted, self._head, self.bank.tasks - 1, x)
+        return adapter_logits(self.adapted, self._head, self.bank.tasks - 1, trunk)
 
     def _epoch(self, training: Training, images: Any, labels: Tensor) -> float:
         rows = (~self._held_out(labels)).nonzero().squeeze(1)

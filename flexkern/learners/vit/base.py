@@ -7,7 +7,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -30,7 +30,7 @@ from flexkern.learners.vit.classes import begun_by, known_classes, new_classes, 
 from flexkern.learners.vit.fingerprints import WHOLE, fingerprint, name_of, old_fingerprint
 from flexkern.learners.vit.images import check_images
 from flexkern.learners.vit.restored import check_parts, check_same
-from flexkern.learners.vit.training import Recipe, Training, autocast, test_view
+from flexkern.learners.vit.training import Recipe, Training, autocast, test_view, written
 from flexkern.nn.gates.checks import check_true_task
 from flexkern.nn.not_learned import NotLearnedError
 from flexkern.nn.temperature import fit_log_temperature
@@ -110,7 +110,7 @@ class ViTLearner(Learner):
                 hint = nearest(name, schema.argument_names(type(self)))
                 raise TypeError(f"{type(self).__name__} has no argument {name!r}{hint}")
         self.recipe = recipe or self.default_recipe()
-        of_recipe = asdict(self.recipe) | {"crop": list(self.recipe.crop)}  # JSON has no tuples
+        of_recipe = written(self.recipe)
         configuration: dict[str, Any] = {
             "recipe": of_recipe, "images_per_pass": images_per_pass, "image_size": image_size,
             "calibration_images": calibration_images, **options,

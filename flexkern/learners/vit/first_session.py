@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from flexkern.learners.vit.adapters import adapter_logits, adapter_options, with_adapters
 from flexkern.learners.vit.base import ViTLearner
 from flexkern.learners.vit.training import CosineHead, Training
-from flexkern.nn.adapters.adapted_model import AdaptedModel
+from flexkern.nn.adapters.adapted_model import AdaptedModel, Trunk
 from flexkern.plain import SEEDS, choice
 
 __all__ = ["FIRST_SESSIONS", "FirstSession"]
@@ -113,13 +113,14 @@ class FirstSession(ViTLearner):
         # A method and no closure: it can be pickled, and a copy of the learner trains the copy.
         logits = self._training_logits
         return Training(
-            parameters, logits, self.recipe, size=self.image_size, seed=[self.seed, 0], device=self.device
-        )
+            parameters, logits, self.recipe, size=self.image_size, seed=[self.seed, 0], device=self.device,
+            trunk=self.adapted.trunk,
+        )  # fmt: skip
 
-    def _training_logits(self, x: Tensor) -> Tensor:
+    def _training_logits(self, trunk: Trunk) -> Tensor:
         assert self.adapted is not None
         assert self._session_head is not None
-        return adapter_logits(self.adapted, self._session_head, 0, x)
+        return adapter_logits(self.adapted, self._session_head, 0, trunk)
 
     def _end(self, images: Any, labels: Tensor) -> None:
         if self.adapted is not None:

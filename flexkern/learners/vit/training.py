@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import os
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,14 +16,18 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from flexkern.distributed import rows_from, sum_, world_size
-from flexkern.learners.processes import add_gradients, share_of
+from flexkern.learners.processes import Share, add_gradients, share_of
 from flexkern.learners.progress import tell
+from flexkern.learners.vit.token_cache import TokenCache
+from flexkern.nn.adapters.adapted_model import Trunk
 from flexkern.ops.choices import PRECISIONS
-from flexkern.plain import choice, number, whole_number
+from flexkern.plain import choice, flag, number, whole_number
 from flexkern.streams.augment import as_float, random_resized_crop, test_view
 from flexkern.streams.image_source import ImageSource, batches
 
-__all__ = ["CosineHead", "Recipe", "Training", "autocast", "test_view"]
+__all__ = ["CosineHead", "Recipe", "Training", "autocast", "test_view", "written"]
+
+GIB = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,9 @@ class Recipe:
         batch_size: images per step.
         crop: range of a random crop's area, as a share of the image's.
         flip: probability of mirroring an image; 0 where left and right have a meaning.
+        augment: False: no crop and no flip, but images as they are tested, the same in each epoch. What comes
+            before the first adapter is then computed once in a task and kept, if there is room.
+        token_cache: GiB that it may take; 0: nothing is kept.
         precision: "float32", or "bfloat16" for mixed precision (parameters and statistics stay float32).
 
     Raises:
@@ -49,13 +57,15 @@ class Recipe:
     batch_size: int = 48
     crop: tuple[float, float] = (0.05, 1.0)
     flip: float = 0.5
+    augment: bool = True
+    token_cache: float = 1.0
     precision: str = "float32"
 
     def __post_init__(self) -> None:
         plain: dict[str, object] = {}
         for name in ("epochs", "batch_size"):
             plain[name] = whole_number(getattr(self, name), name)
-        for name in ("lr", "momentum", "weight_decay"):
+        for name in ("lr", "momentum", "weight_decay", "token_cache"):
             plain[name] = number(getattr(self, name), name, 0)
         if isinstance(self.crop, (str, bytes)) or not isinstance(self.crop, Iterable):
             raise TypeError(f"crop must be a range within (0, 1], two numbers, got {self.crop!r}")
@@ -64,9 +74,20 @@ class Recipe:
             raise ValueError(f"crop must be a range within (0, 1], got {self.crop}")
         plain["crop"] = crop
         plain["flip"] = number(self.flip, "flip", 0, 1)
+        plain["augment"] = flag(self.augment, "augment")
         plain["precision"] = choice(self.precision, "precision", PRECISIONS)
         for name, value in plain.items():
             object.__setattr__(self, name, value)
+
+
+_LATER = ("augment", "token_cache")  # fields that the first checkpoints lack
+
+
+def written(recipe: Recipe) -> dict[str, Any]:
+    """A recipe as checkpoints have it: plain JSON; what earlier versions did not know is there only where it
+    says something, so that their files and ours are the same."""
+    fields = {k: v for k, v in asdict(recipe).items() if k not in _LATER or v != getattr(Recipe, k)}
+    return fields | {"crop": list(recipe.crop)}  # JSON has no tuples
 
 
 def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
@@ -121,26 +142,35 @@ class Training:
 
     Args:
         parameters: what is trained.
-        logits: from augmented images, float [b, 3, size, size], to task-local logits.
+        logits: from images as the recipe has them, float [b, 3, size, size], or from what ``trunk`` makes of
+            them, to task-local logits.
         recipe: how.
         size: pixels of the images that the network takes.
         seed: a few integers that no other training has: they decide the order, the crops and the dropout of
             each epoch, so that there is no generator to save.
         device: where the network is.
+        trunk: what comes before all that is trained; None: nothing does. Where the recipe does not augment,
+            each epoch must be over the same images, in one order.
     """
 
     def __init__(
         self,
         parameters: Sequence[nn.Parameter],
-        logits: Callable[[Tensor], Tensor],
+        logits: Callable[[Any], Tensor],
         recipe: Recipe,
         *,
         size: int,
         seed: Sequence[int],
         device: torch.device,
+        trunk: Callable[[Tensor], Trunk] | None = None,
     ) -> None:
         self.recipe, self.size, self.seed, self.device = recipe, size, list(seed), device
-        self.logits = logits
+        self.logits, self.trunk = logits, trunk
+        self.cache: TokenCache | None = None
+        if trunk is not None and not recipe.augment and recipe.token_cache:
+            self.cache = TokenCache(
+                trunk, size=size, device=device, at_once=recipe.batch_size, limit=recipe.token_cache * GIB
+            )
         self.epochs, self.epochs_done = recipe.epochs, 0
         self.optimizer = torch.optim.SGD(
             parameters, recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay, fused=True
@@ -166,15 +196,10 @@ class Training:
         with (
             _one_at_a_time,
             torch.random.fork_rng(devices),
-            closing(batches(images, [share.rows for share in shares], pin=bool(devices))) as given,
+            closing(self._inputs(images, shares, [len(rows) for rows in parts], generator)) as given,
         ):
             torch.manual_seed(seed)
-            for share, rows, of_batch in zip(shares, parts, given, strict=True):
-                x = as_float(of_batch.to(self.device, non_blocking=True))
-                x = random_resized_crop(
-                    x, self.size, scale=recipe.crop, flip=recipe.flip, generator=generator,
-                    within=(share.first, len(rows)),
-                )  # fmt: skip
+            for share, rows, x in zip(shares, parts, given, strict=True):
                 with autocast(recipe, self.device), rows_from(share.first):
                     logits = self.logits(x)
                 truth = labels[share.rows].to(self.device)
@@ -192,3 +217,32 @@ class Training:
         sum_([total])
         self.epochs_done += 1
         return total.item() / len(labels)
+
+    def _inputs(
+        self, images: Tensor | ImageSource, shares: Sequence[Share], counts: Sequence[int], generator: torch.Generator
+    ) -> Generator[Any, None, None]:
+        """What the logits of each batch are made of; ``counts``: how many images it has on all processes."""
+        recipe, device = self.recipe, self.device
+        if self.cache is not None:
+            with autocast(recipe, device):
+                kept = self.cache.of(images)
+            if kept is not None:
+                yield from (Trunk(*(part[share.rows.to(device)] for part in kept)) for share in shares)
+                return
+        rows = [share.rows for share in shares]
+        with closing(batches(images, rows, pin=device.type == "cuda")) as given:
+            for share, count, of_batch in zip(shares, counts, given, strict=True):
+                x = of_batch.to(device, non_blocking=True)
+                if recipe.augment:
+                    x = random_resized_crop(
+                        as_float(x), self.size, scale=recipe.crop, flip=recipe.flip, generator=generator,
+                        within=(share.first, count),
+                    )  # fmt: skip
+                else:
+                    x = test_view(x, self.size)
+                if self.trunk is None:
+                    yield x
+                    continue
+                with autocast(recipe, device):
+                    tokens = self.trunk(x)
+                yield tokens
