@@ -202,12 +202,12 @@ def inference_1(at: Setting) -> Comparison:
 
 @case("artsy/inference-10", devices=(CPU, GPU), backends=BACKENDS, budget=True)
 def inference_10(at: Setting) -> Comparison:
-    return inference(at, at.size(10, 3), goal_at(at, 4.0, 4.5))
+    return inference(at, at.size(10, 3), goal_at(at, 6.0, 4.5))
 
 
 @case("artsy/inference-50", devices=(CPU, GPU), backends=BACKENDS, budget=True)
 def inference_50(at: Setting) -> Comparison:
-    return inference(at, at.size(50, 5), goal_at(at, 16.0, 20.0))
+    return inference(at, at.size(50, 5), goal_at(at, 28.0, 20.0))
 
 
 @case("artsy/inference-half", devices=(CPU, GPU), backends=BACKENDS, budget=True)

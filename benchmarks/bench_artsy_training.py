@@ -177,7 +177,7 @@ def training(at: Setting) -> Comparison:
     return Comparison(
         epochs.title(),
         epochs.again(epochs.training(learner)),
-        [Peer("EASE's, adapters as modules", epochs.again(epochs.plain(learner)), epochs.agrees)],
+        [Peer("EASE's, adapters as modules", epochs.again(epochs.plain(learner)), epochs.agrees, faster(1.0))],
         epochs.work(),
         note="both without what comes after: gates, prototypes",
     )
