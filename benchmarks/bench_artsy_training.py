@@ -104,7 +104,7 @@ class Epochs:
         return run
 
     def task(self, begin: Callable[[], Training | EaseTraining]) -> Callable[[], float]:
-        """All epochs of a training, which ``begin`` gives; what ours keeps between them is made in the first."""
+        """All epochs of a training that ``begin`` gives; what ours keeps between them is made in the first."""
 
         def run() -> float:
             training = begin()

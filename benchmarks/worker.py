@@ -16,6 +16,10 @@ from flexkern.benchmarks.machine import HUGE_PAGES
 
 __all__ = ["Options", "collect", "run", "stream"]
 
+# From this level on torch's profiler says nothing: it tells stderr of each start and stop, in the middle of the
+# table.
+_NO_WORDS_OF_THE_PROFILER = {"KINETO_LOG_LEVEL": "6"}
+
 
 @dataclass(frozen=True)
 class Options:
@@ -67,7 +71,7 @@ def stream(
     pages = {HUGE_PAGES: "0" if small_pages else "1"}
     process = subprocess.Popen(
         [*command, "--small-pages"] if small_pages else command,
-        env={**os.environ, **pages, **(environment or {})},
+        env={**_NO_WORDS_OF_THE_PROFILER, **os.environ, **pages, **(environment or {})},
         cwd=folder,
         stdout=subprocess.PIPE,
         text=True,

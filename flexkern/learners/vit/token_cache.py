@@ -43,7 +43,7 @@ class TokenCache:
         return self.__dict__ | {"_kept": None}
 
     def of(self, images: Tensor | ImageSource) -> Trunk | None:
-        """Of all images, uint8 or float [n, 3, h, w], which are the same in each call; None if there is no room.
+        """Of all images, [n, 3, h, w], uint8 or float, which are the same in each call; None: there is no room.
 
         Raises:
             ValueError, OSError: of a source that cannot be decoded.

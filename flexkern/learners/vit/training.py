@@ -219,7 +219,11 @@ class Training:
         return total.item() / len(labels)
 
     def _inputs(
-        self, images: Tensor | ImageSource, shares: Sequence[Share], counts: Sequence[int], generator: torch.Generator
+        self,
+        images: Tensor | ImageSource,
+        shares: Sequence[Share],
+        counts: Sequence[int],
+        generator: torch.Generator,
     ) -> Generator[Any, None, None]:
         """What the logits of each batch are made of; ``counts``: how many images it has on all processes."""
         recipe, device = self.recipe, self.device
