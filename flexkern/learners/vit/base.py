@@ -135,7 +135,7 @@ class ViTLearner(Passes):
         if any(map(is_sharded, network.parameters())):
             raise ValueError(
                 "backbone: its weights are sharded (fully_shard, parallelize_module). Processes that learn "
-                "together make as many passes as their own images need, so each needs the whole network: give it "
+                "together make as many passes as their own images need, so each has the whole network: give it "
                 'as it was, in bfloat16 where it is large (load_backbone(..., dtype="bfloat16"))'
             )
         if self.recipe.precision == "bfloat16" and any(p.dtype is torch.float16 for p in network.parameters()):
