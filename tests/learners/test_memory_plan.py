@@ -16,7 +16,7 @@ pytest.importorskip("transformers", reason="transformers is not installed")
 
 from flexkern.learners import load_learner, make_learner
 from flexkern.learners.live_bytes import Cost, LiveBytes, cost_of
-from flexkern.learners.vit.memory import MemoryPlan, bytes_of_modules
+from flexkern.learners.vit.memory_plan import MemoryPlan, bytes_of_modules
 from flexkern.streams import Experience
 from helpers import tiny_vit
 

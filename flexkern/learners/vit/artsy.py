@@ -25,7 +25,7 @@ from flexkern.learners.vit.adapters import (
 from flexkern.learners.vit.base import check_same
 from flexkern.learners.vit.held_out import check_head, held_out_of
 from flexkern.learners.vit.images import check_images
-from flexkern.learners.vit.memory import PairsCost, pairs_cost
+from flexkern.learners.vit.memory_plan import PairsCost, pairs_cost
 from flexkern.learners.vit.opened import COUNTED, Seen, counting, report_of
 from flexkern.learners.vit.task_rows import TaskRows
 from flexkern.learners.vit.training import CosineHead, Recipe, Training

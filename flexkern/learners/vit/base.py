@@ -27,8 +27,8 @@ from flexkern.learners.progress import unwatched
 from flexkern.learners.scenarios import FEW
 from flexkern.learners.vit.classes import begun_by, known_classes, new_classes, places
 from flexkern.learners.vit.fingerprints import WHOLE, fingerprint, name_of, old_fingerprint
+from flexkern.learners.vit.image_passes import Passes
 from flexkern.learners.vit.images import check_images
-from flexkern.learners.vit.passes import Passes
 from flexkern.learners.vit.restored import check_parts, check_same
 from flexkern.learners.vit.training import Recipe, Training
 from flexkern.nn.gates.checks import check_true_task
@@ -135,7 +135,7 @@ class ViTLearner(Passes):
         if any(map(is_sharded, network.parameters())):
             raise ValueError(
                 "backbone: its weights are sharded (fully_shard, parallelize_module). Processes that learn "
-                "together make as many passes as their own images need, so each has the whole network: give it "
+                "together make as many passes as their own images need, so each needs it whole: give it "
                 'as it was, in bfloat16 where it is large (load_backbone(..., dtype="bfloat16"))'
             )
         if self.recipe.precision == "bfloat16" and any(p.dtype is torch.float16 for p in network.parameters()):

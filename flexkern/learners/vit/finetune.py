@@ -16,7 +16,7 @@ from flexkern.learners.registry import register_method
 from flexkern.learners.scenarios import SCENARIOS
 from flexkern.learners.vit.base import ViTLearner
 from flexkern.learners.vit.classes import new_classes
-from flexkern.learners.vit.passes import Trial
+from flexkern.learners.vit.image_passes import Trial
 from flexkern.learners.vit.training import Recipe, Training
 from flexkern.plain import SEEDS
 

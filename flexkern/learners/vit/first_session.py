@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from flexkern.learners.vit.adapters import adapter_logits, adapter_options, with_adapters
 from flexkern.learners.vit.base import ViTLearner
-from flexkern.learners.vit.memory import MemoryPlan
+from flexkern.learners.vit.memory_plan import MemoryPlan
 from flexkern.learners.vit.training import CosineHead, Training
 from flexkern.nn.adapters.adapted_model import AdaptedModel
 from flexkern.plain import SEEDS, choice

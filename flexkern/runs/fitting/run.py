@@ -21,7 +21,7 @@ import torch
 from flexkern.distributed import is_lead
 from flexkern.files import check_writable
 from flexkern.learners import checkpoint, load_learner, make_learner
-from flexkern.learners.vit.memory import MemoryPlan
+from flexkern.learners.vit.memory_plan import MemoryPlan
 from flexkern.measure import Measure
 from flexkern.runs.fitting.data import check_decodes, classes_in, in_memory, open_images
 from flexkern.runs.fitting.fit_config import BEST_METHOD, FitConfig, read_size

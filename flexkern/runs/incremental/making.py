@@ -14,7 +14,7 @@ from flexkern.features import BackboneFeatures, FeatureCache, Pixels
 from flexkern.learners import METHODS, MLP_METHODS, load_learner, make_learner
 from flexkern.learners.registry import defaults_of
 from flexkern.learners.vit.base import ViTLearner
-from flexkern.learners.vit.memory import MemoryPlan
+from flexkern.learners.vit.memory_plan import MemoryPlan
 from flexkern.plain import nearest, whole_number
 from flexkern.runs.incremental.config import Config, MethodConfig
 from flexkern.runs.incremental.config.method_options import family_of, mistake_in

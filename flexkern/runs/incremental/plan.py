@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from flexkern.learners import METHODS, load_learner, make_learner
-from flexkern.learners.vit.memory import MemoryPlan
+from flexkern.learners.vit.memory_plan import MemoryPlan
 from flexkern.runs.incremental.config import Config, MethodConfig
 from flexkern.runs.incremental.data import check_place, load_images, make_stream
 from flexkern.runs.incremental.journal import Journal

@@ -17,7 +17,7 @@ import torch
 
 from flexkern.distributed import is_lead, world_size
 from flexkern.learners import METHODS, load_learner, make_learner
-from flexkern.learners.vit.memory import MemoryPlan
+from flexkern.learners.vit.memory_plan import MemoryPlan
 from flexkern.measure import Measure
 from flexkern.runs.folder import claim
 from flexkern.runs.incremental.config import Config, MethodConfig

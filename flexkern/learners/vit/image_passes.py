@@ -18,7 +18,7 @@ from flexkern.learners.live_bytes import Cost, cost_of
 from flexkern.learners.progress import tell
 from flexkern.learners.vit.adapters import adapter_logits, with_adapters
 from flexkern.learners.vit.classes import new_classes
-from flexkern.learners.vit.memory import MemoryPlan, PairsCost, bytes_of_heads, bytes_of_modules
+from flexkern.learners.vit.memory_plan import MemoryPlan, PairsCost, bytes_of_heads, bytes_of_modules
 from flexkern.learners.vit.training import CosineHead, Recipe, autocast, test_view, undisturbed
 from flexkern.nn.adapters.adapted_model import AdaptedModel
 from flexkern.nn.adapters.bank import AdapterBank
