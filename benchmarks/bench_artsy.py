@@ -25,7 +25,7 @@ from flexkern.benchmarks.case import (
     faster,
 )
 from flexkern.benchmarks.peers.ease import Ease
-from flexkern.nn import AdapterBank, attach_adapters
+from flexkern.nn import AdapterBank, PagedAdapterBank, attach_adapters
 
 __all__ = ["Inference", "agree", "backbone", "precision", "shape"]
 
@@ -59,6 +59,8 @@ class Inference:
         batch: how many images.
         device: where.
         half: adapters are in the last half of the blocks.
+        offload: where adapters lie, see :class:`flexkern.nn.PagedAdapterBank`; "none": all are on the device.
+        resident_tasks: how many tasks the device has room for then.
 
     Attributes:
         bank, adapted: what ours runs.
@@ -78,12 +80,19 @@ class Inference:
         batch: int = 64,
         device: str = CPU,
         half: bool = False,
+        offload: str = "none",
+        resident_tasks: int = 8,
     ) -> None:
         network = backbone(size, device)
         config: Any = network.config  # of transformers
         self.tasks, self._size, self._device = tasks, size, device
         blocks = config.num_hidden_layers // (2 if half else 1)
-        self.bank = AdapterBank(blocks, config.hidden_size, RANKS[size], device=device)
+        sizes = blocks, config.hidden_size, RANKS[size]
+        self.bank = (
+            AdapterBank(*sizes, device=device)
+            if offload == "none"
+            else PagedAdapterBank(*sizes, device=device, offload=offload, resident_tasks=resident_tasks)
+        )
         for _ in range(tasks):
             self.bank.add_task()
         with torch.no_grad():

@@ -36,8 +36,8 @@ __all__ = [
 # then any other whose name begins as theirs.
 FIRST = (
     "bench_metaplastic", "bench_optimizers", "bench_synapse", "bench_linear", "bench_adapter",
-    "bench_overhead", "bench_learner", "bench_artsy", "bench_artsy_training", "causes", "bench_seeds",
-    "growth_optimizer", "growth_items", "growth_tasks",
+    "bench_overhead", "bench_learner", "bench_artsy", "bench_artsy_training", "bench_offload",
+    "causes", "bench_seeds", "growth_optimizer", "growth_items", "growth_tasks",
 )  # fmt: skip
 CPU, GPU = "cpu", "cuda"
 # More than any last-level cache that a few cores can keep to themselves: the buffers of a case add up to this.

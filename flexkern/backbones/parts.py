@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from flexkern.plain import whole_number
 
@@ -44,6 +46,7 @@ class Parts:
             tokens; ``pool`` has applied it already. None: nothing.
         arguments: from tokens to the keyword arguments of all blocks, such as rotary positions; None: none.
         feature: what ``pool`` takes, in words.
+        recompute: a backward pass computes each block again, from its tokens, which are all that is kept of it.
     """
 
     embed: Callable[[Tensor], Tensor]
@@ -54,13 +57,30 @@ class Parts:
     last: nn.Module | None = None
     arguments: Callable[[Tensor], dict[str, Any]] | None = None
     feature: str = "class token"
+    recompute: bool = False
+
+    def run(
+        self,
+        block: nn.Module,
+        tokens: Tensor,
+        arguments: dict[str, Any],
+        context: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> Tensor:
+        """The tokens that a block returns. With ``recompute`` a backward pass computes it again, in the context
+        that ``context()`` makes now."""
+        if not (self.recompute and torch.is_grad_enabled()):
+            return run_block(block, tokens, arguments)
+        again = context()
+        return checkpoint(
+            run_block, block, tokens, arguments, use_reentrant=False, context_fn=lambda: (nullcontext(), again)
+        )
 
     def features(self, images: Tensor, *, mean: bool = False) -> Tensor:
         """What the model pools from images, [n, width]; with ``mean``, the patches' mean beside it."""
         tokens = self.embed(images)
         arguments = self.block_arguments(tokens)
         for point in self.points:
-            tokens = run_block(point.block, tokens, arguments)
+            tokens = self.run(point.block, tokens, arguments)
         tokens = self.norm(tokens)
         return torch.cat([self.pooled(tokens), self.mean(tokens)], 1) if mean else self.pooled(tokens)
 
@@ -83,7 +103,7 @@ class Parts:
         arguments = self.block_arguments(tokens)
         found: list[Tensor] = []
         for i, point in enumerate(self.points):
-            tokens = run_block(point.block, tokens, arguments)
+            tokens = self.run(point.block, tokens, arguments)
             if i >= first:
                 found += self.summary(tokens, self.summaries == 2)
         return torch.cat(found, 1)
@@ -91,7 +111,9 @@ class Parts:
     def summary(self, tokens: Tensor, mean: bool) -> list[Tensor]:
         """What the model would pool from the tokens after a block, [n, width], and with ``mean`` their mean."""
         tokens = self.norm(tokens)
-        return [self.pooled(tokens), self.mean(tokens)] if mean else [self.pooled(tokens)]
+        # A view of one token would keep all of them, of each block that is read.
+        pooled = self.pooled(tokens).contiguous()
+        return [pooled, self.mean(tokens)] if mean else [pooled]
 
     @property
     def summaries(self) -> int:

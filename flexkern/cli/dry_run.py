@@ -39,6 +39,9 @@ def show_plan(config: Any, *, restart: bool, accept_other_environment: bool) -> 
     for method in found.methods:
         if method.why:
             console.print(f"{method.name}: not measured: {method.why}", markup=False, highlight=False)
+    for method in found.methods:
+        if method.memory:
+            console.print(f"{method.name}: {method.memory}", markup=False, highlight=False, soft_wrap=True)
     total = [method.seconds for method in found.methods if method.seconds is not None]
     more = "" if len(total) == len(found.methods) else " and what was not measured"
     console.print(f"about {said_time(sum(total))} in all{more}; nothing was written", highlight=False)

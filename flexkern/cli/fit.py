@@ -135,7 +135,7 @@ def _show(config: Any, *, restart: bool) -> dict[str, Any]:
             name = f"task {event.task + 1} of {event.tasks}"
             if event.kind == "begin":
                 bar.update(whole, total=event.tasks, completed=len(event.record["tasks"]), description="tasks")
-                for line in _begins(event.record):
+                for line in [*_begins(event.record), str(event.memory)]:
                     console.print(line, markup=False, highlight=False, soft_wrap=True)
             elif event.kind == "images":
                 if event.done < bar.tasks[images].completed:  # another pass

@@ -161,6 +161,9 @@ def show(
                 total = event.tasks * len(shown.methods) * len(shown.seeds)
                 bar.update(whole, total=total, description="tasks")
                 return
+            if event.kind == "memory":
+                console.print(f"{event.method}: {event.memory}", markup=False, highlight=False, soft_wrap=True)
+                return
             assert event.record is not None
             name = f"{event.method}, seed {event.seed}, task {event.task + 1} of {event.tasks}"
             if event.kind in ("epoch", "part"):

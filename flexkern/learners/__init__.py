@@ -24,6 +24,7 @@ from flexkern.learners.vit.artsy import ArtsyViT
 from flexkern.learners.vit.finetune import FinetuneViT
 from flexkern.learners.vit.joint import JointViT
 from flexkern.learners.vit.lda import LDA
+from flexkern.learners.vit.memory_plan import MemoryPlan
 from flexkern.learners.vit.ranpac import RanPAC
 from flexkern.learners.vit.simplecil import SimpleCIL
 from flexkern.learners.vit.training import Recipe
@@ -48,6 +49,7 @@ __all__ = [
     "JointMLP",
     "JointViT",
     "Learner",
+    "MemoryPlan",
     "MetaplasticMLP",
     "NotLearnedError",
     "Progress",

@@ -54,6 +54,7 @@ class FeatureStatistics(GrowingState):
     outer: Tensor
     adds_up = ("count", "sum", "outer")
     _SIZES: ClassVar = {"count": ("C",), "sum": ("C", "width"), "outer": ("width", "width")}
+    _DERIVED: ClassVar = (("3", "width", "width"), ("C", "width"))  # the factor is of twice as many bytes
 
     def __init__(
         self, width: int, *, shrinkage: float | str = "oas", device: torch.device | str | None = None

@@ -30,6 +30,9 @@ class GrowingState(nn.Module):
     _SIZES: ClassVar[dict[str, tuple[str, ...]]] = {}
     """Sizes of the buffers of a state: numbers, names of attributes, or a capital for one that several have."""
 
+    _DERIVED: ClassVar[tuple[tuple[str, ...], ...]] = ()
+    """Sizes, as those of buffers, of what is made from these in float32 to answer, and kept."""
+
     adds_up: ClassVar[tuple[str, ...]] = ()
     """The buffers that are sums over samples: :func:`flexkern.nn.learning_together` adds them up."""
 
@@ -59,6 +62,26 @@ class GrowingState(nn.Module):
                     f"the state has {name} {list(shape)}, and must have [{', '.join(sizes)}]"
                     + "".join(f", {k} = {v}" for k, v in shared.items())
                 )
+
+    def bytes_with(self, **sizes: int) -> int:
+        """Bytes of the state, and of what is kept to answer, if some sizes were others than they are.
+
+        Args:
+            sizes: by the capitals of ``_SIZES``: C classes, T tasks ... Others stay. Modules in this one do not
+                count.
+        """
+        total, now = 0, dict(sizes)
+        for name, letters in self._SIZES.items():
+            buffer = self._buffers[name]
+            if buffer is None:
+                continue
+            shape = zip(letters, buffer.shape, strict=True)
+            shape_then = [now.setdefault(size, n) if size.isupper() else n for size, n in shape]
+            total += math.prod(shape_then) * buffer.element_size()
+        for derived in self._DERIVED:
+            numbers = [now[n] if n.isupper() else int(n) if n.isdigit() else getattr(self, n) for n in derived]
+            total += math.prod(numbers) * torch.float32.itemsize
+        return total
 
     def _changed(self) -> None:
         """Called after the state was replaced or moved: drops what was derived from it."""

@@ -73,3 +73,8 @@ def test_files_go_from_any_number_of_processes_to_any_other(two: list[dict[str, 
 def test_refused(two: list[dict[str, Any]]) -> None:
     for of_one in two:
         assert "learn() of ArtsyViT: the learner's configuration is" in of_one["refused"]
+
+
+def test_a_backbone_in_parts_is_refused(two: list[dict[str, Any]]) -> None:
+    for of_one in two:
+        assert of_one["sharded"].startswith("backbone: its weights are sharded")

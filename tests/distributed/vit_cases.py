@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import fully_shard
 
 from flexkern.distributed import rank, world_size
 from flexkern.learners import METHODS, load_learner, make_learner
@@ -115,6 +116,18 @@ def refused() -> str:
     return ""
 
 
+def sharded() -> str:
+    """A backbone of whose blocks each process has a part."""
+    network = tiny_vit.backbone()
+    for block in network.encoder.layer if hasattr(network, "encoder") else network.layers:
+        fully_shard(block)
+    try:
+        make_learner("artsy", network)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
 GATES: dict[str, dict[str, Any]] = {
     "ridge": {"gate": {"gate": "ridge", "features": 16, "gating": "soft"}},
     "knn": {"gate": {"gate": "knn"}},
@@ -128,6 +141,9 @@ LEARNED: dict[str, Callable[[], dict[str, Any]]] = {
     "first session": partial(learn, "ranpac", first_session="both", rank=4, dropout=0.3),
     "source": partial(learn, "artsy", source=True),
     "small batches": partial(learn, "artsy", batch_size=3, dropout=0.5),
+    "recompute": partial(learn, "artsy", dropout=0.5, recompute=True),
     "few": few,
 }
-CASES: dict[str, Callable[[], Any]] = {**LEARNED, "saved": saved, "resumed": resumed, "refused": refused}
+CASES: dict[str, Callable[[], Any]] = {
+    **LEARNED, "saved": saved, "resumed": resumed, "refused": refused, "sharded": sharded,
+}  # fmt: skip

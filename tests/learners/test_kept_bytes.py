@@ -98,10 +98,13 @@ MLPS: list[tuple[str, dict[str, Any], int]] = [
 def test_on_a_transformer(method: str, options: dict[str, Any], by_hand: Callable[[], int]) -> None:
     pytest.importorskip("transformers", reason="transformers is not installed")
     one = make_learner(method, backbone(), epochs=1, **options)
+    planned = one._kept_bytes(C, TASKS)
     for item in list(stream())[:TASKS]:
         one.learn(item)
     one.predict(stream()[0].test_inputs)
     assert one.memory_bytes == by_hand()
+    if method not in ("finetune", "joint"):  # of these most is the network
+        assert planned["adapters"] + planned["statistics"] == pytest.approx(by_hand(), rel=0.01)
 
 
 @pytest.mark.parametrize(("method", "options", "by_hand"), MLPS)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any
@@ -26,7 +25,8 @@ from flexkern.learners.vit.adapters import (
 from flexkern.learners.vit.base import check_same
 from flexkern.learners.vit.held_out import check_head, held_out_of
 from flexkern.learners.vit.images import check_images
-from flexkern.learners.vit.opened import Seen, report_of
+from flexkern.learners.vit.memory_plan import PairsCost, pairs_cost
+from flexkern.learners.vit.opened import COUNTED, Seen, counting, report_of
 from flexkern.learners.vit.task_rows import TaskRows
 from flexkern.learners.vit.training import CosineHead, Recipe, Training
 from flexkern.nn.adapters.adapted_model import Trunk
@@ -47,8 +47,6 @@ __all__ = ["ArtsyViT"]
 COMBINES = ("concat", "sum")
 HEADS = ("prototype", "experts")
 EVIDENCE = ("class", "class+mean")
-# Of the images that an evaluation sees; of the thread that evaluates.
-_COUNTED: ContextVar[list[Seen] | None] = ContextVar("counted", default=None)
 # The gate, and the way to combine it with the adapters, that did best in docs/results/artsy.md.
 BEST: dict[str, Any] = {
     "head": "experts",
@@ -107,7 +105,7 @@ class ArtsyViT(TaskRows):
         ValueError: if an option is outside its range.
     """
 
-    told_anew = ("offload", "resident_tasks")
+    told_anew = (*TaskRows.told_anew, "offload", "resident_tasks")
 
     def __init__(
         self,
@@ -153,7 +151,7 @@ class ArtsyViT(TaskRows):
             "layers": layers, "holdout": holdout, **offload_options(offload, resident_tasks),
         }  # fmt: skip
         super().__init__(backbone, recipe=recipe, seed=seed, **options, **common)
-        parts = self._known_parts(self.backbone)
+        self._parts = parts = self._known_parts(self.backbone)
         self.adapted = with_adapters(self.backbone, parts, self.width, options, self.device)
         self.bank, self.combine = self.adapted.bank, combine
         self.layers = parts.checked_layers(layers, LAYERS)
@@ -314,7 +312,16 @@ class ArtsyViT(TaskRows):
         if not float(experts.strength[-1]):
             self.bank.remove_last()
 
+    def _bytes_at_end(self, images: int) -> int:
+        """As :meth:`_finish` says."""
+        own = 0 if self.experts is None else self.width
+        return 2 * images * (self.gate.width + own) * torch.float32.itemsize
+
     # ------------------------------------------------------------------ answering
+
+    def _answering_cost(self) -> PairsCost:
+        with self._trial_adapter() as adapted:
+            return pairs_cost(adapted, self._blank, self._autocast, self.layers, self._mean)
 
     def _joined(self, scores: Tensor, classes: Tensor) -> Tensor:
         """Of experts, whose scores are logarithms of probabilities, a class has the sum over its rows."""
@@ -366,7 +373,7 @@ class ArtsyViT(TaskRows):
         evidence = self.gate.evidence(h, None if task is None else task.clamp(max=self.tasks_learned - 1))
         # What was thrown away stays silent.
         openings = self.gate.open(evidence) * (self._slots() >= 0)
-        counted = _COUNTED.get()
+        counted = COUNTED.get()
         if counted is not None and task is not None:
             counted.append((evidence, openings, task))
         spaces = self._spaces(trunk, h0, openings)
@@ -410,13 +417,9 @@ class ArtsyViT(TaskRows):
 
     @contextmanager
     def _counting(self) -> Iterator[dict[str, float]]:
-        counted: list[Seen] = []
         report: dict[str, float] = {}
-        token = _COUNTED.set(counted)
-        try:
+        with counting() as counted:
             yield report
-        finally:
-            _COUNTED.reset(token)
         report |= self._report_of(counted)
 
     def _report_of(self, counted: list[Seen]) -> dict[str, float]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from functools import partial
 from typing import Any, TypeVar
@@ -22,21 +21,22 @@ from flexkern.backbones.sizes import copy_of_structure, fitted
 from flexkern.backbones.trial import tried_parts
 from flexkern.learners import schema
 from flexkern.learners.answers import names_of
-from flexkern.learners.base import Item, Learner
+from flexkern.learners.base import Item
 from flexkern.learners.processes import joined, own_rows
-from flexkern.learners.progress import tell, unwatched
+from flexkern.learners.progress import unwatched
 from flexkern.learners.scenarios import FEW
 from flexkern.learners.vit.classes import begun_by, known_classes, new_classes, places
 from flexkern.learners.vit.fingerprints import WHOLE, fingerprint, name_of, old_fingerprint
+from flexkern.learners.vit.image_passes import Passes
 from flexkern.learners.vit.images import check_images
 from flexkern.learners.vit.restored import check_parts, check_same
-from flexkern.learners.vit.training import Recipe, Training, autocast, test_view, written
+from flexkern.learners.vit.training import Recipe, Training, written
 from flexkern.nn.gates.checks import check_true_task
 from flexkern.nn.not_learned import NotLearnedError
 from flexkern.nn.temperature import fit_log_temperature
-from flexkern.plain import nearest, whole_number
+from flexkern.optim.sharded import is_sharded
+from flexkern.plain import flag, nearest, number, whole_number
 from flexkern.streams.base import Experience
-from flexkern.streams.image_source import batches
 
 __all__ = ["ViTLearner", "check_same"]
 
@@ -46,10 +46,9 @@ _NEW_RANGES = {"calibration_images": (int, 0)}  # earlier versions had none
 _RECIPE = tuple(field.name for field in fields(Recipe))
 _CALIBRATION = 1  # what random numbers are drawn for
 _L = TypeVar("_L", bound="ViTLearner")
-_T = TypeVar("_T")
 
 
-class ViTLearner(Learner):
+class ViTLearner(Passes):
     """A continual learner on a frozen or trained vision transformer.
 
     Classes are numbered in the order in which they are learned: an experience may bring new ones, numbered from
@@ -59,8 +58,15 @@ class ViTLearner(Learner):
     Args:
         backbone: as :func:`flexkern.backbones.load_backbone` takes it.
         recipe: how each task is trained.
-        images_per_pass: images (or pairs of an image and a task) that go through the network at once: bounds
-            memory.
+        images_per_pass: images (or pairs of an image and a task) that go through the network at once, at most:
+            bounds memory.
+        memory_limit: GiB of the device's memory that :meth:`memory_plan` may come to: fewer images, or pairs,
+            go through at once where it would be more, and answers change by rounding at most. Batches are
+            trained as they are: one that does not fit is refused, and so is a limit without room for an image.
+            None: there is none. ``load(path, memory_limit=...)`` takes another one.
+        recompute: a backward pass computes each block again from its tokens, which are all that is kept of it
+            (activation checkpointing): much less memory, for a third more time. What is learned is the same.
+            ``load(path, recompute=...)`` takes another one.
         image_size: pixels of each side; None asks the backbone. Another size than its own is possible where the
             backbone's family can (docs/backbones.md).
         normalize: of images in [0, 1], after augmentation: "auto" as the backbone's training images were
@@ -91,6 +97,8 @@ class ViTLearner(Learner):
         *,
         recipe: Recipe | None = None,
         images_per_pass: int = 256,
+        memory_limit: float | None = None,
+        recompute: bool = False,
         image_size: int | None = None,
         normalize: str | Sequence[Sequence[float]] = "auto",
         calibration_images: int = 512,
@@ -99,6 +107,8 @@ class ViTLearner(Learner):
         **options: Any,
     ) -> None:
         images_per_pass = whole_number(images_per_pass, "images_per_pass")
+        if memory_limit is not None:
+            memory_limit = number(memory_limit, "memory_limit", 0, above=True)
         normalise = checked_normalize(normalize)
         calibration_images = whole_number(calibration_images, "calibration_images", least=0)
         if image_size is not None:
@@ -114,11 +124,20 @@ class ViTLearner(Learner):
         configuration: dict[str, Any] = {
             "recipe": of_recipe, "images_per_pass": images_per_pass, "image_size": image_size,
             "calibration_images": calibration_images, **options,
+            **({} if memory_limit is None else {"memory_limit": memory_limit}),
+            **({"recompute": True} if recompute else {}),
         }  # fmt: skip
         super().__init__(seed=seed, device=device, configuration=configuration)
-        self.images_per_pass, self.calibration_images = images_per_pass, calibration_images
+        self._images_per_pass, self.calibration_images = images_per_pass, calibration_images
+        self.memory_limit, self._recompute, self._costs = memory_limit, flag(recompute, "recompute"), {}
         self._frozen_name = name_of(backbone)
         network = backbones.load_backbone(backbone)
+        if any(map(is_sharded, network.parameters())):
+            raise ValueError(
+                "backbone: its weights are sharded (fully_shard, parallelize_module). Processes that learn "
+                "together make as many passes as their own images need, so each needs it whole: give it "
+                'as it was, in bfloat16 where it is large (load_backbone(..., dtype="bfloat16"))'
+            )
         if self.recipe.precision == "bfloat16" and any(p.dtype is torch.float16 for p in network.parameters()):
             raise ValueError(
                 "precision must be 'float32' for a backbone in float16, which computes in that, got 'bfloat16'"
@@ -172,7 +191,9 @@ class ViTLearner(Learner):
     def make(cls: type[_L], backbone: str | os.PathLike[str] | nn.Module = "small", **options: Any) -> _L:
         """A learner with the fields of its recipe given among the constructor's arguments."""
         own = {name: options.pop(name) for name in _RECIPE if name in options}
-        return cls(backbone, recipe=replace(cls.default_recipe(), **own), **options)
+        made = cls(backbone, recipe=replace(cls.default_recipe(), **own), **options)
+        made._check_memory()
+        return made
 
     # ------------------------------------------------------------------ what a method fills in
 
@@ -198,10 +219,6 @@ class ViTLearner(Learner):
     def _training_labels(self, labels: Tensor) -> Tensor:
         """What is trained to tell apart: the task's classes, numbered from 0 in their order."""
         return places(labels)
-
-    def _of_classes(self, scores: Tensor) -> Tensor:
-        """[n, classes_seen] of what :meth:`_logits` gives."""
-        return scores
 
     def _count_rows(self) -> int:
         """How many classes the heads and statistics have rows for."""
@@ -241,6 +258,7 @@ class ViTLearner(Learner):
         if names not in (0, classes):
             raise ValueError(f"experience: it has {names} class_names, and {classes} classes to name")
         self._check_begun(experience, self._begun == begun)
+        self._check_memory(experience)
 
     def _take_up(self, experience: Experience, epochs: int) -> Item:
         images, labels = experience.train_inputs, experience.train_labels
@@ -281,8 +299,10 @@ class ViTLearner(Learner):
 
     def _end(self, images: Any, labels: Tensor) -> None:
         assert self._begun is not None
+        self._item_images = len(labels)
         with torch.no_grad():
             self._finish(images, labels)
+        self._item_images = 0
         self.classes_seen += new_classes(self._begun)
         self._training = None
         self._make_room(0)
@@ -306,23 +326,6 @@ class ViTLearner(Learner):
             total = images + len(rows)
             self._calibration = mean + (found - mean) * len(rows) / total, total
 
-    def _test_batches(self, images: Any, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of a tensor or a source as they are tested, on the device; a source's are decoded ahead."""
-        passes = list(_passes(len(images), self.images_per_pass))
-        with closing(batches(images, passes, pin=self.device.type == "cuda")) as given:
-            for rows, batch in zip(passes, given, strict=True):
-                x = test_view(batch.to(self.device, non_blocking=True), self.image_size)
-                yield x, labels[rows].to(self.device)
-                tell("taking in", min(rows.stop, len(images)), len(images))
-
-    def _run(self, network: Callable[..., Tensor], *inputs: Any) -> Tensor:
-        """A network's float32 answer, computed in the recipe's precision; heads and statistics are float32."""
-        with self._autocast():
-            return network(*inputs).float()
-
-    def _autocast(self) -> torch.autocast:
-        return autocast(self.recipe, self.device)
-
     # ------------------------------------------------------------------ answering
 
     @torch.no_grad()
@@ -343,17 +346,6 @@ class ViTLearner(Learner):
             check_true_task(task, len(x))
         nothing = torch.zeros((0, self.classes_seen), dtype=torch.float32, device=self.device)
         return torch.cat([nothing, *self._each(x, task, lambda z: z)])
-
-    def _each(self, x: Any, task: Tensor | None, of: Callable[[Tensor], _T]) -> list[_T]:
-        found = []
-        passes = list(_passes(len(x), self.images_per_pass))
-        with closing(batches(x, passes, pin=self.device.type == "cuda")) as given:
-            for rows, batch in zip(passes, given, strict=True):
-                images = test_view(batch.to(self.device, non_blocking=True), self.image_size)
-                true = None if task is None else task[rows].to(self.device)
-                found.append(of(self._of_classes(self._logits(images, true))))
-                tell("answering", min(rows.stop, len(x)), len(x))
-        return found
 
     def _size_of_pictures(self) -> int:
         """That of the images that were learned, where they were square; else what :func:`test_view` crops."""
@@ -439,9 +431,6 @@ class ViTLearner(Learner):
 
     def _known_parts(self, network: nn.Module) -> Parts:
         """The backbone, or a copy of it, in parts that normalise their images; tried on one image."""
-        return tried_parts(network, self.image_size, interpolate=self._interpolate, normalise=self._normalise)
-
-
-def _passes(images: int, at_once: int) -> Iterator[slice]:
-    """The images of each pass; none where there are none."""
-    return (slice(first, first + at_once) for first in range(0, images, at_once))
+        size = self.image_size
+        parts = tried_parts(network, size, interpolate=self._interpolate, normalise=self._normalise)
+        return replace(parts, recompute=self._recompute)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ from flexkern.learners.registry import register_method
 from flexkern.learners.scenarios import SCENARIOS
 from flexkern.learners.vit.base import ViTLearner
 from flexkern.learners.vit.classes import new_classes
+from flexkern.learners.vit.image_passes import Trial
 from flexkern.learners.vit.training import Recipe, Training
 from flexkern.plain import SEEDS
 
@@ -73,6 +76,14 @@ class FinetuneViT(ViTLearner):
         new = self.classes_seen + begun - have
         if new > 0:
             self.head.grow(new, torch.Generator().manual_seed((self.seed * 100_003 + have) % SEEDS))
+
+    @contextmanager
+    def _trial(self) -> Iterator[Trial]:
+        parameters = [*self.network.parameters(), *self.head.parameters()]
+        yield Trial(parameters, self._parts.features)
+
+    def _bytes_of_heads(self, classes: int, tasks: int) -> int:
+        return (self.width + 1) * classes * self.head.weight.element_size()
 
     def _make_training(self) -> Training:
         parameters = [*self.network.parameters(), *self.head.parameters()]

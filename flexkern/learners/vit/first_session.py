@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from flexkern.learners.vit.adapters import adapter_logits, adapter_options, with_adapters
 from flexkern.learners.vit.base import ViTLearner
+from flexkern.learners.vit.memory_plan import MemoryPlan
 from flexkern.learners.vit.training import CosineHead, Training
 from flexkern.nn.adapters.adapted_model import AdaptedModel, Trunk
 from flexkern.plain import SEEDS, choice
@@ -126,6 +127,16 @@ class FirstSession(ViTLearner):
         if self.adapted is not None:
             self.adapted.bank.freeze()
         super()._end(images, labels)
+
+    # ------------------------------------------------------------------ memory
+
+    def _adapters_with(self, tasks: int) -> int:
+        return min(1, tasks)
+
+    def _training_plan(
+        self, batch: int, classes: int, tasks: int, size: int, images: int
+    ) -> MemoryPlan | None:
+        return super()._training_plan(batch, classes, tasks, size, images) if self._adapts() else None
 
     # ------------------------------------------------------------------ files
 

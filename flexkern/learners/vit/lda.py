@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from flexkern.backbones.parts import Parts
 from flexkern.distributed import gathered, part
 from flexkern.learners.processes import own_share
 from flexkern.learners.registry import register_method
@@ -71,6 +72,9 @@ class LDA(RunningSums):
 
     def _tokens(self, images: Tensor) -> Tensor:
         return self._read(self._parts.tokens, images, self.layers)
+
+    def _look(self, parts: Parts, images: Tensor) -> Tensor:
+        return parts.tokens(images, self.layers)
 
     def _finish(self, images: Tensor, labels: Tensor) -> None:
         if self._few:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -11,10 +13,23 @@ from torch import Tensor
 from flexkern.learners.processes import joined
 from flexkern.nn.gates.quality import gate_quality
 
-__all__ = ["Seen", "report_of"]
+__all__ = ["COUNTED", "Seen", "counting", "report_of"]
 
 Seen = tuple[Tensor, Tensor, Tensor]
 """Of some images the evidence and the openings, [n, tasks] each, and the true tasks, [n]."""
+COUNTED: ContextVar[list[Seen] | None] = ContextVar("counted", default=None)
+"""Of the images that an evaluation sees; of the thread that evaluates."""
+
+
+@contextmanager
+def counting() -> Iterator[list[Seen]]:
+    """The list that ``COUNTED`` is in this block."""
+    counted: list[Seen] = []
+    token = COUNTED.set(counted)
+    try:
+        yield counted
+    finally:
+        COUNTED.reset(token)
 
 
 def report_of(

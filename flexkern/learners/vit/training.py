@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import os
 import threading
-from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ from flexkern.plain import choice, flag, number, whole_number
 from flexkern.streams.augment import as_float, random_resized_crop, test_view
 from flexkern.streams.image_source import ImageSource, batches
 
-__all__ = ["CosineHead", "Recipe", "Training", "autocast", "test_view", "written"]
+__all__ = ["GIB", "CosineHead", "Recipe", "Training", "autocast", "test_view", "undisturbed", "written"]
 
 GIB = 1 << 30
 
@@ -116,6 +116,14 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_begin_anew)
 
 
+@contextmanager
+def undisturbed(device: torch.device) -> Iterator[None]:
+    """What is drawn from torch's generator in this block is drawn by nobody else, and the caller's stays as it
+    is. All threads have the same one."""
+    with _one_at_a_time, torch.random.fork_rng([device] if device.type == "cuda" else []):
+        yield
+
+
 class CosineHead(nn.Module):
     """Logits ``sigma * cos(x, w_c)`` of task-local classes; thrown away when the task ends (EASE).
 
@@ -190,12 +198,10 @@ class Training:
             group["lr"] = rate
         total = torch.zeros((), dtype=torch.float32, device=self.device)
         devices = [self.device] if self.device.type == "cuda" else []
-        # Dropout draws from torch's generator: leave the user's as it is. All threads have the same one.
         done, parts, together = 0, order.split(recipe.batch_size), world_size() > 1
         shares = [share_of(rows) for rows in parts]  # of several processes each takes its share of a batch
         with (
-            _one_at_a_time,
-            torch.random.fork_rng(devices),
+            undisturbed(self.device),  # dropout draws from torch's generator
             closing(self._inputs(images, shares, [len(rows) for rows in parts], generator)) as given,
         ):
             torch.manual_seed(seed)

@@ -7,6 +7,7 @@ import math
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -18,9 +19,10 @@ from flexkern.backbones.parts import AdapterPoint, Parts, run_block
 from flexkern.nn.adapters.bank import AdapterBank
 from flexkern.nn.adapters.groups import TaskGroups
 from flexkern.nn.adapters.passes import Pass, PassLog, running, running_in
+from flexkern.nn.adapters.shared_dropout import AsNow
 from flexkern.plain import whole_number
 
-__all__ = ["AdaptedModel", "AdapterPoint", "Parts", "Trunk", "attach_adapters", "parts_of"]
+__all__ = ["AdaptedModel", "AdapterPoint", "Parts", "Trunk", "attach_adapters", "parts_of", "pieces_of"]
 
 # On a CPU, samples go through the network in pieces whose widest activation is at most this. glibc maps blocks
 # over 32 MB anew each time, and then each page faults: 320 pairs of the small transformer in one batch have 360
@@ -174,6 +176,11 @@ class AdaptedModel(nn.Module):
 
     # ------------------------------------------------------------------ passes that share
 
+    @property
+    def parts(self) -> Parts:
+        """The model in parts. RuntimeError if it was given as places for adapters only."""
+        return self._known_parts()
+
     def _known_parts(self) -> Parts:
         if self._parts is None:
             raise RuntimeError("passes that share a trunk need attach_adapters(model, bank, Parts(...))")
@@ -193,7 +200,7 @@ class AdaptedModel(nn.Module):
         kept = range(len(parts.points) - parts.checked_layers(layers), self._first)
         read, tokens, earlier = [], [], []
         with self._pass(None, reads=True) as current:
-            for rows in _pieces(len(embedded), embedded):
+            for rows in pieces_of(len(embedded), embedded):
                 x, seen = embedded[rows], []
                 for i, point in enumerate(parts.points[: self._first + 1]):
                     x = run_block(point.block, x, arguments)
@@ -248,7 +255,7 @@ class AdaptedModel(nn.Module):
             raise ValueError(f"task must have one entry for each of {count} pairs, got {len(task)}")
         if torch.is_grad_enabled():
             return self._piece(parts, trunk, task, sample, slice(0, count), mean, layers)
-        pieces = _pieces(count, trunk.x)
+        pieces = pieces_of(count, trunk.x)
         return _joined([self._piece(parts, trunk, task, sample, rows, mean, layers) for rows in pieces])
 
     def _piece(
@@ -278,7 +285,7 @@ class AdaptedModel(nn.Module):
             found += parts.summary(tokens, mean)
         with self.tasks(task):
             for i, point in enumerate(parts.points[self._first + 1 :], self._first + 1):
-                tokens = run_block(point.block, tokens, arguments)
+                tokens = parts.run(point.block, tokens, arguments, partial(AsNow, self.bank))
                 if i >= first:
                     found += parts.summary(tokens, mean)
         return found[0] if len(found) == 1 else torch.cat(found, 1)
@@ -358,7 +365,7 @@ def _adapted(bank: AdapterBank, layer: int, read: Tensor, task: Any, tokens: Ten
     return bank(layer, read.to(own), task, tokens.to(own)).to(tokens.dtype)
 
 
-def _pieces(count: int, tokens: Tensor) -> Iterator[slice]:
+def pieces_of(count: int, tokens: Tensor) -> Iterator[slice]:
     """Splits ``count`` samples with such tokens, [., L, width], into what goes through the network at once."""
     most = max(count, 1)
     if tokens.device.type == "cpu":

@@ -161,6 +161,13 @@ class AdapterBank(nn.Module):
         """Numbers that one task adds."""
         return sum(stacks[name][0].numel() for stacks in self._stacks for name in TENSORS)
 
+    def bytes_with(self, tasks: int) -> int:
+        """What so many tasks take where the bank computes, with the room that it has for more then."""
+        capacity = self.capacity
+        while capacity < tasks:
+            capacity *= 2
+        return capacity * self.parameters_per_task * self.dtype.itemsize
+
     def add_task(self, *, generator: torch.Generator | None = None) -> int:
         """Makes adapters for one more task, trainable, freezes all others, and returns its number.
 

@@ -83,6 +83,12 @@ class PagedAdapterBank(AdapterBank):
 
     # ------------------------------------------------------------------ tasks
 
+    def bytes_with(self, tasks: int) -> int:
+        """What so many tasks take where the bank computes: the slots, and the newest one. On a CPU all that are
+        in its memory."""
+        at_home = tasks if self.offload == "cpu" and self.device.type == "cpu" else 0
+        return (self.resident_tasks + 1 + at_home) * self.parameters_per_task * self.dtype.itemsize
+
     def _make_room(self) -> None:
         if self.tasks:
             self._send_home(self.tasks - 1)

@@ -41,6 +41,7 @@ class ClassScatter(GrowingState):
     _SIZES: ClassVar = {
         "count": ("C",), "sum": ("C", "width"), "scatter": ("G", "width", "width"), "freedom": ("G",)
     }  # fmt: skip
+    _DERIVED: ClassVar = (("width",), ("width", "C"), ("C",))
 
     def __init__(
         self,

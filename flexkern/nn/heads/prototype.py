@@ -53,6 +53,7 @@ class PrototypeClassifier(GrowingState):
     own_subspace: Tensor
     adds_up = ("sums", "counts")
     _SIZES: ClassVar = {"sums": ("C", "K", "dim"), "counts": ("C", "K"), "own_subspace": ("C",)}
+    _DERIVED: ClassVar = (("C", "K", "dim"),)
 
     def __init__(
         self,

@@ -69,6 +69,7 @@ class RidgeHead(GrowingState):
     sum: Tensor | None
     adds_up = ("gram", "cross", "count", "sum")
     _SIZES: ClassVar = {"gram": ("D", "D"), "cross": ("D", "C"), "count": ("C",), "sum": ("D",)}
+    _DERIVED: ClassVar = (("width", "features"), ("D", "C"))
 
     def __init__(
         self,

@@ -21,6 +21,7 @@ import torch
 from flexkern.distributed import is_lead
 from flexkern.files import check_writable
 from flexkern.learners import checkpoint, load_learner, make_learner
+from flexkern.learners.vit.memory_plan import MemoryPlan
 from flexkern.measure import Measure
 from flexkern.runs.fitting.data import check_decodes, classes_in, in_memory, open_images
 from flexkern.runs.fitting.fit_config import BEST_METHOD, FitConfig, read_size
@@ -51,6 +52,7 @@ class Event(NamedTuple):
     doing, done, total: of "images": "reading", or as the learner says it.
     epoch, epochs, loss: as the learner says them.
     record: of the fit so far.
+    memory: of "begin": what the learner takes at its fullest moment.
     """
 
     kind: str
@@ -63,6 +65,7 @@ class Event(NamedTuple):
     epoch: int = 0
     epochs: int = 0
     loss: float = math.nan
+    memory: MemoryPlan | None = None
 
 
 Observer = Callable[[Event], None]
@@ -131,7 +134,13 @@ def _fit(config: FitConfig, *, restart: bool, observe: Observer) -> dict[str, An
             one.check()
             if config.broken == "raise":
                 check_decodes([images.images for images in (train, test, *before)], one.looks)
-        observe(Event("begin", record, tasks=len(experiences)))
+        memory = learner.memory_plan(
+            classes=record["first_class"] + sum(map(len, tasks)),
+            tasks=record["first_number"] + len(experiences),
+            images=max(len(e.train_labels) for e in experiences),
+            size=reading["size"],
+        )
+        observe(Event("begin", record, tasks=len(experiences), memory=memory))
         one.go()
     return record
 

@@ -13,6 +13,8 @@ from torch import nn
 from flexkern.features import BackboneFeatures, FeatureCache, Pixels
 from flexkern.learners import METHODS, MLP_METHODS, load_learner, make_learner
 from flexkern.learners.registry import defaults_of
+from flexkern.learners.vit.base import ViTLearner
+from flexkern.learners.vit.memory_plan import MemoryPlan
 from flexkern.plain import nearest, whole_number
 from flexkern.runs.incremental.config import Config, MethodConfig
 from flexkern.runs.incremental.config.method_options import family_of, mistake_in
@@ -165,6 +167,14 @@ class Making:
         if not self.is_perceptron(method) or "epochs" not in method.options:
             return None
         return whole_number(method.options["epochs"], "epochs")
+
+    @staticmethod
+    def memory(learner: Any, stream: Stream) -> MemoryPlan | None:
+        """What a learner takes of its device's memory while it learns a stream; None of one on a perceptron."""
+        if not isinstance(learner, ViTLearner):
+            return None
+        images, size = max(len(e.train_labels) for e in stream), stream.input_shape[-1]
+        return learner.memory_plan(classes=stream.classes, tasks=len(stream), images=images, size=size)
 
     def forget_features(self) -> None:
         """Deletes the features that were kept for this run only."""

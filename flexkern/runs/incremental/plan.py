@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from flexkern.learners import METHODS, load_learner, make_learner
+from flexkern.learners.vit.memory_plan import MemoryPlan
 from flexkern.runs.incremental.config import Config, MethodConfig
 from flexkern.runs.incremental.data import check_place, load_images, make_stream
 from flexkern.runs.incremental.journal import Journal
@@ -39,6 +40,7 @@ class PlannedMethod(NamedTuple):
 
     epochs: of each task. tasks: to be learned, over all seeds. parameters_mib: of its network, counted.
     seconds: for them; None if the method could not be measured, ``why`` not.
+    memory: at its fullest moment; None of a method on a perceptron.
     """
 
     name: str
@@ -47,6 +49,7 @@ class PlannedMethod(NamedTuple):
     parameters_mib: float
     seconds: float | None
     why: str = ""
+    memory: MemoryPlan | None = None
 
 
 class Plan(NamedTuple):
@@ -104,7 +107,9 @@ def plan(
         for method in config.methods:
             observe(f"measuring {method.name}")
             left = [range(done.get((method.name, seed), 0), len(stream)) for seed in config.seeds]
-            methods.append(_planned(method, making, stream, left))
+            planned = _planned(method, making, stream, left)
+            memory = making.memory(making.make(method, config.seeds[0], stream), stream)
+            methods.append(planned._replace(memory=memory))
     tasks = [PlannedTask(len(e.train_labels.unique()), len(e.train_labels), len(e.test_labels)) for e in stream]
     parts = [part for e in stream for part in (e.train_inputs, e.test_inputs)]
     unique = {part.data_ptr(): part.nbytes for part in parts if isinstance(part, Tensor)}

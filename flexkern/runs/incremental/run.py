@@ -17,6 +17,7 @@ import torch
 
 from flexkern.distributed import is_lead, world_size
 from flexkern.learners import METHODS, load_learner, make_learner
+from flexkern.learners.vit.memory_plan import MemoryPlan
 from flexkern.measure import Measure
 from flexkern.runs.folder import claim
 from flexkern.runs.incremental.config import Config, MethodConfig
@@ -41,12 +42,14 @@ _PARTS = 100  # of an online stream, after which the learner is saved
 class Event(NamedTuple):
     """What has just happened.
 
-    kind: "reading" (images are read from now on), "images" (they are), "epoch", "part" (of an experience of an
-        online stream), "task" (learned and tested) or "run" (a method has ended its stream).
+    kind: "reading" (images are read from now on), "images" (they are), "memory" (of a method, before its first
+        seed), "epoch", "part" (of an experience of an online stream), "task" (learned and tested) or "run" (a
+        method has ended its stream).
     method, seed: of the run; the method's label.
     task: its number, from 0; tasks: how many there are.
     epoch, epochs, loss: as the learner says them; of an online stream the part, and how many there are.
     record: of the whole run so far, as in the JSON.
+    memory: of "memory": what the method takes at its fullest moment.
     config, added: of "images": all that the folder will have, and what of it is new to it, a phrase each.
     """
 
@@ -61,6 +64,7 @@ class Event(NamedTuple):
     record: dict[str, Any] | None = None
     config: Config | None = None
     added: tuple[str, ...] = ()
+    memory: MemoryPlan | None = None
 
 
 def _shipped_learners() -> Learners:
@@ -285,6 +289,11 @@ class _Run:
         done = len(self.record["tasks"])
         if done < len(self.stream):
             learner = self._learner(done)
+            memory = (
+                self.making.memory(learner, self.stream) if self.seed == self.making.config.seeds[0] else None
+            )
+            if memory is not None:
+                self.observe(self._event("memory", done)._replace(memory=memory))
             self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
             self.journal.note_environment(self.record)
             for task in range(done, len(self.stream)):
