@@ -81,6 +81,26 @@ def test_a_batch_of_another_size(batch: int) -> None:
     assert abs(plan.total - measured) <= 0.1 * measured, (str(plan), measured / 2**20)
 
 
+def test_tokens_that_are_kept_between_epochs() -> None:
+    options = {"augment": False, "blocks": 2, "images_per_pass": 4, "calibration_images": 0, "epochs": 2}
+    learner = made("ease", **options)
+    plan = learner.memory_plan(classes=2, tasks=1, images=TRAIN)
+    before = bytes_of_modules([learner._network_given]) + learner.memory_bytes
+    kept: list[int] = []
+
+    def look(_: Any) -> None:
+        kept.append(sum(part.nbytes for part in learner._training.cache._kept))
+
+    with LiveBytes() as counted:
+        learner.learn(task(0), progress=look)
+    measured = before + counted.peak
+    assert plan.during == "training"
+    assert plan.tokens == kept[-1] > 0.05 * measured
+    assert abs(plan.total - measured) <= 0.1 * measured, (str(plan), measured / 2**20)
+    tight = made("ease", token_cache=(plan.tokens - 1) / GIB, **options)
+    assert tight.memory_plan(classes=2, tasks=1, images=TRAIN).tokens == 0
+
+
 def test_each_part_is_what_it_says() -> None:
     learner = made("artsy", rank=5)  # of statistics: tests/learners/test_kept_bytes.py
     plan = learner.memory_plan(classes=2, tasks=1, images=TRAIN, size=32)
@@ -147,7 +167,7 @@ def test_fewer_go_at_once_and_answers_are_the_same(method: str, tmp_path: Path) 
     free = tiny(method, images_per_pass=64)
     plan = free.memory_plan(classes=6, tasks=3, images=48)
     small = tiny(method, images_per_pass=5).memory_plan(classes=6, tasks=3, images=48)
-    training = free._training_plan(16, 6, 3, 16)
+    training = free._training_plan(16, 6, 3, 16, 0)
     least = small.total if training is None else max(small.total, training.total)
     if least >= plan.total:
         pytest.skip("training takes more than any pass")
@@ -174,7 +194,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_done() -> None:
     with pytest.raises(ValueError, match=r"memory_limit is 1e-05 GiB, and one image at a time takes .* MiB"):
         tiny("simplecil", memory_limit=1e-5)
     free = tiny("artsy", batch_size=48)
-    training = free._training_plan(24, 2, 1, 16)
+    training = free._training_plan(24, 2, 1, 16, 0)
     with pytest.raises(
         ValueError, match=r"a batch of 48 images takes .*; batches of (2\d) fit: pass batch_size=\1"
     ):

@@ -133,9 +133,7 @@ class FirstSession(ViTLearner):
     def _adapters_with(self, tasks: int) -> int:
         return min(1, tasks)
 
-    def _training_plan(
-        self, batch: int, classes: int, tasks: int, size: int, images: int
-    ) -> MemoryPlan | None:
+    def _training_plan(self, batch: int, classes: int, tasks: int, size: int, images: int) -> MemoryPlan | None:
         return super()._training_plan(batch, classes, tasks, size, images) if self._adapts() else None
 
     # ------------------------------------------------------------------ files
