@@ -33,8 +33,8 @@ _T = TypeVar("_T")
 
 
 class Trial(NamedTuple):
-    """What a task would train: parameters, and what they make of augmented images, or of what ``trunk`` makes of
-    them."""
+    """What a task would train: parameters, and what they make of augmented images, or of what ``trunk`` makes
+    of them."""
 
     parameters: list[nn.Parameter]
     logits: Callable[[Any], Tensor]
@@ -222,8 +222,8 @@ class Passes(Learner):
         return torch.zeros(size, dtype=torch.float32, device=self.device)
 
     def _training_cost(self) -> tuple[Cost, int, int] | None:
-        """Of a batch's forward and backward pass, and bytes of what is trained, and of an image's tokens that are
-        kept between epochs; None: nothing is trained."""
+        """Of a batch's forward and backward pass, and bytes of what is trained, and of an image's tokens that
+        are kept between epochs; None: nothing is trained."""
         with undisturbed(self.device), self._trial() as trial:
             if trial is None:
                 return None
