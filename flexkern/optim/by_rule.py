@@ -273,8 +273,9 @@ class RuleOptimizer(MetaplasticOptimizer):
         threshold, insertion = split_insertion(synapses)
         recorded = {"pre": None, "post": None, "coincidence": None} | synapses.recorded()
         conversions = synapse.synapse_step_by_rule(
-            self._operator(synapse.STEPS, "synapse"), slot.param, grad, gate, synapses.silent, recorded["pre"],
-            recorded["post"], recorded["coincidence"], threshold, given._replace(insertion=insertion),
+            self._operator(synapse.STEPS, "synapse"), sharded.here(slot.param), grad, gate, synapses.silent,
+            recorded["pre"], recorded["post"], recorded["coincidence"], threshold,
+            given._replace(insertion=insertion),
         )  # fmt: skip
         synapses.passed(cast(ops.Conversions, conversions))
 

@@ -57,6 +57,7 @@ class Slot:
         self.flexibility, self.anchor = flexibility, anchor
         self.settings: tuple[Any, Any, Any] = (None, None, None)
         self.has_begun = False
+        silent_synapses(param)  # of a sharded weight found while its layer has it
 
     @property
     def synapses(self) -> SilentSynapses | None:
@@ -188,7 +189,7 @@ class Slot:
             state["master"] = self._kept(initial)
         if synapses is not None and (not holds or synapses.insertion()["insert"] == "hebbian"):
             assert silent is not None
-            state["anchor"] = torch.where(silent, anchor, self.weight(state))
+            state["anchor"] = self._kept(torch.where(silent, anchor, self.weight(state)))
         else:
             state["anchor"] = plain(field)
 
@@ -279,6 +280,9 @@ class Slot:
         silent = self._silent()
         if silent is None:
             return agreement.mean(self.param, moved)
+        if sharded.is_sharded(self.param):
+            functional = agreement.mean(self.param, (~silent).double()) or 1.0
+            return agreement.mean(self.param, moved) / functional
         return moved.sum().item() / max(silent.numel() - int(silent.sum()), 1)
 
 
