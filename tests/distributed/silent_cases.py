@@ -15,8 +15,21 @@ from torch import nn
 
 from distributed import silent_sharded
 from distributed.silent_networks import (
-    BATCH, GRID, LONG, SHORT, SPLITS, THRESHOLDS, batch, by_adamw, by_hand, by_sgd, fully_sharded, message,
-    network, state, train,
+    BATCH,
+    GRID,
+    LONG,
+    SHORT,
+    SPLITS,
+    THRESHOLDS,
+    batch,
+    by_adamw,
+    by_hand,
+    by_sgd,
+    fully_sharded,
+    message,
+    network,
+    state,
+    train,
 )  # fmt: skip
 from flexkern.distributed import alone, rank
 
@@ -142,7 +155,14 @@ REFUSED = {
     **silent_sharded.REFUSED,
 }
 # Of a mesh of two dimensions, so only on four.
-IN_COPIES = {"fully sharded, in copies": partial(train, spread=partial(fully_sharded, square=True), threshold=0.02)}
+IN_COPIES = {
+    "fully sharded, in copies": partial(train, spread=partial(fully_sharded, square=True), threshold=0.02)
+}
 CASES: dict[str, Callable[[], Any]] = {
-    **TRAINED, **IN_COPIES, "alone": trained_alone, "halves": in_halves, "saved": silent_sharded.saved, **REFUSED,
-}  # fmt: skip
+    **TRAINED,
+    **IN_COPIES,
+    "alone": trained_alone,
+    "halves": in_halves,
+    "saved": silent_sharded.saved,
+    **REFUSED,
+}

@@ -24,10 +24,23 @@ from torch.distributed.tensor import Shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from distributed.silent_networks import (
-    BATCH, GRID, LONG, THRESHOLDS, batch, by_adamw, by_hand, by_sgd, fully_sharded, message, network, rows_of,
-    state, train,
+    BATCH,
+    GRID,
+    LONG,
+    THRESHOLDS,
+    batch,
+    by_adamw,
+    by_hand,
+    by_sgd,
+    fully_sharded,
+    message,
+    network,
+    rows_of,
+    state,
+    train,
 )  # fmt: skip
 from flexkern.distributed import alone, world_size
+from flexkern.nn import SilentLinear
 from flexkern.optim import MetaplasticSGD
 from helpers import groups
 
@@ -84,8 +97,10 @@ def written_by_hand() -> dict[str, Any]:
     knows of no mask is loaded."""
     model = network(threshold=0.02)
     _, stepping = fully_sharded(model, by_sgd)
-    plain = {name: value + 0.01 for name, value in network().state_dict().items() if "weight" in name}
-    set_model_state_dict(model, plain, options=StateDictOptions(full_state_dict=True, strict=False))
+    plain: dict[str, Any] = {}
+    for name, p in model.named_parameters():
+        plain[name] = p.detach() + 0.01  # also where synapses are silent
+    model.load_state_dict(plain, strict=False)
     for step in range(4):
         x, y = batch(step)
         own = rows_of("even")
@@ -99,10 +114,9 @@ def written_by_hand() -> dict[str, Any]:
 
 
 def cut_by_columns() -> str:
-    model = network()
-    for layer in (model[0], model[2]):
-        fully_shard(layer, shard_placement_fn=lambda _: Shard(1), mesh=init_device_mesh("cpu", (world_size(),)))
-    return message(partial(by_sgd, model))
+    layer, mesh = SilentLinear(8, 6), init_device_mesh("cpu", (world_size(),))
+    fully_shard(layer, shard_placement_fn=lambda p: Shard(p.dim() - 1), mesh=mesh)
+    return message(partial(by_sgd, layer))
 
 
 def tensor_parallel(optimizer: Callable[[nn.Module], Any]) -> str:
@@ -132,7 +146,11 @@ def sharded_alone() -> str:
 
 _sharded = partial(train, spread=fully_sharded, threshold=0.02)
 TRAINED: dict[str, Callable[[], dict[str, Any]]] = {
-    **{f"fully sharded, {name}": partial(of, spread=fully_sharded) for name, of in GRID.items() if "0.01" in name},
+    **{
+        f"fully sharded, {name}": partial(of, spread=fully_sharded)
+        for name, of in GRID.items()
+        if "prune 0.01" in name
+    },
     "fully sharded, many steps": partial(_sharded, steps=LONG, threshold=THRESHOLDS["adaptive"], prune=0.005),
     "fully sharded as one": partial(_sharded, spread=partial(fully_sharded, layers=False)),
     "fully sharded, one is empty": partial(_sharded, split="one is empty", rule="hebbian"),

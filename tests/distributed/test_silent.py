@@ -92,7 +92,7 @@ def test_groups_of_processes(four: list[dict[str, Any]]) -> None:
         ("other seeds", "different fields.*same seed, stream and init"),
         ("other seeds, fused", "initial field of 0 is"),
         ("fused alone", "fused_step on several processes.*fused_step = False"),
-        ("by columns", r"SilentLinear\(13, 17\).*Shard\(dim=1\).*whole rows.*shard_placement_fn"),
+        ("by columns", r"SilentLinear\(8, 6\).*Shard\(dim=1\).*whole rows.*shard_placement_fn"),
         ("tensor parallel", r"SilentLinear\(17, 9\).*whole rows.*parallelize_module"),
         ("tensor parallel, torch's", r"SilentLinear\(13, 17\): in a training pass.*parallelize_module.*eval"),
         ("sharded, alone", r"fully_shard has spread its weight over 2 processes.*added up over 1"),

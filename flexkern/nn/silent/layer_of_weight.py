@@ -22,10 +22,17 @@ class SilentSynapses(Protocol):
     silent: int32 words [out, ceil(in / 32)], bit = 1: silent; the step updates it.
     init: the field from which all synapses of the layer are drawn.
     rule: "rate" or "hebbian".
+    began_as_init: whether the first step found the field's values in the weight, so that no anchor is stored;
+        None: not known.
     """
 
-    init: Field
-    rule: str
+    began_as_init: bool | None
+
+    @property
+    def init(self) -> Field: ...
+
+    @property
+    def rule(self) -> str: ...
 
     @property
     def silent(self) -> Tensor: ...
@@ -51,6 +58,7 @@ class SilentSynapses(Protocol):
 # Both sides are weak: neither a layer nor its weight lives longer for being listed here. Layers enter
 # themselves whenever they train, because moving, copying and loading may give them other Parameter objects.
 _layers: Any = WeakIdKeyDictionary()
+_known: weakref.WeakSet[Any] = weakref.WeakSet()  # all of them, also those whose weight was taken away
 
 
 def register(weight: Tensor, layer: SilentSynapses) -> None:
@@ -58,11 +66,12 @@ def register(weight: Tensor, layer: SilentSynapses) -> None:
     known = _layers.get(weight)
     if known is None or known() is not layer:
         _layers[weight] = weakref.ref(layer)
+        _known.add(layer)
 
 
 def any_silent() -> bool:
     """Whether any layer with silent synapses is known."""
-    return bool(_layers.data)
+    return len(_known) > 0
 
 
 def forget(weight: Tensor) -> None:
@@ -80,7 +89,7 @@ def silent_synapses(weight: Tensor) -> SilentSynapses | None:
     Raises:
         ValueError: if the weight of such a layer is a DTensor that is cut otherwise.
     """
-    if not _layers.data:  # most programs have no such layer, and their optimizers ask at every step
+    if not len(_known):  # most programs have no such layer, and their optimizers ask at every step
         return None
     known = _layers.get(weight)
     layer = None if known is None else known()
@@ -94,9 +103,8 @@ def silent_synapses(weight: Tensor) -> SilentSynapses | None:
 def _layer_of_sharded(weight: Tensor) -> Any:
     """fully_shard gives a layer another weight, and takes it away for each forward pass. So optimizers ask when
     they are made, and while the layer has it."""
-    for known in list(_layers.values()):
-        layer: Any = known()
-        if layer is not None and layer.weight is weight:
+    for layer in list(_known):
+        if layer.weight is weight:
             register(weight, layer)
             return layer
     return None

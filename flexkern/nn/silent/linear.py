@@ -24,7 +24,7 @@ from flexkern.nn.silent.layer_of_weight import forget, register
 from flexkern.nn.silent.mask import MaskGradient, check_silent, silent_mask
 from flexkern.nn.silent.recorded import Recorder
 from flexkern.nn.silent.spread import check_whole, convert, own_rows
-from flexkern.nn.silent.state import LastSeen, decode, encode, mended
+from flexkern.nn.silent.state import LastSeen, began_of, decode, encode, mended
 from flexkern.ops.checks import exact_dtype
 from flexkern.plain import whole_number
 
@@ -102,6 +102,7 @@ class SilentLinear(Recorder, MetaplasticLinear):
     threshold: Tensor
     silent_count: Tensor
     changes: Tensor
+    began_as_init: bool | None = None  # whether its first step found the values of init; None: not known
 
     def __init__(
         self,
@@ -193,8 +194,10 @@ class SilentLinear(Recorder, MetaplasticLinear):
 
     @torch.no_grad()
     def _mend(self) -> None:
-        """Sees to it that mask and weight fit, where something was written into either since the last look. Of a
-        weight that is spread over processes the next training pass does, which has it whole."""
+        """Sees to it that mask and weight fit, where something was written into either since the last look.
+
+        Of a weight that is spread over processes the next training pass does, which has it whole.
+        """
         words = self._words
         if self.weight.is_meta or words.is_meta or is_sharded(self.weight):
             return
@@ -311,17 +314,21 @@ class SilentLinear(Recorder, MetaplasticLinear):
     def get_extra_state(self) -> Tensor:
         """What :meth:`state_dict` holds beside the buffers: the field of the initial weights and the
         conversions, float64 [n], on the CPU."""
-        return encode(self.init, self.conversions)
+        return encode(self.init, self.conversions, self.began_as_init)
 
     def set_extra_state(self, state: Tensor | dict[str, Any]) -> None:
         """Takes what :meth:`get_extra_state` gave, also that of earlier versions, a dict.
 
         An average over layers with different initial fields says nothing of them: the layer keeps its own.
         """
+        if not isinstance(
+            state, (Tensor, dict)
+        ):  # set_model_state_dict stands something in for what is missing
+            return
         if isinstance(state, Tensor) and state.is_meta:
             return
         init, self.conversions = decode(state)
-        self._same_field = False
+        self.began_as_init, self._same_field = began_of(state), False
         self.init = self.init if init is None else init
 
     def _save_to_state_dict(self, *args: Any) -> None:
@@ -331,7 +338,7 @@ class SilentLinear(Recorder, MetaplasticLinear):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         whole = f"{prefix}silent" in state_dict and f"{prefix}weight" in state_dict
         forget(self.weight)  # a weight with weak references cannot be swapped for another
-        self._last_seen = LastSeen()
+        self._last_seen, self.began_as_init = LastSeen(), None
         of_mask = {name: state_dict[prefix + name] for name in _INTEGERS if prefix + name in state_dict}
         kept = {f"{prefix}{name}": _as_integers(value, name) for name, value in of_mask.items()}
         super()._load_from_state_dict({**state_dict, **kept}, prefix, *rest)
@@ -340,6 +347,7 @@ class SilentLinear(Recorder, MetaplasticLinear):
             return
         if not whole:  # the state of an nn.Linear has weights also where this layer is silent
             self._silence()
+            self.began_as_init = None
         with torch.no_grad():
             if f"{prefix}silent_count" not in state_dict:
                 self.silent_count.copy_(ops.unpack_mask(self._words, self.in_features).sum(1))

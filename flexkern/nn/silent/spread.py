@@ -1,7 +1,7 @@
 """A layer with silent synapses of whose weight each process has some rows (fully_shard).
 
-Each process steps its own rows. The mask is whole on all, a 32nd of a float32 weight: after a pass all get the rows
-that the others have stepped, and count conversions alike.
+Each process steps its own rows. The mask is whole on all, a 32nd of a float32 weight: after a pass all get the
+rows that the others have stepped, and count conversions alike.
 """
 
 from __future__ import annotations
@@ -69,6 +69,15 @@ class OwnRows:
         """ "rate" or "hebbian"."""
         return self.layer.rule
 
+    @property
+    def began_as_init(self) -> bool | None:
+        """Of the whole layer, as all processes have found it together."""
+        return self.layer.began_as_init
+
+    @began_as_init.setter
+    def began_as_init(self, value: bool | None) -> None:
+        self.layer.began_as_init = value
+
     def may_convert(self) -> bool:
         """As the layer says."""
         return self.layer.may_convert()
@@ -91,7 +100,8 @@ class OwnRows:
     def _mend(self) -> None:
         """As the layer does, of the rows that are here: something may have been written into the weight."""
         layer, part = self.layer, here(self._weight)
-        if layer._last_seen.unchanged(layer._words, part):
+        # What writes into a DTensor counts there, and what writes into its part, as steps do, counts there.
+        if layer._last_seen.unchanged(layer._words, part, self._weight):
             return
         words, count = layer._words[self.rows], layer.silent_count[self.rows]
         right, counted = mended(part.to(words.device), words, count)
@@ -131,7 +141,7 @@ class OwnRows:
         layer.silent_count.copy_(of_all[:, width])
         whole = ops.Conversions(of_all[:, width + 1], of_all[:, width + 2])
         layer.passed(whole)
-        layer._last_seen.note(layer._words, here(self._weight))
+        layer._last_seen.note(layer._words, here(self._weight), self._weight)
         self._words = None
         return whole
 
@@ -174,7 +184,7 @@ def check_whole(layer: Any) -> None:
 
 @torch.no_grad()
 def convert(layer: Any) -> ops.Conversions:
-    """A pass over a layer's synapses that leaves the weights of functional ones; of the whole layer, what it did."""
+    """A pass over a layer's synapses that leaves the weights of functional ones; what it did in the whole."""
     weight, synapses = here(layer.weight), own_rows(layer, layer.weight)
     first = synapses.rows.start if synapses is not layer else 0
     init, exact = layer.init.shard(first * layer.in_features), exact_dtype(weight)
