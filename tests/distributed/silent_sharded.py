@@ -26,7 +26,6 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from distributed.silent_networks import (
     BATCH,
     GRID,
-    LONG,
     THRESHOLDS,
     batch,
     by_adamw,
@@ -149,9 +148,9 @@ TRAINED: dict[str, Callable[[], dict[str, Any]]] = {
     **{
         f"fully sharded, {name}": partial(of, spread=fully_sharded)
         for name, of in GRID.items()
-        if "prune 0.01" in name
+        if "adaptive, prune 0.01" in name
     },
-    "fully sharded, many steps": partial(_sharded, steps=LONG, threshold=THRESHOLDS["adaptive"], prune=0.005),
+    "fully sharded, many steps": partial(_sharded, steps=60, threshold=THRESHOLDS["adaptive"], prune=0.005),
     "fully sharded as one": partial(_sharded, spread=partial(fully_sharded, layers=False)),
     "fully sharded, one is empty": partial(_sharded, split="one is empty", rule="hebbian"),
     "fully sharded, AdamW": partial(_sharded, optimizer=by_adamw),
