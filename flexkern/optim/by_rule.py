@@ -153,7 +153,7 @@ class RuleOptimizer(MetaplasticOptimizer):
         if not self.state and all_zero(param_groups):
             # So torch.distributed.checkpoint asks which state there will be. It is no step.
             for group, of_group in zip(param_groups, slots, strict=True):
-                self._batches(group, of_group)
+                self._batches(group, of_group, is_template=True)
             return
         # All that can refuse comes before the first weight changes.
         work = [self._batches(group, of_group) for group, of_group in zip(param_groups, slots, strict=True)]
@@ -174,7 +174,7 @@ class RuleOptimizer(MetaplasticOptimizer):
             else:
                 self._plan(group, batches)
 
-    def _batches(self, group: dict[str, Any], slots: list[Slot]) -> list[_Batch]:
+    def _batches(self, group: dict[str, Any], slots: list[Slot], *, is_template: bool = False) -> list[_Batch]:
         """The parameters that step: those of one key go in one call."""
         batches: dict[tuple, _Batch] = {}
         needed, unmeasured = self.rule.of(group).needs(), is_unmeasured(group, slots)
@@ -184,7 +184,7 @@ class RuleOptimizer(MetaplasticOptimizer):
             if p.grad is None or isinstance(p.grad, SteppedGrad):
                 continue
             state = self.state[p]
-            fresh = slot.prepare(group, state, needed, self.rule.COUNTS_STEPS)
+            fresh = slot.prepare(group, state, needed, self.rule.COUNTS_STEPS, is_template)
             kind = slot.gate_kind(group, state, unmeasured)
             alone = None if slot.synapses is None else slot
             # One that is in the list twice steps twice, and its second step finds the states of its first.
@@ -273,8 +273,9 @@ class RuleOptimizer(MetaplasticOptimizer):
         threshold, insertion = split_insertion(synapses)
         recorded = {"pre": None, "post": None, "coincidence": None} | synapses.recorded()
         conversions = synapse.synapse_step_by_rule(
-            self._operator(synapse.STEPS, "synapse"), slot.param, grad, gate, synapses.silent, recorded["pre"],
-            recorded["post"], recorded["coincidence"], threshold, given._replace(insertion=insertion),
+            self._operator(synapse.STEPS, "synapse"), sharded.here(slot.param), grad, gate, synapses.silent,
+            recorded["pre"], recorded["post"], recorded["coincidence"], threshold,
+            given._replace(insertion=insertion),
         )  # fmt: skip
         synapses.passed(cast(ops.Conversions, conversions))
 

@@ -46,9 +46,9 @@ DISTRIBUTIONS: dict[str, Callable[[int, int], Field]] = {
 }
 NAMED = 1 << 31  # streams of names are at least this, positions are less
 # What wrappers put into the names of a model's parameters: DistributedDataParallel (at the front only: a model
-# may have a part of that name), torch.compile, fully sharded data parallel, activation checkpointing.
+# may have a part of that name), torch.compile, fully sharded data parallel, activation checkpointing, Fabric.
 _FRONT = "module."
-_INSIDE = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+_INSIDE = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_forward_module.")
 
 
 def stream_of_name(name: str) -> int:

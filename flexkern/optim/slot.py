@@ -57,6 +57,7 @@ class Slot:
         self.flexibility, self.anchor = flexibility, anchor
         self.settings: tuple[Any, Any, Any] = (None, None, None)
         self.has_begun = False
+        silent_synapses(param)  # of a sharded weight found while its layer has it
 
     @property
     def synapses(self) -> SilentSynapses | None:
@@ -104,7 +105,12 @@ class Slot:
     # ------------------------------------------------------------------ state
 
     def prepare(
-        self, group: dict[str, Any], state: dict[str, Any], needed: tuple[str, ...], counts: bool
+        self,
+        group: dict[str, Any],
+        state: dict[str, Any],
+        needed: tuple[str, ...],
+        counts: bool,
+        is_template: bool = False,
     ) -> bool:
         """Makes sure that the state has what a step needs, of the rule's states those that are named.
 
@@ -113,6 +119,7 @@ class Slot:
             state: its state, which is completed.
             needed: names of the rule's states.
             counts: whether the rule counts steps.
+            is_template: whether no step comes, and what is made says which state a saved one will have.
 
         Returns:
             Whether the rule's states are new.
@@ -132,7 +139,7 @@ class Slot:
             state["flexibility"] = plain(self.flexibility)
         if self.is_flexible(group) or self.synapses is not None:
             if begins or "anchor" not in state:
-                self._begin(group, state)
+                self._begin(state, is_template)
             if self._has_alpha(group) and "alpha" not in state:
                 state["alpha"] = self._kept(self._first_alpha(group, state))
                 state["alpha_item"] = 1
@@ -163,7 +170,7 @@ class Slot:
             if value.dtype is not dtype or value.device != device:
                 state[name] = value.to(device=device, dtype=dtype)
 
-    def _begin(self, group: dict[str, Any], state: dict[str, Any]) -> None:
+    def _begin(self, state: dict[str, Any], is_template: bool) -> None:
         """Before a parameter's first step: its anchor, and from where its weight is exact.
 
         Functional synapses are where their anchor is. That of a silent synapse is the layer's own draw for it.
@@ -186,9 +193,16 @@ class Slot:
         if holds and p.dtype in LOW_PRECISION:
             # The displacement from a float32 anchor has to start at 0, not at the rounding of the weight.
             state["master"] = self._kept(initial)
-        if synapses is not None and (not holds or synapses.insertion()["insert"] == "hebbian"):
+        as_init = holds
+        if synapses is not None:
+            as_init = holds and synapses.insertion()["insert"] == "init"
+            if not is_template:
+                synapses.began_as_init = as_init
+            elif synapses.began_as_init is not None:
+                as_init = synapses.began_as_init  # weights that were loaded have moved since
+        if not as_init:
             assert silent is not None
-            state["anchor"] = torch.where(silent, anchor, self.weight(state))
+            state["anchor"] = self._kept(torch.where(silent, anchor, self.weight(state)))
         else:
             state["anchor"] = plain(field)
 
@@ -279,6 +293,9 @@ class Slot:
         silent = self._silent()
         if silent is None:
             return agreement.mean(self.param, moved)
+        if sharded.is_sharded(self.param):
+            functional = agreement.mean(self.param, (~silent).double()) or 1.0
+            return agreement.mean(self.param, moved) / functional
         return moved.sum().item() / max(silent.numel() - int(silent.sum()), 1)
 
 

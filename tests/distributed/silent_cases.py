@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
+import copy
+import pickle
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
@@ -10,118 +11,27 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
-from flexkern import ops
-from flexkern.distributed import alone, rank, world_size
-from flexkern.nn import AdaptiveThreshold, SilentLinear
-from flexkern.optim import MetaplasticAdamW, MetaplasticSGD, fuse_into_backward
-
-BATCH, LONG, SHORT = 12, 200, 12
-THRESHOLDS: dict[str, Any] = {"fixed": 0.02, "adaptive": AdaptiveThreshold(target=0.01, gain=5.0, start=0.5)}
-# How many of a batch's rows each of two or four processes has.
-SPLITS = {
-    "even": {2: (6, 6), 4: (3, 3, 3, 3)},
-    "uneven": {2: (9, 3), 4: (1, 6, 2, 3)},
-    "one is empty": {2: (12, 0), 4: (5, 0, 7, 0)},
-}
-
-
-def network(seed: int = 4, **options: Any) -> nn.Sequential:
-    torch.manual_seed(1)
-    return nn.Sequential(
-        SilentLinear(13, 17, silent=0.6, seed=seed, stream=0, **options),
-        nn.ReLU(),
-        SilentLinear(17, 9, silent=0.4, seed=seed, stream=1, **options),
-        nn.ReLU(),
-        nn.Linear(9, 5, dtype=options.get("dtype")),
-    )
-
-
-def batch(step: int) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(100 + step)
-    x = torch.randn(BATCH, 13, generator=generator)
-    return x, torch.randint(0, 5, (BATCH,), generator=generator)
-
-
-def rows_of(split: str) -> slice:
-    """This process's rows; all without a group."""
-    if world_size() == 1:
-        return slice(0, BATCH)
-    ends = [0, *itertools.accumulate(SPLITS[split][world_size()])]
-    return slice(ends[rank()], ends[rank() + 1])
-
-
-def state(model: nn.Module) -> dict[str, Any]:
-    layers = [layer for layer in model.modules() if isinstance(layer, SilentLinear)]
-    return {
-        "masks": [ops.unpack_mask(layer.silent, layer.in_features) for layer in layers],
-        "counts": [layer.silent_count.clone() for layer in layers],
-        "thresholds": [layer.threshold.clone() for layer in layers],
-        "weights": [p.detach().clone() for p in model.parameters()],
-        "conversions": [list(layer.conversions) for layer in layers],
-    }
-
-
-def by_sgd(model: nn.Module) -> Any:
-    return MetaplasticSGD(model.parameters(), 0.05, scale=20.0, momentum=0.5)
-
-
-def by_adamw(model: nn.Module) -> Any:
-    return MetaplasticAdamW(model.parameters(), 0.005, scale=20.0)
-
-
-def train(
-    *,
-    steps: int = SHORT,
-    split: str = "uneven",
-    optimizer: Callable[[nn.Module], Any] = by_sgd,
-    pieces: int = 1,
-    change: Callable[[nn.Module], nn.Module] = lambda model: model,
-    fuse: bool = False,
-    **options: Any,
-) -> dict[str, Any]:
-    """State after so many steps; with ``pieces`` each batch comes in so many micro-batches, and with
-    ``fuse`` layers step in the backward pass."""
-    model = change(network(**options))
-    stepping, masks = optimizer(model), []
-    if fuse:
-        group = dist.group.WORLD if world_size() > 1 else None
-        fuse_into_backward(model, stepping, window=pieces, process_group=group)
-    wrapped: nn.Module = nn.parallel.DistributedDataParallel(model) if world_size() > 1 else model
-    for step in range(steps):
-        x, y = batch(step)
-        own = rows_of(split)
-        x, y = x[own].to(next(model.parameters()).dtype), y[own]
-        stepping.zero_grad()
-        for i in range(pieces):
-            z, truth = x[i::pieces], y[i::pieces]
-            loss = nn.functional.cross_entropy(wrapped(z).float(), truth, reduction="sum") / BATCH
-            (loss * world_size()).backward()  # DistributedDataParallel takes the mean over processes
-        stepping.step()
-        masks.append([layer.silent.clone() for layer in model if isinstance(layer, SilentLinear)])
-        if step % 5 == 4:
-            stepping.consolidate()
-    return state(model) | {"history": masks}
-
-
-def by_hand(split: str = "uneven", **options: Any) -> dict[str, Any]:
-    """Another optimizer, gradients summed by hand, and :meth:`SilentLinear.convert`."""
-    model = network(**options)
-    stepping = torch.optim.SGD(model.parameters(), 0.05)
-    for step in range(SHORT):
-        x, y = batch(step)
-        own = rows_of(split)
-        stepping.zero_grad()
-        (nn.functional.cross_entropy(model(x[own]), y[own], reduction="sum") / BATCH).backward()
-        if world_size() > 1:
-            for p in model.parameters():
-                dist.all_reduce(p.grad)
-        stepping.step()
-        for layer in model:
-            if isinstance(layer, SilentLinear):
-                layer.convert()
-    return state(model)
+from distributed import silent_sharded
+from distributed.silent_networks import (
+    BATCH,
+    GRID,
+    LONG,
+    SHORT,
+    SPLITS,
+    THRESHOLDS,
+    batch,
+    by_adamw,
+    by_hand,
+    by_sgd,
+    fully_sharded,
+    message,
+    network,
+    state,
+    train,
+)  # fmt: skip
+from flexkern.distributed import alone, rank
 
 
 def evaluated_by_one() -> dict[str, Any]:
@@ -173,14 +83,6 @@ def in_halves() -> list[dict[str, Any]]:
     return found
 
 
-def message(of: Callable[[], Any]) -> str:
-    try:
-        of()
-    except RuntimeError as error:
-        return str(error)
-    return ""
-
-
 def other_seeds_fused() -> str:
     return message(partial(train, seed=4 + rank(), fuse=True))
 
@@ -195,19 +97,6 @@ def fused_alone() -> str:
     return message(lambda: model(batch(0)[0]))
 
 
-def sharded() -> str:
-    """By fully_shard, whose optimizer has parameters that no forward pass sees."""
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
-
-    model = network(threshold=0.02)
-    fully_shard(model, mesh=init_device_mesh("cpu", (world_size(),)))
-    stepping = by_sgd(model)
-    x, y = batch(0)
-    nn.functional.cross_entropy(model(x), y).backward()
-    return message(stepping.step)
-
-
 def joined() -> str:
     wrapped = nn.parallel.DistributedDataParallel(network())
 
@@ -219,9 +108,6 @@ def joined() -> str:
 
 
 def copied(model: nn.Module) -> nn.Module:
-    import copy
-    import pickle
-
     return pickle.loads(pickle.dumps(copy.deepcopy(model)))
 
 
@@ -231,14 +117,6 @@ def loaded(model: nn.Module) -> nn.Module:
     return other
 
 
-GRID = {
-    f"{rule}, {insert}, {threshold}, prune {prune}": partial(
-        train, rule=rule, insert=insert, threshold=THRESHOLDS[threshold], prune=prune, eta=0.1
-    )
-    for rule, insert, threshold, prune in itertools.product(
-        ("rate", "hebbian"), ("init", "hebbian"), THRESHOLDS, (0.0, 0.01)
-    )
-}
 TRAINED: dict[str, Callable[[], dict[str, Any]]] = {
     **GRID,
     **{f"split {name}": partial(train, split=name, threshold=0.02) for name in SPLITS},
@@ -258,17 +136,33 @@ TRAINED: dict[str, Callable[[], dict[str, Any]]] = {
     "copied": partial(train, threshold=0.02, change=copied),
     "loaded": partial(train, threshold=0.02, change=loaded),
     "evaluated by one": evaluated_by_one,
+    "no_sync": partial(train, pieces=3, syncs=False, threshold=0.02),
+    "no_sync, hebbian": partial(train, pieces=3, syncs=False, split="even", threshold=0.02, rule="hebbian"),
+    "no_sync, fused": partial(train, pieces=3, syncs=False, fuse=True, threshold=0.02),
+    **silent_sharded.TRAINED,
 }
 # What is run on four processes too.
 ON_FOUR = [
     *(name for name in TRAINED if "split" in name or "adaptive, prune 0.01" in name),
     "by hand, one is empty",
+    "fully sharded, by hand",
 ]
 REFUSED = {
     "other seeds": other_seeds,
     "other seeds, fused": other_seeds_fused,
     "fused alone": fused_alone,
     "joined": joined,
-    "sharded": sharded,
+    **silent_sharded.REFUSED,
 }
-CASES: dict[str, Callable[[], Any]] = {**TRAINED, "alone": trained_alone, "halves": in_halves, **REFUSED}
+# Of a mesh of two dimensions, so only on four.
+IN_COPIES = {
+    "fully sharded, in copies": partial(train, spread=partial(fully_sharded, square=True), threshold=0.02)
+}
+CASES: dict[str, Callable[[], Any]] = {
+    **TRAINED,
+    **IN_COPIES,
+    "alone": trained_alone,
+    "halves": in_halves,
+    "saved": silent_sharded.saved,
+    **REFUSED,
+}

@@ -10,6 +10,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
+from flexkern.optim.flexibilities import stream_of_name
 from helpers import ranks, ranks_by_name
 from helpers.nets import mlp
 from helpers.optimizers import KINDS, same_bits
@@ -71,3 +72,12 @@ def test_a_sharded_checkpoint_goes_on_in_one_process(
     set_state_dict(model, optimizer, model_state_dict=saved["model"], optim_state_dict=saved["optimizer"])
     ranks_by_name.learn(model, optimizer.step, optimizer.consolidate, ranks_by_name.STOP, ranks_by_name.LAST)
     assert same_bits([p.detach() for p in model.parameters()], expected)
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    ["module.", "_orig_mod.module.", "_forward_module.", "_forward_module.module.", "_fsdp_wrapped_module."],
+)
+def test_what_wrappers_put_before_a_name_does_not_count(prefix: str) -> None:
+    assert stream_of_name(f"{prefix}0.weight") == stream_of_name("0.weight")
+    assert stream_of_name("0.module.weight") != stream_of_name("0.weight")

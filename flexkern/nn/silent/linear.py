@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from flexkern import ops
+from flexkern.dtensors import here, is_sharded
 from flexkern.fields import Field, Purpose
 from flexkern.nn.fused.linear import MetaplasticLinear
 from flexkern.nn.records import record_of
@@ -22,7 +23,8 @@ from flexkern.nn.silent.insertion import Insertion
 from flexkern.nn.silent.layer_of_weight import forget, register
 from flexkern.nn.silent.mask import MaskGradient, check_silent, silent_mask
 from flexkern.nn.silent.recorded import Recorder
-from flexkern.nn.silent.state import LastSeen, decode, encode, mended
+from flexkern.nn.silent.spread import check_whole, convert, own_rows
+from flexkern.nn.silent.state import LastSeen, began_of, decode, encode, mended
 from flexkern.ops.checks import exact_dtype
 from flexkern.plain import whole_number
 
@@ -49,15 +51,17 @@ class SilentLinear(Recorder, MetaplasticLinear):
     all training forward passes since the last step, so that accumulating gradients over micro-batches gives
     what one large batch gives, up to rounding.
 
-    **Several processes** (DistributedDataParallel, or any training by which all processes take the same step):
-    what they have recorded is added up before synapses convert, in one small all-reduce for all layers of an
-    optimizer, so that a synapse converts by the mean over all processes' samples, on all processes or on none.
-    An optimizer's ``step()`` and :meth:`convert` are calls of all processes then; forward and backward passes
-    send nothing, so that one process may evaluate by itself. A process without a sample counts for nothing.
-    With ``rule="hebbian"`` the sum is as large as a gradient. A fused step needs the ``process_group`` of
-    :func:`flexkern.optim.fuse_into_backward`. Not possible, and an error that says so:
-    DistributedDataParallel's ``join()`` unless it ends training early. A process that trains such a layer by
-    itself does so inside of :func:`flexkern.distributed.alone`.
+    **Several processes** (DistributedDataParallel, fully_shard, or any training by which all processes take the
+    same step): what they have recorded is added up before synapses convert, in one small all-reduce for all
+    layers of an optimizer, so that a synapse converts by the mean over all processes' samples, on all processes
+    or on none. An optimizer's ``step()`` and :meth:`convert` are calls of all processes then; forward and
+    backward passes send nothing, so that one process may evaluate by itself. A process without a sample counts
+    for nothing. With ``rule="hebbian"`` the sum is as large as a gradient. A fused step needs the
+    ``process_group`` of :func:`flexkern.optim.fuse_into_backward`. With fully_shard each process steps its rows
+    of the weight, and all have the whole mask. Not possible, and an error that says so:
+    DistributedDataParallel's ``join()`` unless it ends training early, tensor parallelism, and a fully_shard
+    that cuts columns. A process that trains such a layer by itself does so inside of
+    :func:`flexkern.distributed.alone`.
 
     Initial weights and the choice of silent synapses are procedural, from ``seed`` and ``stream``: as long as
     the functional weights are what they began as when the optimizer first steps, no anchor is stored.
@@ -98,6 +102,7 @@ class SilentLinear(Recorder, MetaplasticLinear):
     threshold: Tensor
     silent_count: Tensor
     changes: Tensor
+    began_as_init: bool | None = None  # whether its first step found the values of init; None: not known
 
     def __init__(
         self,
@@ -167,7 +172,10 @@ class SilentLinear(Recorder, MetaplasticLinear):
 
     @torch.no_grad()
     def _silence(self) -> None:
-        self.weight.masked_fill_(ops.unpack_mask(self._words, self.in_features), 0.0)
+        weight, words = here(self.weight), self._words
+        if is_sharded(self.weight):
+            words = words[own_rows(self, self.weight).rows].to(weight.device)
+        weight.masked_fill_(ops.unpack_mask(words, self.in_features), 0.0)
 
     # ------------------------------------------------------------------ the mask
 
@@ -186,9 +194,14 @@ class SilentLinear(Recorder, MetaplasticLinear):
 
     @torch.no_grad()
     def _mend(self) -> None:
-        """Sees to it that mask and weight fit, where something was written into either since the last look."""
+        """Sees to it that mask and weight fit, where something was written into either since the last look.
+
+        Of a weight that is spread over processes the next training pass does, which has it whole.
+        """
         words = self._words
-        if self.weight.is_meta or words.is_meta or self._last_seen.unchanged(words, self.weight):
+        if self.weight.is_meta or words.is_meta or is_sharded(self.weight):
+            return
+        if self._last_seen.unchanged(words, self.weight):
             return
         if words.is_inference() and not torch.is_inference_mode_enabled():
             return  # nothing may write into such tensors, and nobody trains them
@@ -203,10 +216,12 @@ class SilentLinear(Recorder, MetaplasticLinear):
         """x [..., in] to [..., out]; in training with gradients it records activities, see the class.
 
         Raises:
-            RuntimeError: as :class:`flexkern.nn.MetaplasticLinear`.
+            RuntimeError: as :class:`flexkern.nn.MetaplasticLinear`; and if the weight is a DTensor while the
+                layer trains, as tensor parallelism has it.
         """
         if not self._trains():
             return self._plain(x)
+        check_whole(self)
         if not torch.compiler.is_compiling():
             register(self.weight, self)
             if not self._last_seen.unchanged(self._words):
@@ -236,14 +251,16 @@ class SilentLinear(Recorder, MetaplasticLinear):
         return {"threshold": self.threshold, "insert": self.insert, "eta": self.eta, "prune": self.prune}
 
     @torch.no_grad()
-    def passed(self, conversions: ops.Conversions) -> None:
-        """A pass over the synapses did this: counts it, adapts the thresholds, and begins to record anew."""
+    def passed(self, conversions: ops.Conversions) -> ops.Conversions:
+        """A pass over the synapses did this, which is returned: counts it, adapts the thresholds, and begins to
+        record anew."""
         if self.adaptive is not None:
             self.adaptive.update_(self.threshold, conversions.converted, self.silent_count)
         self.changes += torch.stack(tuple(conversions))
         self.silent_count += conversions.pruned - conversions.converted
         self._last_seen.note(self._words, self.weight)  # the pass has kept them in step
         self._forget()
+        return conversions
 
     def end_item(self) -> None:
         """An item ends: its conversions are appended to ``conversions``. Waits for the device.
@@ -256,7 +273,6 @@ class SilentLinear(Recorder, MetaplasticLinear):
 
     # ------------------------------------------------------------------ by hand
 
-    @torch.no_grad()
     def convert(self) -> ops.Conversions:
         """Converts (and prunes) as a step of MetaplasticSGD does, with what was recorded since the last time.
 
@@ -266,20 +282,7 @@ class SilentLinear(Recorder, MetaplasticLinear):
         Returns:
             :class:`flexkern.ops.Conversions`.
         """
-        exact = exact_dtype(self.weight)
-        anchor = ops.materialize(self.init, self.weight.shape, device=self.weight.device).to(exact)
-        arguments: dict[str, Any] = {
-            **self.recorded(),
-            **self.insertion(),
-            "master": self.weight.to(exact, copy=True),
-        }
-        no_grad = torch.zeros_like(self.weight)
-        conversions = ops.synapse_step_(
-            self.weight, no_grad, anchor, 1.0, self.silent, lr=0.0, scale=1.0, **arguments
-        )
-        assert isinstance(conversions, ops.Conversions)
-        self.passed(conversions)
-        return conversions
+        return convert(self)
 
     # ------------------------------------------------------------------ state
 
@@ -311,17 +314,21 @@ class SilentLinear(Recorder, MetaplasticLinear):
     def get_extra_state(self) -> Tensor:
         """What :meth:`state_dict` holds beside the buffers: the field of the initial weights and the
         conversions, float64 [n], on the CPU."""
-        return encode(self.init, self.conversions)
+        return encode(self.init, self.conversions, self.began_as_init)
 
     def set_extra_state(self, state: Tensor | dict[str, Any]) -> None:
         """Takes what :meth:`get_extra_state` gave, also that of earlier versions, a dict.
 
         An average over layers with different initial fields says nothing of them: the layer keeps its own.
         """
+        if not isinstance(
+            state, (Tensor, dict)
+        ):  # set_model_state_dict stands something in for what is missing
+            return
         if isinstance(state, Tensor) and state.is_meta:
             return
         init, self.conversions = decode(state)
-        self._same_field = False
+        self.began_as_init, self._same_field = began_of(state), False
         self.init = self.init if init is None else init
 
     def _save_to_state_dict(self, *args: Any) -> None:
@@ -331,7 +338,7 @@ class SilentLinear(Recorder, MetaplasticLinear):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         whole = f"{prefix}silent" in state_dict and f"{prefix}weight" in state_dict
         forget(self.weight)  # a weight with weak references cannot be swapped for another
-        self._last_seen = LastSeen()
+        self._last_seen, self.began_as_init = LastSeen(), None
         of_mask = {name: state_dict[prefix + name] for name in _INTEGERS if prefix + name in state_dict}
         kept = {f"{prefix}{name}": _as_integers(value, name) for name, value in of_mask.items()}
         super()._load_from_state_dict({**state_dict, **kept}, prefix, *rest)
@@ -340,11 +347,13 @@ class SilentLinear(Recorder, MetaplasticLinear):
             return
         if not whole:  # the state of an nn.Linear has weights also where this layer is silent
             self._silence()
+            self.began_as_init = None
         with torch.no_grad():
             if f"{prefix}silent_count" not in state_dict:
                 self.silent_count.copy_(ops.unpack_mask(self._words, self.in_features).sum(1))
         self._mend()
-        self._some_silent = bool(self.silent_count.any())
+        # Counts of a weight that is spread may not fit it yet.
+        self._some_silent = is_sharded(self.weight) or bool(self.silent_count.any())
         self._forget()
 
     def __getstate__(self) -> dict[str, Any]:

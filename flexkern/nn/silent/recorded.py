@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from flexkern.distributed import Sums, group_of, start_sum
+from flexkern.dtensors import is_sharded
 from flexkern.fields import Field
+from flexkern.nn.silent.spread import OwnRows
 from flexkern.ops.checks import exact_dtype
 from flexkern.reference import activity
 
@@ -32,6 +34,7 @@ class Recorder(nn.Module):
     in_features: int
     out_features: int
     weight: Tensor
+    threshold: Tensor
     fused_step: bool
     processes: Any
     init: Field
@@ -61,11 +64,13 @@ class Recorder(nn.Module):
             self._post += post.sum(0, dtype=exact)
             return
         if self._coincidence is None:
-            self._coincidence = self.weight.new_zeros(self.weight.shape, dtype=exact)
+            self._coincidence = self._no_coincidence()
         self._coincidence.addmm_(post.to(exact).T, pre.to(exact))
 
     def _forget(self) -> None:
-        device, exact = self.weight.device, exact_dtype(self.weight)
+        # Where forward passes are: fully_shard may keep a weight elsewhere between them.
+        of = self.threshold if is_sharded(self.weight) else self.weight
+        device, exact = of.device, exact_dtype(self.weight)
         for name in ("_pre", "_post", "_samples"):
             recorded = getattr(self, name)
             if (recorded.device, recorded.dtype) == (device, exact):
@@ -140,8 +145,11 @@ class Recorder(nn.Module):
             return [self._pre, self._post, self._samples, field]
         own = self._coincidence
         if own is None:  # no sample has come here, and may have come to others
-            own = self.weight.new_zeros(self.weight.shape, dtype=exact_dtype(self.weight))
+            own = self._no_coincidence()
         return [own, self._samples, field]
+
+    def _no_coincidence(self) -> Tensor:
+        return self._samples.new_zeros(self.out_features, self.in_features)
 
     def _check_field(self, total: Tensor) -> None:
         """Raises RuntimeError unless all processes draw weights from one field. Waits for the device."""
@@ -167,10 +175,14 @@ class Total:
 
 
 def share(layers: Iterable[Any]) -> None:
-    """Begins to add up what layers have recorded on all processes, in one operation; each waits for its
-    ``total`` when it is needed. Without a group of processes nothing happens."""
+    """Begins to add up what layers, or those that some rows belong to, have recorded on all processes, in one
+    operation; each waits for its ``total`` when it is needed. Without a group of processes nothing happens."""
     alike: dict[Any, list[Recorder]] = {}
-    for layer in layers:
+    for synapses in layers:
+        layer = synapses
+        if isinstance(synapses, OwnRows):
+            synapses.check_group()
+            layer = synapses.layer
         group = group_of(layer.process_group) if isinstance(layer, Recorder) else None
         if group is not None:
             alike.setdefault((group, layer._samples.dtype, layer._samples.device), []).append(layer)

@@ -14,25 +14,27 @@ from torch import Tensor
 from flexkern import ops
 from flexkern.fields import Field, Kind, Purpose
 
-__all__ = ["LastSeen", "decode", "encode", "mended"]
+__all__ = ["LastSeen", "began_of", "decode", "encode", "mended"]
 
 _FIELD = struct.Struct("<5q2d")  # Field.source(): five integers, two parameters
 _WORDS = _FIELD.size // 4
 _HEADER = 1 + _WORDS + 1  # the field's checksum, its words, the number of items
 _ITEMS = 256  # room for them comes in such steps: tools that average need one size in both models
+_BEGAN = {None: 0, True: 1, False: 2}  # the last number; earlier versions have 0 there
 
 
-def encode(field: Field, conversions: Sequence[int]) -> Tensor:
-    """The field of a layer's initial weights, and its conversions item by item, as float64 [n], on the CPU.
+def encode(field: Field, conversions: Sequence[int], began_as_init: bool | None = None) -> Tensor:
+    """The field of a layer's initial weights, its conversions item by item, and whether its weights held the
+    field's values when they began to train (None: not known), as float64 [n], on the CPU.
 
     All numbers are integers under 2**53. So an average of equal states, with float64's rounding, still rounds
     to what was saved, whatever the weights of the average.
     """
     integers, parameters = field.source()
     data = _FIELD.pack(*integers, *parameters)
-    room = -(-max(len(conversions), 1) // _ITEMS) * _ITEMS
+    room = -(-(len(conversions) + 1) // _ITEMS) * _ITEMS
     numbers = [zlib.crc32(data), *struct.unpack(f"<{_WORDS}I", data), len(conversions), *conversions]
-    numbers += [0] * (room - len(conversions))
+    numbers += [0] * (room - len(conversions) - 1) + [_BEGAN[began_as_init]]
     return torch.tensor(numbers, dtype=torch.float64, device="cpu")
 
 
@@ -56,6 +58,15 @@ def decode(state: Tensor | dict[str, Any]) -> tuple[Field | None, list[int]]:
         return None, conversions
     *integers, p0, p1 = _FIELD.unpack(data)
     return _field(integers, (p0, p1)), conversions
+
+
+def began_of(state: Tensor | dict[str, Any]) -> bool | None:
+    """What :func:`encode` was told of the beginning; None where the state does not say."""
+    if isinstance(state, dict):
+        return None
+    items, last = float(state[_HEADER - 1].nan_to_num()), float(state[-1].nan_to_num())
+    # In earlier versions conversions could fill all of the room.
+    return {1.0: True, 2.0: False}.get(last) if items < len(state) - _HEADER else None
 
 
 def _field(integers: Sequence[int], parameters: Sequence[float]) -> Field:
