@@ -19,6 +19,7 @@ from flexkern.backbones.normalise import checked_normalize
 from flexkern.backbones.parts import Parts
 from flexkern.backbones.sizes import copy_of_structure, fitted
 from flexkern.backbones.trial import tried_parts
+from flexkern.dtensors import is_sharded
 from flexkern.learners import schema
 from flexkern.learners.answers import names_of
 from flexkern.learners.base import Item
@@ -34,7 +35,6 @@ from flexkern.learners.vit.training import Recipe, Training, written
 from flexkern.nn.gates.checks import check_true_task
 from flexkern.nn.not_learned import NotLearnedError
 from flexkern.nn.temperature import fit_log_temperature
-from flexkern.optim.sharded import is_sharded
 from flexkern.plain import flag, nearest, number, whole_number
 from flexkern.streams.base import Experience
 
