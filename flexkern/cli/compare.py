@@ -96,7 +96,7 @@ def _show(a: str, b: str, result: Comparison) -> None:
 
 
 def _table(result: Comparison) -> Table:
-    table = table_of("B less A", _LEGEND)
+    table = table_of("Differences of B from A", _LEGEND)
     table.add_column("method", overflow="fold")
     table.add_column("measure", overflow="fold")
     for head in ("A", "B", "B - A", "95 %", "p"):

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from flexkern.plain import nearest
 from flexkern.runs.fitting.fit_rows import method_of
@@ -280,13 +281,18 @@ def _row(
 ) -> Row:
     a, b = ([float(of[seed][measure]) for seed in seeds] for of in (of_a, of_b))
     row = Row(ours, theirs, measure, seeds, a, b, None, None, None, None, None, "too few")
-    difference = np.subtract(b, a)
+    difference = _differences(row)
     if len(seeds) < 2:
         return row
     interval = paired(difference)
     return row._replace(
         low=interval["low"], high=interval["high"], p=t_test(difference), p_ranks=wilcoxon(difference)
     )
+
+
+def _differences(row: Row) -> NDArray[np.float64]:
+    """B less A of each pair; what differs in last bits alone, as sums in another order do, does not differ."""
+    return np.round(np.subtract(row.b, row.a), 12)
 
 
 def _corrected(rows: Sequence[Row]) -> list[Row]:
@@ -296,13 +302,13 @@ def _corrected(rows: Sequence[Row]) -> list[Row]:
 
 
 def _told(row: Row) -> Row:
-    mean = float(np.mean(np.subtract(row.b, row.a)))
-    if row.a == row.b:
+    difference = _differences(row)
+    if not difference.any():
         told = "same"
     elif row.p_holm is None or len(row.seeds) < ENOUGH:
         told = "too few"
     elif row.p_holm >= _LEVEL:
         told = "open"
     else:
-        told = "B higher" if mean > 0 else "B lower"
+        told = "B higher" if difference.mean() > 0 else "B lower"
     return row._replace(told=told)

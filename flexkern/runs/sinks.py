@@ -44,6 +44,13 @@ def _measured(row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
             yield f"{part}{name}", float(value)
 
 
+def _lacking(package: str, error: Exception) -> ImportError:
+    """What to do where a package is not there, or lacks one that it needs."""
+    other = (getattr(error, "name", None) or "").partition(".")[0]
+    why = "is not installed" if other in (package, "torch", "") else f"cannot be imported ({error})"
+    return ImportError(f"log: {package} {why}: pip install {package}")
+
+
 def _short(method: str) -> str:
     return hashlib.sha256(method.encode(errors="replace")).hexdigest()[:8]
 
@@ -57,7 +64,7 @@ class _TensorBoard:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
-            raise ImportError("log: tensorboard is not installed: pip install tensorboard") from error
+            raise _lacking("tensorboard", error) from error
         self._make: Callable[..., Any] = SummaryWriter
         self._writers: dict[str, Any] = {}
 
@@ -97,7 +104,7 @@ class _WandB:
 
             self._init: Callable[..., Any] = wandb.init
         except (ImportError, AttributeError) as error:  # a folder of that name can be imported, and is empty
-            raise ImportError("log: wandb is not installed: pip install wandb") from error
+            raise _lacking("wandb", error) from error
         self._run: Any = None
         self._of: tuple[str, int] | None = None
         self._configuration: dict[str, Any] = {}

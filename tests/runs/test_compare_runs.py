@@ -69,6 +69,8 @@ def test_pairs_are_tested_and_corrected_for_all(seven: Path, tmp_path: Path) -> 
     assert better.p_ranks == pytest.approx(stats.wilcoxon(difference).pvalue)
     assert better.told == "B higher"
     assert rows["All rows", "forgetting"].told == rows["Local rows", "last"].told == "same"
+    rounded = compare_runs(one(seven), one(changed(seven, tmp_path / "r", shifted(1e-15, 1e-15))))
+    assert {row.told for row in rounded.rows} == {"same"}
     back = compare_runs(one(other), one(seven))
     assert {row.told for row in back.rows} == {"same", "B lower"}
     blurred = compare_runs(one(seven), one(changed(seven, tmp_path / "c", shifted(0.0, 0.05))))
