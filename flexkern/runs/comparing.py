@@ -292,7 +292,7 @@ def _row(
 
 def _differences(row: Row) -> NDArray[np.float64]:
     """B less A of each pair; what differs in last bits alone, as sums in another order do, does not differ."""
-    return np.round(np.subtract(row.b, row.a), 12)
+    return np.round(np.array(row.b, dtype=np.float64) - np.array(row.a, dtype=np.float64), 12)
 
 
 def _corrected(rows: Sequence[Row]) -> list[Row]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,26 +31,40 @@ class Found(NamedTuple):
     results: dict[str, Any]
 
 
-def find(given: Path) -> list[Found]:
-    """The results of a folder and of the folders in it, or of one file.
+def find(given: Path) -> tuple[list[Found], list[str]]:
+    """The results of a folder and of the folders in it, or of one file; and why some cannot be read.
+
+    Of a folder without a ``results.json`` it is every file that has results: of ``flexkern bench``, or ``fit``.
 
     Raises:
-        UnusableError: if there are none, or one of them cannot be read.
+        UnusableError: if there are none.
     """
     where = os.fspath(given)
     if not os.path.lexists(given):
         raise UnusableError(f"there is nothing at {where!r}")
     if not given.is_dir():
-        return [read(given)]
+        return [read(given)], []
     try:
         paths = [p for p in (given / "results.json", *sorted(given.glob("*/results.json"))) if p.exists()]
-        # What `flexkern bench` writes has names of its own.
-        paths = paths or sorted(p for p in given.glob("*.json") if p.is_file())
+        others = [p for p in sorted(given.iterdir()) if p.suffix in (".json", ".safetensors") and p.is_file()]
     except OSError as error:
         raise UnusableError(f"{where!r} cannot be read: {error.strerror}") from error
-    if not paths:
+    found, unusable = _all(paths or others)
+    if not found and (paths or len(others) == 1):
+        raise UnusableError("; ".join(unusable))
+    if not found:
         raise UnusableError(f"{where!r} has no results.json, nor has a folder in it")
-    return [read(path) for path in paths]
+    return found, unusable if paths else []
+
+
+def _all(paths: Sequence[Path]) -> tuple[list[Found], list[str]]:
+    found, unusable = [], []
+    for path in paths:
+        try:
+            found.append(read(path))
+        except UnusableError as error:
+            unusable.append(str(error))
+    return found, unusable
 
 
 def one(given: Path) -> Found:

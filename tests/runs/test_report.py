@@ -208,6 +208,25 @@ def odd(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def test_one_of_several_results_may_be_odd(odd: Path, whole: Path) -> None:
+    (odd / "several").mkdir()
+    (odd / "several" / "good").symlink_to(whole)
+    (odd / "several" / "half").mkdir()
+    (odd / "several" / "half" / "results.json").write_text('{"experiment": "cla')
+    said, text = reported(odd, odd / "several")
+    assert said.exit_code == 1
+    assert "half/results.json' is no whole JSON" in "".join(said.output.splitlines())
+    assert "A title" in " ".join(check_page(text).texts)
+
+
+def test_a_folder_of_files_has_those_that_are_results(tmp_path: Path) -> None:
+    (tmp_path / "fit.json").write_text(json.dumps(FIT))
+    (tmp_path / "other.json").write_text("{}")
+    said, text = reported(tmp_path, tmp_path)
+    assert said.exit_code == 0, said.output
+    assert "4 images to learn, 2 to test." in text
+
+
 @pytest.mark.parametrize("name", ODD)
 def test_odd_places_get_a_sentence(name: str, odd: Path) -> None:
     said, text = reported(odd, odd / name)

@@ -32,7 +32,8 @@ def report_of(given: Iterable[Path]) -> tuple[str, int, list[str]]:
     complaints = []
     for place in given:
         try:
-            all_found = find(place)
+            all_found, unusable = find(place)
+            complaints += unusable
         except UnusableError as error:
             complaints.append(str(error))
             continue
