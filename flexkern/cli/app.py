@@ -21,6 +21,8 @@ for _name, _later in {
     "fit": Later("fit", "fit"),
     "predict": Later("predict", "predict"),
     "run": Later("run", "_run", "app"),
+    "report": Later("report", "report"),
+    "compare": Later("compare", "compare"),
     "bench": Later("bench", "bench", "app"),
     "check": Later("check", "_check", "app"),
 }.items():

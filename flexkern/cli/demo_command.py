@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
-from rich.table import Table
 
 from flexkern.cli.run import show
 from flexkern.cli.terminal import (
@@ -22,6 +21,7 @@ from flexkern.cli.terminal import (
 )
 from flexkern.runs.demo import DemoConfig, read_known, write
 from flexkern.runs.demo import run as run_demo
+from flexkern.runs.demo_tables import reserve, table
 from flexkern.runs.folder import claim
 from flexkern.runs.incremental.config import find_config, read_config
 from flexkern.runs.incremental.run import RESULTS
@@ -95,8 +95,8 @@ def demo(
 
             results = run_demo(config, tell, known=known)
         written = write(results, out)
-    console.print(_table(results))
-    console.print(_awakening(results["awakening"]), highlight=False)
+    console.print(table(results))
+    console.print(reserve(results["awakening"]), highlight=False)
     for path in written:
         console.print(f"wrote {path}", markup=False)
     if artsy:
@@ -117,37 +117,3 @@ def _artsy(out: Path, *, restart: bool) -> None:
         console.print(
             f"{name}: {passes:.1f} passes an image at the end, {seconds:.1f} s for all tests", highlight=False
         )
-
-
-def _table(results: dict[str, Any]) -> Table:
-    """Accuracy of each item after the stream, average and memorised items: mean ± spread over the seeds."""
-    summary, configuration = results["summary"], results["configuration"]
-    items, seeds = configuration["items"], len(configuration["seeds"])
-    table = Table(
-        title=f"Accuracy after {items} items: mean ± standard deviation of {seeds} "
-        f"seed{'s' if seeds > 1 else ''}; chance is {results['chance']:.1%}; {results['seconds']:.0f} s",
-    )
-    table.add_column("item, in order")
-    for name in summary:
-        table.add_column(name, justify="right", style="bold" if name == "hybrid" else None)
-
-    def cell(value: dict[str, Any], item: int | None = None, form: str = ".1%") -> str:
-        mean, std = (value[k] if item is None else value[k][item] for k in ("mean", "std"))
-        return f"{mean:{form}} ± {std:{form}}"
-
-    for i in range(items):
-        table.add_row(
-            str(i + 1), *(cell(s["accuracy"], i) for s in summary.values()), end_section=i == items - 1
-        )
-    table.add_row("average", *(cell(s["last"]) for s in summary.values()))
-    table.add_row(f"memorised, of {items}", *(cell(s["memorised"], items - 1, ".1f") for s in summary.values()))
-    return table
-
-
-def _awakening(alive: dict[str, Any]) -> str:
-    first, last = alive["functional"][0], alive["functional"][-1]
-    layers = ", ".join(
-        f"{name} hidden layer {before:.0%} -> {now:.0%}"
-        for name, before, now in zip(("first", "second"), first, last, strict=True)
-    )
-    return f"A reserve comes alive (functional synapses, one run): {layers}"

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.box import SIMPLE_HEAD
-from rich.markup import escape
-from rich.table import Table
 
-from flexkern.cli.terminal import console, counting_bar, explained, say
+from flexkern.cli.terminal import console, counting_bar, explained, log_option, say
 from flexkern.files import check_writable, write_json
+from flexkern.runs.events import Sink
+from flexkern.runs.fitting.tables import some, table
+from flexkern.runs.sinks import sinks_named
+from flexkern.runs.start import path_given
 from flexkern.runs.torchrun import first
 
 __all__ = ["fit"]
@@ -96,6 +97,7 @@ def fit(
     workers: Annotated[int | None, typer.Option(help="Processes that read images.")] = None,
     json_file: Annotated[str | None, typer.Option("--json", help="A file for the results, as JSON.")] = None,
     restart: Annotated[bool, typer.Option("--restart", help="Discard what --out holds.")] = False,
+    log: Annotated[list[str] | None, log_option()] = None,
 ) -> None:
     """Learns to name what is on the images of a folder, some classes after the others.
 
@@ -116,13 +118,13 @@ def fit(
         json_file = json_file if first() else None
         if json_file is not None:
             check_writable(json_file, folders=True)  # now, and not after the training
-        record = _show(config, restart=restart)
+        record = _show(config, restart=restart, sinks=sinks_named(log or ()))
         if json_file is not None:
             write_json(Path(json_file), record)
             console.print(f"wrote {json_file}", markup=False, highlight=False)
 
 
-def _show(config: Any, *, restart: bool) -> dict[str, Any]:
+def _show(config: Any, *, restart: bool, sinks: list[Sink]) -> dict[str, Any]:
     """Fits with bars for the tasks, the epochs of one, and the images of an epoch; returns what came of it."""
     from flexkern.runs.fitting.run import Event, fit
 
@@ -154,12 +156,12 @@ def _show(config: Any, *, restart: bool) -> dict[str, Any]:
                 bar.update(whole, advance=1)
                 bar.update(epochs, visible=False)
                 own, seen = now["accuracies"][-1], now["seen"]
-                say(f"{name}, {_some(now['classes'], 10)}: {own:.1%} of it right, {seen:.1%} of all so far")
+                say(f"{name}, {some(now['classes'], 10)}: {own:.1%} of it right, {seen:.1%} of all so far")
 
-        record = fit(config, restart=restart, observe=observe)
+        record = fit(config, restart=restart, observe=observe, sinks=sinks)
         for task in (epochs, images):
             bar.update(task, visible=False)
-    console.print(_table(record))
+    console.print(table(record))
     for line in _ends(config, record):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     return record
@@ -176,48 +178,20 @@ def _begins(record: dict[str, Any]) -> list[str]:
     if record["earlier"]:
         lines.append(f"the model knows {len(record['earlier'])} classes already")
     if record["left_out"]:
-        lines.append(f"in no task, and so left out: {_some(record['left_out'])}")
+        lines.append(f"in no task, and so left out: {some(record['left_out'])}")
     if record["skipped"]:
-        lines.append(f"left out, as they cannot be read: {_some([path for path, _ in record['skipped']])}")
+        lines.append(f"left out, as they cannot be read: {some([path for path, _ in record['skipped']])}")
     if record["tasks"]:
         lines.append(f"{len(record['tasks'])} of {tasks} tasks are learned")
     return lines
 
 
-def _some(names: list[str], most: int = 3) -> str:
-    shown = [f'"{name}"' if "," in name else name for name in (names if len(names) <= most else names[:3])]
-    return ", ".join(shown) + (f" and {len(names) - 3} more" if len(names) > most else "")
-
-
-def _table(record: dict[str, Any]) -> Table:
-    """A row for each task: how well all so far were told apart after it, and how well it is now."""
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    earlier = record["tasks"][-1]["earlier"] is not None
-    for column in (
-        "task",
-        "classes",
-        "images",
-        *(["earlier"] if earlier else []),
-        "right then",
-        "right now",
-        "all so far",
-        "seconds",
-    ):
-        table.add_column(column, justify="right", no_wrap=column != "classes", overflow="fold")
-    table.columns[1].justify = "left"
-    last = record["tasks"][-1]["accuracies"]
-    for i, task in enumerate(record["tasks"]):
-        classes = escape(_some(task["classes"], 10))
-        table.add_row(
-            str(i + 1), classes, str(task["images"]["train"]), *([f"{task['earlier']:.1%}"] if earlier else []),
-            f"{task['accuracies'][-1]:.1%}",
-            f"{last[i]:.1%}", f"{task['seen']:.1%}", f"{task['learn_seconds']:.1f}",
-        )  # fmt: skip
-    return table
-
-
 def _ends(config: Any, record: dict[str, Any]) -> list[str]:
+    from flexkern.runs.fitting.run import log_of
+
     lines = ["right: of the test images, named among all classes that the model knows"]
     if record["earlier"] and record["tasks"][-1]["earlier"] is None:
         lines.append("the classes that it knew before are not tested: give a folder of theirs with --earlier")
-    return [*lines, f"wrote {config.out}", f"try it: flexkern predict {shlex.quote(config.out)} IMAGE ..."]
+    log = log_of(path_given(config.out, "out"))
+    lines += [f"wrote {path}" for path in (config.out, log.table, log.events)]
+    return [*lines, f"try it: flexkern predict {shlex.quote(config.out)} IMAGE ..."]

@@ -17,14 +17,17 @@ from flexkern.cli.terminal import (
     explained,
     folder_option,
     given_seeds,
+    log_option,
     progress_bar,
     say,
     seeds_option,
 )
+from flexkern.runs.events import EVENTS, ROWS
 from flexkern.runs.metaplasticity.figures import EXPERIMENTS
 from flexkern.runs.metaplasticity.protocol import protocol_for
 from flexkern.runs.metaplasticity.runner import run
 from flexkern.runs.metaplasticity.schedule import Experiment
+from flexkern.runs.sinks import sinks_named
 from flexkern.runs.start import check_files
 from flexkern.runs.torchrun import refuse_several
 
@@ -52,6 +55,7 @@ _RUNNING: dict[str, Any] = {
     "cache": Annotated[Path | None, folder_option("Folder for features. Default: out/features.")],
     "restart": Annotated[bool, typer.Option("--restart", help="Discard what the folder holds.")],
     "accept_other_environment": Annotated[bool, typer.Option("--accept-other-environment", help=ACCEPTS)],
+    "log": Annotated[list[str] | None, log_option()],
 }
 _AS_RELEASED = Annotated[
     bool,
@@ -134,6 +138,7 @@ def show(
     cache: Path | None,
     restart: bool,
     accept_other_environment: bool,
+    log: Iterable[str] | None,
 ) -> None:
     """Runs an experiment with a bar, then prints its tables and writes its picture."""
     # matplotlib too: if it is missing, say so now and not after the training.
@@ -146,8 +151,10 @@ def show(
         except ValueError:
             raise ValueError(f"scale must be a number or 'auto', got {scale!r}") from None
     protocol = protocol_for(**given)
+    sinks = sinks_named(log or ())
     folder = Path("out") / experiment.name if out is None else out
-    check_files(folder, "results.json", "picture.png")
+    written = ("results.json", "picture.png", EVENTS, ROWS)
+    check_files(folder, *written)
     with progress_bar(TaskProgressColumn(), TimeElapsedColumn()) as bar:
         task = bar.add_task("starting", total=None)
 
@@ -168,10 +175,11 @@ def show(
             restart=restart,
             accept_other_environment=accept_other_environment,
             observe=observe,
+            sinks=sinks,
         )
     picture = folder / "picture.png"
     pictures.draw(results, picture)
     console.print(tables.table(results))
     console.print(tables.claims_table(results))
-    for path in (folder / "results.json", picture):
-        console.print(f"wrote {path}", markup=False)
+    for name in written:
+        console.print(f"wrote {folder / name}", markup=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +20,7 @@ from flexkern.cli.terminal import (
     explained,
     folder_option,
     given_seeds,
+    log_option,
     say,
     seeds_option,
 )
@@ -29,6 +30,7 @@ from flexkern.runs.incremental.config.file_schema import file_schema
 from flexkern.runs.incremental.config.method_options import family_of
 from flexkern.runs.incremental.journal import checkpoint_path
 from flexkern.runs.metaplasticity.figures import EXPERIMENTS
+from flexkern.runs.sinks import sinks_named
 from flexkern.runs.start import check_files
 from flexkern.runs.torchrun import first, refuse_several
 
@@ -75,7 +77,7 @@ def class_incremental(
     backbone: Annotated[str | None, typer.Option(help="'small', a folder, or a name on the hub.")] = None,
     seeds: Annotated[str | None, seeds_option("those of the file")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = None,
-    out: Annotated[Path | None, folder_option("Folder for results.json, picture.png, checkpoints.")] = None,
+    out: Annotated[Path | None, folder_option("Folder for results, picture and checkpoints.")] = None,
     restart: Annotated[bool, typer.Option("--restart", help="Discard what the folder holds.")] = False,
     keep: Annotated[
         bool, typer.Option("--keep", help="Keep each learner when its run has ended, and say how it is loaded.")
@@ -84,6 +86,7 @@ def class_incremental(
         bool, typer.Option("--all", help="Show a second table: plasticity, transfer, told tasks, top 5, ...")
     ] = False,
     accept_other_environment: Annotated[bool, typer.Option("--accept-other-environment", help=ACCEPTS)] = False,
+    log: Annotated[list[str] | None, log_option()] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be done and about how long, and write nothing.")
     ] = False,
@@ -122,6 +125,7 @@ def class_incremental(
             keep=keep,
             every=every,
             accept_other_environment=accept_other_environment,
+            log=log,
         )
 
 
@@ -132,13 +136,15 @@ def show(
     keep: bool,
     every: bool = False,
     accept_other_environment: bool = False,
+    log: Iterable[str] | None = None,
 ) -> dict[str, Any]:
     """Runs a configuration, with a bar for all tasks and one for the epochs or parts of a task; returns the
-    results. ``every``: whether to show all that was measured."""
+    results. ``every``: whether to show all that was measured; ``log``: where to write it, too."""
     # matplotlib too: if it is missing, say so now and not after the training.
     from flexkern.runs.incremental import pictures, tables
     from flexkern.runs.incremental.run import RESULTS, Event, run
 
+    sinks = sinks_named(log or ())
     if first():
         check_files(config.folder, *RESULTS)
     shown = config  # and all that the folder has beside it, as soon as that is known
@@ -187,6 +193,7 @@ def show(
             keep=keep,
             accept_other_environment=accept_other_environment,
             observe=observe,
+            sinks=sinks,
         )
         bar.update(task, visible=False)
     if not first():
@@ -198,8 +205,8 @@ def show(
         console.print(tables.measures_table(shown, results))
     for note in tables.notes(shown, results):
         console.print(note, markup=False, highlight=False)
-    for path in (folder / "results.json", folder / "picture.png"):
-        console.print(f"wrote {path}", markup=False)
+    for name in RESULTS:
+        console.print(f"wrote {folder / name}", markup=False)
     for line in _kept(shown) if keep else ():
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     return results

@@ -40,6 +40,7 @@ __all__ = [
     "explained",
     "folder_option",
     "given_seeds",
+    "log_option",
     "progress_bar",
     "reader_gone",
     "say",
@@ -117,6 +118,15 @@ def seeds_option(default: str) -> Any:
         help="Which ones: numbers and ranges, as 0,1,2 or 0-4; 3 is seed 3 alone. Those that the folder does "
         f"not have are added to those that it has. Default: {default}.",
         metavar="SEEDS",
+    )
+
+
+def log_option() -> Any:
+    """``--log``, which means the same in every command: see :func:`flexkern.runs.sinks.sinks_named`."""
+    return typer.Option(
+        "--log",
+        help="Where to write what is measured, too: tensorboard or wandb. May be repeated.",
+        metavar="NAME",
     )
 
 

@@ -28,9 +28,9 @@ from flexkern.runs.seeds import LARGEST_OF_NUMPY, as_list, checked, said_seeds, 
 from flexkern.streams import Stream, bundled_digits, two_digit_stream
 from flexkern.streams.digits import Digits
 
-__all__ = ["NETWORKS", "DemoConfig", "digit_features", "read_known", "run", "write"]
+__all__ = ["EXPERIMENT", "NETWORKS", "DemoConfig", "digit_features", "read_known", "run", "write"]
 
-_EXPERIMENT = "two-digit items, bundled digits, frozen random convolutions"  # in its results
+EXPERIMENT = "two-digit items, bundled digits, frozen random convolutions"  # in its results
 
 NETWORKS = ("conventional", "hybrid", "stable")
 
@@ -96,7 +96,7 @@ def run(
             alive = awakening.run(features, config.epochs, progress, **options)
         runs.append({"seed": seed, "items": features.names, "networks": networks})
     return {
-        "experiment": _EXPERIMENT,
+        "experiment": EXPERIMENT,
         "source": "arXiv 2407.07133",
         "configuration": _configuration(config),
         "chance": 1 / config.items,
@@ -232,7 +232,7 @@ def read_known(out: Path, config: DemoConfig, *, restart: bool = False) -> dict[
         return None
     except (ValueError, RecursionError):
         known = None
-    if not isinstance(known, dict) or known.get("experiment") != _EXPERIMENT:
+    if not isinstance(known, dict) or known.get("experiment") != EXPERIMENT:
         raise ValueError(f"out: {str(out)!r} holds results of something else; give another folder with --out")
     if restart:
         return None

@@ -32,6 +32,7 @@ from flexkern.runs.incremental.data import load_images
 from flexkern.runs.incremental.run import Event, run
 from helpers import incremental
 from helpers.incremental import EPOCHS, LEARNERS, configuration, load, make, numbers
+from helpers.logged_runs import check_against
 
 
 @pytest.fixture(scope="module")
@@ -176,6 +177,7 @@ def test_a_killed_run_ends_with_the_same_numbers(number: int, killed: Path, whol
     assert len(half["runs"]) < 2  # it was killed in the first
     again = run(configuration(folder, seeds=(3, 4)), learners=LEARNERS)
     assert numbers(again) == numbers(whole)
+    check_against(again, folder)
     assert not list(folder.rglob("*.tmp"))
 
 

@@ -14,7 +14,7 @@ pytest.importorskip("typer")
 from typer.testing import CliRunner
 
 import flexkern
-from flexkern.cli import bench, check, demo_command, fit, info, predict, run
+from flexkern.cli import bench, check, compare, demo_command, fit, info, predict, report, run
 from flexkern.cli.app import app
 
 
@@ -53,7 +53,7 @@ def test_the_help_says_what_the_commands_say() -> None:
     for name, module, function in (
         ("demo", demo_command, "demo"), ("info", info, "info"), ("fit", fit, "fit"),
         ("predict", predict, "predict"), ("run", run, "_run"), ("bench", bench, "bench"),
-        ("check", check, "_check"),
+        ("check", check, "_check"), ("report", report, "report"), ("compare", compare, "compare"),
     ):  # fmt: skip
         first = " ".join(inspect.getdoc(getattr(module, function)).partition("\n\n")[0].split())
         assert f"{name} {first}" in whole

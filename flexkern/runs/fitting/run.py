@@ -10,7 +10,8 @@ import dataclasses
 import hashlib
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,19 +24,22 @@ from flexkern.files import check_writable
 from flexkern.learners import checkpoint, load_learner, make_learner
 from flexkern.learners.vit.memory_plan import MemoryPlan
 from flexkern.measure import Measure
+from flexkern.runs.events import EventLog, Sink
 from flexkern.runs.fitting.data import check_decodes, classes_in, in_memory, open_images
 from flexkern.runs.fitting.fit_config import BEST_METHOD, FitConfig, read_size
+from flexkern.runs.fitting.fit_rows import COLUMNS, KEYS, all_tasks, of_task
 from flexkern.runs.fitting.tasks import at_a_time, read_tasks
 from flexkern.runs.folder import claim_file
 from flexkern.runs.incremental.growth import differences
+from flexkern.runs.provenance import decides_bits
 from flexkern.runs.start import path_given, usable_device
-from flexkern.runs.torchrun import lead_only, processes
+from flexkern.runs.torchrun import alike, lead_only, processes
 from flexkern.streams.base import Experience
 from flexkern.streams.by_tasks import by_tasks, numbers_of
 from flexkern.streams.image_source import identity_of
 from flexkern.streams.labelled import Images
 
-__all__ = ["Event", "fit"]
+__all__ = ["Event", "fit", "log_of"]
 
 _FORMAT = 1
 _MOST_TRAIN = 2 << 30  # bytes of a task's images that are kept decoded
@@ -71,13 +75,25 @@ class Event(NamedTuple):
 Observer = Callable[[Event], None]
 
 
-def fit(config: FitConfig, *, restart: bool = False, observe: Observer = lambda _: None) -> dict[str, Any]:
+def log_of(out: Path, sinks: Iterable[Sink] = ()) -> EventLog:
+    """The log of a fit, whose files lie beside its own: ``a.safetensors`` has ``a.results.csv`` and so on."""
+    return EventLog(out.parent, COLUMNS, KEYS, prefix=f"{out.stem}.", sinks=sinks)
+
+
+def fit(
+    config: FitConfig,
+    *,
+    restart: bool = False,
+    observe: Observer = lambda _: None,
+    sinks: Iterable[Sink] = (),
+) -> dict[str, Any]:
     """Learns the folder, or goes on with it where the file ``out`` has the beginning of the same fit.
 
     Args:
         config: what and how.
         restart: discard what ``out`` holds.
         observe: told what happens.
+        sinks: of :func:`flexkern.runs.sinks.sinks_named`; told of each task that is learned.
 
     Returns:
         What came of it, plain lists and numbers: ``classes`` in the learner's order, and for each of ``tasks``
@@ -93,18 +109,22 @@ def fit(config: FitConfig, *, restart: bool = False, observe: Observer = lambda 
     """
     config.check()
     with processes():
-        return _fit(config, restart=restart, observe=observe)
+        return _fit(config, sinks, restart=restart, observe=observe)
 
 
-def _fit(config: FitConfig, *, restart: bool, observe: Observer) -> dict[str, Any]:
+def _fit(config: FitConfig, sinks: Iterable[Sink], *, restart: bool, observe: Observer) -> dict[str, Any]:
     named = None if config.tasks is None else read_tasks(config.tasks)
     device = usable_device(config.device, auto=True)
     out = path_given(config.out, "out")
+    log = log_of(out, sinks)
     if is_lead():
-        check_writable(out)
-    with lead_only(claim_file, out):
+        for path in (out, log.events, log.table):
+            check_writable(path)
+        log.check()
+    with lead_only(claim_file, out), closing(log):
         wanted = _wanted(config)
         record = None if restart or not out.exists() else _begun(out, wanted)
+        anew = record is None
         learner = _learner(config, out if record else config.start, device)
         folder = path_given(config.folder, "folder")
         there = classes_in(folder)
@@ -129,11 +149,12 @@ def _fit(config: FitConfig, *, restart: bool, observe: Observer) -> dict[str, An
             train, test, tasks, first_class=record["first_class"], first_number=record["first_number"]
         )
         of_before = [_of_earlier(images, record["earlier"]) for images in before]
-        one = _Fit(config, learner, of_before, experiences, record, out, observe)
+        one = _Fit(config, learner, of_before, experiences, record, out, observe, log)
         if not record["tasks"] and record["learning"] is None:
             one.check()
             if config.broken == "raise":
                 check_decodes([images.images for images in (train, test, *before)], one.looks)
+        log.open(all_tasks(record), anew=anew)
         memory = learner.memory_plan(
             classes=record["first_class"] + sum(map(len, tasks)),
             tasks=record["first_number"] + len(experiences),
@@ -262,10 +283,11 @@ class _Fit:
         record: dict[str, Any],
         out: Path,
         observe: Observer,
+        log: EventLog,
     ) -> None:
         self.config, self.learner = config, learner
         self.before, self.experiences = before, experiences  # those before are tested only
-        self.record, self.out, self.observe = record, out, observe
+        self.record, self.out, self.observe, self.log = record, out, observe, log
         self._kept = 0  # bytes of test images
         self._task = 0
 
@@ -298,12 +320,20 @@ class _Fit:
             )
             if task < tested:
                 continue
+            self.log.began(
+                experiment="fit",
+                configuration={**self.record["configuration"], "tasks": self.record["planned"]},
+                learner=self.record["learner"],
+                environment=alike(decides_bits(self.learner.device)),
+            )
             if task == learned:
                 self._learn()
             self._test()
         if not self.record["finished"]:
             self.record["finished"] = True
             self._save()
+        last = self.record["tasks"][-1]
+        self.log.ended(**{name: last[name] for name in ("seen", "average")})
 
     def _learn(self) -> None:
         """One task; what is known of it is in the record until it is tested."""
@@ -370,6 +400,7 @@ class _Fit:
         )
         self.record["learning"] = None
         self._save()
+        self.log.learned(of_task(self.record, task))
         self.observe(self._event("task"))
 
     def looks(self, done: int, total: int) -> None:

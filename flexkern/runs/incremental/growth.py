@@ -7,10 +7,10 @@ import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from flexkern.runs.incremental.config import Config, MethodConfig, Paper
+from flexkern.runs.incremental.config import Config, DataConfig, MethodConfig, Paper, StreamConfig
 from flexkern.runs.seeds import said_seeds, united
 
-__all__ = ["Growth", "differences", "grow"]
+__all__ = ["Growth", "config_of", "differences", "grow"]
 
 # May change between two calls of one run: where things lie, not what they are.
 _FREE = ("out", "data.path", "data.in_memory")
@@ -60,13 +60,23 @@ def grow(known: Mapping[str, Any], config: Config) -> Growth:
 def _methods(known: Mapping[str, Any], config: Config) -> tuple[MethodConfig, ...]:
     """Those of results, as the configuration has them where it has them too."""
     given = {method.name: method for method in config.methods}
+    return tuple(given.get(values["name"]) or _method(values) for values in known["methods"])
 
-    def one(values: dict[str, Any]) -> MethodConfig:
-        paper = values["paper"]
-        read = values | {"paper": None if paper is None else Paper(**paper)}
-        return given.get(values["name"]) or MethodConfig(**read)
 
-    return tuple(map(one, known["methods"]))
+def _method(values: Mapping[str, Any]) -> MethodConfig:
+    paper = values["paper"]
+    return MethodConfig(**{**values, "paper": None if paper is None else Paper(**paper)})
+
+
+def config_of(known: Mapping[str, Any]) -> Config:
+    """The configuration that results have.
+
+    Raises:
+        ValueError, KeyError, TypeError: if it is of a version that had other keys.
+    """
+    tables = {"data": DataConfig(**known["data"]), "stream": StreamConfig(**known["stream"])}
+    methods = tuple(map(_method, known["methods"]))
+    return Config(**{**known, **tables, "methods": methods})  # type: ignore[arg-type]
 
 
 def _is_longer(key: str, before: Any, now: Any) -> bool:

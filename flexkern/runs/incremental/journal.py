@@ -6,21 +6,23 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from flexkern.distributed import barrier, is_lead
 from flexkern.files import write_json
+from flexkern.runs.events import EVENTS, ROWS, EventLog, Sink
 from flexkern.runs.incremental.config import Config
 from flexkern.runs.incremental.growth import grow
+from flexkern.runs.incremental.logged_tasks import COLUMNS, KEYS, all_tasks, of_task, shortly
 from flexkern.runs.provenance import refuse_another
 from flexkern.runs.seeds import said_seeds
 
 __all__ = ["Journal", "checkpoint_path"]
 
 _FORMAT = 1
-_OWN = ("results.json", "picture.png", "checkpoints/*.safetensors")  # what --restart removes
+_OWN = ("results.json", "picture.png", EVENTS, ROWS, "checkpoints/*.safetensors")  # what --restart removes
 _TEMPORARY = (".results*.tmp", "checkpoints/.*.tmp")
 
 
@@ -34,9 +36,11 @@ class Journal:
             that the folder was worked on in, and ``environments`` of a run the places of its own in that list.
         restart: discard what the folder holds, when the run begins (:meth:`begin`).
         accept_other_environment: go on with what was begun in another one.
+        sinks: that are told of tasks too.
 
     Attributes:
         config: all that the folder has, or will have.
+        log: of what happens; whoever makes a journal that is begun closes it.
         added: what of it is new, a phrase each; nothing where the folder held no run.
 
     Raises:
@@ -51,13 +55,17 @@ class Journal:
         *,
         restart: bool = False,
         accept_other_environment: bool = False,
+        sinks: Iterable[Sink] = (),
     ) -> None:
         self.folder = config.folder
         self.path = self.folder / "results.json"
+        self.log = EventLog(self.folder, COLUMNS, KEYS, sinks=sinks)
+        self.log.check()
         # A process that was killed while it wrote leaves its temporary file.
         self._leftovers = (*_TEMPORARY, *(_OWN if restart else ()))
         self.config, self.added = config, list[str]()
         known = None if restart else self._read()
+        self._is_new = known is None
         if known is not None:
             self.config, self.added, differs = grow(known["configuration"], config)
             if differs:
@@ -98,6 +106,7 @@ class Journal:
         for pattern in self._leftovers if is_lead() else ():
             for path in self.folder.glob(pattern):
                 path.unlink()
+        self.log.open(all_tasks(self.results), anew=self._is_new)
 
     def _read(self) -> dict[str, Any] | None:
         if not self.path.exists():
@@ -128,9 +137,19 @@ class Journal:
 
     def note_environment(self, run: dict[str, Any]) -> None:
         """A run begins, or goes on, here and now."""
+        self.log.began(
+            experiment=self.results["experiment"],
+            configuration=self.results["configuration"],
+            environment=self._new,
+        )
         places = run.setdefault("environments", [])
         if places[-1:] != [self._environment]:
             places.append(self._environment)
+
+    def learned(self, run: dict[str, Any]) -> None:
+        """The last task in the record of a run is learned and tested."""
+        self.write()
+        self.log.learned(of_task(run, len(run["tasks"]) - 1))
 
     def checkpoint(self, method: str, seed: int) -> Path:
         """Where the learner of that run is saved."""
@@ -140,6 +159,7 @@ class Journal:
         """All has been learned."""
         self.results["finished"] = True
         self.write()
+        self.log.ended(summary=shortly(self.results["summary"]))
         with contextlib.suppress(OSError):  # there is none, or learners were kept
             (self.folder / "checkpoints").rmdir()
 

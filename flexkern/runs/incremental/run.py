@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import closing
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +20,7 @@ from flexkern.distributed import is_lead, world_size
 from flexkern.learners import METHODS, load_learner, make_learner
 from flexkern.learners.vit.memory_plan import MemoryPlan
 from flexkern.measure import Measure
+from flexkern.runs.events import EVENTS, ROWS, Sink
 from flexkern.runs.folder import claim
 from flexkern.runs.incremental.config import Config, MethodConfig
 from flexkern.runs.incremental.data import check_place, digests, load_images, make_stream
@@ -34,7 +36,7 @@ from flexkern.streams.online import Parts
 
 __all__ = ["RESULTS", "Event", "Learners", "run"]
 
-RESULTS = ("results.json", "picture.png")
+RESULTS = ("results.json", "picture.png", EVENTS, ROWS)
 """Files of a run's folder, beside its checkpoints; whoever draws the picture writes the last."""
 _PARTS = 100  # of an online stream, after which the learner is saved
 
@@ -79,6 +81,7 @@ def run(
     accept_other_environment: bool = False,
     observe: Callable[[Event], None] = lambda _: None,
     learners: Learners | None = None,
+    sinks: Iterable[Sink] = (),
 ) -> dict[str, Any]:
     """Runs, or goes on with, every method on every seed.
 
@@ -93,6 +96,7 @@ def run(
             processor or under other versions, though not to the bits that it would have come to.
         observe: told what happens.
         learners: of methods on a transformer; default: those of :mod:`flexkern.learners`.
+        sinks: of :func:`flexkern.runs.sinks.sinks_named`; told of each task that is learned.
 
     Returns:
         What ``results.json`` holds: plain lists and numbers.
@@ -108,7 +112,9 @@ def run(
     On several processes (``torchrun``) each takes its share, and the first one writes.
     """
     with processes():
-        return _run(config, restart, keep, accept_other_environment, observe, learners or _shipped_learners())
+        return _run(
+            config, restart, keep, accept_other_environment, observe, learners or _shipped_learners(), sinks
+        )
 
 
 def _run(
@@ -118,6 +124,7 @@ def _run(
     accept_other_environment: bool,
     observe: Callable[[Event], None],
     learners: Learners,
+    sinks: Iterable[Sink],
 ) -> dict[str, Any]:
     device = usable_device(config.device, auto=True)
     config = config.override(device=_name(device))  # so that a run does not go on where another device is found
@@ -133,6 +140,7 @@ def _run(
             accept_other_environment=accept_other_environment,
             keep=keep,
             observe=observe,
+            sinks=sinks,
         )
 
 
@@ -150,12 +158,17 @@ def _run_all(
     accept_other_environment: bool,
     keep: bool,
     observe: Callable[[Event], None],
+    sinks: Iterable[Sink],
 ) -> dict[str, Any]:
     # What a learner does not take is found now: before anything is said of what the folder holds, before images
     # are read, and not after hours.
     making.check_options()
     journal = Journal(
-        config, alike(decides_bits(device)), restart=restart, accept_other_environment=accept_other_environment
+        config,
+        alike(decides_bits(device)),
+        restart=restart,
+        accept_other_environment=accept_other_environment,
+        sinks=sinks,
     )
     if journal.config.methods != config.methods:  # the folder has others too
         making = Making(journal.config, device, making.learners)
@@ -186,17 +199,18 @@ def _run_all(
     if left_out:
         journal.results["left_out"] = left_out
     observe(Event("images", tasks=len(stream), config=config, added=tuple(journal.added)))
-    for seed in config.seeds:
-        stream, fingerprints = of_seed(seed)
-        for method in config.methods:
-            one = _Run(method, seed, device, stream, fingerprints, journal, making, observe)
-            one.go()
-            one.end(keep=keep)
-            journal.results["summary"] = summarise(journal.results)
-            journal.write()
-    if is_lead():
-        making.forget_features()
-    journal.end()
+    with closing(journal.log):
+        for seed in config.seeds:
+            stream, fingerprints = of_seed(seed)
+            for method in config.methods:
+                one = _Run(method, seed, device, stream, fingerprints, journal, making, observe)
+                one.go()
+                one.end(keep=keep)
+                journal.results["summary"] = summarise(journal.results)
+                journal.write()
+        if is_lead():
+            making.forget_features()
+        journal.end()
     return journal.results
 
 
@@ -407,7 +421,7 @@ class _Run:
                 },
             }
         )
-        self.journal.write()
+        self.journal.learned(self.record)
         self.observe(self._event("task", task))
 
     def _event(self, kind: str, task: int) -> Event:

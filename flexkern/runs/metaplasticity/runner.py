@@ -9,7 +9,7 @@ import os
 import queue
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import asdict, replace
 from functools import partial
@@ -20,7 +20,9 @@ import torch
 
 from flexkern.environment import environment
 from flexkern.files import write_json
+from flexkern.runs.events import EventLog, Sink
 from flexkern.runs.folder import claim
+from flexkern.runs.metaplasticity.network_rows import COLUMNS, KEYS, of_network
 from flexkern.runs.metaplasticity.protocol import Protocol
 from flexkern.runs.metaplasticity.schedule import Experiment
 from flexkern.runs.metaplasticity.unit import Unit, make_learner
@@ -64,6 +66,7 @@ def run(
     restart: bool = False,
     accept_other_environment: bool = False,
     observe: Callable[[float, str], None] = lambda *_: None,
+    sinks: Iterable[Sink] = (),
 ) -> dict[str, Any]:
     """Runs, or goes on with, an experiment. Seeds that ``out`` does not have are added to those that it has.
 
@@ -82,6 +85,7 @@ def run(
             versions, though not to the bits that it would have come to.
         observe: told, after each presentation of an item, the share of all work that is done, and what was
             done. An exception out of it is a way to stop.
+        sinks: of :func:`flexkern.runs.sinks.sinks_named`; told of each network that has seen its schedule.
 
     Returns:
         What ``results.json`` holds.
@@ -97,13 +101,15 @@ def run(
     same = known is not None and known["experiment"] == experiment.name  # others are refused below
     check(experiment, grown(protocol, known) if known is not None and same else protocol)
     check_files(cache, "features.safetensors")
-    with claim(out, "units"):
+    with claim(out, "units"), contextlib.closing(EventLog(out, COLUMNS, KEYS, sinks=sinks)) as log:
+        log.check()
         return _run(
             experiment,
             protocol,
             out,
             cache,
             jobs,
+            log,
             restart=restart,
             accept_other_environment=accept_other_environment,
             observe=observe,
@@ -132,6 +138,7 @@ def _run(
     out: Path,
     cache: Path,
     jobs: int | None,
+    log: EventLog,
     *,
     restart: bool,
     accept_other_environment: bool,
@@ -169,29 +176,39 @@ def _run(
 
     first = left = wanted()
     jobs = default_jobs(protocol, len(left)) if jobs is None else jobs
+    # Networks that have ended while others had not are in the results at the end only, but have their records.
+    ended = [r for unit in left if (r := unit.record())["finished"]]
+    log.open([of_network(r) for r in (*kept.values(), *ended)], anew=known is None)
     before = sum((u.name, u.seed) in kept for u in todo)
+    here = partial(_environment, protocol, jobs)
     done = _Done(max(experiment.count(protocol), before + len(left)), before, observe)
     try:
         while left:
+            log.began(experiment=experiment.name, configuration=configuration, environment=here())
             for record in _all(left, jobs, done):
                 kept[record["network"], record["seed"]] = record
+                log.learned(of_network(record))
             left = wanted()
     except Exception:  # a stop by the user is none: that run goes on
         if not any(unit.path.exists() for unit in todo):  # nothing was learned
             if known is None:
                 path.unlink()  # the folder stays free
+                log.discard()
             else:
                 write_json(path, known)
         raise
     records = [kept[u.name, u.seed] for u in todo if (u.name, u.seed) in kept]
     results |= {
         "finished": True,
-        "environment": _environment(protocol, jobs) if first or known is None else known["environment"],
+        "environment": here() if first or known is None else known["environment"],
         "seconds": round(sum(r["seconds"] for r in records), 1),
         "summary": experiment.summarise(records, protocol),
         "runs": records,
     }
     write_json(path, results)
+    log.ended(
+        seconds=results["seconds"], claims={c["name"]: c["verdict"] for c in results["summary"]["claims"]}
+    )
     for unit in todo:
         unit.path.unlink(missing_ok=True)
     with contextlib.suppress(OSError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import subprocess
@@ -148,6 +149,22 @@ def test_a_fit_that_is_stopped_goes_on_to_the_same_bits(
     path, record = whole
     assert timeless(went_on) == timeless(record)
     assert same_tensors(out, path)
+    check_lines(went_on, tmp_path)
+
+
+def check_lines(record: dict[str, Any], folder: Path) -> None:
+    """What lies beside the model says each task once, as the record does."""
+    rows = list(csv.DictReader((folder / "model.results.csv").read_text().splitlines()))
+    assert [(r["seed"], r["method"], r["task"]) for r in rows] == [("0", "ease", "0"), ("0", "ease", "1")]
+    events = [json.loads(line) for line in (folder / "model.events.jsonl").read_text().splitlines()]
+    assert (events[0]["event"], events[-1]["event"]) == ("began", "ended")
+    assert events[0]["configuration"]["tasks"] == record["planned"]
+    of_tasks = [event for event in events if event["event"] == "task"]
+    for row, event, task in zip(rows, of_tasks, record["tasks"], strict=True):
+        assert float(row["seen"]) == event["seen"] == task["seen"]
+        assert event["accuracies"] == task["accuracies"]
+        assert event["classes"] == task["classes"]
+        assert float(row["learn_seconds"]) == event["seconds"] == task["learn_seconds"]
 
 
 def test_what_does_not_fit_into_memory_is_learned_to_the_same_bits(
@@ -167,10 +184,10 @@ def test_what_does_not_fit_into_memory_is_learned_to_the_same_bits(
 
 def test_what_has_ended_is_left_as_it_is(whole: tuple[Path, dict[str, Any]], photographs: Path) -> None:
     out, record = whole
-    before = out.read_bytes()
+    before = {path.name: path.read_bytes() for path in out.parent.iterdir()}
     assert fit(config(photographs, out)) == record
-    assert out.read_bytes() == before
-    assert [p.name for p in out.parent.iterdir()] == [out.name]  # no lock, no temporary
+    assert {path.name: path.read_bytes() for path in out.parent.iterdir()} == before
+    assert sorted(before) == ["model.events.jsonl", "model.results.csv", out.name]  # no lock, no temporary
 
 
 @pytest.mark.parametrize(
@@ -205,6 +222,7 @@ def test_other_images_are_refused_and_restart_discards(photographs: Path, tmp_pa
     with pytest.raises(ValueError, match="is of a fit of other images"):
         fit(config(folder, out, increment=1, method="simplecil"))
     assert len(fit(config(folder, out, increment=2, method="simplecil"), restart=True)["tasks"]) == 1
+    assert len((tmp_path / "model.results.csv").read_text().splitlines()) == 2
     out.write_bytes(b"something else")
     with pytest.raises(ValueError, match="is there, and no learner"):
         fit(config(folder, out))

@@ -1,0 +1,1 @@
+"""What ``flexkern report`` makes of results."""
