@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-import math
 import string
+import textwrap
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import EngFormatter, FixedLocator, NullLocator, PercentFormatter
 
-from flexkern.benchmarks.plot_bars import MET, THEIRS, Bar, Panel, add_axes, draw_bars, write_head
+from flexkern.benchmarks.plot_bars import (
+    HEAD,
+    MARGIN,
+    MET,
+    THEIRS,
+    WIDTH,
+    Bar,
+    Panel,
+    add_axes,
+    draw_bars,
+    write_head,
+)
 from flexkern.benchmarks.plot_growth import spread
 from flexkern.benchmarks.plot_speedups import OVERHEAD, title_of
-from flexkern.runs.drawing import GREY, PANEL_TITLE, plain
+from flexkern.runs.drawing import FONT, GREY, PANEL_TITLE, log_ticks, plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,8 +33,9 @@ if TYPE_CHECKING:
 __all__ = ["Dot", "dots", "draw_roofline", "shares"]
 
 COLOURS = {"float32": "#0072B2", "bfloat16": "#007F5F", "tf32": "#CC79A7"}
-WIDTH, TOP, BOTTOM, GAP = 7.3, 1.0, 0.3, 0.9
-ROOF, LINE, FONT = 4.6, 0.175, 8.0  # height of the roofline's axes; of a line of its key
+ABOVE, ROOF, BELOW, BOTTOM = 0.55, 6.0, 1.05, 0.3  # the roofline's axes, and what is over and under them
+LEFT, NAMES = 1.0, 2.7  # of them: their labels, and the names of roofs
+LINE, WRAP = 0.27, 96  # height of a line of the key, and its characters
 
 
 @dataclass(frozen=True)
@@ -46,24 +58,20 @@ def draw_roofline(run: dict[str, Any], about: str) -> Figure | None:
         about: the line under the title.
     """
     panel, points, ceilings = shares(run), dots(run), ceilings_of(run)
-    boxes = [panel.height if panel.groups else 0, ROOF + 1.1 if points else 0]
+    boxes = [panel.height if panel.groups else 0, ABOVE + ROOF + BELOW if points else 0]
     if not any(boxes):
         return None
-    sides = sum(1 for box in boxes if box)
-    lines = math.ceil(len(points) / sides)
-    height = TOP + BOTTOM + max(boxes) + LINE * (lines + 1 if lines else 0)
-    figure = Figure(figsize=(0.3 + sides * WIDTH + (sides - 1) * GAP + 0.3, height), dpi=120)
+    key = [(dot, _keyed(dot, points)) for dot in points if dot.key.isdigit()]
+    height = HEAD + sum(boxes) + LINE * sum(len(lines) for _, lines in key) + BOTTOM
+    figure = Figure(figsize=(WIDTH, height), dpi=100)
     if boxes[0]:
-        axes = draw_bars(figure, panel, 0.3, TOP, WIDTH)
+        axes = draw_bars(figure, panel, MARGIN, HEAD, WIDTH - 2 * MARGIN)
         axes.axvline(1, color="#333333", linewidth=1.2, linestyle=(0, (4, 2)), zorder=1)
         axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     if boxes[1]:
-        left = 0.3 + (WIDTH + GAP if boxes[0] else 0) + 0.6
-        _roofs(add_axes(figure, left, TOP + 0.42, WIDTH - 0.6, ROOF), points, ceilings)
-        for number in range(sides):
-            part = points[number * lines : (number + 1) * lines]
-            _key(figure, part, 0.65 + number * (WIDTH + GAP), TOP + max(boxes) + LINE)
-    if points:
+        top, width = HEAD + boxes[0] + ABOVE, WIDTH - MARGIN - LEFT - NAMES
+        _roofs(add_axes(figure, LEFT, top, width, ROOF), points, ceilings)
+        _key(figure, key, top + ROOF + BELOW)
         about += " Filled: flexkern; rings: peers that do the same work."
     write_head(figure, "How much of the machine is used", about)
     return figure
@@ -139,74 +147,112 @@ def _roofs(axes: Axes, points: list[Dot], ceilings: dict[str, Any]) -> None:
     copy, products = ceilings["copy"], ceilings["product"]
     x = [dot.intensity for dot in points]
     ridges = [rate / copy for rate in products.values()]
-    low, high = min(*x, *ridges) / 4, max(*x, *ridges) * 6
+    low, high = min(*x, *ridges) / 3, max(*x, *ridges) * 3
     rates = [dot.rate for dot in points]
     axes.set_xlim(low, high)
-    axes.set_ylim(min(*rates, copy * low) / 1.5, max(*rates, *products.values()) * 2.5)
+    axes.set_ylim(min(*rates, copy * low) / 1.5, max(*rates, *products.values()) * 2)
     for dtype, rate in products.items():
-        colour = COLOURS.get(dtype, GREY)
-        axes.plot([rate / copy, high], [rate, rate], color=colour, linewidth=1.5, zorder=2)
-        axes.annotate(
-            f"library's product, {dtype}: {rate / 1e9:,.0f} GFLOP/s", (high, rate), xytext=(-2, 3),
-            textcoords="offset points", ha="right", va="bottom", fontsize=FONT, color=colour,
-        )  # fmt: skip
+        axes.plot([rate / copy, high], [rate, rate], color=COLOURS.get(dtype, GREY), linewidth=1.8, zorder=2)
+    _name_roofs(axes, products)
     ridge = max(ridges)
-    axes.plot([low, ridge], [copy * low, copy * ridge], color="#333333", linewidth=1.5, zorder=2)
-    axes.annotate(
-        f"copy: {copy / 1e9:,.1f} GB/s", (low, copy * low), xytext=(10, 0), textcoords="offset points",
-        ha="left", va="top", fontsize=FONT, color="#333333",
+    axes.plot([low, ridge], [copy * low, copy * ridge], color="#333333", linewidth=1.8, zorder=2)
+    middle = (low * min(ridges)) ** 0.5
+    axes.annotate(  # over the roof, where nothing is
+        f"copy: {copy / 1e9:,.1f} GB/s", (middle, copy * middle), xytext=(-8, 6), textcoords="offset points",
+        ha="right", va="bottom", fontsize=FONT, color="#333333",
     )  # fmt: skip
     for dot in points:
         ours = dot.key.isdigit()
         colour = COLOURS.get(dot.dtype, GREY)
         if ours:
             same = [other.rate for other in points if other.key.rstrip(string.ascii_lowercase) == dot.key]
-            axes.vlines(dot.intensity, min(same), max(same), color=colour, linewidth=0.8, zorder=3)
+            axes.vlines(dot.intensity, min(same), max(same), color=colour, linewidth=1.0, zorder=3)
         axes.plot(
-            [dot.intensity], [dot.rate], "o", markersize=6 if ours else 5, color=colour,
+            [dot.intensity], [dot.rate], "o", markersize=9 if ours else 7, color=colour,
             markerfacecolor=colour if ours else "white", zorder=5 if ours else 4, label=dot.key,
         )  # fmt: skip
     _number(axes, [dot for dot in points if dot.key.isdigit()])
-    axes.set_title("operators with a product: the roofline", **{**PANEL_TITLE, "pad": 5})
-    axes.set_xlabel("operations per byte (each operand counted once)", fontsize=FONT + 0.5)
-    axes.set_ylabel("operations per second", fontsize=FONT + 0.5)
+    axes.set_title("operators with a product: the roofline", **{**PANEL_TITLE, "fontsize": FONT + 3, "pad": 6})
+    axes.set_xlabel("operations per byte (each operand counted once)", fontsize=FONT)
+    axes.set_ylabel("operations per second", fontsize=FONT)
+    for axis, ends in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
+        axis.set_major_locator(FixedLocator(log_ticks(*ends)))
+        axis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.yaxis.set_major_formatter(EngFormatter())
     axes.tick_params(labelsize=FONT)
     plain(axes, "both")
+
+
+def _name_roofs(axes: Axes, products: dict[str, float]) -> None:
+    """Names right of the flat roofs, none over another."""
+    to_axes = axes.transData + axes.transAxes.inverted()
+    x, order = axes.get_xlim()[1], sorted(products, key=lambda dtype: products[dtype])
+    heights = [float(to_axes.transform((x, products[dtype]))[1]) for dtype in order]
+    row = 3.3 * FONT * 1.2 / 72 / ROOF  # of three lines of text, as a share of the axes' height
+    for dtype, height in zip(order, spread(heights, [row] * len(order)), strict=True):
+        axes.annotate(
+            f"library's product,\n{dtype}:\n{products[dtype] / 1e9:,.0f} GFLOP/s", (1, height),
+            xycoords="axes fraction", xytext=(8, 0), textcoords="offset points", va="center", fontsize=FONT,
+            color=COLOURS.get(dtype, GREY), linespacing=1.15, annotation_clip=False,
+        )  # fmt: skip
 
 
 def _number(axes: Axes, points: list[Dot]) -> None:
     """Numbers right of dots; where dots are near each other, one above the other with thin lines."""
     place = axes.transData + axes.transAxes.inverted()
     at = {dot.key: place.transform((dot.intensity, dot.rate)) for dot in points}
-    near, row = 0.045, 11 / 72 / ROOF  # shares of the axes' width and height
+    near, row = 0.08, 1.35 * FONT / 72 / ROOF  # shares of the axes' width and height
     groups: list[list[str]] = []
     for key in sorted(at, key=lambda key: at[key][0]):
         if groups and at[key][0] - at[groups[-1][-1]][0] < near:
             groups[-1].append(key)
         else:
             groups.append([key])
+    ground = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
     for group in groups:
         order = sorted(group, key=lambda key: at[key][1])
         edge = max(at[key][0] for key in group)
-        heights = spread([at[key][1] for key in order], [row] * len(order))
+        heights = spread([at[key][1] for key in order], [row] * len(order), 0.0)
         for key, height in zip(order, heights, strict=True):
             axes.annotate(
-                key, tuple(at[key]), xycoords="axes fraction", xytext=(edge + 0.022, height),
-                textcoords="axes fraction", va="center", fontsize=FONT - 0.5, zorder=6,
-                arrowprops={"arrowstyle": "-", "color": "#AAAAAA", "lw": 0.5, "shrinkA": 0, "shrinkB": 3},
+                key, tuple(at[key]), xycoords="axes fraction", xytext=(edge + 0.025, height),
+                textcoords="axes fraction", va="center", fontsize=FONT, zorder=6, bbox=ground,
+                arrowprops={"arrowstyle": "-", "color": "#8A8A8A", "lw": 0.8, "shrinkA": 0, "shrinkB": 4},
             )  # fmt: skip
 
 
-def _key(figure: Figure, points: list[Dot], left: float, top: float) -> None:
+def _keyed(ours: Dot, points: list[Dot]) -> list[str]:
+    """What a number stands for, in lines of the key."""
+    peers = [p for p in points if p.key != ours.key and p.key.rstrip(string.ascii_lowercase) == ours.key]
+    text = ours.name
+    if ours.share is not None:
+        text += f": {_said(ours.share)} of its roof"
+        if peers:
+            text += f"; peers {', '.join(_said(p.share or 0.0) for p in peers)}"
+    return textwrap.wrap(text, WRAP)
+
+
+def _said(share: float) -> str:
+    return f"{share:.{0 if share >= 0.1 else 1}%}"
+
+
+def _key(figure: Figure, key: list[tuple[Dot, list[str]]], top: float) -> None:
     width, height = np.asarray(figure.get_size_inches())
-    for number, dot in enumerate(points):
-        y = 1 - (top + LINE * number) / height
-        ours = dot.key.isdigit()
-        share = "" if dot.share is None else f": {dot.share:.{0 if dot.share >= 0.1 else 1}%} of its roof"
+    left, line = MARGIN + 0.45, 0
+    for dot, lines in key:
+        y = 1 - (top + LINE * line) / height
+        colour = COLOURS.get(dot.dtype, GREY)
         figure.text(
-            (left - 0.12) / width, y, dot.key if ours else "○", fontsize=FONT, ha="right", va="baseline",
-            weight="bold" if ours else "normal", color=COLOURS.get(dot.dtype, GREY),
-        )  # fmt: skip
-        figure.text(
-            left / width, y, dot.name + share, fontsize=FONT, va="baseline", color="black" if ours else GREY
+            (left - 0.12) / width,
+            y,
+            dot.key,
+            fontsize=FONT,
+            ha="right",
+            va="baseline",
+            weight="bold",
+            color=colour,
         )
+        for number, text in enumerate(lines):
+            figure.text(left / width, y - LINE * number / height, text, fontsize=FONT, va="baseline")
+        line += len(lines)

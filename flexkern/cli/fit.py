@@ -12,9 +12,10 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from flexkern.cli.terminal import console, counting_bar, explained, say
+from flexkern.cli.dry_run import show_fit
+from flexkern.cli.terminal import DRY_RUN, console, counting_bar, explained, say
 from flexkern.files import check_writable, write_json
-from flexkern.runs.torchrun import first
+from flexkern.runs.torchrun import first, refuse_several
 
 __all__ = ["fit"]
 
@@ -96,6 +97,7 @@ def fit(
     workers: Annotated[int | None, typer.Option(help="Processes that read images.")] = None,
     json_file: Annotated[str | None, typer.Option("--json", help="A file for the results, as JSON.")] = None,
     restart: Annotated[bool, typer.Option("--restart", help="Discard what --out holds.")] = False,
+    dry_run: Annotated[bool, DRY_RUN] = False,
 ) -> None:
     """Learns to name what is on the images of a folder, some classes after the others.
 
@@ -113,6 +115,10 @@ def fit(
             size=size, image_size=image_size, normalize=normalize, test_share=test_share, seed=seed,
             broken=broken, background=colour, device=device, workers=workers,
         )  # fmt: skip
+        if dry_run:
+            refuse_several(f"{_COMMAND} --dry-run")
+            show_fit(config, _begins, restart=restart)
+            return
         json_file = json_file if first() else None
         if json_file is not None:
             check_writable(json_file, folders=True)  # now, and not after the training

@@ -11,18 +11,21 @@ from typing import Annotated, Any
 import typer
 from rich.progress import TaskProgressColumn, TimeElapsedColumn
 
+from flexkern.cli.dry_run import show_experiment
 from flexkern.cli.terminal import (
     ACCEPTS,
+    DRY_RUN,
     console,
     explained,
     folder_option,
     given_seeds,
+    number_or_auto,
     progress_bar,
     say,
     seeds_option,
 )
 from flexkern.runs.metaplasticity.figures import EXPERIMENTS
-from flexkern.runs.metaplasticity.protocol import protocol_for
+from flexkern.runs.metaplasticity.protocol import Protocol, protocol_for
 from flexkern.runs.metaplasticity.runner import run
 from flexkern.runs.metaplasticity.schedule import Experiment
 from flexkern.runs.start import check_files
@@ -52,6 +55,7 @@ _RUNNING: dict[str, Any] = {
     "cache": Annotated[Path | None, folder_option("Folder for features. Default: out/features.")],
     "restart": Annotated[bool, typer.Option("--restart", help="Discard what the folder holds.")],
     "accept_other_environment": Annotated[bool, typer.Option("--accept-other-environment", help=ACCEPTS)],
+    "dry_run": Annotated[bool, DRY_RUN],
 }
 _AS_RELEASED = Annotated[
     bool,
@@ -62,7 +66,7 @@ _AS_RELEASED = Annotated[
     ),
 ]
 
-_FLAGS = ("as_released", "restart", "accept_other_environment")
+_FLAGS = ("as_released", "restart", "accept_other_environment", "dry_run")
 
 
 def add_to(app: typer.Typer, experiments: Iterable[type[Any]] = tuple(EXPERIMENTS.values())) -> None:
@@ -101,7 +105,7 @@ def _command(experiment: type[Any]) -> Callable[..., None]:
             refuse_several(experiment.command())
             given["seeds"] = given_seeds(given["seeds"])
             chosen = {k: _value(k, v, own[k].default) for k, v in options.items() if v is not None}
-            show(experiment(**chosen), given, **running)
+            _go(experiment(**chosen), given, **running)
 
     command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [
@@ -125,13 +129,23 @@ def _value(name: str, given: Any, default: Any) -> Any:
         raise ValueError(f"{name} must be numbers with commas between them, got {given!r}") from None
 
 
+def _go(
+    experiment: Experiment, given: dict[str, Any], *, out: Path | None, dry_run: bool, **running: Any
+) -> None:
+    scale = given.pop("scale")
+    if scale is not None:
+        given["scale"] = number_or_auto(scale, "scale")
+    folder = Path("out") / experiment.name if out is None else out
+    (show_experiment if dry_run else show)(experiment, protocol_for(**given), out=folder, **running)
+
+
 def show(
     experiment: Experiment,
-    given: dict[str, Any],
+    protocol: Protocol,
     *,
-    jobs: int | None,
-    out: Path | None,
+    out: Path,
     cache: Path | None,
+    jobs: int | None,
     restart: bool,
     accept_other_environment: bool,
 ) -> None:
@@ -139,15 +153,7 @@ def show(
     # matplotlib too: if it is missing, say so now and not after the training.
     from flexkern.runs.metaplasticity import pictures, tables
 
-    scale = given.pop("scale")
-    if scale is not None:
-        try:
-            given["scale"] = scale if scale == "auto" else float(scale)
-        except ValueError:
-            raise ValueError(f"scale must be a number or 'auto', got {scale!r}") from None
-    protocol = protocol_for(**given)
-    folder = Path("out") / experiment.name if out is None else out
-    check_files(folder, "results.json", "picture.png")
+    check_files(out, "results.json", "picture.png")
     with progress_bar(TaskProgressColumn(), TimeElapsedColumn()) as bar:
         task = bar.add_task("starting", total=None)
 
@@ -162,16 +168,16 @@ def show(
         results = run(
             experiment,
             protocol,
-            out=folder,
+            out=out,
             cache=cache,
             jobs=jobs,
             restart=restart,
             accept_other_environment=accept_other_environment,
             observe=observe,
         )
-    picture = folder / "picture.png"
+    picture = out / "picture.png"
     pictures.draw(results, picture)
     console.print(tables.table(results))
     console.print(tables.claims_table(results))
-    for path in (folder / "results.json", picture):
+    for path in (out / "results.json", picture):
         console.print(f"wrote {path}", markup=False)

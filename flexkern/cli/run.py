@@ -15,6 +15,7 @@ from flexkern.cli import metaplasticity
 from flexkern.cli.dry_run import show_plan
 from flexkern.cli.terminal import (
     ACCEPTS,
+    DRY_RUN,
     console,
     counting_bar,
     explained,
@@ -84,9 +85,7 @@ def class_incremental(
         bool, typer.Option("--all", help="Show a second table: plasticity, transfer, told tasks, top 5, ...")
     ] = False,
     accept_other_environment: Annotated[bool, typer.Option("--accept-other-environment", help=ACCEPTS)] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be done and about how long, and write nothing.")
-    ] = False,
+    dry_run: Annotated[bool, DRY_RUN] = False,
 ) -> None:
     """Learns a data set some classes at a time, by several methods, and compares them.
 

@@ -34,11 +34,13 @@ from flexkern.streams.by_tasks import by_tasks, numbers_of
 from flexkern.streams.image_source import identity_of
 from flexkern.streams.labelled import Images
 
-__all__ = ["Event", "fit"]
+__all__ = ["MOST_TEST", "MOST_TRAIN", "Event", "Prepared", "check_fits", "fit", "prepared"]
 
 _FORMAT = 1
-_MOST_TRAIN = 2 << 30  # bytes of a task's images that are kept decoded
-_MOST_TEST = 1 << 30  # and of all test images
+MOST_TRAIN = 2 << 30
+"""Bytes of a task's images that are kept decoded."""
+MOST_TEST = 1 << 30
+"""And of all test images."""
 _PARTS = ("train", "test")
 
 
@@ -93,47 +95,96 @@ def fit(config: FitConfig, *, restart: bool = False, observe: Observer = lambda 
         return _fit(config, restart=restart, observe=observe)
 
 
-def _fit(config: FitConfig, *, restart: bool, observe: Observer) -> dict[str, Any]:
+class Prepared(NamedTuple):
+    """A fit that has been looked at, and not begun.
+
+    out: its file. record: of what it holds, or will hold. begun: whether something of it is learned. make: the
+    learner that it begins with. tasks: its items. before: what is tested beside them. sources: of all images.
+    """
+
+    out: Path
+    record: dict[str, Any]
+    begun: bool
+    make: Callable[[], Any]
+    learner: Any
+    tasks: list[Experience]
+    before: list[Experience]
+    sources: list[Any]
+
+
+def prepared(config: FitConfig, out: Path, *, restart: bool = False) -> Prepared:
+    """Looks at all that a fit looks at before it decodes an image.
+
+    Raises:
+        TypeError, ValueError, OSError: as :func:`fit`.
+    """
     named = None if config.tasks is None else read_tasks(config.tasks)
     device = usable_device(config.device, auto=True)
+    wanted = _wanted(config)
+    record = None if restart or not out.exists() else _begun(out, wanted)
+    learner = _learner(config, out if record else config.start, device)
+    folder = path_given(config.folder, "folder")
+    there = classes_in(folder)
+    if there is not None:  # looking at all images may take an hour, and names are known now
+        numbers_of(_tasks(config, there) if named is None else named, there)
+    reading: dict[str, Any] = {
+        "size": config.size or learner.decoded_size or read_size(learner.image_size),
+        **{name: getattr(config, name) for name in ("test_share", "seed", "broken", "background", "workers")},
+    }
+    train, test = open_images(folder, **reading)
+    before = [] if config.earlier is None else [open_images(config.earlier, **reading)[1]]
+    tasks = _tasks(config, train.names) if named is None else named
+    if record is None:
+        record = _new(learner, wanted, train, test, tasks)
+        record["data"] = _digest(train, test, *before)
+    else:
+        _check_same(record, out, _digest(train, test, *before), tasks)
+    return Prepared(
+        out,
+        record,
+        bool(record["tasks"]) or record["learning"] is not None,
+        partial(_learner, config, config.start, device),
+        learner,
+        by_tasks(train, test, tasks, first_class=record["first_class"], first_number=record["first_number"]),
+        [_of_earlier(images, record["earlier"]) for images in before],
+        [images.images for images in (train, test, *before)],
+    )
+
+
+def _fit(config: FitConfig, *, restart: bool, observe: Observer) -> dict[str, Any]:
     out = path_given(config.out, "out")
     if is_lead():
         check_writable(out)
     with lead_only(claim_file, out):
-        wanted = _wanted(config)
-        record = None if restart or not out.exists() else _begun(out, wanted)
-        learner = _learner(config, out if record else config.start, device)
-        folder = path_given(config.folder, "folder")
-        there = classes_in(folder)
-        if there is not None:  # looking at all images may take an hour, and names are known now
-            numbers_of(_tasks(config, there) if named is None else named, there)
-        reading: dict[str, Any] = {
-            "size": config.size or learner.decoded_size or read_size(learner.image_size),
-            **{
-                name: getattr(config, name)
-                for name in ("test_share", "seed", "broken", "background", "workers")
-            },
-        }
-        train, test = open_images(folder, **reading)
-        before = [] if config.earlier is None else [open_images(config.earlier, **reading)[1]]
-        tasks = _tasks(config, train.names) if named is None else named
-        if record is None:
-            record = _new(learner, wanted, train, test, tasks)
-            record["data"] = _digest(train, test, *before)
-        else:
-            _check_same(record, out, _digest(train, test, *before), tasks)
-        experiences = by_tasks(
-            train, test, tasks, first_class=record["first_class"], first_number=record["first_number"]
-        )
-        of_before = [_of_earlier(images, record["earlier"]) for images in before]
-        one = _Fit(config, learner, of_before, experiences, record, out, observe)
-        if not record["tasks"] and record["learning"] is None:
-            one.check()
+        found = prepared(config, out, restart=restart)
+        one = _Fit(config, found.learner, found.before, found.tasks, found.record, out, observe)
+        if not found.begun:
+            check_fits(found)
             if config.broken == "raise":
-                check_decodes([images.images for images in (train, test, *before)], one.looks)
-        observe(Event("begin", record, tasks=len(experiences)))
+                check_decodes(found.sources, one.looks)
+        observe(Event("begin", found.record, tasks=len(found.tasks)))
         one.go()
-    return record
+    return found.record
+
+
+def check_fits(found: Prepared) -> None:
+    """Raises ValueError if one of the tasks cannot be learned; before the first one is."""
+    learned = set(found.learner.class_names)
+    for experience in found.tasks:
+        again = [name for name in experience.class_names if name in learned]
+        if again:
+            raise ValueError(
+                f"folder: the learner knows {_listed(again)} already; a class is learned once. Name those "
+                "that are new with --tasks"
+            )
+        # Which class comes next is the first thing that is looked at: as if each task were the first.
+        ahead = int(experience.train_labels[0]) - found.learner.classes_seen
+        labels = {f"{part}_labels": getattr(experience, f"{part}_labels") - ahead for part in _PARTS}
+        try:
+            found.learner.check(dataclasses.replace(experience, **labels))
+        except ValueError as error:
+            hint = "give more images, or another method: ranpac and simplecil take any number"
+            raise ValueError(f"{error}; {hint}") from error
 
 
 def _wanted(config: FitConfig) -> dict[str, Any]:
@@ -260,25 +311,6 @@ class _Fit:
         self._kept = 0  # bytes of test images
         self._task = 0
 
-    def check(self) -> None:
-        """Raises ValueError if one of the tasks cannot be learned; before the first one is."""
-        learned = set(self.learner.class_names)
-        for experience in self.experiences:
-            again = [name for name in experience.class_names if name in learned]
-            if again:
-                raise ValueError(
-                    f"folder: the learner knows {_listed(again)} already; a class is learned once. Name those "
-                    "that are new with --tasks"
-                )
-            # Which class comes next is the first thing that is looked at: as if each task were the first.
-            ahead = int(experience.train_labels[0]) - self.learner.classes_seen
-            labels = {f"{part}_labels": getattr(experience, f"{part}_labels") - ahead for part in _PARTS}
-            try:
-                self.learner.check(dataclasses.replace(experience, **labels))
-            except ValueError as error:
-                hint = "give more images, or another method: ranpac and simplecil take any number"
-                raise ValueError(f"{error}; {hint}") from error
-
     def go(self) -> None:
         """Learns and tests what is not learned and tested yet."""
         for task in range(len(self.experiences)):
@@ -303,7 +335,7 @@ class _Fit:
         before, saved = note["seconds"], 0.0
         with Measure(self.learner.device) as spent:
             whole = self.experiences[self._task]
-            images = in_memory(whole.train_inputs, _MOST_TRAIN, partial(self._tell, "reading"))
+            images = in_memory(whole.train_inputs, MOST_TRAIN, partial(self._tell, "reading"))
 
             def after_epoch(progress: Any) -> None:
                 nonlocal saved
@@ -332,9 +364,7 @@ class _Fit:
         note, task = self.record["learning"] or {"losses": [], "seconds": 0.0}, self._task
         for experiences, count in ((self.before, 1), (self.experiences, task + 1)):
             for i, experience in enumerate(experiences[:count]):
-                kept = in_memory(
-                    experience.test_inputs, _MOST_TEST - self._kept, partial(self._tell, "reading")
-                )
+                kept = in_memory(experience.test_inputs, MOST_TEST - self._kept, partial(self._tell, "reading"))
                 if kept is not experience.test_inputs:
                     self._kept += kept.numel()
                     experiences[i] = dataclasses.replace(experience, test_inputs=kept)

@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from flexkern.features import BackboneFeatures, FeatureCache, Pixels
+from flexkern.features import BackboneFeatures, FeatureCache, Pixels, extract
 from flexkern.learners import METHODS, MLP_METHODS, load_learner, make_learner
 from flexkern.learners.registry import defaults_of
 from flexkern.plain import nearest, whole_number
 from flexkern.runs.incremental.config import Config, MethodConfig
 from flexkern.runs.incremental.config.method_options import family_of, mistake_in
-from flexkern.streams import Stream
+from flexkern.streams import Experience, Stream
 
 __all__ = ["Learners", "Making", "online"]
 
@@ -165,6 +165,18 @@ class Making:
         if not self.is_perceptron(method) or "epochs" not in method.options:
             return None
         return whole_number(method.options["epochs"], "epochs")
+
+    def keeps_features(self, method: MethodConfig) -> bool:
+        """Whether its learner takes features of the frozen backbone from files that all such share."""
+        options = method.options
+        from_pixels = options.get("features", "backbone") == "pixels"
+        return not (from_pixels or "features_cache" in options or online(self.config)) and self.is_perceptron(
+            method
+        )
+
+    def take_features(self, experience: Experience) -> None:
+        """Takes the features of an experience, and keeps them for the run."""
+        extract(experience, self._seen, device=self.device, cache=self._cache)
 
     def forget_features(self) -> None:
         """Deletes the features that were kept for this run only."""
