@@ -91,7 +91,7 @@ def shares(run: dict[str, Any]) -> Panel:
     """Cases without a product: bytes that must be moved per second, as a share of what a copy moves."""
     panel = Panel(
         "operators without a product: bytes per second", False,
-        "of a copy's bytes per second in the same run; bytes: each operand once",
+        "of a copy's bytes per second (each operand once)",
     )  # fmt: skip
     for row in run["rows"]:
         work = row.get("work", {})
@@ -147,7 +147,7 @@ def _roofs(axes: Axes, points: list[Dot], ceilings: dict[str, Any]) -> None:
     copy, products = ceilings["copy"], ceilings["product"]
     x = [dot.intensity for dot in points]
     ridges = [rate / copy for rate in products.values()]
-    low, high = min(*x, *ridges) / 3, max(*x, *ridges) * 3
+    low, high = min(*x, *ridges) / 4, max(*x, *ridges) * 3
     rates = [dot.rate for dot in points]
     axes.set_xlim(low, high)
     axes.set_ylim(min(*rates, copy * low) / 1.5, max(*rates, *products.values()) * 2)
@@ -156,10 +156,9 @@ def _roofs(axes: Axes, points: list[Dot], ceilings: dict[str, Any]) -> None:
     _name_roofs(axes, products)
     ridge = max(ridges)
     axes.plot([low, ridge], [copy * low, copy * ridge], color="#333333", linewidth=1.8, zorder=2)
-    middle = (low * min(ridges)) ** 0.5
-    axes.annotate(  # over the roof, where nothing is
-        f"copy: {copy / 1e9:,.1f} GB/s", (middle, copy * middle), xytext=(-8, 6), textcoords="offset points",
-        ha="right", va="bottom", fontsize=FONT, color="#333333",
+    axes.annotate(
+        f"copy: {copy / 1e9:,.1f} GB/s", (low, copy * low), xytext=(16, 2), textcoords="offset points",
+        ha="left", va="top", fontsize=FONT, color="#333333",
     )  # fmt: skip
     for dot in points:
         ours = dot.key.isdigit()

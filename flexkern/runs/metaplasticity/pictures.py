@@ -126,7 +126,7 @@ def _serial_position(results: dict[str, Any]) -> Figure:
     panel.plot([1, n], [1, n], **CHANCE)
     by_item(panel, memorised, upper=n)
     panel.annotate(
-        "all remembered", (n, n), xytext=(4, 6), textcoords="offset points", ha="right", va="bottom",
+        "all remembered", (0.6 * n, 0.6 * n), xytext=(-6, 2), textcoords="offset points", ha="right", va="bottom",
         fontsize=FONT, color=GREY,
     )  # fmt: skip
     name_panel(panel, "Items in memory on the way", "items learned so far", "memorised items (p < 0.05)")
