@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import string
 import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FixedLocator, NullLocator, PercentFormatter
+from matplotlib.transforms import Affine2D, Transform
 
 from flexkern.benchmarks.plot_bars import (
     HEAD,
@@ -170,7 +173,7 @@ def _roofs(axes: Axes, points: list[Dot], ceilings: dict[str, Any]) -> None:
             [dot.intensity], [dot.rate], "o", markersize=9 if ours else 7, color=colour,
             markerfacecolor=colour if ours else "white", zorder=5 if ours else 4, label=dot.key,
         )  # fmt: skip
-    _number(axes, [dot for dot in points if dot.key.isdigit()])
+    _number(axes, points, list(products.values()))
     axes.set_title("operators with a product: the roofline", **{**PANEL_TITLE, "fontsize": FONT + 3, "pad": 6})
     axes.set_xlabel("operations per byte (each operand counted once)", fontsize=FONT)
     axes.set_ylabel("operations per second", fontsize=FONT)
@@ -197,28 +200,66 @@ def _name_roofs(axes: Axes, products: dict[str, float]) -> None:
         )  # fmt: skip
 
 
-def _number(axes: Axes, points: list[Dot]) -> None:
-    """Numbers right of dots; where dots are near each other, one above the other with thin lines."""
-    place = axes.transData + axes.transAxes.inverted()
-    at = {dot.key: place.transform((dot.intensity, dot.rate)) for dot in points}
-    near, row = 0.08, 1.35 * FONT / 72 / ROOF  # shares of the axes' width and height
-    groups: list[list[str]] = []
-    for key in sorted(at, key=lambda key: at[key][0]):
-        if groups and at[key][0] - at[groups[-1][-1]][0] < near:
-            groups[-1].append(key)
-        else:
-            groups.append([key])
+def _number(axes: Axes, points: list[Dot], roofs: Sequence[float]) -> None:
+    """Numbers of ours beside their dots, as near as nothing else is, with thin lines where that is not near."""
+    scale = axes.figure.dpi / 72  # pixels of a point
+    at = {dot.key: np.asarray(axes.transData.transform((dot.intensity, dot.rate))) / scale for dot in points}
+    taken = [_Box(*place, 5, 5) for place in at.values()]
+    left, right = (axes.transAxes.transform((x, 0))[0] / scale for x in (0, 1))
+    taken += [
+        _Box((left + right) / 2, axes.transData.transform((1, roof))[1] / scale, (right - left) / 2, 1)
+        for roof in roofs
+    ]
     ground = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
-    for group in groups:
-        order = sorted(group, key=lambda key: at[key][1])
-        edge = max(at[key][0] for key in group)
-        heights = spread([at[key][1] for key in order], [row] * len(order), 0.0)
-        for key, height in zip(order, heights, strict=True):
-            axes.annotate(
-                key, tuple(at[key]), xycoords="axes fraction", xytext=(edge + 0.025, height),
-                textcoords="axes fraction", va="center", fontsize=FONT, zorder=6, bbox=ground,
-                arrowprops={"arrowstyle": "-", "color": "#8A8A8A", "lw": 0.8, "shrinkA": 0, "shrinkB": 4},
-            )  # fmt: skip
+    for key in (key for key in at if key.isdigit()):
+        x, y = at[key]
+        half = (0.34 * FONT * len(key) + 1, 0.5 * FONT)
+        turns = [0, 1, -1, 8, 7, -7, 4, -4, 2, -2, 3, -3, 6, -6, 5, -5]  # to the right first; of sixteen
+        box = next(
+            (
+                found
+                for away in range(int(half[0]) + 7, 200, 6)
+                for turn in turns
+                if not any(
+                    _overlap(
+                        found := _Box(
+                            x + away * math.cos(turn * math.pi / 8),
+                            y + away * math.sin(turn * math.pi / 8),
+                            *half,
+                        ),
+                        other,
+                    )
+                    for other in taken
+                )
+            ),
+            _Box(x + 200, y, *half),
+        )
+        taken.append(box)
+        line = {"arrowstyle": "-", "color": "#8A8A8A", "lw": 0.8, "shrinkA": 0, "shrinkB": 5}
+        axes.annotate(
+            key, (x, y), xycoords=_points(axes), xytext=(box.x, box.y), textcoords=_points(axes), ha="center",
+            va="center", fontsize=FONT, zorder=6, bbox=ground,
+            arrowprops=line if math.dist((x, y), (box.x, box.y)) > half[0] + 14 else None,
+        )  # fmt: skip
+
+
+class _Box(NamedTuple):
+    """The middle of a box, and half of its width and height, in points."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+
+
+def _overlap(one: _Box, other: _Box) -> bool:
+    apart_x = abs(one.x - other.x) >= one.width + other.width
+    return not (apart_x or abs(one.y - other.y) >= one.height + other.height)
+
+
+def _points(axes: Axes) -> Transform:
+    """Places in points, from the figure's lower left corner."""
+    return Affine2D().scale(axes.figure.dpi / 72)
 
 
 def _keyed(ours: Dot, points: list[Dot]) -> list[str]:
