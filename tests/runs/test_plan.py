@@ -24,13 +24,13 @@ from flexkern.streams import Experience
 from helpers.incremental import configuration
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-LDA = MethodConfig("LDA", "lda", {"features": "pixels"})
+SI = MethodConfig("SI", "si", {"features": "pixels", "widths": [8, 8], "epochs": 1})
 EWC = MethodConfig("EWC", "ewc", {"features": "pixels", "widths": [8, 8], "epochs": 40})
 
 
 def test_a_plan_counts_measures_and_writes_nothing(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    config = configuration(out, methods=(LDA, EWC), stream=StreamConfig(increment=4))
+    config = configuration(out, methods=(SI, EWC), stream=StreamConfig(increment=4))
     first = plan(config)
     assert not list(tmp_path.iterdir())
     assert first.tasks == [(4, 80, 40), (4, 80, 40), (2, 40, 20)]
@@ -39,14 +39,14 @@ def test_a_plan_counts_measures_and_writes_nothing(tmp_path: Path) -> None:
     assert all(m.seconds is not None and m.seconds > 0 for m in first.methods)
     weights = 3 * 64 * 8 + 8 * 8 + 8 * 10 + 8 + 8 + 10
     assert first.methods[1].parameters_mib >= 4 * weights / 2**20
-    run(configuration(out, methods=(LDA,), stream=StreamConfig(increment=4)))
+    run(configuration(out, methods=(SI,), stream=StreamConfig(increment=4)))
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
-    then = plan(configuration(out, methods=(LDA, EWC), stream=StreamConfig(increment=4), seeds=(0, 1)))
+    then = plan(configuration(out, methods=(SI, EWC), stream=StreamConfig(increment=4), seeds=(0, 1)))
     assert then.added == ["seed 1", "method 'EWC'"]
     assert [m.tasks for m in then.methods] == [3, 6]
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
     with pytest.raises(ValueError, match=r"stream.increment was 4, is 5.*--restart"):
-        plan(configuration(out, methods=(LDA,), stream=StreamConfig(increment=5)))
+        plan(configuration(out, methods=(SI,), stream=StreamConfig(increment=5)))
 
 
 def test_a_piece_is_measured_and_not_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,9 +88,10 @@ test_per_class = 2
 [stream]
 increment = 5
 [[methods]]
-name = "LDA"
-method = "lda"
+name = "SI"
+method = "si"
 features = "pixels"
+widths = [8, 8]
 """
 
 
