@@ -1,10 +1,12 @@
-"""Writes flexkern's operators as a project of Hugging Face's kernel-builder: `python scripts/kernels_layout.py OUT`.
+"""Writes flexkern's operators as a project of Hugging Face's kernel-builder.
+
+    python scripts/kernels_layout.py OUT
 
 What comes of that builder is loaded by `kernels.get_kernel`, under a name that no other version has: so the
 operators are registered under the name that the builder gives them, and Python files import each other by their
 places. All is made from this checkout's one source: the C++ files with the names of macros changed, a file for
 each kernel and instruction set, the headers that CMake would make, and the Python files that `flexkern.ops`
-needs. Nothing here builds it: https://huggingface.co/docs/kernels/builder/writing-kernels says how that is done.
+needs. Nothing here builds it: see https://huggingface.co/docs/kernels/builder/writing-kernels.
 """
 
 from __future__ import annotations
@@ -25,7 +27,6 @@ import nvcc  # noqa: E402
 
 NAME = "flexkern"
 TORCH = "2.11"  # the first of the stable ABI that the operators use
-# Beside what flexkern.ops imports: what it imports by the name of a family.
 BEGIN = ("flexkern.ops", "flexkern.ops.null", "flexkern.reference", "flexkern.triton_kernels")
 INSTRUCTIONS = {
     "baseline": (),
@@ -45,7 +46,6 @@ MACROS = {
     "STABLE_TORCH_LIBRARY_IMPL(flexkern, ": "STABLE_TORCH_LIBRARY_IMPL_EXPAND(TORCH_EXTENSION_NAME, ",
     "FLEXKERN_FOR_CUDA": "CUDA_KERNEL",
     "#ifdef FLEXKERN_X86": "#ifdef __x86_64__",
-    '#include "device.h"\n': '#include "device.h"\n#include "registration.h"\n',
 }
 BUILD_INFO = """// What the build was made with, as far as it is known before.
 #define FLEXKERN_COMPILER __VERSION__
@@ -53,7 +53,7 @@ BUILD_INFO = """// What the build was made with, as far as it is known before.
 #define FLEXKERN_CUDA_ARCHS "{archs}"
 #define FLEXKERN_TORCH_HEADERS "{torch}"
 """
-BINDING = """// The module that Python imports; the operators are registered by csrc/bindings, and declared in Python.
+BINDING = """// The module that Python imports; csrc/bindings registers the operators, which Python declares.
 #include "registration.h"
 
 REGISTER_EXTENSION(TORCH_EXTENSION_NAME)
@@ -76,7 +76,9 @@ __all__ = ["BackendError", "Field", "Purpose", "backends", "ops", "use_backend",
 # In Python files, where flexkern looks for libraries of its own: here one extension has come with the package.
 PYTHON = {
     "backends/built.py": {
-        'LIBRARY_DIR = Path(__file__).resolve().parent.parent / "lib"': "LIBRARY_DIR = Path(__file__).resolve().parent.parent",
+        'LIBRARY_DIR = Path(__file__).resolve().parent.parent / "lib"': (
+            "LIBRARY_DIR = Path(__file__).resolve().parent.parent"
+        ),
         'path = LIBRARY_DIR / "libflexkern_cpu.so"': (
             'path = next(LIBRARY_DIR.glob("_*.abi3.so"), LIBRARY_DIR / "none")'
         ),
@@ -111,7 +113,7 @@ def write(out: Path) -> None:
     sources(out / "csrc")
     kernels = {name: list(of_instructions(out, name)) for name in INSTRUCTIONS}
     package = out / "torch-ext" / NAME
-    for path in sorted(modules(BEGIN)):
+    for path in sorted(modules()):
         target = package / place_of(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(relative(path), encoding="utf-8")
@@ -132,17 +134,23 @@ def sources(csrc: Path) -> None:
     for path in (ROOT / "csrc").rglob("*"):
         if path.suffix not in (".cpp", ".h", ".cu", ".cuh") or path.name in NOT_BINDINGS:
             continue
-        text = path.read_text(encoding="utf-8")
-        for old, new in MACROS.items():
-            text = text.replace(old, new)
         target = csrc / path.relative_to(ROOT / "csrc")
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(text, encoding="utf-8")
+        target.write_text(for_the_builder(path.read_text(encoding="utf-8")), encoding="utf-8")
     generated = csrc / "generated"
     subprocess.run([sys.executable, ROOT / "build_tools" / "bindings.py", generated], check=True)
+    for path in generated.rglob("*.h"):
+        path.write_text(for_the_builder(path.read_text(encoding="utf-8")), encoding="utf-8")
     archs = ";".join(nvcc.ARCHITECTURES)
     info = BUILD_INFO.format(toolkit="12.1", archs=archs, torch=TORCH)
     (generated / "build_info.h").write_text(info, encoding="utf-8")
+
+
+def for_the_builder(text: str) -> str:
+    """A C++ file with the builder's macros, which its header has."""
+    for old, new in MACROS.items():
+        text = text.replace(old, new)
+    return f'#include "registration.h"\n{text}' if "STABLE_TORCH_LIBRARY_IMPL_EXPAND" in text else text
 
 
 def of_instructions(out: Path, instructions: str) -> Iterator[str]:
@@ -228,33 +236,28 @@ def place_of(path: Path) -> Path:
     return path.relative_to(ROOT / "flexkern" if path.is_relative_to(ROOT / "flexkern") else ROOT)
 
 
-def modules(begin: Sequence[str]) -> set[Path]:
-    """The files of these modules, of all in them where they are packages of families, and of all that they import."""
-    left = [path for name in begin if (path := file_of(name)) is not None]
-    left += [
-        p
-        for path in left
-        if path.name == "__init__.py" and path.parent.name != "ops"
-        for p in path.parent.glob("*.py")
-    ]
+def modules() -> set[Path]:
+    """The files of the operators, of their families in PyTorch and Triton, and of all that they import."""
+    left = [path for name in BEGIN if (path := file_of(name)) is not None]
+    # Families are imported by their names, and declarations by looking into their folder.
+    families = [path.stem for path in (ROOT / "flexkern" / "reference").glob("*.py")]
+    for package in ("reference", "triton_kernels"):
+        left += [path for name in families if (path := file_of(f"{NAME}.{package}.{name}")) is not None]
+    left += (ROOT / "flexkern" / "spec").glob("*.py")
     found: set[Path] = set()
     while left:
         path = left.pop()
         if path in found:
             continue
         found.add(path)
-        if (
-            path.name != "__init__.py"
-            and (package := path.parent / "__init__.py").is_file()
-            and path.parent != ROOT / "flexkern"
-        ):
+        package = path.with_name("__init__.py")
+        if package.is_file() and path.parent != ROOT / "flexkern":  # the package has an own one
             left.append(package)
         for node, _ in _imports(path):
             for name in (node.module, *(f"{node.module}.{alias.name}" for alias in node.names)):
                 if (other := file_of(name or "")) is not None:
                     left.append(other)
-    # Packages whose modules find each other by looking into their own folder.
-    return found | set((ROOT / "flexkern" / "spec").glob("*.py"))
+    return found
 
 
 def _imports(path: Path) -> Iterator[tuple[ast.ImportFrom, str]]:
@@ -274,7 +277,7 @@ def _imports(path: Path) -> Iterator[tuple[ast.ImportFrom, str]]:
 
 
 def relative(path: Path) -> str:
-    """The text of a file, whose imports from flexkern are by place, so that it may be imported under any name."""
+    """The text of a file that may be imported under any name: its imports from flexkern are by place."""
     text = path.read_text(encoding="utf-8")
     dots = "." * len(place_of(path).parts)
     for node, segment in sorted(_imports(path), key=lambda found: -len(found[1])):

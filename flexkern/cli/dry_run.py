@@ -80,8 +80,8 @@ def show_experiment(
     known = "those of the first seed are there already" if not found.features_seconds else ""
     _lines(of + mib + (known or said_time(found.features_seconds)))
     table = _table(
-        "what is left; time: on one thread, measured on features of some images, the rest in proportion; network: "
-        "its weights, counted, without gradients and activations",
+        "what is left; time: on one thread, measured on features of some images, the rest in proportion; "
+        "network: its weights, counted, without gradients and activations",
         "network", "times", "presentations", "network, MiB", "time",
     )  # fmt: skip
     for n in found.networks:
@@ -93,20 +93,23 @@ def show_experiment(
 
 
 def show_fit(config: Any, begins: Callable[[dict[str, Any]], list[str]], *, restart: bool) -> None:
-    """Prints the plan of a fit, with an estimate of its time and memory; ``begins``: what is said of a record."""
+    """Prints the plan of a fit, with an estimate of its time and memory.
+
+    ``begins``: what is said of a record.
+    """
     from flexkern.runs.fitting.plan import plan
 
     found = plan(config, restart=restart, observe=_tell)
     _lines(
         *begins(found.record),
         f"{found.method} on {found.device}, {found.epochs} epochs a task, into {config.out}",
-        f"in memory: {found.network_mib:.1f} MiB of weights, without gradients and activations; images decoded, "
-        f"{found.images_mib:.1f} MiB at most",
+        f"in memory: {found.network_mib:.1f} MiB of weights, without gradients and activations; images "
+        f"decoded, {found.images_mib:.1f} MiB at most",
     )
     console.print(_tasks(found.tasks, first=len(found.record["tasks"])))
     _lines(
         f"to decode images: {said_time(found.images_seconds)}; to learn and test: {said_time(found.seconds)}, "
-        "measured on some images of the first task, the rest in proportion, so without what grows with the tasks"
+        "measured on some images of the first task, the rest in proportion: without what grows with the tasks"
     )
     _ends(found.images_seconds + (found.seconds or 0.0), {"this fit": found.why})
 

@@ -24,6 +24,7 @@ SHARE = 0.1
 _FIRST = 16  # images of the first piece, about
 _ENOUGH = 3  # tries: one warms up, and two tell what is of an item and what of its images
 _ENOUGH_PARTS = 10
+_ASKED = 64  # images that are answered after some parts
 
 
 class Pace(NamedTuple):
@@ -103,28 +104,47 @@ def pace(
         until = now + 3 * (now - before) - begin
         if (is_whole and len(tries) > 1) or until > _budget(whole, _fitted(tries), len(tries) >= _ENOUGH):
             break
-    return _fitted(tries)._replace(answer=_answering(tried, piece))
+    return _fitted(tries)._replace(
+        answer=_answering(tried, _tested(piece, piece.train_labels, len(piece.test_labels)))
+    )
 
 
-def pace_of_parts(learner: Any, parts: Sequence[Experience], whole: Callable[[Pace], float]) -> Pace:
-    """The pace of a learner on an experience that comes in parts, each an item: it learns the first of them, for
-    about :data:`LEAST` seconds or until they are ten, but no longer than :data:`SHARE` of the whole.
+def pace_of_parts(
+    learner: Any, parts: Sequence[Experience], experience: Experience, whole: Callable[[Pace], float]
+) -> Pace:
+    """The pace of a learner on an experience that comes in parts, each an item.
+
+    It learns the first of them, for about :data:`LEAST` seconds or until they are ten, but no longer than
+    :data:`SHARE` of the whole.
 
     Args:
         learner: that has learned nothing of it.
         parts: of the experience.
+        experience: that they are of; what it tests is answered.
         whole: as of :func:`pace`.
     """
-    begin, seconds = time.perf_counter(), list[float]()
-    found, last = Pace(), parts[0]
-    for last in parts:
-        seconds.append(_timed(learner, partial(learner.learn, last, epochs=1)))
+    begin, seconds, known = time.perf_counter(), list[float](), list[Tensor]()
+    found = Pace()
+    for part in parts:
+        seconds.append(_timed(learner, partial(learner.learn, part, epochs=1)))
+        known.append(part.train_labels)
         counted = seconds[1:] or seconds  # the first one warms up
         found = Pace(item=sum(counted) / len(counted))
         until = time.perf_counter() + found.item - begin
         if until > _budget(whole, found, len(seconds) >= _ENOUGH_PARTS):
             break
-    return found._replace(answer=_answering(learner, last))
+    return found._replace(answer=_answering(learner, _tested(experience, torch.cat(known), _ASKED)))
+
+
+def _tested(experience: Experience, known: Tensor, most: int) -> Experience:
+    """At most so many of what an experience tests, of classes that are known; else of what it trains."""
+    for part in ("test", "train"):
+        labels = getattr(experience, f"{part}_labels")
+        rows = torch.isin(labels, known).nonzero().flatten()[: max(most, 1)]
+        if len(rows):
+            break
+    inputs = getattr(experience, f"{part}_inputs")[rows]
+    return dataclasses.replace(experience, test_inputs=inputs, test_labels=labels[rows])
 
 
 def _budget(whole: Callable[[Pace], float], found: Pace, enough: bool) -> float:
@@ -162,16 +182,10 @@ def _fitted(tries: Sequence[_Try]) -> Pace:
     return Pace(item, each, last.epoch / last.images)
 
 
-def _answering(learner: Any, piece: Experience) -> float:
+def _answering(learner: Any, tested: Experience) -> float:
     """Seconds for each image that is answered."""
-    rows = torch.isin(piece.test_labels, piece.train_labels).nonzero().flatten()
-    part = "test" if len(rows) else "train"  # a part of an online stream has no tests
-    inputs, labels = getattr(piece, f"{part}_inputs"), getattr(piece, f"{part}_labels")
-    if part == "test":
-        inputs, labels = inputs[rows], labels[rows]
-    asked = dataclasses.replace(piece, test_inputs=inputs, test_labels=labels)
-    _timed(learner, partial(learner.evaluate, [_head(asked)]))  # warms up
-    return _timed(learner, partial(learner.evaluate, [asked])) / len(labels)
+    _timed(learner, partial(learner.evaluate, [_head(tested)]))  # warms up
+    return _timed(learner, partial(learner.evaluate, [tested])) / len(tested.test_labels)
 
 
 def _head(experience: Experience) -> Experience:

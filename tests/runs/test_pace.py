@@ -63,7 +63,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 def item(images: int, classes: int = 4) -> Experience:
     labels = torch.arange(images) % classes
-    return Experience("one", 0, torch.zeros(images, 3, 2, 2), labels, torch.zeros(min(images, 40), 3, 2, 2), labels[:40])
+    return Experience(
+        "one", 0, torch.zeros(images, 3, 2, 2), labels, torch.zeros(min(images, 40), 3, 2, 2), labels[:40]
+    )
 
 
 def whole(found: Pace) -> float:
@@ -111,7 +113,8 @@ def test_parts_of_an_online_stream(clock: Clock) -> None:
     parts = [item(10) for _ in range(60)]
     for seconds, learned in ((0.001, 60), (0.1, 20), (1.0, 6)):  # all, for two seconds, a tenth
         one, before = Learner(clock, Pace(item=seconds, answer=0.001)), clock.now
-        found = pace_of_parts(one, parts, lambda p: p.seconds(items=60, images=0, passes=1, answers=0)
+        found = pace_of_parts(
+            one, parts, parts[0], lambda p: p.seconds(items=60, images=0, passes=1, answers=0)
         )
         assert found == pytest.approx(one.at)
         assert len(one.learned) == pytest.approx(learned, abs=1)

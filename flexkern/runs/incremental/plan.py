@@ -144,19 +144,20 @@ def _planned(
         return PlannedMethod(method.name, epochs, 0, mib, 0.0)
     trained = images_trained(learner, [len(e.train_labels) for e in stream])
     learned = [i for tasks in left for i in tasks]
-    online = isinstance(stream, OnlineStream)
+    if isinstance(stream, OnlineStream):
+        epochs = 1
 
     def whole(found: Pace) -> float:
         return found.seconds(
             items=sum(len(stream.parts(i)) for i in learned) if isinstance(stream, OnlineStream) else count,
             images=sum(trained[i] for i in learned),
-            passes=1 if online else epochs,
+            passes=epochs,
             answers=sum(len(e.test_labels) for i in learned for e in stream[: i + 1]),
         )
 
     try:
         if isinstance(stream, OnlineStream):
-            found = pace_of_parts(learner, stream.parts(0), whole)
+            found = pace_of_parts(learner, stream.parts(0), stream[0], whole)
         else:
             kept = [features.take] if making.keeps_features(method) else []
             found = pace(learner, stream[0], epochs, whole, *kept)

@@ -126,7 +126,8 @@ def _serial_position(results: dict[str, Any]) -> Figure:
     panel.plot([1, n], [1, n], **CHANCE)
     by_item(panel, memorised, upper=n)
     panel.annotate(
-        "all remembered", (0.6 * n, 0.6 * n), xytext=(-6, 2), textcoords="offset points", ha="right", va="bottom",
+        "all remembered", (0.6 * n, 0.6 * n), xytext=(-6, 2), textcoords="offset points", ha="right",
+        va="bottom",
         fontsize=FONT, color=GREY,
     )  # fmt: skip
     name_panel(panel, "Items in memory on the way", "items learned so far", "memorised items (p < 0.05)")
@@ -259,7 +260,7 @@ def _rivals(results: dict[str, Any]) -> Figure:
     """A small panel for each, the best first: a dozen lines in one cannot be told apart."""
     measures, items = results["summary"]["measures"], _length(results["summary"]["measures"], "final")
     final, average = _of(measures, "final"), _last(measures, "average_memory")
-    # Titles of panels say which strength or scale was chosen, and the headline has those that are not named here.
+    # Titles of panels say which strength or scale was chosen, and have those that are not named here.
     untuned = {re.sub(", (scale|strength) .*", "", name): value for name, value in average.items()}
     best = sorted(untuned, key=lambda name: -untuned[name]["mean"])[:3]
     known = [name for name in ("hybrid", "hybrid, tuned", "plain SGD") if name in untuned and name not in best]
@@ -271,7 +272,8 @@ def _rivals(results: dict[str, Any]) -> Figure:
     several = _seeds(measures, "final") > 1
     drawing, panels = sheet(
         results, (1, 1, 1),
-        headline=f"Accuracy on average after item {items}: {found}. Strengths were chosen on {_seeds_said(options)}.",
+        headline=f"Accuracy on average after item {items}: {found}. Strengths were chosen on "
+        f"{_seeds_said(options)}.",
         drawn=("Lines", "bands, and after the means"), seeds=_seeds(measures, "final"), rows=rows,
         size=(12.8, 3.2 * rows - 1.2), gap=0.22, legend=[
             line("the method", theirs), line("the hybrid network, at the protocol's scale", ours),
@@ -285,8 +287,10 @@ def _rivals(results: dict[str, Any]) -> Figure:
         if name != "hybrid":
             by_item(panel, {name: final[name]}, styles={name: theirs}, markersize=5)
         panel.axhline(chance, **CHANCE)
-        by_item(panel, {"hybrid": final["hybrid"]}, styles={"hybrid": ours}, markersize=5, bands=name == "hybrid",
-                linewidth=2.6 if name == "hybrid" else 1.6)  # fmt: skip
+        by_item(
+            panel, {"hybrid": final["hybrid"]}, styles={"hybrid": ours}, markersize=5, bands=name == "hybrid",
+            linewidth=2.6 if name == "hybrid" else 1.6,
+        )  # fmt: skip
         panel.set_xticks(whole_ticks(range(1, items + 1), 5))
         panel.set_yticks([0, 0.5, 1])
         spread = f" ± {100 * average[name]['std']:.0f}" if several else ""

@@ -193,9 +193,7 @@ class _Work:
         if kind not in self._found:
             self.observe(f"measuring {unit.name}")
             piece = self._piece(p)
-            learner = make_learner(
-                network, p, piece.item.input_shape, self.experiment.classes(p), self.seed
-            )
+            learner = make_learner(network, p, piece.item.input_shape, self.experiment.classes(p), self.seed)
             total, images, answers = self._amounts(unit, MLP_METHODS[network.method])
 
             def whole(found: Pace) -> float:
