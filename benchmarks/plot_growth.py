@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import EngFormatter, FixedLocator, MaxNLocator, NullFormatter, NullLocator
 
-from flexkern.benchmarks.plot_bars import add_axes, write_head
-from flexkern.runs.drawing import PANEL_TITLE, plain
+from flexkern.benchmarks.plot_bars import HEAD, add_axes, write_head
+from flexkern.runs.drawing import FONT, PANEL_TITLE, log_ticks, plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,8 +20,8 @@ __all__ = ["draw_growth", "spread"]
 
 OURS = ("#0072B2", "#56B4E9", "#003F66")
 THEIRS = ("#D55E00", "#007F5F", "#CC79A7", "#6E6E6E")
-WIDTH, HEIGHT, LABELS, LEFT, TOP = 4.7, 3.0, 2.3, 0.85, 1.0
-ABOVE, BELOW, FONT = 0.5, 0.75, 8.5
+WIDTH, HEIGHT, LABELS, LEFT = 7.2, 3.4, 4.0, 1.15
+ABOVE, BELOW = 0.55, 0.85
 UNITS = {"seconds": "s", "MB": "MB"}
 
 
@@ -35,14 +35,10 @@ def draw_growth(run: dict[str, Any], about: str) -> Figure | None:
     shown = [series for series in run["series"] if series.get("lines")]
     if not shown:
         return None
-    across = min(2, len(shown))
-    down = math.ceil(len(shown) / across)
-    box = LEFT + WIDTH + LABELS
-    figure = Figure(figsize=(across * box, TOP + down * (ABOVE + HEIGHT + BELOW)), dpi=120)
+    box = ABOVE + HEIGHT + BELOW
+    figure = Figure(figsize=(LEFT + WIDTH + LABELS, HEAD + len(shown) * box), dpi=100)
     for number, series in enumerate(shown):
-        left = (number % across) * box + LEFT
-        top = TOP + number // across * (ABOVE + HEIGHT + BELOW) + ABOVE
-        _draw(add_axes(figure, left, top, WIDTH, HEIGHT), series)
+        _draw(add_axes(figure, LEFT, HEAD + number * box + ABOVE, WIDTH, HEIGHT), series)
     write_head(figure, "Cost as work grows", f"{about} Bands: quartiles.")
     return figure
 
@@ -53,7 +49,7 @@ def _draw(axes: Axes, series: dict[str, Any]) -> None:
     for line, points in lines.items():
         x, low, middle, high = zip(*points, strict=True)
         axes.fill_between(x, low, high, color=looks[line]["color"], alpha=0.16, linewidth=0)
-        axes.plot(x, middle, linewidth=1.8, markersize=3.5, label=line, zorder=3, clip_on=False, **looks[line])
+        axes.plot(x, middle, linewidth=2.4, markersize=5.5, label=line, zorder=3, clip_on=False, **looks[line])
     every = [point for points in lines.values() for point in points]
     xs, ys = [point[0] for point in every], [value for point in every for value in point[1:]]
     _scale(axes, "x", xs, flat)
@@ -63,9 +59,9 @@ def _draw(axes: Axes, series: dict[str, Any]) -> None:
     else:
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     _name_ends(axes, lines, looks)
-    axes.set_title(series["title"], **{**PANEL_TITLE, "fontsize": 11, "pad": 8})
-    axes.set_xlabel(series["x"], fontsize=FONT + 0.5)
-    axes.set_ylabel("time" if series["y"] == "seconds" else series["y"], fontsize=FONT + 0.5)
+    axes.set_title(series["title"], **{**PANEL_TITLE, "fontsize": FONT + 2, "pad": 8})
+    axes.set_xlabel(series["x"], fontsize=FONT)
+    axes.set_ylabel("time" if series["y"] == "seconds" else series["y"], fontsize=FONT)
     axes.tick_params(labelsize=FONT)
     plain(axes, "both")
 
@@ -98,10 +94,8 @@ def _scale(axes: Axes, which: str, values: Sequence[float], flat: bool) -> None:
     low, high = min(v for v in values if v > 0), max(values)
     room = (high / low) ** 0.04 if high > low else 1.5
     axes.set(**{f"{which}lim": (low / room, high * (1.0 if which == "x" and high > low else room))})
-    # The fewer the decades, the more ticks in each.
-    span = high / low
-    within = (1,) if span > 1000 else (1, 2, 5) if span > 8 else (1, 1.5, 2, 3, 4, 5, 6, 8)
-    axis.set_major_locator(LogLocator(10, within))
+    axis.set_major_locator(FixedLocator(log_ticks(*(axes.get_xlim() if which == "x" else axes.get_ylim()))))
+    axis.set_minor_locator(NullLocator())
     axis.set_minor_formatter(NullFormatter())
     if which == "x":
         axis.set_major_formatter(lambda value, _: counted(value))

@@ -4,17 +4,31 @@ from __future__ import annotations
 
 import math
 import string
+import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import EngFormatter, FixedLocator, NullLocator, PercentFormatter
+from matplotlib.transforms import Affine2D, Transform
 
-from flexkern.benchmarks.plot_bars import MET, THEIRS, Bar, Panel, add_axes, draw_bars, write_head
+from flexkern.benchmarks.plot_bars import (
+    HEAD,
+    MARGIN,
+    MET,
+    THEIRS,
+    WIDTH,
+    Bar,
+    Panel,
+    add_axes,
+    draw_bars,
+    write_head,
+)
 from flexkern.benchmarks.plot_growth import spread
 from flexkern.benchmarks.plot_speedups import OVERHEAD, title_of
-from flexkern.runs.drawing import GREY, PANEL_TITLE, plain
+from flexkern.runs.drawing import FONT, GREY, PANEL_TITLE, log_ticks, plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,8 +36,9 @@ if TYPE_CHECKING:
 __all__ = ["Dot", "dots", "draw_roofline", "shares"]
 
 COLOURS = {"float32": "#0072B2", "bfloat16": "#007F5F", "tf32": "#CC79A7"}
-WIDTH, TOP, BOTTOM, GAP = 7.3, 1.0, 0.3, 0.9
-ROOF, LINE, FONT = 4.6, 0.175, 8.0  # height of the roofline's axes; of a line of its key
+ABOVE, ROOF, BELOW, BOTTOM = 0.55, 6.0, 1.05, 0.3  # the roofline's axes, and what is over and under them
+LEFT, NAMES = 1.0, 2.7  # of them: their labels, and the names of roofs
+LINE, WRAP = 0.27, 96  # height of a line of the key, and its characters
 
 
 @dataclass(frozen=True)
@@ -46,24 +61,20 @@ def draw_roofline(run: dict[str, Any], about: str) -> Figure | None:
         about: the line under the title.
     """
     panel, points, ceilings = shares(run), dots(run), ceilings_of(run)
-    boxes = [panel.height if panel.groups else 0, ROOF + 1.1 if points else 0]
+    boxes = [panel.height if panel.groups else 0, ABOVE + ROOF + BELOW if points else 0]
     if not any(boxes):
         return None
-    sides = sum(1 for box in boxes if box)
-    lines = math.ceil(len(points) / sides)
-    height = TOP + BOTTOM + max(boxes) + LINE * (lines + 1 if lines else 0)
-    figure = Figure(figsize=(0.3 + sides * WIDTH + (sides - 1) * GAP + 0.3, height), dpi=120)
+    key = [(dot, _keyed(dot, points)) for dot in points if dot.key.isdigit()]
+    height = HEAD + sum(boxes) + LINE * sum(len(lines) for _, lines in key) + BOTTOM
+    figure = Figure(figsize=(WIDTH, height), dpi=100)
     if boxes[0]:
-        axes = draw_bars(figure, panel, 0.3, TOP, WIDTH)
+        axes = draw_bars(figure, panel, MARGIN, HEAD, WIDTH - 2 * MARGIN)
         axes.axvline(1, color="#333333", linewidth=1.2, linestyle=(0, (4, 2)), zorder=1)
         axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     if boxes[1]:
-        left = 0.3 + (WIDTH + GAP if boxes[0] else 0) + 0.6
-        _roofs(add_axes(figure, left, TOP + 0.42, WIDTH - 0.6, ROOF), points, ceilings)
-        for number in range(sides):
-            part = points[number * lines : (number + 1) * lines]
-            _key(figure, part, 0.65 + number * (WIDTH + GAP), TOP + max(boxes) + LINE)
-    if points:
+        top, width = HEAD + boxes[0] + ABOVE, WIDTH - MARGIN - LEFT - NAMES
+        _roofs(add_axes(figure, LEFT, top, width, ROOF), points, ceilings)
+        _key(figure, key, top + ROOF + BELOW)
         about += " Filled: flexkern; rings: peers that do the same work."
     write_head(figure, "How much of the machine is used", about)
     return figure
@@ -83,7 +94,7 @@ def shares(run: dict[str, Any]) -> Panel:
     """Cases without a product: bytes that must be moved per second, as a share of what a copy moves."""
     panel = Panel(
         "operators without a product: bytes per second", False,
-        "of a copy's bytes per second in the same run; bytes: each operand once",
+        "of a copy's bytes per second (each operand once)",
     )  # fmt: skip
     for row in run["rows"]:
         work = row.get("work", {})
@@ -139,21 +150,17 @@ def _roofs(axes: Axes, points: list[Dot], ceilings: dict[str, Any]) -> None:
     copy, products = ceilings["copy"], ceilings["product"]
     x = [dot.intensity for dot in points]
     ridges = [rate / copy for rate in products.values()]
-    low, high = min(*x, *ridges) / 4, max(*x, *ridges) * 6
+    low, high = min(*x, *ridges) / 4, max(*x, *ridges) * 3
     rates = [dot.rate for dot in points]
     axes.set_xlim(low, high)
-    axes.set_ylim(min(*rates, copy * low) / 1.5, max(*rates, *products.values()) * 2.5)
+    axes.set_ylim(min(*rates, copy * low) / 1.5, max(*rates, *products.values()) * 2)
     for dtype, rate in products.items():
-        colour = COLOURS.get(dtype, GREY)
-        axes.plot([rate / copy, high], [rate, rate], color=colour, linewidth=1.5, zorder=2)
-        axes.annotate(
-            f"library's product, {dtype}: {rate / 1e9:,.0f} GFLOP/s", (high, rate), xytext=(-2, 3),
-            textcoords="offset points", ha="right", va="bottom", fontsize=FONT, color=colour,
-        )  # fmt: skip
+        axes.plot([rate / copy, high], [rate, rate], color=COLOURS.get(dtype, GREY), linewidth=1.8, zorder=2)
+    _name_roofs(axes, products)
     ridge = max(ridges)
-    axes.plot([low, ridge], [copy * low, copy * ridge], color="#333333", linewidth=1.5, zorder=2)
+    axes.plot([low, ridge], [copy * low, copy * ridge], color="#333333", linewidth=1.8, zorder=2)
     axes.annotate(
-        f"copy: {copy / 1e9:,.1f} GB/s", (low, copy * low), xytext=(10, 0), textcoords="offset points",
+        f"copy: {copy / 1e9:,.1f} GB/s", (low, copy * low), xytext=(16, 2), textcoords="offset points",
         ha="left", va="top", fontsize=FONT, color="#333333",
     )  # fmt: skip
     for dot in points:
@@ -161,52 +168,131 @@ def _roofs(axes: Axes, points: list[Dot], ceilings: dict[str, Any]) -> None:
         colour = COLOURS.get(dot.dtype, GREY)
         if ours:
             same = [other.rate for other in points if other.key.rstrip(string.ascii_lowercase) == dot.key]
-            axes.vlines(dot.intensity, min(same), max(same), color=colour, linewidth=0.8, zorder=3)
+            axes.vlines(dot.intensity, min(same), max(same), color=colour, linewidth=1.0, zorder=3)
         axes.plot(
-            [dot.intensity], [dot.rate], "o", markersize=6 if ours else 5, color=colour,
+            [dot.intensity], [dot.rate], "o", markersize=9 if ours else 7, color=colour,
             markerfacecolor=colour if ours else "white", zorder=5 if ours else 4, label=dot.key,
         )  # fmt: skip
-    _number(axes, [dot for dot in points if dot.key.isdigit()])
-    axes.set_title("operators with a product: the roofline", **{**PANEL_TITLE, "pad": 5})
-    axes.set_xlabel("operations per byte (each operand counted once)", fontsize=FONT + 0.5)
-    axes.set_ylabel("operations per second", fontsize=FONT + 0.5)
+    _number(axes, points, list(products.values()))
+    axes.set_title("operators with a product: the roofline", **{**PANEL_TITLE, "fontsize": FONT + 3, "pad": 6})
+    axes.set_xlabel("operations per byte (each operand counted once)", fontsize=FONT)
+    axes.set_ylabel("operations per second", fontsize=FONT)
+    for axis, ends in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
+        axis.set_major_locator(FixedLocator(log_ticks(*ends)))
+        axis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.yaxis.set_major_formatter(EngFormatter())
     axes.tick_params(labelsize=FONT)
     plain(axes, "both")
 
 
-def _number(axes: Axes, points: list[Dot]) -> None:
-    """Numbers right of dots; where dots are near each other, one above the other with thin lines."""
-    place = axes.transData + axes.transAxes.inverted()
-    at = {dot.key: place.transform((dot.intensity, dot.rate)) for dot in points}
-    near, row = 0.045, 11 / 72 / ROOF  # shares of the axes' width and height
-    groups: list[list[str]] = []
-    for key in sorted(at, key=lambda key: at[key][0]):
-        if groups and at[key][0] - at[groups[-1][-1]][0] < near:
-            groups[-1].append(key)
-        else:
-            groups.append([key])
-    for group in groups:
-        order = sorted(group, key=lambda key: at[key][1])
-        edge = max(at[key][0] for key in group)
-        heights = spread([at[key][1] for key in order], [row] * len(order))
-        for key, height in zip(order, heights, strict=True):
-            axes.annotate(
-                key, tuple(at[key]), xycoords="axes fraction", xytext=(edge + 0.022, height),
-                textcoords="axes fraction", va="center", fontsize=FONT - 0.5, zorder=6,
-                arrowprops={"arrowstyle": "-", "color": "#AAAAAA", "lw": 0.5, "shrinkA": 0, "shrinkB": 3},
-            )  # fmt: skip
-
-
-def _key(figure: Figure, points: list[Dot], left: float, top: float) -> None:
-    width, height = np.asarray(figure.get_size_inches())
-    for number, dot in enumerate(points):
-        y = 1 - (top + LINE * number) / height
-        ours = dot.key.isdigit()
-        share = "" if dot.share is None else f": {dot.share:.{0 if dot.share >= 0.1 else 1}%} of its roof"
-        figure.text(
-            (left - 0.12) / width, y, dot.key if ours else "○", fontsize=FONT, ha="right", va="baseline",
-            weight="bold" if ours else "normal", color=COLOURS.get(dot.dtype, GREY),
+def _name_roofs(axes: Axes, products: dict[str, float]) -> None:
+    """Names right of the flat roofs, none over another."""
+    to_axes = axes.transData + axes.transAxes.inverted()
+    x, order = axes.get_xlim()[1], sorted(products, key=lambda dtype: products[dtype])
+    heights = [float(to_axes.transform((x, products[dtype]))[1]) for dtype in order]
+    row = 3.3 * FONT * 1.2 / 72 / ROOF  # of three lines of text, as a share of the axes' height
+    for dtype, height in zip(order, spread(heights, [row] * len(order)), strict=True):
+        axes.annotate(
+            f"library's product,\n{dtype}:\n{products[dtype] / 1e9:,.0f} GFLOP/s", (1, height),
+            xycoords="axes fraction", xytext=(8, 0), textcoords="offset points", va="center", fontsize=FONT,
+            color=COLOURS.get(dtype, GREY), linespacing=1.15, annotation_clip=False,
         )  # fmt: skip
-        figure.text(
-            left / width, y, dot.name + share, fontsize=FONT, va="baseline", color="black" if ours else GREY
+
+
+def _number(axes: Axes, points: list[Dot], roofs: Sequence[float]) -> None:
+    """Numbers of ours beside their dots, as near as nothing else is, with thin lines where that is not near."""
+    scale = axes.figure.dpi / 72  # pixels of a point
+    at = {dot.key: np.asarray(axes.transData.transform((dot.intensity, dot.rate))) / scale for dot in points}
+    taken = [_Box(*place, 5, 5) for place in at.values()]
+    left, right = (axes.transAxes.transform((x, 0))[0] / scale for x in (0, 1))
+    taken += [
+        _Box((left + right) / 2, axes.transData.transform((1, roof))[1] / scale, (right - left) / 2, 1)
+        for roof in roofs
+    ]
+    ground = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
+    for key in (key for key in at if key.isdigit()):
+        x, y = at[key]
+        half = (0.34 * FONT * len(key) + 1, 0.5 * FONT)
+        turns = [0, 1, -1, 8, 7, -7, 4, -4, 2, -2, 3, -3, 6, -6, 5, -5]  # to the right first; of sixteen
+        box = next(
+            (
+                found
+                for away in range(int(half[0]) + 7, 200, 6)
+                for turn in turns
+                if not any(
+                    _overlap(
+                        found := _Box(
+                            x + away * math.cos(turn * math.pi / 8),
+                            y + away * math.sin(turn * math.pi / 8),
+                            *half,
+                        ),
+                        other,
+                    )
+                    for other in taken
+                )
+            ),
+            _Box(x + 200, y, *half),
         )
+        taken.append(box)
+        line = {"arrowstyle": "-", "color": "#8A8A8A", "lw": 0.8, "shrinkA": 0, "shrinkB": 5}
+        axes.annotate(
+            key, (x, y), xycoords=_points(axes), xytext=(box.x, box.y), textcoords=_points(axes), ha="center",
+            va="center", fontsize=FONT, zorder=6, bbox=ground,
+            arrowprops=line if math.dist((x, y), (box.x, box.y)) > half[0] + 14 else None,
+        )  # fmt: skip
+
+
+class _Box(NamedTuple):
+    """The middle of a box, and half of its width and height, in points."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+
+
+def _overlap(one: _Box, other: _Box) -> bool:
+    apart_x = abs(one.x - other.x) >= one.width + other.width
+    return not (apart_x or abs(one.y - other.y) >= one.height + other.height)
+
+
+def _points(axes: Axes) -> Transform:
+    """Places in points, from the figure's lower left corner."""
+    return Affine2D().scale(axes.figure.dpi / 72)
+
+
+def _keyed(ours: Dot, points: list[Dot]) -> list[str]:
+    """What a number stands for, in lines of the key."""
+    peers = [p for p in points if p.key != ours.key and p.key.rstrip(string.ascii_lowercase) == ours.key]
+    text = ours.name
+    if ours.share is not None:
+        text += f": {_said(ours.share)} of its roof"
+        if peers:
+            text += f"; peers {', '.join(_said(p.share or 0.0) for p in peers)}"
+    return textwrap.wrap(text, WRAP)
+
+
+def _said(share: float) -> str:
+    return f"{share:.{0 if share >= 0.1 else 1}%}"
+
+
+def _key(figure: Figure, key: list[tuple[Dot, list[str]]], top: float) -> None:
+    width, height = np.asarray(figure.get_size_inches())
+    left, line = MARGIN + 0.45, 0
+    for dot, lines in key:
+        y = 1 - (top + LINE * line) / height
+        colour = COLOURS.get(dot.dtype, GREY)
+        figure.text(
+            (left - 0.12) / width,
+            y,
+            dot.key,
+            fontsize=FONT,
+            ha="right",
+            va="baseline",
+            weight="bold",
+            color=colour,
+        )
+        for number, text in enumerate(lines):
+            figure.text(left / width, y - LINE * number / height, text, fontsize=FONT, va="baseline")
+        line += len(lines)

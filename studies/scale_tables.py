@@ -12,11 +12,18 @@ from matplotlib.ticker import PercentFormatter
 from flexkern.runs.drawing import GREY, STYLES, curves, plain
 from flexkern.runs.metaplasticity import pictures, tables
 from flexkern.runs.metaplasticity.panels import CHANCE, line, name_panel, reach, sheet
-from flexkern.runs.metaplasticity.pictures import MORE_STYLES
 from flexkern.runs.metaplasticity.tables import Rows, percent
 from studies.scale_study import ScaleStudy
 
 __all__ = ["figure", "register", "rows"]
+
+# Beside those of the paper's networks.
+MORE_STYLES: list[dict[str, Any]] = [
+    {"color": "#B5588F", "linestyle": (0, (3, 1, 1, 1)), "marker": "D"},
+    {"color": "#C98500", "linestyle": (0, (1.5, 1.2)), "marker": "v"},
+    {"color": "#007F5F", "linestyle": (0, (7, 2)), "marker": "P"},
+    {"color": "#222222", "linestyle": (0, (1, 2.5)), "marker": "X"},
+]
 
 
 def register() -> None:
@@ -57,7 +64,7 @@ def figure(results: dict[str, Any]) -> Figure:
             line("'auto'", {"linestyle": "", "marker": "*", "markersize": 14, "color": GREY}),
             line("chance", CHANCE),
         ],
-        command=ScaleStudy.command(), size=(max(12.8, 4.8 * len(lengths)), 5.9),
+        command=ScaleStudy.command(), size=(max(12.8, 4.8 * len(lengths)), 3.5),
     )  # fmt: skip
     for panel, items in zip(panels, lengths, strict=True):
         of = {_setting(m): m for m in measures.values() if m["items"] == items}

@@ -7,9 +7,11 @@ import functools
 import json
 from pathlib import Path
 
-__all__ = ["LIBRARY_DIR", "REINSTALL", "build_info", "instruction_set", "library"]
+__all__ = ["LIBRARY_DIR", "NAMESPACE", "REINSTALL", "build_info", "instruction_set", "library"]
 
 LIBRARY_DIR = Path(__file__).resolve().parent.parent / "lib"
+NAMESPACE = "flexkern"
+"""Of the operators, in ``torch.ops``."""
 REINSTALL = "pip install --no-cache-dir --force-reinstall --no-deps flexkern`"
 
 

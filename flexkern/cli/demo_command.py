@@ -16,6 +16,7 @@ from flexkern.cli.terminal import (
     explained,
     folder_option,
     given_seeds,
+    number_or_auto,
     say,
     seeds_option,
 )
@@ -32,15 +33,6 @@ from flexkern.runs.torchrun import refuse_several
 __all__ = ["demo"]
 
 DEFAULTS = DemoConfig()
-
-
-def _scale(text: str) -> float | str:
-    if text == "auto":
-        return text
-    try:
-        return float(text)
-    except ValueError:
-        raise typer.BadParameter(f"must be a number or 'auto', got {text!r}") from None
 
 
 def demo(
@@ -67,17 +59,17 @@ def demo(
     # These networks gain little from threads (4.9 s per seed with two, 6.4 s with one), and on a busy machine
     # threads that wait for each other take ten times as long.
     torch.set_num_threads(1)
-    config = DemoConfig(
-        seeds=given_seeds(seeds) or DEFAULTS.seeds,
-        items=items,
-        epochs=epochs,
-        train_per_item=train_per_item,
-        width=width,
-        lr=lr,
-        scale=_scale(scale),
-    )
     with explained("flexkern demo"):
         refuse_several("flexkern demo")
+        config = DemoConfig(
+            seeds=given_seeds(seeds) or DEFAULTS.seeds,
+            items=items,
+            epochs=epochs,
+            train_per_item=train_per_item,
+            width=width,
+            lr=lr,
+            scale=number_or_auto(scale, "scale"),
+        )
     with explained("flexkern demo"), claim(out):
         known = read_known(out, config, restart=restart)
         check_files(out, "results.json", "memory.png", "awakening.png")

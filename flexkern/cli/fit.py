@@ -9,13 +9,14 @@ from typing import Annotated, Any
 
 import typer
 
-from flexkern.cli.terminal import console, counting_bar, explained, log_option, say
+from flexkern.cli.dry_run import show_fit
+from flexkern.cli.terminal import DRY_RUN, console, counting_bar, explained, log_option, say
 from flexkern.files import check_writable, write_json
 from flexkern.runs.events import Sink
 from flexkern.runs.fitting.tables import some, table
 from flexkern.runs.sinks import sinks_named
 from flexkern.runs.start import path_given
-from flexkern.runs.torchrun import first
+from flexkern.runs.torchrun import first, refuse_several
 
 __all__ = ["fit"]
 
@@ -98,6 +99,7 @@ def fit(
     json_file: Annotated[str | None, typer.Option("--json", help="A file for the results, as JSON.")] = None,
     restart: Annotated[bool, typer.Option("--restart", help="Discard what --out holds.")] = False,
     log: Annotated[list[str] | None, log_option()] = None,
+    dry_run: Annotated[bool, DRY_RUN] = False,
 ) -> None:
     """Learns to name what is on the images of a folder, some classes after the others.
 
@@ -115,6 +117,10 @@ def fit(
             size=size, image_size=image_size, normalize=normalize, test_share=test_share, seed=seed,
             broken=broken, background=colour, device=device, workers=workers,
         )  # fmt: skip
+        if dry_run:
+            refuse_several(f"{_COMMAND} --dry-run")
+            show_fit(config, _begins, restart=restart)
+            return
         json_file = json_file if first() else None
         if json_file is not None:
             check_writable(json_file, folders=True)  # now, and not after the training

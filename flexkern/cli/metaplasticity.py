@@ -11,20 +11,23 @@ from typing import Annotated, Any
 import typer
 from rich.progress import TaskProgressColumn, TimeElapsedColumn
 
+from flexkern.cli.dry_run import show_experiment
 from flexkern.cli.terminal import (
     ACCEPTS,
+    DRY_RUN,
     console,
     explained,
     folder_option,
     given_seeds,
     log_option,
+    number_or_auto,
     progress_bar,
     say,
     seeds_option,
 )
 from flexkern.runs.events import EVENTS, ROWS
 from flexkern.runs.metaplasticity.figures import EXPERIMENTS
-from flexkern.runs.metaplasticity.protocol import protocol_for
+from flexkern.runs.metaplasticity.protocol import Protocol, protocol_for
 from flexkern.runs.metaplasticity.runner import run
 from flexkern.runs.metaplasticity.schedule import Experiment
 from flexkern.runs.sinks import sinks_named
@@ -56,6 +59,7 @@ _RUNNING: dict[str, Any] = {
     "restart": Annotated[bool, typer.Option("--restart", help="Discard what the folder holds.")],
     "accept_other_environment": Annotated[bool, typer.Option("--accept-other-environment", help=ACCEPTS)],
     "log": Annotated[list[str] | None, log_option()],
+    "dry_run": Annotated[bool, DRY_RUN],
 }
 _AS_RELEASED = Annotated[
     bool,
@@ -66,7 +70,7 @@ _AS_RELEASED = Annotated[
     ),
 ]
 
-_FLAGS = ("as_released", "restart", "accept_other_environment")
+_FLAGS = ("as_released", "restart", "accept_other_environment", "dry_run")
 
 
 def add_to(app: typer.Typer, experiments: Iterable[type[Any]] = tuple(EXPERIMENTS.values())) -> None:
@@ -105,7 +109,7 @@ def _command(experiment: type[Any]) -> Callable[..., None]:
             refuse_several(experiment.command())
             given["seeds"] = given_seeds(given["seeds"])
             chosen = {k: _value(k, v, own[k].default) for k, v in options.items() if v is not None}
-            show(experiment(**chosen), given, **running)
+            _go(experiment(**chosen), given, **running)
 
     command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [
@@ -129,13 +133,23 @@ def _value(name: str, given: Any, default: Any) -> Any:
         raise ValueError(f"{name} must be numbers with commas between them, got {given!r}") from None
 
 
+def _go(
+    experiment: Experiment, given: dict[str, Any], *, out: Path | None, dry_run: bool, **running: Any
+) -> None:
+    scale = given.pop("scale")
+    if scale is not None:
+        given["scale"] = number_or_auto(scale, "scale")
+    folder = Path("out") / experiment.name if out is None else out
+    (show_experiment if dry_run else show)(experiment, protocol_for(**given), out=folder, **running)
+
+
 def show(
     experiment: Experiment,
-    given: dict[str, Any],
+    protocol: Protocol,
     *,
-    jobs: int | None,
-    out: Path | None,
+    out: Path,
     cache: Path | None,
+    jobs: int | None,
     restart: bool,
     accept_other_environment: bool,
     log: Iterable[str] | None,
@@ -144,17 +158,9 @@ def show(
     # matplotlib too: if it is missing, say so now and not after the training.
     from flexkern.runs.metaplasticity import pictures, tables
 
-    scale = given.pop("scale")
-    if scale is not None:
-        try:
-            given["scale"] = scale if scale == "auto" else float(scale)
-        except ValueError:
-            raise ValueError(f"scale must be a number or 'auto', got {scale!r}") from None
-    protocol = protocol_for(**given)
     sinks = sinks_named(log or ())
-    folder = Path("out") / experiment.name if out is None else out
     written = ("results.json", "picture.png", EVENTS, ROWS)
-    check_files(folder, *written)
+    check_files(out, *written)
     with progress_bar(TaskProgressColumn(), TimeElapsedColumn()) as bar:
         task = bar.add_task("starting", total=None)
 
@@ -169,7 +175,7 @@ def show(
         results = run(
             experiment,
             protocol,
-            out=folder,
+            out=out,
             cache=cache,
             jobs=jobs,
             restart=restart,
@@ -177,9 +183,9 @@ def show(
             observe=observe,
             sinks=sinks,
         )
-    picture = folder / "picture.png"
+    picture = out / "picture.png"
     pictures.draw(results, picture)
     console.print(tables.table(results))
     console.print(tables.claims_table(results))
     for name in written:
-        console.print(f"wrote {folder / name}", markup=False)
+        console.print(f"wrote {out / name}", markup=False)

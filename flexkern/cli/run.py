@@ -15,6 +15,7 @@ from flexkern.cli import metaplasticity
 from flexkern.cli.dry_run import show_plan
 from flexkern.cli.terminal import (
     ACCEPTS,
+    DRY_RUN,
     console,
     counting_bar,
     explained,
@@ -87,9 +88,7 @@ def class_incremental(
     ] = False,
     accept_other_environment: Annotated[bool, typer.Option("--accept-other-environment", help=ACCEPTS)] = False,
     log: Annotated[list[str] | None, log_option()] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be done and about how long, and write nothing.")
-    ] = False,
+    dry_run: Annotated[bool, DRY_RUN] = False,
 ) -> None:
     """Learns a data set some classes at a time, by several methods, and compares them.
 

@@ -33,6 +33,7 @@ from flexkern.runs.torchrun import first, said, where
 
 __all__ = [
     "ACCEPTS",
+    "DRY_RUN",
     "Console",
     "console",
     "counting_bar",
@@ -41,6 +42,7 @@ __all__ = [
     "folder_option",
     "given_seeds",
     "log_option",
+    "number_or_auto",
     "progress_bar",
     "reader_gone",
     "say",
@@ -140,6 +142,21 @@ def given_seeds(text: str | None) -> tuple[int, ...] | None:
         raise typer.BadParameter(str(error), param_hint="--seeds") from None
 
 
+def number_or_auto(text: str, name: str) -> float | str:
+    """What somebody gave for an option that is a number, or "auto".
+
+    Raises:
+        ValueError: naming it, if it is neither.
+    """
+    if text == "auto":
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"{name} must be a number or 'auto', got {text!r}") from None
+
+
+DRY_RUN = typer.Option("--dry-run", help="Say what would be done and about how long, and write nothing.")
 ACCEPTS = "Go on with a run begun with other versions, threads or processor: not to the same bits."
 
 

@@ -23,7 +23,7 @@ from flexkern.spec.argument import shown
 from flexkern.streams.base import Experience, Stream
 from flexkern.streams.image_source import ImageSource, identity_of
 
-__all__ = ["extract", "extract_from"]
+__all__ = ["extract", "extract_from", "is_kept"]
 
 _T = TypeVar("_T", Experience, Stream)
 # How far kept features of an input may be from those of now, as a share of the largest: batches of another size
@@ -138,6 +138,29 @@ def extract(
     return of.with_experiences(extracted) if isinstance(of, Stream) else extracted[0]  # type: ignore[return-value]
 
 
+def is_kept(
+    module: nn.Module,
+    inputs: Tensor | ImageSource,
+    *,
+    cache: FeatureCache,
+    device: torch.device | str,
+    dtype: torch.dtype = torch.float32,
+) -> bool:
+    """Whether a cache has what :func:`extract_from` with these arguments would compute."""
+    return cache.find(_key(cache, module, inputs, torch.device(device), dtype)) is not None
+
+
+def _key(
+    cache: FeatureCache,
+    module: nn.Module,
+    inputs: Tensor | ImageSource,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> str:
+    of_all = f"{extractor_key(module, cache.sums)} {identity_of(inputs)} {dtype} {device.type}"
+    return hashlib.sha256(of_all.encode()).hexdigest()
+
+
 def _check_inputs(inputs: object) -> None:
     if not isinstance(inputs, (Tensor, ImageSource)):
         raise TypeError(f"inputs must be a tensor or a source of images, got {type(inputs).__name__}")
@@ -207,8 +230,7 @@ def _cached(
     name: str,
     taken: Iterator[Tensor],
 ) -> Tensor:
-    of_all = f"{extractor_key(module, cache.sums)} {identity_of(inputs)} {dtype} {device.type}"
-    key = hashlib.sha256(of_all.encode()).hexdigest()
+    key = _key(cache, module, inputs, device, dtype)
     found = cache.find(key)
     if found is None or not _alike(found, module, inputs, device):
         found = cache.put(key, name, len(inputs), taken, dtype)

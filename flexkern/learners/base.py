@@ -75,6 +75,9 @@ class Learner(Answering):
     is drawn from its seed, say). :meth:`load` lets no larger one be made than that, or four times what the
     whole file holds."""
 
+    trains_on_all: ClassVar[bool] = False
+    """Whether each item is trained together with all before it, so that its time grows with them."""
+
     told_anew: ClassVar[tuple[str, ...]] = ()
     """Options that :meth:`load` takes, too, in place of the checkpoint's: where things lie. What is learned and
     answered does not depend on them."""

@@ -42,7 +42,7 @@ def _connect() -> tuple[Any, Any] | str:
     if cpu is None or not installed("cpu"):
         return "flexkern's CPU library is not there"
     try:
-        core: Any = importlib.import_module("flexkern._core")
+        core: Any = importlib.import_module(f"{__name__.removesuffix('.ops.direct')}._core")
     except ImportError as error:
         return f"flexkern._core does not load ({error}); reinstall with `{REINSTALL}"
     try:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from flexkern.backends import BackendError, choose, prefers_compiled_cpu, requested
+from flexkern.backends.built import NAMESPACE
 from flexkern.ops import checks
 from flexkern.ops.direct import directly
 from flexkern.ops.ordinary import check_real, negative_kernel
@@ -36,7 +37,8 @@ __all__ = [
     "tries_compiled",
 ]
 
-_library = torch.library.Library("flexkern", "DEF")
+_library = torch.library.Library(NAMESPACE, "DEF")
+_PACKAGE = __name__.removesuffix(".ops.operator")
 _R = TypeVar("_R")
 
 # ------------------------------------------------------------------ what may be tried before the checks
@@ -50,7 +52,8 @@ _NUMBERS = frozenset({int, float})
 # sizes come before the first write), and what stands between the two, of a tensor that it cannot pass on (which
 # an operator sees before it writes anything).
 _REFUSAL = re.compile(
-    r"flexkern refuses|^flexkern::\S+(\(\) |: attempted to run)|^flexkern\.\S+$|^Could not run 'flexkern::"
+    rf"flexkern refuses|^{NAMESPACE}::\S+(\(\) |: attempted to run)|^{NAMESPACE}\.\S+$"
+    rf"|^Could not run '{NAMESPACE}::"
     r"|^ZeroTensors are immutable|^Please convert all Tensors to FakeTensors|_get_sizes\(.* failed"
     r"|torch/csrc/stable/|^unsupported tensor layout"
 )
@@ -161,8 +164,8 @@ class Operator:
         self._calls: dict[str, Any] = {}
         implementations = {
             "": None,
-            "reference": _implementation(spec, "flexkern.reference"),
-            "triton": _implementation(spec, "flexkern.triton_kernels"),
+            "reference": _implementation(spec, f"{_PACKAGE}.reference"),
+            "triton": _implementation(spec, f"{_PACKAGE}.triton_kernels"),
         }
         for suffix, implementation in implementations.items():
             full_name = _join(name, suffix) if suffix else name
@@ -171,7 +174,7 @@ class Operator:
                 at_the_door = _at_the_door(implementation, reads_memory=suffix == "triton")
                 _library.impl(full_name, _from_call(spec, at_the_door), "CompositeExplicitAutograd")
             fake = _from_call(spec, _fake)
-            torch.library.register_fake(f"flexkern::{full_name}", fake, lib=_library)
+            torch.library.register_fake(f"{NAMESPACE}::{full_name}", fake, lib=_library)
         self.compiled = self._calls.pop("")
         self.compiled_one = self._define(f"{name}.one", spec.schema_of_one) if spec.one else None
         self.direct: Any = directly(name, spec.arguments)
@@ -183,7 +186,7 @@ class Operator:
     def _define(self, name: str, schema: str) -> Any:
         _library.define(name + schema)
         base, _, overload = name.partition(".")
-        call = getattr(getattr(torch.ops.flexkern, base), overload or "default")
+        call = getattr(getattr(getattr(torch.ops, NAMESPACE), base), overload or "default")
         for key in ("Negative", "Conjugate"):
             _library.impl(name, negative_kernel(self.spec, call), key)
         if not self.spec.recorded:

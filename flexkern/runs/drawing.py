@@ -11,7 +11,23 @@ import numpy as np
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["GREY", "LABELS", "LINE_STYLES", "PANEL_TITLE", "STYLES", "curves", "frame", "name_ends", "plain"]
+__all__ = [
+    "FONT",
+    "GREY",
+    "LABELS",
+    "LINE_STYLES",
+    "PANEL_TITLE",
+    "STYLES",
+    "curves",
+    "frame",
+    "log_ticks",
+    "name_ends",
+    "plain",
+    "whole_ticks",
+]
+
+FONT = 14.0
+"""Of the text of a picture, in points: 7 where a page shows it at half its size."""
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart, and line styles for print without colour.
 STYLES: dict[str, dict[str, Any]] = {
@@ -69,6 +85,7 @@ def name_ends(
     styles: Mapping[str, Mapping[str, Any]] = STYLES,
     labels: Mapping[str, str] = LABELS,
     highest: float = math.inf,
+    size: float = 10,
 ) -> None:
     """Names lines at their right ends, and one reference line in grey.
 
@@ -81,12 +98,13 @@ def name_ends(
         styles: of the lines.
         labels: to write instead of names.
         highest: where a name may be; what would be pushed above it goes below it.
+        size: of the names, in points.
     """
     for name, y in _apart({reference[0]: reference[1], **ends}, gap, reference[0], highest).items():
         drawn = name in ends
         axes.annotate(
             labels.get(name, name), (x, y), xytext=(5, 0), textcoords="offset points", va="center",
-            color=styles[name]["color"] if drawn else GREY, fontsize=10 if drawn else 9,
+            color=styles[name]["color"] if drawn else GREY, fontsize=size,
             linespacing=1.3, annotation_clip=False,
         )  # fmt: skip
 
@@ -103,6 +121,34 @@ def frame(axes: Axes, items: int, upper: float) -> None:
     axes.set_ylim(-0.035 * upper, 1.035 * upper)
     axes.set_xticks(np.arange(1, items + 1) if items <= 15 else np.arange(5, items + 1, 5))
     plain(axes, "y")
+
+
+def whole_ticks(values: Sequence[int], most: int = 10) -> list[int]:
+    """Those of these whole numbers that have a tick: all, or every second and so on, the last one too."""
+    every = sorted(set(values))
+    step = -(-len(every) // most)
+    return every[::-1][::step][::-1]
+
+
+def log_ticks(low: float, high: float, most: int = 6) -> list[float]:
+    """Round numbers between two positive ones that are ticks of a logarithmic axis: at least two of them.
+
+    Args:
+        low, high: the ends of the axis, at least 2 % apart.
+        most: how many there may be, about.
+    """
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    step = max(1, round(len(decades) / most))
+    for within in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7)):
+        found = [m * 10.0**d for d in decades[::step] for m in within]
+        inside = [tick for tick in found if low <= tick <= high]
+        if len(inside) >= 3:
+            return inside
+    # Less than half a decade: as on a linear axis.
+    from matplotlib.ticker import MaxNLocator
+
+    ticks = MaxNLocator(most - 1, steps=[1, 2, 5, 10]).tick_values(low, high)
+    return [float(tick) for tick in ticks if low <= tick <= high]
 
 
 def plain(axes: Axes, grid: Any) -> None:

@@ -11,14 +11,16 @@ import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.text import Text
 
+from flexkern.benchmarks import record
 from flexkern.benchmarks.case import at_most, faster, under
-from flexkern.benchmarks.figures import draw
-from flexkern.benchmarks.plot_bars import MET, NEUTRAL, NOT_MET, Panel, columns
+from flexkern.benchmarks.figures import about, draw
+from flexkern.benchmarks.plot_bars import MET, NEUTRAL, NOT_MET
 from flexkern.benchmarks.plot_growth import counted, draw_growth, spread, styles
 from flexkern.benchmarks.plot_roofline import dots, draw_roofline, shares
 from flexkern.benchmarks.plot_speedups import draw_speedups, goal_as_speedup, panels
+from flexkern.runs.drawing import log_ticks
+from helpers.pictures import check_can_be_read, check_no_overlap
 
 COPY, PRODUCT = 25e9, {"float32": 150e9, "bfloat16": 600e9}
 MACHINE = {
@@ -106,36 +108,6 @@ def drawn(figure: Figure | None) -> Figure:
     return figure
 
 
-def texts(figure: Figure) -> list[Text]:
-    hidden = set()
-    for axes in figure.axes:
-        for axis in (axes.xaxis, axes.yaxis):
-            low, high = sorted(axis.get_view_interval())
-            for tick in (*axis.get_major_ticks(), *axis.get_minor_ticks()):
-                # Ticks outside the limits exist, and are not drawn.
-                if not low <= tick.get_loc() <= high:
-                    hidden |= {tick.label1, tick.label2}
-    every = figure.findobj(Text)
-    return [text for text in every if text.get_visible() and text.get_text().strip() and text not in hidden]
-
-
-def check_no_overlap(figure: Figure) -> None:
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    renderer = canvas.get_renderer()
-    boxes = [(text.get_text(), Text.get_window_extent(text, renderer)) for text in texts(figure)]
-    width, height = figure.bbox.size
-    for name, box in boxes:
-        assert box.x0 >= 0, name
-        assert box.y0 >= 0, name
-        assert box.x1 <= width, name
-        assert box.y1 <= height, name
-    for (name, one), (other, two) in itertools.combinations(boxes, 2):
-        # A box has the height of its font, also where no letter reaches: two pixels are not ink.
-        apart = one.x1 <= two.x0 or two.x1 <= one.x0 or one.y1 <= two.y0 + 2 or two.y1 <= one.y0 + 2
-        assert apart, (name, other)
-
-
 # ---------------------------------------------------------------------- speed-ups
 
 
@@ -185,16 +157,6 @@ def test_small_pages_are_named() -> None:
     ]
 
 
-def test_columns_keep_the_order_and_are_about_equally_high() -> None:
-    many = [Panel(str(i), True, "", [("", [None] * rows)]) for i, rows in enumerate((9, 2, 3, 14, 1))]  # type: ignore[list-item]
-    left, right = columns(many)
-    assert [panel.title for panel in (*left, *right)] == list("01234")
-    heights = [sum(panel.height for panel in side) for side in (left, right)]
-    assert max(heights) == min(
-        max(sum(p.height for p in many[:k]), sum(p.height for p in many[k:])) for k in range(6)
-    )
-
-
 def many_rows() -> list[dict[str, Any]]:
     rng = random.Random(0)
     rows = []
@@ -229,8 +191,37 @@ def many_rows() -> list[dict[str, Any]]:
 
 def test_nothing_overlaps_in_a_whole_run() -> None:
     run = make_run([*many_rows(), SKIPPED, FAILED], [])
-    check_no_overlap(drawn(draw_speedups(run, "here")))
-    check_no_overlap(drawn(draw_roofline(run, "here")))
+    check_can_be_read(drawn(draw_speedups(run, "here")))
+    check_can_be_read(drawn(draw_roofline(run, "here")))
+
+
+def test_the_newest_results_can_be_read() -> None:
+    for run in record.newest(Path(__file__).parents[2] / "benchmarks" / "results").values():
+        for picture in (draw_speedups, draw_roofline, draw_growth):
+            check_can_be_read(drawn(picture(run, about(run))))
+
+
+def test_no_bar_lies_under_a_heading() -> None:
+    rows = [
+        {**STEP, "title": "a heading of so many words that it reaches over the names and over the axes, " * 2}
+    ]
+    figure = drawn(draw_speedups(make_run(rows, []), "here"))
+    (axes,) = figure.axes
+    headings = [t.get_window_extent() for t in axes.texts if t.get_weight() == "bold"]
+    assert len(headings) == 2
+    for bar in axes.patches:
+        box = bar.get_window_extent()
+        assert all(box.y1 <= text.y0 or text.y1 <= box.y0 for text in headings)
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(0.95, 1.7), (0.99, 1.1), (0.2, 45), (1e-6, 5), (700, 1.3e5), (1, 1e9)]
+)
+def test_ticks_of_a_logarithmic_axis(low: float, high: float) -> None:
+    ticks = log_ticks(low, high)
+    assert 3 <= len(ticks) <= 9
+    assert all(low <= tick <= high for tick in ticks)
+    assert all(float(f"{tick:.3g}") == pytest.approx(tick) for tick in ticks)
 
 
 # ---------------------------------------------------------------------- roofline
@@ -307,7 +298,7 @@ def test_names_of_lines_that_end_together_do_not_overlap() -> None:
     }
     lines |= {"flexkern": [[1, 1, 1, 1], [50, 2, 2, 2]]}
     both = [{**GROWTH, "lines": lines}, {**MEMORY, "lines": lines}]
-    check_no_overlap(drawn(draw_growth(make_run([], both), "here")))
+    check_can_be_read(drawn(draw_growth(make_run([], both), "here")))
 
 
 @pytest.mark.parametrize("points", [[[1000, 1e-5, 2e-5, 3e-5]], [[1, 2, 2, 2], [1, 2, 2, 2]]])
@@ -376,8 +367,6 @@ def test_pictures_with_nothing_on_them_are_not_written(tmp_path: Path) -> None:
 
 
 def test_a_quick_run_says_so() -> None:
-    from flexkern.benchmarks.figures import about
-
     assert "quick" not in about(make_run([], []))
     quick = make_run([CALL, LINEAR], [GROWTH], quick=True)
     assert "--quick" in about(quick)

@@ -95,6 +95,36 @@ def test_the_picture(whole: dict[str, Any], tmp_path: Path) -> None:
         draw(whole | {"summary": {}}, tmp_path / "none.png")
 
 
+@pytest.mark.parametrize("tasks", [5, 14, 1])
+@pytest.mark.parametrize("grows", [True, False])
+def test_the_picture_can_be_read(whole: dict[str, Any], tasks: int, grows: bool) -> None:
+    """At half size too: letters of 14 points; ticks where tasks are; nothing over anything else."""
+    pytest.importorskip("matplotlib")
+    from flexkern.runs.incremental.pictures import figure
+    from helpers.pictures import check_can_be_read
+
+    results = json.loads(json.dumps(whole))
+    results["configuration"]["title"] = (
+        "A title of a run that is longer than what there is room for in one line of it"
+    )
+    for summary in results["summary"].values():
+        summary["classes"] = [3 * (i + 1) if grows else 10 for i in range(tasks)]
+        of_tasks = [summary["seen"], *(v for k, v in summary["report"].items() if k == "open_rate")]
+        for value in of_tasks:
+            value |= {key: [0.5] * tasks for key in ("mean", "std")}
+    drawing = figure(results)
+    check_can_be_read(drawing)
+    # Of one task it cannot be told whether each brings classes.
+    places = list(range(1, tasks + 1))
+    if grows or tasks == 1:
+        places = next(iter(results["summary"].values()))["classes"]
+    for axes in drawing.axes:
+        ticks = list(axes.get_xticks())
+        assert set(ticks) <= set(places)
+        assert ticks[-1] == places[-1]
+        assert len(ticks) == (tasks if tasks <= 10 else 7)
+
+
 def invoke(*arguments: str) -> Any:
     testing = pytest.importorskip("typer.testing")
     from flexkern.cli.app import app

@@ -206,7 +206,7 @@ def test_the_command_shows_artsy(tmp_path: Path) -> None:
     ("arguments", "code", "message"),
     [
         (["--items", "2"], 2, "--items"),
-        (["--scale", "big"], 2, "must be a number or 'auto'"),
+        (["--scale", "big"], 1, "scale must be a number or 'auto'"),
         (["--seeds", "1", "--lr", "-1"], 1, "lr"),
         (["--seeds", "1", "--train-per-item", "100000000"], 1, "train_per_item is 100000000"),
     ],

@@ -28,6 +28,7 @@ class JointMLP(KeepsInputs):
         TypeError, ValueError: naming the argument.
     """
 
+    trains_on_all = True
     _takes_rows = True
 
     def _training_set(self, inputs: Tensor | Rows, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -68,6 +68,8 @@ class JointViT(FinetuneViT):
             :class:`flexkern.learners.vit.base.ViTLearner`.
     """
 
+    trains_on_all = True
+
     def __init__(self, backbone: str | os.PathLike[str] | nn.Module = "small", **common: Any) -> None:
         super().__init__(backbone, **common)
         self.kept = _Kept()

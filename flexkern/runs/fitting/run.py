@@ -39,11 +39,15 @@ from flexkern.streams.by_tasks import by_tasks, numbers_of
 from flexkern.streams.image_source import identity_of
 from flexkern.streams.labelled import Images
 
-__all__ = ["Event", "fit", "log_of"]
+__all__ = [
+    "MOST_TEST", "MOST_TRAIN", "Event", "Prepared", "check_fits", "fit", "log_of", "memory_of", "prepared",
+]  # fmt: skip
 
 _FORMAT = 1
-_MOST_TRAIN = 2 << 30  # bytes of a task's images that are kept decoded
-_MOST_TEST = 1 << 30  # and of all test images
+MOST_TRAIN = 2 << 30
+"""Bytes of a task's images that are kept decoded."""
+MOST_TEST = 1 << 30
+"""And of all test images."""
 _PARTS = ("train", "test")
 
 
@@ -112,9 +116,67 @@ def fit(
         return _fit(config, sinks, restart=restart, observe=observe)
 
 
-def _fit(config: FitConfig, sinks: Iterable[Sink], *, restart: bool, observe: Observer) -> dict[str, Any]:
+class Prepared(NamedTuple):
+    """A fit that has been looked at, and not begun.
+
+    out: its file. record: of what it holds, or will hold. anew: whether it holds none. begun: whether something
+    of it is learned. make: the learner that it begins with. tasks: its items. before: what is tested beside
+    them. sources: of all images.
+    """
+
+    out: Path
+    record: dict[str, Any]
+    anew: bool
+    begun: bool
+    make: Callable[[], Any]
+    learner: Any
+    tasks: list[Experience]
+    before: list[Experience]
+    sources: list[Any]
+
+
+def prepared(config: FitConfig, out: Path, *, restart: bool = False) -> Prepared:
+    """Looks at all that a fit looks at before it decodes an image.
+
+    Raises:
+        TypeError, ValueError, OSError: as :func:`fit`.
+    """
     named = None if config.tasks is None else read_tasks(config.tasks)
     device = usable_device(config.device, auto=True)
+    wanted = _wanted(config)
+    record = None if restart or not out.exists() else _begun(out, wanted)
+    learner = _learner(config, out if record else config.start, device)
+    folder = path_given(config.folder, "folder")
+    there = classes_in(folder)
+    if there is not None:  # looking at all images may take an hour, and names are known now
+        numbers_of(_tasks(config, there) if named is None else named, there)
+    reading: dict[str, Any] = {
+        "size": config.size or learner.decoded_size or read_size(learner.image_size),
+        **{name: getattr(config, name) for name in ("test_share", "seed", "broken", "background", "workers")},
+    }
+    train, test = open_images(folder, **reading)
+    before = [] if config.earlier is None else [open_images(config.earlier, **reading)[1]]
+    tasks = _tasks(config, train.names) if named is None else named
+    anew = record is None
+    if record is None:
+        record = _new(learner, wanted, train, test, tasks)
+        record["data"] = _digest(train, test, *before)
+    else:
+        _check_same(record, out, _digest(train, test, *before), tasks)
+    return Prepared(
+        out,
+        record,
+        anew,
+        bool(record["tasks"]) or record["learning"] is not None,
+        partial(_learner, config, config.start, device),
+        learner,
+        by_tasks(train, test, tasks, first_class=record["first_class"], first_number=record["first_number"]),
+        [_of_earlier(images, record["earlier"]) for images in before],
+        [images.images for images in (train, test, *before)],
+    )
+
+
+def _fit(config: FitConfig, sinks: Iterable[Sink], *, restart: bool, observe: Observer) -> dict[str, Any]:
     out = path_given(config.out, "out")
     log = log_of(out, sinks)
     if is_lead():
@@ -122,48 +184,47 @@ def _fit(config: FitConfig, sinks: Iterable[Sink], *, restart: bool, observe: Ob
             check_writable(path)
         log.check()
     with lead_only(claim_file, out), closing(log):
-        wanted = _wanted(config)
-        record = None if restart or not out.exists() else _begun(out, wanted)
-        anew = record is None
-        learner = _learner(config, out if record else config.start, device)
-        folder = path_given(config.folder, "folder")
-        there = classes_in(folder)
-        if there is not None:  # looking at all images may take an hour, and names are known now
-            numbers_of(_tasks(config, there) if named is None else named, there)
-        reading: dict[str, Any] = {
-            "size": config.size or learner.decoded_size or read_size(learner.image_size),
-            **{
-                name: getattr(config, name)
-                for name in ("test_share", "seed", "broken", "background", "workers")
-            },
-        }
-        train, test = open_images(folder, **reading)
-        before = [] if config.earlier is None else [open_images(config.earlier, **reading)[1]]
-        tasks = _tasks(config, train.names) if named is None else named
-        if record is None:
-            record = _new(learner, wanted, train, test, tasks)
-            record["data"] = _digest(train, test, *before)
-        else:
-            _check_same(record, out, _digest(train, test, *before), tasks)
-        experiences = by_tasks(
-            train, test, tasks, first_class=record["first_class"], first_number=record["first_number"]
-        )
-        of_before = [_of_earlier(images, record["earlier"]) for images in before]
-        one = _Fit(config, learner, of_before, experiences, record, out, observe, log)
-        if not record["tasks"] and record["learning"] is None:
-            one.check()
+        found = prepared(config, out, restart=restart)
+        one = _Fit(config, found.learner, found.before, found.tasks, found.record, out, observe, log)
+        if not found.begun:
+            check_fits(found)
             if config.broken == "raise":
-                check_decodes([images.images for images in (train, test, *before)], one.looks)
-        log.open(all_tasks(record), anew=anew)
-        memory = learner.memory_plan(
-            classes=record["first_class"] + sum(map(len, tasks)),
-            tasks=record["first_number"] + len(experiences),
-            images=max(len(e.train_labels) for e in experiences),
-            size=reading["size"],
-        )
-        observe(Event("begin", record, tasks=len(experiences), memory=memory))
+                check_decodes(found.sources, one.looks)
+        log.open(all_tasks(found.record), anew=found.anew)
+        observe(Event("begin", found.record, tasks=len(found.tasks), memory=memory_of(found)))
         one.go()
-    return record
+    return found.record
+
+
+def memory_of(found: Prepared) -> MemoryPlan:
+    """What the learner takes at its fullest moment."""
+    record = found.record
+    return found.learner.memory_plan(
+        classes=record["first_class"] + sum(len(e.class_names) for e in found.tasks),
+        tasks=record["first_number"] + len(found.tasks),
+        images=max(len(e.train_labels) for e in found.tasks),
+        size=found.tasks[0].input_shape[-1],
+    )
+
+
+def check_fits(found: Prepared) -> None:
+    """Raises ValueError if one of the tasks cannot be learned; before the first one is."""
+    learned = set(found.learner.class_names)
+    for experience in found.tasks:
+        again = [name for name in experience.class_names if name in learned]
+        if again:
+            raise ValueError(
+                f"folder: the learner knows {_listed(again)} already; a class is learned once. Name those "
+                "that are new with --tasks"
+            )
+        # Which class comes next is the first thing that is looked at: as if each task were the first.
+        ahead = int(experience.train_labels[0]) - found.learner.classes_seen
+        labels = {f"{part}_labels": getattr(experience, f"{part}_labels") - ahead for part in _PARTS}
+        try:
+            found.learner.check(dataclasses.replace(experience, **labels))
+        except ValueError as error:
+            hint = "give more images, or another method: ranpac and simplecil take any number"
+            raise ValueError(f"{error}; {hint}") from error
 
 
 def _wanted(config: FitConfig) -> dict[str, Any]:
@@ -291,25 +352,6 @@ class _Fit:
         self._kept = 0  # bytes of test images
         self._task = 0
 
-    def check(self) -> None:
-        """Raises ValueError if one of the tasks cannot be learned; before the first one is."""
-        learned = set(self.learner.class_names)
-        for experience in self.experiences:
-            again = [name for name in experience.class_names if name in learned]
-            if again:
-                raise ValueError(
-                    f"folder: the learner knows {_listed(again)} already; a class is learned once. Name those "
-                    "that are new with --tasks"
-                )
-            # Which class comes next is the first thing that is looked at: as if each task were the first.
-            ahead = int(experience.train_labels[0]) - self.learner.classes_seen
-            labels = {f"{part}_labels": getattr(experience, f"{part}_labels") - ahead for part in _PARTS}
-            try:
-                self.learner.check(dataclasses.replace(experience, **labels))
-            except ValueError as error:
-                hint = "give more images, or another method: ranpac and simplecil take any number"
-                raise ValueError(f"{error}; {hint}") from error
-
     def go(self) -> None:
         """Learns and tests what is not learned and tested yet."""
         for task in range(len(self.experiences)):
@@ -342,7 +384,7 @@ class _Fit:
         before, saved = note["seconds"], 0.0
         with Measure(self.learner.device) as spent:
             whole = self.experiences[self._task]
-            images = in_memory(whole.train_inputs, _MOST_TRAIN, partial(self._tell, "reading"))
+            images = in_memory(whole.train_inputs, MOST_TRAIN, partial(self._tell, "reading"))
 
             def after_epoch(progress: Any) -> None:
                 nonlocal saved
@@ -371,9 +413,7 @@ class _Fit:
         note, task = self.record["learning"] or {"losses": [], "seconds": 0.0}, self._task
         for experiences, count in ((self.before, 1), (self.experiences, task + 1)):
             for i, experience in enumerate(experiences[:count]):
-                kept = in_memory(
-                    experience.test_inputs, _MOST_TEST - self._kept, partial(self._tell, "reading")
-                )
+                kept = in_memory(experience.test_inputs, MOST_TEST - self._kept, partial(self._tell, "reading"))
                 if kept is not experience.test_inputs:
                     self._kept += kept.numel()
                     experiences[i] = dataclasses.replace(experience, test_inputs=kept)

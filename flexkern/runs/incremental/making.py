@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from flexkern.features import BackboneFeatures, FeatureCache, Pixels
+from flexkern.features import BackboneFeatures, FeatureCache, Pixels, extract
 from flexkern.learners import METHODS, MLP_METHODS, load_learner, make_learner
 from flexkern.learners.registry import defaults_of
 from flexkern.learners.vit.base import ViTLearner
@@ -18,7 +18,7 @@ from flexkern.learners.vit.memory_plan import MemoryPlan
 from flexkern.plain import nearest, whole_number
 from flexkern.runs.incremental.config import Config, MethodConfig
 from flexkern.runs.incremental.config.method_options import family_of, mistake_in
-from flexkern.streams import Stream
+from flexkern.streams import Experience, Stream
 
 __all__ = ["Learners", "Making", "online"]
 
@@ -175,6 +175,18 @@ class Making:
             return None
         images, size = max(len(e.train_labels) for e in stream), stream.input_shape[-1]
         return learner.memory_plan(classes=stream.classes, tasks=len(stream), images=images, size=size)
+
+    def keeps_features(self, method: MethodConfig) -> bool:
+        """Whether its learner takes features of the frozen backbone from files that all such share."""
+        options = method.options
+        from_pixels = options.get("features", "backbone") == "pixels"
+        return not (from_pixels or "features_cache" in options or online(self.config)) and self.is_perceptron(
+            method
+        )
+
+    def take_features(self, experience: Experience) -> None:
+        """Takes the features of an experience, and keeps them for the run."""
+        extract(experience, self._seen, device=self.device, cache=self._cache)
 
     def forget_features(self) -> None:
         """Deletes the features that were kept for this run only."""

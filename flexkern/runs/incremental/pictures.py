@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import itertools
 import os
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import PercentFormatter
 
 from flexkern.files import save_figure
-from flexkern.runs.drawing import GREY, PANEL_TITLE, plain
+from flexkern.runs.drawing import FONT, GREY, PANEL_TITLE, plain, whole_ticks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["draw"]
+__all__ = ["draw", "figure"]
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart, and line styles for print without colour.
 STYLES: list[dict[str, Any]] = [
@@ -30,13 +31,13 @@ STYLES: list[dict[str, Any]] = [
     {"color": "#3B3B3B", "linestyle": (0, (1, 3)), "marker": "X"},
 ]
 
+_WIDTH, _LEFT, _KEY = 12.8, 1.05, 5.0  # of the picture; left of the panels, and right of them, in inches
+_PANEL, _GATES, _ABOVE, _BELOW, _FOOT = 4.4, 2.8, 0.55, 0.85, 0.45  # heights
+_ENTRY = 36  # characters of a line of the key
+
 
 def draw(results: dict[str, Any], path: Path) -> None:
-    """Accuracy over the classes seen so far, and, of methods with gates, the share of synapses that were open.
-
-    Where not each task brings new classes, it is over the tasks.
-
-    Lines are means over seeds, bands one standard deviation; a star is a paper's last accuracy.
+    """The picture of a run, as a PNG.
 
     Args:
         results: of :func:`flexkern.runs.incremental.run.run`, with at least one run that has ended.
@@ -45,54 +46,93 @@ def draw(results: dict[str, Any], path: Path) -> None:
     Raises:
         ValueError: if no run has ended.
     """
+    save_figure(figure(results), path, facecolor="white")
+
+
+def figure(results: dict[str, Any]) -> Figure:
+    """Accuracy over the classes seen so far, and, of methods with gates, the share of synapses that were open.
+
+    Where not each task brings new classes, it is over the tasks.
+
+    Lines are means over seeds, bands one standard deviation; a star is a paper's last accuracy.
+
+    Args:
+        results: as of :func:`draw`.
+
+    Raises:
+        ValueError: if no run has ended.
+    """
     summary, configuration = results["summary"], results["configuration"]
     if not summary:
         raise ValueError("results: no run has ended, so there is nothing to draw")
     gated = {name: s for name, s in summary.items() if "open_rate" in s["report"]}
-    figure = Figure(figsize=(12.8 if gated else 8.4, 5.6), dpi=150)
-    panels = figure.subplots(1, 2 if gated else 1, squeeze=False, width_ratios=(1.5, 1) if gated else None)[0]
-    figure.subplots_adjust(
-        left=0.062 if gated else 0.095, right=0.98, bottom=0.14, top=0.82, wspace=0.17
-    )  # fmt: skip
     styles = {m["name"]: STYLES[i % len(STYLES)] for i, m in enumerate(configuration["methods"])}
+    labels = {
+        name: f"{name}: average {s['average']['mean']:.1%}, last {s['last']['mean']:.1%}"
+        for name, s in summary.items()
+    }
+    papers = {
+        m["name"]: m["paper"]
+        for m in configuration["methods"]
+        if m["paper"] is not None and m["name"] in summary
+    }
+    stars = {
+        name: f"{name}, {paper['source']}: last {paper['last'] / 100:.1%}" for name, paper in papers.items()
+    }
+    entries = sum(len(textwrap.wrap(text, _ENTRY)) for text in (*labels.values(), *stars.values()))
+    title = textwrap.wrap(configuration["title"], 62)
+    heights = [max(_PANEL, 0.33 * entries), *([max(_GATES, 0.33 * len(gated))] if gated else [])]
+    head = 0.35 + 0.4 * len(title)
+    height = head + sum(heights) + len(heights) * (_ABOVE + _BELOW) + _FOOT
+    drawing = Figure(figsize=(_WIDTH, height), dpi=150)
+    panels, top = [], head
+    for of in heights:
+        top += _ABOVE
+        place = (_LEFT / _WIDTH, 1 - (top + of) / height, 1 - (_LEFT + _KEY) / _WIDTH, of / height)
+        panels.append(drawing.add_axes(place))
+        top += of + _BELOW
 
     grows = all(a < b for s in summary.values() for a, b in itertools.pairwise(s["classes"]))
     for name, s in summary.items():
-        label = f"{name}: average {s['average']['mean']:.1%}, last {s['last']['mean']:.1%}"
-        _curve(panels[0], _along(s, grows), s["seen"], styles[name], label)
-    end = max(_along(s, grows)[-1] for s in summary.values())
-    for method in configuration["methods"]:
-        if method["paper"] is not None and method["name"] in summary:
-            last, colour = method["paper"]["last"] / 100, styles[method["name"]]["color"]
-            label = f"{method['name']}, {method['paper']['source']}: last {last:.1%}"
-            panels[0].plot(
-                [end], [last], "*", color=colour, markersize=13, markerfacecolor="none", label=label,
-                clip_on=False, zorder=4,
-            )  # fmt: skip
-    seen, along = ("classes seen", "classes seen") if grows else ("tasks", "tasks learned")
-    panels[0].set_title(f"Accuracy on all {seen} so far", **PANEL_TITLE)
-    panels[0].set_xlabel(along)
+        _curve(panels[0], _along(s, grows), s["seen"], styles[name], labels[name])
+    along = sorted({x for s in summary.values() for x in _along(s, grows)})
+    for name, paper in papers.items():
+        panels[0].plot(
+            [along[-1]], [paper["last"] / 100], "*", color=styles[name]["color"], markersize=16,
+            markerfacecolor="none", label=textwrap.fill(stars[name], _ENTRY), clip_on=False, zorder=4,
+        )  # fmt: skip
+    seen, of_x = ("classes seen", "classes seen") if grows else ("tasks", "tasks learned")
+    _named(panels[0], f"Accuracy on all {seen} so far", of_x)
     if gated:
         for name, s in gated.items():
             _curve(panels[1], _along(s, grows), s["report"]["open_rate"], styles[name], name)
-        panels[1].set_title("Open synapses, of those there are", **PANEL_TITLE)
-        panels[1].set_xlabel(along)
+        _named(panels[1], "Open synapses, of those there are", of_x)
+    edge = 0.03 * (along[-1] - along[0]) or 0.5
     for axes in panels:
         axes.set_ylim(0, 1.02)
-        axes.set_xlim(0, end * 1.02)
+        axes.set_xlim(along[0] - edge, along[-1] + edge)
+        axes.set_xticks(whole_ticks(along))
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.tick_params(labelsize=FONT)
         plain(axes, "y")
-        axes.legend(frameon=False, fontsize=8.5)
-    figure.text(0.018, 0.925, configuration["title"], fontsize=16, weight="bold")
+        axes.legend(
+            frameon=False, fontsize=FONT, loc="upper left", bbox_to_anchor=(1.03, 1.0), borderaxespad=0,
+            borderpad=0, handlelength=2.2, handletextpad=0.5, labelspacing=0.45,
+        )  # fmt: skip
+    drawing.text(0.25 / _WIDTH, 1 - 0.2 / height, "\n".join(title), fontsize=FONT + 7, weight="bold", va="top")
     seeds = max(s["seeds"] for s in summary.values())
     backbone = configuration["backbone"]
     if os.path.isabs(backbone):  # of a folder, the name is enough
         backbone = os.path.basename(backbone)
     lines = f"Lines: mean of {seeds} seeds; bands: standard deviation." if seeds > 1 else "One seed."
     text = f"Backbone: {backbone}. {lines} Made by `flexkern run class-incremental`."
-    figure.text(0.018, 0.018, text, fontsize=8.5, color=GREY)
-    save_figure(figure, path, facecolor="white")
+    drawing.text(0.25 / _WIDTH, 0.15 / height, text, fontsize=FONT, color=GREY)
+    return drawing
+
+
+def _named(axes: Axes, title: str, x: str) -> None:
+    axes.set_title(title, **{**PANEL_TITLE, "fontsize": FONT + 1, "pad": 8})
+    axes.set_xlabel(x, fontsize=FONT)
 
 
 def _along(summary: dict[str, Any], grows: bool) -> list[int]:
@@ -106,4 +146,13 @@ def _curve(axes: Axes, x: list[int], values: dict[str, Any], style: dict[str, An
     axes.fill_between(
         x, (mean - std).clip(0, 1), (mean + std).clip(0, 1), color=style["color"], alpha=0.12, linewidth=0
     )
-    axes.plot(x, mean, linewidth=2, markersize=5, label=label, clip_on=False, zorder=3, **style)
+    axes.plot(
+        x,
+        mean,
+        linewidth=2.4,
+        markersize=7,
+        label=textwrap.fill(label, _ENTRY),
+        clip_on=False,
+        zorder=3,
+        **style,
+    )

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import tempfile
 import time
 from collections.abc import Callable
-from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from flexkern.learners import METHODS, load_learner, make_learner
 from flexkern.learners.vit.memory_plan import MemoryPlan
@@ -18,13 +15,12 @@ from flexkern.runs.incremental.config import Config, MethodConfig
 from flexkern.runs.incremental.data import check_place, load_images, make_stream
 from flexkern.runs.incremental.journal import Journal
 from flexkern.runs.incremental.making import Learners, Making
+from flexkern.runs.pace import Pace, images_trained, network_mib, pace, pace_of_parts
 from flexkern.runs.provenance import decides_bits
 from flexkern.runs.start import usable_device
-from flexkern.streams import Experience, Stream
+from flexkern.streams import Experience, OnlineStream, Stream
 
 __all__ = ["Plan", "PlannedMethod", "PlannedTask", "plan"]
-
-_PIECE = 96  # images that a method is tried on, about, and is tested on
 
 
 class PlannedTask(NamedTuple):
@@ -57,6 +53,8 @@ class Plan(NamedTuple):
 
     config: all that its folder will have. added: what is new to the folder, if that holds a run.
     images_mib: of all images that are in memory, counted; 0 where they are decoded when they are needed.
+    features: of how many images the frozen backbone's features are taken, once for all methods that share them,
+        and features_seconds: for them.
     """
 
     config: Config
@@ -64,6 +62,13 @@ class Plan(NamedTuple):
     tasks: list[PlannedTask]
     images_mib: float
     methods: list[PlannedMethod]
+    features: int = 0
+    features_seconds: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Of all that could be measured."""
+        return self.features_seconds + sum(m.seconds for m in self.methods if m.seconds is not None)
 
 
 def plan(
@@ -76,8 +81,8 @@ def plan(
 ) -> Plan:
     """Looks at all that a run looks at before it begins, and measures each method on a piece.
 
-    A method learns some images of the first task, in one epoch and in two, and is tested on some; the rest is
-    in proportion to its images. So what grows with the number of tasks is not in it.
+    A method learns some images of the first task, and is tested on some, as :mod:`flexkern.runs.pace` does it;
+    the rest is in proportion to its images. So what grows with the number of tasks is not in it.
 
     Args:
         config, restart, accept_other_environment, learners: of a run.
@@ -103,70 +108,64 @@ def plan(
         making = Making(config.override(out=folder), device, learners)
         making.check_names()
         done = {(r["method"], r["seed"]): len(r["tasks"]) for r in journal.results["runs"]}
-        methods = []
+        methods, features = [], _Features(making)
         for method in config.methods:
             observe(f"measuring {method.name}")
             left = [range(done.get((method.name, seed), 0), len(stream)) for seed in config.seeds]
-            planned = _planned(method, making, stream, left)
+            planned = _planned(method, making, stream, left, features)
             memory = making.memory(making.make(method, config.seeds[0], stream), stream)
             methods.append(planned._replace(memory=memory))
     tasks = [PlannedTask(len(e.train_labels.unique()), len(e.train_labels), len(e.test_labels)) for e in stream]
     parts = [part for e in stream for part in (e.train_inputs, e.test_inputs)]
     unique = {part.data_ptr(): part.nbytes for part in parts if isinstance(part, Tensor)}
-    return Plan(config, journal.added, tasks, sum(unique.values()) / 2**20, methods)
+    mib = sum(unique.values()) / 2**20
+    if not features.each:
+        return Plan(config, journal.added, tasks, mib, methods)
+    images = sum(t.train + t.test for t in tasks) * (len(config.seeds) if config.stream.seed == "run" else 1)
+    return Plan(config, journal.added, tasks, mib, methods, images, images * features.each)
 
 
-def _planned(method: MethodConfig, making: Making, stream: Stream, left: list[range]) -> PlannedMethod:
+class _Features:
+    """Takes features of pieces for learners that find them then, and knows the seconds for an image."""
+
+    def __init__(self, making: Making) -> None:
+        self.making, self.each, self._largest = making, 0.0, 0
+
+    def take(self, piece: Experience) -> Experience:
+        begin, images = time.perf_counter(), len(piece.train_labels) + len(piece.test_labels)
+        self.making.take_features(piece)
+        if images > self._largest:  # else another method has taken them
+            self.each, self._largest = (time.perf_counter() - begin) / images, images
+        return piece
+
+
+def _planned(
+    method: MethodConfig, making: Making, stream: Stream, left: list[range], features: _Features
+) -> PlannedMethod:
     learner = making.make(method, making.config.seeds[0], stream)
     epochs = making.epochs(method) or int(getattr(learner, "default_epochs", 1))
-    tensors = [p for m in _modules(learner) for p in (*m.parameters(), *m.buffers())]
-    mib = sum({p.data_ptr(): p.nbytes for p in tensors}.values()) / 2**20
-    count = sum(map(len, left))
+    mib, count = network_mib(learner), sum(map(len, left))
     if not count:
         return PlannedMethod(method.name, epochs, 0, mib, 0.0)
+    trained = images_trained(learner, [len(e.train_labels) for e in stream])
+    learned = [i for tasks in left for i in tasks]
+    if isinstance(stream, OnlineStream):
+        epochs = 1
+
+    def whole(found: Pace) -> float:
+        return found.seconds(
+            items=sum(len(stream.parts(i)) for i in learned) if isinstance(stream, OnlineStream) else count,
+            images=sum(trained[i] for i in learned),
+            passes=epochs,
+            answers=sum(len(e.test_labels) for i in learned for e in stream[: i + 1]),
+        )
+
     try:
-        once, each, answer = _measured(method, making, stream)
+        if isinstance(stream, OnlineStream):
+            found = pace_of_parts(learner, stream.parts(0), stream[0], whole)
+        else:
+            kept = [features.take] if making.keeps_features(method) else []
+            found = pace(learner, stream[0], epochs, whole, *kept)
     except (ValueError, RuntimeError) as error:  # too few images for it, or too little memory
         return PlannedMethod(method.name, epochs, count, mib, None, str(error))
-    learned = sum(len(stream[i].train_labels) for tasks in left for i in tasks)
-    tested = sum(len(e.test_labels) for tasks in left for i in tasks for e in stream[: i + 1])
-    passes = 1 if making.config.stream.online else epochs
-    return PlannedMethod(method.name, epochs, count, mib, learned * (once + passes * each) + tested * answer)
-
-
-def _measured(method: MethodConfig, making: Making, stream: Stream) -> tuple[float, float, float]:
-    """Seconds for an image: once in a task, in each epoch, and to be answered."""
-    piece = _piece(stream[0])
-    seconds = []
-    for epochs in (1, 1, 2):  # the first one warms up
-        learner = making.make(method, making.config.seeds[0], stream)
-        seconds.append(_timed(learner, partial(learner.learn, piece, epochs=epochs)))
-    _, one, two = seconds
-    each = max(two - one, 0.0)
-    answer = _timed(learner, partial(learner.evaluate, [piece])) / len(piece.test_labels)
-    return max(one - each, 0.0) / len(piece.train_labels), each / len(piece.train_labels), answer
-
-
-def _timed(learner: Any, work: Callable[[], Any]) -> float:
-    begin = time.perf_counter()
-    work()
-    if getattr(learner, "device", torch.device("cpu")).type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - begin
-
-
-def _piece(experience: Experience) -> Experience:
-    """Some images of each class."""
-    changes: dict[str, Any] = {}
-    for part in ("train", "test"):
-        labels = getattr(experience, f"{part}_labels")
-        classes = labels.unique()
-        each = max(_PIECE // len(classes), 1)
-        rows = torch.cat([(labels == c).nonzero().flatten()[:each] for c in classes])
-        changes[f"{part}_inputs"] = getattr(experience, f"{part}_inputs")[rows]
-        changes[f"{part}_labels"] = labels[rows]
-    return dataclasses.replace(experience, **changes)
-
-
-def _modules(learner: Any) -> list[nn.Module]:
-    return [value for value in vars(learner).values() if isinstance(value, nn.Module)]
+    return PlannedMethod(method.name, epochs, count, mib, whole(found))

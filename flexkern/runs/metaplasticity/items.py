@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -13,7 +13,15 @@ from flexkern.runs.metaplasticity.protocol import DIGITS, RANDOM, Protocol
 from flexkern.runs.metaplasticity.squeezenet import SqueezeNet
 from flexkern.streams import TwoDigitItems, bundled_digits, mnist, two_digit_items
 
-__all__ = ["check_items", "load_items", "two_digit_images"]
+__all__ = ["Raw", "check_items", "load_items", "raw_items", "two_digit_images"]
+
+
+class Raw(NamedTuple):
+    """Items as images, what makes features of them, and of how many images."""
+
+    items: Any
+    extractor: nn.Module
+    images: int
 
 
 def load_items(
@@ -36,15 +44,7 @@ def load_items(
     Raises:
         ValueError, FileNotFoundError: if data or weights are not what they should be.
     """
-    images = two_digit_images(
-        protocol.data,
-        items=protocol.items if items is None else items,
-        train_per_item=protocol.train_per_item,
-        test_per_item=protocol.test_per_item,
-        seed=seed,
-        as_released=protocol.as_released,
-    )
-    extractor, kept = _extractor(protocol, seed, images), FeatureCache(cache)
+    (images, extractor, _), kept = raw_items(protocol, seed, items=items), FeatureCache(cache)
 
     def features(x: Tensor, name: str) -> Tensor:
         return extract_from(
@@ -55,6 +55,19 @@ def load_items(
     train = [features(x, f"{n}, train") for n, x in zip(images.names, images.train, strict=True)]
     tests = [features(x, f"{n}, test") for n, x in zip(images.names, images.tests, strict=True)]
     return TwoDigitItems(images.names, train, tests, seed, protocol.as_released)
+
+
+def raw_items(protocol: Protocol, seed: int, *, items: int | None = None) -> Raw:
+    """The items of one seed before their features are made; arguments as of :func:`load_items`."""
+    images = two_digit_images(
+        protocol.data,
+        items=protocol.items if items is None else items,
+        train_per_item=protocol.train_per_item,
+        test_per_item=protocol.test_per_item,
+        seed=seed,
+        as_released=protocol.as_released,
+    )
+    return Raw(images, _extractor(protocol, seed, images), sum(map(len, (*images.train, *images.tests))))
 
 
 def check_items(protocol: Protocol, *, items: int) -> None:

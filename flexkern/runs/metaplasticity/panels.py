@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from flexkern.runs.drawing import GREY, LABELS, PANEL_TITLE, STYLES, curves, frame, plain
+from flexkern.runs.drawing import FONT, GREY, LABELS, PANEL_TITLE, STYLES, curves, frame, plain
 from flexkern.runs.metaplasticity.tables import source
 
 if TYPE_CHECKING:
@@ -25,6 +26,10 @@ __all__ = [
 Value = Mapping[str, Any]  # of `describe`: mean, std, n
 HATCHES = {"conventional": "///", "hybrid": "", "stable": "..."}  # for print without colour
 CHANCE: dict[str, Any] = {"color": GREY, "linewidth": 1, "linestyle": ":", "zorder": 1.5}
+_TITLE = FONT + 7
+_LINE, _TITLE_LINE, _LEGEND_LINE = 0.27, 0.4, 0.3  # heights of lines of text, in inches
+_LETTER, _BOLD_LETTER = 0.117, 0.205  # widths of letters of FONT and of the title, on average or more
+_HANDLE = 0.85  # of a legend's entry, beside its name
 _ERRORS: dict[str, Any] = {"ecolor": "#222222", "elinewidth": 1.2, "capsize": 2, "fmt": "none"}
 
 
@@ -36,9 +41,10 @@ def sheet(
     drawn: tuple[str, str],
     seeds: int,
     legend: Sequence[Artist] = (),
-    size: tuple[float, float] = (12.8, 5.9),
-    margins: tuple[float, float] = (0.85, 0.3),
+    size: tuple[float, float] = (12.8, 3.5),
+    margins: tuple[float, float] = (1.05, 0.3),
     gap: float = 0.2,
+    rows: int = 1,
     command: str | None = None,
 ) -> tuple[Figure, list[Axes]]:
     """An empty picture: title, what was found, names of the lines, panels side by side, and the small print.
@@ -49,38 +55,69 @@ def sheet(
         headline: a sentence under the title.
         drawn: for the small print, what shows means ("Lines") and what shows their spread ("bands").
         seeds: how many the means are over.
-        legend: handles, named in a row over the panels.
-        size: in inches.
+        legend: handles, named in rows over the panels.
+        size: width of the picture, and height of the panels, in inches.
         margins: left and right of the panels, in inches.
         gap: between panels, relative to their mean width.
+        rows: of such panels, below each other; returned row by row.
         command: what makes the picture, for the small print. Default: ``flexkern run EXPERIMENT``.
     """
-    width, height = size
-    figure = Figure(figsize=size, dpi=150)
-    panels = figure.subplots(1, len(ratios), width_ratios=list(ratios), squeeze=False)[0]
-    top = 1.7 if legend else 1.35
-    figure.subplots_adjust(
-        left=margins[0] / width, right=1 - margins[1] / width, bottom=1.0 / height, top=1 - top / height,
-        wspace=gap,
-    )  # fmt: skip
-    x = 0.25 / width
-    figure.text(x, 1 - 0.42 / height, results["title"], fontsize=17, weight="bold")
-    figure.text(x, 1 - 0.78 / height, headline, fontsize=12)
-    if legend:
-        figure.legend(
-            handles=list(legend), loc="upper left", bbox_to_anchor=(x, 1 - 0.9 / height), ncols=len(legend),
-            frameon=False, fontsize=10.5, borderaxespad=0, borderpad=0.2, handlelength=2.8, columnspacing=2,
-        )  # fmt: skip
     said = source(results)
     means = f"mean of {seeds} seeds; {drawn[1]}: standard deviation" if seeds > 1 else "one seed"
-    figure.text(
-        x, 0.13 / height,
-        f"{drawn[0]}: {means}. {said[0].upper()}{said[1:]}.\n"
-        "Method: Cho, Lee, Baek and Paik, arXiv 2407.07133. "
-        f"Made by `{command or 'flexkern run ' + results['experiment']}`.",
-        fontsize=8.5, color=GREY, linespacing=1.4,
+    small = (
+        f"{drawn[0]}: {means}. {said[0].upper()}{said[1:]}. Method: Cho, Lee, Baek and Paik, arXiv 2407.07133. "
+        f"Made by `{command or 'flexkern run ' + results['experiment']}`."
+    )
+    width = size[0]
+    room = width - 0.5
+    title, headline, small = (
+        textwrap.fill(text, int(room / letter), break_on_hyphens=False)
+        for text, letter in ((results["title"], _BOLD_LETTER), (headline, _LETTER), (small, _LETTER))
+    )
+    across = _across([str(one.get_label()) for one in legend], room)
+    # From the top down; a panel's title may have two lines.
+    heights = (
+        0.2,
+        _TITLE_LINE * (title.count("\n") + 1),
+        _LINE * (headline.count("\n") + 1) + 0.1,
+        _LEGEND_LINE * -(-len(legend) // across) if legend else 0,
+    )
+    top, bottom = sum(heights) + 0.7, _LINE * (small.count("\n") + 1) + 1.0
+    height = top + size[1] + bottom
+    figure = Figure(figsize=(width, height), dpi=150)
+    panels = figure.subplots(rows, len(ratios), width_ratios=list(ratios), squeeze=False).ravel()
+    figure.subplots_adjust(
+        left=margins[0] / width, right=1 - margins[1] / width, bottom=bottom / height, top=1 - top / height,
+        wspace=gap, hspace=0.62,
     )  # fmt: skip
+    for panel in panels:
+        panel.tick_params(labelsize=FONT)
+    x = 0.25 / width
+
+    def place(above: int) -> float:
+        return 1 - sum(heights[: above + 1]) / height
+
+    figure.text(x, place(0), title, fontsize=_TITLE, weight="bold", va="top", linespacing=1.1)
+    figure.text(x, place(1), headline, fontsize=FONT, va="top")
+    if legend:
+        figure.legend(
+            handles=list(legend), loc="upper left", bbox_to_anchor=(x, place(2)), ncols=across,
+            frameon=False, fontsize=FONT, borderaxespad=0, borderpad=0, handlelength=2.4, columnspacing=1.5,
+            handletextpad=0.5, labelspacing=0.3,
+        )  # fmt: skip
+    figure.text(x, 0.15 / height, small, fontsize=FONT, color=GREY, linespacing=1.2)
     return figure, list(panels)
+
+
+def _across(labels: Sequence[str], room: float) -> int:
+    """How many entries of a legend go beside each other: columns are as wide as their widest."""
+    for across in range(len(labels), 1, -1):
+        widths = [
+            max(map(len, column)) for column in np.array_split(np.array(labels), across)
+        ]  # as matplotlib does
+        if sum(_LETTER * width + _HANDLE for width in widths) <= room:
+            return across
+    return 1
 
 
 def line(label: str, style: Mapping[str, Any]) -> Line2D:
@@ -103,9 +140,11 @@ def listed(values: Mapping[str, Value]) -> str:
 
 def name_panel(axes: Axes, title: str, x: str = "", y: str = "") -> None:
     """Title and labels of axes."""
-    axes.set_title(title, **PANEL_TITLE)
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
+    width = axes.get_position().width * axes.figure.get_figwidth()
+    lines = textwrap.fill(title, max(int((width + 0.3) / _LETTER), 12), break_on_hyphens=False)
+    axes.set_title(lines, **{**PANEL_TITLE, "fontsize": FONT, "pad": 8})
+    axes.set_xlabel(x, fontsize=FONT)
+    axes.set_ylabel(y, fontsize=FONT)
 
 
 def by_item(
@@ -161,7 +200,7 @@ def grouped_bars(
             end, side, place = (mean + up, 1, "bottom") if mean >= 0 else (mean - down, -1, "top")
             axes.annotate(
                 form.format(mean), (x, end), xytext=(0, 3 * side), textcoords="offset points", ha="center",
-                va=place, fontsize=8, color=GREY, annotation_clip=False,
+                va=place, fontsize=FONT, color=GREY, annotation_clip=False,
             )  # fmt: skip
     axes.set_xticks(range(len(values)), list(values))
     axes.tick_params(axis="x", length=0)
@@ -187,7 +226,7 @@ def bars(axes: Axes, values: Mapping[str, Value], colors: Sequence[str], form: s
             axes.errorbar(value["mean"], row, xerr=reach(value, 0, upper), **_ERRORS)
         axes.annotate(
             form.format(value["mean"]), (1, row), xycoords=axes.get_yaxis_transform(), xytext=(5, 0),
-            textcoords="offset points", va="center", fontsize=9, color=GREY, annotation_clip=False,
+            textcoords="offset points", va="center", fontsize=FONT, color=GREY, annotation_clip=False,
         )  # fmt: skip
     axes.set_yticks(rows, list(values))
     axes.tick_params(axis="y", length=0)

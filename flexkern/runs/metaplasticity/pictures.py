@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import textwrap
 from collections.abc import Callable, Mapping
@@ -14,7 +15,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from flexkern.files import save_figure
-from flexkern.runs.drawing import GREY, STYLES, name_ends
+from flexkern.runs.drawing import FONT, GREY, STYLES, name_ends, whole_ticks
 from flexkern.runs.metaplasticity.panels import (
     CHANCE,
     Value,
@@ -29,26 +30,13 @@ from flexkern.runs.metaplasticity.panels import (
 )
 from flexkern.runs.metaplasticity.poisoning import CLEAN, DERANGED
 
-__all__ = ["FIGURES", "MORE_STYLES", "draw", "figure"]
+__all__ = ["FIGURES", "draw", "figure"]
 
 ORDER, ACCURACY = "item, in the order of learning", "accuracy on its test images"
 # From light to dark, so that later passes are darker with and without colour.
 PASS_STYLES: list[dict[str, Any]] = [
     {"color": color, "linestyle": "-", "marker": marker}
     for color, marker in zip(("#56A3CF", "#2E7FB5", "#12609A", "#0A3D66", "#000000"), "vs^oD", strict=True)
-]
-# Beside those of the paper's networks.
-MORE_STYLES: list[dict[str, Any]] = [
-    {"color": "#B5588F", "linestyle": (0, (3, 1, 1, 1)), "marker": "D"},
-    {"color": "#C98500", "linestyle": (0, (1.5, 1.2)), "marker": "v"},
-    {"color": "#007F5F", "linestyle": (0, (7, 2)), "marker": "P"},
-    {"color": "#222222", "linestyle": (0, (1, 2.5)), "marker": "X"},
-    {"color": "#56B4E9", "linestyle": (0, (5, 1, 1, 1, 1, 1)), "marker": "o"},
-    {"color": "#7A5195", "linestyle": (0, (4, 2)), "marker": "h"},
-    {"color": "#E0559A", "linestyle": (0, (2, 1)), "marker": "<"},
-    {"color": "#8B4513", "linestyle": (0, (6, 1, 1, 1)), "marker": ">"},
-    {"color": "#B00020", "linestyle": "-", "marker": "p"},
-    {"color": "#6B8E00", "linestyle": "-", "marker": "*"},
 ]
 WORST: dict[str, Any] = {"linestyle": (0, (4, 2)), "linewidth": 1.4, "markerfacecolor": "white"}
 END: dict[str, Any] = {"color": GREY, "linewidth": 1, "linestyle": (0, (6, 3)), "zorder": 1.5}
@@ -125,7 +113,7 @@ def _serial_position(results: dict[str, Any]) -> Figure:
     )
     drawing, panels = sheet(
         results, [1] * (len(streams) + 1), headline=f"Accuracy on average {found}.", drawn=("Lines", "bands"),
-        seeds=_seeds(measures, "final"), legend=legend, size=(12.8 if longer is None else 14.4, 5.9), gap=0.2,
+        seeds=_seeds(measures, "final"), legend=legend, size=(12.8 if longer is None else 15.0, 3.5), gap=0.26,
     )  # fmt: skip
     for panel, n, of in zip(panels, lengths, streams, strict=False):
         by_item(panel, _of(of, "final"))
@@ -138,8 +126,9 @@ def _serial_position(results: dict[str, Any]) -> Figure:
     panel.plot([1, n], [1, n], **CHANCE)
     by_item(panel, memorised, upper=n)
     panel.annotate(
-        "all remembered", (n, n), xytext=(4, 6), textcoords="offset points", ha="right", va="bottom",
-        fontsize=9, color=GREY,
+        "all remembered", (0.6 * n, 0.6 * n), xytext=(-6, 2), textcoords="offset points", ha="right",
+        va="bottom",
+        fontsize=FONT, color=GREY,
     )  # fmt: skip
     name_panel(panel, "Items in memory on the way", "items learned so far", "memorised items (p < 0.05)")
     return drawing
@@ -160,7 +149,7 @@ def _hebb_repetition(results: dict[str, Any]) -> Figure:
     drawing, (left, right) = sheet(
         results, (1, 1), headline=f"Accuracy on average after the first pass and after pass {passes}: {gains}.",
         drawn=("Lines", "bands, only of means over all items"), seeds=_seeds(measures, "mean"),
-        legend=[*networks(measures), *kinds], margins=(0.85, 0.85),
+        legend=[*networks(measures), *kinds], margins=(1.05, 1.0),
     )  # fmt: skip
     by_item(left, worst, styles={name: STYLES[name] | WORST for name in measures}, bands=False)
     by_item(left, mean, styles={name: STYLES[name] | {"linestyle": "-"} for name in measures})
@@ -174,7 +163,7 @@ def _hebb_repetition(results: dict[str, Any]) -> Figure:
     by_item(right, shown, styles=styles, bands=False)
     items = len(hybrid["mean"][0])
     ends = {name: value["mean"][-1] for name, value in shown.items()}
-    name_ends(right, items + 0.4, ends, 0.075, ("chance", 1 / items), styles)
+    name_ends(right, items + 0.4, ends, 0.09, ("chance", 1 / items), styles, size=FONT)
     for panel in (left, right):
         panel.axhline(1 / items, **CHANCE)
     name_panel(right, "Hybrid network: each item", ORDER, ACCURACY)
@@ -209,10 +198,10 @@ def _learning_frequency(results: dict[str, Any]) -> Figure:
     measures = results["summary"]["measures"]  # of the first profile, if there are two
     items = _length(measures, "by_frequency")
     drawing, (left, middle, right) = sheet(
-        results, (1, 1, 0.9),
+        results, (1, 1, 1.15),
         headline=f"Accuracy on average after all presentations: {listed(_of(measures, 'average'))}.",
         drawn=("Lines and bars", "bands and error bars"), seeds=_seeds(measures, "average"),
-        legend=networks(measures), size=(14.4, 5.9), gap=0.24,
+        legend=networks(measures), size=(16.0, 3.5), gap=0.28,
     )  # fmt: skip
     for panel, key in ((left, "by_frequency"), (middle, "by_last_seen")):
         by_item(panel, _of(measures, key))
@@ -246,8 +235,8 @@ def _flexibility_distribution(results: dict[str, Any]) -> Figure:
         results, (1, 1),
         headline=f"Accuracy on average after item {items}: best mixture {found[0]}, "
         f"best single kind {found[1]}.",
-        drawn=("Bars", "error bars"), seeds=_seeds(measures, "final"), size=(12.8, 6.4), margins=(1.75, 0.55),
-        gap=0.12, legend=[
+        drawn=("Bars", "error bars"), seeds=_seeds(measures, "final"), size=(12.8, 4.4), margins=(2.5, 0.85),
+        gap=0.2, legend=[
             Patch(color=alike, label="all synapses alike"),
             Patch(color=mixed, label="synapses of mixed flexibility"),
             line("chance", CHANCE),
@@ -268,35 +257,54 @@ def _flexibility_distribution(results: dict[str, Any]) -> Figure:
 
 
 def _rivals(results: dict[str, Any]) -> Figure:
+    """A small panel for each, the best first: a dozen lines in one cannot be told apart."""
     measures, items = results["summary"]["measures"], _length(results["summary"]["measures"], "final")
     final, average = _of(measures, "final"), _last(measures, "average_memory")
-    styles = {"hybrid": STYLES["hybrid"], "plain SGD": STYLES["conventional"]}
-    others = [name for name in measures if name not in styles]
-    styles |= {name: MORE_STYLES[k % len(MORE_STYLES)] for k, name in enumerate(others)}
-    # The bars say which strength or scale was chosen, and have those that are not named here.
+    # Titles of panels say which strength or scale was chosen, and have those that are not named here.
     untuned = {re.sub(", (scale|strength) .*", "", name): value for name, value in average.items()}
     best = sorted(untuned, key=lambda name: -untuned[name]["mean"])[:3]
     known = [name for name in ("hybrid", "hybrid, tuned", "plain SGD") if name in untuned and name not in best]
     found = "; ".join(listed({name: untuned[name] for name in names}) for names in (best, known) if names)
-    drawing, (left, right) = sheet(
-        results, (1.35, 1), headline=f"Accuracy on average after item {items}: {found}.",
-        drawn=("Lines and bars", "band (hybrid) and error bars"), seeds=_seeds(measures, "final"),
-        size=(15.4, 6.6), margins=(0.85, 0.55), gap=0.9,
-    )  # fmt: skip
-    by_item(left, {n: final[n] for n in final if n != "hybrid"}, styles=styles, bands=False, linewidth=1.8)
-    by_item(left, {"hybrid": final["hybrid"]}, styles=styles)
     options = results["configuration"]["options"]
     chance = 1 / (100 - options["first_class"]) if "first_class" in options else 1 / items
-    left.axhline(chance, **CHANCE)
-    ends = {name: value["mean"][-1] for name, value in final.items()}
-    name_ends(left, items + 0.4, ends, 0.06, ("chance", chance), styles, labels={}, highest=1.03)
-    name_panel(left, "What is left of each item", ORDER, ACCURACY)
-    bars(right, average, [styles[name]["color"] for name in average], "{:.0%}", upper=1)
-    right.xaxis.set_major_formatter(PercentFormatter(1.0))
-    pilot = options["pilot"]
-    tuned_on = f"{pilot} other seed{'s' if pilot > 1 else ''}"
-    name_panel(right, f"On average (strengths chosen on {tuned_on})", "accuracy, mean over items")
+    order = sorted(measures, key=lambda name: -average[name]["mean"])
+    rows, ours, theirs = -(-len(order) // 3), STYLES["hybrid"], STYLES["conventional"] | {"linestyle": "-"}
+    several = _seeds(measures, "final") > 1
+    drawing, panels = sheet(
+        results, (1, 1, 1),
+        headline=f"Accuracy on average after item {items}: {found}. Strengths were chosen on "
+        f"{_seeds_said(options)}.",
+        drawn=("Lines", "bands, and after the means"), seeds=_seeds(measures, "final"), rows=rows,
+        size=(12.8, 3.2 * rows - 1.2), gap=0.22, legend=[
+            line("the method", theirs), line("the hybrid network, at the protocol's scale", ours),
+            line("chance", CHANCE),
+        ],
+    )  # fmt: skip
+    for at, (panel, name) in enumerate(itertools.zip_longest(panels, order)):
+        if name is None:
+            panel.remove()
+            continue
+        if name != "hybrid":
+            by_item(panel, {name: final[name]}, styles={name: theirs}, markersize=5)
+        panel.axhline(chance, **CHANCE)
+        by_item(
+            panel, {"hybrid": final["hybrid"]}, styles={"hybrid": ours}, markersize=5, bands=name == "hybrid",
+            linewidth=2.6 if name == "hybrid" else 1.6,
+        )  # fmt: skip
+        panel.set_xticks(whole_ticks(range(1, items + 1), 5))
+        panel.set_yticks([0, 0.5, 1])
+        spread = f" ± {100 * average[name]['std']:.0f}" if several else ""
+        below, first = at >= len(order) - 3, at % 3 == 0
+        name_panel(
+            panel, f"{name}: {average[name]['mean']:.0%}{spread}", "item, as learned" if below else "",
+            "accuracy" if first else "",
+        )  # fmt: skip
     return drawing
+
+
+def _seeds_said(options: Mapping[str, Any]) -> str:
+    pilot = options["pilot"]
+    return f"{pilot} other seed{'s' if pilot > 1 else ''}"
 
 
 # By the names of experiments. A study adds its own.

@@ -30,7 +30,18 @@ from flexkern.runs.provenance import decides_bits, refuse_another
 from flexkern.runs.seeds import as_list, said_seeds, united
 from flexkern.runs.start import check_files, usable_device
 
-__all__ = ["check", "default_jobs", "read", "run", "units"]
+__all__ = [
+    "check",
+    "check_environment",
+    "check_same",
+    "configuration_of",
+    "default_jobs",
+    "grown",
+    "one_thread",
+    "read",
+    "run",
+    "units",
+]
 
 _FORMAT = 1
 _FREE = ("seeds", "device")  # may change between two calls that fill the same folder
@@ -150,9 +161,9 @@ def _run(
             old.unlink(missing_ok=True)
     known = read(path)
     if known is not None:
-        _check_same(known, experiment.name, _configuration(experiment, protocol), out)
+        check_same(known, experiment.name, configuration_of(experiment, protocol), out)
         protocol = grown(protocol, known)
-    configuration = _configuration(experiment, protocol)
+    configuration = configuration_of(experiment, protocol)
     for old in (out / "units").glob(".*.tmp"):  # of a process that was killed while it wrote
         old.unlink()
     results: dict[str, Any] = {
@@ -171,7 +182,7 @@ def _run(
         new = [u for u in todo if (u.name, u.seed) not in kept]
         new = [u for u in new if experiment.wanted(u.name, u.seed, records, protocol)]
         for unit in new:
-            _check_environment(unit, out, accept=accept_other_environment)
+            check_environment(unit, out, accept=accept_other_environment)
         return new
 
     first = left = wanted()
@@ -238,11 +249,13 @@ def grown(protocol: Protocol, known: dict[str, Any]) -> Protocol:
     return replace(protocol, seeds=united(as_list(known["configuration"])["seeds"], protocol.seeds))
 
 
-def _configuration(experiment: Experiment, protocol: Protocol) -> dict[str, Any]:
+def configuration_of(experiment: Experiment, protocol: Protocol) -> dict[str, Any]:
+    """What ``results.json`` says of a run's settings."""
     return _plain({"options": asdict(experiment), **protocol.asdict()})  # type: ignore[call-overload]
 
 
-def _check_same(known: dict[str, Any], name: str, configuration: dict[str, Any], out: Path) -> None:
+def check_same(known: dict[str, Any], name: str, configuration: dict[str, Any], out: Path) -> None:
+    """Raises ValueError if results are of another experiment, or of other settings."""
     if known["experiment"] != name:
         changed = [f"it is of {known['experiment']}"]
     else:
@@ -264,7 +277,7 @@ def _check_same(known: dict[str, Any], name: str, configuration: dict[str, Any],
         )
 
 
-def _check_environment(unit: Unit, out: Path, *, accept: bool) -> None:
+def check_environment(unit: Unit, out: Path, *, accept: bool) -> None:
     """Makes sure that a network which has learned something goes on in the environment that it did so in."""
     record = unit.record()
     if record["finished"] or not record["parts"]:
@@ -308,7 +321,7 @@ class _Done:
 def _all(todo: Sequence[Unit], jobs: int, done: _Done) -> Iterator[dict[str, Any]]:
     """The records of all units, in the order in which they end."""
     if jobs == 1 or len(todo) < 2:
-        with _one_thread():
+        with one_thread():
             for unit in todo:
                 yield unit.run(partial(done.say, unit.stem))
         return
@@ -376,7 +389,8 @@ def _work(unit: Unit) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
+    """As networks are trained."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

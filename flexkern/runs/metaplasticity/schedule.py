@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from flexkern.runs.metaplasticity import protocol as settings
-from flexkern.runs.metaplasticity.items import check_items, load_items
+from flexkern.runs.metaplasticity.items import Raw, check_items, load_items, raw_items
 from flexkern.streams import Experience
 
 __all__ = ["Experiment", "Items", "Part", "Shown", "in_order"]
@@ -89,6 +89,10 @@ class Experiment:
     ) -> Items:
         """The items of one seed, as features."""
         return load_items(protocol, seed, cache, items=self.items(protocol), progress=progress)
+
+    def raw(self, protocol: settings.Protocol, seed: int) -> Raw:
+        """The items of :meth:`load` before there are features of them."""
+        return raw_items(protocol, seed, items=self.items(protocol))
 
     def networks(self, protocol: settings.Protocol) -> Mapping[str, settings.Network]:
         """The learners that are compared, by name."""

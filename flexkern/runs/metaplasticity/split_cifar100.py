@@ -11,6 +11,7 @@ from typing import ClassVar
 
 from flexkern.backbones import load_backbone
 from flexkern.features import BackboneFeatures, extract
+from flexkern.runs.metaplasticity.items import Raw
 from flexkern.runs.metaplasticity.protocol import DIGITS, Protocol
 from flexkern.runs.metaplasticity.rivals import Rivals
 from flexkern.streams import Experience, Images, Stream, class_incremental, image_pack
@@ -70,6 +71,11 @@ class SplitCIFAR100(Rivals):
         return tasks, count
 
     def load(self, protocol: Protocol, seed: int, cache: Path, progress: Callable[[str], None]) -> _Tasks:
+        tasks, extractor, _ = self.raw(protocol, seed)
+        what = f"seed {seed}: features of {len(tasks)} tasks"
+        return _Tasks(_features(tasks.stream, extractor, protocol, cache, lambda: progress(what)))
+
+    def raw(self, protocol: Protocol, seed: int) -> Raw:
         tasks, count = self._sizes(protocol)
         stream = class_incremental(
             *_pack(protocol.data),
@@ -79,8 +85,8 @@ class SplitCIFAR100(Rivals):
             train_per_class=protocol.train_per_item,
             test_per_class=protocol.test_per_item,
         )
-        what = f"seed {seed}: features of {tasks} tasks"
-        return _Tasks(_features(stream, protocol, self.backbone, cache, lambda: progress(what)))
+        extractor = BackboneFeatures(self.backbone, mean=True).to(protocol.device)
+        return Raw(_Tasks(stream), extractor, sum(len(e.train_labels) + len(e.test_labels) for e in stream))
 
 
 @lru_cache(maxsize=1)
@@ -107,11 +113,10 @@ class _Tasks:
 
 
 def _features(
-    stream: Stream, protocol: Protocol, backbone: str, cache: Path, progress: Callable[[], None]
+    stream: Stream, module: BackboneFeatures, protocol: Protocol, cache: Path, progress: Callable[[], None]
 ) -> Stream:
     """The stream with features in place of images: mean 0 each, and mean square 1 together, over the training
     images of the first task, without their labels."""
-    module = BackboneFeatures(backbone, mean=True).to(protocol.device)
     raw = extract(stream, module, device=protocol.device, cache=cache, progress=lambda *_: progress())
     centre = raw[0].train_inputs.mean(0)
     size = (raw[0].train_inputs - centre).square().mean().sqrt()

@@ -170,8 +170,8 @@ def check_lines(record: dict[str, Any], folder: Path) -> None:
 def test_what_does_not_fit_into_memory_is_learned_to_the_same_bits(
     whole: tuple[Path, dict[str, Any]], photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flexkern.runs.fitting.run._MOST_TRAIN", 0)
-    monkeypatch.setattr("flexkern.runs.fitting.run._MOST_TEST", 0)
+    monkeypatch.setattr("flexkern.runs.fitting.run.MOST_TRAIN", 0)
+    monkeypatch.setattr("flexkern.runs.fitting.run.MOST_TEST", 0)
     doing = []
     out = tmp_path / "model.safetensors"
     record = fit(config(photographs, out), observe=lambda event: doing.append(event.doing))
