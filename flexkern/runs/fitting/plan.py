@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 from flexkern.files import check_writable
 from flexkern.learners.vit.memory_plan import MemoryPlan
 from flexkern.runs.fitting.fit_config import FitConfig
-from flexkern.runs.fitting.run import MOST_TEST, MOST_TRAIN, check_fits, memory_of, prepared
+from flexkern.runs.fitting.preparing import check_fits, memory_of, prepared
+from flexkern.runs.fitting.run import MOST_TEST, MOST_TRAIN
 from flexkern.runs.pace import Pace, images_trained, pace
 from flexkern.runs.start import path_given
 from flexkern.streams import Experience
@@ -23,9 +24,9 @@ class Plan(NamedTuple):
     """A fit that would be.
 
     record: as of a fit, before it goes on. tasks: classes of each that is left, images to learn, and to test.
-    method, device, epochs: of the learner. memory: that it takes at its fullest moment. images_mib: of the images
-    that are kept decoded at once, at most. images_seconds: until all images are decoded as often as they are;
-    seconds: for the rest, None if that could not be measured, ``why`` not.
+    method, device, epochs: of the learner. memory: that it takes at its fullest moment. images_mib: of the
+    images that are kept decoded at once, at most. images_seconds: until all images are decoded as often as they
+    are; seconds: for the rest, None if that could not be measured, ``why`` not.
     """
 
     record: dict[str, Any]

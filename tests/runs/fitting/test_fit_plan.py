@@ -35,7 +35,7 @@ def test_a_plan_counts_measures_and_writes_nothing(photographs: Path, tmp_path: 
     counts = found.record["images"]
     assert sum(train for _, train, _ in found.tasks) == counts["train"]
     assert sum(test for *_, test in found.tasks) == counts["test"]
-    assert found.network_mib > 1
+    assert found.memory.parameters > 1 << 20
     largest = max(train for _, train, _ in found.tasks)
     pixels = 3 * 37**2  # 32 * 256 / 224
     assert found.images_mib == pytest.approx((largest + counts["test"]) * pixels / 2**20)
