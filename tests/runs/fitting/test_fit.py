@@ -317,7 +317,7 @@ def test_names_are_looked_at_before_the_images(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "wrong.txt").write_text("red ball, zbra\n")
-    monkeypatch.setattr("flexkern.runs.fitting.run.open_images", lambda *_, **__: pytest.fail("it looks"))
+    monkeypatch.setattr("flexkern.runs.fitting.preparing.open_images", lambda *_, **__: pytest.fail("it looks"))
     with pytest.raises(ValueError, match=r"there are 6 classes|did you mean 'zebra'"):
         fit(config(photographs, tmp_path / "model.safetensors", **options))
 
