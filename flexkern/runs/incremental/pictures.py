@@ -33,7 +33,7 @@ STYLES: list[dict[str, Any]] = [
 
 _WIDTH, _LEFT, _KEY = 12.8, 1.05, 5.0  # of the picture; left of the panels, and right of them, in inches
 _PANEL, _GATES, _ABOVE, _BELOW, _FOOT = 4.4, 2.8, 0.55, 0.85, 0.45  # heights
-_ENTRY = 36  # characters of a line of the key
+_ENTRY = 40  # characters of a line of the key
 
 
 def draw(results: dict[str, Any], path: Path) -> None:

@@ -198,7 +198,7 @@ def _learning_frequency(results: dict[str, Any]) -> Figure:
     measures = results["summary"]["measures"]  # of the first profile, if there are two
     items = _length(measures, "by_frequency")
     drawing, (left, middle, right) = sheet(
-        results, (1, 1, 1.15),
+        results, (1, 1, 1.35),
         headline=f"Accuracy on average after all presentations: {listed(_of(measures, 'average'))}.",
         drawn=("Lines and bars", "bands and error bars"), seeds=_seeds(measures, "average"),
         legend=networks(measures), size=(16.0, 3.5), gap=0.28,
