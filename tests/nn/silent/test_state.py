@@ -260,7 +260,9 @@ def test_the_state_of_its_optimizer_is_known_before_it_is_loaded(pretrained: boo
 
 def test_what_torch_puts_in_for_a_missing_state_is_no_state() -> None:
     layer = SilentLinear(9, 7, seed=3)
-    state = {"weight": torch.ones(7, 9), "bias": torch.zeros(7)}
-    set_model_state_dict(layer, state, options=StateDictOptions(full_state_dict=True, strict=False))
+    state = {"0.weight": torch.ones(7, 9), "0.bias": torch.zeros(7)}
+    set_model_state_dict(
+        nn.Sequential(layer), state, options=StateDictOptions(full_state_dict=True, strict=False)
+    )
     assert layer.init == SilentLinear(9, 7, seed=3).init
     assert torch.equal(layer.bias, torch.zeros(7))
