@@ -321,11 +321,8 @@ class SilentLinear(Recorder, MetaplasticLinear):
 
         An average over layers with different initial fields says nothing of them: the layer keeps its own.
         """
-        if not isinstance(
-            state, (Tensor, dict)
-        ):  # set_model_state_dict stands something in for what is missing
-            return
-        if isinstance(state, Tensor) and state.is_meta:
+        # set_model_state_dict has a placeholder for what is missing.
+        if not isinstance(state, (Tensor, dict)) or (isinstance(state, Tensor) and state.is_meta):
             return
         init, self.conversions = decode(state)
         self.began_as_init, self._same_field = began_of(state), False

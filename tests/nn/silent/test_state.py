@@ -9,10 +9,18 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from flexkern import Field, Purpose
 from flexkern.nn import AdaptiveThreshold, SilentLinear
+from flexkern.optim import MetaplasticSGD
 from helpers.nets import batches, mask_of, mlp, optimizer_of, silent, silent_are_zero, train
 
 
@@ -215,3 +223,46 @@ def test_a_layer_that_was_pickled_when_its_records_were_buffers() -> None:
     assert {name for name, _ in old.named_buffers()} == {"silent", "threshold", "silent_count", "changes"}
     old.to(torch.float64)
     assert old.convert().converted.shape == (2,)
+
+
+@pytest.mark.parametrize("pretrained", [False, True])
+def test_the_state_of_its_optimizer_is_known_before_it_is_loaded(pretrained: bool) -> None:
+    """torch.distributed.checkpoint asks a new optimizer which state there will be, when the weights have been
+    loaded and are not those of the field any more."""
+
+    def made() -> tuple[SilentLinear, MetaplasticSGD]:
+        layer = SilentLinear(9, 7, threshold=0.01)
+        if pretrained:  # so its anchor is stored
+            layer.load_state_dict({"weight": torch.ones(7, 9), "bias": torch.zeros(7)}, strict=False)
+        return layer, MetaplasticSGD(layer.named_parameters(), 0.1, scale=5.0)
+
+    def learn(layer: SilentLinear, optimizer: MetaplasticSGD) -> None:
+        for step in range(3):
+            optimizer.zero_grad()
+            layer(torch.randn(4, 9, generator=torch.Generator().manual_seed(step))).square().mean().backward()
+            optimizer.step()
+        optimizer.consolidate()
+
+    whole = StateDictOptions(full_state_dict=True)
+    layer, optimizer = made()
+    learn(layer, optimizer)
+    weights = copy.deepcopy(get_model_state_dict(layer, options=whole))
+    state = copy.deepcopy(get_optimizer_state_dict(layer, optimizer, options=whole))
+    assert isinstance(state["state"]["weight"]["anchor"], Tensor) == pretrained
+    other, again = made()
+    set_model_state_dict(other, weights, options=whole)
+    set_optimizer_state_dict(other, again, state, options=whole)
+    for of_one in ((layer, optimizer), (other, again)):
+        learn(*of_one)
+    assert torch.equal(other.weight, layer.weight)
+    assert torch.equal(other.silent, layer.silent)
+
+
+def test_what_torch_puts_in_for_a_missing_state_is_no_state() -> None:
+    layer = SilentLinear(9, 7, seed=3)
+    state = {"0.weight": torch.ones(7, 9), "0.bias": torch.zeros(7)}
+    set_model_state_dict(
+        nn.Sequential(layer), state, options=StateDictOptions(full_state_dict=True, strict=False)
+    )
+    assert layer.init == SilentLinear(9, 7, seed=3).init
+    assert torch.equal(layer.bias, torch.zeros(7))
