@@ -218,15 +218,8 @@ class ArtsyViT(TaskRows):
 
     def _make_training(self) -> Training:
         assert self._head is not None
-        head = self._head
-        parameters = [*self.bank.parameters_of(self.bank.tasks - 1), *head.parameters()]
-        seed = [self.seed, self.tasks_learned]
-        # A method and no closure: it can be pickled, and a copy of the learner trains the copy.
-        logits = self._training_logits
-        return Training(
-            parameters, logits, self.recipe, size=self.image_size, seed=seed, device=self.device,
-            trunk=self.adapted.trunk,
-        )  # fmt: skip
+        parameters = [*self.bank.parameters_of(self.bank.tasks - 1), *self._head.parameters()]
+        return self._training_of(parameters, self._training_logits, self.adapted.trunk)
 
     def _training_logits(self, trunk: Trunk) -> Tensor:
         assert self._head is not None

@@ -32,6 +32,7 @@ from flexkern.learners.vit.image_passes import Passes
 from flexkern.learners.vit.images import check_images
 from flexkern.learners.vit.restored import check_parts, check_same
 from flexkern.learners.vit.training import Recipe, Training, written
+from flexkern.nn.adapters.adapted_model import Trunk
 from flexkern.nn.gates.checks import check_true_task
 from flexkern.nn.not_learned import NotLearnedError
 from flexkern.nn.temperature import fit_log_temperature
@@ -288,6 +289,19 @@ class ViTLearner(Passes):
         if not self.classes_seen:
             name = type(self).__name__
             raise NotLearnedError(f"{name} has not learned a class yet; learn an experience first")
+
+    def _training_of(
+        self,
+        parameters: Sequence[nn.Parameter],
+        logits: Callable[[Any], Tensor],
+        trunk: Callable[[Tensor], Trunk] | None = None,
+    ) -> Training:
+        """Of the task that has begun. ``logits`` and ``trunk`` are methods and no closures: they can be pickled,
+        and a copy of the learner trains the copy."""
+        seed = [self.seed, self.tasks_learned]
+        return Training(
+            parameters, logits, self.recipe, size=self.image_size, seed=seed, device=self.device, trunk=trunk
+        )
 
     def _training_now(self) -> Training | None:
         """The training of the task that has begun."""

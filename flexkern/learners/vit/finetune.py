@@ -87,10 +87,7 @@ class FinetuneViT(ViTLearner):
 
     def _make_training(self) -> Training:
         parameters = [*self.network.parameters(), *self.head.parameters()]
-        seed = [self.seed, self.tasks_learned]
-        return Training(
-            parameters, self._training_logits, self.recipe, size=self.image_size, seed=seed, device=self.device
-        )
+        return self._training_of(parameters, self._training_logits)
 
     def _training_logits(self, x: Tensor) -> Tensor:
         return self.head(self._parts.features(x).float())

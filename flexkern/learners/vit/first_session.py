@@ -111,12 +111,7 @@ class FirstSession(ViTLearner):
         if self.adapted is None or self._session_head is None:
             return None
         parameters = [*self.adapted.bank.parameters_of(0), *self._session_head.parameters()]
-        # A method and no closure: it can be pickled, and a copy of the learner trains the copy.
-        logits = self._training_logits
-        return Training(
-            parameters, logits, self.recipe, size=self.image_size, seed=[self.seed, 0], device=self.device,
-            trunk=self.adapted.trunk,
-        )  # fmt: skip
+        return self._training_of(parameters, self._training_logits, self.adapted.trunk)
 
     def _training_logits(self, trunk: Trunk) -> Tensor:
         assert self.adapted is not None
