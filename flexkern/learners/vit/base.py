@@ -296,8 +296,8 @@ class ViTLearner(Passes):
         logits: Callable[[Any], Tensor],
         trunk: Callable[[Tensor], Trunk] | None = None,
     ) -> Training:
-        """Of the task that has begun. ``logits`` and ``trunk`` are methods, no closures: they can be pickled, and
-        a copy of the learner trains the copy."""
+        """Of the task that has begun. ``logits`` and ``trunk`` are methods and no closures: they can be
+        pickled, and a copy of the learner trains the copy."""
         seed = [self.seed, self.tasks_learned]
         return Training(
             parameters, logits, self.recipe, size=self.image_size, seed=seed, device=self.device, trunk=trunk
