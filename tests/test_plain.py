@@ -149,7 +149,7 @@ def test_all_public_classes_are_here() -> None:
     told = {*CLASSES, "ArtsyViT", "RanPAC", "LDA", "SimpleCIL", "FinetuneViT", "JointViT"}
     without_numbers = {
         "Learner", "Answer", "BatchProgress", "Progress", "NotLearnedError", "METHODS", "MLP_METHODS",
-        "ElasticMLP", "IntelligentMLP", "AdaptedModel", "AdapterPoint", "Parts",
+        "ElasticMLP", "IntelligentMLP", "AdaptedModel", "AdapterPoint", "Parts", "MemoryPlan",
     }  # fmt: skip
     for module in (learners, nn):
         kinds = {name for name in module.__all__ if isinstance(getattr(module, name), type)}
