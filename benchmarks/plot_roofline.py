@@ -204,7 +204,7 @@ def _number(axes: Axes, points: list[Dot], roofs: Sequence[float]) -> None:
     """Numbers of ours beside their dots, as near as nothing else is, with thin lines where that is not near."""
     scale = axes.figure.dpi / 72  # pixels of a point
     at = {dot.key: np.asarray(axes.transData.transform((dot.intensity, dot.rate))) / scale for dot in points}
-    taken = [_Box(*place, 5, 5) for place in at.values()]
+    taken = [_Box(float(place[0]), float(place[1]), 5, 5) for place in at.values()]
     left, right = (axes.transAxes.transform((x, 0))[0] / scale for x in (0, 1))
     taken += [
         _Box((left + right) / 2, axes.transData.transform((1, roof))[1] / scale, (right - left) / 2, 1)

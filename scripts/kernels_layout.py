@@ -179,7 +179,7 @@ def build_toml(out: Path, kernels: dict[str, list[str]]) -> str:
     ]  # fmt: skip
     capabilities = [f"{a[:-1]}.{a[-1]}" for a in nvcc.ARCHITECTURES]
     whole = _names(out, (p for p in csrc.glob("cpu/kernels/*.cpp")))
-    sections = {
+    sections: dict[str, dict[str, object]] = {
         "general": {
             "name": NAME, "version": 0, "edition": 5, "license": "MIT", "backends": ["cpu", "cuda"],
         },
@@ -241,8 +241,8 @@ def modules() -> set[Path]:
     left = [path for name in BEGIN if (path := file_of(name)) is not None]
     # Families are imported by their names, and declarations by looking into their folder.
     families = [path.stem for path in (ROOT / "flexkern" / "reference").glob("*.py")]
-    for package in ("reference", "triton_kernels"):
-        left += [path for name in families if (path := file_of(f"{NAME}.{package}.{name}")) is not None]
+    for room in ("reference", "triton_kernels"):
+        left += [path for name in families if (path := file_of(f"{NAME}.{room}.{name}")) is not None]
     left += (ROOT / "flexkern" / "spec").glob("*.py")
     found: set[Path] = set()
     while left:

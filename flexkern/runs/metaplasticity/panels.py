@@ -140,7 +140,7 @@ def listed(values: Mapping[str, Value]) -> str:
 
 def name_panel(axes: Axes, title: str, x: str = "", y: str = "") -> None:
     """Title and labels of axes."""
-    width = axes.get_position().width * axes.figure.get_figwidth()
+    width = axes.bbox.width / axes.figure.dpi  # inches
     lines = textwrap.fill(title, max(int((width + 0.3) / _LETTER), 12), break_on_hyphens=False)
     axes.set_title(lines, **{**PANEL_TITLE, "fontsize": FONT, "pad": 8})
     axes.set_xlabel(x, fontsize=FONT)

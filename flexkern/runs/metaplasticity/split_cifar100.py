@@ -9,6 +9,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import ClassVar
 
+from torch import nn
+
 from flexkern.backbones import load_backbone
 from flexkern.features import BackboneFeatures, extract
 from flexkern.runs.metaplasticity.items import Raw
@@ -113,7 +115,7 @@ class _Tasks:
 
 
 def _features(
-    stream: Stream, module: BackboneFeatures, protocol: Protocol, cache: Path, progress: Callable[[], None]
+    stream: Stream, module: nn.Module, protocol: Protocol, cache: Path, progress: Callable[[], None]
 ) -> Stream:
     """The stream with features in place of images: mean 0 each, and mean square 1 together, over the training
     images of the first task, without their labels."""
