@@ -54,7 +54,7 @@ class TokenCache:
         return self._kept
 
     def _made(self, images: Tensor | ImageSource) -> Trunk | None:
-        count, kept = len(images), []
+        count, kept = len(images), list[Tensor]()
         passes = [slice(first, first + self._at_once) for first in range(0, count, self._at_once)]
         with closing(batches(images, passes, pin=self._device.type == "cuda")) as given:
             for rows, batch in zip(passes, given, strict=True):
