@@ -140,6 +140,9 @@ HOW = (
 )
 
 
+_MOST_NAMED = 3  # goals that are not met, each with its numbers
+
+
 def headlines(run: dict[str, Any], cases: Collection[str]) -> str:
     """The rows of these cases in plain words, as a Markdown table: how many times as fast, or as long."""
     lines = ["| what | against | ours | goal |", "| --- | --- | --- | --- |"]
@@ -160,7 +163,7 @@ def _in_words(peer: dict[str, Any]) -> str:
 
 
 def goals(run: dict[str, Any]) -> str:
-    """How many goals are met, and each that is not."""
+    """How many goals are met, and each that is not; where these are many, the page that says why."""
     peers = [
         (row, p) for row in run["rows"] if row.get("budget") and "ours" in row
         for p in row["peers"] if p["goal"] is not None
@@ -171,6 +174,8 @@ def goals(run: dict[str, Any]) -> str:
         for row, p in peers if not p["met"]
     ]  # fmt: skip
     said = f"{len(peers) - len(missed)} of {len(peers)} goals are met"
+    if len(missed) > _MOST_NAMED:
+        return f"{said}; [the others, and why not](docs/tuning.md#goals-that-are-not-met)."
     return f"{said}. Not: {'; '.join(missed)}." if missed else f"{said}."
 
 
