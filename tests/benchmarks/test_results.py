@@ -107,7 +107,7 @@ def test_many_goals_that_are_missed_are_left_to_the_page_that_says_why() -> None
     row = next(r for r in run["rows"] if r.get("budget") and any(p["met"] is False for p in r.get("peers", ())))
     missed = next(p for p in row["peers"] if p["met"] is False)
     row["peers"] = [missed] * 3
-    assert tables.goals(run).count("where 4 was the goal") == 3
+    assert tables.goals(run).count("where 0.25 was the goal") == 3
     row["peers"] = [missed] * 4
     assert tables.goals(run) == (
         "0 of 4 goals are met; [the others, and why not](docs/tuning.md#goals-that-are-not-met)."
