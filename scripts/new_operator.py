@@ -37,6 +37,9 @@ def renamed(text: str, name: str) -> str:
     return text
 
 
+BACKENDS = ("cpu", "cuda", "triton")
+
+
 def make(name: str, root: Path = ROOT, backends: tuple[str, ...] = ("cuda", "triton")) -> list[Path]:
     """Writes the files; returns them.
 
@@ -46,11 +49,14 @@ def make(name: str, root: Path = ROOT, backends: tuple[str, ...] = ("cuda", "tri
         backends: those that get a kernel beside the CPU.
 
     Raises:
-        ValueError: if the name is none.
+        ValueError: if the name is none, or a backend.
         FileExistsError: if there is such a file; nothing has been written then.
     """
     if not _NAME.fullmatch(name) or name == "null":
         raise ValueError(f"name must be of small letters, digits and single underscores, got {name!r}")
+    unknown = [backend for backend in backends if backend not in BACKENDS]
+    if unknown:
+        raise ValueError(f"backends must be of {', '.join(BACKENDS)}, got {', '.join(map(repr, unknown))}")
     kinds = [kind for kind in TEMPLATE if kind not in ("cuda", "triton") or kind in backends]
     made = {root / TEMPLATE[kind].replace("null", name): root / TEMPLATE[kind] for kind in kinds}
     there = [str(path) for path in made if path.exists()]
@@ -69,7 +75,7 @@ def main() -> int:
     """Writes the files and says what comes next."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("name", help="of the operator")
-    parser.add_argument("--backends", default="cpu,cuda,triton", help="separated by commas")
+    parser.add_argument("--backends", default=",".join(BACKENDS), help="separated by commas")
     given = parser.parse_args()
     try:
         made = make(given.name, backends=tuple(given.backends.split(",")))

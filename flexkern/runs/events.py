@@ -288,9 +288,13 @@ def _joined(lines: Iterable[str]) -> bytes:
 
 
 def _append(path: Path, lines: Sequence[str]) -> None:
-    if lines:
+    if not lines:
+        return
+    try:
         with path.open("ab") as file:
             file.write(_joined(lines))
+    except OSError as error:  # of a full disk it does not name the file
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
 
 
 def _is_table(path: Path) -> bool:

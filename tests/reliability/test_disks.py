@@ -46,7 +46,8 @@ def test_a_full_disk_ends_a_run_that_goes_on_when_there_is_room(found: dict[str,
             continue
         assert end["code"] == 1
         assert "No space left on device" in end["said"]
-        assert any(name in end["said"] for name in (".json", ".safetensors", ".png", ".lock")), end["said"]
+        named = (".json", ".csv", ".safetensors", ".png", ".lock")
+        assert any(name in end["said"] for name in named), end["said"]
         assert ".tmp'" not in end["said"]  # the file is named, and not its temporary
         assert not end["temporaries"]
         assert "Traceback" not in end["said"]

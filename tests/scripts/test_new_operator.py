@@ -51,6 +51,9 @@ def test_refusals(script: ModuleType, checkout: Path) -> None:
     for name in ("Soft", "2soft", "null", "soft-step", ""):
         with pytest.raises(ValueError, match="name must be of small letters"):
             script.make(name, checkout)
+    with pytest.raises(ValueError, match="backends must be of cpu, cuda, triton, got 'xx'"):
+        script.make("soft", checkout, backends=("cpu", "xx"))
+    assert not (checkout / "flexkern/spec/soft.py").exists()
     script.make("soft", checkout)
     before = (checkout / "flexkern/spec/soft.py").read_text()
     with pytest.raises(FileExistsError, match="choose another name"):

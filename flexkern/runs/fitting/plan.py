@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from flexkern.files import check_writable
 from flexkern.learners.vit.memory_plan import MemoryPlan
 from flexkern.runs.fitting.fit_config import FitConfig
+from flexkern.runs.fitting.fit_rows import method_of
 from flexkern.runs.fitting.preparing import check_fits, memory_of, prepared
 from flexkern.runs.fitting.run import MOST_TEST, MOST_TRAIN
 from flexkern.runs.pace import Pace, images_trained, pace
@@ -93,7 +94,7 @@ def plan(config: FitConfig, *, restart: bool = False, observe: Callable[[str], N
     return Plan(
         found.record,
         [(len(e.class_names), len(e.train_labels), len(e.test_labels)) for e in (found.tasks[i] for i in left)],
-        learner.method,
+        method_of(found.record),
         str(learner.device),
         epochs,
         memory_of(found),

@@ -14,7 +14,7 @@ from flexkern.runs.metaplasticity.hebb_repetition import HebbRepetition
 from flexkern.runs.metaplasticity.items import load_items
 from flexkern.runs.metaplasticity.learning_frequency import FIRST, SECOND, LearningFrequency
 from flexkern.runs.metaplasticity.protocol import protocol_for
-from flexkern.runs.metaplasticity.runner import _check_same, check, run
+from flexkern.runs.metaplasticity.runner import check, check_same, run
 from flexkern.runs.metaplasticity.serial_position import THREE, SerialPosition
 from flexkern.runs.metaplasticity.split_cifar100 import SplitCIFAR100
 from flexkern.runs.metaplasticity.tables import rows, setting
@@ -178,9 +178,9 @@ def test_a_folder_is_of_one_of_the_two_ways() -> None:
         (released, ours, "as_released was true, is null"),
     ):
         known = {"experiment": "serial-position", "configuration": first}
-        _check_same(known, "serial-position", first, Path("out"))
+        check_same(known, "serial-position", first, Path("out"))
         with pytest.raises(ValueError, match=message):
-            _check_same(known, "serial-position", second, Path("out"))
+            check_same(known, "serial-position", second, Path("out"))
 
 
 def test_the_command_has_the_flag(tmp_path: Path) -> None:
