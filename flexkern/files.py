@@ -19,7 +19,7 @@ try:
 except ImportError:  # not on Windows
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["check_writable", "replace_file", "save_figure", "sweep", "write_json"]
+__all__ = ["append", "check_writable", "replace_file", "save_figure", "sweep", "write_json"]
 
 _LONGEST = (
     200  # bytes of the target's name in that of its temporary: with the rest under the usual limit of 255
@@ -85,6 +85,16 @@ def replace_file(path: str | os.PathLike[str], content: bytes | Iterable[Any]) -
                 temporary.unlink()
             raise
         _sync_folder(target.parent)
+
+
+def append(path: Path, content: bytes) -> None:
+    """Adds to the end of a file, for logs that know how to mend a last line that is cut off.
+
+    Raises:
+        OSError: that names the file.
+    """
+    with _named(path), path.open("ab") as file:
+        file.write(content)
 
 
 def check_writable(path: str | os.PathLike[str], *, folders: bool = False) -> None:

@@ -140,6 +140,8 @@ def _go(
     if scale is not None:
         given["scale"] = number_or_auto(scale, "scale")
     folder = Path("out") / experiment.name if out is None else out
+    if dry_run:
+        del running["log"]  # nothing happens that could be told
     (show_experiment if dry_run else show)(experiment, protocol_for(**given), out=folder, **running)
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from flexkern.distributed import is_lead
-from flexkern.files import replace_file
+from flexkern.files import append, replace_file
 
 __all__ = ["EVENTS", "ROWS", "TENSORBOARD", "EventLog", "Learned", "Place", "Sink"]
 
@@ -288,13 +288,8 @@ def _joined(lines: Iterable[str]) -> bytes:
 
 
 def _append(path: Path, lines: Sequence[str]) -> None:
-    if not lines:
-        return
-    try:
-        with path.open("ab") as file:
-            file.write(_joined(lines))
-    except OSError as error:  # of a full disk it does not name the file
-        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
+    if lines:
+        append(path, _joined(lines))
 
 
 def _is_table(path: Path) -> bool:

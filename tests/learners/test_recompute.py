@@ -36,7 +36,7 @@ def gradients(learner: Any) -> tuple[list[Tensor | None], int]:
     """Of one batch, with the same dropout each time; and bytes that were kept for the backward pass, beside
     parameters."""
     images = torch.rand((6, 3, 16, 16), generator=torch.Generator().manual_seed(0))
-    with learner._trial() as (parameters, logits):
+    with learner._trial() as (parameters, logits, trunk):
         known = {p.untyped_storage().data_ptr() for p in (*parameters, *learner.backbone.parameters())}
         kept: dict[int, int] = {}
 
@@ -52,7 +52,8 @@ def gradients(learner: Any) -> tuple[list[Tensor | None], int]:
                     p.copy_(torch.randn(p.shape, generator=torch.Generator().manual_seed(i)) / 4)
         torch.manual_seed(1)
         with saved_tensors_hooks(pack, lambda t: t):
-            loss = functional.cross_entropy(logits(images).float(), torch.arange(6) % 2)
+            given = images if trunk is None else trunk(images)
+            loss = functional.cross_entropy(logits(given).float(), torch.arange(6) % 2)
         found = torch.autograd.grad(loss, parameters, allow_unused=True)
     return list(found), sum(kept.values())
 
