@@ -112,9 +112,7 @@ def plan(
         for method in config.methods:
             observe(f"measuring {method.name}")
             left = [range(done.get((method.name, seed), 0), len(stream)) for seed in config.seeds]
-            planned = _planned(method, making, stream, left, features)
-            memory = making.memory(making.make(method, config.seeds[0], stream), stream)
-            methods.append(planned._replace(memory=memory))
+            methods.append(_planned(method, making, stream, left, features))
     tasks = [PlannedTask(len(e.train_labels.unique()), len(e.train_labels), len(e.test_labels)) for e in stream]
     parts = [part for e in stream for part in (e.train_inputs, e.test_inputs)]
     unique = {part.data_ptr(): part.nbytes for part in parts if isinstance(part, Tensor)}
@@ -144,9 +142,10 @@ def _planned(
 ) -> PlannedMethod:
     learner = making.make(method, making.config.seeds[0], stream)
     epochs = making.epochs(method) or int(getattr(learner, "default_epochs", 1))
-    mib, count = network_mib(learner), sum(map(len, left))
+    count, memory = sum(map(len, left)), making.memory(learner, stream)
+    planned = PlannedMethod(method.name, epochs, count, network_mib(learner), 0.0, memory=memory)
     if not count:
-        return PlannedMethod(method.name, epochs, 0, mib, 0.0)
+        return planned
     trained = images_trained(learner, [len(e.train_labels) for e in stream])
     learned = [i for tasks in left for i in tasks]
     if isinstance(stream, OnlineStream):
@@ -167,5 +166,5 @@ def _planned(
             kept = [features.take] if making.keeps_features(method) else []
             found = pace(learner, stream[0], epochs, whole, *kept)
     except (ValueError, RuntimeError) as error:  # too few images for it, or too little memory
-        return PlannedMethod(method.name, epochs, count, mib, None, str(error))
-    return PlannedMethod(method.name, epochs, count, mib, whole(found))
+        return planned._replace(seconds=None, why=str(error))
+    return planned._replace(seconds=whole(found))
