@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from flexkern.learners.vit.memory_plan import bytes_of_modules
 from flexkern.streams import Experience
 
 __all__ = ["LEAST", "SHARE", "Pace", "images_trained", "network_mib", "pace", "pace_of_parts", "some"]
@@ -60,8 +61,7 @@ def images_trained(learner: Any, sizes: Sequence[int]) -> list[int]:
 def network_mib(learner: Any) -> float:
     """MiB of the weights of all networks that a learner has, the frozen ones too."""
     modules = [value for value in vars(learner).values() if isinstance(value, nn.Module)]
-    tensors = [t for m in modules for t in (*m.parameters(), *m.buffers())]
-    return sum({t.data_ptr(): t.nbytes for t in tensors}.values()) / 2**20
+    return bytes_of_modules(modules) / 2**20
 
 
 def pace(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from flexkern.learners.live_bytes import Cost, cost_of
+from flexkern.learners.vit.training import GIB
 from flexkern.nn.adapters.adapted_model import AdaptedModel, Trunk, pieces_of
 from flexkern.nn.feature_statistics import FeatureStatistics
 from flexkern.nn.gates.detectors import NearestNeighbours
@@ -21,8 +22,6 @@ from flexkern.nn.heads.experts import ExpertHead
 from flexkern.nn.heads.prototype import PrototypeClassifier
 
 __all__ = ["MemoryPlan", "PairsCost", "bytes_of_heads", "bytes_of_modules", "pairs_cost", "said_bytes"]
-
-_GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ class MemoryPlan:
 
 def said_bytes(size: int) -> str:
     """With three digits, in MiB or GiB."""
-    return f"{size / 2**20:.3g} MiB" if size < 1000 * 2**20 else f"{size / _GIB:.3g} GiB"
+    return f"{size / 2**20:.3g} MiB" if size < 1000 * 2**20 else f"{size / GIB:.3g} GiB"
 
 
 def bytes_of_modules(modules: Iterable[nn.Module]) -> int:
