@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from functools import partial
 from typing import Any, ClassVar, NamedTuple, TypeVar
@@ -15,17 +15,16 @@ from flexkern.backbones.parts import Parts
 from flexkern.distributed import world_size
 from flexkern.learners.base import Learner
 from flexkern.learners.live_bytes import Cost, cost_of
-from flexkern.learners.progress import tell
 from flexkern.learners.vit.adapters import adapter_logits, with_adapters
+from flexkern.learners.vit.as_tested import as_tested
 from flexkern.learners.vit.classes import new_classes
 from flexkern.learners.vit.memory_plan import MemoryPlan, PairsCost, bytes_of_heads, bytes_of_modules
-from flexkern.learners.vit.training import GIB, CosineHead, Recipe, autocast, test_view, undisturbed
+from flexkern.learners.vit.training import GIB, CosineHead, Recipe, autocast, undisturbed
 from flexkern.nn.adapters.adapted_model import AdaptedModel, Trunk
 from flexkern.nn.adapters.bank import AdapterBank
 from flexkern.nn.growing import GrowingState
 from flexkern.plain import whole_number
 from flexkern.streams.base import Experience
-from flexkern.streams.image_source import batches
 
 __all__ = ["Passes", "Trial"]
 
@@ -189,7 +188,7 @@ class Passes(Learner):
         return MemoryPlan(
             "training", activations=max(0, cost.peak(batch) - trained), optimizer=trained + momentum,
             images=self._bytes_of_images(batch, size),
-            tokens=tokens if tokens <= self.recipe.token_cache * GIB else 0,
+            tokens=tokens if self.recipe.keeps(tokens) else 0,
             **self._kept_bytes(classes, tasks),
         )  # fmt: skip
 
@@ -329,12 +328,12 @@ class Passes(Learner):
 
     def _test_batches(self, images: Any, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of a tensor or a source as they are tested, on the device; a source's are decoded ahead."""
-        passes = list(_passes(len(images), self.images_per_pass))
-        with closing(batches(images, passes, pin=self.device.type == "cuda")) as given:
-            for rows, batch in zip(passes, given, strict=True):
-                x = test_view(batch.to(self.device, non_blocking=True), self.image_size)
+        with closing(self._views(images, "taking in")) as given:
+            for rows, x in given:
                 yield x, labels[rows].to(self.device)
-                tell("taking in", min(rows.stop, len(images)), len(images))
+
+    def _views(self, images: Any, doing: str) -> Generator[tuple[slice, Tensor], None, None]:
+        return as_tested(images, self.image_size, self.device, at_once=self.images_per_pass, doing=doing)
 
     def _run(self, network: Callable[..., Tensor], *inputs: Any) -> Tensor:
         """A network's float32 answer, computed in the recipe's precision; heads and statistics are float32."""
@@ -346,16 +345,8 @@ class Passes(Learner):
 
     def _each(self, x: Any, task: Tensor | None, of: Callable[[Tensor], _T]) -> list[_T]:
         found = []
-        passes = list(_passes(len(x), self.images_per_pass))
-        with closing(batches(x, passes, pin=self.device.type == "cuda")) as given:
-            for rows, batch in zip(passes, given, strict=True):
-                images = test_view(batch.to(self.device, non_blocking=True), self.image_size)
+        with closing(self._views(x, "answering")) as given:
+            for rows, images in given:
                 true = None if task is None else task[rows].to(self.device)
                 found.append(of(self._of_classes(self._logits(images, true))))
-                tell("answering", min(rows.stop, len(x)), len(x))
         return found
-
-
-def _passes(images: int, at_once: int) -> Iterator[slice]:
-    """The images of each pass; none where there are none."""
-    return (slice(first, first + at_once) for first in range(0, images, at_once))

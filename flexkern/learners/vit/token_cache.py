@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flexkern.learners.progress import tell
+from flexkern.learners.vit.as_tested import as_tested
 from flexkern.nn.adapters.adapted_model import Trunk
-from flexkern.streams.augment import test_view
-from flexkern.streams.image_source import ImageSource, batches
+from flexkern.streams.image_source import ImageSource
 
 __all__ = ["TokenCache"]
 
@@ -28,14 +27,20 @@ class TokenCache:
         size: pixels of each side.
         device: where the network is.
         at_once: images of a pass.
-        limit: bytes that may be kept.
+        keeps: whether so many bytes are.
     """
 
     def __init__(
-        self, trunk: Callable[[Tensor], Trunk], *, size: int, device: torch.device, at_once: int, limit: float
+        self,
+        trunk: Callable[[Tensor], Trunk],
+        *,
+        size: int,
+        device: torch.device,
+        at_once: int,
+        keeps: Callable[[int], bool],
     ) -> None:
         self._trunk, self._size, self._device = trunk, size, device
-        self._at_once, self._limit = at_once, limit
+        self._at_once, self._keeps = at_once, keeps
         self._kept: Trunk | None = None
         self._fits = True
 
@@ -55,15 +60,14 @@ class TokenCache:
 
     def _made(self, images: Tensor | ImageSource) -> Trunk | None:
         count, kept = len(images), list[Tensor]()
-        passes = [slice(first, first + self._at_once) for first in range(0, count, self._at_once)]
-        with closing(batches(images, passes, pin=self._device.type == "cuda")) as given:
-            for rows, batch in zip(passes, given, strict=True):
-                found = self._trunk(test_view(batch.to(self._device, non_blocking=True), self._size))
+        views = as_tested(images, self._size, self._device, at_once=self._at_once, doing="taking in")
+        with closing(views) as given:
+            for rows, x in given:
+                found = self._trunk(x)
                 if not kept:
-                    if sum(part[0].nbytes for part in found) * count > self._limit:
+                    if not self._keeps(sum(part[0].nbytes for part in found) * count):
                         return None
                     kept = [part.new_empty((count, *part.shape[1:])) for part in found]
                 for whole, part in zip(kept, found, strict=True):
                     whole[rows] = part
-                tell("taking in", min(rows.stop, count), count)
         return Trunk(*kept)

@@ -79,6 +79,10 @@ class Recipe:
         for name, value in plain.items():
             object.__setattr__(self, name, value)
 
+    def keeps(self, tokens: int) -> bool:
+        """Whether what comes before the first adapter, so many bytes for all images of a task, is kept."""
+        return not self.augment and tokens <= self.token_cache * GIB
+
 
 _LATER = ("augment", "token_cache")  # fields that the first checkpoints lack
 
@@ -177,7 +181,7 @@ class Training:
         self.cache: TokenCache | None = None
         if trunk is not None and not recipe.augment and recipe.token_cache:
             self.cache = TokenCache(
-                trunk, size=size, device=device, at_once=recipe.batch_size, limit=recipe.token_cache * GIB
+                trunk, size=size, device=device, at_once=recipe.batch_size, keeps=recipe.keeps
             )
         self.epochs, self.epochs_done = recipe.epochs, 0
         self.optimizer = torch.optim.SGD(
