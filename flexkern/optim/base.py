@@ -21,7 +21,7 @@ from flexkern.ops import checks
 from flexkern.ops.checks import exact_dtype
 from flexkern.optim import agreement, flexibilities, group_options, plain_state, sharded
 from flexkern.optim.group_options import scale_in_force
-from flexkern.optim.members import OptimizerOfSlots, settings_of
+from flexkern.optim.members import OptimizerOfSlots, check_params, settings_of
 from flexkern.optim.no_effect import LONG, NoEffect
 from flexkern.optim.partition import Measured, partition_being_made
 from flexkern.optim.scale import FirstItem, auto_scale
@@ -53,8 +53,7 @@ class MetaplasticOptimizer(OptimizerOfSlots):
         )
         self._begin()
         self._partition = partition_being_made()
-        if not isinstance(params, (Tensor, Iterable)) or isinstance(params, (str, dict)):
-            raise TypeError(f"params must be parameters, named parameters or groups, got {shown(params)}")
+        check_params(params)
         super().__init__(params, defaults)
         sharded.check_not_flattened(self._parameters())
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from operator import is_
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from flexkern.optim import flexibilities, group_options
@@ -16,7 +16,16 @@ from flexkern.optim.sharded import is_sharded
 from flexkern.optim.slot import Slot
 from flexkern.spec.argument import shown
 
-__all__ = ["OptimizerOfSlots", "settings_of"]
+__all__ = ["OptimizerOfSlots", "check_params", "settings_of"]
+
+
+def check_params(params: Any) -> None:
+    """Raises TypeError if ``params`` is nothing that an optimizer can have parameters from."""
+    kinds = "params must be parameters, named parameters or groups"
+    if isinstance(params, nn.Module):
+        raise TypeError(f"{kinds}, got the module {type(params).__name__}: pass its parameters()")
+    if not isinstance(params, (Tensor, Iterable)) or isinstance(params, (str, dict)):
+        raise TypeError(f"{kinds}, got {shown(params)}")
 
 
 class OptimizerOfSlots(Optimizer):
@@ -51,8 +60,7 @@ class OptimizerOfSlots(Optimizer):
         if not isinstance(param_group, dict) or "params" not in param_group:
             raise TypeError(f"param_group must be a dict with params, got {shown(param_group)}")
         params = param_group["params"]
-        if not isinstance(params, (Tensor, Iterable)) or isinstance(params, (str, dict)):
-            raise TypeError(f"params must be parameters, named parameters or groups, got {shown(params)}")
+        check_params(params)
         param_group = {**param_group, "params": params if isinstance(params, (Tensor, set)) else list(params)}
         if self._names:
             param_group["params"] = self._named(param_group["params"])

@@ -131,12 +131,16 @@ def settle(found: Images, reading: Reading, what: str) -> Images:
             raise ValueError(
                 f"{what}: no image of class {found.names[lost[0]]!r} can be read; for example {path!r}: {why}"
             )
-    elif reading.lazy:
-        rows = _pieces(len(source), _PIECE_OF_LOOKS)
-        for _ in ahead(functools.partial(_look_at, source), rows, source.workers, few=_FEW_LOOKS):
-            pass
     else:
-        found = found._replace(images=source.tensor())
+        try:
+            if reading.lazy:
+                rows = _pieces(len(source), _PIECE_OF_LOOKS)
+                for _ in ahead(functools.partial(_look_at, source), rows, source.workers, few=_FEW_LOOKS):
+                    pass
+            else:
+                found = found._replace(images=source.tensor())
+        except ValueError as error:
+            raise ValueError(f"{error}. Remove it, or leave out what is broken with broken='skip'") from error
     if skipped:
         shown = "; ".join(f"{path!r}: {why}" for path, why in skipped[:_SHOWN])
         more = f"; and {len(skipped) - _SHOWN} more" if len(skipped) > _SHOWN else ""

@@ -79,6 +79,15 @@ def test_parameters(params: Any) -> None:
         MetaplasticSGD(params, 0.1, scale=1.0)
 
 
+@pytest.mark.parametrize("module", [torch.nn.Linear(2, 2), torch.nn.Sequential(torch.nn.Linear(2, 2))])
+def test_a_module_is_no_list_of_parameters(module: Any) -> None:
+    with pytest.raises(TypeError, match=rf"got the module {type(module).__name__}: pass its parameters\(\)"):
+        MetaplasticSGD(module, 0.1, scale=1.0)
+    optimizer = MetaplasticSGD(make_parameters(), 0.1, scale=1.0)
+    with pytest.raises(TypeError, match=r"pass its parameters\(\)"):
+        optimizer.add_param_group({"params": module})
+
+
 @pytest.mark.parametrize("group", [5, {"lr": 0.1}, {"params": 5}, {"params": "p"}])
 @pytest.mark.parametrize("model", [None, torch.nn.Linear(2, 2)])
 def test_groups(group: Any, model: Any) -> None:

@@ -188,6 +188,7 @@ def test_a_file_that_is_no_picture_stops_at_the_door(folder: Path, way: str, laz
     with pytest.raises(ValueError, match="no image, or damaged") as caught:
         image_folder(folder, size=6, lazy=lazy)
     assert repr(str(file)) in str(caught.value)
+    assert str(caught.value).endswith("Remove it, or leave out what is broken with broken='skip'")
 
 
 def test_a_file_that_is_cut_stops_when_it_is_decoded(folder: Path) -> None:
@@ -195,6 +196,7 @@ def test_a_file_that_is_cut_stops_when_it_is_decoded(folder: Path) -> None:
     with pytest.raises(ValueError, match="no image, or damaged") as caught:
         image_folder(folder, size=6)
     assert repr(str(file)) in str(caught.value)
+    assert "broken='skip'" in str(caught.value)
     images = image_folder(folder, size=6, lazy=True).images
     assert images[0].shape == (3, 6, 6)
     with pytest.raises(ValueError, match="no image, or damaged") as caught:
