@@ -304,7 +304,7 @@ def test_the_command_runs_shows_and_resumes(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_ctrl_c_stops_all_processes_and_the_command_goes_on(tmp_path: Path) -> None:
-    tiny = TINY | {"seeds": "0,1", "train_per_item": 150, "batch_size": 20, "epochs": 5}
+    tiny = TINY | {"seeds": "0,1", "train_per_item": 150, "batch_size": 20, "epochs": 2}
     command = [sys.executable, "-m", "flexkern", "run", "hebb-repetition", "--passes=3", "--jobs=2"]
     command += [f"--{k.replace('_', '-')}={v}" for k, v in tiny.items()]
     out = tmp_path / "stopped"
