@@ -12,7 +12,6 @@ SELECT ?= not slow and not gpu
 # compile all in a new folder each time: with this one a second installation compiles only what has changed. -v
 # shows how far it is, -q spares the files that setuptools copies.
 BUILD := FLEXKERN_BUILD_DIR=$(CURDIR)/build/cmake $(BIN)/pip install -v --config-settings=--global-option=-q
-INSTALL := $(BUILD) --no-deps --editable . && $(BIN)/pip install
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc build_tools flexkern/spec -type f -not -name '*.pyc')
 
 # Containers often set it. Each process that a test or the demo starts would then compile all of flexkern anew:
@@ -84,19 +83,23 @@ $(VENV)/.torch:
 $(VENV)/.options: $(VENV)/.torch always
 	@[ "$$(cat $@ 2>&1)" = '$(OPTIONS)' ] || echo '$(OPTIONS)' > $@
 
-$(VENV)/.demo: $(VENV)/.torch $(VENV)/.options $(SOURCES)
-	$(INSTALL) 'flexkern[cli,vit]'
+$(VENV)/.built: $(VENV)/.torch $(VENV)/.options $(SOURCES)
+	$(BUILD) --no-deps --editable .
+	touch $@
+
+$(VENV)/.demo: $(VENV)/.built
+	$(BIN)/pip install 'flexkern[cli,vit]'
 	touch $@
 
 # timm without what it depends on: that has no build for CPUs, and tests stand in for it.
-$(VENV)/.test: $(VENV)/.torch $(VENV)/.options $(SOURCES)
-	$(INSTALL) 'flexkern[test]'
+$(VENV)/.test: $(VENV)/.built
+	$(BIN)/pip install 'flexkern[test]'
 	$(BIN)/pip install --no-deps timm
 	touch $@ $(VENV)/.demo
 
 # Has all that the other two have: one installation serves for them, too.
-$(VENV)/.dev: $(VENV)/.torch $(VENV)/.options $(SOURCES)
-	$(INSTALL) 'flexkern[dev]'
+$(VENV)/.dev: $(VENV)/.built
+	$(BIN)/pip install 'flexkern[dev]'
 	$(BIN)/pip install --no-deps timm
 	touch $@ $(VENV)/.test $(VENV)/.demo
 

@@ -14,11 +14,11 @@ from flexkern.backends.tuning import architecture, config, launch_options
 from flexkern.fields import SOURCE_INTS, Kind
 from flexkern.spec.displacement import ScaleDisplacement
 from flexkern.triton_kernels.arguments import check_sources, check_tensors, device_number
-from flexkern.triton_kernels.field import source_tile
+from flexkern.triton_kernels.field import stored_tile
 from flexkern.triton_kernels.memory import from_float32, load_float32, store_float32, to_float32
-from flexkern.triton_kernels.metaplastic import HELD, MIXED, STORED, TRITON_DTYPES
+from flexkern.triton_kernels.metaplastic import HELD, MIXED, STORED, TRITON_DTYPES, tile_alpha
 from flexkern.triton_kernels.table import NOTHING, Row, TableCache, load_row, source_columns
-from flexkern.triton_kernels.update import finite, gate, number
+from flexkern.triton_kernels.update import finite, number
 from flexkern.triton_kernels.variant import Variant
 
 __all__ = ["scale_displacement_"]
@@ -34,50 +34,40 @@ def _rounded(values, DTYPE: tl.constexpr):
 
 
 @triton.jit
-def _displace_tile(
+def _load_tile(
     addresses,
-    first,
-    numel,
-    scale,
-    skip_nonfinite,
     anchor,
     flexibility,
+    first,
+    numel,
     WEIGHT_DTYPE: tl.constexpr,
     SOURCES: tl.constexpr,
     FULL: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """One tile of a tensor. All loads come before what needs them, so that all are in flight at once."""
+    """weight, w0, the master (w0 where there is none), alpha or anchor, and flexibility (w0: there is none)."""
     weight_address, before_address, master_address, alpha_address, _, _, _ = addresses
-    HAS_MASTER: tl.constexpr = WEIGHT_DTYPE != tl.float32
     weight = load_float32(weight_address, first, numel, WEIGHT_DTYPE, FULL, TILE)
     before = load_float32(before_address, first, numel, WEIGHT_DTYPE, FULL, TILE)
-    exact = before
-    if HAS_MASTER:
-        # The master, unless its rounding is not w0, to the bit: then somebody wrote the weight.
-        exact = load_float32(master_address, first, numel, tl.float32, FULL, TILE)
-        is_rounding = _rounded(exact, WEIGHT_DTYPE).to(tl.int32, bitcast=True) == before.to(
-            tl.int32, bitcast=True
-        )
-        exact = tl.where(is_rounding, exact, before)
+    master, f = before, before
+    if WEIGHT_DTYPE != tl.float32:
+        master = load_float32(master_address, first, numel, tl.float32, FULL, TILE)
     if SOURCES == HELD:
-        alpha = load_float32(alpha_address, first, numel, tl.float32, FULL, TILE)
+        alpha_or_a = load_float32(alpha_address, first, numel, tl.float32, FULL, TILE)
     else:
-        if SOURCES == STORED:
-            a = load_float32(anchor[1], first, numel, tl.float32, FULL, TILE)
-            f = load_float32(flexibility[1], first, numel, tl.float32, FULL, TILE)
-        else:
-            a = source_tile(anchor, first, numel, FULL, TILE)
-            f = source_tile(flexibility, first, numel, FULL, TILE)
-        alpha = gate(exact, a, f, scale)
-    # Selected where alpha is 0 or 1: w0 + (w - w0) is not always w, and a w that is not finite makes NaN of
-    # 0 (w - w0).
-    new = tl.where(alpha == 1, weight, exact + alpha * (weight - before))
-    new = tl.where(alpha == 0, exact, new)
-    moved = (skip_nonfinite == 0) | finite(_rounded(new, WEIGHT_DTYPE))
-    if HAS_MASTER:
-        store_float32(master_address, first, numel, tl.where(moved, new, exact), tl.float32, FULL, TILE)
-    store_float32(weight_address, first, numel, tl.where(moved, new, before), WEIGHT_DTYPE, FULL, TILE)
+        alpha_or_a = stored_tile(anchor, first, numel, SOURCES == MIXED, FULL, TILE)
+        f = stored_tile(flexibility, first, numel, SOURCES == MIXED, FULL, TILE)
+    return weight, before, master, alpha_or_a, f
+
+
+@triton.jit
+def _store_tile(
+    addresses, first, numel, weight, master, WEIGHT_DTYPE: tl.constexpr, FULL: tl.constexpr, TILE: tl.constexpr
+):
+    weight_address, _, master_address, _, _, _, _ = addresses
+    if WEIGHT_DTYPE != tl.float32:
+        store_float32(master_address, first, numel, master, tl.float32, FULL, TILE)
+    store_float32(weight_address, first, numel, weight, WEIGHT_DTYPE, FULL, TILE)
 
 
 @triton.jit(do_not_specialize=["table", "tensors", "scale", "scale_address", "skip_nonfinite"])
@@ -95,12 +85,30 @@ def displacement_kernel(
     tile, numel, full, addresses, anchor, flexibility, _ = load_row(table, tensors)
     first = tile * TILE
     gate_scale = number(scale, scale_address)
+    # Loads and stores are there twice, with and without a mask, and nothing else: see metaplastic.step_kernel.
     if tile < full:
-        _displace_tile(addresses, first, numel, gate_scale, skip_nonfinite, anchor, flexibility,
-                       WEIGHT_DTYPE, SOURCES, True, TILE)  # fmt: skip
+        weight, before, exact, alpha_or_a, f = _load_tile(
+            addresses, anchor, flexibility, first, numel, WEIGHT_DTYPE, SOURCES, True, TILE
+        )
     else:
-        _displace_tile(addresses, first, numel, gate_scale, skip_nonfinite, anchor, flexibility,
-                       WEIGHT_DTYPE, SOURCES, False, TILE)  # fmt: skip
+        weight, before, exact, alpha_or_a, f = _load_tile(
+            addresses, anchor, flexibility, first, numel, WEIGHT_DTYPE, SOURCES, False, TILE
+        )
+    if WEIGHT_DTYPE != tl.float32:
+        # The master, unless its rounding is not w0, to the bit: then somebody wrote the weight.
+        rounding = _rounded(exact, WEIGHT_DTYPE).to(tl.int32, bitcast=True)
+        exact = tl.where(rounding == before.to(tl.int32, bitcast=True), exact, before)
+    alpha = tile_alpha(exact, alpha_or_a, f, anchor, flexibility, first, gate_scale, SOURCES, TILE)
+    # Selected where alpha is 0 or 1: w0 + (w - w0) is not always w, and a w that is not finite makes NaN of
+    # 0 (w - w0).
+    new = tl.where(alpha == 1, weight, exact + alpha * (weight - before))
+    new = tl.where(alpha == 0, exact, new)
+    moved = (skip_nonfinite == 0) | finite(_rounded(new, WEIGHT_DTYPE))
+    new_weight, new_master = tl.where(moved, new, before), tl.where(moved, new, exact)
+    if tile < full:
+        _store_tile(addresses, first, numel, new_weight, new_master, WEIGHT_DTYPE, True, TILE)
+    else:
+        _store_tile(addresses, first, numel, new_weight, new_master, WEIGHT_DTYPE, False, TILE)
 
 
 # --------------------------------------------------------------------------- the host's side

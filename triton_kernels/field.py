@@ -21,7 +21,7 @@ from flexkern.triton_kernels.memory import TILES, full_tiles, load_float32, stor
 from flexkern.triton_kernels.philox import random_words, random_words_of_rows
 from flexkern.triton_kernels.variant import Variant
 
-__all__ = ["computed_rows", "computed_source", "fill_field_", "source_tile"]
+__all__ = ["computed_rows", "computed_source", "fill_field_", "source_tile", "stored_tile"]
 
 Source = tuple[
     int, int, int, int, int, int, float, float
@@ -145,17 +145,22 @@ def computed_rows(source, first, KIND: tl.constexpr, ALIGNED: tl.constexpr, WIDT
 
 
 @triton.jit
-def source_tile(source, first, numel, FULL: tl.constexpr, TILE: tl.constexpr):
-    """float32 [TILE]: a tile of an anchor or a flexibility, wherever it comes from.
+def stored_tile(source, first, numel, MIXED: tl.constexpr, FULL: tl.constexpr, TILE: tl.constexpr):
+    """float32 [TILE]: a tile of an anchor or a flexibility that is a tensor.
 
-    ``source`` is that of :func:`computed_source`, or (STORED, address of the tensor, ...); the kind is the same
-    for the whole tile.
+    ``source`` is that of :func:`computed_source`, or (STORED, address of the tensor, ...). MIXED: it may be
+    another one, and then nothing is read.
     """
-    kind, address = source[0], source[1]
-    # Without a branch, so that the load is under way while random words are computed for the other source.
-    readable = tl.where(kind == STORED, numel, 0)
-    stored = load_float32(address, first, readable, tl.float32, FULL, TILE, OPTIONAL=True)
-    return tl.where(kind == STORED, stored, _computed_tile(source, first, TILE))
+    if MIXED:
+        numel = tl.where(source[0] == STORED, numel, 0)
+    return load_float32(source[1], first, numel, tl.float32, FULL, TILE, OPTIONAL=MIXED)
+
+
+@triton.jit
+def source_tile(source, stored, first, TILE: tl.constexpr):
+    """float32 [TILE]: a tile of an anchor or a flexibility, wherever it comes from; ``stored`` is that of
+    :func:`stored_tile`, which was read before, so that it is under way while random words are computed."""
+    return tl.where(source[0] == STORED, stored, _computed_tile(source, first, TILE))
 
 
 # --------------------------------------------------------------------------- the host's side

@@ -14,14 +14,14 @@ from flexkern.backends.tuning import architecture, config, launch_options
 from flexkern.fields import SOURCE_INTS, Kind
 from flexkern.spec.metaplastic import Step
 from flexkern.triton_kernels.arguments import check_counts, check_sources, check_tensors, device_number
-from flexkern.triton_kernels.field import Source, computed_source, source_tile
+from flexkern.triton_kernels.field import Source, computed_source, source_tile, stored_tile
 from flexkern.triton_kernels.memory import TILES, exact_weight, full_tiles, load_float32, store_float32
 from flexkern.triton_kernels.rules import VARIANTS, counted, rule_numbers, rule_of, state_bits
 from flexkern.triton_kernels.table import NOTHING, Row, TableCache, load_row, source_columns
 from flexkern.triton_kernels.update import gate, number, step
 from flexkern.triton_kernels.variant import Variant
 
-__all__ = ["metaplastic_gate", "metaplastic_step_"]
+__all__ = ["metaplastic_gate", "metaplastic_step_", "tile_alpha"]
 
 # Where alpha comes from, a constexpr of the kernels: only MIXED has the code of procedural fields.
 STORED = tl.constexpr(0)  # anchor and flexibility are tensors
@@ -34,33 +34,44 @@ _tables = TableCache()
 
 
 @triton.jit
-def _step_tile(
+def tile_alpha(
+    weight, alpha_or_a, f, anchor, flexibility, first, scale, SOURCES: tl.constexpr, TILE: tl.constexpr
+):
+    """alpha of a tile, from what was read of it, and what is not stored drawn."""
+    alpha = alpha_or_a
+    if SOURCES != HELD:
+        a = alpha_or_a
+        if SOURCES == MIXED:
+            a = source_tile(anchor, a, first, TILE)
+            f = source_tile(flexibility, f, first, TILE)
+        alpha = gate(weight, a, f, scale)
+    return alpha
+
+
+@triton.jit
+def _load_tile(
     addresses,
-    first,
-    numel,
-    scale,
-    rule,
     anchor,
     flexibility,
+    first,
+    numel,
     WEIGHT_DTYPE: tl.constexpr,
     GRAD_DTYPE: tl.constexpr,
-    RULE: tl.constexpr,
     STATES: tl.constexpr,
     SOURCES: tl.constexpr,
     FULL: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """Steps one tile of a tensor. All loads come before what needs them, so that all are in flight at once."""
+    """All that a step reads of a tile: exact weight, as written, gradient, states, alpha or anchor,
+    flexibility. What there is not is the weight, and never looked at."""
     weight_address, grad_address, master_address, alpha_address, at0, at1, at2 = addresses
-    lr, numbers, corrections, skip_nonfinite = rule
     HAS_MASTER: tl.constexpr = WEIGHT_DTYPE != tl.float32
     exact_address = master_address if HAS_MASTER else weight_address
-    weight = load_float32(exact_address, first, numel, tl.float32, FULL, TILE)
+    exact = load_float32(exact_address, first, numel, tl.float32, FULL, TILE)
+    written, s0, s1, s2, f = exact, exact, exact, exact, exact
     if HAS_MASTER:
         written = load_float32(weight_address, first, numel, WEIGHT_DTYPE, FULL, TILE)
-        weight = exact_weight(written, weight, WEIGHT_DTYPE)
     grad = load_float32(grad_address, first, numel, GRAD_DTYPE, FULL, TILE)
-    s0, s1, s2 = weight, weight, weight
     if STATES & 1:
         s0 = load_float32(at0, first, numel, tl.float32, FULL, TILE)
     if STATES & 2:
@@ -68,21 +79,31 @@ def _step_tile(
     if STATES & 4:
         s2 = load_float32(at2, first, numel, tl.float32, FULL, TILE)
     if SOURCES == HELD:
-        alpha = tl.full((TILE,), 1.0, tl.float32)
+        alpha_or_a = tl.full((TILE,), 1.0, tl.float32)
         if alpha_address != 0:  # else this weight moves freely
-            alpha = load_float32(alpha_address, first, numel, tl.float32, FULL, TILE)
+            alpha_or_a = load_float32(alpha_address, first, numel, tl.float32, FULL, TILE)
     else:
-        if SOURCES == STORED:
-            a = load_float32(anchor[1], first, numel, tl.float32, FULL, TILE)
-            f = load_float32(flexibility[1], first, numel, tl.float32, FULL, TILE)
-        else:
-            a = source_tile(anchor, first, numel, FULL, TILE)
-            f = source_tile(flexibility, first, numel, FULL, TILE)
-        alpha = gate(weight, a, f, scale)
-    weight, s0, s1, s2 = step(
-        weight, grad, alpha, s0, s1, s2, lr, numbers, corrections, skip_nonfinite, RULE, STATES
-    )
-    if HAS_MASTER:
+        alpha_or_a = stored_tile(anchor, first, numel, SOURCES == MIXED, FULL, TILE)
+        f = stored_tile(flexibility, first, numel, SOURCES == MIXED, FULL, TILE)
+    return exact, written, grad, s0, s1, s2, alpha_or_a, f
+
+
+@triton.jit
+def _store_tile(
+    addresses,
+    first,
+    numel,
+    weight,
+    s0,
+    s1,
+    s2,
+    WEIGHT_DTYPE: tl.constexpr,
+    STATES: tl.constexpr,
+    FULL: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    weight_address, _, master_address, _, at0, at1, at2 = addresses
+    if WEIGHT_DTYPE != tl.float32:
         store_float32(master_address, first, numel, weight, tl.float32, FULL, TILE)
     store_float32(weight_address, first, numel, weight, WEIGHT_DTYPE, FULL, TILE)
     if STATES & 1:
@@ -127,36 +148,37 @@ def step_kernel(
     first = tile * TILE
     step_scale = number(scale, scale_address)
     numbers = (n0, n1, n2, n3, n4, n5, n6, n7)
-    rule = (number(lr, lr_address), numbers, counted(count, numbers, RULE), skip_nonfinite)
+    lr_now, corrections = number(lr, lr_address), counted(count, numbers, RULE)
+    # All loads come before what needs them, so that all are in flight at once. They and the stores are there
+    # twice, with and without a mask, and nothing else: code that draws fields is long, and compiled for long.
     if tile < full:
-        _step_tile(addresses, first, numel, step_scale, rule, anchor, flexibility,
-                   WEIGHT_DTYPE, GRAD_DTYPE, RULE, STATES, SOURCES, True, TILE)  # fmt: skip
+        weight, written, grad, s0, s1, s2, alpha_or_a, f = _load_tile(
+            addresses, anchor, flexibility, first, numel, WEIGHT_DTYPE, GRAD_DTYPE, STATES, SOURCES, True, TILE
+        )
     else:
-        _step_tile(addresses, first, numel, step_scale, rule, anchor, flexibility,
-                   WEIGHT_DTYPE, GRAD_DTYPE, RULE, STATES, SOURCES, False, TILE)  # fmt: skip
+        weight, written, grad, s0, s1, s2, alpha_or_a, f = _load_tile(
+            addresses, anchor, flexibility, first, numel, WEIGHT_DTYPE, GRAD_DTYPE, STATES, SOURCES, False, TILE
+        )
+    if WEIGHT_DTYPE != tl.float32:
+        weight = exact_weight(written, weight, WEIGHT_DTYPE)
+    alpha = tile_alpha(weight, alpha_or_a, f, anchor, flexibility, first, step_scale, SOURCES, TILE)
+    weight, s0, s1, s2 = step(
+        weight, grad, alpha, s0, s1, s2, lr_now, numbers, corrections, skip_nonfinite, RULE, STATES
+    )
+    if tile < full:
+        _store_tile(addresses, first, numel, weight, s0, s1, s2, WEIGHT_DTYPE, STATES, True, TILE)
+    else:
+        _store_tile(addresses, first, numel, weight, s0, s1, s2, WEIGHT_DTYPE, STATES, False, TILE)
 
 
 @triton.jit
-def _gate_tile(
-    weight,
-    out,
-    first,
-    numel,
-    scale,
-    anchor,
-    flexibility,
-    SOURCES: tl.constexpr,
-    FULL: tl.constexpr,
-    TILE: tl.constexpr,
+def _load_gate_tile(
+    weight, anchor, flexibility, first, numel, SOURCES: tl.constexpr, FULL: tl.constexpr, TILE: tl.constexpr
 ):
     w = load_float32(weight, first, numel, tl.float32, FULL, TILE)
-    if SOURCES == STORED:
-        a = load_float32(anchor[1], first, numel, tl.float32, FULL, TILE)
-        f = load_float32(flexibility[1], first, numel, tl.float32, FULL, TILE)
-    else:
-        a = source_tile(anchor, first, numel, FULL, TILE)
-        f = source_tile(flexibility, first, numel, FULL, TILE)
-    store_float32(out, first, numel, gate(w, a, f, scale), tl.float32, FULL, TILE)
+    a = stored_tile(anchor, first, numel, SOURCES == MIXED, FULL, TILE)
+    f = stored_tile(flexibility, first, numel, SOURCES == MIXED, FULL, TILE)
+    return w, a, f
 
 
 @triton.jit(
@@ -202,9 +224,14 @@ def gate_kernel(
     flexibility = (f_kind, f_address, f_seed, f_stream, f_offset, f_purpose,
                    tl.full((), f_p0, tl.float32), tl.full((), f_p1, tl.float32))  # fmt: skip
     if tile < full:
-        _gate_tile(weight, out, first, numel, step_scale, anchor, flexibility, SOURCES, True, TILE)
+        w, a, f = _load_gate_tile(weight, anchor, flexibility, first, numel, SOURCES, True, TILE)
     else:
-        _gate_tile(weight, out, first, numel, step_scale, anchor, flexibility, SOURCES, False, TILE)
+        w, a, f = _load_gate_tile(weight, anchor, flexibility, first, numel, SOURCES, False, TILE)
+    alpha = tile_alpha(w, a, f, anchor, flexibility, first, step_scale, SOURCES, TILE)
+    if tile < full:
+        store_float32(out, first, numel, alpha, tl.float32, True, TILE)
+    else:
+        store_float32(out, first, numel, alpha, tl.float32, False, TILE)
 
 
 # --------------------------------------------------------------------------- the host's side

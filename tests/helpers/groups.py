@@ -6,7 +6,7 @@ import datetime
 import importlib
 import os
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-__all__ = ["FOLDER", "join", "needs_gloo", "run_cases"]
+__all__ = ["FOLDER", "join", "needs_gloo", "run_cases", "start"]
 
 needs_gloo = pytest.mark.skipif(
     not dist.is_available() or not dist.is_gloo_available(), reason="needs torch.distributed with gloo"
@@ -37,6 +37,13 @@ def join(rank: int, world: int, store: str) -> None:
         "gloo", init_method=f"file://{store}", rank=rank, world_size=world,
         timeout=datetime.timedelta(seconds=_SECONDS),
     )  # fmt: skip
+
+
+def start(function: Callable[..., None], arguments: tuple[Any, ...], count: int) -> None:
+    """Calls ``function(rank, *arguments)`` in so many processes; one that fails raises here."""
+    # Imported once for all processes; optimizers import the second one at their first step.
+    mp.set_forkserver_preload(["torch", "torch._dynamo", "flexkern.learners"])
+    mp.start_processes(function, arguments, nprocs=count, start_method="forkserver")
 
 
 def _process(rank: int, world: int, module: str, names: Sequence[str], folder: str) -> None:
@@ -61,11 +68,7 @@ def run_cases(module: str, names: Sequence[str], world: int, folder: Path) -> li
 
     A case that raised, and those after it, raise here when they are asked for.
     """
-    # Imported once for all processes; optimizers import the second one at their first step.
-    mp.set_forkserver_preload(["torch", "torch._dynamo", "flexkern.learners"])
-    mp.start_processes(
-        _process, (world, module, list(names), str(folder)), nprocs=world, start_method="forkserver"
-    )
+    start(_process, (world, module, list(names), str(folder)), world)
     return [_Found(torch.load(folder / f"{world}.{rank}.pt", weights_only=False)) for rank in range(world)]
 
 

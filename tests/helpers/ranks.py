@@ -17,11 +17,10 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from filelock import FileLock
 from torch.distributed.device_mesh import DeviceMesh
 
-from helpers.groups import join, needs_gloo
+from helpers.groups import join, needs_gloo, start
 
 __all__ = ["CASES", "GROUPS", "WORLD", "Here", "answers", "case", "marks", "of_case"]
 
@@ -90,7 +89,7 @@ def answers(factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]
     folder.mkdir(exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not (folder / "done").exists():
-            mp.spawn(_rank, args=(str(folder), os.environ.get("RANKS_ONLY", "")), nprocs=WORLD)
+            start(_rank, (str(folder), os.environ.get("RANKS_ONLY", "")), WORLD)
             (folder / "done").touch()
     return folder, [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(WORLD)]
 

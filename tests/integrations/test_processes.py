@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
+from helpers.groups import start
 from helpers.nets import mlp
 from helpers.optimizers import MAKERS
 from helpers.ranks_optimizers import LR, learn, whole
@@ -70,7 +70,7 @@ def test_two_processes_train_as_one(
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.spawn(_rank, args=(framework, port, str(tmp_path)), nprocs=2)
+    start(_rank, (framework, port, str(tmp_path)), 2)
     both = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
     monkeypatch.setattr(sys, "path", list(sys.path))
     alone = _learn("alone")
