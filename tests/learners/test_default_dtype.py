@@ -28,7 +28,7 @@ VIT: dict[str, list[dict[str, Any]]] = {
         {"rank": 4, "gate": {"gate": "none"}, "combine": "sum"},
         {
             "rank": 4, "head": "experts", "evidence": "class+mean",
-            "gate": {"gate": "ridge", "gating": "topk", "k": 2, "fill": True},
+            "gate": {"gate": "ridge", "gating": "topk", "k": 2, "fill": True, "features": 64},
         },
     ],
     "ease": [{"rank": 4}],

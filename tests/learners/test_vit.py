@@ -25,7 +25,7 @@ transformers = pytest.importorskip("transformers", reason="transformers is not i
 
 QUICK: dict[str, Any] = {"epochs": 2, "batch_size": 16, "crop": (0.6, 1.0)}
 OPTIONS: dict[str, dict[str, Any]] = {
-    "artsy": {"rank": 4, "gate": {"gate": "ridge", "gating": "topk", "k": 1, "fill": True}},
+    "artsy": {"rank": 4, "gate": {"gate": "ridge", "gating": "topk", "k": 1, "fill": True, "features": 64}},
     "ease": {"rank": 4},
     "ranpac": {"features": 128},
     "finetune": {"epochs": 6, "lr": 0.05},
@@ -128,7 +128,7 @@ def test_open_pairs_in_one_batch_equal_a_pass_a_task(combine: str) -> None:
 
 
 def test_cost_follows_the_open_synapses() -> None:
-    one = learned(gate={"gate": "ridge", "gating": "topk", "k": 1, "fill": True})
+    one = learned(gate={"gate": "ridge", "gating": "topk", "k": 1, "fill": True, "features": 64})
     rows = []
     original = one.adapted.features
 

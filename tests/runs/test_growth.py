@@ -108,7 +108,10 @@ def test_a_domain_is_added_and_the_last_one_is_tested_again(tmp_path: Path) -> N
     """Forward transfer to a domain is measured before it is learned, by the learner that was kept."""
     pytest.importorskip("sklearn")
     mlp = {"widths": [8, 8], "epochs": 1, "features": "pixels"}
-    methods = (MethodConfig("Ridge", "ridge", {"features": "pixels"}), MethodConfig("EWC", "ewc", mlp))
+    methods = (
+        MethodConfig("Ridge", "ridge", {"features": "pixels", "random_features": 64}),
+        MethodConfig("EWC", "ewc", mlp),
+    )
 
     def domains(folder: str, *names: str) -> Config:
         data = DataConfig(kind="digits", train_per_class=5, test_per_class=3, domains=names)

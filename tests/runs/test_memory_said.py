@@ -20,7 +20,7 @@ from flexkern.runs.incremental.run import Event, run
 from helpers.incremental import configuration
 
 MEANS = MethodConfig("Means", "simplecil", {"images_per_pass": 30})
-RIDGE = MethodConfig("Ridge", "ridge", {"features": "pixels"})
+RIDGE = MethodConfig("Ridge", "ridge", {"features": "pixels", "random_features": 64})
 
 
 def given(out: Path, *methods: MethodConfig, **changes: Any) -> Any:

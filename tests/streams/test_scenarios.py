@@ -141,7 +141,8 @@ def test_blurry(tasks: int, disjoint: float, blur: float, seed: int) -> None:
         assert sorted(away.tolist()) == sorted(
             [0] * round(disjoint * 10) + [blurred] * (10 - round(disjoint * 10))
         )
-        assert (counts.argmax(0).bincount(minlength=tasks) > 0).all()  # no task is without a class of its own
+        if 12 - blurred > -(-blurred // (tasks - 1)):  # half of the images in one other task are as many
+            assert (counts.argmax(0).bincount(minlength=tasks) > 0).all()  # each task has classes of its own
     if blurred:
         spread = counts.sort(0).values[:-1] if blur <= 0.5 else counts[:0]
         assert not len(spread) or ((spread.max(0).values - spread.min(0).values) <= 1).all()
