@@ -107,6 +107,6 @@ def test_a_worker_that_dies_is_an_error() -> None:
 
 def test_the_profiler_does_not_speak_into_the_table(capfd: pytest.CaptureFixture[str]) -> None:
     """It writes to the process's own stderr."""
-    parts = list(stream(Options("cpu", only=("causes/artsy-training",), quick=True, seconds=0.1, patience=0)))
+    parts = list(stream(Options("cpu", only=("causes/mlp-item",), quick=True, seconds=0.1, patience=0)))
     assert any("profile" in part for part in parts)
     assert "profiler_start" not in capfd.readouterr().err
