@@ -54,6 +54,7 @@ def items(cache: Path) -> TwoDigitItems:
 # ----------------------------------------------------------------- running
 
 
+@pytest.mark.usefixtures("few_random_features")
 @pytest.mark.parametrize("name", SMALL)
 def test_every_experiment_runs_and_judges_the_claims(name: str, tmp_path: Path, cache: Path) -> None:
     results = run(SMALL[name], protocol_for(**TINY), out=tmp_path / name, cache=cache, jobs=1)

@@ -14,6 +14,7 @@ from flexkern.runs.metaplasticity.runner import run
 from helpers.memory_tiny import TINY
 
 
+@pytest.mark.usefixtures("few_random_features")
 def test_split_cifar100_learns_tasks_of_several_classes(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     from flexkern.runs.metaplasticity.split_cifar100 import SplitCIFAR100
