@@ -114,7 +114,7 @@ def test_a_task_that_is_tested_again_has_one_row(tmp_path: Path) -> None:
 
     def grown(*domains: str) -> dict[str, Any]:
         data = DataConfig(kind="digits", train_per_class=5, test_per_class=3, domains=domains)
-        methods = (MethodConfig("Ridge", "ridge", {"features": "pixels"}),)
+        methods = (MethodConfig("Ridge", "ridge", {"features": "pixels", "random_features": 64}),)
         stream = StreamConfig(kind="domain-incremental")
         return run(configuration(tmp_path, data=data, stream=stream, methods=methods), keep=True)
 

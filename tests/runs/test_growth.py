@@ -158,7 +158,7 @@ def test_tasks_of_other_images_are_refused(tmp_path: Path) -> None:
 
 def test_a_perceptron_has_outputs_for_the_classes_of_its_stream(tmp_path: Path) -> None:
     pytest.importorskip("sklearn")
-    methods = (MethodConfig("Ridge", "ridge", {"features": "pixels"}),)
+    methods = (MethodConfig("Ridge", "ridge", {"features": "pixels", "random_features": 64}),)
     run(ordered(tmp_path, 4, methods=methods), keep=True)
     with pytest.raises(ValueError, match="'Ridge', seed 0, was made with an output for each class"):
         run(ordered(tmp_path, 6, methods=methods))

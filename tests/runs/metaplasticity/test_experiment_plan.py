@@ -97,6 +97,7 @@ def test_a_network_that_was_stopped_has_less_left(
     assert left[1].presentations == whole[1].presentations == 16
 
 
+@pytest.mark.usefixtures("few_random_features")
 def test_what_is_chosen_later_is_counted(tmp_path: Path) -> None:
     experiment = Rivals(pilot=1, scales=(1e3, 1e4), ewc=(1.0, 100.0), si=(1.0,), memory=20)
     found = plan(experiment, tiny(), out=tmp_path / "out")
