@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -191,6 +192,16 @@ ODD = {
     "no.safetensors": "holds no learner",
     "folder of folder": "is a folder, where a file is needed",
 }
+
+
+def test_a_run_is_there_once_and_two_of_one_title_are_told_apart(whole: Path, tmp_path: Path) -> None:
+    said, _ = reported(tmp_path, whole, whole.parent, whole / "results.json")
+    assert said.output.rstrip().endswith(": 1 result")
+    other = shutil.copytree(whole, tmp_path / "other")
+    said, text = reported(tmp_path, whole, other)
+    assert said.output.rstrip().endswith(": 2 results")
+    for folder in (whole, other):
+        assert any(f"({folder})" in title for title in Read(text).texts)
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -29,7 +30,8 @@ def report_of(given: Iterable[Path]) -> tuple[str, int, list[str]]:
         it could not have.
     """
     sections: list[tuple[Path, Section]] = []
-    complaints = []
+    complaints: list[str] = []
+    seen: set[Path] = set()
     for place in given:
         try:
             all_found, unusable = find(place)
@@ -38,10 +40,18 @@ def report_of(given: Iterable[Path]) -> tuple[str, int, list[str]]:
             complaints.append(str(error))
             continue
         for found in all_found:
+            if found.path.resolve() in seen:  # given twice, or in a folder that was given, too
+                continue
+            seen.add(found.path.resolve())
             try:
                 sections.append((found.path, section(found)))
             except UnusableError as error:
                 complaints.append(str(error))
+    titles = Counter(one.title for _, one in sections)
+    sections = [  # runs of one configuration have one title
+        (path, one if titles[one.title] == 1 else one._replace(title=f"{one.title} ({os.fspath(path.parent)})"))
+        for path, one in sections
+    ]
     title = sections[0][1].title if len(sections) == 1 else "Results of flexkern"
     parts = [element("h1", title), _made()]
     parts += [_contents(sections)] if len(sections) > 1 else []

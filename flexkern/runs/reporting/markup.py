@@ -34,7 +34,8 @@ a { color: var(--link); }
 .faint { color: var(--faint); }
 .scroll { overflow-x: auto; margin: 1rem 0; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-caption { text-align: left; color: var(--faint); padding-bottom: .5rem; }
+caption { text-align: left; color: var(--faint); padding-bottom: .5rem; position: sticky; left: 0;
+  max-width: calc(100vw - 3rem); }
 caption b { color: var(--text); }
 th, td { padding: .25rem .7rem .25rem 0; text-align: left; vertical-align: top; overflow-wrap: normal;
   border-bottom: 1px solid var(--line); }
