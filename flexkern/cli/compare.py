@@ -22,7 +22,7 @@ __all__ = ["compare"]
 _LEGEND = (
     "in percent, means over the pairs; 95 %: confidence interval of the mean difference (Student's t); p: of "
     "the paired t-test, by Holm's correction for all rows; told: which is higher where p < 0.05, open where "
-    "nothing is shown, same where no pair differs"
+    "nothing is shown, same where no pair differs, too few where ranks of so few pairs could show nothing"
 )
 
 

@@ -23,7 +23,9 @@ def check_params(params: Any) -> None:
     """Raises TypeError if ``params`` is nothing that an optimizer can have parameters from."""
     kinds = "params must be parameters, named parameters or groups"
     if isinstance(params, nn.Module):
-        raise TypeError(f"{kinds}, got the module {type(params).__name__}: pass its parameters()")
+        raise TypeError(
+            f"{kinds}, got the module {type(params).__name__}: pass its parameters() or named_parameters()"
+        )
     if not isinstance(params, (Tensor, Iterable)) or isinstance(params, (str, dict)):
         raise TypeError(f"{kinds}, got {shown(params)}")
 

@@ -33,8 +33,9 @@ class Row(NamedTuple):
 
     method: as A calls it; other: as B does.
     seeds: of the pairs; a, b: the values, in that order.
-    low, high: 95 % confidence interval of the mean of b - a (Student's t); None with fewer than two pairs.
-    p, p_holm: of the paired t-test, and by Holm's correction over all rows.
+    low, high: 95 % confidence interval of the mean of b - a (Student's t); None with fewer than two pairs, and
+        where all differ by the same, which says nothing of the spread.
+    p, p_holm: of the paired t-test, in the second case of the ranks, and by Holm's correction over all rows.
     p_ranks: of Wilcoxon's signed-rank test.
     told: "B higher", "B lower", "open", "same" or "too few".
     """
@@ -284,10 +285,11 @@ def _row(
     difference = _differences(row)
     if len(seeds) < 2:
         return row
+    p_ranks = wilcoxon(difference)
+    if difference.any() and not np.ptp(difference):
+        return row._replace(p=p_ranks, p_ranks=p_ranks)
     interval = paired(difference)
-    return row._replace(
-        low=interval["low"], high=interval["high"], p=t_test(difference), p_ranks=wilcoxon(difference)
-    )
+    return row._replace(low=interval["low"], high=interval["high"], p=t_test(difference), p_ranks=p_ranks)
 
 
 def _differences(row: Row) -> NDArray[np.float64]:

@@ -75,7 +75,9 @@ def one(given: Path) -> Found:
     """
     inside = given / "results.json"
     if given.is_dir() and not inside.exists():
-        raise UnusableError(f"{os.fspath(given)!r} has no results.json")
+        others = [os.fspath(path.parent) for path in sorted(given.glob("*/results.json"))]
+        hint = f"; {' and '.join(others[:2])} {'has' if len(others) == 1 else 'have'}" if others else ""
+        raise UnusableError(f"{os.fspath(given)!r} has no results.json{hint}")
     if not os.path.lexists(given):
         raise UnusableError(f"there is nothing at {os.fspath(given)!r}")
     return read(inside if given.is_dir() else given)
@@ -91,14 +93,15 @@ def read(path: Path) -> Found:
     if path.is_dir():
         raise UnusableError(f"{where} is a folder, where a file is needed")
     try:
+        is_model = _is_model(path)
         with path.open("rb") as file:
-            text = b"" if path.suffix == ".safetensors" else file.read()
+            text = b"" if is_model else file.read()
         results = json.loads(text) if text.strip() else None
     except OSError as error:
         raise UnusableError(f"{where} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise UnusableError(f"{where} is no whole JSON: it may be half written, or something else") from error
-    if path.suffix == ".safetensors":
+    if is_model:
         results = _of_model(path)
     elif results is None:
         raise UnusableError(f"{where} is empty")
@@ -106,6 +109,14 @@ def read(path: Path) -> Found:
     if kind is None:
         raise UnusableError(f"{where} holds no results that flexkern knows")
     return Found(kind, path, results)
+
+
+def _is_model(path: Path) -> bool:
+    """Whatever it is called: ``flexkern fit --out model`` adds no ending."""
+    with path.open("rb") as file:
+        begin = file.read(9)
+    size = int.from_bytes(begin[:8], "little")  # of the header of safetensors, which is JSON
+    return path.suffix == ".safetensors" or (begin[8:] == b"{" and size < path.stat().st_size)
 
 
 def _of_model(path: Path) -> Any:

@@ -77,6 +77,32 @@ def test_pairs_are_tested_and_corrected_for_all(seven: Path, tmp_path: Path) -> 
     assert {row.told for row in blurred.rows if row.method == "All rows"} == {"open", "same"}
 
 
+@pytest.mark.parametrize("count", [2, 7])
+def test_pairs_that_differ_by_the_same_are_tested_by_ranks(seven: Path, tmp_path: Path, count: int) -> None:
+    """They have no spread, of which a t-test would make p = 0 and an interval of no width."""
+
+    def change(results: dict[str, Any]) -> None:
+        results["runs"] = [r for r in results["runs"] if r["seed"] < count]
+        for record in results["runs"]:
+            record["tasks"][-1]["seen"] += 0.025
+
+    result = compare_runs(one(seven), one(changed(seven, tmp_path / "b", change)))
+    for row in result.rows:
+        if row.measure == "last":
+            assert (row.low, row.high) == (None, None)
+            assert row.p == row.p_ranks == pytest.approx(2 / 2**count)
+            assert row.told == ("too few" if count == 2 else "open")  # of six rows
+
+
+def test_a_folder_of_runs_names_them(seven: Path, tmp_path: Path) -> None:
+    for name in "ab":
+        changed(seven, tmp_path / name, lambda _: None)
+    said = invoke("compare", tmp_path, seven)
+    assert said.exit_code == 1
+    words = " ".join(said.output.split())
+    assert f"has no results.json; {tmp_path / 'a'} and {tmp_path / 'b'} have" in words
+
+
 def test_few_pairs_do_not_tell(seven: Path, tmp_path: Path) -> None:
     def few(count: int) -> Any:
         def change(results: dict[str, Any]) -> None:

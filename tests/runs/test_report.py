@@ -154,12 +154,13 @@ def test_names_are_harmless(tmp_path: Path) -> None:
     assert "\x07" not in text
 
 
-def test_a_fits_model_is_read_too(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["model.safetensors", "model"])
+def test_a_fits_model_is_read_too(name: str, tmp_path: Path) -> None:
     import torch
 
     from flexkern.learners import checkpoint
 
-    path = tmp_path / "model.safetensors"
+    path = tmp_path / name
     checkpoint.write(path, {"weight": torch.zeros(1)}, {"method": "ease", "notes": {"fit": FIT}})
     said, text = reported(tmp_path, path)
     assert said.exit_code == 0, said.output
