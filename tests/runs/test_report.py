@@ -196,12 +196,10 @@ ODD = {
 
 
 def test_a_run_is_there_once_and_two_of_one_title_are_told_apart(whole: Path, tmp_path: Path) -> None:
-    said, _ = reported(tmp_path, whole, whole.parent, whole / "results.json")
-    assert said.output.rstrip().endswith(": 1 result")
-    other = shutil.copytree(whole, tmp_path / "other")
-    said, text = reported(tmp_path, whole, other)
+    one, other = (shutil.copytree(whole, tmp_path / "several" / name) for name in ("one", "other"))
+    said, text = reported(tmp_path, one, tmp_path / "several", one / "results.json")
     assert said.output.rstrip().endswith(": 2 results")
-    for folder in (whole, other):
+    for folder in (one, other):
         assert any(f"({folder})" in title for title in Read(text).texts)
 
 

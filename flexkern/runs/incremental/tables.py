@@ -99,10 +99,12 @@ _MEASURES = (
 
 def method_table(config: Config, results: dict[str, Any]) -> Table:
     """All methods after the last task, mean ± standard deviation over the seeds, and the papers' figures."""
+    several = any(s["seeds"] > 1 for s in results["summary"].values())
     table = _table(
         config.title,
         _COLUMNS,
-        "accuracies in percent, over all test images of the classes seen so far; avg: their mean over "
+        f"accuracies in percent{', mean ± standard deviation over the seeds' if several else ''}, "
+        "over all test images of the classes seen so far; avg: their mean over "
         "the tasks; open: share of synapses, and passes: runs of the network for one image, after the "
         "last task; learn, test: seconds for a whole stream; MiB: peak memory; keeps: MiB of all "
         "that is kept to answer and to learn on, beside the backbone",
