@@ -49,7 +49,7 @@ def report_of(given: Iterable[Path]) -> tuple[str, int, list[str]]:
                 complaints.append(str(error))
     titles = Counter(one.title for _, one in sections)
     sections = [  # runs of one configuration have one title
-        (path, one if titles[one.title] == 1 else one._replace(title=f"{one.title} ({os.fspath(path.parent)})"))
+        (path, one if titles[one.title] == 1 else one._replace(title=f"{one.title} ({_where(path)})"))
         for path, one in sections
     ]
     title = sections[0][1].title if len(sections) == 1 else "Results of flexkern"
@@ -61,6 +61,11 @@ def report_of(given: Iterable[Path]) -> tuple[str, int, list[str]]:
         where = element("p", f"{one.kind}; {one.state}; {os.fspath(path)}", class_="faint")
         parts.append(element("section", *head, where, *one.parts))
     return page(title, parts), len(sections), complaints
+
+
+def _where(path: Path) -> str:
+    """A run's folder; files of fits and benchmarks may lie in one."""
+    return os.fspath(path.parent if path.name == "results.json" else path)
 
 
 def _made() -> Markup:
