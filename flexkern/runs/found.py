@@ -93,9 +93,10 @@ def read(path: Path) -> Found:
     if path.is_dir():
         raise UnusableError(f"{where} is a folder, where a file is needed")
     try:
-        is_model = _is_model(path)
-        with path.open("rb") as file:
-            text = b"" if is_model else file.read()
+        with path.open("rb") as file:  # once: it may be a pipe
+            begin = file.read(9)
+            is_model = path.suffix == ".safetensors" or _begins_a_model(begin, path.stat().st_size)
+            text = b"" if is_model else begin + file.read()
         results = json.loads(text) if text.strip() else None
     except OSError as error:
         raise UnusableError(f"{where} cannot be read: {error.strerror}") from error
@@ -111,12 +112,10 @@ def read(path: Path) -> Found:
     return Found(kind, path, results)
 
 
-def _is_model(path: Path) -> bool:
-    """Whatever it is called: ``flexkern fit --out model`` adds no ending."""
-    with path.open("rb") as file:
-        begin = file.read(9)
-    size = int.from_bytes(begin[:8], "little")  # of the header of safetensors, which is JSON
-    return path.suffix == ".safetensors" or (begin[8:] == b"{" and size < path.stat().st_size)
+def _begins_a_model(begin: bytes, size: int) -> bool:
+    """Whatever the file is called: ``flexkern fit --out model`` adds no ending. Safetensors begin with the
+    length of their header, which is JSON."""
+    return begin[8:] == b"{" and int.from_bytes(begin[:8], "little") < size
 
 
 def _of_model(path: Path) -> Any:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +94,19 @@ def test_pairs_that_differ_by_the_same_are_tested_by_ranks(seven: Path, tmp_path
             assert (row.low, row.high) == (None, None)
             assert row.p == row.p_ranks == pytest.approx(2 / 2**count)
             assert row.told == ("too few" if count == 2 else "open")  # of six rows
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes here")
+def test_results_from_a_pipe(seven: Path, tmp_path: Path) -> None:
+    """`flexkern compare A <(ssh there cat results.json)`"""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    found: list[Any] = []
+    reader = threading.Thread(target=lambda: found.append(one(pipe).results), daemon=True)
+    reader.start()
+    pipe.write_bytes((seven / "results.json").read_bytes())
+    reader.join(30)
+    assert found == [one(seven).results]
 
 
 def test_a_folder_of_runs_names_them(seven: Path, tmp_path: Path) -> None:
